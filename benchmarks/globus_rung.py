@@ -1,0 +1,122 @@
+"""What a rung costs behind a Globus Compute endpoint, against the plain round trip of its SDK.
+
+    PYTHONPATH=. python benchmarks/globus_rung.py [--out benchmarks/results/globus_rung.json]
+
+Everything is real but the hosted web service (tests/integration/globus). A rung is one task: from
+`start_job` to its `JobEnded`, of a trial whose epoch takes no time. What the same launch costs without
+Globus Compute (an interpreter start, mostly) is measured beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from parsl_rasda.handoff import JobOrder
+from parsl_rasda.orchestration.events import JobEnded, PilotStarted, RequestPilot
+from parsl_rasda.runners import globus_site
+from parsl_rasda.runners.globus_runner import GlobusRunner
+from parsl_rasda.study.sites import GlobusSiteSpec
+from parsl_rasda.testing.runners import EventLog
+from parsl_rasda.vocabulary import NodeSlots, PilotId, Placement, SiteName, TrialId
+from tests.integration.globus.bed import GlobusBed
+
+REPEATS = 12
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path)
+    out = parser.parse_args().out
+    with GlobusBed("alps") as bed, tempfile.TemporaryDirectory() as folder:
+        os.environ.update(bed.environment)
+        found = measure(bed, Path(folder))
+    text = json.dumps(found, indent=1)
+    print(text)
+    if out:
+        out.write_text(text + "\n")
+
+
+def measure(bed: GlobusBed, folder: Path) -> dict[str, Any]:
+    """Return medians [s]."""
+    site = GlobusSiteSpec.model_validate(yaml.safe_load(bed.site_file("alps", folder / "disk")))
+    runner, log = GlobusRunner(site, folder / "runner"), EventLog(120.0)
+    runner.open(log.post)
+    began = time.perf_counter()
+    runner.request_pilot(RequestPilot(PilotId("alps-0"), SiteName("alps")))
+    pilot = log.next(PilotStarted)
+    cold_s = time.perf_counter() - began
+    node = pilot.nodes[0]
+    placement = Placement(SiteName("alps"), pilot.pilot, (NodeSlots(node.node, node.gpus[:1]),))
+    plain, rungs, launches = [], [], []
+    for number in range(REPEATS):
+        began = time.perf_counter()
+        runner._tasks.submit("look", {"jobs": [], "silence_s": 1.0}).result(60)
+        plain.append(time.perf_counter() - began)
+        order = order_of(number, folder)
+        began = time.perf_counter()
+        runner.start_job(order, placement)
+        log.next(JobEnded)
+        rungs.append(time.perf_counter() - began)
+        alone = dataclasses.replace(order, directory=str(folder / f"alone-{number}"), trial=TrialId("alone"))
+        began = time.perf_counter()
+        launch = {"argv": words(alone), "environment": {}, "files": {}}
+        globus_site.run(alone.to_json(), launch, f"m{number}", f"r{number}", [], grace_s=5.0)
+        launches.append(time.perf_counter() - began)
+        time.sleep(2.0)  # twenty requests in ten seconds are allowed
+    runner.close()
+    medians = {"plain_round_trip_s": plain, "rung_s": rungs, "launch_alone_s": launches}
+    summary = {name: round(statistics.median(values), 3) for name, values in medians.items()}
+    overhead_s = summary["rung_s"] - summary["launch_alone_s"]
+    return {
+        "what": "one rung as one task, median of " + str(REPEATS),
+        **summary,
+        "overhead_s": round(overhead_s, 3),
+        "overhead_over_plain_s": round(overhead_s - summary["plain_round_trip_s"], 3),
+        "cold_start_s": round(cold_s, 1),
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
+    }
+
+
+def order_of(number: int, folder: Path) -> JobOrder:
+    return JobOrder(
+        study="rung",
+        trial=TrialId(f"{number:04d}"),
+        attempt=1,
+        config={"lr": 0.01},
+        directory=str(folder / "unused"),
+        seed=1,
+        metric="val_loss",
+        mode="min",
+        epoch=0,
+        until=1,
+        max_epochs=1,
+        schedule=((0, 1),),
+        world_size=1,
+        python="workflows.emulated.train:train",
+        inputs={"epoch_s": 0.0},
+        slots=("vm:0",),
+        accelerator="none",
+    )
+
+
+def words(order: JobOrder) -> list[str]:
+    import sys
+
+    return [sys.executable, "-m", "parsl_rasda.runtime", f"{order.directory}/order.json"]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Random kills of ranks, supervisors, clients, launchers and fork servers, above all during starts.
+
+    python benchmarks/kills.py [--kills 200] [--seed 0] [--out benchmarks/results/kills.json]
+
+Trials are resumed at random widths until they are done, and compared with an undisturbed one bit by bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "integration")]
+
+from kills import endure  # noqa: E402 - the tests' own
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        found = endure(Path(folder), arguments.kills, arguments.seed)
+    result = {
+        "what": "random SIGKILLs during restarts, hydra, CPU",
+        "seed": arguments.seed,
+        "seconds": round(time.monotonic() - began),
+        "cores": os.cpu_count(),
+        "load_after": round(os.getloadavg()[0], 1),
+        **found,
+    }
+    text = json.dumps(result, indent=1)
+    print(text)
+    if arguments.out:
+        arguments.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""RASDA hyperparameter optimisation as one stage of Parsl pipelines.
+
+For programs: `Study`, `Slots` and `tune`. For study files: the command ``parsl-rasda``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from parsl_rasda.pipeline.embedding import Slots, Study, tune
+
+__version__ = "0.1.0"
+__all__ = ["Slots", "Study", "tune"]
+
+
+def __getattr__(name: str) -> object:
+    """Import on first use: ranks import this package, too, and must start in milliseconds."""
+    if name in __all__:
+        from parsl_rasda.pipeline import embedding
+
+        return getattr(embedding, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,62 @@
+"""`parsl-rasda doctor`: try a site out before anything is queued there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from parsl_rasda.cli.options import AsJson
+from parsl_rasda.cli.output import print_json, print_result, say
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from parsl_rasda.pipeline.doctor import Finding
+
+_COLOURS = {"ok": "green", "check": "yellow", "change": "red", "-": "dim"}
+_UNFIT = 4
+
+OneSite = Annotated[
+    str, typer.Option("--site", metavar="SITE", help="A name in site_configs/, or a file. Default: local.")
+]
+
+
+def doctor(site: OneSite = "local", as_json: AsJson = False) -> None:
+    """Try a site out with a small pilot: minutes, not hours.
+
+    Checks GPUs per node, launcher, versions, an all-reduce on 1 GPU, 1 node and 2 nodes, the shared folder,
+    clocks and the fork server, and says what to change. The exit code is 4 if a study would fail there.
+    """
+    from parsl_rasda.pipeline.doctor import Doctor, Verdict
+    from parsl_rasda.study import load_site
+
+    found: list[Finding] = []
+    try:
+        for finding in Doctor(load_site(site)).examine(say):
+            found.append(finding)
+            say(f"  {finding.what}: {finding.found}")
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    is_fit = all(f.verdict is not Verdict.BAD for f in found)
+    if as_json:
+        rows = [
+            {"what": f.what, "found": f.found, "verdict": f.verdict.value, "advice": f.advice} for f in found
+        ]
+        print_json({"site": site, "fit": is_fit, "findings": rows})
+    else:
+        print_result(_table(found))
+    if not is_fit:
+        raise typer.Exit(_UNFIT)
+
+
+def _table(findings: list[Finding]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("", "found", "verdict", "what to change"):
+        table.add_column(column, overflow="fold")
+    for f in findings:
+        table.add_row(f.what, f.found, Text(f.verdict.value, _COLOURS[f.verdict.value]), f.advice)
+    return table

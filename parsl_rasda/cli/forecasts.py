@@ -1,0 +1,84 @@
+"""A forecast as tables for eyes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from parsl_rasda.reporting.words import duration, share
+from parsl_rasda.simulation.forecast import Forecast, PolicyForecast
+
+_MANY_HOURS = 100
+
+
+def forecast_view(
+    study: str, sites: Sequence[str], forecasts: Sequence[Forecast], run: Path | None
+) -> RenderableType:
+    """Return the forecast of each stage: rungs, then policies side by side, then advice.
+
+    Args:
+        study: Its name.
+        sites: Names of the sites.
+        forecasts: One per stage that optimises.
+        run: The run that the costs were measured in, or None.
+    """
+    return Group(*(_view(study, sites, found, run) for found in forecasts))
+
+
+def _view(study: str, sites: Sequence[str], found: Forecast, run: Path | None) -> RenderableType:
+    places = f"{found.gpus} GPUs, {found.nodes} node{'s' * (found.nodes > 1)}: {', '.join(sites)}"
+    source = f"measured in {run}" if found.is_measured else "assumed (tune.estimates)"
+    costs = f"epoch {duration(found.epoch_s)}, restart {duration(found.restart_s)}, {source}"
+    return Group(
+        Text.assemble((f"{study}, stage {found.stage}", "bold"), f": {found.trials} trials on {places}"),
+        Text(f"  {costs}", "dim"),
+        Text(),
+        Padding(_rungs(found), (0, 0, 0, 2)),
+        Text(),
+        Padding(_policies(found.policies), (0, 0, 0, 2)),
+        Text("  * what the study declares; every policy trains the same trials", "dim"),
+        *(Text(f"\n{sentence}", "yellow") for sentence in found.advice),
+    )
+
+
+def _rungs(found: Forecast) -> Table:
+    table = _table("rung", "epochs", "replicas", "trials")
+    for r in found.rungs:
+        table.add_row(str(r.rung), str(r.epochs), str(r.replicas), str(r.trials))
+    return table
+
+
+def _policies(policies: Sequence[PolicyForecast]) -> Table:
+    table = _table(
+        "policy", "makespan", "GPU-hours", "node-hours", "in epochs", "restarts", "epochs", "x ASHA"
+    )
+    table.columns[0].justify = "left"
+    for p in policies:
+        name = Text(f"{p.name} *" if p.is_declared else p.name, "bold" if p.is_declared else "")
+        if p.makespan_s is None:
+            table.add_row(name, Text(f"needs {p.needed_gpus} GPUs at once", "red"))
+            continue
+        table.add_row(name, duration(p.makespan_s), *_facts(p))
+    return table
+
+
+def _facts(p: PolicyForecast) -> tuple[str, ...]:
+    hours = (_hours(p.gpu_hours), _hours(p.node_hours))
+    return (*hours, share(p.gpu_busy_fraction), str(p.restarts), str(p.epochs), f"{p.speedup or 0:.2f}")
+
+
+def _hours(hours: float | None) -> str:
+    value = hours or 0.0
+    return f"{value:,.0f}" if value >= _MANY_HOURS else f"{value:.3g}"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table

@@ -1,0 +1,68 @@
+"""The console script: all commands, and what becomes of errors.
+
+Whatever the user can act on is one message on stderr and an exit code; any other exception is a bug
+and shows its traceback. Nothing that takes long to import is imported here.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from parsl_rasda.cli.doctor import doctor
+from parsl_rasda.cli.init import init
+from parsl_rasda.cli.output import say
+from parsl_rasda.cli.plan import plan
+from parsl_rasda.cli.report import report
+from parsl_rasda.cli.resume import resume
+from parsl_rasda.cli.run import run
+from parsl_rasda.cli.status import status
+from parsl_rasda.cli.validate import validate
+from parsl_rasda.errors import RasdaError
+
+app = typer.Typer(
+    name="parsl-rasda",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (init, validate, doctor, plan, run, resume, status, report):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    try:
+        app()
+    except RasdaError as error:
+        say(f"parsl-rasda: {error}")
+        sys.exit(error.exit_code)
+    except OSError as error:
+        if error.filename is None:  # not about a place: a bug (a broken pipe has ended in typer, quietly)
+            raise
+        say(f"parsl-rasda: {error.filename}: {error.strerror}")
+        sys.exit(RasdaError.exit_code)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"parsl-rasda {version('parsl_rasda')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Resource-adaptive hyperparameter optimisation (RASDA) as one stage of Parsl pipelines.
+
+    Exit codes: 0 done; 2 the input is wrong; 3 finished without one successful trial; 4 a site or
+    pilot could not be had; 130 interrupted, and resumable.
+    """

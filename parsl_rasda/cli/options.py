@@ -1,0 +1,65 @@
+"""Options and arguments that several commands share, and the files that they name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+import typer
+
+from parsl_rasda.errors import InvalidFileError, InvalidSettingError, Mistake
+
+if TYPE_CHECKING:
+    from parsl_rasda.study import SiteSpec, StudySpec
+
+DEFAULT_SITES = ("local",)
+
+StudyFile: TypeAlias = Annotated[Path, typer.Argument(metavar="STUDY", help="Study file (YAML).")]
+RunFolder: TypeAlias = Annotated[Path, typer.Argument(metavar="DIR", help="Run directory.")]
+Sites: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--site", metavar="SITE", help="A name in site_configs/, or a file; may be repeated. Default: local."
+    ),
+]
+Overrides: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a setting of the study, e.g. tune.num_samples=64; may be repeated.",
+    ),
+]
+AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+def load_inputs(
+    study: Path, sites: Sequence[str], overrides: Sequence[str] = ()
+) -> tuple[StudySpec, tuple[SiteSpec, ...]]:
+    """Return a study and its sites.
+
+    Raises:
+        InvalidFileError: With every mistake of all files together.
+        InvalidSettingError: If a site is named twice.
+    """
+    from parsl_rasda.study import load_site, load_study
+
+    mistakes: list[Mistake] = []
+    spec: StudySpec | None = None
+    try:
+        spec = load_study(study, overrides)
+    except InvalidFileError as error:
+        mistakes += error.mistakes
+    found: list[SiteSpec] = []
+    for site in sites:
+        try:
+            found.append(load_site(site))
+        except InvalidFileError as error:
+            mistakes += error.mistakes
+    if mistakes or spec is None:
+        raise InvalidFileError(mistakes)
+    names = [s.name for s in found]
+    if len(set(names)) < len(names):
+        raise InvalidSettingError("--site", ", ".join(names), "sites with different names")
+    return spec, tuple(found)

@@ -1,0 +1,37 @@
+"""What goes where: results to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from parsl_rasda.reporting.words import plain_json
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print one JSON document that every reader understands: no NaN, no infinity."""
+    typer.echo(json.dumps(plain_json(document), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_result(renderable: RenderableType) -> None:
+    """Print a result: coloured in a terminal, as plain text of any width elsewhere."""
+    from rich.console import Console
+
+    from parsl_rasda.reporting.tables import as_text
+
+    if sys.stdout.isatty():
+        Console().print(renderable)
+    else:
+        typer.echo(as_text(renderable), nl=False)
+
+
+def say(text: str) -> None:
+    """Print a line for people, on stderr."""
+    typer.echo(text, err=True)

@@ -1,0 +1,59 @@
+"""A run as lines on stderr, one a decision: for batch jobs, pipes and logs."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from dataclasses import dataclass
+from typing import IO
+
+from parsl_rasda.cli.decisions import Fact, Narrator, Told
+from parsl_rasda.orchestration.accounts import Accounts
+from parsl_rasda.orchestration.events import Event, Instruction
+from parsl_rasda.orchestration.machine import Machine
+
+
+class PlainView:
+    """Writes a line for every stage and every decision."""
+
+    def __init__(self, output: IO[str]) -> None:
+        self._output = output
+        self._lock = threading.Lock()  # several searches may run at a time
+
+    def stage_started(self, name: str, total: int) -> None:
+        """Write that a stage runs."""
+        self.write(Told(time.time(), "stage", {"name": name, "calls": total}))
+
+    def stage_ended(self, name: str, seconds: float, *, reused: bool) -> None:
+        """Write that a stage is done."""
+        facts: dict[str, Fact] = {
+            "name": name,
+            "seconds": round(seconds, 3),
+            "result": "reused" if reused else "new",
+        }
+        self.write(Told(time.time(), "stage-done", facts))
+
+    def search(self, stage: str, machine: Machine, accounts: Accounts) -> _Lines:
+        """Return what writes the decisions of a search."""
+        del stage, accounts
+        return _Lines(self, Narrator(machine))
+
+    def close(self) -> None:
+        """Do nothing: every line is out already."""
+
+    def write(self, told: Told) -> None:
+        """Write one line, and never fail: a closed terminal must not end a run."""
+        with self._lock, contextlib.suppress(OSError, ValueError):
+            self._output.write(f"{told}\n")
+            self._output.flush()
+
+
+@dataclass(frozen=True, slots=True)
+class _Lines:
+    view: PlainView
+    narrator: Narrator
+
+    def add(self, event: Event, instructions: tuple[Instruction, ...]) -> None:
+        for told in self.narrator.tell(event, instructions):
+            self.view.write(told)

@@ -1,0 +1,24 @@
+"""`parsl-rasda report`: files about a run."""
+
+from __future__ import annotations
+
+from parsl_rasda.cli.options import RunFolder
+from parsl_rasda.cli.output import print_result
+
+
+def report(directory: RunFolder) -> None:
+    """Write results.csv, best.json, summary.txt and graph.{graphml,mmd,svg} of a run.
+
+    They lie beside the journal; the summary is printed, too.
+    """
+    from rich.console import Group
+    from rich.text import Text
+
+    from parsl_rasda.reporting.files import write_report
+    from parsl_rasda.reporting.runs import read_run
+    from parsl_rasda.reporting.tables import summary_view
+
+    run = read_run(directory)
+    files = write_report(run)
+    summaries = (summary_view(summary) for summary in run.summaries().values())
+    print_result(Group(*summaries, *(Text(f"wrote {file}", "dim") for file in files)))

@@ -1,0 +1,18 @@
+"""`parsl-rasda resume`: a run goes on where it ended."""
+
+from __future__ import annotations
+
+from parsl_rasda.cli.options import AsJson, Overrides, RunFolder
+
+
+def resume(directory: RunFolder, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Go on with a run, after any death or with more trials.
+
+    Only tune.num_samples may be set anew, and only to a larger number.
+    """
+    from parsl_rasda.cli.carry import carry_through
+    from parsl_rasda.pipeline.session import resume_study
+
+    carry_through(
+        directory, lambda view: resume_study(directory, overrides or (), view=view), as_json=as_json
+    )

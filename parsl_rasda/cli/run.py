@@ -1,0 +1,35 @@
+"""`parsl-rasda run`: a study from its beginning to its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from parsl_rasda.cli.options import DEFAULT_SITES, AsJson, Overrides, Sites, StudyFile, load_inputs
+
+
+def run(
+    study: StudyFile,
+    site: Sites = None,
+    directory: Annotated[
+        Path | None,
+        typer.Option("--dir", metavar="DIR", help="Run directory. Default: runs/<study>."),
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a study, and print what it has come to."""
+    from parsl_rasda.cli.carry import carry_through
+    from parsl_rasda.pipeline.session import run_study
+    from parsl_rasda.study.loading import search_path
+
+    spec, sites = load_inputs(study, site or DEFAULT_SITES, overrides or ())
+    folder = directory or Path("runs") / spec.name
+
+    carry_through(
+        folder,
+        lambda view: run_study(spec, sites, folder, search_path=search_path(study), view=view),
+        as_json=as_json,
+    )

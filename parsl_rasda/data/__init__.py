@@ -1,0 +1,28 @@
+"""SAMPLES BY THE TERABYTE: shards on disk, written once and read in blocks, shuffled.
+
+A *shard* is a file of many samples, a *block* a few consecutive ones: the unit that is read, always as
+one slice (picking 16 samples by a list of their numbers is forty times slower in HDF5). A prepare
+stage writes them::
+
+    with ShardWriter(directory, dtypes={"frames": "uint8"}) as shards:
+        for split, frames, power in clips():
+            shards.write(split, frames=frames, power=power)
+    return {"index": str(shards.index), "samples": shards.samples}
+
+and a training function reads them, each sample once an epoch at any world size::
+
+    training = open_shards(trial.inputs["data"]["index"], split="train")
+    for epoch in trial.epochs():
+        for frames, power in trial.batches(training):
+            ...
+
+Reading order: `layout` and `order` (which sample comes when, as pure functions), `index` and `formats`
+(what is on disk), `files` and `ahead` (open files and the thread that reads ahead), `shards`, `writer`.
+"""
+
+from __future__ import annotations
+
+from parsl_rasda.data.shards import Shards, open_shards
+from parsl_rasda.data.writer import ShardWriter
+
+__all__ = ["ShardWriter", "Shards", "open_shards"]

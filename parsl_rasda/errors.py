@@ -1,0 +1,148 @@
+"""One tree of errors: each says what was asked, what was found, and what to change.
+
+Constructors pass their arguments to ``super().__init__`` and build the text in ``__str__``,
+so that every error survives pickling through Parsl and Globus Compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class RasdaError(Exception):
+    """The root: anything the user can act on. The command line prints it and exits with 2."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """One thing wrong in a file."""
+
+    file: str
+    line: int
+    key: str
+    found: str
+    allowed: str
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{where}: {self.key}: found {self.found}; allowed: {self.allowed}"
+
+
+class InvalidFileError(RasdaError):
+    """A study or site file has mistakes; all of them are listed."""
+
+    def __init__(self, mistakes: Sequence[Mistake]) -> None:
+        super().__init__(tuple(mistakes))
+        self.mistakes = tuple(mistakes)
+
+    def __str__(self) -> str:
+        return "\n".join(str(m) for m in self.mistakes)
+
+
+class InvalidSettingError(RasdaError):
+    """A value given in code or on the command line is not allowed."""
+
+    def __init__(self, key: str, found: object, allowed: str) -> None:
+        super().__init__(key, found, allowed)
+        self.key, self.found, self.allowed = key, found, allowed
+
+    def __str__(self) -> str:
+        return f"{self.key}: found {self.found!r}; allowed: {self.allowed}"
+
+
+class PlacementImpossibleError(RasdaError):
+    """A trial needs more GPUs than any pilot will ever have; waiting cannot help."""
+
+    def __init__(self, needed: int, capacity: int, setting: str) -> None:
+        super().__init__(needed, capacity, setting)
+        self.needed, self.capacity, self.setting = needed, capacity, setting
+
+    def __str__(self) -> str:
+        return (
+            f"A trial needs {self.needed} GPUs at once, but the largest placement that fits is "
+            f"{self.capacity}. Lower `{self.setting}` in the study, or give the site more nodes."
+        )
+
+
+class SiteUnavailableError(RasdaError):
+    """No site or pilot could be had."""
+
+    exit_code = 4
+
+    def __init__(self, site: str, cause: str) -> None:
+        super().__init__(site, cause)
+        self.site, self.cause = site, cause
+
+    def __str__(self) -> str:
+        return f"Site {self.site!r} is not available: {self.cause}"
+
+
+class RunDirectoryError(RasdaError):
+    """A run directory cannot be used as asked."""
+
+    def __init__(self, directory: str, found: str, advice: str) -> None:
+        super().__init__(directory, found, advice)
+        self.directory, self.found, self.advice = directory, found, advice
+
+    def __str__(self) -> str:
+        return f"{self.directory}: {self.found}. {self.advice}"
+
+
+class JournalError(RasdaError):
+    """A journal cannot be read or does not belong to this study."""
+
+    def __init__(self, path: str, line: int, found: str) -> None:
+        super().__init__(path, line, found)
+        self.path, self.line, self.found = path, line, found
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.found}"
+
+
+class StageFailedError(RasdaError):
+    """A stage of a pipeline failed; what came before it stands."""
+
+    exit_code = 3
+
+    def __init__(self, stage: str, cause: str) -> None:
+        super().__init__(stage, cause)
+        self.stage, self.cause = stage, cause
+
+    def __str__(self) -> str:
+        return f"Stage {self.stage!r} failed: {self.cause}"
+
+
+class CheckpointError(RasdaError):
+    """A checkpoint cannot be read, or does not fit the model it is loaded into."""
+
+    def __init__(self, path: str, found: str) -> None:
+        super().__init__(path, found)
+        self.path, self.found = path, found
+
+    def __str__(self) -> str:
+        return f"Checkpoint {self.path}: {self.found}"
+
+
+class DataError(RasdaError):
+    """A file of samples is missing, damaged, or not what its index says."""
+
+    def __init__(self, path: str, found: str) -> None:
+        super().__init__(path, found)
+        self.path, self.found = path, found
+
+    def __str__(self) -> str:
+        return f"Data {self.path}: {self.found}"
+
+
+class TrainingError(RasdaError):
+    """A training function uses its `Trial` in a way that cannot work."""
+
+    def __init__(self, found: str, advice: str) -> None:
+        super().__init__(found, advice)
+        self.found, self.advice = found, advice
+
+    def __str__(self) -> str:
+        return f"{self.found} {self.advice}"

@@ -1,0 +1,90 @@
+"""The port of a launcher: how one launcher spells "start these ranks on these nodes".
+
+Implementations are pure: they compose argv, unquoted, and start nothing. The executable definition
+is `parsl_rasda.testing.launchers.LauncherContract`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from parsl_rasda.vocabulary import DEVICE_MASKS, Placement
+
+# A rank's arithmetic must not depend on how many ranks share the node (ELASTIC.md A): every
+# library that counts cores is told the same number at any world size.
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchSettings:
+    """What a site says about its launches, whatever the placement.
+
+    Attributes:
+        options: Extra flags, placed after ours: where a launcher knows a flag twice, the last one wins.
+        threads_per_rank: Threads of each rank's arithmetic.
+        accelerator: ``cuda``, ``rocm``, ``xpu``, ``cpu`` or ``none``.
+        gpus_per_node: GPUs of a whole node, of which every step must see all; 0 if unknown.
+        local: All slots lie on the machine where the launcher runs; node names mean nothing to it.
+        environment: Variables that every rank must have.
+        directory: Where files of `LaunchCommand` will lie: the attempt's directory.
+    """
+
+    options: tuple[str, ...] = ()
+    threads_per_rank: int = 1
+    accelerator: str = "none"
+    gpus_per_node: int = 0
+    local: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
+    directory: str = "."
+
+    @property
+    def has_gpus(self) -> bool:
+        """Whether slots are devices that a batch system hands out."""
+        return self.accelerator in DEVICE_MASKS
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchCommand:
+    """One launch, ready to be started from the attempt's directory.
+
+    Attributes:
+        argv: The whole command, unquoted.
+        environment: Variables to add to those of the process that starts it.
+        files: Contents by absolute path, to be written before the start.
+        step: Name of the batch system's own job step, which must be cancelled there when the launcher
+            has been killed; empty if there is none.
+    """
+
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+    files: Mapping[str, str] = field(default_factory=dict)
+    step: str = ""
+
+
+class Launcher(Protocol):
+    """One launcher's dialect."""
+
+    @property
+    def name(self) -> str:
+        """The name a site file uses, in ``mpi_launcher``."""
+        ...
+
+    def command(
+        self, placement: Placement, program: tuple[str, ...], settings: LaunchSettings
+    ) -> LaunchCommand:
+        """Return the command that starts ``program`` once per slot, in the order of the slots."""
+        ...
+
+
+def rank_environment(settings: LaunchSettings) -> dict[str, str]:
+    """Return the variables every rank has under every launcher; the site's own win."""
+    threads = dict.fromkeys(_THREAD_VARIABLES, str(settings.threads_per_rank))
+    return {**threads, "PYTHONUNBUFFERED": "1", **settings.environment}
+
+
+def ranks_per_node(placement: Placement) -> int | None:
+    """Return how many ranks each node gets, or None if nodes get different numbers."""
+    counts = {len(node.gpus) for node in placement.nodes}
+    return counts.pop() if len(counts) == 1 else None

@@ -1,0 +1,43 @@
+"""``mpiexec`` of Open MPI 4 and 5."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from parsl_rasda.launch.base import LaunchCommand, LaunchSettings, rank_environment
+from parsl_rasda.vocabulary import Placement
+
+
+@dataclass(frozen=True, slots=True)
+class OpenMpiLauncher:
+    """Starts ranks with Open MPI; the counts after the host names are the slots it may fill.
+
+    Source: Open MPI 5 manual, mpirun(1).
+    """
+
+    name: str = "openmpi"
+
+    def command(
+        self, placement: Placement, program: tuple[str, ...], settings: LaunchSettings
+    ) -> LaunchCommand:
+        """Return the ``mpiexec`` command; ranks fill the nodes in the placement's order."""
+        variables = rank_environment(settings)
+        hosts = ",".join(f"{n.node}:{len(n.gpus)}" for n in placement.nodes)
+        if settings.local:
+            hosts = f"localhost:{placement.width}"
+        argv = (
+            *("mpiexec", "--host", hosts, "-n", str(placement.width)),
+            *("--map-by", "slot", "--bind-to", "none"),  # trials share nodes: each would bind to core 0
+            *(
+                flag for name in sorted({"PYTHONPATH", *variables}) for flag in ("-x", name)
+            ),  # else only the first node has them
+            *settings.options,
+            *program,
+        )
+        environment = {
+            "OMPI_ALLOW_RUN_AS_ROOT": "1",  # containers; without effect for anybody else
+            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+            "SLURM_OVERLAP": "1",  # inside Slurm its daemons are a step, which would wait for others
+            **variables,
+        }
+        return LaunchCommand(argv, environment)

@@ -1,0 +1,21 @@
+"""One plain process per trial, whatever its width: no MPI, for emulation and single-GPU sites."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from parsl_rasda.launch.base import LaunchCommand, LaunchSettings, rank_environment
+from parsl_rasda.vocabulary import Placement
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessLauncher:
+    """Starts the program itself; the one rank stands for all slots."""
+
+    name: str = "process"
+
+    def command(
+        self, placement: Placement, program: tuple[str, ...], settings: LaunchSettings
+    ) -> LaunchCommand:
+        """Return ``program`` behind the site's options (a container's ``exec``, ``nice``, ...)."""
+        return LaunchCommand((*settings.options, *program), rank_environment(settings))

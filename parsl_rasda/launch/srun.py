@@ -1,0 +1,54 @@
+"""``srun`` of Slurm, inside an allocation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from parsl_rasda.launch.base import LaunchCommand, LaunchSettings, rank_environment, ranks_per_node
+from parsl_rasda.vocabulary import Placement
+
+
+@dataclass(frozen=True, slots=True)
+class SrunLauncher:
+    """Starts ranks as one job step.
+
+    The step sees all GPUs, memory and cores of its nodes (``--overlap`` without ``--exact``): which
+    of them a trial uses is our ledger's decision, and an exact step would be bound to the first free
+    cores, the same ones for every trial that overlaps it.
+
+    Source: srun(1).
+    """
+
+    name: str = "srun"
+
+    def command(
+        self, placement: Placement, program: tuple[str, ...], settings: LaunchSettings
+    ) -> LaunchCommand:
+        """Return the ``srun`` command; ranks fill the nodes in the placement's order."""
+        environment = rank_environment(settings)
+        files: dict[str, str] = {}
+        per_node = ranks_per_node(placement)
+        if per_node is None:
+            path = str(PurePosixPath(settings.directory) / "hosts.txt")
+            hosts = [n.node for n in placement.nodes for _ in n.gpus]
+            files[path] = "".join(f"{host}\n" for host in hosts)
+            environment["SLURM_HOSTFILE"] = path
+            layout: tuple[str, ...] = ("--distribution=arbitrary",)
+        else:
+            nodes = ",".join(n.node for n in placement.nodes)
+            layout = (f"--ntasks-per-node={per_node}", "--distribution=block", f"--nodelist={nodes}")
+        gpus = settings.gpus_per_node if settings.has_gpus else 0
+        # Slurm lets a step run on whose srun was killed; by its name it can be found and cancelled.
+        step = "-".join(PurePosixPath(settings.directory).parts[-2:])
+        argv = (
+            # Input to all ranks blocks as soon as one does not read; torn lines come from all writing.
+            *("srun", "--unbuffered", "--input=0", "--output=0", "--error=all"),
+            *(f"--nodes={len(placement.nodes)}", f"--ntasks={placement.width}", *layout),
+            *("--overlap", "--mem=0", f"--cpus-per-task={settings.threads_per_rank}", "--cpu-bind=none"),
+            *((f"--gres=gpu:{gpus}",) if gpus else ()),
+            *((f"--job-name={step}",) if step else ()),
+            *("--kill-on-bad-exit=1", *settings.options),
+            *program,
+        )
+        return LaunchCommand(argv, environment, files, step)

@@ -1,0 +1,65 @@
+"""From what the user declared to the objects that decide: the only place that builds a machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from parsl_rasda.orchestration.machine import Machine, MachineSettings
+from parsl_rasda.placement.growth import build_growth
+from parsl_rasda.placement.times import Assumed
+from parsl_rasda.scheduling import build_scheduler
+from parsl_rasda.search import build_searcher
+from parsl_rasda.search.base import Searcher
+from parsl_rasda.search.space import SearchSpace
+from parsl_rasda.search.warm import WarmStarted
+from parsl_rasda.study import TuneSpec
+from parsl_rasda.vocabulary import JSON
+
+
+def build_machine(tune: TuneSpec) -> Machine:
+    """Return the machine of a `tune` stage that has not begun.
+
+    Raises:
+        InvalidSettingError: If a setting is out of range or names a plug-in that is not installed.
+    """
+    method = tune.scheduler
+    scheduler = build_scheduler(
+        {
+            **method.model_dump(exclude={"growth"}),
+            "mode": tune.mode.value,
+            "metric": tune.metric,
+        }
+    )
+    settings = MachineSettings(
+        metric=tune.metric,
+        mode=tune.mode,
+        num_workers=method.num_workers,
+        width_step=_smallest_prime(method.scaling_factor),
+        max_retries=tune.max_retries,
+        assumed=assumed_times(tune),
+        asking=tune.training.command is None,
+    )
+    return Machine(settings, scheduler, build_growth(method.growth))
+
+
+def assumed_times(tune: TuneSpec) -> Assumed:
+    """Return what is believed of epoch and restart times before anything is measured."""
+    given = tune.estimates
+    start = Assumed(efficiency=given.efficiency).speedup(tune.scheduler.num_workers)
+    return Assumed(given.epoch_s * start, given.restart_s, given.efficiency)
+
+
+def build_study_searcher(tune: TuneSpec, seed: int, known: Sequence[Mapping[str, JSON]] = ()) -> Searcher:
+    """Return the searcher of a `tune` stage, which tries known configurations first."""
+    space = SearchSpace.from_mapping(tune.search_space)
+    settings = {
+        "kind": tune.searcher.kind,
+        **tune.searcher.options,
+        "num_samples": tune.num_samples,
+    }
+    searcher = build_searcher(settings, space, mode=tune.mode.value, seed=seed)
+    return WarmStarted(searcher, space, known) if known else searcher
+
+
+def _smallest_prime(number: int) -> int:
+    return next((f for f in range(2, number + 1) if number % f == 0), 2)

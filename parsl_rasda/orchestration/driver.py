@@ -1,0 +1,213 @@
+"""The live driver: one thread owns the machine, writes the journal, and acts.
+
+Runners post events from any thread; they only enqueue. Events that have piled up are handled
+together and synced to disk once, before any of their instructions is carried out.
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, assert_never
+
+from parsl_rasda.errors import JournalError
+from parsl_rasda.orchestration.events import (
+    ConcludeTrial,
+    ContinueJob,
+    EndJob,
+    Event,
+    FinishStudy,
+    Instruction,
+    ObserveTrial,
+    PilotStarted,
+    ProposeTrial,
+    ReleasePilot,
+    RequestPilot,
+    SearchExhausted,
+    StartJob,
+    StudyInterrupted,
+    StudyStarted,
+    TimePassed,
+    TrialProposed,
+)
+from parsl_rasda.orchestration.journal import Journal, Record
+from parsl_rasda.orchestration.machine import Machine
+from parsl_rasda.orchestration.orders import OrderDesk
+from parsl_rasda.orchestration.ports import Runner
+from parsl_rasda.search.base import Searcher
+from parsl_rasda.vocabulary import PilotId, SiteName, StudyState
+
+_BEAT_S = 10.0
+_BATCH = 256
+
+
+class Observer(Protocol):
+    """Sees every event and what followed from it: accounts, progress display, log."""
+
+    def add(self, event: Event, instructions: tuple[Instruction, ...]) -> None:
+        """Take note; must neither block nor raise."""
+        ...
+
+
+@dataclass(slots=True)
+class Driver:
+    """Carries a study through, from its present state to its end.
+
+    Attributes:
+        on_write: Called before anything is written; raises if another controller has taken over.
+        on_beat: Called every few seconds, however busy the study is, to show that the controller lives.
+    """
+
+    machine: Machine
+    journal: Journal
+    runner: Runner
+    searcher: Searcher
+    orders: OrderDesk
+    clock: Callable[[], float]
+    observers: Sequence[Observer] = ()
+    on_beat: Callable[[], None] = lambda: None
+    on_write: Callable[[], None] = lambda: None
+    _abandoned: bool = False
+    _beat_at: float = -math.inf
+    _events: queue.SimpleQueue[Event] = field(default_factory=queue.SimpleQueue)
+
+    def interrupt(self) -> None:
+        """Let running jobs save and leave, then end; may be called from a signal handler."""
+        self._events.put(StudyInterrupted(self.clock()))
+
+    def abandon(self) -> None:
+        """End at once: whatever still runs is killed and taken up again by `resume`."""
+        self._abandoned = True
+        self.interrupt()
+
+    def run(
+        self, num_samples: int, sites: Mapping[SiteName, int], evidence: Iterable[Event] = ()
+    ) -> FinishStudy:
+        """Run until nothing is left to do, and return how the study ended.
+
+        Args:
+            num_samples: Trials wanted in all.
+            sites: Pilots wanted per site.
+            evidence: What happened while no controller was listening; only booked, not acted on.
+        """
+        pilots: dict[PilotId, PilotStarted] = {}
+        self._record(list(evidence))
+        self.runner.open(self._events.put)
+        try:
+            finish = self._act(self._record([StudyStarted(self.clock(), num_samples, dict(sites))]), pilots)
+            while finish is None and not self._abandoned:
+                finish = self._step(pilots)
+        finally:
+            self.runner.close()
+        return finish or FinishStudy(StudyState.INTERRUPTED)
+
+    def _step(self, pilots: dict[PilotId, PilotStarted]) -> FinishStudy | None:
+        self._beat()
+        wake_at = self.machine.wake_at
+        patience_s = _BEAT_S if wake_at is None else min(_BEAT_S, max(0.0, wake_at - self.clock()))
+        try:
+            batch = [self._events.get(timeout=patience_s)]
+        except queue.Empty:
+            if wake_at is None or self.clock() < wake_at:
+                return None
+            batch = [TimePassed(self.clock())]
+        while len(batch) < _BATCH:
+            try:
+                batch.append(self._events.get_nowait())
+            except queue.Empty:
+                break
+        pilots.update({e.pilot: e for e in batch if isinstance(e, PilotStarted)})
+        return self._act(self._record(batch), pilots)
+
+    def _beat(self) -> None:
+        now = self.clock()
+        if not 0 <= now - self._beat_at < _BEAT_S:  # a clock that was set back must not silence it
+            self._beat_at = now
+            self.on_beat()
+
+    def _record(self, batch: list[Event]) -> list[Instruction]:
+        """Let the machine handle events, sync them, and return what must be done."""
+        pending, records = deque(batch), []
+        while pending:
+            event = pending.popleft()
+            instructions = self.machine.handle(event)
+            records.append(Record(event, instructions))
+            for instruction in instructions:
+                teach(self.searcher, instruction)
+            asked = [i for i in instructions if isinstance(i, ProposeTrial)]
+            pending.extendleft(self._propose(ask) for ask in asked)
+        if records:
+            self.on_write()
+            self.journal.append(records)
+        for record in records:
+            for observer in self.observers:
+                observer.add(record.event, record.instructions)
+        return [i for record in records for i in record.instructions]
+
+    def _propose(self, ask: ProposeTrial) -> Event:
+        config = self.searcher.propose(ask.trial)
+        if config is None:
+            return SearchExhausted(self.clock())
+        return TrialProposed(self.clock(), ask.trial, dict(config))
+
+    def _act(
+        self, instructions: list[Instruction], pilots: dict[PilotId, PilotStarted]
+    ) -> FinishStudy | None:
+        finish = None
+        for instruction in instructions:
+            match instruction:
+                case StartJob():
+                    pilot = pilots[instruction.placement.pilot]
+                    order = self.orders.order(
+                        instruction, interactive=pilot.interactive, deadline=pilot.deadline
+                    )
+                    self.runner.start_job(order, instruction.placement)
+                case ContinueJob():
+                    self.runner.continue_job(instruction)
+                case EndJob():
+                    self.runner.end_job(instruction)
+                case RequestPilot():
+                    self.runner.request_pilot(instruction)
+                case ReleasePilot():
+                    self.runner.release_pilot(instruction)
+                case FinishStudy():
+                    finish = instruction
+                case ProposeTrial() | ObserveTrial() | ConcludeTrial():
+                    pass  # the searcher has been told when the event was handled
+                case _:
+                    assert_never(instruction)
+        return finish
+
+
+def replay(
+    records: Iterable[Record], machine: Machine, searcher: Searcher, observers: Sequence[Observer]
+) -> int:
+    """Bring a fresh machine to where the journal ends; return the number of records.
+
+    Raises:
+        JournalError: If the machine decides otherwise than the journal says: another version wrote it.
+    """
+    count = 0
+    for count, record in enumerate(records, start=1):
+        if isinstance(record.event, TrialProposed):
+            searcher.restore(record.event.trial, record.event.config)
+        instructions = machine.handle(record.event)
+        if instructions != record.instructions:
+            found = "this version of parsl_rasda decides otherwise than the one that wrote the journal"
+            raise JournalError("journal.jsonl", count + 1, found)
+        for instruction in instructions:
+            teach(searcher, instruction)
+        for observer in observers:
+            observer.add(record.event, instructions)
+    return count
+
+
+def teach(searcher: Searcher, instruction: Instruction) -> None:
+    """Tell the searcher what it can learn from an instruction."""
+    if isinstance(instruction, ObserveTrial):
+        searcher.observe(instruction.trial, instruction.epoch, instruction.metric)
+    elif isinstance(instruction, ConcludeTrial):
+        searcher.conclude(instruction.trial, instruction.metric)

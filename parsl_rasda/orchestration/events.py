@@ -1,0 +1,274 @@
+"""What can happen to a study (events), and what must be done about it (instructions).
+
+Both are closed sets of frozen records. Events are journalled before their instructions are acted
+on; a machine fed the same events gives the same instructions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from pydantic import JsonValue
+
+from parsl_rasda.vocabulary import (
+    JobId,
+    NodeSlots,
+    Outcome,
+    PilotId,
+    Placement,
+    SiteName,
+    StudyState,
+    TrialId,
+    TrialState,
+)
+
+# ------------------------------------------------------------------------------------------ events
+
+
+@dataclass(frozen=True, slots=True)
+class StudyStarted:
+    """A controller has taken the study up, for the first time or again after a death.
+
+    Whatever ran under an earlier controller is gone by now: its jobs are taken up again from their
+    last checkpoints, at no cost in retries.
+
+    Attributes:
+        num_samples: Trials wanted in all; a later start may raise it.
+        sites: Pilots wanted per site; a later start may name other sites.
+    """
+
+    at: float
+    num_samples: int
+    sites: Mapping[SiteName, int]
+
+
+@dataclass(frozen=True, slots=True)
+class PilotStarted:
+    """An allocation's job has started; its slots join the ledger.
+
+    Attributes:
+        interactive: Jobs there have a control channel.
+        deadline: Unix time [s] by which jobs must have left: the allocation's end, less the time that
+            the site keeps for checkpoints; or None.
+        release_idle_after_s: The site wants it back after so long without work [s]; or None.
+    """
+
+    at: float
+    pilot: PilotId
+    site: SiteName
+    nodes: tuple[NodeSlots, ...]
+    interactive: bool = True
+    deadline: float | None = None
+    release_idle_after_s: float | None = None
+
+
+RELEASED = "released"  # the cause of a pilot's end that we asked for
+
+
+@dataclass(frozen=True, slots=True)
+class PilotEnded:
+    """An allocation is gone, or could not be had; jobs on it are reported by `JobEnded` first.
+
+    Attributes:
+        usable: Whether it ever started; a site whose pilots never start is given up.
+    """
+
+    at: float
+    pilot: PilotId
+    site: SiteName
+    cause: str
+    usable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TrialProposed:
+    """The searcher has answered a `ProposeTrial`."""
+
+    at: float
+    trial: TrialId
+    config: Mapping[str, JsonValue]
+
+
+@dataclass(frozen=True, slots=True)
+class SearchExhausted:
+    """The searcher has no further configuration."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class JobStarted:
+    """A job's ranks have finished their first step: the restart is over.
+
+    Attributes:
+        once_s: Part of the start that no later one on that node will need [s].
+    """
+
+    at: float
+    job: JobId
+    once_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class EpochReported:
+    """A job has finished an epoch. An interactive job now waits for `ContinueJob` or `EndJob`."""
+
+    at: float
+    job: JobId
+    epoch: int
+    metrics: Mapping[str, float]
+    seconds: float
+    checkpoint: str | None
+    slots: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class JobEnded:
+    """A job's processes are gone and its slots are free.
+
+    Attributes:
+        checkpoint: Newest whole checkpoint of the attempt, or None if it made none.
+    """
+
+    at: float
+    job: JobId
+    outcome: Outcome
+    cause: str = ""
+    checkpoint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TimePassed:
+    """Nothing has happened until a time at which the machine wanted to be woken."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class StudyInterrupted:
+    """The user pressed Ctrl-C, or the controller was told to leave."""
+
+    at: float
+
+
+Event: TypeAlias = (
+    StudyStarted
+    | PilotStarted
+    | PilotEnded
+    | TrialProposed
+    | SearchExhausted
+    | JobStarted
+    | EpochReported
+    | JobEnded
+    | TimePassed
+    | StudyInterrupted
+)
+
+# ------------------------------------------------------------------------------------ instructions
+
+
+@dataclass(frozen=True, slots=True)
+class RequestPilot:
+    """Ask the site for an allocation; answered by `PilotStarted` or `PilotEnded`."""
+
+    pilot: PilotId
+    site: SiteName
+
+
+@dataclass(frozen=True, slots=True)
+class ReleasePilot:
+    """Give an allocation back; answered by `PilotEnded`."""
+
+    pilot: PilotId
+
+
+@dataclass(frozen=True, slots=True)
+class ProposeTrial:
+    """Ask the searcher; answered by `TrialProposed` or `SearchExhausted` before anything else."""
+
+    trial: TrialId
+
+
+@dataclass(frozen=True, slots=True)
+class StartJob:
+    """Start an attempt; answered by `JobStarted`, `EpochReported`..., and always by one `JobEnded`.
+
+    Attributes:
+        schedule: ``(epoch, replicas)`` history of the trial, the coming stretch last.
+    """
+
+    job: JobId
+    config: Mapping[str, JsonValue]
+    placement: Placement
+    epoch: int
+    until: int
+    schedule: tuple[tuple[int, int], ...]
+    resume_from: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ContinueJob:
+    """Answer a waiting job: train on in the same processes, to ``until``, with these replicas."""
+
+    job: JobId
+    until: int
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndJob:
+    """Let a job leave. At an epoch boundary its checkpoint is already written.
+
+    Attributes:
+        reason: ``stopped``, ``resize``, ``paused``, ``walltime`` or ``interrupted``, for the log.
+    """
+
+    job: JobId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ObserveTrial:
+    """Tell the searcher what a trial reached at a rung."""
+
+    trial: TrialId
+    epoch: int
+    metric: float
+
+
+@dataclass(frozen=True, slots=True)
+class ConcludeTrial:
+    """Tell the searcher, the log and the people how a trial ended.
+
+    Attributes:
+        metric: Its last metric, or None if it failed.
+        reason: Why, in words.
+    """
+
+    trial: TrialId
+    state: TrialState
+    metric: float | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class FinishStudy:
+    """Nothing is left to do; the driver ends."""
+
+    state: StudyState
+    cause: str = ""
+
+
+Instruction: TypeAlias = (
+    RequestPilot
+    | ReleasePilot
+    | ProposeTrial
+    | StartJob
+    | ContinueJob
+    | EndJob
+    | ObserveTrial
+    | ConcludeTrial
+    | FinishStudy
+)

@@ -1,0 +1,172 @@
+"""What the machine knows, and the steps in the life of a trial and of its jobs.
+
+WAITING (for slots) -> RUNNING -> at each rung goes on, PAUSED or a final state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from parsl_rasda.orchestration.events import (
+    ConcludeTrial,
+    EndJob,
+    Instruction,
+    StartJob,
+)
+from parsl_rasda.orchestration.pilots import PilotDesk
+from parsl_rasda.orchestration.trials import Job, TrialRecord
+from parsl_rasda.placement.board import Board, GrowthPolicy, Running, Waiting
+from parsl_rasda.placement.ledger import Ledger
+from parsl_rasda.placement.times import Assumed, Times
+from parsl_rasda.scheduling.base import Decision, Scheduler
+from parsl_rasda.vocabulary import (
+    JobId,
+    Mode,
+    PilotId,
+    Placement,
+    StudyState,
+    TrialId,
+    TrialState,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSettings:
+    """What the machine must know of the study.
+
+    Attributes:
+        num_workers: Width at which trials start.
+        width_step: Ratio between neighbouring widths.
+        max_retries: Lost attempts a trial may have.
+        roaming: Checkpoints are shared, so that a trial may change its site.
+        asking: Trainings ask what to do at each epoch, where there is a channel; scripts never do.
+    """
+
+    metric: str
+    mode: Mode
+    num_workers: int = 1
+    width_step: int = 2
+    max_retries: int = 2
+    assumed: Assumed = field(default_factory=Assumed)
+    roaming: bool = False
+    asking: bool = True
+
+
+class Life:
+    """The state of a study, and what can happen to one of its trials."""
+
+    def __init__(self, settings: MachineSettings, scheduler: Scheduler, growth: GrowthPolicy) -> None:
+        """Create the machine of a study that has not begun."""
+        self.settings, self.scheduler, self.growth = settings, scheduler, growth
+        self.trials: dict[TrialId, TrialRecord] = {}
+        self.state = StudyState.RUNNING
+        self.jobs: dict[JobId, TrialRecord] = {}
+        self.num_samples = 0
+        self.board = Board(
+            Ledger(),
+            Times(settings.assumed),
+            num_workers=settings.num_workers,
+            max_epochs=scheduler.milestones[-1],
+            step=settings.width_step,
+        )
+        self.pilots = PilotDesk()
+        self._proposing = False
+        self._is_over = False
+        self._now = 0.0
+        self._out: list[Instruction] = []
+
+    @property
+    def _unproposed(self) -> int:
+        return max(0, self.num_samples - len(self.trials))
+
+    @property
+    def _is_unfinished(self) -> bool:
+        return self._unproposed > 0 or any(not t.state.is_final for t in self.trials.values())
+
+    @property
+    def _is_tapering(self) -> bool:
+        """Whether nobody waits for slots, so that idle pilots may go."""
+        return self.state is StudyState.RUNNING and not (self.board.waiting or self._unproposed)
+
+    def _wait(self, trial: TrialRecord) -> None:
+        """Put a trial into the queue, from its last checkpoint."""
+        trial.state = TrialState.WAITING
+        trial.epoch = trial.checkpoint_epoch if trial.checkpoint else 0
+        site = None if self.settings.roaming or trial.checkpoint is None else trial.site
+        self.board.enqueue(Waiting(trial.id, trial.age, trial.epoch, trial.until, trial.replicas, site))
+
+    def _conclude(self, trial: TrialRecord, state: TrialState, reason: str) -> None:
+        trial.state, trial.reason = state, reason
+        metric = trial.last[1] if trial.last is not None and state is not TrialState.FAILED else None
+        self._out.append(ConcludeTrial(trial.id, state, metric, reason))
+
+    def _fail(self, trial: TrialRecord, cause: str) -> None:
+        self.scheduler.remove(trial.id)
+        self._conclude(trial, TrialState.FAILED, cause)
+        self._dismiss()
+
+    def _dismiss(self) -> None:
+        """Conclude the paused trials that a complete rung leaves behind."""
+        for decision in self.scheduler.dismiss():
+            self._conclude(self.trials[decision.trial], TrialState.STOPPED, decision.reason)
+
+    def _job_of(self, job: JobId) -> tuple[TrialRecord, Job] | None:
+        """Return the trial and the live job, or None for a stale attempt."""
+        trial = self.trials.get(job.trial)
+        if trial is None or trial.job is None or trial.job.id != job:
+            return None
+        return trial, trial.job
+
+    def _start(
+        self, trial: TrialRecord, placement: Placement, *, since: float, resized: bool = False
+    ) -> None:
+        """Start the next attempt of a trial; its slots are held already."""
+        trial.state = TrialState.RUNNING
+        trial.attempt += 1
+        trial.site = placement.site
+        trial.epoch = trial.checkpoint_epoch if trial.checkpoint else 0
+        interactive = self.settings.asking and self.pilots.up[placement.pilot].interactive
+        job = Job(JobId(trial.id, trial.attempt), placement, trial.until, interactive, since, resized)
+        trial.job = job
+        self.jobs[job.id] = trial
+        self.pilots.occupy(placement.pilot)
+        self._note_running(trial, job, delay_s=self.board.times.restart_s if resized else 0.0)
+        self._out.append(
+            StartJob(
+                job.id,
+                trial.config,
+                placement,
+                trial.epoch,
+                job.until,
+                tuple(trial.schedule),
+                trial.checkpoint,
+            )
+        )
+
+    def _note_running(self, trial: TrialRecord, job: Job, *, delay_s: float = 0.0) -> None:
+        placement = job.placement
+        epoch_s = self.board.times.epoch_s(trial.id, placement.width, placement.site)
+        boundary = trial.epoch + 1 if job.interactive else trial.until  # where it could change its width
+        boundary_at = self._now + delay_s + epoch_s * (boundary - trial.epoch)
+        self.board.place(
+            Running(trial.id, trial.age, placement, boundary_at, boundary, trial.until, trial.replicas)
+        )
+
+    def _end(self, trial: TrialRecord, reason: str) -> None:
+        """Tell a live job to leave; its slots are free when `JobEnded` comes."""
+        job = trial.job
+        if job is None or job.ending is not None:
+            return
+        job.ending, job.ending_at = reason, self._now
+        self.board.unplace(trial.id)
+        self._out.append(EndJob(job.id, reason))
+
+    def _go_on(self, trial: TrialRecord, decision: Decision) -> None:
+        trial.until, trial.rung = decision.until, decision.rung
+        if decision.replicas != trial.replicas:
+            trial.schedule.append((trial.epoch, decision.replicas))
+
+    def _close(self, pilot: PilotId) -> None:
+        """Start nothing more on a pilot; what runs there goes on."""
+        self.pilots.closing.add(pilot)
+        self.board.ledger.remove_pilot(pilot)

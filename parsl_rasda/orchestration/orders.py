@@ -1,0 +1,103 @@
+"""From `StartJob` to the order that ranks understand, and back from what a dead job left on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from parsl_rasda.handoff import EpochReport, JobOrder, read_epochs, read_report
+from parsl_rasda.orchestration.events import EpochReported, Event, JobEnded, StartJob
+from parsl_rasda.orchestration.rundir import RunDirectory
+from parsl_rasda.study import TuneSpec
+from parsl_rasda.vocabulary import JSON, JobId, SiteName, TrialId
+
+
+@dataclass(frozen=True, slots=True)
+class SiteFacts:
+    """What an order must know of the site its job runs on.
+
+    Attributes:
+        work_dir: Folder for attempts there; None is the run directory.
+        inputs: Inputs that differ on this site, for example where its copy of the data lies.
+    """
+
+    accelerator: str
+    work_dir: Path | None = None
+    inputs: Mapping[str, JSON] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class OrderDesk:
+    """Writes orders for one `tune` stage.
+
+    Attributes:
+        inputs: Results of the stages it needs, and constants, by argument name.
+    """
+
+    study: str
+    seed: int
+    tune: TuneSpec
+    directory: RunDirectory
+    sites: Mapping[SiteName, SiteFacts]
+    inputs: Mapping[str, JSON] = field(default_factory=dict)
+
+    def order(self, start: StartJob, *, interactive: bool, deadline: float | None) -> JobOrder:
+        """Return the order of one attempt."""
+        site = self.sites[start.placement.site]
+        return JobOrder(
+            study=self.study,
+            trial=start.job.trial,
+            attempt=start.job.attempt,
+            config=dict(start.config),
+            directory=str(self.attempt(start.job, start.placement.site)),
+            seed=trial_seed(self.seed, start.job.trial),
+            metric=self.tune.metric,
+            mode=self.tune.mode.value,
+            epoch=start.epoch,
+            until=start.until,
+            max_epochs=self.tune.scheduler.max_t,
+            schedule=start.schedule,
+            world_size=start.placement.width,
+            python=self.tune.training.python,
+            command=self.tune.training.command,
+            inputs={**self.inputs, **site.inputs},
+            training=self.tune.training.resolve(start.config),
+            resume_from=start.resume_from,
+            slots=start.placement.slots,
+            accelerator=site.accelerator,
+            interactive=interactive and self.tune.training.command is None,
+            deadline=deadline,
+        )
+
+    def attempt(self, job: JobId, site: SiteName) -> Path:
+        """Return the directory of an attempt on a site."""
+        return self.directory.attempt(job, self.sites[site].work_dir).resolve()
+
+    def evidence(self, jobs: Iterable[tuple[JobId, SiteName, int]], at: float) -> Iterator[Event]:
+        """Yield what jobs left on disk while no controller was listening, oldest first per job.
+
+        Args:
+            jobs: Each with its site and the epochs that its trial is known to have finished.
+            at: Present time [s], for those that did not say when they ended.
+        """
+        for job, site, known in jobs:
+            folder = self.attempt(job, site)
+            yield from (_epoch_event(r) for r in read_epochs(folder, job) if r.epoch > known)
+            report = read_report(folder, job)
+            if report is not None:
+                yield JobEnded(report.at or at, job, report.outcome, report.cause, report.checkpoint)
+
+
+def trial_seed(seed: int, trial: TrialId) -> int:
+    """Return a 31-bit seed that depends on the study's seed and the trial alone."""
+    digest = hashlib.blake2b(f"{seed}/{trial}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def _epoch_event(report: EpochReport) -> EpochReported:
+    job = JobId(report.trial, report.attempt)
+    return EpochReported(
+        report.at, job, report.epoch, report.metrics, report.seconds, report.checkpoint, report.slots
+    )

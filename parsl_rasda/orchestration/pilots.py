@@ -1,0 +1,189 @@
+"""Which pilots were asked for, which are up, which of them work, and which sites have been given up."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator
+
+from parsl_rasda.handoff import DEADLINE_MARGIN_S
+from parsl_rasda.orchestration.events import PilotEnded, PilotStarted, RequestPilot
+from parsl_rasda.vocabulary import PilotId, SiteName
+
+_LAST_S = 600.0  # before its end, in which a job that leaves untold leaves because of it
+_PATIENCE = 3  # pilots in a row that came to nothing, after which a site is given up
+_SHORT_S = 60.0  # an idle pilot that ends so soon came to nothing, too
+
+
+class PilotDesk:
+    """Keeps the books of pilots; the machine decides when one is wanted."""
+
+    def __init__(self, count: int = 0) -> None:
+        """Begin with empty books; the next pilot gets the number ``count``."""
+        self.up: dict[PilotId, PilotStarted] = {}
+        self.requested: dict[PilotId, SiteName] = {}
+        self.closing: set[PilotId] = set()  # up, but nothing starts there any more
+        self._released: set[PilotId] = set()  # of these, those that were given back
+        self._spare: set[PilotId] = set()  # of these, those for want of work
+        self._jobs: Counter[PilotId] = Counter()
+        self._idle_since: dict[PilotId, float] = {}  # up and without a job
+        self._worked: set[PilotId] = set()  # had a job
+        self._fruitful: set[PilotId] = set()  # brought a trial on
+        self._missed: Counter[SiteName] = Counter()  # given back for want of work, and gone
+        self._failures: Counter[SiteName] = Counter()  # pilots in a row that came to nothing
+        self._count = count
+
+    def successor(self) -> PilotDesk:
+        """Return the desk of the next controller: empty, but no pilot's id comes twice."""
+        return PilotDesk(self._count)
+
+    @property
+    def none_left(self) -> bool:
+        """Whether no pilot is up and none is awaited."""
+        return not self.up and not self.requested
+
+    @property
+    def awaited(self) -> bool:
+        """Whether a pilot is to come, or to go and to be replaced."""
+        return bool(self.requested or self.closing)
+
+    def takes(self, pilot: PilotId) -> bool:
+        """Whether jobs may start on a pilot."""
+        return pilot in self.up and pilot not in self.closing
+
+    def has(self, site: SiteName) -> bool:
+        """Whether a pilot of a site is up or awaited."""
+        return site in self.requested.values() or any(p.site == site for p in self.up.values())
+
+    def is_given_up(self, site: SiteName) -> bool:
+        """Whether the last few pilots of a site came to nothing."""
+        return self._failures[site] >= _PATIENCE
+
+    # ------------------------------------------------------------------------------- coming and going
+
+    def request(self, site: SiteName) -> RequestPilot:
+        """Return the request for one more pilot of a site; its id is new."""
+        pilot = PilotId(f"{site}-{self._count}")
+        self._count += 1
+        self.requested[pilot] = site
+        return RequestPilot(pilot, site)
+
+    def started(self, event: PilotStarted) -> None:
+        """Note that a pilot is up."""
+        self.requested.pop(event.pilot, None)
+        self.up[event.pilot] = event
+        self._idle_since[event.pilot] = event.at
+
+    def ended(self, event: PilotEnded) -> bool:
+        """Note that a pilot is gone; return whether it was known."""
+        start = self.up.pop(event.pilot, None)
+        if start is None and self.requested.pop(event.pilot, None) is None:
+            return False
+        if event.pilot in self._fruitful:
+            self._failures[event.site] = 0
+        elif event.pilot not in self._released and self._came_to_nothing(event, start):
+            self._failures[event.site] += 1
+        for books in (self.closing, self._released, self._spare, self._worked, self._fruitful):
+            books.discard(event.pilot)
+        self._jobs.pop(event.pilot, None)
+        self._idle_since.pop(event.pilot, None)
+        return True
+
+    def _came_to_nothing(self, event: PilotEnded, start: PilotStarted | None) -> bool:
+        """Whether a pilot that brought no trial on should have."""
+        if start is None or not event.usable:
+            return not event.usable
+        return event.pilot in self._worked or event.at - start.at < _SHORT_S
+
+    # ------------------------------------------------------------------------------- work
+
+    def occupy(self, pilot: PilotId) -> None:
+        """Note that a job starts on a pilot."""
+        self._jobs[pilot] += 1
+        self._worked.add(pilot)
+        self._idle_since.pop(pilot, None)
+
+    def vacate(self, pilot: PilotId, now: float) -> None:
+        """Note that a job has ended on a pilot."""
+        self._jobs[pilot] -= 1
+        if not self._jobs[pilot] and pilot in self.up:
+            self._idle_since[pilot] = now
+
+    def bore_fruit(self, pilot: PilotId) -> None:
+        """Note that a trial has got further on a pilot; its site is trusted again."""
+        if pilot in self.up:
+            self._fruitful.add(pilot)
+            self._failures[self.up[pilot].site] = 0
+
+    # ------------------------------------------------------------------------------- the end of a pilot
+
+    def remaining_s(self, pilot: PilotId, now: float) -> float | None:
+        """Return how long jobs on a pilot may still train [s], or None if for ever."""
+        deadline = self.up[pilot].deadline if pilot in self.up else None
+        return None if deadline is None else deadline - DEADLINE_MARGIN_S - now
+
+    def is_too_late(self, pilot: PilotId, now: float, needed_s: float) -> bool:
+        """Whether what needs so long [s] cannot end on a pilot any more, but could on a fresh one."""
+        left_s = self.remaining_s(pilot, now)
+        if left_s is None or left_s >= needed_s:
+            return False
+        whole_s = self.remaining_s(pilot, self.up[pilot].at)
+        return whole_s is not None and whole_s >= needed_s
+
+    def is_ending(self, pilot: PilotId, now: float) -> bool:
+        """Whether a pilot that is up has little time left."""
+        left_s = self.remaining_s(pilot, now)
+        return left_s is not None and left_s < _LAST_S
+
+    @property
+    def has_idle(self) -> bool:
+        """Whether a pilot has no job."""
+        return bool(self._idle_since)
+
+    def give_back(self, now: float, *, tapering: bool) -> Iterator[PilotId]:
+        """Yield the pilots to release now: idle ones that close, or that were idle for too long.
+
+        Args:
+            now: Present time [s].
+            tapering: Nothing waits for slots.
+        """
+        for pilot in [p for p in self._idle_since if p not in self._released]:
+            if pilot not in self.closing:
+                due = self._due(pilot)
+                if not tapering or due is None or now < due:
+                    continue
+                self._spare.add(pilot)
+                self.closing.add(pilot)
+            self._released.add(pilot)
+            yield pilot
+
+    @property
+    def wake_at(self) -> float | None:
+        """When the next idle pilot will have been idle for too long [s], or None."""
+        times = (self._due(p) for p in self._idle_since if p not in self.closing)
+        return min((t for t in times if t is not None), default=None)
+
+    def _due(self, pilot: PilotId) -> float | None:
+        patience_s = self.up[pilot].release_idle_after_s
+        return None if patience_s is None else self._idle_since[pilot] + patience_s
+
+    # ------------------------------------------------------------------------------- replacements
+
+    def is_spare(self, pilot: PilotId) -> bool:
+        """Whether a pilot was given back for want of work."""
+        return pilot in self._spare
+
+    def miss(self, site: SiteName) -> None:
+        """Note that a pilot for which there was no work is not replaced, for now."""
+        self._missed[site] += 1
+
+    def ask_again(self, waiting: Collection[SiteName | None]) -> Iterator[RequestPilot]:
+        """Yield requests for pilots that were given back for want of work: one at a time for each site.
+
+        Args:
+            waiting: Sites that somebody waits for; None is any.
+        """
+        awaited = set(self.requested.values())
+        for site in sorted(s for s, n in self._missed.items() if n and s not in awaited):
+            if not {None, site}.isdisjoint(waiting):
+                self._missed[site] -= 1
+                yield self.request(site)

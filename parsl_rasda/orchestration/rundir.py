@@ -1,0 +1,167 @@
+"""A run directory: where a study keeps what it was told, what happened, and its checkpoints.
+
+::
+
+    study.yaml  sites/<site>.yaml      what was declared, resolved: enough to resume elsewhere
+    journal.jsonl                      what happened and what was decided
+    origin.json                        where the study's functions are
+    controller.json                    who runs the study now
+    trials/<id>/attempt-<n>/           orders, epochs, checkpoints and reports of each attempt
+    stages/<stage>/                    results and files of the other stages
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from parsl_rasda.errors import RunDirectoryError
+from parsl_rasda.vocabulary import JobId
+
+_SILENCE_S = 120.0  # a controller on another host that has been silent for so long is dead
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """Paths of a run; creating one creates nothing."""
+
+    path: Path
+
+    @property
+    def study_file(self) -> Path:
+        """The resolved study."""
+        return self.path / "study.yaml"
+
+    @property
+    def origin(self) -> Path:
+        """Where the study's functions are."""
+        return self.path / "origin.json"
+
+    @property
+    def sites(self) -> Path:
+        """Folder of the resolved site files."""
+        return self.path / "sites"
+
+    @property
+    def journal(self) -> Path:
+        """The journal of the search."""
+        return self.path / "journal.jsonl"
+
+    @property
+    def stages(self) -> Path:
+        """Folder of the other stages' results."""
+        return self.path / "stages"
+
+    def attempt(self, job: JobId, base: Path | None = None) -> Path:
+        """Return the private directory of one attempt, below ``base`` if the site has its own."""
+        return (base or self.path) / "trials" / job.trial / f"attempt-{job.attempt}"
+
+    @property
+    def controller(self) -> str | None:
+        """Who runs the study now, in words; None if nobody does."""
+        file = self._claim
+        try:
+            found = json.loads(file.read_text())
+            host, pid, start = found["host"], found["pid"], found["start"]
+            age_s = time.time() - file.stat().st_mtime
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        alive = _start_ticks(pid) == start if host == platform.node() else age_s < _SILENCE_S
+        return f"process {pid} on {host}" if alive else None
+
+    @property
+    def _claim(self) -> Path:
+        return self.path / "controller.json"
+
+    @contextlib.contextmanager
+    def controlled(self) -> Iterator[None]:
+        """Be the only controller of this directory while the block lasts.
+
+        Raises:
+            RunDirectoryError: If another controller is alive.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        mine = self.path / f"controller-{platform.node()}-{os.getpid()}.json"
+        mine.write_text(json.dumps(_identity()))
+        try:
+            self._become(mine)
+        finally:
+            mine.unlink()
+        try:
+            yield
+        finally:
+            if self._is_mine:
+                self._claim.unlink(missing_ok=True)
+
+    def verify(self) -> None:
+        """Make sure that this process still is the controller.
+
+        Raises:
+            RunDirectoryError: If another one has taken over, because this one was silent for too long.
+        """
+        if not self._is_mine:
+            found = f"has been taken over by {self.controller or 'another controller'}"
+            raise RunDirectoryError(str(self.path), found, "This one ends without writing anything.")
+
+    @property
+    def _is_mine(self) -> bool:
+        try:
+            found = json.loads(self._claim.read_text())
+        except (OSError, ValueError):
+            return False
+        return bool(found == _identity())
+
+    def _become(self, mine: Path) -> None:
+        """Make a claim that is whole from the start, and never over one that somebody lives by."""
+        while True:
+            try:
+                os.link(mine, self._claim)
+            except FileExistsError:
+                other = self.controller
+                if other is not None:
+                    raise RunDirectoryError(
+                        str(self.path), f"is being run by {other}", "Wait for it, or end it first."
+                    ) from None
+                self._claim.unlink(missing_ok=True)
+            else:
+                return
+
+    def beat(self) -> None:
+        """Show controllers on other hosts that this one lives.
+
+        Raises:
+            RunDirectoryError: If another one has taken over.
+        """
+        self.verify()
+        with contextlib.suppress(OSError):
+            os.utime(self._claim)
+
+
+def _identity() -> dict[str, str | int | None]:
+    return {"host": platform.node(), "pid": os.getpid(), "start": _start_ticks(os.getpid())}
+
+
+def _start_ticks(pid: int) -> str | None:
+    """Return when a process of this host started, or None if it is gone (a zombie is)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    state, *fields = stat.rpartition(")")[2].split()
+    return None if state in {"Z", "X"} else fields[18]
+
+
+def replace_file(file: Path, text: str) -> None:
+    """Write a file so that a death leaves the old one or the new one, never half of it."""
+    beside = file.with_name(file.name + ".new")
+    with beside.open("w") as output:
+        output.write(text)
+        output.flush()
+        os.fsync(output.fileno())
+    beside.replace(file)

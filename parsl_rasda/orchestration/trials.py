@@ -1,0 +1,96 @@
+"""What the machine remembers of a trial and of its running job."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from parsl_rasda.vocabulary import JSON, JobId, Mode, Placement, SiteName, TrialId, TrialState
+
+
+@dataclass(slots=True)
+class Job:
+    """A job that was started and whose `JobEnded` has not come yet.
+
+    Attributes:
+        since: When its start became due [s]: the boundary for a resize, else the start itself.
+        resized: It replaces a job of another width, so its start measures a restart.
+        confirmed: Its ranks have finished their first step.
+        ending: Why it was told to leave, or None.
+        next_placement: Where its trial goes on once it has left (`ending` is "resize").
+    """
+
+    id: JobId
+    placement: Placement
+    until: int
+    interactive: bool
+    since: float
+    resized: bool = False
+    confirmed: bool = False
+    ending: str | None = None
+    ending_at: float = 0.0
+    next_placement: Placement | None = None
+
+
+@dataclass(slots=True)
+class TrialRecord:
+    """One configuration through its life.
+
+    Attributes:
+        age: Position in the order of creation.
+        epoch: Epochs that stand: a checkpoint holds them, or the live job has finished them.
+        until: Its next milestone.
+        schedule: ``(epoch, replicas)`` pairs, the coming stretch last.
+        checkpoint: Newest whole checkpoint; None means a start from scratch.
+        checkpoint_epoch: Epochs finished in it.
+        site: Where the checkpoint is.
+        losses: Retries spent.
+        setbacks: Preemptions since the last finished epoch.
+        history: ``(epoch, metric)`` as reported; a repeated epoch replaces its first report.
+    """
+
+    id: TrialId
+    age: int
+    config: Mapping[str, JSON]
+    until: int
+    schedule: list[tuple[int, int]]
+    state: TrialState = TrialState.WAITING
+    attempt: int = 0
+    epoch: int = 0
+    checkpoint: str | None = None
+    checkpoint_epoch: int = 0
+    site: SiteName | None = None
+    losses: int = 0
+    setbacks: int = 0
+    rung: int = 0
+    job: Job | None = None
+    history: dict[int, float] = field(default_factory=dict)
+    reason: str = ""
+
+    @property
+    def replicas(self) -> int:
+        """Replicas of the coming stretch."""
+        return self.schedule[-1][1]
+
+    @property
+    def last(self) -> tuple[int, float] | None:
+        """The last ``(epoch, metric)`` reported, or None."""
+        if not self.history:
+            return None
+        epoch = max(self.history)
+        return epoch, self.history[epoch]
+
+
+def best_trial(trials: Mapping[TrialId, TrialRecord], mode: Mode) -> TrialRecord | None:
+    """Return the trial whose last metric is best; failed and diverged ones never are.
+
+    Equal metrics favour the older trial.
+    """
+    sign = 1.0 if mode is Mode.MIN else -1.0
+    ranked = [
+        (sign * last[1], t.age, t)
+        for t in trials.values()
+        if t.state is not TrialState.FAILED and (last := t.last) is not None and math.isfinite(last[1])
+    ]
+    return min(ranked, key=lambda r: r[:2])[2] if ranked else None

@@ -1,0 +1,315 @@
+"""Tries a site out: a small pilot, and real jobs on one GPU, one node and two, through the real path.
+
+What a job needs (launcher, masks, control channel, shared folder, fork server, collectives) is
+thereby used as a study would use it; `runtime.checkup` is what the jobs run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from parsl_rasda.errors import SiteUnavailableError
+from parsl_rasda.handoff import JobOrder
+from parsl_rasda.orchestration.events import (
+    EpochReported,
+    Event,
+    JobEnded,
+    PilotEnded,
+    PilotStarted,
+    RequestPilot,
+)
+from parsl_rasda.pipeline.places import check_folder
+from parsl_rasda.runners import hosts
+from parsl_rasda.runners.globus_runner import GlobusRunner
+from parsl_rasda.runners.parsl_runner import ParslRunner
+from parsl_rasda.study import ParslSiteSpec, SiteSpec
+from parsl_rasda.vocabulary import DEVICE_MASKS, NodeSlots, Outcome, PilotId, Placement, SiteName, TrialId
+
+_WALLTIME = "00:20:00"
+_JOB_S = 300.0
+_STAGE_S = 120.0
+_SKEW_S = 2.0  # above it, deadlines and leases are kept badly
+_SEEN_S = 0.1
+
+logger = logging.getLogger(__name__)
+
+
+class Verdict(StrEnum):
+    """How a finding is to be taken."""
+
+    GOOD = "ok"
+    DOUBTFUL = "check"  # it works, but something should be looked at
+    BAD = "change"  # a study would fail here
+    NONE = "-"  # not applicable
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the table."""
+
+    what: str
+    found: str
+    verdict: Verdict
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What came of one job.
+
+    Attributes:
+        ranks: What each rank has seen, as far as this machine can read it.
+    """
+
+    ended: JobEnded
+    gb_s: float
+    ranks: list[dict[str, Any]]
+    seconds: float
+
+
+class Doctor:
+    """One examination of one site."""
+
+    def __init__(self, site: SiteSpec) -> None:
+        """Prepare; nothing is started.
+
+        Raises:
+            RunDirectoryError: If Parsl cannot work in `work_dir`, or without one in the current folder.
+        """
+        self.site = _small(site)
+        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        base = Path(site.work_dir) if site.work_dir else Path.cwd()
+        if isinstance(site, ParslSiteSpec):
+            check_folder(base)
+        base.mkdir(parents=True, exist_ok=True)
+        self.folder = Path(tempfile.mkdtemp(prefix="rasda-doctor-", dir=base))
+        self.runner: ParslRunner | GlobusRunner
+        if isinstance(self.site, ParslSiteSpec):
+            self.runner = ParslRunner(self.site, self.folder / "runner")
+        else:
+            self.runner = GlobusRunner(self.site, self.folder / "runner")
+
+    def examine(self, say: Callable[[str], None]) -> Iterator[Finding]:
+        """Yield findings as they are made; the pilot is given back at the end, or when nobody listens.
+
+        Args:
+            say: Told what is being waited for.
+        """
+        self.runner.open(self.events.put)
+        is_well = True
+        try:
+            for finding in self._findings(say):
+                is_well &= finding.verdict is not Verdict.BAD
+                yield finding
+        except BaseException:
+            is_well = False
+            raise
+        finally:
+            self.runner.close()
+            if is_well:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            else:
+                say(f"logs are in {self.folder}")
+
+    def _findings(self, say: Callable[[str], None]) -> Iterator[Finding]:
+        say(f"asking {self.site.name} for a pilot of {self.site.nodes_per_pilot} node(s)")
+        began = time.monotonic()
+        self.runner.request_pilot(RequestPilot(PilotId("doctor-0"), SiteName(self.site.name)))
+        pilot = self._await(lambda e: isinstance(e, PilotStarted | PilotEnded), None)
+        if not isinstance(pilot, PilotStarted):
+            cause = pilot.cause if isinstance(pilot, PilotEnded) else "it did not come"
+            raise SiteUnavailableError(self.site.name, cause)
+        nodes, wanted = len(pilot.nodes), self.site.nodes_per_pilot
+        yield Finding(
+            "pilot",
+            f"{nodes} node{'s' * (nodes > 1)} after {time.monotonic() - began:.0f} s",
+            Verdict.GOOD if nodes >= wanted else Verdict.DOUBTFUL,
+            "" if nodes >= wanted else f"{wanted} were asked for; look at the provider's limits",
+        )
+        yield from self._environment()
+        yield from self._jobs(pilot, say)
+
+    def _environment(self) -> Iterator[Finding]:
+        """What Parsl's worker on the first node sees."""
+        began = time.time()
+        clock = self.runner.submit_stage(time.time).result(_STAGE_S)
+        ended = time.time()
+        found = self.runner.submit_stage(hosts.describe_allocation, self.site.accelerator).result(_STAGE_S)
+        skew_s = max(0.0, abs(clock - (began + ended) / 2) - (ended - began) / 2)
+        yield Finding(
+            "clock",
+            f"{skew_s:.1f} s apart" if skew_s > _SEEN_S else "the same as here",
+            Verdict.GOOD if skew_s < _SKEW_S else Verdict.DOUBTFUL,
+            "" if skew_s < _SKEW_S else f"set checkpoint_margin {skew_s:.0f} s longer, or run ntpd",
+        )
+        here = hosts.describe_allocation("none")
+        same = found["python"] == here["python"]
+        yield Finding(
+            "python",
+            f"{found['python']} there, {here['python']} here",
+            Verdict.GOOD if same else Verdict.BAD,
+            "" if same else "tasks are pickled: use the same minor version on both sides (worker_init)",
+        )
+        versions = ", ".join(f"{name} {text or 'missing'}" for name, text in found["versions"].items())
+        has_torch = found["versions"]["torch"] is not None or self.site.accelerator == "none"
+        advice = "" if has_torch else "install torch in the environment that worker_init activates"
+        yield Finding("packages", versions, Verdict.GOOD if has_torch else Verdict.BAD, advice)
+        yield self._gpus(found["gpus"])
+
+    def _gpus(self, found: int) -> Finding:
+        declared = self.site.gpus_per_node
+        if self.site.accelerator not in DEVICE_MASKS:
+            return Finding("slots per node", f"{declared} declared", Verdict.GOOD)
+        if not found:
+            advice = "none were seen: is the partition one with GPUs, does the provider ask for them?"
+            return Finding("GPUs per node", f"none found, {declared} declared", Verdict.DOUBTFUL, advice)
+        fits = declared in {"auto", found}
+        advice = "" if fits else f"set gpus_per_node: {found}, or ask the provider for all of them"
+        return Finding(
+            "GPUs per node",
+            f"{found} found, {declared} declared",
+            Verdict.GOOD if fits else Verdict.DOUBTFUL,
+            advice,
+        )
+
+    # ------------------------------------------------------------------------------------- jobs
+
+    def _jobs(self, pilot: PilotStarted, say: Callable[[str], None]) -> Iterator[Finding]:
+        first = pilot.nodes[0]
+        shapes: dict[str, tuple[NodeSlots, ...]] = {
+            "1 GPU": (NodeSlots(first.node, first.gpus[:1]),),
+            "1 node": (first,),
+        }
+        if len(pilot.nodes) > 1:
+            shapes["2 nodes"] = pilot.nodes[:2]
+        ranks: list[dict[str, Any]] = []
+        for number, (shape, nodes) in enumerate(shapes.items()):
+            say(f"a job on {shape}")
+            job = self._run(f"doctor-{number}", Placement(pilot.site, pilot.pilot, nodes), pilot)
+            yield self._launch(shape, job, sum(len(n.gpus) for n in nodes))
+            if job.ended.outcome is not Outcome.REACHED:
+                return  # wider ones would fail in the same way
+            ranks += job.ranks
+        if "2 nodes" not in shapes:
+            yield Finding("all-reduce, 2 nodes", "the pilot has one node", Verdict.NONE)
+        yield from self._seen(ranks)
+
+    def _run(self, name: str, placement: Placement, pilot: PilotStarted) -> _Job:
+        directory = self.folder / "trials" / name / "attempt-1"
+        order = JobOrder(
+            study="doctor",
+            trial=TrialId(name),
+            attempt=1,
+            config={},
+            directory=str(directory),
+            seed=0,
+            metric="gb_s",
+            mode="max",
+            epoch=0,
+            until=1,
+            max_epochs=1,
+            schedule=((0, placement.width),),
+            world_size=placement.width,
+            python="parsl_rasda.runtime.checkup:examine",
+            inputs={"torch": self.site.accelerator != "none"},
+            slots=placement.slots,
+            accelerator=self.site.accelerator,
+            interactive=False,
+            deadline=pilot.deadline,
+        )
+        began, gb_s = time.monotonic(), 0.0
+        directory.mkdir(parents=True, exist_ok=True)
+        self.runner.start_job(order, placement)
+        while True:
+            event = self._await(
+                lambda e: isinstance(e, EpochReported | JobEnded) and e.job == order.job, _JOB_S
+            )
+            if isinstance(event, EpochReported):
+                gb_s = float(event.metrics.get("gb_s", 0.0))
+                continue
+            if not isinstance(event, JobEnded):
+                cause = f"it did not end within {_JOB_S:g} s"
+                event = JobEnded(time.time(), order.job, Outcome.LOST, cause)
+            files = sorted(directory.glob("scratch/rank-*.json"))
+            return _Job(event, gb_s, [json.loads(f.read_text()) for f in files], time.monotonic() - began)
+
+    def _launch(self, shape: str, job: _Job, width: int) -> Finding:
+        name = f"all-reduce, {shape}"
+        if job.ended.outcome is not Outcome.REACHED:
+            said = f"{job.ended.outcome}: {job.ended.cause}"
+            return Finding(
+                name, said, Verdict.BAD, f"look at mpi_launcher ({self.site.mpi_launcher}) and its log"
+            )
+        took = f"{width} rank{'s' * (width > 1)} in {job.seconds:.1f} s"
+        speed = f", {job.gb_s:.2f} GB/s" if job.gb_s else ""
+        expected = width if self.site.accelerator != "none" else 1
+        if len(job.ranks) < expected:
+            advice = "set work_dir to a folder that all nodes and this machine see"
+            return Finding(name, f"{took}{speed}; files of {len(job.ranks)} ranks came", Verdict.BAD, advice)
+        return Finding(name, took + speed, Verdict.GOOD)
+
+    def _seen(self, ranks: list[dict[str, Any]]) -> Iterator[Finding]:
+        yield Finding("shared folder", str(self.folder.parent), Verdict.GOOD)
+        if self.site.accelerator == "none":
+            yield Finding("torch", "not used: slots are only logical", Verdict.NONE)
+            return
+        kinds = {(r["device"], r["torch"], r["cuda"], r["nccl"]) for r in ranks}
+        device, torch, cuda, nccl = sorted(kinds, key=str)[0]
+        words = [
+            f"torch {torch}",
+            str(device),
+            *([f"CUDA/ROCm {cuda}"] if cuda else []),
+            *([f"NCCL {nccl}"] if nccl else []),
+        ]
+        alike = len(kinds) == 1
+        yield Finding(
+            "torch",
+            ", ".join(words),
+            Verdict.GOOD if alike else Verdict.DOUBTFUL,
+            "" if alike else "nodes differ",
+        )
+        forked = sum(r["forked"] for r in ranks)
+        if not self.site.warm_start:
+            yield Finding("fork server", "switched off (warm_start: false)", Verdict.NONE)
+        elif forked:
+            yield Finding("fork server", f"{forked} of {len(ranks)} ranks were forked", Verdict.GOOD)
+        else:
+            advice = "ranks start in seconds instead of tenths; see log.txt, or set warm_start: false"
+            yield Finding("fork server", "no rank was forked", Verdict.DOUBTFUL, advice)
+
+    def _await(self, wanted: Callable[[Event], bool], timeout_s: float | None) -> Event | None:
+        """Return the next event of interest; None after the time [s], if there is a limit."""
+        give_up = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            left_s = None if give_up is None else max(0.0, give_up - time.monotonic())
+            try:
+                event = self.events.get(timeout=left_s)
+            except queue.Empty:
+                return None
+            if wanted(event):
+                return event
+
+
+def _small(site: SiteSpec) -> SiteSpec:
+    """Return the site with a pilot of at most two nodes and a short walltime: it starts sooner."""
+    nodes = min(2, site.nodes_per_pilot)
+    changes: dict[str, Any] = {"pilots": 1, "nodes": nodes}
+    if isinstance(site, ParslSiteSpec):
+        provider = site.provider.model_dump()
+        if "nodes_per_block" in provider:
+            provider["nodes_per_block"] = nodes
+        if "walltime" in provider:
+            provider["walltime"] = _WALLTIME
+        changes["provider"] = provider
+    data = site.model_dump(by_alias=True)
+    return type(site).model_validate({**data, **changes})

@@ -1,0 +1,143 @@
+"""The sites of a run as places where stages and searches happen."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+from parsl_rasda.errors import InvalidSettingError, RasdaError, RunDirectoryError, StageFailedError
+from parsl_rasda.orchestration.rundir import RunDirectory
+from parsl_rasda.pipeline import calls
+from parsl_rasda.pipeline.plan import Call
+from parsl_rasda.runners.app import Named
+from parsl_rasda.runners.globus_runner import GlobusRunner
+from parsl_rasda.runners.parsl_runner import ParslRunner
+from parsl_rasda.runners.several import SeveralSites
+from parsl_rasda.study import CommandStage, ParslSiteSpec, PythonStage, SiteSpec, Stage
+from parsl_rasda.vocabulary import SiteName
+
+_LOOK_S = 0.2
+_PLAIN_ASCII = re.compile(r"[A-Za-z0-9_./+@%:,=~#-]")
+
+
+class Places:
+    """One runner a site, open while the block lasts; pilots are kept from one stage to the next."""
+
+    def __init__(
+        self,
+        sites: Sequence[SiteSpec],
+        directory: RunDirectory,
+        search_path: Sequence[str],
+        *,
+        narrowest: int,
+    ) -> None:
+        """Prepare; nothing is started before the first stage or search asks for it.
+
+        Args:
+            sites: Where things may happen; the first one is where stages run that name none.
+            directory: The run directory.
+            search_path: Folders of the study's own modules.
+            narrowest: Slots of the narrowest job of any search.
+
+        Raises:
+            RunDirectoryError: If Parsl cannot work in the run directory or in a site's `work_dir`.
+        """
+        self.sites: Mapping[SiteName, SiteSpec] = {SiteName(s.name): s for s in sites}
+        self._search_path = tuple(search_path)
+        self._runners = {
+            name: _runner(site, directory, search_path, narrowest) for name, site in self.sites.items()
+        }
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        for runner in self._runners.values():
+            self._stack.enter_context(runner.hold())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def named(self, site: str | None) -> dict[SiteName, SiteSpec]:
+        """Return the site of that name, or all of them."""
+        return {name: spec for name, spec in self.sites.items() if site in (None, name)}
+
+    def runner(self, sites: Sequence[SiteName]) -> SeveralSites:
+        """Return the runner of some of the sites."""
+        return SeveralSites({name: self._runners[name] for name in sites})
+
+    def submit(self, name: str, stage: Stage, call: Call, folder: Path) -> Future[dict[str, Any]]:
+        """Start one call of a stage on its site, or on the first one."""
+        runner = self._runners[SiteName(stage.site) if stage.site else next(iter(self._runners))]
+        if isinstance(runner, GlobusRunner):
+            folder = runner.folder_there(folder)
+        match stage:
+            case PythonStage():
+                return runner.submit_stage(
+                    Named(f"stage_{name}_{call.index}", calls.call_python),
+                    name,
+                    stage.python,
+                    dict(call.arguments),
+                    str(folder),
+                    self._search_path,
+                )
+            case CommandStage():
+                return runner.submit_stage(
+                    Named(f"stage_{name}_{call.index}", calls.call_command),
+                    name,
+                    tuple(stage.command),
+                    dict(call.arguments),
+                    str(folder),
+                )
+            case _:
+                raise InvalidSettingError(f"stages.{name}", "tune", "a python or a command stage")
+
+
+def outcome(name: str, future: Future[dict[str, Any]], ending: threading.Event) -> dict[str, Any]:
+    """Wait for a call of a stage and return what it returned.
+
+    Raises:
+        StageFailedError: If it failed, or the run is ending.
+    """
+    while True:
+        try:
+            return future.result(timeout=_LOOK_S)
+        except FutureTimeoutError:
+            if ending.is_set():
+                raise StageFailedError(name, "interrupted") from None
+        except RasdaError:
+            raise
+        except Exception as error:
+            raise StageFailedError(name, f"{type(error).__name__}: {error}") from error
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that Parsl's command lines, which quote nothing, would tear apart: pilots never come.
+
+    Raises:
+        RunDirectoryError: If its path, links followed, has a blank or a character special to shells.
+    """
+    path = str(folder.resolve())
+    for character in path:
+        if not (_PLAIN_ASCII.match(character) or (not character.isascii() and character.isalpha())):
+            found = f"has {character!r} in its path, with which Parsl starts no pilot"
+            raise RunDirectoryError(
+                path, found, "Choose one of letters, digits and _ . / + @ % : , = ~ # - only."
+            )
+
+
+def _runner(
+    site: SiteSpec, directory: RunDirectory, search_path: Sequence[str], narrowest: int
+) -> ParslRunner | GlobusRunner:
+    folder, paths = directory.path / "runners" / site.name, tuple(Path(p) for p in search_path)
+    if isinstance(site, ParslSiteSpec):
+        check_folder(directory.path)
+        if site.work_dir:
+            check_folder(Path(site.work_dir))
+        return ParslRunner(site, folder, narrowest=narrowest, python_path=paths)
+    return GlobusRunner(site, folder, python_path=paths)

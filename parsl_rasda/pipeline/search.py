@@ -1,0 +1,134 @@
+"""One `tune` stage of a run: its machine, journal, searcher and driver put together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from parsl_rasda.errors import PlacementImpossibleError
+from parsl_rasda.orchestration.driver import Driver
+from parsl_rasda.orchestration.history import History, rebuild
+from parsl_rasda.orchestration.journal import Journal
+from parsl_rasda.orchestration.orders import OrderDesk, SiteFacts
+from parsl_rasda.orchestration.ports import Runner
+from parsl_rasda.orchestration.rundir import RunDirectory
+from parsl_rasda.orchestration.summary import best
+from parsl_rasda.orchestration.view import View
+from parsl_rasda.runners.several import SeveralSites
+from parsl_rasda.study import SiteSpec, StudySpec, TuneSpec
+from parsl_rasda.vocabulary import JSON, SiteName, StudyState
+
+
+@dataclass(slots=True)
+class Search:
+    """Runs a search to its end, from wherever its journal says it stands.
+
+    Attributes:
+        directory: Where its journal and its trials are.
+        claimed: The directory of the whole run, which this controller has claimed.
+    """
+
+    study: StudySpec
+    name: str
+    tune: TuneSpec
+    sites: Mapping[SiteName, SiteSpec]
+    runner: Runner
+    directory: RunDirectory
+    claimed: RunDirectory
+    inputs: Mapping[str, JSON]
+    known: Sequence[Mapping[str, JSON]] = ()
+    state: StudyState = StudyState.RUNNING
+    cause: str = ""
+    _history: History | None = None
+    _driver: Driver | None = None
+
+    def run(self, view: View) -> Any:
+        """Return the best trial as the next stage receives it; None if `state` is not DONE after it.
+
+        Raises:
+            PlacementImpossibleError: If a trial can never have the GPUs it needs.
+        """
+        self.directory.path.mkdir(parents=True, exist_ok=True)
+        check_fit(self.tune, self.sites)
+        history = rebuild(self.directory, self.study.name, self.tune, seed=self.study.seed, known=self.known)
+        self._history = history
+        wanted = self.tune.num_samples
+        if history.machine.state is not StudyState.DONE or wanted > history.machine.num_samples:
+            self._drive(history, view)
+        self.state = history.machine.state
+        if self.state is StudyState.FAILED:
+            first = next(iter(history.machine.trials.values()), None)
+            self.cause = "no trial succeeded" + (f"; trial {first.id}: {first.reason}" if first else "")
+        return best(history.machine) if self.state is StudyState.DONE else None
+
+    def interrupt(self) -> None:
+        """Let running trials save and leave."""
+        if self._driver is not None:
+            self._driver.interrupt()
+
+    def abandon(self) -> None:
+        """Leave at once."""
+        if self._driver is not None:
+            self._driver.abandon()
+
+    def summary(self) -> dict[str, Any]:
+        """Return the JSON document of the search as it stands."""
+        return self._history.summary() if self._history else {}
+
+    def _drive(self, history: History, view: View) -> None:
+        orders = self._orders()
+        live = [(t.job, t.epoch) for t in history.machine.jobs.values() if t.job is not None]
+        there = [(j.id, j.placement.site, epoch) for j, epoch in live if j.placement.site in self.sites]
+        evidence = list(orders.evidence(there, time.time()))
+        evidence += self.runner.recover(there) if isinstance(self.runner, SeveralSites) else []
+        observers = [history.accounts, view.search(self.name, history.machine, history.accounts)]
+        with Journal(self.directory.journal, self.study.name) as journal:
+            self._driver = Driver(
+                history.machine,
+                journal,
+                self.runner,
+                history.searcher,
+                orders,
+                time.time,
+                observers,
+                on_beat=self.claimed.beat,
+                on_write=self.claimed.verify,
+            )
+            pilots = {name: site.pilots for name, site in self.sites.items()}
+            self.cause = self._driver.run(self.tune.num_samples, pilots, evidence).cause
+
+    def _orders(self) -> OrderDesk:
+        facts = {
+            name: SiteFacts(
+                site.accelerator, Path(site.work_dir) if site.work_dir else None, self._inputs_at(name)
+            )
+            for name, site in self.sites.items()
+        }
+        return OrderDesk(
+            self.study.name, self.study.seed, self.tune, self.directory, facts, dict(self.inputs)
+        )
+
+    def _inputs_at(self, site: SiteName) -> dict[str, JSON]:
+        """Return the inputs that differ by site: those that are a mapping with the name of every site."""
+        by_site = {
+            name: value
+            for name, value in self.inputs.items()
+            if isinstance(value, dict) and value.keys() >= self.sites.keys()
+        }
+        return {name: value[site] for name, value in by_site.items()}
+
+
+def check_fit(tune: TuneSpec, sites: Mapping[SiteName, SiteSpec]) -> None:
+    """Refuse a search whose trials can never have the GPUs they need.
+
+    Raises:
+        PlacementImpossibleError: If no pilot of any site is large enough.
+    """
+    method = tune.scheduler
+    known = [site.slots_per_pilot for site in sites.values()]
+    largest = max((s for s in known if s is not None), default=0)
+    if None not in known and method.num_workers > largest:
+        raise PlacementImpossibleError(method.num_workers, largest, "scheduler.num_workers")

@@ -1,0 +1,197 @@
+"""Who waits for slots and who holds them: what a growth policy looks at.
+
+The machine keeps the board up to date; a policy reads it, and may hold slots on the ledger while
+it thinks, as long as it gives them back.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from sortedcontainers import SortedDict
+
+from parsl_rasda.placement.ledger import Ledger
+from parsl_rasda.placement.times import Times
+from parsl_rasda.vocabulary import Placement, SiteName, TrialId
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A trial that needs slots: new, resumed, lost, or (under `strict`) at its next width.
+
+    Attributes:
+        age: Position in the order of creation; older trials have smaller ages.
+        site: The only site it may use, because its checkpoint is there; None if anywhere.
+        overtaken: How often a trial behind it was started first.
+    """
+
+    trial: TrialId
+    age: int
+    epoch: int
+    until: int
+    replicas: int
+    site: SiteName | None = None
+    overtaken: int = 0
+
+
+@dataclass(slots=True)
+class Running:
+    """A trial that holds slots.
+
+    Attributes:
+        boundary_at: When its next epoch ends, as foreseen [s].
+        boundary_epoch: Epochs done then.
+        until: Its next milestone: epochs up to there are certain.
+        replicas: The widest it may be.
+    """
+
+    trial: TrialId
+    age: int
+    placement: Placement
+    boundary_at: float
+    boundary_epoch: int
+    until: int
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """What a policy decided, now.
+
+    Attributes:
+        starts: Waiting trials that start, each on its placement.
+        here: The new placement of the trial at a boundary, or None to keep what it has.
+        requeue: The trial at a boundary gives its slots up and waits for its full width.
+    """
+
+    starts: Mapping[TrialId, Placement] = field(default_factory=dict)
+    here: Placement | None = None
+    requeue: bool = False
+
+
+class GrowthPolicy(Protocol):
+    """Decides on which slots trials start and when they change their width.
+
+    The executable definition is `parsl_rasda.testing.GrowthPolicyContract`.
+    """
+
+    def decide(self, board: Board, now: float, here: Running | None = None) -> Allocation:
+        """Return what starts and what becomes of ``here``, the trial at an epoch boundary.
+
+        The same board gives the same answer; the ledger is left as it was found.
+        """
+        ...
+
+    def needs(self, replicas: int, num_workers: int) -> int:
+        """Return the slots without which a trial of so many replicas cannot start."""
+        ...
+
+
+class Board:
+    """The ledger, the times, the waiting queue and the running trials, kept in order."""
+
+    def __init__(self, ledger: Ledger, times: Times, *, num_workers: int, max_epochs: int, step: int) -> None:
+        """Create an empty board.
+
+        Args:
+            ledger: Free and held slots.
+            times: Epoch and restart times.
+            num_workers: Width at which trials start.
+            max_epochs: Epochs of a complete trial.
+            step: Ratio between neighbouring widths (smallest prime of the scaling factor).
+        """
+        self.ledger, self.times = ledger, times
+        self.num_workers, self.max_epochs, self.step = num_workers, max_epochs, step
+        self.new_trials = 0  # wanted, but not proposed yet: they wait as well
+        self.running: dict[TrialId, Running] = {}
+        self._waiting: SortedDict = SortedDict()  # (-epoch, age) -> Waiting
+        self._queue: tuple[Waiting, ...] | None = ()  # its values, until it changes
+        self._ends: SortedDict = SortedDict()  # (-end if it stays as wide, age) -> TrialId, growable only
+        self._end_keys: dict[TrialId, tuple[float, int]] = {}
+
+    # ------------------------------------------------------------------------------- waiting
+
+    @property
+    def waiting(self) -> tuple[Waiting, ...]:
+        """Trials that wait, the deepest first, then the oldest."""
+        if self._queue is None:
+            self._queue = tuple(self._waiting.values())
+        return self._queue
+
+    def enqueue(self, waiting: Waiting) -> None:
+        """Let a trial wait."""
+        self._waiting[-waiting.epoch, waiting.age] = waiting
+        self._queue = None
+
+    def dequeue(self, waiting: Waiting) -> None:
+        """Take a trial out of the queue."""
+        del self._waiting[-waiting.epoch, waiting.age]
+        self._queue = None
+
+    # ------------------------------------------------------------------------------- running
+
+    def place(self, running: Running) -> None:
+        """Note that a trial runs, or runs differently from before."""
+        self.unplace(running.trial)
+        self.running[running.trial] = running
+        if running.placement.width < running.replicas and running.until > running.boundary_epoch:
+            key = self.rank(running)
+            self._ends[key] = running.trial
+            self._end_keys[running.trial] = key
+
+    def unplace(self, trial: TrialId) -> None:
+        """Note that a trial no longer runs."""
+        self.running.pop(trial, None)
+        key = self._end_keys.pop(trial, None)
+        if key is not None:
+            del self._ends[key]
+
+    def rank(self, running: Running) -> tuple[float, int]:
+        """Return the place of a trial among those that want to widen: who would end last comes first."""
+        epoch_s = self.epoch_s(running, running.placement.width)
+        end = running.boundary_at + epoch_s * (self.max_epochs - running.boundary_epoch)
+        return -end, running.age
+
+    def epoch_s(self, running: Running, width: int) -> float:
+        """Return the time of one epoch of a trial at a width [s]."""
+        return self.times.epoch_s(running.trial, width, running.placement.site)
+
+    def growable(self) -> Iterator[tuple[tuple[float, int], Running]]:
+        """Running trials that could still widen before their next rung, by `rank` when last placed."""
+        return ((key, self.running[trial]) for key, trial in self._ends.items())
+
+    # ------------------------------------------------------------------------------- widths
+
+    def widths(self, replicas: int) -> tuple[int, ...]:
+        """Return the world sizes a trial may have, ascending: divisors of its replicas."""
+        return _widths(self.num_workers, self.step, replicas)
+
+    def widest(
+        self,
+        replicas: int,
+        site: SiteName,
+        own: Placement | None,
+        accept: Callable[[int], bool] = lambda _: True,
+    ) -> Placement | None:
+        """Return the widest placement above ``own`` that fits and is accepted, or None."""
+        ladder = self.widths(replicas)
+        floor = own.width if own is not None else 0
+        room = self.ledger.free_at(site) + floor
+        for width in reversed(ladder[bisect.bisect_right(ladder, floor) :]):
+            if width <= room and accept(width):
+                found = self.ledger.find(width, site=site, own=own)
+                if found is not None:
+                    return found
+        return None
+
+
+def _widths(start: int, step: int, replicas: int) -> tuple[int, ...]:
+    widths, width = [], start
+    while width < replicas:
+        if replicas % width == 0:
+            widths.append(width)
+        width *= step
+    return (*widths, replicas)

@@ -1,0 +1,116 @@
+"""How long an epoch and a restart take: what was measured, else what must be assumed."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from functools import lru_cache
+
+from sortedcontainers import SortedList
+
+from parsl_rasda.vocabulary import SiteName, TrialId
+
+
+@dataclass(frozen=True, slots=True)
+class Assumed:
+    """What is believed before anything is measured.
+
+    Attributes:
+        epoch_s: One epoch of a typical trial on one slot [s].
+        restart_s: Restart of a trial at another width [s]; an upper estimate keeps the promise.
+        efficiency: Parallel efficiency of one doubling of the width, in (0.5, 1].
+    """
+
+    epoch_s: float = 60.0
+    restart_s: float = 10.0
+    efficiency: float = 0.9
+
+    def speedup(self, ratio: float) -> float:
+        """Return how much faster an epoch is on ``ratio`` times as many slots."""
+        return _speedup(ratio, self.efficiency)
+
+
+class Times:
+    """Epoch times per trial and width, the efficiency of a doubling, and the slowest restart.
+
+    Epochs are learnt per site, because machines differ. The restart is the slowest of the last
+    few resizes: an underestimate would let a trial widen for nothing.
+    """
+
+    def __init__(self, assumed: Assumed) -> None:
+        self._assumed = assumed
+        self._measured: dict[TrialId, dict[int, float]] = {}
+        self._single: dict[TrialId, tuple[SiteName, float]] = {}  # its epoch on one slot
+        self._sites: dict[SiteName, SortedList] = {}
+        self._doublings = SortedList([assumed.efficiency])
+        self._efficiency = assumed.efficiency
+        self._restarts: deque[float] = deque(maxlen=8)
+        self._launches: deque[float] = deque(maxlen=8)
+
+    @property
+    def efficiency(self) -> float:
+        """Median efficiency of a doubling: the assumed value and every one observed."""
+        return self._efficiency
+
+    @property
+    def restart_s(self) -> float:
+        """Upper estimate of a restart [s]."""
+        if self._restarts:
+            return max(self._restarts)
+        return max([self._assumed.restart_s, *self._launches])
+
+    def epoch_s(self, trial: TrialId, width: int, site: SiteName) -> float:
+        """Return the time of one epoch [s] at a width, measured there or scaled to it."""
+        known = self._measured.get(trial)
+        if known:
+            if width in known:
+                return known[width]
+            nearest = min(known, key=lambda w: (abs(math.log2(w / width)), w))
+            return known[nearest] / self._speedup(width / nearest)
+        singles = self._sites.get(site)
+        single = float(singles[len(singles) // 2]) if singles else self._assumed.epoch_s
+        return single / self._speedup(width)
+
+    def typical_epoch_s(self, width: int) -> float | None:
+        """Return the median time of an epoch at a width over all trials and sites [s], if any was seen."""
+        singles = sorted(s for _, s in self._single.values())
+        return singles[len(singles) // 2] / self._speedup(width) if singles else None
+
+    def saw_epoch(self, trial: TrialId, width: int, site: SiteName, seconds: float) -> None:
+        """Learn the time of one epoch [s]."""
+        if not (math.isfinite(seconds) and seconds > 0):
+            return
+        known = self._measured.setdefault(trial, {})
+        if self._single.get(trial, (site,))[0] != site:
+            known.clear()
+        if width not in known and known:
+            nearest = min(known, key=lambda w: (abs(math.log2(w / width)), w))
+            gain = math.log2(known[nearest] / seconds) / math.log2(width / nearest)
+            self._doublings.add(min(1.0, math.pow(2.0, gain - 1.0)))
+            self._efficiency = float(self._doublings[len(self._doublings) // 2])
+        known[width] = seconds
+        self._relearn_single(trial, site, seconds * self._speedup(width))
+
+    def saw_restart(self, seconds: float) -> None:
+        """Learn a restart at another width [s], from the boundary to the first step done."""
+        self._restarts.append(seconds)
+
+    def saw_launch(self, seconds: float) -> None:
+        """Learn a first launch [s]; it stands in for restarts until one is seen."""
+        self._launches.append(seconds)
+
+    def _speedup(self, ratio: float) -> float:
+        return _speedup(ratio, self.efficiency)
+
+    def _relearn_single(self, trial: TrialId, site: SiteName, seconds: float) -> None:
+        old = self._single.get(trial)
+        if old is not None:
+            self._sites[old[0]].remove(old[1])
+        self._single[trial] = (site, seconds)
+        self._sites.setdefault(site, SortedList()).add(seconds)
+
+
+@lru_cache(maxsize=4096)
+def _speedup(ratio: float, efficiency: float) -> float:
+    return ratio * math.pow(efficiency, math.log2(ratio))

@@ -1,0 +1,64 @@
+"""Writes down what a run has come to: results.csv, best.json, summary.txt and the graph."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from parsl_rasda.reporting.graph import graphml, mermaid, run_graph, svg
+from parsl_rasda.reporting.runs import Run
+from parsl_rasda.reporting.tables import as_text, status_view
+from parsl_rasda.reporting.words import plain_json
+
+COLUMNS = ("trial", "state", "epochs", "metric", "replicas", "attempts", "reason")
+
+
+def write_report(run: Run) -> tuple[Path, ...]:
+    """Write the report of each search beside its journal and the graph of the run; return the files."""
+    graph = run_graph(run)
+    written = [
+        _write(run.directory / "graph.graphml", graphml(graph)),
+        _write(run.directory / "graph.mmd", mermaid(graph)),
+        _write(run.directory / "graph.svg", svg(graph)),
+    ]
+    for stage, summary in run.summaries().items():
+        folder = run.directories[stage]
+        folder.mkdir(exist_ok=True)  # a search that has not begun has none
+        best = {key: summary[key] for key in ("study", "state", "metric", "mode", "best")}
+        for name, text in (
+            ("results.csv", results_csv(summary)),
+            ("best.json", json.dumps(plain_json(best), indent=2, allow_nan=False) + "\n"),
+            ("summary.txt", as_text(status_view(summary))),
+        ):
+            written.append(_write(folder / name, text))
+    return tuple(written)
+
+
+def _write(file: Path, text: str) -> Path:
+    beside = file.with_name(file.name + ".new")
+    beside.write_text(text, newline="")
+    beside.replace(file)
+    return file
+
+
+def results_csv(summary: Mapping[str, Any]) -> str:
+    """Return one row per trial; a configuration's key that is also a column becomes ``config.<key>``."""
+    trials = summary["trial_list"]
+    keys = list(dict.fromkeys(key for t in trials for key in t["config"]))
+    names = {key: f"config.{key}" if key in COLUMNS else key for key in keys}
+    output = io.StringIO()
+    rows = csv.DictWriter(output, [*COLUMNS, *names.values()], lineterminator="\n")
+    rows.writeheader()
+    for t in trials:
+        facts = {**t, "epochs": t["epoch"]}
+        row = {column: facts[column] for column in COLUMNS}
+        rows.writerow({**row, **{names[k]: _cell(v) for k, v in t["config"].items()}})
+    return output.getvalue()
+
+
+def _cell(value: Any) -> Any:  # Any: a JSON value
+    return value if value is None or isinstance(value, int | float | str) else json.dumps(value)

@@ -1,0 +1,210 @@
+"""The summary of a search for eyes: made of rich tables, printed in a terminal or into a file."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from parsl_rasda.reporting.words import config_text, duration, number, share, shortened
+from parsl_rasda.vocabulary import StudyState, TrialState
+
+_FINDINGS = 12  # values of a stage that are listed one by one
+Summary: TypeAlias = Mapping[str, Any]
+
+STATE_STYLES = {
+    "done": "bold green",
+    "completed": "green",
+    "running": "cyan",
+    "waiting": "yellow",
+    "paused": "yellow",
+    "stopped": "dim",
+    "interrupted": "bold yellow",
+    "failed": "bold red",
+    "no_site": "bold red",
+}
+_LISTED = 8  # failures and faults that a summary lists; the trial table has them all
+_WIDE = 200  # columns of a text file
+_ENDINGS = {
+    StudyState.RUNNING: "running",
+    StudyState.DONE: "done",
+    StudyState.FAILED: "finished without a successful trial",
+    StudyState.NO_SITE: "ended: no site or pilot could be had",
+    StudyState.INTERRUPTED: "interrupted",
+}
+# Trials in a table: those that something still happens to first.
+_ORDER = ("running", "waiting", "paused", "failed", "completed", "stopped")
+
+
+def as_text(renderable: RenderableType, width: int = _WIDE) -> str:
+    """Return what a terminal of so many columns would show, without colours."""
+    console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
+    console.print(renderable)
+    written: io.StringIO = console.file  # type: ignore[assignment]  # the file given above
+    return "\n".join(line.rstrip() for line in written.getvalue().splitlines()) + "\n"
+
+
+def summary_view(summary: Summary, stages: Mapping[str, Any] | None = None) -> RenderableType:
+    """Return what a search has come to, on about ten lines.
+
+    Args:
+        summary: The JSON document of a search.
+        stages: What finished stages returned, by name.
+    """
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, text in _facts(summary):
+        grid.add_row(name, text)
+    for stage, value in (stages or {}).items():
+        grid.add_row(stage, _finding(value))
+    for name, text in _troubles(summary):
+        grid.add_row(Text(name, "bold red"), text)
+    return Group(_headline(summary), Padding(grid, (0, 0, 0, 2)))
+
+
+def _finding(value: Any) -> str:  # Any: whatever a user's function returned
+    """Return what a stage returned: a few plain values a line each, anything else in short."""
+    plain = isinstance(value, Mapping) and all(isinstance(v, str | int | float) for v in value.values())
+    if not plain or len(value) > _FINDINGS:
+        return shortened(value)
+    width = max(len(str(key)) for key in value)
+    return "\n".join(f"{key:<{width}}  {v if isinstance(v, str) else number(v)}" for key, v in value.items())
+
+
+def rungs_view(rungs: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Return the ladder: who has come how far, and the best there."""
+    table = _table("rung", "epochs", "replicas", "trials", "best")
+    for r in rungs:
+        best = number(r["best"]) if r["reached"] else ""
+        table.add_row(str(r["rung"]), str(r["epochs"]), str(r["replicas"]), str(r["reached"]), best)
+    return table
+
+
+def trials_view(summary: Summary, most: int | None = None) -> RenderableType:
+    """Return the trials with the reason of each end, those that something happens to first.
+
+    Args:
+        summary: The JSON document of a search.
+        most: Rows at most.
+    """
+    sign = -1.0 if summary.get("mode") == "max" else 1.0
+    trials = sorted(summary["trial_list"], key=lambda t: _rank(t, sign))
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("trial", "state"):
+        table.add_column(name, no_wrap=True)
+    for name in ("epoch", summary.get("metric", "metric"), "replicas", "GPUs", "tries"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("reason", overflow="fold")
+    for t in trials[:most]:
+        table.add_row(
+            t["trial"],
+            Text(t["state"], STATE_STYLES.get(t["state"], "")),
+            str(t["epoch"]),
+            number(t["metric"]),
+            str(t["replicas"]),
+            str(t["width"] or ""),
+            str(t["attempts"]),
+            t["reason"],
+        )
+    rest = len(trials) - len(trials[:most])
+    return Group(table, Text(f"and {rest} more: --json lists them all", "dim")) if rest else table
+
+
+def status_view(summary: Summary, most: int | None = None) -> RenderableType:
+    """Return everything that people want to know of a search.
+
+    Args:
+        summary: Its JSON document.
+        most: Trials listed at most.
+    """
+    parts = [summary_view(summary), Text(), rungs_view(summary["rungs"])]
+    if summary["trial_list"]:
+        parts += [Text(), trials_view(summary, most)]
+    return Group(*parts)
+
+
+def _headline(summary: Summary) -> Text:
+    state = summary["state"]
+    begun = summary["trial_list"] or summary["pilots"] or summary["makespan_s"]
+    words = _ENDINGS[StudyState(state)] if begun else "has not begun"
+    text = Text(f"{summary['study']}: ", "bold")
+    text.append(words, STATE_STYLES.get(state, "bold"))
+    if summary["makespan_s"]:
+        text.append(f" after {duration(summary['makespan_s'])}")
+    return text
+
+
+def _facts(summary: Summary) -> Iterator[tuple[str, str | Text]]:
+    best = summary["best"]
+    if best is not None:
+        metric = summary.get("metric", "metric")
+        yield "best", f"trial {best['trial']}: {metric} {number(best['metric'])} at epoch {best['epoch']}"
+        yield "", config_text(best["config"])
+        if best["checkpoint"]:
+            yield "checkpoint", str(best["checkpoint"])
+    yield "trials", _counts(summary["trials"])
+    held = f"{summary['gpu_hours']:.3g} GPU-hours, {share(summary['gpu_busy_fraction'])} of them in epochs"
+    yield "GPUs", held
+    restarts = summary["restarts"]
+    words = f"{restarts['count']}"
+    if restarts["count"]:
+        words += f" (median {duration(restarts['median_s'])}, longest {duration(restarts['max_s'])})"
+    repeated = summary["repeated_epochs"]
+    yield "restarts", words
+    yield (
+        "epochs",
+        f"{summary['epochs']}" + (f", {repeated} of them repeated after a loss" if repeated else ""),
+    )
+    for pilot in summary["pilots"] if summary["state"] == StudyState.RUNNING else ():
+        yield "pilot", f"{pilot['pilot']}: {pilot['gpus']} GPUs on {pilot['site']}"
+
+
+def _counts(trials: Mapping[str, int]) -> Text:
+    text = Text(f"{trials['total']}")
+    separator = ": "
+    for state in _ORDER:
+        if trials.get(state):
+            text.append(separator).append(f"{trials[state]} {state}", STATE_STYLES[state])
+            separator = ", "
+    return text
+
+
+def _troubles(summary: Summary) -> Iterator[tuple[str, str]]:
+    failed = [(t["trial"], t["reason"]) for t in summary["trial_list"] if t["state"] == TrialState.FAILED]
+    yield from _listed("failed", [f"trial {trial}: {shortened(reason, 200)}" for trial, reason in failed])
+    faults = summary["faults"]
+    told = [f"{f['what']}: {shortened(f['cause'], 200)}" for f in faults["list"]]
+    yield from _listed("faults", told)
+    if faults["preemptions"]:
+        yield "preempted", f"{faults['preemptions']} attempts, taken up again at no cost in retries"
+
+
+def _listed(name: str, lines: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for i, line in enumerate(lines[:_LISTED]):
+        yield ("" if i else name), line
+    if len(lines) > _LISTED:
+        yield "", f"and {len(lines) - _LISTED} more"
+
+
+def _rank(trial: Mapping[str, Any], sign: float) -> tuple[int, int, float, str]:
+    metric = trial["metric"]
+    return (
+        _ORDER.index(trial["state"]),
+        -trial["epoch"],
+        math.inf if metric is None else sign * metric,
+        trial["trial"],
+    )
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table

@@ -1,0 +1,111 @@
+"""What a pilot turned out to be: its nodes and slots, its end, and whether it can be used at all."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from parsl_rasda.handoff import JobOrder
+from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.vocabulary import DEVICE_MASKS, NodeName, NodeSlots
+
+_SECONDS = (1, 60, 3600)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """A pilot that can be used.
+
+    Attributes:
+        deadline: Unix time [s] at which it ends, or None.
+        python: The interpreter of ranks there.
+        rank_client: The program that has a rank forked (`runtime.forkserver`).
+    """
+
+    nodes: tuple[NodeSlots, ...]
+    deadline: float | None
+    python: str
+    rank_client: str
+
+    @property
+    def gpus_per_node(self) -> int:
+        """Slots of a whole node."""
+        return max(len(node.gpus) for node in self.nodes)
+
+    def leave_by(self, margin_s: float, now: float) -> float | None:
+        """Return when jobs must have left [Unix time, s]: a margin before the end, or None.
+
+        An allocation too short for the margin gives half of itself to work.
+        """
+        if self.deadline is None:
+            return None
+        return self.deadline - min(margin_s, max(0.0, self.deadline - now) / 2)
+
+    def rank_program(self, order: JobOrder, *, warm_start: bool) -> tuple[str, ...]:
+        """Return what a launcher starts for each rank of an order.
+
+        Emulated trials and scripts never need torch in the rank itself, and start fast without a fork.
+        """
+        path = str(Path(order.directory) / "order.json")
+        if warm_start and order.python is not None and order.accelerator != "none":
+            return (self.python, "-S", "-E", "-s", self.rank_client, path)
+        return (self.python, "-m", "parsl_rasda.runtime", path)
+
+
+def read_allocation(
+    site: ParslSiteSpec, found: Mapping[str, Any], *, now: float, is_local: bool
+) -> Allocation | str:
+    """Return what a site's pilot offers, or why it cannot be used.
+
+    Args:
+        site: What was asked for.
+        found: What `hosts.describe_allocation` saw there.
+        now: Unix time [s].
+        is_local: Whether the pilot is this very machine, whose nodes then are only names.
+    """
+    ours, theirs = version("parsl_rasda"), found["versions"]["parsl_rasda"]
+    if ours != theirs:
+        return f"parsl_rasda is {theirs or 'not installed'} on the pilot and {ours} here; install the same"
+    names = found["nodes"]
+    gpus = _usable_gpus(site, found["gpus"])
+    if not gpus:
+        return f"no {site.accelerator} device was found on {names[0]}; set gpus_per_node or accelerator"
+    if len(names) < site.nodes_per_pilot and not is_local:
+        logger.warning(
+            "fewer nodes than declared site=%s declared=%d found=%d",
+            site.name,
+            site.nodes_per_pilot,
+            len(names),
+        )
+    if is_local and site.nodes_per_pilot > 1:
+        names = [f"node{i}" for i in range(site.nodes_per_pilot)]
+    walltime = site.provider.options.get("walltime")
+    deadline = found["deadline"]
+    if deadline is None and isinstance(walltime, str):
+        deadline = now + walltime_s(walltime)
+    nodes = tuple(NodeSlots(NodeName(name), tuple(range(gpus))) for name in names)
+    return Allocation(nodes, deadline, site.python or found["executable"], found["rank_client"])
+
+
+def _usable_gpus(site: ParslSiteSpec, found: int) -> int:
+    """Return the slots of a node: as declared, unless its devices were counted and are fewer."""
+    declared = site.gpus_per_node
+    if declared == "auto":
+        return found
+    if site.accelerator in DEVICE_MASKS and 0 < found < declared:
+        logger.warning("fewer GPUs than declared site=%s declared=%d found=%d", site.name, declared, found)
+        return found
+    return declared
+
+
+def walltime_s(text: str) -> float:
+    """Return the seconds of a Parsl walltime, ``[days-]HH:MM:SS``."""
+    days, _, clock = text.rpartition("-")
+    parts = [float(part) for part in reversed(clock.split(":"))]
+    return float(days or 0) * 86400 + sum(n * unit for n, unit in zip(parts, _SECONDS, strict=False))

@@ -1,0 +1,82 @@
+"""How an attempt ended, from what it left in its directory and from how its launch ended.
+
+Used on the pilot, when a launch ends, and by the controller, when a pilot is gone and only the
+shared file system is left to ask.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from pathlib import Path
+
+from parsl_rasda.handoff import JobOrder, JobReport, read_epochs, read_report
+from parsl_rasda.vocabulary import Outcome
+
+_LOG_TAIL_BYTES = 4096
+_LOG_TAIL_LINES = 3
+_SHELL_SIGNAL_BASE = 128  # a shell and srun report a death by signal N as 128 + N
+# hydra "Killed (signal 9)", Open MPI "exited on signal 9", srun "Killed" with exit code 137.
+_SIGNAL_IN_LOG = re.compile(r"(?:\(signal |exited on signal |terminated by signal )(\d+)")
+# hydra names the last rank to die, which it may have ended itself; the code is then the first one's.
+_FIRST_CODE_IN_LOG = re.compile(r"=   EXIT CODE: (\d+)")
+_CLEAN_UP = {signal.SIGTERM, signal.SIGKILL}
+_CRASHES = {signal.SIGILL, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV}
+_LAUNCHER_BANNER = re.compile(r"^(=|YOUR APPLICATION|This typically|Please see|$)")
+
+
+def conclude(directory: Path, order: JobOrder, outcome: Outcome, cause: str) -> JobReport:
+    """Return the ranks' own report, or one made of the epochs they left and the given outcome."""
+    report = read_report(directory, order.job)
+    if report is not None:
+        return report
+    epochs = read_epochs(directory, order.job)
+    checkpoints = [e.checkpoint for e in epochs if e.checkpoint is not None]
+    return JobReport(
+        trial=order.trial,
+        attempt=order.attempt,
+        outcome=outcome,
+        epoch=epochs[-1].epoch if epochs else order.epoch,
+        cause=cause,
+        checkpoint=checkpoints[-1] if checkpoints else None,
+        at=time.time(),
+    )
+
+
+def cause_of_exit(returncode: int, log: Path) -> str:
+    """Return one line that says how a launch without a report ended, and its last words.
+
+    Args:
+        returncode: As in `subprocess`: negative for a death by signal.
+        log: The attempt's log file.
+    """
+    tail = _tail(log)
+    said = _signal_in(tail)
+    number = -returncode if returncode < 0 else said or returncode - _SHELL_SIGNAL_BASE
+    words = [line for line in tail if not _LAUNCHER_BANNER.match(line)][-_LOG_TAIL_LINES:]
+    last_words = f": {' | '.join(words)}" if words else ""
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        return f"the ranks ended without a report (exit {returncode}){last_words}"
+    who = "the launcher" if returncode < 0 else "a rank"
+    return f"{who} died by {name} (exit {returncode}){last_words}"
+
+
+def _signal_in(tail: list[str]) -> int:
+    """Return the signal that a launcher names as the cause, or 0."""
+    text = "\n".join(tail)
+    said, codes = _SIGNAL_IN_LOG.findall(text), _FIRST_CODE_IN_LOG.findall(text)
+    last = int(said[-1]) if said else 0
+    first = int(codes[0]) if codes else 0
+    return first if last in _CLEAN_UP and first in _CRASHES else last
+
+
+def _tail(log: Path) -> list[str]:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - _LOG_TAIL_BYTES))
+            return [line.strip() for line in file.read().decode(errors="replace").splitlines()]
+    except OSError:
+        return []

@@ -1,0 +1,280 @@
+"""Tasks to one Globus Compute endpoint, and their results, as sturdily as its SDK allows.
+
+The SDK's `Executor` ends for good at the first refused request, its result watcher at a broker that is
+away for too long; both are replaced here, in the same task group, and what the service knows of open
+tasks is loaded again. A future may still never resolve: who waits for one must have another way to know
+(`globus_site.look`). Futures of the SDK are never cancelled.
+
+One thread does everything that asks the service something, so that nobody waits for it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+from uuid import UUID
+
+from parsl_rasda.errors import RasdaError
+from parsl_rasda.study.sites import GlobusSiteSpec
+
+# The hosted service's limits: 10 MB a request or result, 20 requests in 10 s.
+LIMIT_BYTES = 10_000_000
+_ENVELOPE_BYTES = 2_000  # what the SDK adds to a request
+_BATCH = 128
+_BURST, _BURST_WINDOW_S = 8, 4
+_RELOAD_EVERY_S = 10.0
+
+logger = logging.getLogger(__name__)
+
+
+class TooLargeError(RasdaError):
+    """A task has more to say than Globus Compute takes."""
+
+    def __init__(self, what: str, size_bytes: int) -> None:
+        super().__init__(what, size_bytes)
+        self.what, self.size_bytes = what, size_bytes
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what} is {self.size_bytes / 1e6:.1f} MB, and Globus Compute takes {LIMIT_BYTES / 1e6:g} "
+            "MB at most. Put large inputs into a file on the site and give its path."
+        )
+
+
+class UnreachableError(RasdaError):
+    """The service could not be asked; what was to be sent was not accepted, as far as one can know."""
+
+    def __init__(self, endpoint: str, cause: str) -> None:
+        super().__init__(endpoint, cause)
+        self.endpoint, self.cause = endpoint, cause
+
+    def __str__(self) -> str:
+        return f"Globus Compute cannot be reached for endpoint {self.endpoint}: {self.cause}"
+
+
+class RefusedError(RasdaError):
+    """The service, the endpoint or the task there has failed, and says why."""
+
+    def __init__(self, endpoint: str, cause: str) -> None:
+        super().__init__(endpoint, cause)
+        self.endpoint, self.cause = endpoint, cause
+
+    def __str__(self) -> str:
+        return f"endpoint {self.endpoint}: {self.cause}"
+
+
+class UnsentError(Exception):
+    """The SDK has given up a task before it was sent."""
+
+    def __str__(self) -> str:
+        return "the task was not sent"
+
+
+def parsl_rasda_task(call, arguments):  # type: ignore[no-untyped-def]  # travels as source, to any Python
+    """Run on the endpoint: the one function that is ever registered."""
+    import platform
+    import sys
+
+    try:
+        from parsl_rasda.runners import globus_site
+    except Exception as error:  # noqa: BLE001  whatever it is, it is told
+        return {"missing": str(error), "python": platform.python_version(), "executable": sys.executable}
+    return globus_site.answer(call, arguments)
+
+
+class Task(Future[Any]):
+    """A task on its way; it outlives the futures that the SDK has for it, one after the other."""
+
+    inner: Any = None  # a ComputeFuture, once it was handed to the SDK
+
+    @property
+    def id(self) -> str | None:
+        """The service's id, or None until the service has taken it."""
+        return None if self.inner is None else self.inner.task_id
+
+
+class GlobusLink:
+    """One endpoint, in one task group that outlives this process."""
+
+    def __init__(self, site: GlobusSiteSpec, group: UUID) -> None:
+        """Prepare; nothing is imported or asked before the first task."""
+        self._site, self._group = site, group
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"globus-{site.name}")
+        self._client: Any = None  # the SDK is untyped
+        self._executor: Any = None
+        self._function: str | None = None
+        self._largest = 1
+        self._open: set[Task] = set()
+        self._reload_at = 0.0
+        self._must_reload = False
+        self._is_closed = False
+
+    def submit(self, call: str, arguments: Mapping[str, Any]) -> Task:
+        """Send a task; it fails with one of this module's errors, or never resolves.
+
+        Args:
+            call: As in `globus_site.answer`.
+            arguments: Plain JSON, by name.
+
+        Raises:
+            TooLargeError: If it can never be sent.
+        """
+        size = len(json.dumps([call, arguments])) + _ENVELOPE_BYTES
+        if size > LIMIT_BYTES:
+            raise TooLargeError(f"What {call!r} has to send to site {self._site.name!r}", size)
+        task = Task()
+        self._do(lambda: self._send(task, call, arguments, size), task)
+        return task
+
+    def ask_whether_online(self) -> Future[bool]:
+        """Ask the service whether it hears of the endpoint."""
+        found: Future[bool] = Future()
+
+        def ask() -> None:
+            state = self._connect().get_endpoint_status(self._site.endpoint_id)
+            found.set_result(state.get("status") == "online")
+
+        self._do(ask, found)
+        return found
+
+    def mend(self) -> None:
+        """If results were lost with a connection, load what the service knows of them; not too often."""
+        if self._must_reload and time.monotonic() > self._reload_at:
+            self._reload_at = time.monotonic() + _RELOAD_EVERY_S
+            self._do(self._reload, Future())
+
+    def close(self) -> None:
+        """Leave, and leave tasks to their fate; nothing resolves any more."""
+        self._is_closed = True
+        self._thread.submit(self._drop_executor).result()
+        self._thread.shutdown(wait=True)
+
+    # ------------------------------------------------------------------------------ in our thread
+
+    def _do(self, task: Callable[[], None], outer: Future[Any]) -> None:
+        def attempt() -> None:
+            try:
+                task()
+            except Exception as error:  # noqa: BLE001  it becomes the result
+                _fail(outer, _translated(self._site, error))
+
+        try:
+            self._thread.submit(attempt)
+        except RuntimeError:
+            _fail(outer, UnreachableError(self._site.endpoint_id, "the runner was closed"))
+
+    def _connect(self) -> Any:
+        from globus_compute_sdk import Client
+        from globus_compute_sdk.serialize import ComputeSerializer, JSONData, PureSourceTextInspect
+
+        if self._client is None:
+            client = Client(do_version_check=False)
+            client.fx_serializer = ComputeSerializer(
+                strategy_code=PureSourceTextInspect(), strategy_data=JSONData()
+            )
+            self._client = client
+        return self._client
+
+    def _connect_executor(self) -> Any:
+        from globus_compute_sdk import Executor
+        from globus_compute_sdk.serialize import JSONData
+
+        if self._executor is None:
+            self._executor = Executor(
+                self._site.endpoint_id,
+                client=self._connect(),
+                task_group_id=self._group,
+                user_endpoint_config=dict(self._site.user_endpoint_config),
+                result_serializers=[JSONData()],
+                api_burst_limit=_BURST,
+                api_burst_window_s=_BURST_WINDOW_S,
+            )
+            if self._function is None:
+                self._function = self._executor.register_function(parsl_rasda_task)
+        return self._executor
+
+    def _send(self, task: Task, call: str, arguments: Mapping[str, Any], size: int) -> None:
+        self._largest = max(self._largest, size)
+        self._connect_executor().batch_size = max(1, min(_BATCH, LIMIT_BYTES // self._largest))
+        payload = (self._function, (call, dict(arguments)))
+        try:
+            task.inner = self._executor.submit_to_registered_function(*payload)
+        except RuntimeError:  # the SDK's executor ended when a request was refused
+            self._drop_executor()
+            task.inner = self._connect_executor().submit_to_registered_function(*payload)
+        self._open.add(task)
+        task.inner.add_done_callback(lambda done: self._resolved(task, done))
+
+    def _resolved(self, task: Task, done: Any) -> None:
+        """Pass a result on; called in one of the SDK's threads."""
+        error = UnsentError() if done.cancelled() else done.exception()
+        failure = None if error is None else _translated(self._site, error)
+        if isinstance(failure, UnreachableError) and task.id is not None:
+            self._must_reload = True  # it runs on; only the way back is broken
+            return
+        self._open.discard(task)
+        if task.done():
+            return
+        if failure is not None:
+            task.set_exception(failure)
+        elif isinstance(found := done.result(), dict) and "missing" in found:
+            cause = (
+                f"parsl_rasda cannot be imported there ({found['missing']}; Python {found['python']} at "
+                f"{found['executable']}). Install the same version as here, with the same Python."
+            )
+            task.set_exception(RefusedError(self._site.endpoint_id, cause))
+        else:
+            task.set_result(found)
+
+    def _reload(self) -> None:
+        self._must_reload = False
+        waiting = {task.id: task for task in tuple(self._open) if task.id is not None and task.inner.done()}
+        try:
+            loaded = {inner.task_id: inner for inner in self._connect_executor().reload_tasks()}
+        except Exception:
+            self._must_reload = True
+            raise
+        for name, task in waiting.items():
+            if name in loaded:
+                task.inner = loaded[name]
+                task.inner.add_done_callback(lambda done, task=task: self._resolved(task, done))
+
+    def _drop_executor(self) -> None:
+        """Let go of the SDK's executor; tasks that the service has go on."""
+        from globus_compute_sdk.sdk import executor as sdk
+
+        if self._executor is None:
+            return
+        self._executor.shutdown(wait=False, cancel_futures=True)  # those that were never sent
+        self._executor = None
+        watcher = sdk._RESULT_WATCHERS.get(self._group) if self._is_closed else None
+        if watcher is not None:
+            # Its thread, and the SDK's at exit, would wait for open futures for ever; it forgets them first.
+            watcher.shutdown(wait=False, cancel_futures=True)
+
+
+def _translated(site: GlobusSiteSpec, error: BaseException) -> RasdaError:
+    """Return one of this module's errors for one of the SDK's."""
+    from globus_compute_sdk.errors import TaskExecutionFailed
+    from globus_sdk import GlobusAPIError
+
+    if isinstance(error, RasdaError):
+        return error
+    if isinstance(error, TaskExecutionFailed):
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return RefusedError(site.endpoint_id, lines[-1] if lines else type(error).__name__)
+    temporary = {429, 500, 502, 503, 504}
+    if isinstance(error, GlobusAPIError) and error.http_status not in temporary:
+        reason = (error.raw_json or {}).get("reason") or error.message
+        return RefusedError(site.endpoint_id, f"{reason} ({error.http_status} {error.code})")
+    words = " ".join(str(error).split()) or type(error).__name__
+    return UnreachableError(site.endpoint_id, words[:300])
+
+
+def _fail(future: Future[Any], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)

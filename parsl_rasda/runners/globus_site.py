@@ -1,0 +1,247 @@
+"""What a Globus Compute endpoint runs for us: a job, a look at what jobs left on disk, a stage.
+
+Tasks there may be lost, delivered twice, or finished with nobody to tell. So everything that matters
+is on the site's disk, in the attempt's directory, beside what the ranks write:
+
+    claim        made by the task that runs the attempt; another delivery of the task finds it and leaves
+    stop         the attempt is to leave, or must not begin any more: why, in words
+    heartbeat    Unix time [s], renewed while the task watches over the launch
+    report.json  the ranks' report, or the task's own if they left none
+
+`claim` and `stop` fence an attempt: whoever writes one of them looks for the other afterwards. Arguments
+and results are plain JSON.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Self
+
+from parsl_rasda.handoff import STOP, JobOrder, JobReport, read_epochs, read_report
+from parsl_rasda.runners import app, evidence, hosts, leftovers
+from parsl_rasda.vocabulary import JobId, Outcome, TrialId
+
+CLAIM, HEARTBEAT = "claim", "heartbeat"
+HEARTBEAT_S = 1.0
+_GONE_S = 8.0  # for what an earlier controller left to save and leave
+
+Message = dict[str, Any]
+
+
+def answer(call: str, arguments: Mapping[str, Any]) -> Any:
+    """Do what a task asks for.
+
+    Args:
+        call: A function of this module.
+        arguments: By name.
+    """
+    calls: Mapping[str, Callable[..., Any]] = {"describe": describe, "run": run, "look": look, "stage": stage}
+    return calls[call](**arguments)
+
+
+def stage(target: str, arguments: Sequence[Any]) -> Any:
+    """Call ``package.module:function`` and return what it returns, which must be plain JSON."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)(*arguments)
+
+
+def describe(accelerator: str, folder: str, mark: str, given_up: Sequence[str]) -> Message:
+    """Return what there is here, after ending whatever an earlier controller of this run left.
+
+    Args:
+        accelerator: What a slot is.
+        folder: The run's own folder on this site.
+        mark: In the environment of all that this run starts here (`leftovers.RUN_VARIABLE`).
+        given_up: Directories of attempts that the controller has given up, whether they began or not.
+    """
+    for name in given_up:
+        Path(name).mkdir(parents=True, exist_ok=True)
+        _write(Path(name) / STOP, "the controller has given it up")
+    unfinished = [
+        path.parent
+        for path in Path(folder).glob("trials/*/attempt-*/claim")
+        if not (path.parent / "report.json").exists()
+    ]
+    for directory in unfinished:
+        _write(directory / STOP, "the controller has gone")
+    give_up = time.monotonic() + _GONE_S
+    while time.monotonic() < give_up and any(
+        _silence_s(d) < 3 * HEARTBEAT_S and not (d / "report.json").exists() for d in unfinished
+    ):
+        time.sleep(HEARTBEAT_S / 4)
+    ended = leftovers.end_marked(leftovers.RUN_VARIABLE, mark, grace_s=1.0)
+    return {**hosts.describe_allocation(accelerator), "python": platform.python_version(), "ended": ended}
+
+
+def run(
+    order: Message, launch: Message, mark: str, run_mark: str, python_path: Sequence[str], grace_s: float
+) -> Message:
+    """Run one attempt to its end, unless it is told to stop or another task has it.
+
+    Args:
+        order: A `handoff.JobOrder`.
+        launch: A `launch.base.LaunchCommand`.
+        mark: Marks every process of the launch (`leftovers.JOB_VARIABLE`).
+        run_mark: Marks every process of the run (`leftovers.RUN_VARIABLE`).
+        python_path: Folders to import from, before the site's own.
+        grace_s: How long ranks may take to leave [s].
+
+    Returns:
+        ``report`` and ``epochs`` as `app.run_job`; ``report`` is None if another task has the attempt.
+    """
+    job = JobOrder.from_json(order)
+    directory = Path(job.directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        (directory / CLAIM).touch(exist_ok=False)
+    except FileExistsError:
+        return _state(directory, job.job, 0)
+    own = launch["environment"].get("PYTHONPATH") or os.environ.get("PYTHONPATH", "")
+    path = os.pathsep.join((*python_path, *([own] if own else [])))
+    launch["environment"] |= {leftovers.RUN_VARIABLE: run_mark, **({"PYTHONPATH": path} if path else {})}
+    if (reason := _read(directory / STOP)) is not None:
+        report = evidence.conclude(directory, job, Outcome.PREEMPTED, f"{reason} before it started")
+    else:
+        with _Vigil(directory, mark, grace_s) as vigil:
+            report = JobReport.from_json(app.run_job(order, launch, mark, None)["report"])
+        if vigil.told and report.outcome is Outcome.LOST:
+            report = replace(report, outcome=Outcome.PREEMPTED, cause=vigil.told)
+    _write(directory / "report.json", json.dumps(asdict(report)))
+    return _state(directory, job.job, 0)
+
+
+def look(jobs: Sequence[Message], silence_s: float) -> list[Message]:
+    """Return what each of some attempts has left on this site's disk.
+
+    An attempt that has been silent for too long is over: it gets a report that says so, and what is
+    left of it here is ended. So is one that is abandoned before any task has claimed it.
+
+    Args:
+        jobs: ``directory``, ``job``, ``epoch`` (the last one known), ``mark``; ``stop``: why it is to
+            leave, or None; ``abandon``: why it should be over if nobody has claimed it, or None.
+        silence_s: How old a heartbeat may be [s].
+    """
+    return [_look(job, silence_s) for job in jobs]
+
+
+def _look(asked: Message, silence_s: float) -> Message:
+    directory, job = Path(asked["directory"]), JobId.parse(asked["job"])
+    reason = asked["stop"] or asked["abandon"]
+    if reason is not None and (asked["stop"] or not (directory / CLAIM).exists()):
+        directory.mkdir(parents=True, exist_ok=True)
+        _write(directory / STOP, reason)
+    if read_report(directory, job) is None:
+        claimed = (directory / CLAIM).exists()
+        silent_s = _silence_s(directory)
+        if not claimed and reason is not None:
+            outcome = Outcome.PREEMPTED if asked["stop"] else Outcome.LOST
+            _conclude(directory, job, outcome, f"{reason} before it started")
+        elif claimed and silent_s > silence_s:
+            leftovers.end_marked(leftovers.JOB_VARIABLE, asked["mark"], grace_s=2.0)
+            _write(directory / STOP, "it had fallen silent")
+            outcome = Outcome.PREEMPTED if asked["stop"] else Outcome.LOST
+            _conclude(directory, job, outcome, f"its task on the site had been silent for {silent_s:.0f} s")
+    return _state(directory, job, asked["epoch"])
+
+
+def _conclude(directory: Path, job: JobId, outcome: Outcome, cause: str) -> None:
+    """Write the report of an attempt whose ranks wrote none; theirs stands if it comes first."""
+    epochs = read_epochs(directory, job)
+    saved = [e.checkpoint for e in epochs if e.checkpoint]
+    report = JobReport(
+        trial=TrialId(job.trial),
+        attempt=job.attempt,
+        outcome=outcome,
+        epoch=epochs[-1].epoch if epochs else 0,
+        cause=cause,
+        checkpoint=saved[-1] if saved else None,
+        at=time.time(),
+    )
+    _write(directory / "report.json", json.dumps(asdict(report)))
+
+
+def _state(directory: Path, job: JobId, epoch: int) -> Message:
+    report = read_report(directory, job)
+    return {
+        "job": str(job),
+        "claimed": (directory / CLAIM).exists(),
+        "epochs": [e.to_json() for e in read_epochs(directory, job) if e.epoch > epoch],
+        "report": None if report is None else report.to_json(),
+    }
+
+
+class _Vigil:
+    """Renews the heartbeat while a job runs, and ends ranks that were told to leave and do not."""
+
+    def __init__(self, directory: Path, mark: str, grace_s: float) -> None:
+        self._directory, self._mark, self._grace_s = directory, mark, grace_s
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="rasda-vigil", daemon=True)
+        self.told: str | None = None
+
+    def __enter__(self) -> Self:
+        self._beat()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        kill_at = float("inf")
+        while not self._over.wait(HEARTBEAT_S):
+            self._beat()
+            if self.told is None and (reason := _read(self._directory / STOP)) is not None:
+                self.told, kill_at = reason, time.monotonic() + self._grace_s
+            if time.monotonic() > kill_at:
+                self.told = f"{self.told}; its ranks did not end in time"
+                leftovers.end_marked(leftovers.JOB_VARIABLE, self._mark, grace_s=2.0)
+                return
+
+    def _beat(self) -> None:
+        beside = self._directory / f"{HEARTBEAT}.new"
+        beside.write_text(str(time.time()))
+        beside.replace(self._directory / HEARTBEAT)
+
+
+def _silence_s(directory: Path) -> float:
+    """Return how old the heartbeat is [s]; without one, how old the claim is."""
+    try:
+        return time.time() - float((directory / HEARTBEAT).read_text())
+    except (OSError, ValueError):
+        return _age_s(directory / CLAIM)
+
+
+def _age_s(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except OSError:
+        return None
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole, unless there is one."""
+    beside = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.{threading.get_ident()}")
+    beside.write_text(text)
+    try:
+        os.link(beside, path)
+    except FileExistsError:
+        return
+    finally:
+        beside.unlink()

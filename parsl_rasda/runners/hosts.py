@@ -1,0 +1,95 @@
+"""What an allocation consists of, asked from inside it: nodes, GPUs, versions, its end.
+
+Runs on the pilot. Imports neither torch nor Parsl.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("parsl_rasda", "parsl", "torch")
+_COMMAND_TIMEOUT_S = 30
+
+
+def describe_allocation(accelerator: str) -> dict[str, Any]:
+    """Return what the runner must know of the allocation it runs in, as plain JSON.
+
+    ``nodes`` are in the batch system's order, ``gpus`` are those of the first node, ``deadline`` is
+    the Unix time [s] of the allocation's end or None where the batch system does not tell.
+    """
+    end = os.environ.get("SLURM_JOB_END_TIME")
+    return {
+        "nodes": list(node_names(os.environ)),
+        "gpus": gpu_count(accelerator),
+        "executable": sys.executable,
+        "rank_client": str(Path(__file__).parents[1] / "runtime" / "forkserver" / "client.py"),
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        "versions": {name: _version_of(name) for name in _PACKAGES},
+        "deadline": float(end) if end else None,
+    }
+
+
+def node_names(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the allocation's nodes, each once: Slurm's, PBS's, LSF's, Grid Engine's, or this machine."""
+    if nodes := environment.get("SLURM_JOB_NODELIST"):
+        command = ("scontrol", "show", "hostnames", nodes)
+        listing = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=_COMMAND_TIMEOUT_S
+        )
+        return _each_once(listing.stdout)
+    for variable in ("PBS_NODEFILE", "LSB_DJOB_HOSTFILE"):
+        if path := environment.get(variable):
+            return _each_once(Path(path).read_text())
+    if path := environment.get("PE_HOSTFILE"):  # host, slots, queue and processors in a line
+        return _each_once("\n".join(line.split()[0] for line in Path(path).read_text().splitlines() if line))
+    return (platform.node() or "localhost",)
+
+
+def gpu_count(accelerator: str) -> int:
+    """Return the slots of this node: its GPUs, or its cores where slots are cores.
+
+    Asks the driver's tools and device files, never torch: that would take seconds and might leave a
+    context on a GPU.
+    """
+    if accelerator == "cuda":
+        return _listed("nvidia-smi", "-L") or len(_devices("nvidia[0-9]*")) or _granted_by_slurm()
+    if accelerator == "rocm":
+        return len(_devices("dri/renderD*")) or _granted_by_slurm()
+    if accelerator == "xpu":
+        return len(_devices("dri/renderD*"))
+    return os.cpu_count() or 1
+
+
+def _each_once(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(text.split()))
+
+
+def _devices(pattern: str) -> list[Path]:
+    return sorted(Path("/dev").glob(pattern))
+
+
+def _listed(*command: str) -> int:
+    if shutil.which(command[0]) is None:
+        return 0
+    listing = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_COMMAND_TIMEOUT_S)
+    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
+
+
+def _granted_by_slurm() -> int:
+    granted = os.environ.get("SLURM_GPUS_ON_NODE", "")
+    return int(granted) if granted.isdigit() else 0
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

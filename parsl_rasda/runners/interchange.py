@@ -1,0 +1,34 @@
+"""Parsl's interchange, which ends when the controller does.
+
+Parsl starts it as ``interchange.py`` from PATH and lets it run on for ever when the controller is
+killed; the pilot's manager then never notices that its study is dead. Ctrl-C in a terminal reaches
+it too, and would end it before the controller has let its jobs save.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import signal
+import threading
+import time
+
+_LOOK_S = 0.5
+
+
+def main() -> None:
+    """Run the interchange in this process until it ends, or its parent does."""
+    parent = os.getppid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), name="rasda-tether", daemon=True).start()
+    runpy.run_module("parsl.executors.high_throughput.interchange", run_name="__main__")
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK_S)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

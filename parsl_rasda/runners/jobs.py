@@ -1,0 +1,212 @@
+"""The books of one session's jobs: from an order to the one `JobEnded` that answers it.
+
+Owned by the runner's thread; nothing here blocks.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from parsl_rasda.handoff import EpochReport, HandoffError, JobOrder, JobReport, read_epochs
+from parsl_rasda.launch.base import Launcher, LaunchSettings
+from parsl_rasda.orchestration.events import ContinueJob, EpochReported, JobEnded, JobStarted
+from parsl_rasda.orchestration.ports import PostEvent
+from parsl_rasda.runners import app, evidence
+from parsl_rasda.runners.allocations import Allocation
+from parsl_rasda.runners.control import ControlServer, Message
+from parsl_rasda.runners.pilots import Lane, PilotSource, words
+from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.vocabulary import JobId, Outcome, Placement
+
+CLOSE_GRACE_S = 3.0
+_MOP_UP_GRACE_S = 3.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One job that has been started and has not been reported as ended."""
+
+    order: JobOrder
+    lane: Lane
+    mark: str
+    has_asked: bool = False  # its app has been told to start
+    epoch: int = -1  # the last one posted
+    answer: Message | None = None  # to that epoch
+
+    @property
+    def id(self) -> JobId:
+        """Its attempt's id."""
+        return self.order.job
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it has been told to leave."""
+        return self.answer is not None and self.answer["op"] != "go"
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether its ranks stand at an epoch boundary until they are answered."""
+        return self.order.interactive and self.epoch >= 0 and self.answer is None
+
+
+@dataclass(slots=True)
+class JobDesk:
+    """Starts jobs on lanes, speaks with their apps, and reports how they end.
+
+    Attributes:
+        do: Puts a task into the inbox of the thread that owns this desk.
+        on_manager_lost: Called with a lane, and Parsl's words, when its pilot has fallen silent.
+        on_left: Called with a lane when a job has left it.
+    """
+
+    site: ParslSiteSpec
+    launcher: Launcher
+    mark: str
+    control: ControlServer
+    pilots: PilotSource
+    do: Callable[[Callable[[], None]], None]
+    post: PostEvent
+    on_manager_lost: Callable[[Lane, str], None]
+    on_left: Callable[[Lane], None]
+    jobs: dict[JobId, Job] = field(default_factory=dict)
+
+    def end_all(self) -> None:
+        """Let every job leave, and quickly."""
+        for job_id in tuple(self.jobs):
+            self.end(job_id, "the controller leaves", CLOSE_GRACE_S)
+
+    def on_lane(self, lane: Lane) -> list[Job]:
+        """Return the jobs of a lane."""
+        return [job for job in self.jobs.values() if job.lane == lane]
+
+    def hold(self, order: JobOrder, lane: Lane) -> None:
+        """Take a job for a pilot that is dying, unlaunched: it ends with the others of its lane.
+
+        Ended at once, it would be sent to the same slots again and again until the pilot is reported.
+        """
+        job = Job(order, lane, f"{self.mark}/{order.job}")
+        self.jobs[job.id] = job
+
+    def start(self, order: JobOrder, placement: Placement, lane: Lane, allocation: Allocation | None) -> None:
+        """Send a job to a lane; without an allocation it ends at once."""
+        job = Job(order, lane, f"{self.mark}/{order.job}")
+        self.jobs[job.id] = job
+        if allocation is None:
+            self.conclude(job, Outcome.PREEMPTED, f"pilot {placement.pilot} had gone")
+            return
+        settings = LaunchSettings(
+            options=self.site.launcher_options,
+            threads_per_rank=self.site.threads_per_rank,
+            accelerator=self.site.accelerator,
+            gpus_per_node=allocation.gpus_per_node,
+            local=self.pilots.is_local,
+            environment=self.site.environment,
+            directory=order.directory,
+        )
+        program = allocation.rank_program(order, warm_start=self.site.warm_start)
+        command = asdict(self.launcher.command(placement, program, settings))
+        door = asdict(self.control.door)
+        task = app.Named(f"trial_{order.trial}_attempt_{order.attempt}", app.run_job)
+        future = self.pilots.submit(job.lane, task, order.to_json(), command, job.mark, door)
+        future.add_done_callback(lambda done: self.do(lambda: self._returned(job, done)))
+
+    def hear(self, job_id: JobId, message: Message) -> None:
+        """Take a message from a job's app."""
+        control, job = self.control, self.jobs.get(job_id)
+        if job is None:
+            control.send(str(job_id), {"op": "leave", "reason": "fenced", "grace_s": CLOSE_GRACE_S})
+            return
+        match message["op"]:
+            case "hello":
+                job.has_asked = True
+                control.watch(str(job_id))
+                control.send(str(job_id), {"op": "start"})
+            case "ready":
+                self.post(JobStarted(time.time(), job_id, message.get("once_s", 0.0)))
+            case "epoch":
+                self._hear_epoch(job, message)
+            case _:
+                pass  # ``bye`` says what the task will return
+
+    def _hear_epoch(self, job: Job, message: Message) -> None:
+        try:
+            report = EpochReport.from_json(message)
+        except (ValueError, TypeError, KeyError, HandoffError):
+            logger.warning("unreadable epoch job=%s", job.id)  # it is on disk, too
+            return
+        self._post_epoch(job, report)
+        if job.answer is not None:  # it was lost, or the job is to leave whatever it reports
+            self.control.send(str(job.id), job.answer)
+
+    def _post_epoch(self, job: Job, report: EpochReport) -> None:
+        """Post an epoch unless it has been."""
+        is_ours = JobId(report.trial, report.attempt) == job.id
+        if not is_ours or report.epoch <= job.epoch:
+            return
+        job.epoch = report.epoch
+        if not job.is_leaving:
+            job.answer = None
+        at, metrics, slots = report.at or time.time(), report.metrics, report.slots
+        self.post(EpochReported(at, job.id, report.epoch, metrics, report.seconds, report.checkpoint, slots))
+
+    def answer(self, answer: ContinueJob) -> None:
+        """Let a waiting job go on."""
+        job = self.jobs.get(answer.job)
+        if job is None:
+            return
+        job.answer = {"op": "go", "epoch": job.epoch, "until": answer.until, "replicas": answer.replicas}
+        self.control.send(str(job.id), job.answer)
+
+    def end(self, job_id: JobId, reason: str, grace_s: float) -> None:
+        """Let a job leave; by force after ``grace_s`` [s]."""
+        job = self.jobs.get(job_id)
+        if job is None:
+            return
+        if not job.has_asked:  # when its app asks, it will be refused
+            self.conclude(job, Outcome.PREEMPTED, f"{reason} before it started")
+            return
+        op = "leave" if job.is_waiting else "preempt"
+        job.answer = {"op": op, "reason": reason, "grace_s": grace_s}
+        self.control.send(str(job_id), job.answer)
+
+    def _returned(self, job: Job, future: Future[Message]) -> None:
+        if self.jobs.get(job.id) is not job:
+            return  # concluded before: its pilot is gone, or it was ended before it started
+        error = future.exception()
+        if error is None:
+            self._finish(job, future.result())
+        elif type(error).__name__ == "ManagerLost":
+            self.on_manager_lost(job.lane, words(error))
+        else:
+            self._mop_up(job, words(error))
+
+    def _mop_up(self, job: Job, cause: str) -> None:
+        """A job's worker is gone: its launch gets a signal when that happens, but must be *seen* to end."""
+        mop = self.pilots.submit(job.lane, app.end_job, job.mark, _MOP_UP_GRACE_S)
+        mop.add_done_callback(lambda _: self.do(lambda: self.conclude(job, Outcome.LOST, cause)))
+
+    def conclude(self, job: Job, outcome: Outcome, cause: str) -> None:
+        """End a job by what it has left on disk, as far as this machine sees it."""
+        directory = Path(job.order.directory)
+        report = evidence.conclude(directory, job.order, outcome, cause)
+        epochs = read_epochs(directory, job.id)
+        self._finish(job, {"report": report.to_json(), "epochs": [e.to_json() for e in epochs]})
+
+    def _finish(self, job: Job, result: Message) -> None:
+        if self.jobs.pop(job.id, None) is None:
+            return
+        self.control.forget(str(job.id))
+        for epoch in result["epochs"]:
+            self._post_epoch(job, EpochReport.from_json(epoch))
+        report = JobReport.from_json(result["report"])
+        logger.info("job ended job=%s outcome=%s cause=%s", job.id, report.outcome, report.cause)
+        at = report.at or time.time()
+        self.post(JobEnded(at, job.id, report.outcome, report.cause, report.checkpoint))
+        self.on_left(job.lane)

@@ -1,0 +1,92 @@
+"""What Slurm says of a job that has ended, without its accounting: sites often have that switched off.
+
+`squeue` forgets a job at its end, and Parsl then believes that it was completed; `scontrol` remembers
+it for some minutes (``MinJobAge``).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+
+_TIMEOUT_S = 10.0
+_FIELD = re.compile(r"\b(JobState|Reason|ExitCode)=(\S+)")
+_EXIT_BY_SIGNAL = re.compile(r"0:(\d+)")
+
+# The jobs on these are not to blame; a node that fails may have been driven to it, but rarely by one.
+_TAKEN_BACK = {
+    "TIMEOUT": "its walltime was over",
+    "CANCELLED": "it was cancelled",
+    "PREEMPTED": "a job with a higher priority took its nodes",
+    "NODE_FAIL": "one of its nodes failed",
+    "DEADLINE": "its deadline had come",
+    "REVOKED": "a sibling job on another cluster started",
+    "BOOT_FAIL": "its nodes did not boot",
+}
+_FAULTS = {
+    "OUT_OF_MEMORY": "it ran out of memory",
+    "FAILED": "it failed",
+    "COMPLETED": "it ended by itself",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Why a job ended.
+
+    Attributes:
+        words: For people.
+        is_preemption: The batch system took it back; what ran in it is not to blame.
+    """
+
+    words: str
+    is_preemption: bool
+
+
+def ask(job: str) -> Verdict | None:
+    """Return why a job ended, or None if it has not, or Slurm does not know it any more."""
+    return read_verdict(job, _said("scontrol", "--oneliner", "show", "job", job))
+
+
+def cancel_step(name: str) -> int:
+    """Cancel the steps of that name in the job that this process belongs to; return how many there were."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if not job:
+        return 0
+    listing = _said("squeue", "--steps", "--noheader", "--format=%i %j", f"--job={job}")
+    steps = [line.split()[0] for line in listing.splitlines() if line.split()[1:] == [name]]
+    for step in steps:
+        _said("scancel", "--signal=KILL", step)
+    return len(steps)
+
+
+def _said(*command: str) -> str:
+    """Return what a command says, or nothing if it fails."""
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return answer.stdout if answer.returncode == 0 else ""
+
+
+def read_verdict(job: str, shown: str) -> Verdict | None:
+    """Return what ``scontrol show job`` says of a job's end, or None if it still runs or waits.
+
+    Source: scontrol(1) and squeue(1), JOB STATE CODES, JOB REASON CODES.
+    """
+    fields = dict(_FIELD.findall(shown))
+    state = fields.get("JobState", "")
+    said = _TAKEN_BACK.get(state) or _FAULTS.get(state)
+    if said is None:
+        return None
+    words = [f"Slurm job {job} is {state}: {said}"]
+    reason, code = fields.get("Reason", "None"), fields.get("ExitCode", "0:0")
+    if reason not in {"None", "Dependency", state} and state in _FAULTS:
+        words.append(f"reason {reason}")
+    if (by_signal := _EXIT_BY_SIGNAL.fullmatch(code)) and by_signal[1] != "0":
+        words.append(f"signal {by_signal[1]}")
+    elif code != "0:0":
+        words.append(f"exit code {code.partition(':')[0]}")
+    return Verdict(", ".join(words), state in _TAKEN_BACK)

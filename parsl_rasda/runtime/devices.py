@@ -1,0 +1,51 @@
+"""The device of a rank, and what must be the same on all of them for results to be."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from parsl_rasda.errors import TrainingError
+from parsl_rasda.handoff import JobOrder
+from parsl_rasda.runtime.data import seed_everything
+from parsl_rasda.runtime.replicas import seed_of
+
+TYPES = {"cuda": "cuda", "rocm": "cuda", "xpu": "xpu", "cpu": "cpu", "none": "cpu"}
+
+
+def own_device(order: JobOrder, index: int) -> torch.device:
+    """Return this rank's device, made current.
+
+    Raises:
+        TrainingError: If torch does not see it.
+    """
+    kind = TYPES[order.accelerator]
+    fix_threads()
+    if kind == "cpu":
+        return torch.device("cpu")
+    module = torch.get_device_module(kind)
+    if not module.is_available() or module.device_count() <= index:
+        raise TrainingError(
+            f"The site says `accelerator: {order.accelerator}`, but torch {torch.__version__} sees "
+            f"{module.device_count()} such devices and this rank needs number {index}.",
+            "Install a torch built for it, or correct `accelerator` or `gpus_per_node` in the site file.",
+        )
+    module.set_device(index)
+    if order.training.reduce != "ddp":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first handle is made
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    return torch.device(kind, index)
+
+
+def fix_threads() -> None:
+    """Give every rank as many threads, whatever their number: sums depend on it."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+
+
+def seed_start(order: JobOrder) -> None:
+    """Seed what a training function draws before its first step, such as initial weights."""
+    fix_threads()
+    seed_everything(seed_of(order.seed, "start"), None)

@@ -1,0 +1,66 @@
+"""How ``model(x)`` is computed: in which precision, and compiled or not."""
+
+from __future__ import annotations
+
+import warnings
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+SHAPES = 64  # compiled apart; beyond its limit torch goes on without compiling, and without a word
+
+
+def run_in_precision(model: nn.Module, device_type: str, dtype: torch.dtype | None) -> None:
+    """Let ``model(x)`` compute in a lower precision and return full precision, so that losses are safe."""
+    if dtype is None:
+        return
+    forward = model.forward
+
+    @wraps(forward)
+    def in_precision(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(device_type, dtype):
+            return _full(forward(*args, **kwargs))
+
+    model.forward = in_precision
+
+
+def _full(value: Any) -> Any:
+    match value:
+        case Tensor():
+            return value.float() if value.is_floating_point() else value
+        case dict():
+            return {key: _full(part) for key, part in value.items()}
+        case tuple() | list() if not hasattr(value, "_fields"):
+            return type(value)(_full(part) for part in value)
+        case _:
+            return value
+
+
+def compile_forward(model: nn.Module) -> None:
+    """Compile what ``model(x)`` computes, a graph for each shape.
+
+    Shapes stay apart because which ones a rank meets first depends on its replicas, and a graph for many
+    shapes may round differently. The function in between is there because torch skips its own containers:
+    an `nn.Sequential` that is compiled in place is not compiled at all.
+
+    torch keeps what it has compiled on the disk of the node, so that a restart finds it again.
+    """
+    torch._dynamo.config.recompile_limit = SHAPES
+    forward = model.forward
+
+    @wraps(forward)
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    model.forward = torch.compile(traced, dynamic=False)
+
+
+def warn_if_nothing_compiled(model: nn.Module) -> None:
+    """Say so where torch has found nothing in the model that it can compile."""
+    from torch._dynamo.utils import counters
+
+    if not counters["stats"]["unique_graphs"]:
+        warnings.warn(f"training.compile: torch compiled nothing of {type(model).__name__}", stacklevel=2)

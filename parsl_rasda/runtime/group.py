@@ -1,0 +1,219 @@
+"""The ranks of a job as one group: rendezvous and the few collectives that training needs.
+
+Everything is trivial for one process, which never imports torch.distributed.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from parsl_rasda.errors import RasdaError
+
+if TYPE_CHECKING:
+    from torch import Tensor, device
+    from torch._C._distributed_c10d import Store
+    from torch.distributed import Work
+
+RENDEZVOUS_S = 120.0
+SILENCE_S = 1800.0  # a rank may be busy for long, say with plots on rank 0
+BACKENDS = {"cuda": "nccl", "xpu": "xccl", "cpu": "gloo"}
+
+
+class PeersLostError(RasdaError):
+    """Another rank is gone: the job is lost, whatever this rank was doing."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return f"Lost contact with the other ranks: {self.cause}"
+
+
+class Group:
+    """All ranks of a job.
+
+    Args:
+        directory: Where the ranks meet: the attempt's own directory, seen by all of them.
+        one_node: Meet in a file, which is fast; else over TCP, at an address in a file.
+    """
+
+    def __init__(
+        self, rank: int, size: int, device: device | None, directory: Path, *, one_node: bool
+    ) -> None:
+        self.rank, self.size, self.device = rank, size, device
+        if size > 1:
+            with _peers():
+                self._store = self._meet(directory, one_node=one_node)
+
+    def _meet(self, directory: Path, *, one_node: bool) -> Store:
+        import torch.distributed as dist
+        from torch._C._distributed_c10d import FileStore, TCPStore  # the public names are untyped
+
+        assert self.device is not None  # noqa: S101 - a group of several is made with one
+        patience = timedelta(seconds=RENDEZVOUS_S)
+        store: Store
+        if one_node:
+            store = FileStore(str(directory / "rendezvous"), self.size)
+        elif self.rank == 0:
+            listener = socket.create_server((master_address(os.environ), 0))
+            host, port = listener.getsockname()[:2]
+            store = TCPStore(
+                host, port, self.size, True, patience, False, master_listen_fd=listener.detach()
+            )  # fmt: skip
+            publish_address(directory, host, port)
+        else:
+            host, port = published_address(directory)
+            store = TCPStore(host, port, self.size, False, patience)
+        store.set_timeout(patience)
+        dist.init_process_group(
+            BACKENDS[self.device.type],
+            store=store,
+            rank=self.rank,
+            world_size=self.size,
+            timeout=timedelta(seconds=SILENCE_S),
+        )
+        return store
+
+    def agree(self, numbers: Sequence[int]) -> tuple[int, ...]:
+        """Return the largest of each number over all ranks."""
+        if self.size == 1:
+            return tuple(numbers)
+        import torch
+        import torch.distributed as dist
+
+        values = torch.tensor(numbers, dtype=torch.int64, device=self.device)
+        with _peers():
+            dist.all_reduce(values, op=dist.ReduceOp.MAX)
+            return tuple(int(v) for v in values.tolist())
+
+    def sum(self, numbers: Sequence[float]) -> list[float]:
+        """Return the sum of each number; exact in any order if only one rank has it non-zero."""
+        if self.size == 1:
+            return list(numbers)
+        import torch
+        import torch.distributed as dist
+
+        values = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        with _peers():
+            dist.all_reduce(values)
+            return [float(v) for v in values.tolist()]
+
+    def texts(self, text: str) -> tuple[str, ...]:
+        """Return the text of every rank to rank 0, nothing to the others."""
+        if self.size == 1:
+            return (text,)
+        with _peers():
+            self._store.set(f"text-{self.rank}", text)
+            if self.rank:
+                return ()
+            return tuple(self._store.get(f"text-{rank}").decode() for rank in range(self.size))
+
+    def broadcast(self, tensors: Sequence[Tensor]) -> None:
+        """Overwrite tensors with those of rank 0."""
+        if self.size == 1:
+            return
+        import torch.distributed as dist
+
+        with _peers():
+            for tensor in tensors:
+                whole = tensor.detach().to(self.device).contiguous()
+                dist.broadcast(whole, 0)
+                tensor.detach().copy_(whole)
+
+    def swap(self, mine: Tensor, theirs: Tensor, peer: int) -> None:
+        """Send one tensor to a peer and receive another from it."""
+        import torch.distributed as dist
+
+        exchange = [dist.P2POp(dist.isend, mine, peer), dist.P2POp(dist.irecv, theirs, peer)]
+        with _peers():
+            for work in dist.batch_isend_irecv(exchange):
+                work.wait()
+
+    def start_sum(self, tensor: Tensor) -> Work | None:
+        """Begin to add a tensor over all ranks, in place."""
+        if self.size == 1:
+            return None
+        import torch.distributed as dist
+
+        with _peers():
+            work: Work = dist.all_reduce(tensor, async_op=True)
+            return work
+
+    def finish(self, work: Work | None) -> None:
+        """Wait for what `start_sum` began."""
+        if work is not None:
+            with _peers():
+                work.wait()
+
+
+def own_address() -> str:
+    """Return an address of this node that the others can reach, loopback if there is no network."""
+    for candidate in (_resolved_hostname, _address_of_default_route):
+        try:
+            address = candidate()
+        except OSError:
+            continue
+        if not address.startswith("127."):
+            return address
+    return "127.0.0.1"
+
+
+def publish_address(directory: Path, host: str, port: int) -> None:
+    """Tell the other ranks where rank 0 listens."""
+    part = directory / "address.part"
+    part.write_text(f"{host} {port}")
+    part.rename(directory / "address")
+
+
+def published_address(directory: Path) -> tuple[str, int]:
+    """Wait for the address of rank 0.
+
+    Raises:
+        PeersLostError: If it does not come.
+    """
+    end = time.monotonic() + RENDEZVOUS_S
+    while time.monotonic() < end:
+        try:
+            host, port = (directory / "address").read_text().split()
+        except FileNotFoundError:
+            time.sleep(0.02)
+        else:
+            return host, int(port)
+    raise PeersLostError(f"rank 0 published no address within {RENDEZVOUS_S:g} s")
+
+
+def master_address(environ: Mapping[str, str]) -> str:
+    """Return the address where rank 0 listens: MASTER_ADDR, which a site may set, or its own."""
+    return environ.get("MASTER_ADDR") or own_address()
+
+
+def _resolved_hostname() -> str:
+    return socket.gethostbyname(socket.gethostname())
+
+
+def _address_of_default_route() -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # sends nothing; TEST-NET-1, RFC 5737
+        return str(probe.getsockname()[0])
+
+
+@contextmanager
+def _peers() -> Iterator[None]:
+    """Turn what torch raises when a peer goes away into `PeersLostError`.
+
+    gloo raises a bare RuntimeError; nothing but communication happens inside.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is this rank's own doing
+            raise
+        raise PeersLostError(str(error).partition("\n")[0]) from error

@@ -1,0 +1,170 @@
+"""One attempt, as the controller sees it: what it was ordered, what it reports, why it leaves.
+
+Files first, then words: a line of ``epochs.jsonl`` is synced before anything is said of it, and
+``report.json`` belongs to the first rank that has something to say. Never imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from parsl_rasda.handoff import DEADLINE_MARGIN_S, EpochReport, JobOrder, JobReport
+from parsl_rasda.runtime.channel import ControlChannel
+from parsl_rasda.runtime.checkpoint import checkpoint_name
+from parsl_rasda.runtime.launch_context import LaunchContext
+from parsl_rasda.vocabulary import Outcome
+
+KEPT_CHECKPOINTS = 2
+FORKED = "PARSL_RASDA_FORKED"  # set by a fork server, to how long the rank waited for torch to be loaded [s]
+
+
+class Leave(BaseException):
+    """Unwinds the training function: the job must leave now, and its state is saved.
+
+    Args:
+        agreed: Whether every rank leaves here too.
+    """
+
+    def __init__(self, *, agreed: bool) -> None:
+        super().__init__(agreed)
+        self.agreed = agreed
+
+
+class Session:
+    """State and files of one attempt on this rank.
+
+    Attributes:
+        epoch: Epochs done.
+        until: Epochs done when the job asks or ends.
+        schedule: ``(epoch, replicas)``, the current stretch last.
+        outcome: How the attempt ends, once that is decided.
+        history: What this attempt has reported, on rank 0.
+        preempt_cause: Why the job must leave at its next step, or None.
+        interruptible: Whether a signal may unwind the training function where it stands, because
+            nothing would be lost that is not lost anyway.
+        is_prepared: Whether there is a model in training, which leaves at its next step.
+        is_unwinding: Whether a signal has unwound the training function.
+    """
+
+    def __init__(self, order: JobOrder, context: LaunchContext) -> None:
+        self.order, self.context = order, context
+        self.directory = Path(order.directory)
+        self.channel: ControlChannel | None = None
+        self.epoch, self.until = order.epoch, order.until
+        self.schedule: tuple[tuple[int, int], ...] = order.schedule
+        self.outcome: Outcome | None = None
+        self.history: list[EpochReport] = []
+        self.preempt_cause: str | None = None
+        self.interruptible = True
+        self.is_prepared = False
+        self.is_unwinding = False
+        self.slots: tuple[str, ...] = order.slots
+        self.checkpoints: list[Path] = []  # of this attempt, oldest first
+        self._is_ready = False
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank speaks for the job."""
+        return self.context.rank == 0
+
+    @property
+    def replicas(self) -> int:
+        """Replicas of the current stretch."""
+        return self.schedule[-1][1]
+
+    def preempt(self, cause: str) -> None:
+        """Leave at the next step; the first reason counts."""
+        self.preempt_cause = self.preempt_cause or cause
+
+    def must_leave(self, margin_s: float = 0.0) -> bool:
+        """Return whether this rank has a reason to leave, or so little time that it should."""
+        deadline = self.order.deadline
+        if deadline is not None and time.time() > deadline - DEADLINE_MARGIN_S - margin_s:
+            self.preempt("the deadline is near")
+        return self.preempt_cause is not None
+
+    def ready(self) -> None:
+        """Tell the controller, once, that the start is over and work goes on."""
+        if not self._is_ready:
+            self._is_ready = True
+            self.say("ready", {"once_s": float(os.environ.get(FORKED, "0"))})
+
+    def record(self, metrics: Mapping[str, float], seconds: float) -> None:
+        """Report the epoch that is now done: to the file, then to the controller."""
+        if not self.is_main:
+            return
+        here = self.checkpoint_here()
+        report = EpochReport(
+            trial=self.order.trial,
+            attempt=self.order.attempt,
+            epoch=self.epoch,
+            metrics=metrics,
+            seconds=seconds,
+            checkpoint=str(here) if here else None,
+            at=time.time(),
+            slots=self.slots,
+        )
+        self.history.append(report)
+        with (self.directory / "epochs.jsonl").open("a") as file:
+            file.write(json.dumps(report.to_json()) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.say("epoch", report.to_json())
+
+    def add_checkpoint(self, path: Path) -> None:
+        """Note a checkpoint that is whole; older ones go, except the one before."""
+        if path in self.checkpoints:
+            return
+        self.checkpoints.append(path)
+        while len(self.checkpoints) > KEPT_CHECKPOINTS:
+            old = self.checkpoints.pop(0)
+            if self.is_main:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def checkpoint_here(self) -> Path | None:
+        """Return the checkpoint of the epoch boundary that the job stands at, if there is one."""
+        newest = self.checkpoints[-1] if self.checkpoints else None
+        return newest if newest and newest.name == checkpoint_name(self.epoch) else None
+
+    def say(self, op: str, message: Mapping[str, Any]) -> None:
+        """Speak to the controller, where there is a channel."""
+        if self.channel:
+            self.channel.say(op, message)
+
+    def close(self, outcome: Outcome, cause: str = "", traceback: str = "") -> None:
+        """Write the report of the attempt, unless another rank was first, and say bye."""
+        newest = self.checkpoints[-1] if self.checkpoints else None
+        report = JobReport(
+            trial=self.order.trial,
+            attempt=self.order.attempt,
+            outcome=outcome,
+            epoch=self.epoch,
+            cause=cause,
+            checkpoint=str(newest) if newest else None,
+            traceback=traceback,
+            at=time.time(),
+        )
+        if _write_once(self.directory / "report.json", json.dumps(report.to_json(), indent=1)):
+            self.say("bye", report.to_json())
+
+
+def _write_once(path: Path, text: str) -> bool:
+    """Write a file whole unless it exists; returns whether it was this process that wrote it."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with part.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        return False
+    finally:
+        part.unlink()
+    return True

@@ -1,0 +1,427 @@
+"""The `Trial` that a training function is given: the same at any world size and on any site.
+
+::
+
+    def train(trial: Trial) -> None:
+        model, optimizer = trial.prepare(build(trial.config), torch.optim.SGD, lr=trial.config["lr"])
+        for epoch in trial.epochs():
+            for x, y in trial.batches(train_set):
+                trial.step(loss_fn(model(x), y))
+            trial.report(val_loss=trial.mean(evaluate(model, trial.shard(val_set))))
+
+torch is imported when it is needed: a function that only sleeps starts in a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from enum import IntEnum
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from parsl_rasda.errors import CheckpointError, TrainingError
+from parsl_rasda.handoff import EpochReport
+from parsl_rasda.runtime.checkpoint import checkpoint_name, read_header, write_checkpoint
+from parsl_rasda.runtime.group import Group
+from parsl_rasda.runtime.session import Leave, Session
+from parsl_rasda.vocabulary import JSON, Outcome
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from parsl_rasda.runtime.data import Batch
+    from parsl_rasda.runtime.engine import Engine, OptimizerFactory
+    from parsl_rasda.runtime.learning_rate import Scaling
+
+    ModelT = TypeVar("ModelT", bound=nn.Module)
+
+WAIT_SLICE_S = 1.0
+SUM_TERMS = 64  # doubles that do not overlap and add up to any sum of doubles: 40 at most
+
+
+class Answer(IntEnum):
+    """What happens at an epoch boundary; where ranks differ, the gravest counts."""
+
+    WAIT = 0
+    GO = 1
+    LEAVE = 2
+    PREEMPT = 3
+
+
+class Trial:
+    """One trial in training, on one rank.
+
+    Attributes:
+        config: The hyperparameters.
+        inputs: Outputs of the stages that the study needs, by name.
+        seed: Seed of the trial. Global generators are seeded from it before the function starts.
+        world_size: Ranks of the job.
+        rank: Index of this one.
+        is_main: Whether it is the one that should print and plot.
+    """
+
+    def __init__(self, session: Session) -> None:
+        order = session.order
+        self.config: Mapping[str, Any] = order.config
+        self.inputs: Mapping[str, JSON] = order.inputs
+        self.seed, self.world_size, self.rank = order.seed, order.world_size, session.context.rank
+        self.is_main = session.is_main
+        self._session, self._order = session, order
+        self._engine: Engine | None = None
+        self._in_epoch = self._has_batches = False
+        self._began = self._carried_over_s = 0.0
+        self._slowest_s = self._last_step = 0.0
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return self._session.epoch
+
+    @property
+    def replicas(self) -> int:
+        """Logical data-parallel workers of this stretch: the global batch is as many batches."""
+        return self._session.replicas
+
+    @property
+    def history(self) -> tuple[EpochReport, ...]:
+        """What this job has reported so far (on rank 0)."""
+        return tuple(self._session.history)
+
+    @cached_property
+    def directory(self) -> Path:
+        """A scratch directory, private to this attempt and shared by its ranks."""
+        scratch = self._session.directory / "scratch"
+        scratch.mkdir(exist_ok=True)
+        return scratch
+
+    @cached_property
+    def device(self) -> torch.device:
+        """The device of this rank; the first use imports torch and sets it up."""
+        from parsl_rasda.runtime.devices import own_device
+
+        return own_device(self._order, self._session.context.device_index)
+
+    @cached_property
+    def _group(self) -> Group:
+        context, order = self._session.context, self._order
+        if order.accelerator == "none" or context.size == 1:
+            return Group(
+                0, 1, self.device if "torch" in sys.modules else None, self._session.directory, one_node=True
+            )
+        group = Group(
+            context.rank, context.size, self.device, self._session.directory, one_node=context.one_node
+        )
+        self._session.slots = group.texts(context.slot)
+        return group
+
+    # ------------------------------------------------------------------------- what a function calls
+
+    def prepare(
+        self,
+        model: ModelT,
+        optimizer: OptimizerFactory,
+        *,
+        lr: float,
+        schedule: Callable[[float], float] | None = None,
+        lr_scaling: Scaling | None = None,
+        clip_norm: float | None = None,
+    ) -> tuple[ModelT, torch.optim.Optimizer]:
+        """Return the model on its device and its optimizer, as the last attempt left them.
+
+        The learning rate of each step is ``lr * scaling(replicas) * warm-up * schedule(position)``;
+        parameter groups keep their ratios. ``training.lr_scaling: auto`` scales linearly for SGD and
+        ASGD and by the square root for every other optimizer.
+
+        Args:
+            model: The whole model as one module, the same on each rank.
+            optimizer: Called as ``optimizer(parameters, lr)`` with those that require gradients.
+            lr: Learning rate of one replica.
+            schedule: A further factor, a function of the position [epochs, 0 to `max_t`].
+            lr_scaling: A function of replicas, in place of ``training.lr_scaling``.
+            clip_norm: Largest norm of a step's gradient, in place of ``training.clip_norm``.
+
+        Raises:
+            CheckpointError: If the checkpoint to resume from does not fit.
+            TrainingError: If the model cannot be trained by replicas.
+        """
+        from parsl_rasda.runtime.engine import Engine, Update
+
+        if self._engine is not None:
+            raise TrainingError("trial.prepare was called twice.", "Combine the models in one nn.Module.")
+        self._session.interruptible = False
+        self._session.is_prepared = True
+        self._group.device = self.device
+        training = self._order.training
+        update = Update(
+            float(lr), lr_scaling, schedule, training.clip_norm if clip_norm is None else clip_norm
+        )
+        engine = Engine(self._group, training, self.seed, model, optimizer, update)
+        engine.position.epoch = self.epoch
+        if self._order.resume_from:
+            self._restore(engine, Path(self._order.resume_from))
+        self._engine = engine
+        return model, engine.optimizer
+
+    def epochs(self) -> Iterator[int]:
+        """Yield the epochs to train: those not done yet, until the job must leave."""
+        while self._session.outcome is None and self._goes_on_at_start():
+            self._in_epoch, self._has_batches = True, False
+            self._began = self._last_step = time.monotonic()
+            if self._engine is None:
+                self._session.ready()
+            yield self.epoch
+            if self._in_epoch:
+                raise TrainingError(
+                    f"Epoch {self.epoch} ended without trial.report(...).", "Call it once an epoch."
+                )
+            self._decide()
+
+    def batches(
+        self,
+        dataset: Any,
+        transform: Callable[[Batch], Batch] | None = None,
+        *,
+        workers: int = 0,
+    ) -> Iterator[Batch]:
+        """Yield one replica's micro-batch after another, on the device; each sample once an epoch.
+
+        The order depends on seed and epoch only, and random numbers are seeded for every
+        micro-batch, so augmentation and dropout are the same at any world size.
+
+        Args:
+            dataset: A tuple of arrays or tensors, a map-style ``Dataset``, an object with ``__len__``
+                and ``read(indices)``, or shards on disk (`parsl_rasda.data.open_shards`), which are
+                read in blocks, ahead, by a thread.
+            transform: Applied to each batch, on the device.
+            workers: Processes that read ahead (none for shards).
+        """
+        from parsl_rasda.runtime.data import Samples
+
+        engine = self._prepared("batches")
+        if not self._in_epoch or self._has_batches:
+            raise TrainingError(
+                "trial.batches was called outside an epoch, or twice in one.",
+                "Call it once inside `for epoch in trial.epochs()`.",
+            )
+        self._has_batches = True
+        yield from engine.batches(
+            Samples(dataset),
+            self._session.schedule,
+            transform=transform,
+            workers=workers,
+            halt=self._must_leave,
+        )
+        if engine.halted:
+            self._checkpoint()
+            raise Leave(agreed=True)
+
+    def step(self, loss: Tensor) -> None:
+        """Use the mean loss of the last batch: backward, accumulation, clipping, warm-up, update."""
+        engine = self._prepared("step")
+        if engine.backward(loss):
+            self._session.ready()
+            now = time.monotonic()
+            self._slowest_s = max(self._slowest_s, now - self._last_step)
+            self._last_step = now
+
+    def shard(self, dataset: Any) -> Iterator[Batch]:
+        """Yield this rank's batches of a validation set, on the device, with the model in eval mode.
+
+        Samples are batched in the same way at any world size; give losses of single samples (or of
+        batches) to `mean`.
+        """
+        from parsl_rasda.runtime.data import Samples, read_all, seed_everything
+        from parsl_rasda.runtime.replicas import carried, seed_of, validation_batches
+
+        engine = self._prepared("shard")
+        samples = Samples(dataset)
+        mine = carried(self._group.rank, self._group.size, self.replicas)
+        batches = validation_batches(len(samples), self.replicas, mine, self._order.training.batch_size)
+        reads = [(seed_of(self.seed, "shard", self.epoch, batch.start), list(batch)) for batch in batches]
+        engine.model.eval()
+        for (seed, _), batch in zip(reads, read_all(samples, reads, self.device), strict=True):
+            seed_everything(seed, self.device)
+            yield batch
+
+    def mean(self, values: Tensor | Iterable[Any]) -> float:
+        """Return the mean over the values of all ranks, the same bits at any world size.
+
+        The sum is exact before it is rounded once, so no order and no grouping can matter (below 1e308,
+        where doubles end).
+
+        Args:
+            values: One value a sample (or a batch): a tensor, an array, or an iterable of these or
+                of numbers.
+
+        Raises:
+            TrainingError: If it is a single number: the mean of one rank says nothing at another width.
+        """
+        numbers = _numbers(values)
+        terms = _exact_terms(numbers)
+        size, rank = self._group.size, self._group.rank
+        padded = [0.0] * (SUM_TERMS * size)
+        padded[rank * SUM_TERMS : rank * SUM_TERMS + len(terms)] = terms
+        *all_terms, count = self._group.sum([*padded, float(len(numbers))])
+        if not count:
+            raise TrainingError("trial.mean was given no values.", "Evaluate at least one sample.")
+        return _rounded_sum(all_terms) / count
+
+    def report(self, **metrics: float) -> None:
+        """End the epoch with its metrics, at least the study's; NaN is allowed.
+
+        The mean training loss is added as ``train_loss`` unless it is given.
+        """
+        if not self._in_epoch:
+            raise TrainingError(
+                "trial.report was called outside an epoch, or twice in one.", "Call it once an epoch."
+            )
+        values = {name: float(value) for name, value in metrics.items()}
+        if self._order.metric and self._order.metric not in values:
+            raise TrainingError(
+                f"trial.report got {sorted(values)}, but the study's metric is {self._order.metric!r}.",
+                "Report it every epoch.",
+            )
+        was_interruptible, self._session.interruptible = self._session.interruptible, False
+        if self._engine is not None:
+            position = self._engine.position
+            if position.step:
+                values.setdefault("train_loss", math.fsum(self._engine.loss_sums()) / position.samples)
+            self._engine.end_epoch()
+        seconds = time.monotonic() - self._began + self._carried_over_s
+        self._carried_over_s, self._in_epoch = 0.0, False
+        self._session.epoch += 1
+        if self.epoch >= self._session.until or self.epoch % self._order.training.checkpoint_every == 0:
+            self._checkpoint()
+        self._session.ready()
+        self._session.record(values, seconds)
+        self._session.interruptible = was_interruptible
+
+    # ------------------------------------------------------------------------------------- internals
+
+    def _prepared(self, what: str) -> Engine:
+        if self._engine is None:
+            raise TrainingError(f"trial.{what} needs a prepared model.", "Call trial.prepare(...) first.")
+        return self._engine
+
+    def _must_leave(self) -> bool:
+        return self._session.must_leave(3 * self._slowest_s)
+
+    def _restore(self, engine: Engine, path: Path) -> None:
+        header = read_header(path)
+        if header["epoch"] != self.epoch:
+            raise CheckpointError(
+                str(path), f"it is of epoch {header['epoch']}, but {self.epoch} was ordered"
+            )
+        if header["step"] and (header["replicas"], header["batch_size"]) != (
+            self.replicas,
+            self._order.training.batch_size,
+        ):
+            raise CheckpointError(str(path), "replicas or batch size changed in the middle of an epoch")
+        engine.restore(path, header)
+        self._carried_over_s = header["seconds"]
+
+    def _checkpoint(self) -> None:
+        """Save where training stands; every rank must call it."""
+        began = time.monotonic()
+        header: dict[str, Any] = {"epoch": self.epoch, "step": 0}
+        if self._engine is not None:
+            header |= self._engine.header()
+        header["replicas"] = self.replicas
+        header["seconds"] = began - self._began + self._carried_over_s if header["step"] else 0.0
+        path = self._session.directory / checkpoint_name(self.epoch, header["step"])
+        tensors = self._engine.tensors() if self._engine else {}
+        if self.is_main:
+            write_checkpoint(path, tensors, header)
+        self._session.add_checkpoint(path)
+        self._slowest_s = max(self._slowest_s, time.monotonic() - began)
+
+    def _goes_on_at_start(self) -> bool:
+        if self.epoch < self._session.until:
+            return True
+        self._session.outcome = Outcome.REACHED
+        return False
+
+    def _decide(self) -> None:
+        """Learn at an epoch boundary whether to go on; all ranks act on the same answer."""
+        session = self._session
+        was_interruptible, session.interruptible = session.interruptible, False
+        answer = Answer.WAIT
+        until = replicas = 0
+        while answer is Answer.WAIT:
+            code, until, replicas = self._group.agree(self._own_answer())
+            answer = Answer(code)
+        if answer is Answer.GO:
+            session.until = until
+            if replicas != self.replicas:
+                session.schedule = (*session.schedule, (self.epoch, replicas))
+        else:
+            session.outcome = Outcome.REACHED if answer is Answer.LEAVE else Outcome.PREEMPTED
+            if session.checkpoint_here() is None:
+                self._checkpoint()
+        session.interruptible = was_interruptible and answer is Answer.GO
+
+    def _own_answer(self) -> tuple[int, int, int]:
+        session = self._session
+        if not self._order.interactive and self.epoch >= session.until:
+            return Answer.LEAVE, 0, 0
+        if self._must_leave():
+            return Answer.PREEMPT, 0, 0
+        if not self._order.interactive:
+            return Answer.GO, session.until, self.replicas
+        message = session.channel.answer(WAIT_SLICE_S, self._must_leave) if session.channel else None
+        if message is None:
+            return Answer.WAIT, 0, 0
+        until = int(message.get("until", 0))
+        if message["op"] == "go" and until > self.epoch:
+            return Answer.GO, until, int(message.get("replicas", self.replicas))
+        return Answer.LEAVE, 0, 0
+
+
+def _numbers(values: Any) -> list[float]:
+    if hasattr(values, "tolist") and hasattr(values, "reshape"):
+        if not values.shape:
+            raise TrainingError(
+                "trial.mean was given one number, the mean of this rank alone.",
+                "Give it the loss of every sample: reduction='none'.",
+            )
+        flat = values.reshape(-1)
+        return [float(v) for v in (flat.double() if hasattr(flat, "double") else flat).tolist()]
+    if isinstance(values, float | int):
+        raise TrainingError(
+            "trial.mean was given one number, the mean of this rank alone.",
+            "Give it the loss of every sample: reduction='none'.",
+        )
+    numbers: list[float] = []
+    for value in values:
+        numbers += (
+            _numbers(value)
+            if getattr(value, "shape", ())
+            else [float(value.detach() if hasattr(value, "detach") else value)]
+        )
+    return numbers
+
+
+def _exact_terms(numbers: list[float]) -> list[float]:
+    """Return a few doubles whose exact sum is that of the numbers.
+
+    Source:
+        Shewchuk 1997, Adaptive precision floating-point arithmetic, as behind `math.fsum`.
+    """
+    terms: list[float] = []
+    while True:
+        rest = _rounded_sum([*numbers, *(-term for term in terms)])
+        if not rest or not math.isfinite(rest):
+            return [*terms, rest] if rest else terms
+        terms.append(rest)
+
+
+def _rounded_sum(numbers: list[float]) -> float:
+    try:
+        return math.fsum(numbers)
+    except (ValueError, OverflowError):  # infinities of both signs, or beyond the largest double
+        return sum(numbers)

@@ -1,0 +1,88 @@
+"""The port of a scheduler: who trains on, for how long, with how many replicas.
+
+Implementations are pure: they read no clock, start nothing and depend only on the order of calls,
+so that a replayed journal decides as the live run did. The executable definition is
+`parsl_rasda.testing.SchedulerContract`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from parsl_rasda.vocabulary import TrialId
+
+
+class Action(StrEnum):
+    """What becomes of a trial that has reported."""
+
+    CONTINUE = "continue"
+    STOP = "stop"
+    PAUSE = "pause"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What becomes of a trial, and why.
+
+    Attributes:
+        until: Epochs done when it must report next (for `CONTINUE`), else the epochs it has done.
+        replicas: Data-parallel replicas of the coming stretch, or of the last one.
+        rung: Index of the rung that the coming (or last) stretch ends at; 0 is the first.
+        completed: The trial stops because it reached `max_t`.
+        reason: One short clause for people, e.g. ``val_loss 0.31 is within the best 1/2 of 7``.
+        compared: How many results of the rung it was judged against (without its own).
+        threshold: The metric it had to reach, or None when there was nothing to compare with.
+    """
+
+    trial: TrialId
+    action: Action
+    until: int
+    replicas: int
+    rung: int
+    completed: bool = False
+    reason: str = ""
+    compared: int = 0
+    threshold: float | None = None
+
+
+class Scheduler(Protocol):
+    """Decides at rungs. Every method is O(log n) in the number of trials."""
+
+    @property
+    def milestones(self) -> tuple[int, ...]:
+        """Epochs at which trials are judged, ascending; the last one is `max_t`."""
+        ...
+
+    def replicas(self, rung: int) -> int:
+        """Return the replicas on the stretch that ends at ``milestones[rung]``."""
+        ...
+
+    def add(self, trial: TrialId) -> Decision:
+        """Admit a trial; older trials are added first. Returns its first stretch."""
+        ...
+
+    def report(self, trial: TrialId, epoch: int, metric: float) -> Decision:
+        """Return what becomes of the trial after ``epoch`` epochs; unknown trials are added.
+
+        Between rungs the answer is to continue to the same milestone, except that a metric that
+        is not finite stops the trial at any epoch. A trial that has ended gets its `STOP` again.
+        """
+        ...
+
+    def remove(self, trial: TrialId) -> None:
+        """Take out a trial that failed: nobody waits for it, and it never goes on."""
+        ...
+
+    def close(self) -> None:
+        """Say that no further trial will be added."""
+        ...
+
+    def resume_next(self) -> Decision | None:
+        """Let the best paused trial that may go on now go on, and return its next stretch."""
+        ...
+
+    def dismiss(self) -> tuple[Decision, ...]:
+        """Return a `STOP` for each paused trial that can never go on; each is returned once."""
+        ...

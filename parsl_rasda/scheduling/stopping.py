@@ -1,0 +1,64 @@
+"""The stopping rule, the default: a trial that falls behind ends at once, nobody ever pauses."""
+
+from __future__ import annotations
+
+import math
+
+from sortedcontainers import SortedList
+
+from parsl_rasda.scheduling.base import Decision
+from parsl_rasda.scheduling.rungs import Rungs
+from parsl_rasda.scheduling.trials import Contender, RungScheduler
+from parsl_rasda.vocabulary import Mode
+
+
+class StoppingScheduler(RungScheduler):
+    """Continue iff first at the rung, or as good as the percentile of the earlier results there.
+
+    A contender's own result joins the rung after its judgement. Results that are not finite rank
+    last and never continue. A report that has skipped milestones counts at the highest it reached.
+
+    Source:
+        The stopping variant of ASHA (Li et al. 2020, arXiv:1810.05934), which RASDA uses
+        (Aach et al. 2026, doi 10.1016/j.future.2025.108042).
+    """
+
+    def __init__(self, rungs: Rungs, mode: Mode = Mode.MIN, metric: str = "metric") -> None:
+        super().__init__(rungs, mode, metric)
+        self._costs = tuple(SortedList() for _ in rungs.milestones)
+
+    def _judge(self, contender: Contender, reached: int, metric: float) -> Decision:
+        contender.rung = reached
+        if not math.isfinite(metric):
+            self._costs[reached].add(math.inf)
+            return self._stop(contender, self._not_finite(metric))
+        if reached == self.rungs.last:
+            return self._complete(contender)
+        costs, eta, cost = self._costs[reached], self.rungs.reduction_factor, contender.cost
+        compared = len(costs)
+        cut = _quantile(costs, eta) if compared else math.inf
+        costs.add(cost)
+        if not compared:
+            return self._advance(contender, f"{self._text(cost)} is the first at epoch {contender.epoch}")
+        threshold = self._metric_of(cut)
+        if cost <= cut:
+            reason = f"{self._text(cost)} is within the best 1/{eta} of {compared}"
+            return self._advance(contender, reason, compared, threshold)
+        reason = f"{self._text(cost)} misses {self._sign * cut:.6g}, the best 1/{eta} of {compared}"
+        return self._stop(contender, reason, compared, threshold)
+
+
+def _quantile(costs: SortedList, eta: int) -> float:
+    """Return the cost that the best 1/eta reach, interpolated linearly.
+
+    The position is found with integers, so that equal results are never told apart by rounding.
+    """
+    below, remainder = divmod(len(costs) - 1, eta)
+    low: float = costs[below]
+    if remainder == 0:
+        return low
+    high: float = costs[below + 1]
+    if math.isinf(high):
+        return high
+    # Rounding, or the overflow of a difference of huge numbers, must not lift it above `high`.
+    return min(high, low + (high - low) * remainder / eta)

@@ -1,0 +1,139 @@
+"""Plain successive halving: a rung is decided when all who entered it have reported.
+
+Slower than the asynchronous rules, but the decisions do not depend on the order of arrival, so two
+runs on different machines can be compared trial by trial.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from parsl_rasda.scheduling.base import Decision
+from parsl_rasda.scheduling.rungs import Rungs
+from parsl_rasda.scheduling.trials import Contender, RungScheduler
+from parsl_rasda.vocabulary import Mode, TrialId
+
+_Verdict: TypeAlias = tuple[str, int, float | None]  # reason, compared, threshold
+
+
+@dataclass(slots=True)
+class _Cohort:
+    """Trials that compete with each other.
+
+    Attributes:
+        rung: The rung that is being waited for.
+        entrants: How many take part there; final once `is_full`.
+        present: Those that have reported there or never will, by age.
+    """
+
+    rung: int = 0
+    entrants: int = 0
+    is_full: bool = False
+    present: dict[int, Contender] = field(default_factory=dict)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nobody is missing at the rung."""
+        return self.is_full and 0 < self.entrants == len(self.present)
+
+
+class SynchronousScheduler(RungScheduler):
+    """Let the best ``max(1, entrants // eta)`` of a whole rung go on, stop the others.
+
+    Trials that failed or diverged count as entrants that rank last. The first ``num_samples`` trials
+    form a cohort, or those added before `close`; trials that come later (a larger budget on resume)
+    form the next cohort, so that what was decided stays decided. A report beyond a milestone counts
+    there, and at the following ones once the trial is let on to them.
+
+    Source:
+        Successive halving, Jamieson and Talwalkar 2016 (arXiv:1502.07943).
+    """
+
+    def __init__(
+        self, rungs: Rungs, mode: Mode = Mode.MIN, metric: str = "metric", num_samples: int | None = None
+    ) -> None:
+        super().__init__(rungs, mode, metric)
+        self._num_samples = num_samples
+        self._filling = _Cohort()
+        self._cohorts: dict[TrialId, _Cohort] = {}
+        self._going: dict[TrialId, _Verdict] = {}
+        self._stopping: dict[TrialId, _Verdict] = {}
+
+    def close(self) -> None:
+        """Say that no further trial will be added; this may complete a rung."""
+        if self._filling.entrants:
+            self._fill_up()
+
+    def resume_next(self) -> Decision | None:
+        """Let the next survivor go on: rungs in the order in which they were decided, best first."""
+        for trial in self._going:
+            return self._advance(self._contenders[trial], *self._going.pop(trial))
+        return None
+
+    def dismiss(self) -> tuple[Decision, ...]:
+        """Return a `STOP` for each trial that lost at a decided rung."""
+        stops = tuple(self._stop(self._contenders[t], *verdict) for t, verdict in self._stopping.items())
+        self._stopping.clear()
+        return stops
+
+    def _judge(self, contender: Contender, reached: int, metric: float) -> Decision:
+        trial = contender.trial
+        if not math.isfinite(metric):
+            self._stop(contender, self._not_finite(metric))
+        elif reached == self.rungs.last:
+            self._complete(contender)
+        else:
+            self._pause(contender, f"waits for the others at epoch {self.milestones[contender.rung]}")
+        self._arrive(contender)
+        if trial in self._going:
+            return self._advance(contender, *self._going.pop(trial))
+        if trial in self._stopping:
+            return self._stop(contender, *self._stopping.pop(trial))
+        return contender.last
+
+    def _admit(self, contender: Contender) -> None:
+        self._cohorts[contender.trial] = self._filling
+        self._filling.entrants += 1
+        if self._filling.entrants == self._num_samples:
+            self._fill_up()
+
+    def _withdraw(self, contender: Contender) -> None:
+        contender.cost = math.inf
+        if self._stopping.pop(contender.trial, None) is None:
+            self._going.pop(contender.trial, None)
+            self._arrive(contender)
+
+    def _fill_up(self) -> None:
+        cohort, self._filling = self._filling, _Cohort()
+        cohort.is_full = True
+        self._settle(cohort)
+
+    def _arrive(self, contender: Contender) -> None:
+        cohort = self._cohorts[contender.trial]
+        cohort.present[contender.age] = contender
+        self._settle(cohort)
+
+    def _settle(self, cohort: _Cohort) -> None:
+        """Decide the cohort's rung if nobody is missing, and the next ones if all were early there."""
+        while cohort.is_complete and cohort.rung < self.rungs.last:
+            ranked = sorted(cohort.present.values(), key=lambda contender: contender.key)
+            entrants, quota = len(ranked), max(1, len(ranked) // self.rungs.reduction_factor)
+            survivors = sum(math.isfinite(contender.cost) for contender in ranked[:quota])
+            threshold = self._metric_of(ranked[quota - 1].cost)
+            cohort.rung, cohort.entrants, cohort.present = cohort.rung + 1, survivors, {}
+            for rank, contender in enumerate(ranked, 1):
+                reason = f"rank {rank} of {entrants}, best {quota} go on"
+                verdict = (reason, entrants - 1, threshold)
+                if rank <= survivors:
+                    self._let_on(contender, cohort, verdict)
+                elif not contender.has_ended:
+                    self._stopping[contender.trial] = verdict
+
+    def _let_on(self, contender: Contender, cohort: _Cohort, verdict: _Verdict) -> None:
+        if contender.epoch < self.milestones[cohort.rung]:
+            self._going[contender.trial] = verdict
+            return
+        contender.rung = cohort.rung
+        cohort.present[contender.age] = contender

@@ -1,0 +1,191 @@
+"""Designs: configurations that do not depend on any result, so that no order of events changes them.
+
+`random` and `sobol` are pure functions of (seed, how many were proposed before); `grid` and `list`
+go through a fixed list. All know conditional parameters, which Optuna's grid and quasi-random
+samplers do not: those propose the same configuration several times.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice, pairwise, takewhile
+from typing import Any
+
+from parsl_rasda.errors import InvalidSettingError
+from parsl_rasda.search.space import Choice, Constant, Float, Int, Parameter, SearchSpace
+from parsl_rasda.vocabulary import JSON, TrialId
+
+LARGEST_GRID = 100_000
+
+
+class _Design:
+    """A searcher that learns nothing from results."""
+
+    def __init__(self) -> None:
+        self._configs: dict[TrialId, Mapping[str, JSON]] = {}
+
+    def propose(self, trial: TrialId) -> Mapping[str, JSON] | None:
+        """Return the next configuration; a known trial gets its own again."""
+        if trial not in self._configs:
+            config = self._next()
+            if config is None:
+                return None
+            self._configs[trial] = config
+        return self._configs[trial]
+
+    def restore(self, trial: TrialId, config: Mapping[str, JSON]) -> None:
+        """Count a configuration as proposed."""
+        self._configs[trial] = config
+
+    def observe(self, trial: TrialId, epoch: int, metric: float) -> None:
+        """Learn nothing."""
+
+    def conclude(self, trial: TrialId, metric: float | None) -> None:
+        """Learn nothing."""
+
+    def _next(self) -> Mapping[str, JSON] | None:
+        raise NotImplementedError
+
+
+class RandomSearcher(_Design):
+    """Independent draws, each from a generator seeded with (seed, index)."""
+
+    def __init__(self, space: SearchSpace, *, seed: int) -> None:
+        super().__init__()
+        self._space, self._seed = space, seed
+
+    def _next(self) -> Mapping[str, JSON]:
+        rng = random.Random(f"{self._seed}:{len(self._configs)}")  # noqa: S311 - no secret
+        return self._space.configure(lambda _, parameter: value_at(parameter, rng.random()))
+
+
+class SobolSearcher(_Design):
+    """Points of a Sobol sequence, which fill the space more evenly than random ones.
+
+    Each parameter has a dimension of its own, whether it is active or not.
+
+    Source:
+        Sobol 1967; scrambling as in Owen 1998, both by SciPy.
+    """
+
+    def __init__(self, space: SearchSpace, *, seed: int, scramble: bool = True) -> None:
+        super().__init__()
+        self._space, self._seed, self._scramble = space, seed, scramble
+        self._free = [n for n, p in space.parameters.items() if not isinstance(p, Constant)]
+
+    def _next(self) -> Mapping[str, JSON]:
+        from scipy.stats import qmc
+
+        engine = qmc.Sobol(max(1, len(self._free)), scramble=self._scramble, seed=self._seed)
+        if self._configs:
+            engine.fast_forward(len(self._configs))
+        point = dict(zip(self._free, engine.random(1)[0].tolist(), strict=False))
+        return self._space.configure(lambda name, parameter: value_at(parameter, point[name]))
+
+
+class ListedSearcher(_Design):
+    """The given configurations, in their order."""
+
+    def __init__(self, configs: Sequence[Mapping[str, JSON]]) -> None:
+        super().__init__()
+        self._listed = tuple(configs)
+
+    def _next(self) -> Mapping[str, JSON] | None:
+        index = len(self._configs)
+        return dict(self._listed[index]) if index < len(self._listed) else None
+
+
+class GridSearcher(_Design):
+    """Every combination once, in an order drawn from the seed.
+
+    Choices, integers and steps give their own levels; other ranges get ``levels`` of them, evenly
+    spread. Without ``levels`` the grid is the finest of at most ``num_samples`` points, or has 4 levels.
+
+    Raises:
+        InvalidSettingError: If the grid has more than `LARGEST_GRID` points.
+    """
+
+    def __init__(
+        self, space: SearchSpace, *, seed: int, levels: int | None = None, num_samples: int | None = None
+    ) -> None:
+        super().__init__()
+        if levels is not None and levels < 1:
+            raise InvalidSettingError("searcher.levels", levels, "an integer of at least 1")
+        self._points = _grid(space, levels if levels is not None else _finest(space, num_samples))
+        if len(self._points) > LARGEST_GRID:
+            allowed = f"a grid of at most {LARGEST_GRID} points: fewer levels, or wider steps in the space"
+            raise InvalidSettingError("searcher.kind", "grid", allowed)
+        random.Random(seed).shuffle(self._points)  # noqa: S311 - no secret
+
+    def _next(self) -> Mapping[str, JSON] | None:
+        # By value, not by index: after a restart with other samples the grid may be another one.
+        taken = {_text(config) for config in self._configs.values()}
+        return next((point for point in self._points if _text(point) not in taken), None)
+
+
+def value_at(parameter: Parameter, share: float) -> JSON:
+    """Return the value at ``share`` (in [0, 1) of a parameter's range."""
+    if isinstance(parameter, Constant):
+        return parameter.value
+    if isinstance(parameter, Choice):
+        return parameter.values[int(share * len(parameter.values))]
+    if isinstance(parameter, Int) and parameter.log:
+        low, high = math.log(parameter.low - 0.5), math.log(parameter.high + 0.5)
+        return min(parameter.high, max(parameter.low, round(math.exp(low + share * (high - low)))))
+    if parameter.count is not None:
+        return parameter.level(int(share * parameter.count))
+    return _between(parameter, share)
+
+
+def _between(parameter: Float | Int, share: float) -> float:
+    low, high = float(parameter.low), float(parameter.high)
+    if not parameter.log:
+        return low + share * (high - low)
+    return min(high, max(low, math.exp(math.log(low) + share * (math.log(high) - math.log(low)))))
+
+
+def _levels(parameter: Parameter, count: int) -> Sequence[JSON]:
+    """Return the values of a parameter on a grid."""
+    if isinstance(parameter, Choice):
+        return parameter.values
+    if isinstance(parameter, Constant):
+        return (parameter.value,)
+    if parameter.count is not None and not parameter.log:
+        return [parameter.level(i) for i in range(min(parameter.count, LARGEST_GRID + 1))]
+    spread = [_between(parameter, i / (count - 1) if count > 1 else 0.5) for i in range(count)]
+    return list(dict.fromkeys(round(v) if isinstance(parameter, Int) else v for v in spread))
+
+
+def _grid(space: SearchSpace, count: int) -> list[dict[str, JSON]]:
+    """Return the points of a grid, and no more than tell that there are too many."""
+    return list(islice(_points(space, count, list(space.parameters.items()), {}), LARGEST_GRID + 1))
+
+
+def _points(
+    space: SearchSpace, count: int, left: Sequence[tuple[str, Parameter]], config: dict[str, JSON]
+) -> Iterator[dict[str, JSON]]:
+    if not left:
+        yield config
+        return
+    (name, parameter), later = left[0], left[1:]
+    if not space.is_active(parameter, config):
+        yield from _points(space, count, later, config)
+        return
+    for value in _levels(parameter, count):
+        yield from _points(space, count, later, {**config, name: value})
+
+
+def _finest(space: SearchSpace, num_samples: int | None) -> int:
+    if num_samples is None:
+        return 4
+    sizes = (len(_grid(space, count)) for count in range(2, num_samples + 2))
+    # Without ranges more levels make no difference, and the search for more must end.
+    growing = takewhile(lambda pair: pair[0] < pair[1] <= num_samples, pairwise(sizes))
+    return 2 + sum(1 for _ in growing)
+
+
+def _text(config: Mapping[str, Any]) -> str:
+    return json.dumps(config, sort_keys=True)

@@ -1,0 +1,143 @@
+"""Searchers that learn: Optuna's TPE, Gaussian process and CMA-ES samplers.
+
+One in-memory study, asked and told. A sampler is made anew for each proposal, seeded with (seed,
+index), so that a controller that restarts goes on as if it had never died. Optuna is imported on
+first use, and kept quiet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from parsl_rasda.search.space import Choice, Constant, Float, Int, Parameter, SearchSpace, same_value
+from parsl_rasda.vocabulary import JSON, Mode, TrialId
+
+# `searcher.kind` -> the class in `optuna.samplers`.
+SAMPLERS: Mapping[str, str] = {"tpe": "TPESampler", "gp": "GPSampler", "cmaes": "CmaEsSampler"}
+
+
+class OptunaSearcher:
+    """Proposes what an Optuna sampler suggests; each trial's last metric teaches it.
+
+    A metric that is not finite teaches that the configuration is as bad as can be. A trial that failed
+    teaches what it had reached, where the sampler can use that (TPE), else nothing.
+
+    Args:
+        make_sampler: Returns a fresh sampler for a seed.
+        keeps_state: The sampler leaves notes in the study while it suggests (CMA-ES), so a restart must
+            let it suggest again.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        make_sampler: Callable[[int], Any],
+        *,
+        mode: Mode,
+        seed: int,
+        keeps_state: bool = False,
+    ) -> None:
+        self._keeps_state = keeps_state
+        self._space, self._make_sampler, self._seed = space, make_sampler, seed
+        self._worst = math.inf if mode is Mode.MIN else -math.inf
+        self._trials: dict[TrialId, Any] = {}  # Any: Optuna is imported late, so its types are not at hand
+        self._configs: dict[TrialId, Mapping[str, JSON]] = {}
+        self._reported: set[TrialId] = set()
+        with _quiet():
+            import optuna
+
+            direction = "minimize" if mode is Mode.MIN else "maximize"
+            self._study: Any = optuna.create_study(direction=direction, sampler=make_sampler(seed))
+
+    def propose(self, trial: TrialId) -> Mapping[str, JSON] | None:
+        """Return the sampler's suggestion; a known trial gets its own again."""
+        if trial not in self._configs:
+            with _quiet():
+                asked = self._ask(trial)
+                self._configs[trial] = self._space.configure(lambda n, p: _suggest(asked, n, p))
+        return self._configs[trial]
+
+    def restore(self, trial: TrialId, config: Mapping[str, JSON]) -> None:
+        """Take a configuration of an earlier controller as suggested; one of another space is only kept."""
+        if trial in self._configs:
+            return
+        if self._space.accepts(config):
+            fixed = {n: _internal(self._space.parameters[n], value) for n, value in config.items()}
+            with _quiet():
+                self._study.enqueue_trial(fixed)
+                asked = self._ask(trial)
+                if self._keeps_state:
+                    asked.relative_params  # noqa: B018 - a property that makes the sampler suggest
+                self._space.configure(lambda n, p: _suggest(asked, n, p))
+        self._configs[trial] = config
+
+    def observe(self, trial: TrialId, epoch: int, metric: float) -> None:
+        """Note an intermediate result, which counts if the trial fails."""
+        if trial in self._trials and math.isfinite(metric):
+            with _quiet():
+                self._trials[trial].report(metric, epoch)
+            self._reported.add(trial)
+
+    def conclude(self, trial: TrialId, metric: float | None) -> None:
+        """Learn a trial's last metric; only the first conclusion counts."""
+        asked = self._trials.pop(trial, None)
+        if asked is None:
+            return
+        with _quiet():
+            from optuna.trial import TrialState
+
+            if metric is None:
+                has_reported = trial in self._reported
+                self._study.tell(asked, state=TrialState.PRUNED if has_reported else TrialState.FAIL)
+            else:
+                self._study.tell(asked, metric if math.isfinite(metric) else self._worst)
+
+    def _ask(self, trial: TrialId) -> Any:
+        digest = hashlib.sha256(f"{self._seed}:{len(self._configs)}".encode()).digest()
+        self._study.sampler = self._make_sampler(int.from_bytes(digest[:4], "big"))
+        self._trials[trial] = self._study.ask()
+        return self._trials[trial]
+
+
+def _suggest(asked: Any, name: str, parameter: Parameter) -> JSON:
+    """Return what an Optuna trial suggests; values of a choice go by index, as they may be any JSON."""
+    match parameter:
+        case Constant(value):
+            return value
+        case Choice(values):
+            return values[int(asked.suggest_categorical(name, range(len(values))))]
+        case Float(low, high, log, None):
+            return float(asked.suggest_float(name, low, high, log=log))
+        case Float(low, _, _, step):
+            # The last level, not `high`: Optuna warns about a range that its steps do not divide.
+            last = parameter.level((parameter.count or 1) - 1)
+            return parameter.nearest(asked.suggest_float(name, low, last, step=step))
+        case Int(low, _, log, step):
+            last = parameter.level(parameter.count - 1)
+            return int(asked.suggest_int(name, low, last, log=log, step=step))
+
+
+def _internal(parameter: Parameter, value: JSON) -> JSON:
+    if isinstance(parameter, Choice):
+        return next(i for i, each in enumerate(parameter.values) if same_value(each, value))
+    return value
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence Optuna's log and its experimental-feature warnings, and leave both as they were."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import optuna
+
+        verbosity = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        try:
+            yield
+        finally:
+            optuna.logging.set_verbosity(verbosity)

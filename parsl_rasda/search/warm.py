@@ -1,0 +1,63 @@
+"""A searcher that begins with what another search has found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from parsl_rasda.errors import InvalidSettingError
+from parsl_rasda.search.base import Searcher
+from parsl_rasda.search.designs import value_at
+from parsl_rasda.search.space import Parameter, SearchSpace, contains
+from parsl_rasda.vocabulary import JSON, TrialId
+
+_MIDDLE = 0.5
+
+
+class WarmStarted:
+    """Proposes known good configurations first, then whatever the searcher behind it proposes.
+
+    What a known configuration does not say, or says out of range, is set to the middle of its range.
+    """
+
+    def __init__(self, searcher: Searcher, space: SearchSpace, configs: Sequence[Mapping[str, JSON]]) -> None:
+        """Put configurations in front of a searcher.
+
+        Raises:
+            InvalidSettingError: If one of them shares no parameter with the space.
+        """
+        for config in configs:
+            if not set(config) & set(space.parameters):
+                allowed = f"a search with one of the parameters {', '.join(space.parameters)}"
+                raise InvalidSettingError("searcher.warm_start", sorted(config), allowed)
+        self._searcher, self._space, self._configs = searcher, space, tuple(configs)
+        self._proposed: set[TrialId] = set()
+
+    def propose(self, trial: TrialId) -> Mapping[str, JSON] | None:
+        """Return the next configuration."""
+        index = len(self._proposed - {trial})
+        self._proposed.add(trial)
+        if index >= len(self._configs):
+            return self._searcher.propose(trial)
+        config = self._completed(self._configs[index])
+        self._searcher.restore(trial, config)
+        return config
+
+    def _completed(self, known: Mapping[str, JSON]) -> dict[str, JSON]:
+        def choose(name: str, parameter: Parameter) -> JSON:
+            is_known = name in known and contains(parameter, known[name])
+            return known[name] if is_known else value_at(parameter, _MIDDLE)
+
+        return self._space.configure(choose)
+
+    def restore(self, trial: TrialId, config: Mapping[str, JSON]) -> None:
+        """Learn of a configuration proposed before a restart."""
+        self._proposed.add(trial)
+        self._searcher.restore(trial, config)
+
+    def observe(self, trial: TrialId, epoch: int, metric: float) -> None:
+        """Let the searcher learn."""
+        self._searcher.observe(trial, epoch, metric)
+
+    def conclude(self, trial: TrialId, metric: float | None) -> None:
+        """Let the searcher learn."""
+        self._searcher.conclude(trial, metric)

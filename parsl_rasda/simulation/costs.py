@@ -1,0 +1,57 @@
+"""What training costs in a rehearsal: seconds per epoch and restart, and which trials survive."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from parsl_rasda.placement.times import Assumed
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """A virtual training.
+
+    Attributes:
+        epoch_s: Time of one epoch of trial number ``i`` at a width [s].
+        metric: Metric of trial number ``i`` after an epoch; smaller is better.
+        launch_s: First start of trial number ``i``, until its first epoch begins [s].
+        restart_s: Start of a trial at another width, or after a pause [s].
+        boundary_s: From one epoch to the next in the same processes [s].
+        leave_s: From being told to leave until the slots are free [s].
+        queue_s: Wait for a pilot [s].
+    """
+
+    epoch_s: Callable[[int, int], float]
+    metric: Callable[[int, int], float]
+    launch_s: Callable[[int], float] = lambda _: 0.0
+    restart_s: float = 0.0
+    boundary_s: float = 0.0
+    leave_s: float = 0.0
+    queue_s: float = 0.0
+
+
+def assumed_costs(assumed: Assumed, *, seed: int, spread: float = 0.0) -> Costs:
+    """Return costs drawn from what is assumed: the same draw for every policy that is compared.
+
+    Args:
+        assumed: Epoch time on one slot [s], restart [s], efficiency of a doubling.
+        seed: Seeds the spread of epoch times and the ranking of trials.
+        spread: Relative standard deviation of epoch times between trials (log-normal).
+    """
+
+    def pace(trial: int) -> float:
+        return math.exp(random.Random(f"{seed}/pace/{trial}").gauss(0.0, spread)) if spread else 1.0  # noqa: S311
+
+    def metric(trial: int, epoch: int) -> float:
+        """Better trials are better at every epoch: the work then does not depend on luck."""
+        return random.Random(f"{seed}/quality/{trial}").random() + 1.0 / epoch  # noqa: S311  not for secrets
+
+    return Costs(
+        epoch_s=lambda trial, width: assumed.epoch_s * pace(trial) / assumed.speedup(width),
+        metric=metric,
+        launch_s=lambda _: assumed.restart_s,
+        restart_s=assumed.restart_s,
+    )

@@ -1,0 +1,145 @@
+"""What training cost in a run: read from its journal, to rehearse it again or on another site.
+
+Means, not medians, so that sums over a study come out as they were. Lost attempts are left out: a
+rehearsal has no faults.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from parsl_rasda.orchestration.assembly import assumed_times
+from parsl_rasda.orchestration.events import (
+    EndJob,
+    EpochReported,
+    JobEnded,
+    PilotStarted,
+    RequestPilot,
+    StartJob,
+)
+from parsl_rasda.orchestration.history import History
+from parsl_rasda.orchestration.journal import Record
+from parsl_rasda.placement.times import Times
+from parsl_rasda.simulation.costs import Costs
+from parsl_rasda.vocabulary import JobId, Mode, PilotId, SiteName, TrialId
+
+
+def measured_costs(history: History, *, seed: int) -> Costs:
+    """Return what a run measured; where it measured nothing, what its study assumes.
+
+    A trial that the run had costs and scores what it did there: epochs beyond its last one keep its
+    last metric. One that it had not behaves as one that it had, drawn by the seed.
+
+    Args:
+        history: The run.
+        seed: Seeds that draw.
+    """
+    seen = _Measurements()
+    for record in history.records:
+        seen.add(record)
+    assumed = assumed_times(history.tune)
+    times = Times(assumed)
+    for (trial, width, site), seconds in sorted(seen.epochs.items()):
+        times.saw_epoch(trial, width, site, statistics.fmean(seconds))
+    trials = list(history.machine.trials.values())
+    sign = 1.0 if history.tune.mode is Mode.MIN else -1.0
+
+    def like(number: int) -> int:
+        known = number < len(trials) or not trials
+        return number if known else random.Random(f"{seed}/like/{number}").randrange(len(trials))  # noqa: S311
+
+    def metric(number: int, epoch: int) -> float:
+        found = trials[like(number)].history if trials else {}
+        before = [e for e in found if e <= epoch]
+        return sign * found[max(before)] if before else math.nan
+
+    def epoch_s(number: int, width: int) -> float:
+        trial = TrialId(f"{like(number):04d}")
+        record = history.machine.trials.get(trial)
+        return times.epoch_s(trial, width, (record and record.site) or SiteName(""))
+
+    launches = {int(trial): s for trial, s in seen.launches.items()}
+    launch_s = _mean(launches.values(), assumed.restart_s)
+    return Costs(
+        epoch_s=epoch_s,
+        metric=metric,
+        launch_s=lambda number: launches.get(number, launch_s),
+        restart_s=_mean(seen.restarts_s, launch_s),
+        boundary_s=_mean(seen.boundaries_s, 0.0),
+        leave_s=_mean(seen.leaves_s, 0.0),
+        queue_s=_mean(seen.queues_s, 0.0),
+    )
+
+
+def counted_gpus(histories: Iterable[History]) -> dict[str, int]:
+    """Return the GPUs per node that runs found on their sites."""
+    return {
+        record.event.site: max(len(n.gpus) for n in record.event.nodes)
+        for history in histories
+        for record in history.records
+        if isinstance(record.event, PilotStarted) and record.event.nodes
+    }
+
+
+@dataclass(slots=True)
+class _Measurements:
+    epochs: dict[tuple[TrialId, int, SiteName], list[float]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    launches: dict[TrialId, float] = field(default_factory=dict)
+    restarts_s: list[float] = field(default_factory=list)
+    boundaries_s: list[float] = field(default_factory=list)
+    leaves_s: list[float] = field(default_factory=list)
+    queues_s: list[float] = field(default_factory=list)
+    _jobs: dict[JobId, tuple[int, SiteName]] = field(default_factory=dict)
+    _starts: dict[JobId, float] = field(default_factory=dict)
+    _boundaries: dict[JobId, float] = field(default_factory=dict)
+    _leaving: dict[JobId, float] = field(default_factory=dict)
+    _requests: dict[PilotId, float] = field(default_factory=dict)
+
+    def add(self, record: Record) -> None:
+        event = record.event
+        match event:
+            case EpochReported() if event.job in self._jobs:
+                self._add_epoch(event)
+            case JobEnded() if event.job in self._leaving:
+                self.leaves_s.append(event.at - self._leaving.pop(event.job))
+            case PilotStarted() if event.pilot in self._requests:
+                self.queues_s.append(event.at - self._requests.pop(event.pilot))
+            case _:
+                pass
+        for instruction in record.instructions:
+            match instruction:
+                case StartJob():
+                    place = instruction.placement
+                    self._jobs[instruction.job] = (place.width, place.site)
+                    self._starts[instruction.job] = event.at
+                case EndJob(job):
+                    self._leaving[job] = event.at
+                case RequestPilot(pilot):
+                    self._requests[pilot] = event.at
+                case _:
+                    pass
+
+    def _add_epoch(self, event: EpochReported) -> None:
+        width, site = self._jobs[event.job]
+        began = event.at - event.seconds
+        since = self._starts.pop(event.job, None)
+        if since is None:
+            self.boundaries_s.append(max(0.0, began - self._boundaries[event.job]))
+        elif event.job.attempt == 1:
+            self.launches[event.job.trial] = max(0.0, began - since)
+        else:
+            self.restarts_s.append(max(0.0, began - since))
+        self._boundaries[event.job] = event.at
+        self.epochs[event.job.trial, width, site].append(event.seconds)
+
+
+def _mean(seconds: Iterable[float], otherwise: float) -> float:
+    found = list(seconds)
+    return statistics.fmean(found) if found else otherwise

@@ -1,0 +1,152 @@
+"""The machine under a virtual clock: the same decisions as live, without a process.
+
+Events are taken from a heap in order of virtual time; instructions are answered by a virtual site.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from parsl_rasda.orchestration.accounts import Accounts
+from parsl_rasda.orchestration.driver import Observer
+from parsl_rasda.orchestration.events import (
+    ContinueJob,
+    EndJob,
+    EpochReported,
+    Event,
+    Instruction,
+    JobEnded,
+    JobStarted,
+    PilotStarted,
+    ProposeTrial,
+    RequestPilot,
+    StartJob,
+    StudyStarted,
+    TrialProposed,
+)
+from parsl_rasda.orchestration.machine import Machine
+from parsl_rasda.simulation.costs import Costs
+from parsl_rasda.vocabulary import JobId, NodeName, NodeSlots, Outcome, SiteName
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualSite:
+    """The shape of every pilot of a site.
+
+    Attributes:
+        interactive: Jobs ask at each epoch boundary; otherwise each stretch is one task.
+    """
+
+    nodes: int
+    gpus_per_node: int
+    pilots: int = 1
+    interactive: bool = True
+
+
+@dataclass(slots=True)
+class _Job:
+    trial: int
+    width: int
+    epoch: int
+    until: int
+    interactive: bool
+
+
+class Rehearsal:
+    """Runs a machine to its end in virtual time."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        sites: Mapping[SiteName, VirtualSite],
+        costs: Costs,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        """Prepare a rehearsal of a machine that has not begun."""
+        self.machine, self.sites, self.costs = machine, sites, costs
+        self.accounts = Accounts()
+        self._observers = (self.accounts, *observers)
+        self._events: list[tuple[float, int, Event]] = []
+        self._order = itertools.count()
+        self._jobs: dict[JobId, _Job] = {}
+
+    def run(self, num_samples: int) -> Accounts:
+        """Return the books of the whole study; its virtual clock starts at 0 s."""
+        self._post(StudyStarted(0.0, num_samples, {site: shape.pilots for site, shape in self.sites.items()}))
+        while self._events:
+            _, _, event = heapq.heappop(self._events)
+            if isinstance(event, JobStarted | EpochReported) and event.job not in self._jobs:
+                continue  # it was told to leave meanwhile
+            if isinstance(event, EpochReported):
+                self._jobs[event.job].epoch = event.epoch
+            self._handle(event)
+            if isinstance(event, EpochReported):
+                self._go_on_alone(event)
+        return self.accounts
+
+    def _handle(self, event: Event) -> None:
+        pending = deque([event])  # proposals are answered before anything else
+        while pending:
+            event = pending.popleft()
+            instructions = self.machine.handle(event)
+            for observer in self._observers:
+                observer.add(event, instructions)
+            for instruction in instructions:
+                if isinstance(instruction, ProposeTrial):
+                    pending.append(TrialProposed(event.at, instruction.trial, {}))
+                else:
+                    self._carry_out(event.at, instruction)
+
+    def _post(self, event: Event) -> None:
+        heapq.heappush(self._events, (event.at, next(self._order), event))
+
+    def _carry_out(self, now: float, instruction: Instruction) -> None:
+        match instruction:
+            case RequestPilot(pilot, site):
+                shape = self.sites[site]
+                gpus = tuple(range(shape.gpus_per_node))
+                nodes = tuple(NodeSlots(NodeName(f"n{i:04d}"), gpus) for i in range(shape.nodes))
+                at = now + self.costs.queue_s
+                self._post(PilotStarted(at, pilot, site, nodes, interactive=shape.interactive))
+            case StartJob():
+                self._start(now, instruction)
+            case ContinueJob(job, until):
+                self._jobs[job].until = until
+                self._next_epoch(now + self.costs.boundary_s, job)
+            case EndJob(job):
+                self._jobs.pop(job)
+                self._post(JobEnded(now + self.costs.leave_s, job, Outcome.REACHED))
+            case _:
+                pass
+
+    def _start(self, now: float, start: StartJob) -> None:
+        trial = int(start.job.trial)
+        interactive = self.sites[start.placement.site].interactive
+        self._jobs[start.job] = _Job(trial, start.placement.width, start.epoch, start.until, interactive)
+        first = start.job.attempt == 1
+        at = now + (self.costs.launch_s(trial) if first else self.costs.restart_s)
+        self._post(JobStarted(at, start.job))
+        self._next_epoch(at, start.job)
+
+    def _next_epoch(self, now: float, job: JobId) -> None:
+        state = self._jobs[job]
+        seconds = self.costs.epoch_s(state.trial, state.width)
+        epoch = state.epoch + 1
+        metrics = {self.machine.settings.metric: self.costs.metric(state.trial, epoch)}
+        checkpoint = f"{job}/{epoch}"
+        self._post(EpochReported(now + seconds, job, epoch, metrics, seconds, checkpoint))
+
+    def _go_on_alone(self, event: EpochReported) -> None:
+        """Let a job without a control channel train on, or end, by itself."""
+        state = self._jobs.get(event.job)
+        if state is None or state.interactive:
+            return
+        if state.epoch < state.until:
+            self._next_epoch(event.at + self.costs.boundary_s, event.job)
+        else:
+            del self._jobs[event.job]
+            self._post(JobEnded(event.at, event.job, Outcome.REACHED))

@@ -1,0 +1,39 @@
+"""What the user declares: study and site files, as frozen specs without behaviour.
+
+A study file names stages, a site file a machine; both become specs that everything else reads.
+All mistakes of a file come at once, each with its line::
+
+    >>> from parsl_rasda.study import load_study
+    >>> load_study("study.yaml", overrides=["tune.num_samples=64"])
+    study.yaml:14: stages.tune.tune.scheduler.reduction_factr: found an unknown key;
+    allowed: kind, ..., reduction_factor, ... (did you mean reduction_factor?)
+
+Reading order: `spec` (what a spec is), `pipelines` (stages), `tuning` (the method), `space`,
+`sites`, then `document` (YAML with lines), `targets` (functions that a study names) and `loading`.
+"""
+
+from __future__ import annotations
+
+from parsl_rasda.study.loading import dump_site, dump_study, load_site, load_study
+from parsl_rasda.study.pipelines import CommandStage, PythonStage, Stage, StudySpec, TuneStage
+from parsl_rasda.study.sites import GlobusSiteSpec, ParslSiteSpec, SiteSpec
+from parsl_rasda.study.tuning import SchedulerSpec, SearcherSpec, TrainingSpec, TuneSpec
+
+__all__ = [
+    "CommandStage",
+    "GlobusSiteSpec",
+    "ParslSiteSpec",
+    "PythonStage",
+    "SchedulerSpec",
+    "SearcherSpec",
+    "SiteSpec",
+    "Stage",
+    "StudySpec",
+    "TrainingSpec",
+    "TuneSpec",
+    "TuneStage",
+    "dump_site",
+    "dump_study",
+    "load_site",
+    "load_study",
+]

@@ -1,0 +1,62 @@
+"""Commands with placeholders: a list of words, or one text that is split as a shell would."""
+
+from __future__ import annotations
+
+import shlex
+import string
+from collections.abc import Iterable, Iterator
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+
+from parsl_rasda.study.spec import Problem, complaint, listing, suggestion
+
+
+def _words(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            return shlex.split(value)
+        except ValueError as error:
+            raise complaint(value, f"words as a shell reads them ({error})") from None
+    if isinstance(value, list | tuple):
+        return [str(v) if isinstance(v, int | float) and not isinstance(v, bool) else v for v in value]
+    raise complaint(value, "a list of words, or one text")
+
+
+def _word(value: object) -> object:
+    if not isinstance(value, str):
+        raise complaint(value, "a text; put true, null and the like in quotes")
+    try:
+        names = [n for _, n, _, _ in string.Formatter().parse(value) if n is not None]
+    except ValueError:
+        names = [""]
+    if not all(n.isidentifier() for n in names):
+        raise complaint(value, "{name} for a placeholder; {{ and }} for the brackets themselves")
+    return value
+
+
+Command = Annotated[
+    tuple[Annotated[str, BeforeValidator(_word)], ...], Field(min_length=1), BeforeValidator(_words)
+]
+
+
+def unknown_placeholders(command: object, known: Iterable[str]) -> Iterator[Problem]:
+    """Yield the placeholders that nothing fills in; what is no command yields nothing."""
+    names = tuple(dict.fromkeys(known))
+    if isinstance(command, list | tuple):
+        for i, word in enumerate(command):
+            if isinstance(word, str):
+                yield from _unknown(word, (i,), names)
+    elif isinstance(command, str):
+        yield from _unknown(command, (), names)
+
+
+def _unknown(text: str, loc: tuple[int, ...], names: tuple[str, ...]) -> Iterator[Problem]:
+    try:
+        fields = [n for _, n, _, _ in string.Formatter().parse(text) if n]
+    except ValueError:
+        return
+    for name in fields:
+        if name.isidentifier() and name not in names:
+            allowed = listing(f"{{{n}}}" for n in names) + suggestion(name, names)
+            yield Problem(loc, f"the placeholder {{{name}}}, which nothing fills in", allowed)

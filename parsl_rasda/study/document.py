@@ -1,0 +1,314 @@
+"""YAML files as plain data that remembers the line of each key.
+
+YAML 1.2's core schema, because YAML 1.1 bites: ``1e-4`` is a number here, ``on`` and ``yes`` are
+texts, and ``01:30:00`` is not 5400. Keys are texts and stand once. ``${NAME}`` is replaced by the
+environment variable, ``${NAME:-default}`` has a default, ``$${`` is a plain ``${``; what is
+replaced without quotes is read as if it had been written there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import yaml
+
+from parsl_rasda.errors import InvalidFileError, Mistake
+from parsl_rasda.study.spec import Loc, Problem, shown
+from parsl_rasda.vocabulary import JSON
+
+Environment: TypeAlias = Mapping[str, str]
+
+_TAG = "tag:yaml.org,2002:"
+_MERGE = f"{_TAG}merge"  # ``<<``: not in YAML 1.2 any more, but what people repeat a block with
+_CORE = (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+)
+_PLAIN_TAGS = (*_CORE, ("merge", "<<", ["<"]))
+_CONVERSIONS: dict[str, Callable[[str], JSON]] = {
+    f"{_TAG}str": str,
+    _MERGE: str,  # as a value it means nothing
+    f"{_TAG}null": lambda _: None,
+    f"{_TAG}bool": lambda text: text.lower() == "true",
+    f"{_TAG}int": lambda text: int(text, {"0o": 8, "0x": 16}.get(text[:2], 10)),
+    f"{_TAG}float": lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
+}
+_UNICODE_BREAKS = re.compile("[\x85\u2028\u2029]")
+_VARIABLE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}")
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  # PyYAML's own protocol
+
+
+class _Dumper(yaml.SafeDumper):
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  # PyYAML's own protocol
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        # Unless they are escaped, these line breaks of Unicode are read back as "\n".
+        style = '"' if _UNICODE_BREAKS.search(data) else None
+        return self.represent_scalar(f"{_TAG}str", data, style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
+for _name, _pattern, _first in _PLAIN_TAGS:
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(_TAG + _name, re.compile(f"^(?:{_pattern})$"), _first)
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a value was written: a file, or an option of the command line (then line 0)."""
+
+    source: str
+    line: int
+    key: Loc
+
+
+@dataclass(slots=True)
+class Document:
+    """Plain data, the position of each part, and the mistakes found while reading it."""
+
+    data: JSON
+    positions: dict[Loc, Position]
+    mistakes: list[Mistake] = field(default_factory=list)
+
+    def mistake(self, problem: Problem) -> Mistake:
+        """Return a problem of the data as a mistake at the place where it was written."""
+        known = next(
+            problem.loc[:n] for n in range(len(problem.loc), -1, -1) if problem.loc[:n] in self.positions
+        )
+        position = self.positions[known]
+        key = ".".join(map(str, (*position.key, *problem.loc[len(known) :])))
+        return Mistake(position.source, position.line, key or "the file", problem.found, problem.allowed)
+
+    def move(self, old: Loc, new: Loc) -> None:
+        """Let a part be known at another place; messages keep the key that the user wrote."""
+        for loc in [loc for loc in self.positions if loc[: len(old)] == old]:
+            self.positions[(*new, *loc[len(old) :])] = self.positions.pop(loc)
+
+    def put(self, loc: Loc, other: Document) -> None:
+        """Set the value at ``loc``, creating the mappings above it, with the other's positions.
+
+        Raises:
+            NoSuchPlaceError: If something above it has no such part.
+        """
+        container: Any = self.data
+        walked: Loc = ()
+        for n, part in enumerate(loc, start=1):
+            place = _place(container, part, walked)
+            walked = (*walked, place)
+            if n == len(loc):
+                container[place] = other.data
+            elif isinstance(container, dict) and container.get(place) is None:
+                container[place] = {}
+            container = container[place]
+        for old in [p for p in self.positions if p[: len(walked)] == walked]:
+            del self.positions[old]
+        self.positions.update({(*walked, *p): at for p, at in other.positions.items()})
+        self.mistakes += other.mistakes
+
+
+class NoSuchPlaceError(ValueError):
+    """A value cannot be put there: what is above it has no parts."""
+
+
+def read_document(path: Path, environment: Environment) -> Document:
+    """Read a YAML file.
+
+    Raises:
+        InvalidFileError: If it is not there, or is no YAML mapping; milder mistakes are kept in the document.
+    """
+    source = str(path)
+    try:
+        text = path.read_bytes().decode()
+    except FileNotFoundError:
+        raise _only(source, 0, "no such file", "an existing YAML file") from None
+    except OSError as error:
+        raise _only(source, 0, f"an unreadable file ({error.strerror})", "a readable YAML file") from None
+    except UnicodeDecodeError as error:
+        raise _only(source, 0, f"bytes that are no text (at {error.start})", "YAML in UTF-8") from None
+    return parse_document(text, source, environment)
+
+
+def parse_document(text: str, source: str, environment: Environment) -> Document:
+    """Parse the text of a YAML file, which must be a mapping.
+
+    Raises:
+        InvalidFileError: If it is no YAML mapping.
+    """
+    node = _compose(text, source)
+    if node is None:
+        raise _only(source, 0, "an empty file", "a YAML mapping (key: value)")
+    document = _Reader(source, environment, Position(source, 1, ())).read(node)
+    if not isinstance(document.data, dict):
+        raise _only(source, 1, shown(document.data), "a YAML mapping (key: value)")
+    return document
+
+
+def parse_value(text: str, source: str, key: Loc, environment: Environment) -> Document:
+    """Parse a value given on the command line.
+
+    Raises:
+        InvalidFileError: If it is no YAML.
+    """
+    node = _compose(text, source, numbered=False) or yaml.ScalarNode(f"{_TAG}null", "")
+    return _Reader(source, environment, Position(source, 0, key)).read(node)
+
+
+def dump_document(data: Mapping[str, JSON]) -> str:
+    """Return YAML that `parse_document` reads as the same data, whatever the environment."""
+    return yaml.dump(_escaped(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+def _compose(text: str, source: str, *, numbered: bool = True) -> yaml.Node | None:
+    try:
+        return yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        found = str(error.problem or error.context)
+        if "cannot start any token" in found and "\\t" in found:
+            found = "a tab"
+        line = mark.line + 1 if mark and numbered else 0
+        if line and error.context_mark and error.context_mark.line + 1 < line:
+            found += f" ({error.context} that begins in line {error.context_mark.line + 1})"
+        raise _only(source, line, f"broken YAML: {found}", "YAML, indented by blanks") from None
+    except yaml.YAMLError as error:
+        found = str(error).splitlines()[0]
+        raise _only(source, 0, f"bytes that are no YAML: {found}", "YAML in UTF-8") from None
+
+
+class _Reader:
+    """Builds plain data from YAML nodes."""
+
+    def __init__(self, source: str, environment: Environment, root: Position) -> None:
+        self._source, self._environment, self._root = source, environment, root
+        self._document = Document(None, {(): root})
+        self._open: list[yaml.Node] = []
+
+    def read(self, node: yaml.Node) -> Document:
+        self._document.data = self._value(node, ())
+        return self._document
+
+    def _value(self, node: yaml.Node, loc: Loc) -> JSON:
+        if any(node is above for above in self._open):
+            self._complain(loc, "an alias of something it is part of", "aliases of finished parts")
+            return None
+        self._open.append(node)
+        try:
+            if isinstance(node, yaml.MappingNode):
+                return self._mapping(node, loc)
+            if isinstance(node, yaml.SequenceNode):
+                return [self._child(child, (*loc, i), child) for i, child in enumerate(node.value)]
+            return self._scalar(node, loc)
+        finally:
+            self._open.pop()
+
+    def _child(self, node: yaml.Node, loc: Loc, marked: yaml.Node) -> JSON:
+        line = marked.start_mark.line + 1 if self._root.line else 0
+        self._document.positions[loc] = Position(self._source, line, (*self._root.key, *loc))
+        return self._value(node, loc)
+
+    def _mapping(self, node: yaml.MappingNode, loc: Loc) -> JSON:
+        mapping: dict[str, JSON] = {}
+        for key, value in (*self._merged(node, loc), *(e for e in node.value if e[0].tag != _MERGE)):
+            name = str(key.value) if isinstance(key, yaml.ScalarNode) else "?"
+            if key.tag != f"{_TAG}str":
+                self._complain((*loc, name), f"the key {name}, which is no text", "texts as keys", at=key)
+            elif name in mapping:
+                first = self._document.positions[(*loc, name)].line
+                found = f"the key a second time (first in line {first})" if first else "the key a second time"
+                self._complain((*loc, name), found, "each key once", at=key)
+            else:
+                mapping[name] = self._child(value, (*loc, name), key)
+        return mapping
+
+    def _merged(self, node: yaml.MappingNode, loc: Loc) -> list[tuple[yaml.Node, yaml.Node]]:
+        """Return what ``<<: *other`` brings: entries of other mappings, unless the node has its own."""
+        own = {key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)}
+        found: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        for key, value in node.value:
+            others = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            for other in others if key.tag == _MERGE else ():
+                if not isinstance(other, yaml.MappingNode):
+                    self._complain((*loc, "<<"), "what is no mapping", "an alias of a mapping", at=key)
+                    continue
+                entries = (*self._merged(other, loc), *(e for e in other.value if e[0].tag != _MERGE))
+                for entry in entries:
+                    if entry[0].value not in own:
+                        found.setdefault(entry[0].value, entry)
+        return list(found.values())
+
+    def _scalar(self, node: yaml.Node, loc: Loc) -> JSON:
+        text, tag = str(node.value), node.tag
+        if _VARIABLE.search(text):
+            text = _VARIABLE.sub(lambda m: self._variable(m, loc), text)
+            if isinstance(node, yaml.ScalarNode) and node.style is None:  # written without quotes
+                tag = _TAG + _kind(text)
+        try:
+            return _CONVERSIONS[tag](text)
+        except (KeyError, ValueError):
+            self._complain(loc, f"{shown(text)} with the tag {tag}", "values without tags")
+            return None
+
+    def _variable(self, match: re.Match[str], loc: Loc) -> str:
+        name, _, default = match.groups()
+        if name is None:
+            return "${"
+        value: str | None = self._environment.get(name) or default  # as in a shell, empty means unset
+        if value is None and name not in self._environment:
+            advice = f"set {name}, write ${{{name}:-default}}, or $${{{name}}} to keep the text"
+            self._complain(loc, f"${{{name}}}, which is not set in the environment", advice)
+        return value or ""
+
+    def _complain(self, loc: Loc, found: str, allowed: str, at: yaml.Node | None = None) -> None:
+        mistake = self._document.mistake(Problem(loc, found, allowed))
+        if at is not None and self._root.line:
+            key = ".".join(map(str, loc))
+            mistake = Mistake(self._source, at.start_mark.line + 1, key, found, allowed)
+        self._document.mistakes.append(mistake)
+
+
+def _kind(text: str) -> str:
+    return next((name for name, pattern, _ in _CORE if re.fullmatch(pattern, text)), "str")
+
+
+def _place(container: object, part: str | int, walked: Loc) -> str | int:
+    """Return the key or index by which a container knows a part."""
+    if isinstance(container, dict):
+        return str(part)
+    above = ".".join(map(str, walked))
+    if not isinstance(container, list):
+        raise NoSuchPlaceError(f"{above} is {shown(container)}, which has no parts")
+    if str(part).isdecimal() and int(part) < len(container):
+        return int(part)
+    raise NoSuchPlaceError(f"{above} is a list of {len(container)}; its parts are counted from 0")
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace("${", "$${")
+    if isinstance(value, Mapping):
+        return {k: _escaped(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_escaped(v) for v in value]
+    return value
+
+
+def _only(source: str, line: int, found: str, allowed: str) -> InvalidFileError:
+    return InvalidFileError([Mistake(source, line, "the file", found, allowed)])

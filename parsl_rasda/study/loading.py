@@ -1,0 +1,197 @@
+"""Study and site files in, specs out, with every mistake of a file at once; and back again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from parsl_rasda.errors import InvalidFileError, Mistake
+from parsl_rasda.study.document import (
+    Document,
+    Environment,
+    NoSuchPlaceError,
+    dump_document,
+    parse_value,
+    read_document,
+)
+from parsl_rasda.study.pipelines import SHORT_KEYS, SHORT_STAGE, StudySpec, is_short_form
+from parsl_rasda.study.sites import AnySite, SiteSpec
+from parsl_rasda.study.spec import Loc, Problem, listing, mapping_at, problems_in, shown, suggestion
+from parsl_rasda.study.targets import TargetError, signature_of, target_problems
+
+_Spec = TypeVar("_Spec")
+_SITE: TypeAdapter[SiteSpec] = TypeAdapter(AnySite)
+_OVERRIDE = "key=value, for example tune.num_samples=64 or stages.tune.tune.mode=max"
+_SUFFIXES = (".yaml", ".yml")
+# Arguments of a provider that follow from the site, and have one place to be said.
+_OURS = {
+    "launcher": "`mpi_launcher` of the site instead, which starts the ranks",
+    **dict.fromkeys(
+        ("init_blocks", "min_blocks", "max_blocks", "parallelism"),
+        "`pilots` of the site instead, the number of allocations",
+    ),
+}
+
+
+def load_study(
+    path: str | os.PathLike[str],
+    overrides: Sequence[str] = (),
+    *,
+    check_targets: bool = True,
+    environment: Environment | None = None,
+) -> StudySpec:
+    """Return the study that a file declares.
+
+    Args:
+        path: The YAML file.
+        overrides: ``key=value`` each, dotted keys, values in YAML, applied in order. ``tune.`` at the
+            front means the only stage that optimises.
+        check_targets: Whether the functions it names are looked for, beside the file, in the current
+            folder and on Python's path; nothing is imported.
+        environment: Values of ``${NAME}``; by default those of this process.
+
+    Raises:
+        InvalidFileError: With every mistake of the file.
+    """
+    file = Path(path)
+    document = read_document(file, os.environ if environment is None else environment)
+    _write_out_short_form(document)
+    for override in overrides:
+        _override(document, override, os.environ if environment is None else environment)
+    problems: list[Problem] = []
+    if check_targets and isinstance(document.data, Mapping):
+        problems += target_problems(document.data, search_path(file))
+    return _validated(document, StudySpec.model_validate, problems)
+
+
+def load_site(name_or_path: str | os.PathLike[str], *, environment: Environment | None = None) -> SiteSpec:
+    """Return the site of a file, or of a name in ./site_configs or among those that we ship.
+
+    Raises:
+        InvalidFileError: With every mistake of the file, or with the names there are.
+    """
+    path = site_file(name_or_path)
+    document = read_document(path, os.environ if environment is None else environment)
+    if isinstance(document.data, dict):
+        document.data.setdefault("name", path.stem)
+    return _validated(document, _SITE.validate_python, _provider_problems(document.data))
+
+
+def dump_study(spec: StudySpec) -> str:
+    """Return YAML that `load_study` reads as the same study, in any environment."""
+    return dump_document(spec.model_dump(mode="json", by_alias=True))
+
+
+def dump_site(spec: SiteSpec) -> str:
+    """Return YAML that `load_site` reads as the same site, in any environment."""
+    return dump_document(spec.model_dump(mode="json", by_alias=True))
+
+
+def search_path(study_file: Path) -> tuple[Path, ...]:
+    """Return the folders where a study's functions are looked for before Python's own path."""
+    return (study_file.parent.resolve(), Path.cwd())
+
+
+def site_folders() -> tuple[Path, ...]:
+    """Return the folders whose files are sites that can be called by name, in order."""
+    package = Path(__file__).resolve().parent.parent
+    return (Path.cwd() / "site_configs", package.parent / "site_configs", package / "site_configs")
+
+
+def site_names() -> tuple[str, ...]:
+    """Return the names of all sites that can be called by name."""
+    files = (f for folder in site_folders() if folder.is_dir() for f in folder.iterdir())
+    return tuple(sorted({f.stem for f in files if f.suffix in _SUFFIXES}))
+
+
+def site_file(name_or_path: str | os.PathLike[str]) -> Path:
+    """Return the file of a site.
+
+    Raises:
+        InvalidFileError: If it is a name that nobody knows; the message lists those there are.
+    """
+    text = os.fspath(name_or_path)
+    if isinstance(name_or_path, Path) or "/" in text or os.sep in text or text.endswith(_SUFFIXES):
+        return Path(text)
+    candidates = (folder / f"{text}{suffix}" for folder in site_folders() for suffix in _SUFFIXES)
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    names = site_names()
+    allowed = f"{listing(names)}{suggestion(text, names)}, or the path of a file"
+    raise InvalidFileError([Mistake(text, 0, "--site", "no site of that name", allowed)])
+
+
+def _validated(document: Document, validate: Callable[[Any], _Spec], more: Iterable[Problem]) -> _Spec:
+    problems, spec = list(more), None
+    try:
+        spec = validate(document.data)
+    except ValidationError as error:
+        problems = [*problems_in(error), *problems]
+    named = {(m.file, m.line, m.key) for m in document.mistakes}  # what follows from these is no news
+    mistakes = [m for m in map(document.mistake, problems) if (m.file, m.line, m.key) not in named]
+    mistakes = sorted([*document.mistakes, *dict.fromkeys(mistakes)], key=lambda m: m.line)
+    if mistakes or spec is None:
+        raise InvalidFileError(mistakes)
+    return spec
+
+
+def _write_out_short_form(document: Document) -> None:
+    if is_short_form(document.data):
+        document.data = StudySpec.normalised(document.data)
+        for key in SHORT_KEYS:
+            document.move((key,), ("stages", SHORT_STAGE, key))
+
+
+def _override(document: Document, override: str, environment: Environment) -> None:
+    source = f"--set {override}"
+    key, equals, value = override.partition("=")
+    parts = tuple(key.split("."))
+    if not equals or not all(parts):
+        document.mistakes.append(Mistake(source, 0, key, "no key=value", _OVERRIDE))
+        return
+    try:
+        document.put(_meant(document.data, parts), parse_value(value, source, parts, environment))
+    except NoSuchPlaceError as error:
+        document.mistakes.append(Mistake(source, 0, key, str(error), _OVERRIDE))
+
+
+def _meant(data: object, parts: tuple[str, ...]) -> Loc:
+    """Return the full key: ``tune``, ``with`` or ``site`` at the front means the only `tune` stage."""
+    if parts[0] not in SHORT_KEYS:
+        return parts
+    names = [n for n, s in mapping_at(data, "stages").items() if isinstance(s, Mapping) and "tune" in s]
+    if len(names) != 1:
+        many = (
+            f"{parts[0]} of one of {listing(names)}; name the stage" if names else "no stage that optimises"
+        )
+        raise NoSuchPlaceError(many)
+    return ("stages", names[0], *parts)
+
+
+def _provider_problems(data: object) -> Iterator[Problem]:
+    """Yield what Parsl's provider does not know, told from Parsl's source."""
+    provider = mapping_at(data, "provider")
+    kind = provider.get("type")
+    if not isinstance(kind, str) or not kind.isidentifier():
+        return
+    try:
+        signature = signature_of(f"parsl.providers:{kind}", ())
+    except TargetError as error:
+        yield Problem(("provider", "type"), shown(kind), error.allowed)
+        return
+    options = [key for key in provider if key != "type"]
+    for key in options:
+        if key in _OURS:
+            yield Problem(("provider", key), "a setting that is ours", _OURS[key])
+        elif signature is not None and not signature.takes_any and key not in signature.names:
+            names = [n for n in signature.names if n not in _OURS]
+            found = f"an argument that Parsl's {kind} does not have"
+            yield Problem(("provider", key), found, f"{listing(names)}{suggestion(key, names)}")
+    missing = [n for n in signature.required if n not in provider] if signature else []
+    if missing:
+        yield Problem(("provider",), f"no {listing(missing)}", f"what Parsl's {kind} requires")

@@ -1,0 +1,214 @@
+"""What a study file declares: stages, what each needs, and how often it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import BeforeValidator, Discriminator, Field, JsonValue, Tag
+
+from parsl_rasda.study.commands import Command, unknown_placeholders
+from parsl_rasda.study.spec import (
+    MARK,
+    Arguments,
+    Identifier,
+    Label,
+    Loc,
+    Natural,
+    Plain,
+    Problem,
+    Spec,
+    Target,
+    complaint,
+    exactly_one,
+    listing,
+    mapping_at,
+    shown,
+    suggestion,
+    variant,
+)
+from parsl_rasda.study.tuning import TuneSpec, command_problems
+
+DIRECTORY = "directory"  # the argument that every stage may have: a folder of its own
+SHORT_STAGE = "tune"  # the name of the only stage when a study is a single top-level `tune`
+_VARIANTS = ("python", "command", "tune")
+_WARM_START: Loc = ("tune", "searcher", "warm_start")
+_GIVERS = ("needs", "with", "for_each")  # keys of a stage that give it arguments
+
+
+def _values_or_stage(value: object) -> object:
+    if isinstance(value, list | tuple | str) and len(value) > 0:
+        return value
+    raise complaint(value, "a list of values, or the name of a stage that returns a list")
+
+
+ForEach: TypeAlias = Annotated[tuple[JsonValue, ...] | str, BeforeValidator(_values_or_stage)]
+
+
+class StageBase(Spec):
+    """What every stage may say."""
+
+    needs: Mapping[Identifier, str] = Field(
+        default_factory=dict, description="Argument -> stage whose result it gets."
+    )
+    with_: Arguments = Field(default_factory=dict, alias="with", description="Argument -> constant.")
+    for_each: Mapping[Identifier, ForEach] = Field(
+        default_factory=dict,
+        description="Argument -> list of values, or stage that returns one: the stage runs once per value, "
+        "and what needs it gets the list of results. Several arguments give every combination.",
+    )
+    site: str | None = Field(None, description="Site it runs on, where a study has several.")
+
+    @property
+    def stages_before(self) -> tuple[str, ...]:
+        """The stages whose results this one waits for, each once."""
+        from_lists = (v for v in self.for_each.values() if isinstance(v, str))
+        return tuple(dict.fromkeys([*self.needs.values(), *from_lists]))
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The names of the arguments it is given."""
+        return tuple(dict.fromkeys([*self.needs, *self.with_, *self.for_each]))
+
+
+class PythonStage(StageBase):
+    """A function that becomes a Parsl app."""
+
+    python: Target = Field(
+        description="package.module:function. A parameter named `directory` gets a folder of its own."
+    )
+
+
+class CommandStage(StageBase):
+    """A program that becomes a Parsl app."""
+
+    command: Command = Field(
+        description="Words, or one text; {argument} is filled in, {directory} is a folder of its own."
+    )
+
+
+class TuneStage(StageBase):
+    """A hyperparameter optimisation; the result is the best trial."""
+
+    tune: TuneSpec = Field(description="What is optimised and how.")
+
+    @property
+    def stages_before(self) -> tuple[str, ...]:
+        """The stages whose results this one waits for, each once."""
+        warm = self.tune.searcher.warm_start
+        return tuple(dict.fromkeys([*super().stages_before, *([warm] if warm else [])]))
+
+
+def _tag(value: object) -> str | None:
+    return variant(value, _VARIANTS)
+
+
+Stage: TypeAlias = PythonStage | CommandStage | TuneStage
+_AnyStage = Annotated[
+    Annotated[PythonStage, Tag(MARK + "python")]
+    | Annotated[CommandStage, Tag(MARK + "command")]
+    | Annotated[TuneStage, Tag(MARK + "tune")],
+    Discriminator(_tag),
+    BeforeValidator(exactly_one(*_VARIANTS)),
+]
+
+
+class StudySpec(Spec):
+    """A study: stages that need one another, or a single `tune` at the top level."""
+
+    name: Label = Field(description="Name of the study.")
+    seed: Natural = Field(0, description="Seed of the searcher, of the training and of every stage.")
+    stages: Mapping[Identifier, _AnyStage] = Field(
+        min_length=1, description="Stage name -> a mapping with one of python, command, tune."
+    )
+
+    @classmethod
+    def normalised(cls, data: Any) -> Any:
+        """Write a single top-level `tune` out as the only stage."""
+        if not is_short_form(data):
+            return data
+        stage = {k: v for k, v in data.items() if k in SHORT_KEYS}
+        rest = {k: v for k, v in data.items() if k not in SHORT_KEYS}
+        return {**rest, "stages": {SHORT_STAGE: stage}}
+
+    @property
+    def tune_stages(self) -> Mapping[str, TuneStage]:
+        """The stages that optimise."""
+        return {n: s for n, s in self.stages.items() if isinstance(s, TuneStage)}
+
+    @classmethod
+    def problems(cls, plain: Plain) -> Iterator[Problem]:
+        """Yield stages that need what does not exist, or each other, and arguments given twice."""
+        stages = mapping_at(plain, "stages")
+        for name, stage in stages.items():
+            if isinstance(stage, Mapping):
+                for problem in _stage_problems(name, stage, stages):
+                    yield Problem(("stages", name, *problem.loc), problem.found, problem.allowed)
+        yield from _cycles(stages)
+
+
+SHORT_KEYS = ("tune", "with", "site")
+
+
+def is_short_form(data: object) -> bool:
+    """Return whether a study is a single `tune` at the top level."""
+    return isinstance(data, Mapping) and "tune" in data and "stages" not in data
+
+
+def _stage_problems(name: str, stage: Plain, stages: Plain) -> Iterator[Problem]:
+    others = [n for n in stages if n != name]
+    for loc, needed in _wanted(stage):
+        if needed not in stages:
+            yield Problem(loc, f"{shown(needed)}, no stage", _one_of(others, needed))
+        elif loc == _WARM_START and "tune" not in stages[needed]:
+            allowed = _one_of([n for n in others if "tune" in stages[n]], needed)
+            yield Problem(loc, f"{shown(needed)}, which searches nothing", allowed)
+    given: dict[str, str] = {}
+    for key in _GIVERS:
+        for argument in mapping_at(stage, key):
+            if argument in given:
+                yield Problem(
+                    (key, argument), f"an argument that `{given[argument]}` gives too", "one of them"
+                )
+            given.setdefault(argument, key)
+            if argument == DIRECTORY:
+                yield Problem(
+                    (key, argument), "a name that is ours", "any other; each stage gets its own folder"
+                )
+    for problem in unknown_placeholders(stage.get("command"), (*given, DIRECTORY)):
+        yield Problem(("command", *problem.loc), problem.found, problem.allowed)
+    for problem in command_problems(mapping_at(stage, "tune"), given):
+        yield Problem(("tune", *problem.loc), problem.found, problem.allowed)
+
+
+def _one_of(names: list[str], word: str) -> str:
+    return f"a stage of this study: {listing(names)}{suggestion(word, names)}"
+
+
+def _wanted(stage: object) -> Iterator[tuple[Loc, str]]:
+    """Yield (place, stage) for everything a stage waits for."""
+    for key in ("needs", "for_each"):
+        for argument, needed in mapping_at(stage, key).items():
+            if isinstance(needed, str):
+                yield (key, argument), needed
+    warm = mapping_at(stage, "tune", "searcher").get("warm_start")
+    if isinstance(warm, str):
+        yield _WARM_START, warm
+
+
+def _cycles(stages: Plain) -> Iterator[Problem]:
+    graph = {n: [needed for _, needed in _wanted(s) if needed in stages] for n, s in stages.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        circle = list(reversed(error.args[1]))
+        yield Problem(
+            ("stages", circle[0], *_way(stages[circle[0]], circle[1])),
+            f"a circle: {' needs '.join(circle)}",
+            "stages that wait for earlier ones only",
+        )
+
+
+def _way(stage: object, needed: str) -> Loc:
+    return next(loc for loc, n in _wanted(stage) if n == needed)

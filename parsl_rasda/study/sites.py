@@ -1,0 +1,196 @@
+"""What a site file declares: a machine reached through a Parsl provider, or through Globus Compute."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeAlias
+from uuid import UUID
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag
+
+from parsl_rasda.study.plugins import LauncherKind
+from parsl_rasda.study.spec import (
+    MARK,
+    Count,
+    Flag,
+    Identifier,
+    Label,
+    Plain,
+    Problem,
+    Seconds,
+    Spec,
+    complaint,
+    exactly_one,
+    is_number,
+    mapping_at,
+    shown,
+    variant,
+)
+
+_WALLTIME = re.compile(r"\d+:[0-5]\d:[0-5]\d")
+_VARIANTS = ("provider", "endpoint_id")
+_FIT = ", ".join(
+    f"{name}Provider" for name in ("Local", "Slurm", "PBSPro", "Torque", "LSF", "GridEngine", "Condor")
+)
+_MACHINES = "separate machines without a shared file system, on which checkpoints would be lost"
+_UNFIT = {
+    "KubernetesProvider": "a pod is one container, not an allocation of nodes with a launcher",
+    **dict.fromkeys(("AWSProvider", "GoogleCloudProvider", "AzureProvider"), _MACHINES),
+}
+
+
+class ProviderSpec(Spec):
+    """Parsl's execution provider: keys beside `type` are its own arguments, under Parsl's names."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, JsonValue]
+
+    type: Identifier = Field(
+        description="LocalProvider, SlurmProvider, PBSProProvider, ... of parsl.providers."
+    )
+
+    @classmethod
+    def problems(cls, plain: Plain) -> Iterator[Problem]:
+        """Yield what Parsl or the batch system would misread, and providers that cannot hold a pilot."""
+        nodes = plain.get("nodes_per_block", 1)
+        kind = str(plain.get("type"))
+        if kind in _UNFIT:
+            yield Problem(("type",), f"{kind}: {_UNFIT[kind]}", _FIT)
+        if kind == "CondorProvider" and nodes != 1:
+            yield Problem(("nodes_per_block",), shown(nodes), "1: HTCondor gives no list of several nodes")
+        if not (is_number(nodes) and isinstance(nodes, int) and nodes >= 1):
+            yield Problem(("nodes_per_block",), shown(nodes), "a whole number of at least 1")
+        walltime = plain.get("walltime", "0:00:00")
+        if not (isinstance(walltime, str) and _WALLTIME.fullmatch(walltime)):
+            yield Problem(("walltime",), shown(walltime), "HH:MM:SS, for example 01:30:00")
+
+    @property
+    def options(self) -> Mapping[str, JsonValue]:
+        """The provider's arguments, for example partition, account, walltime, worker_init."""
+        return self.model_extra or {}
+
+
+def _gpus(value: object) -> object:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise complaint(value, "a whole number of at least 1, or auto")
+
+
+def _uuid(value: str) -> str:
+    try:
+        UUID(value)
+    except ValueError:
+        raise complaint(value, "an id such as 4b116d3c-1703-4f8f-9f6f-39921e5864df") from None
+    return value
+
+
+class SiteBase(Spec):
+    """What every site says about its nodes and how ranks are started there."""
+
+    name: Label = Field("site", description="Name of the site; without it, the file's.")
+    gpus_per_node: Annotated[int | Literal["auto"], BeforeValidator(_gpus)] = Field(
+        "auto", description="GPUs of a node, or cores where accelerator is cpu; auto: the pilot counts them."
+    )
+    pilots: Count = Field(1, description="Allocations held at a time, each of `nodes` nodes.")
+    mpi_launcher: LauncherKind = Field(
+        "hydra",
+        description="hydra (MPICH, Intel MPI), openmpi, srun, process (one process per trial, whatever its "
+        "width), or a plug-in.",
+    )
+    launcher_options: tuple[str, ...] = Field((), description="Words to add to the launcher's command.")
+    accelerator: Literal["cuda", "rocm", "xpu", "cpu", "none"] = Field(
+        "cuda", description="What a slot is; none: purely logical, for emulation."
+    )
+    threads_per_rank: Count = Field(1, description="Threads of a rank's arithmetic.")
+    environment: Mapping[str, str] = Field(
+        default_factory=dict, description="Variables of every rank; numbers go in quotes."
+    )
+    python: str | None = Field(None, description="Python there; without it, that of the pilot.")
+    work_dir: str | None = Field(None, description="Folder for checkpoints that all nodes of the site see.")
+    warm_start: Flag = Field(
+        True,
+        description="Fork ranks from a process that has torch loaded; plain starts where that cannot work.",
+    )
+    checkpoint_margin_s: Seconds = Field(
+        120.0, alias="checkpoint_margin", description="Before the walltime ends, trials save and leave [s]."
+    )
+    release_idle_after_s: Seconds | None = Field(
+        None,
+        alias="release_idle_after",
+        description="A pilot without work is given back after this long [s].",
+    )
+    heartbeat_threshold_s: Annotated[Seconds, Field(gt=0)] = Field(
+        30.0, alias="heartbeat_threshold", description="Silence after which a pilot counts as lost [s]."
+    )
+
+    @property
+    def nodes_per_pilot(self) -> int:
+        """Nodes of one allocation."""
+        raise NotImplementedError
+
+    @property
+    def slots_per_pilot(self) -> int | None:
+        """GPUs of one allocation, or None where the pilot counts them itself."""
+        if self.gpus_per_node == "auto":
+            return None
+        return self.nodes_per_pilot * self.gpus_per_node
+
+    @property
+    def slots(self) -> int | None:
+        """GPUs of all allocations together, or None where the pilots count them themselves."""
+        return None if self.slots_per_pilot is None else self.pilots * self.slots_per_pilot
+
+
+class ParslSiteSpec(SiteBase):
+    """A machine that this one reaches through a Parsl provider."""
+
+    provider: ProviderSpec = Field(description="Parsl's provider, under Parsl's own names.")
+    nodes: Count | None = Field(
+        None, description="Nodes of a pilot; without it, nodes_per_block of the provider, or 1."
+    )
+    address: str | None = Field(None, description="Address by which nodes reach this machine.")
+
+    @classmethod
+    def problems(cls, plain: Plain) -> Iterator[Problem]:
+        """Yield two different numbers of nodes."""
+        nodes, per_block = plain.get("nodes"), mapping_at(plain, "provider").get("nodes_per_block")
+        if nodes is not None and per_block is not None and nodes != per_block:
+            yield Problem(
+                ("nodes",), f"{shown(nodes)}, but nodes_per_block is {shown(per_block)}", "one of them"
+            )
+
+    @property
+    def nodes_per_pilot(self) -> int:
+        """Nodes of one allocation."""
+        found = self.provider.options.get("nodes_per_block", 1)
+        return self.nodes or (found if isinstance(found, int) else 1)
+
+
+class GlobusSiteSpec(SiteBase):
+    """A machine reached through a Globus Compute endpoint."""
+
+    endpoint_id: Annotated[str, AfterValidator(_uuid)] = Field(
+        description="Id of the Globus Compute endpoint."
+    )
+    user_endpoint_config: Mapping[str, JsonValue] = Field(
+        default_factory=dict, description="Values for the endpoint's template; the same for a whole study."
+    )
+    nodes: Count = Field(1, description="Nodes of a pilot; the endpoint's nodes_per_block.")
+
+    @property
+    def nodes_per_pilot(self) -> int:
+        """Nodes of one allocation."""
+        return self.nodes
+
+
+def _tag(value: object) -> str | None:
+    return variant(value, _VARIANTS)
+
+
+SiteSpec: TypeAlias = ParslSiteSpec | GlobusSiteSpec
+AnySite: Any = Annotated[
+    Annotated[ParslSiteSpec, Tag(MARK + "provider")] | Annotated[GlobusSiteSpec, Tag(MARK + "endpoint_id")],
+    Discriminator(_tag),
+    BeforeValidator(exactly_one(*_VARIANTS)),
+]

@@ -1,0 +1,204 @@
+"""The forms of a search space, as a study file writes them.
+
+A parameter is a mapping with one of ``float``, ``int``, ``choice``, ``constant``, or a constant itself::
+
+    lr: {float: [1.0e-4, 1.0e-1], log: true}
+    depth: {int: [2, 8], step: 2}
+    optimizer: {choice: [sgd, adamw]}
+    momentum: {float: [0.0, 0.99], when: {optimizer: sgd}}
+    depth_of_stem: 2
+    nesterov: {constant: true, when: {optimizer: sgd}}
+
+Only the form is checked here; `parsl_rasda.search` draws from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    JsonValue,
+    StrictInt,
+    Tag,
+    TypeAdapter,
+)
+
+from parsl_rasda.study.spec import (
+    MARK,
+    Count,
+    Flag,
+    Identifier,
+    Number,
+    Plain,
+    Problem,
+    Spec,
+    complaint,
+    exactly_one,
+    is_number,
+    listing,
+    mapping_at,
+    shown,
+    suggestion,
+    variant,
+)
+
+KINDS = ("float", "int", "choice", "constant")
+_one_kind = exactly_one(*KINDS)
+
+
+def _some(value: object) -> object:
+    if value in ([], ()):
+        raise complaint(value, "a value, or a list of at least one")
+    return value
+
+
+When = Annotated[
+    Mapping[Identifier, Annotated[JsonValue, BeforeValidator(_some)]],
+    Field(description="Parameter -> value or list of values: this parameter exists only then."),
+]
+
+
+class FloatRange(Spec):
+    """A real number between two bounds, both included."""
+
+    float: tuple[Number, Number] = Field(description="[low, high]")
+    log: Flag = Field(False, description="Draw the logarithm uniformly; needs low > 0.")
+    step: Number | None = Field(None, gt=0, description="Distance between values; not with log.")
+    when: When = Field(default_factory=dict)
+
+    @classmethod
+    def problems(cls, plain: Plain) -> Iterator[Problem]:
+        """Yield bounds that enclose nothing, and settings that exclude each other."""
+        yield from _bounds(plain, "float")
+
+
+class IntRange(Spec):
+    """A whole number between two bounds, both included."""
+
+    int: tuple[StrictInt, StrictInt] = Field(description="[low, high]")
+    log: Flag = Field(False, description="Draw the logarithm uniformly; needs low >= 1.")
+    step: Count = Field(1, description="Distance between values; 1 with log.")
+    when: When = Field(default_factory=dict)
+
+    @classmethod
+    def problems(cls, plain: Plain) -> Iterator[Problem]:
+        """Yield bounds that enclose nothing, and settings that exclude each other."""
+        yield from _bounds(plain, "int")
+
+
+class Choice(Spec):
+    """One of the listed values."""
+
+    choice: tuple[JsonValue, ...] = Field(min_length=1, description="The values, without order.")
+    when: When = Field(default_factory=dict)
+
+    @classmethod
+    def problems(cls, plain: Plain) -> Iterator[Problem]:
+        """Yield values that are listed twice."""
+        values = plain.get("choice")
+        if isinstance(values, list | tuple):
+            for i, value in enumerate(values):
+                if any(_same(value, other) for other in values[:i]):
+                    yield Problem(("choice", i), f"{shown(value)} a second time", "each value once")
+
+
+class Constant(Spec):
+    """A value that is the same in every trial."""
+
+    constant: JsonValue = Field(description="The value.")
+    when: When = Field(default_factory=dict)
+
+
+def _tag(value: object) -> str:
+    return variant(value, KINDS) or MARK + "value"
+
+
+def _of_one_kind(value: object) -> object:
+    return _one_kind(value) if isinstance(value, Mapping) else value
+
+
+Parameter = Annotated[
+    Annotated[FloatRange, Tag(MARK + "float")]
+    | Annotated[IntRange, Tag(MARK + "int")]
+    | Annotated[Choice, Tag(MARK + "choice")]
+    | Annotated[Constant, Tag(MARK + "constant")]
+    | Annotated[JsonValue, Tag(MARK + "value")],
+    Discriminator(_tag),
+    BeforeValidator(_of_one_kind),
+]
+_FORMS: TypeAdapter[Any] = TypeAdapter(Mapping[Identifier, Parameter])
+
+
+def _checked(value: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
+    _FORMS.validate_python(value)
+    return value
+
+
+SearchSpaceForm = Annotated[Mapping[str, JsonValue], AfterValidator(_checked)]
+
+
+def space_problems(space: Plain) -> Iterator[Problem]:
+    """Yield every `when` that no value of an earlier parameter can fulfil."""
+    earlier: dict[str, Any] = {}
+    for name, parameter in space.items():
+        for condition, values in mapping_at(parameter, "when").items():
+            loc = (name, "when", condition)
+            if condition not in earlier:
+                found = "a later parameter" if condition in space else "no such parameter"
+                yield Problem(
+                    loc, found, f"an earlier one: {listing(earlier)}{suggestion(condition, earlier)}"
+                )
+                continue
+            for value in values if isinstance(values, list) else [values]:
+                if not _possible(earlier[condition], value):
+                    yield Problem(loc, shown(value), f"a value of {condition}: {shown(earlier[condition])}")
+        earlier[name] = parameter
+
+
+def _bounds(plain: Plain, key: str) -> Iterator[Problem]:
+    if (bounds := _low_high(plain.get(key))) is None:
+        return
+    low, high = bounds
+    if low > high:
+        yield Problem((key,), shown(bounds), "[low, high], low first")
+    if plain.get("log") is True:
+        if not low > 0:
+            yield Problem((key,), shown(bounds), "low > 0, because of `log: true`")
+        if (step := plain.get("step")) is not None and not (key == "int" and step == 1):
+            yield Problem(("step",), shown(step), "no step together with `log: true`")
+
+
+def _possible(parameter: object, value: object) -> bool:
+    """Return whether a parameter can be exactly this value; one whose form is wrong is named elsewhere."""
+    if not isinstance(parameter, Mapping):
+        return _same(parameter, value)
+    if "constant" in parameter:
+        return _same(parameter["constant"], value)
+    if isinstance(choices := parameter.get("choice"), list | tuple):
+        return any(_same(c, value) for c in choices)
+    bounds = _low_high(parameter.get("float", parameter.get("int")))
+    step = parameter.get("step", 1 if "int" in parameter else None)
+    if bounds is None or not (step is None or (is_number(step) and step > 0)):
+        return True
+    if step is None or not is_number(value) or not bounds[0] <= value <= bounds[1]:
+        return False
+    low, at, distance = (Decimal(repr(x)) for x in (bounds[0], value, step))  # 0.3 is 3 steps of 0.1
+    return (at - low) % distance == 0
+
+
+def _low_high(value: object) -> tuple[float, float] | None:
+    match value:
+        case [low, high] if is_number(low) and is_number(high):
+            return low, high
+        case _:
+            return None
+
+
+def _same(a: object, b: object) -> bool:
+    return a == b and isinstance(a, bool) == isinstance(b, bool)

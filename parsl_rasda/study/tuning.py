@@ -1,0 +1,296 @@
+"""What a `tune` stage declares: the method, the searcher, the search space and the training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, JsonValue
+
+from parsl_rasda.errors import InvalidSettingError
+from parsl_rasda.handoff import Training
+from parsl_rasda.study.commands import Command, unknown_placeholders
+from parsl_rasda.study.plugins import GrowthKind, SchedulerKind, SearcherKind
+from parsl_rasda.study.space import SearchSpaceForm, space_problems
+from parsl_rasda.study.spec import (
+    IDENTIFIER,
+    Count,
+    Flag,
+    Identifier,
+    Natural,
+    Number,
+    Plain,
+    Problem,
+    Seconds,
+    Spec,
+    Target,
+    complaint,
+    is_number,
+    listing,
+    mapping_at,
+    shown,
+    suggestion,
+)
+from parsl_rasda.vocabulary import JSON, Mode
+
+TRAINING_PLACEHOLDERS = (
+    "until",
+    "epoch",
+    "checkpoint",
+    "report",
+    "out",
+    "replicas",
+    "world_size",
+    "batch_size",
+    "seed",
+)
+
+
+class SchedulerSpec(Spec):
+    """Who trains on, how long, and on how many replicas."""
+
+    kind: SchedulerKind = Field("rasda", description="rasda, asha (a fixed number of workers), or a plug-in.")
+    variant: Literal["stopping", "promotion", "synchronous"] = Field(
+        "stopping",
+        description="stopping: judged against earlier results, at once; promotion: paused until among the "
+        "best (ASHA 2018); synchronous: waits for the whole rung, decides the same in any order.",
+    )
+    grace_period: Count = Field(1, description="Epochs every trial trains before it is first judged.")
+    max_t: Count = Field(description="Epochs of a trial that is never stopped.")
+    reduction_factor: Annotated[int, Field(strict=True, ge=2)] = Field(
+        2, description="One trial in this many passes a rung; also the ratio of epochs between rungs."
+    )
+    scaling_factor: Count = Field(2, description="Replicas grow by this factor at each rung; 1: never.")
+    num_workers: Count = Field(1, description="Replicas of a new trial.")
+    max_workers: Count | None = Field(None, description="Most replicas of a trial; without it, no limit.")
+    growth: GrowthKind = Field(
+        "elastic",
+        description="elastic: into idle GPUs only, nobody waits; strict: waits for the full width, as in "
+        "the paper; none: the width of the start; or a plug-in.",
+    )
+
+    @classmethod
+    def problems(cls, plain: Plain) -> Iterator[Problem]:
+        """Yield limits that lie below what they limit."""
+        for low, high in (("grace_period", "max_t"), ("num_workers", "max_workers")):
+            least, most = plain.get(low, 1), plain.get(high)
+            if isinstance(least, int) and isinstance(most, int) and least > most > 0:
+                yield Problem((low,), f"{least}, which is more than {high}", f"1 to {most} ({high})")
+        start, step, most = (
+            plain.get(k, d) for k, d in (("num_workers", 1), ("scaling_factor", 2), ("max_workers", 1))
+        )
+        if all(isinstance(n, int) and n >= 1 for n in (start, step, most)) and most > start:
+            steps = list(_powers(start, step, most))
+            if steps[-1] != most:
+                # A trial keeps its width while its replicas grow: the one must divide the other.
+                found = f"{most}, which num_workers does not reach by scaling_factor"
+                yield Problem(
+                    ("max_workers",), found, f"{listing(map(str, steps))}, {steps[-1] * max(step, 2)}, ..."
+                )
+
+
+def _powers(start: int, step: int, most: int) -> Iterator[int]:
+    while start <= most:
+        yield start
+        if step == 1:
+            return
+        start *= step
+
+
+class SearcherSpec(Spec):
+    """Which configurations are tried. Keys beside `kind` are options of the searcher."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, JsonValue]
+
+    kind: SearcherKind = Field(
+        "random", description="random, grid, sobol, tpe, gp, cmaes (Optuna's), list, or a plug-in."
+    )
+    warm_start: str | None = Field(
+        None, description="Another `tune` stage, whose best configuration is tried first."
+    )
+
+    @property
+    def options(self) -> Mapping[str, JsonValue]:
+        """The keys beside `kind`."""
+        return self.model_extra or {}
+
+
+def _count_or_name(value: object) -> object:
+    count = is_number(value) and isinstance(value, int) and value >= 1
+    if count or (isinstance(value, str) and IDENTIFIER.fullmatch(value)):
+        return value
+    raise complaint(value, "a whole number of at least 1, or the name of a search-space parameter")
+
+
+def _epochs_or_name(value: object) -> object:
+    number = is_number(value) and 0 <= value < math.inf
+    if number or (isinstance(value, str) and IDENTIFIER.fullmatch(value)):
+        return value
+    raise complaint(value, "a number of epochs, 0 or more, or the name of a search-space parameter")
+
+
+CountOrName = Annotated[int | str, BeforeValidator(_count_or_name)]
+EpochsOrName = Annotated[float | str, BeforeValidator(_epochs_or_name)]
+
+
+class WarmupSpec(Spec):
+    """Epochs in which the learning rate rises: a number, or the name of a searched parameter."""
+
+    initial: EpochsOrName = Field(0.0, description="Epochs from 0 to the full rate, at the start.")
+    rescale: EpochsOrName = Field(0.0, description="Epochs from the old rate to the new one, after a resize.")
+
+
+def _off(value: object) -> object:
+    return "none" if value is None else value
+
+
+class TrainingSpec(Spec):
+    """How every trial trains: a Python function that takes a `Trial`, or a command."""
+
+    python: Target | None = Field(None, description="Training function, package.module:function.")
+    command: Command | None = Field(
+        None,
+        description="A script that cannot be changed; {until} {epoch} {checkpoint} {report} {out} "
+        "{replicas} {world_size} {batch_size} {seed}, the searched parameters and the stage's arguments "
+        "are filled in.",
+    )
+    batch_size: CountOrName = Field(32, description="Samples per replica and step; may be searched.")
+    lr_scaling: Annotated[Literal["auto", "linear", "sqrt", "none"], BeforeValidator(_off)] = Field(
+        "auto",
+        description="How the rate follows the replicas; auto: linear for SGD, square root for Adam's family.",
+    )
+    warmup: WarmupSpec = Field(default_factory=WarmupSpec, description="Epochs of rising rate.")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Arithmetic of the forward pass.")
+    reduce: Literal["auto", "exact", "ddp"] = Field(
+        "auto",
+        description="exact: gradients added in one fixed order, the same bits at any world size; ddp: "
+        "PyTorch's own; auto: exact where replicas and world size are powers of two.",
+    )
+    sharding: Literal["none", "fsdp"] = Field(
+        "none",
+        description="fsdp: each rank holds a part of the model and its optimizer, for models larger than one "
+        "GPU; gradients are then added as by ddp.",
+    )
+    clip_norm: Number | None = Field(None, gt=0, description="Largest norm of the gradient.")
+    checkpoint_every: Count = Field(1, description="Epochs between checkpoints; rungs always have one.")
+    compile: Flag = Field(False, description="Whether the model goes through torch.compile.")
+
+    @classmethod
+    def problems(cls, plain: Plain) -> Iterator[Problem]:
+        """Yield a training without a way to start it, or with two."""
+        ways = [k for k in ("python", "command") if plain.get(k) is not None]
+        if len(ways) != 1:
+            yield Problem((), "python and command" if ways else "neither", "exactly one of python, command")
+        if plain.get("sharding") == "fsdp":
+            for key, refused in (("reduce", "exact"), ("precision", "fp16"), ("compile", True)):
+                if plain.get(key) == refused:
+                    yield Problem((key,), f"{shown(refused)}, with sharding: fsdp", "another value")
+
+    def resolve(self, config: Mapping[str, JSON]) -> Training:
+        """Return the settings of one trial, with the values that its configuration gives.
+
+        Raises:
+            InvalidSettingError: If a parameter that a setting names is missing or of no use there.
+        """
+        return Training(
+            batch_size=int(_value(self.batch_size, config, "batch_size", least=1)),
+            lr_scaling=self.lr_scaling,
+            warmup_initial=_value(self.warmup.initial, config, "warmup.initial", least=0),
+            warmup_rescale=_value(self.warmup.rescale, config, "warmup.rescale", least=0),
+            precision=self.precision,
+            reduce=self.reduce,
+            sharding=self.sharding,
+            clip_norm=self.clip_norm,
+            checkpoint_every=self.checkpoint_every,
+            compile=self.compile,
+        )
+
+
+def _value(setting: float | str, config: Mapping[str, JSON], key: str, *, least: int) -> float:
+    value = config.get(setting) if isinstance(setting, str) else setting
+    if not is_number(value) or value < least:
+        raise InvalidSettingError(f"training.{key} of trial", value, f"a number of at least {least}")
+    return float(value)
+
+
+class EstimateSpec(Spec):
+    """What `plan` and the growth policy assume until they have measured it."""
+
+    epoch_s: Annotated[Seconds, Field(gt=0)] = Field(60.0, description="An epoch on `num_workers` GPUs [s].")
+    restart_s: Seconds = Field(10.0, description="A restart at another width [s].")
+    efficiency: Annotated[Number, Field(gt=0.5, le=1)] = Field(
+        0.9, description="Parallel efficiency of a doubling; at 0.5 more GPUs would gain nothing."
+    )
+    spread: Annotated[Number, Field(ge=0, lt=1)] = Field(
+        0.0, description="Relative spread of epoch times between trials."
+    )
+
+
+class TuneSpec(Spec):
+    """A hyperparameter optimisation by RASDA."""
+
+    metric: Identifier = Field(description="The name that training reports and trials are judged by.")
+    mode: Mode = Field(Mode.MIN, description="min or max: whether a smaller or a larger metric is better.")
+    num_samples: Count = Field(description="Trials in all.")
+    scheduler: SchedulerSpec = Field(description="Who trains on, how long, on how many replicas.")
+    searcher: SearcherSpec = Field(
+        default_factory=SearcherSpec, description="Which configurations are tried."
+    )
+    search_space: SearchSpaceForm = Field(
+        min_length=1, description="Parameter -> {float|int: [low, high]}, {choice: [...]} or a constant."
+    )
+    training: TrainingSpec = Field(description="How every trial trains.")
+    max_retries: Natural = Field(2, description="Lost attempts after which a trial has failed.")
+    estimates: EstimateSpec = Field(default_factory=EstimateSpec, description="What `plan` assumes.")
+
+    @classmethod
+    def problems(cls, plain: Plain) -> Iterator[Problem]:
+        """Yield names of parameters that do not exist, or that cannot serve."""
+        space = mapping_at(plain, "search_space")
+        training = mapping_at(plain, "training")
+        for problem in space_problems(space):
+            yield Problem(("search_space", *problem.loc), problem.found, problem.allowed)
+        warmup = mapping_at(training, "warmup")
+        for loc, setting in (
+            (("batch_size",), training.get("batch_size")),
+            (("warmup", "initial"), warmup.get("initial")),
+            (("warmup", "rescale"), warmup.get("rescale")),
+        ):
+            if isinstance(setting, str) and IDENTIFIER.fullmatch(setting):
+                whole = loc == ("batch_size",)
+                yield from _reference(("training", *loc), setting, space, whole=whole)
+
+
+def command_problems(tune: Plain, arguments: Iterable[str]) -> Iterator[Problem]:
+    """Yield the placeholders of a training command that nothing fills in."""
+    known = (*TRAINING_PLACEHOLDERS, *mapping_at(tune, "search_space"), *arguments)
+    for problem in unknown_placeholders(mapping_at(tune, "training").get("command"), known):
+        yield Problem(("training", "command", *problem.loc), problem.found, problem.allowed)
+
+
+def _reference(loc: tuple[str, ...], name: str, space: Plain, *, whole: bool) -> Iterator[Problem]:
+    kind = "whole numbers" if whole else "numbers"
+    usable = [n for n, p in space.items() if _gives_numbers(p, whole=whole)]
+    if name not in space:
+        allowed = f"a number, or a parameter of the search space that gives {kind}: {listing(usable)}"
+        yield Problem(
+            loc, f"{shown(name)}, no parameter of the search space", allowed + suggestion(name, space)
+        )
+    elif name not in usable:
+        parameter = shown(space[name])
+        yield Problem(loc, f"{shown(name)}, which is {parameter}", f"a parameter that always gives {kind}")
+
+
+def _gives_numbers(parameter: object, *, whole: bool) -> bool:
+    if isinstance(parameter, Mapping):
+        if parameter.get("when"):
+            return False
+        if "constant" in parameter:
+            return _gives_numbers(parameter["constant"], whole=whole)
+        if "choice" in parameter:
+            values = parameter["choice"]
+            return isinstance(values, list | tuple) and all(_gives_numbers(v, whole=whole) for v in values)
+        return "int" in parameter or not whole
+    return is_number(parameter) and (isinstance(parameter, int) or not whole)

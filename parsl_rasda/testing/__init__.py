@@ -1,0 +1,1 @@
+"""Contract suites and stateful fakes for plug-in authors."""

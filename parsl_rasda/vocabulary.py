@@ -1,0 +1,122 @@
+"""The words of the product: ids and small frozen records shared by every layer.
+
+Nothing here decides anything. See the glossary in README.md: a *trial* is one configuration
+through its life, a *job* is one attempt to train it on a *placement* of GPU *slots*.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NewType, TypeAlias
+
+TrialId = NewType("TrialId", str)
+SiteName = NewType("SiteName", str)
+PilotId = NewType("PilotId", str)
+NodeName = NewType("NodeName", str)
+
+JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
+
+
+# Which variable hides the GPUs that are not ours, per accelerator.
+DEVICE_MASKS = {
+    "cuda": "CUDA_VISIBLE_DEVICES",
+    "rocm": "ROCR_VISIBLE_DEVICES",
+    "xpu": "ZE_AFFINITY_MASK",
+}
+
+
+class Mode(StrEnum):
+    """Whether a smaller or a larger metric is better."""
+
+    MIN = "min"
+    MAX = "max"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class JobId:
+    """One attempt at one trial; ``attempt`` is the fencing token and only ever grows."""
+
+    trial: TrialId
+    attempt: int
+
+    def __str__(self) -> str:
+        return f"{self.trial}.{self.attempt}"
+
+    @classmethod
+    def parse(cls, text: str) -> JobId:
+        """Return the id that `str` wrote."""
+        trial, _, attempt = text.rpartition(".")
+        return cls(TrialId(trial), int(attempt))
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSlots:
+    """Some GPUs of one node, by their index there."""
+
+    node: NodeName
+    gpus: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The slots of one job: part of one node, or several whole nodes, always in one pilot."""
+
+    site: SiteName
+    pilot: PilotId
+    nodes: tuple[NodeSlots, ...]
+
+    @property
+    def width(self) -> int:
+        """Number of slots, which is the job's world size."""
+        return sum(len(n.gpus) for n in self.nodes)
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """``node:gpu`` of each rank, in rank order."""
+        return tuple(f"{n.node}:{gpu}" for n in self.nodes for gpu in n.gpus)
+
+    def minus(self, other: Placement) -> Placement:
+        """Return the slots of this placement that another one does not have."""
+        if self.pilot != other.pilot:
+            return self
+        others = {n.node: set(n.gpus) for n in other.nodes}
+        nodes = (
+            NodeSlots(n.node, tuple(g for g in n.gpus if g not in others.get(n.node, ()))) for n in self.nodes
+        )
+        return Placement(self.site, self.pilot, tuple(n for n in nodes if n.gpus))
+
+
+class Outcome(StrEnum):
+    """How an attempt ended."""
+
+    REACHED = "reached"  # trained to `until`, or left at an epoch boundary as it was told to
+    PREEMPTED = "preempted"  # left early with a checkpoint: costs no retry
+    LOST = "lost"  # died from outside (signal, node, worker): costs a retry
+    FAILED = "failed"  # the user's code raised: a retry would raise again
+
+
+class TrialState(StrEnum):
+    """Where a trial stands."""
+
+    WAITING = "waiting"  # for its first slots, or for new ones after a loss
+    RUNNING = "running"
+    PAUSED = "paused"  # at a rung, until the scheduler lets it go on
+    STOPPED = "stopped"  # by the scheduler, before `max_t`
+    COMPLETED = "completed"  # reached `max_t`
+    FAILED = "failed"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing more will happen to the trial."""
+        return self in {TrialState.STOPPED, TrialState.COMPLETED, TrialState.FAILED}
+
+
+class StudyState(StrEnum):
+    """Where a study stands."""
+
+    RUNNING = "running"
+    DONE = "done"  # at least one successful trial
+    FAILED = "failed"  # finished without one successful trial
+    NO_SITE = "no_site"  # no site or pilot could be had
+    INTERRUPTED = "interrupted"  # resumable

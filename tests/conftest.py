@@ -1,0 +1,48 @@
+"""What all tests share: parts of a machine that some need, and what becomes of a test without its part."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Programs of each part; RASDA_REQUIRE names the parts that must be there ("all", or "slurm,mpiexec").
+PARTS = {
+    "slurm": ("slurmctld", "slurmd", "munged", "srun", "sbatch", "scontrol"),
+    "mpiexec": ("mpiexec",),
+    "openmpi": (),  # lies in an environment of its own, where its mpiexec does not hide MPICH's
+    "rabbitmq": ("rabbitmq-server", "rabbitmqctl"),
+    "endpoint": ("globus-compute-endpoint",),
+    "chromium": ("chromium",),
+}
+# Daemons are not on everybody's PATH; what pip has installed need not be either.
+_ALSO = (str(Path(sys.executable).parent), "/usr/sbin", "/sbin", "/usr/lib/rabbitmq/bin")
+
+
+def need(part: str, *, also_missing: str = "") -> None:
+    """Skip the test at hand if a part is missing, or fail it where RASDA_REQUIRE asks for that part.
+
+    Args:
+        part: A key of `PARTS`.
+        also_missing: What else the test's author has found missing, in words.
+    """
+    path = os.pathsep.join((os.environ.get("PATH", os.defpath), *_ALSO))
+    missing = [name for name in PARTS[part] if shutil.which(name, path=path) is None]
+    missing += [also_missing] if also_missing else []
+    if not missing:
+        return
+    words = f"{part} is not here: {', '.join(missing)}"
+    required = os.environ.get("RASDA_REQUIRE", "").replace(",", " ").split()
+    if "all" in required or part in required:
+        pytest.fail(f"{words} (RASDA_REQUIRE={os.environ['RASDA_REQUIRE']})", pytrace=False)
+    pytest.skip(words)
+
+
+@pytest.fixture(scope="session", name="need")
+def give_need() -> Callable[..., None]:
+    """Give `need` to fixtures and tests: ``need("slurm")``."""
+    return need

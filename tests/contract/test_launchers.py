@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+from parsl_rasda.launch.base import Launcher
+from parsl_rasda.launch.registry import build_launcher
+from parsl_rasda.testing.launchers import LauncherContract
+
+
+class TestHydra(LauncherContract):
+    def build(self) -> Launcher:
+        return build_launcher("hydra")
+
+
+class TestOpenMpi(LauncherContract):
+    def build(self) -> Launcher:
+        return build_launcher("openmpi")
+
+
+class TestSrun(LauncherContract):
+    def build(self) -> Launcher:
+        return build_launcher("srun")
+
+
+class TestProcess(LauncherContract):
+    def build(self) -> Launcher:
+        return build_launcher("process")

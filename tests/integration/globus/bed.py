@@ -1,0 +1,262 @@
+"""Globus Compute on one machine: real endpoints and a real RabbitMQ, and a stand-in for the hosted service.
+
+Everything listens on loopback, on free ports, and lives in one folder. Every process carries the mark
+`MARK`, by which what is left is found and ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from parsl_rasda.runners import leftovers
+from tests.integration.runner_tools import eventually
+
+MARK = "RASDA_GLOBUS_BED"
+START_S = 120.0
+HEARTBEAT_S = 2
+REPOSITORY = Path(__file__).parents[3]
+TEMPLATE = REPOSITORY / "site_configs" / "globus_endpoint"
+VENV_BIN = Path(sys.executable).parent
+STAND_IN = Path(__file__).parent / "stand_in.py"
+RABBIT = "/usr/lib/rabbitmq/bin/rabbitmq-server"  # Debian's wrapper on PATH changes the user and the paths
+
+RABBIT_CONFIGURATION = """\
+listeners.tcp.1 = 127.0.0.1:{port}
+loopback_users = none
+default_user = bed
+default_pass = bed
+log.console = true
+log.console.level = warning
+log.file = false
+"""
+
+
+class GlobusBed:
+    """Starts on entry; on exit nothing is left."""
+
+    def __init__(self, *sites: str, window_s: float = 1800.0) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="rasda-globus-"))
+        self.endpoints = {site: str(uuid.uuid4()) for site in sites}
+        self._window_s = window_s
+        self._rabbit_port, self._dist_port, self._epmd_port = free_port(), free_port(), free_port()
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._stack = ExitStack()
+
+    @property
+    def url(self) -> str:
+        """Where the stand-in listens."""
+        return f"http://127.0.0.1:{(self.folder / 'port').read_text()}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a client of the stand-in needs: it is reached as the proxy of a host that need not exist."""
+        return {
+            "http_proxy": self.url,
+            "no_proxy": "",
+            "GLOBUS_SDK_ENVIRONMENT": "local",
+            "GLOBUS_SDK_SERVICE_URL_AUTH": f"{self.url}/",
+            "GLOBUS_COMPUTE_CLIENT_ID": "22222222-2222-4222-8222-222222222222",
+            "GLOBUS_COMPUTE_CLIENT_SECRET": "not-a-secret",
+            "GLOBUS_COMPUTE_USER_DIR": str(self.folder / "client"),
+        }
+
+    def __enter__(self) -> Self:
+        try:
+            self.start_broker(wait=True)
+            amqp = f"amqp://bed:bed@127.0.0.1:{self._rabbit_port}/%2F"
+            words = (sys.executable, str(STAND_IN), "--amqp", amqp, "--port-file", str(self.folder / "port"))
+            self._start("stand-in", *words, f"--window_s={self._window_s}")
+            self._await("the stand-in", (self.folder / "port").exists)
+            for site in self.endpoints:
+                self.start_endpoint(site)
+            self._await("the endpoints", lambda: self.online() == set(self.endpoints))
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for site in self.endpoints:  # first, so that nobody starts anything any more
+            self.kill_endpoint(site)
+        for _ in range(2):  # epmd forks away while we look; nobody needs what they would save
+            leftovers.end_marked(MARK, str(self.folder), grace_s=0.0)
+        for process in self._processes.values():
+            process.wait()
+        assert not self.processes(), "something was left"
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def processes(self) -> list[int]:
+        """Return the pids of everything that belongs to the bed."""
+        marked = [process.pid for process in leftovers.marked(MARK, str(self.folder))]
+        return [*marked, *(pid for site in self.endpoints for pid in self.user_endpoint(site))]
+
+    # --------------------------------------------------------------------------------- the broker
+
+    def start_broker(self, *, wait: bool) -> None:
+        """Start RabbitMQ, with what it had when it was stopped."""
+        rabbit = self.folder / "rabbit"
+        rabbit.mkdir(exist_ok=True)
+        (rabbit / "rabbitmq.conf").write_text(RABBIT_CONFIGURATION.format(port=self._rabbit_port))
+        (rabbit / "plugins").write_text("[].")
+        erlang = "-kernel inet_dist_use_interface {127,0,0,1} +sbwt none +S 1:1"
+        environment = {
+            "HOME": str(rabbit),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_PORT": str(self._epmd_port),
+            "RABBITMQ_NODENAME": "bed@localhost",
+            "RABBITMQ_CONFIG_FILE": str(rabbit / "rabbitmq"),
+            "RABBITMQ_MNESIA_BASE": str(rabbit / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(rabbit / "log"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(rabbit / "plugins"),
+            "RABBITMQ_PID_FILE": str(rabbit / "pid"),
+            "RABBITMQ_CONF_ENV_FILE": str(rabbit / "none"),
+            "RABBITMQ_DIST_PORT": str(self._dist_port),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": erlang,
+        }
+        self._start("rabbit", RABBIT, **environment)
+        if wait:
+            self._await("RabbitMQ", lambda: is_open(self._rabbit_port))
+
+    def stop_broker(self) -> None:
+        """Let RabbitMQ end as for a restart of its machine; what it holds is on disk."""
+        self._signal("rabbit", signal.SIGTERM)
+        self._processes.pop("rabbit").wait(START_S)
+
+    # -------------------------------------------------------------------------------- the endpoints
+
+    def online(self) -> set[str]:
+        """Return the sites whose endpoints the service hears of."""
+        with urllib.request.urlopen(f"{self.url}/online") as answer:
+            names = json.load(answer)
+        return {site for site, endpoint in self.endpoints.items() if endpoint in names}
+
+    def start_endpoint(self, site: str) -> None:
+        """Start an endpoint from the template that is shipped, or start it again."""
+        folder = self.folder / site / site
+        if not folder.exists():
+            shutil.copytree(TEMPLATE, folder)
+            settings = {"display_name": site, "heartbeat_period": HEARTBEAT_S, "email": "nobody@example.org"}
+            (folder / "config.yaml").write_text(yaml.safe_dump({**settings, "local_compute_services": True}))
+            path = f"{VENV_BIN}:/usr/local/bin:/usr/bin:/bin"
+            known = {"PATH": path, MARK: str(self.folder), "PYTHONPATH": str(REPOSITORY)}
+            (folder / "user_environment.yaml").write_text(
+                yaml.safe_dump({**known, "GLOBUS_COMPUTE_USER_DIR": str(folder.parent)})
+            )
+            identity = {"endpoint_id": self.endpoints[site]}
+            (folder / "endpoint.json").write_text(json.dumps(identity))
+        environment = {**self.environment, "GLOBUS_COMPUTE_USER_DIR": str(folder.parent)}
+        command = (str(VENV_BIN / "globus-compute-endpoint"), "start", site)
+        self._start(site, *command, **environment)
+
+    def kill_endpoint(self, site: str) -> None:
+        """Kill an endpoint and its user endpoint; managers and launches find out by themselves."""
+        process = self._processes.pop(site, None)
+        if process is not None:
+            process.kill()
+            process.wait()
+        self.kill_user_endpoint(site)
+
+    def kill_user_endpoint(self, site: str) -> int:
+        """Kill the process that takes tasks for a site; returns how many there were."""
+        found = self.user_endpoint(site)
+        for pid in found:
+            kill(pid)
+        eventually(lambda: not self.user_endpoint(site))
+        return len(found)
+
+    def user_endpoint(self, site: str) -> list[int]:
+        """Return the processes that take tasks for a site: they are known by their titles alone."""
+        title = f"uep.{self.endpoints[site]}"
+        numbers = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+        return [
+            pid for pid in numbers if command_line(pid).startswith("Globus") and title in command_line(pid)
+        ]
+
+    def site_file(self, site: str, work_dir: Path, **fields: Any) -> str:
+        """Return a site file for an endpoint of the bed."""
+        options = {
+            "batch_system": "local",
+            "trials": 4,
+            "heartbeat_s": HEARTBEAT_S,
+            "idle_heartbeats": 0,
+            "worker_init": f"export PYTHONPATH={REPOSITORY} OMP_NUM_THREADS=1 {MARK}={self.folder}",
+        }
+        declared = {
+            "name": site,
+            "endpoint_id": self.endpoints[site],
+            "user_endpoint_config": options,
+            "gpus_per_node": 2,
+            "accelerator": "none",
+            "mpi_launcher": "process",
+            "work_dir": str(work_dir),
+            "heartbeat_threshold": 6,
+        }
+        return yaml.safe_dump({**declared, **fields})
+
+    # ------------------------------------------------------------------------------------- processes
+
+    def _start(self, name: str, *command: str, **environment: str) -> None:
+        path = os.pathsep.join((str(VENV_BIN), os.environ.get("PATH", os.defpath)))
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self._processes[name] = subprocess.Popen(
+                command,
+                env={**os.environ, "PATH": path, **environment, MARK: str(self.folder)},
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def _signal(self, name: str, number: signal.Signals) -> None:
+        process = self._processes.get(name)
+        if process is not None and process.poll() is None:
+            process.send_signal(number)
+
+    def _await(self, what: str, is_so: Callable[[], bool]) -> None:
+        give_up = time.monotonic() + START_S
+        while not is_so():
+            for name, process in self._processes.items():
+                assert process.poll() is None, f"{name} ended: {(self.folder / f'{name}.log').read_text()}"
+            assert time.monotonic() < give_up, f"{what} did not start"
+            time.sleep(0.05)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def is_open(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""

@@ -1,0 +1,289 @@
+"""Studies over two sites behind Globus Compute endpoints, as their user has them; and what befalls them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from runner_tools import eventually
+
+from parsl_rasda.handoff import JobOrder, read_epochs
+from parsl_rasda.orchestration.events import JobEnded, PilotEnded, StartJob
+from parsl_rasda.orchestration.journal import read
+from parsl_rasda.runners import leftovers
+from parsl_rasda.vocabulary import SiteName
+from tests.integration.globus.bed import REPOSITORY, GlobusBed
+
+COMMAND = Path(sys.executable).parent / "parsl-rasda"
+DEADLINE_S = 90.0
+
+pytestmark = [pytest.mark.globus, pytest.mark.slow]
+
+STUDY = """
+name: federated
+seed: 5
+with: {epoch_s: %(epoch_s)s, efficiency: 0.9, seed: 5}
+tune:
+  metric: val_loss
+  mode: min
+  num_samples: %(trials)s
+  scheduler: {variant: synchronous, max_t: 4, max_workers: 2}
+  search_space:
+    lr: {float: [1.0e-4, 1.0e-1], log: true}
+  training:
+    python: workflows.emulated.train:train
+  estimates: {epoch_s: 0.5, restart_s: 1.0}
+"""
+
+LOCAL = """
+provider: {type: LocalProvider}
+accelerator: none
+mpi_launcher: process
+gpus_per_node: 2
+"""
+
+
+STAGES = """
+name: staged
+seed: 5
+stages:
+  prepare:
+    python: preparing:prepare
+    site: fjord
+  tune:
+    needs: {data: prepare}
+    with: {epoch_s: {alps: 0.8, fjord: 0.6}}
+    tune:
+      metric: val_loss
+      num_samples: 8
+      scheduler: {variant: synchronous, max_t: 2, max_workers: 1}
+      search_space: {lr: {float: [1.0e-4, 1.0e-1], log: true}}
+      training: {python: "workflows.emulated.train:train"}
+"""
+
+PREPARING = """
+from pathlib import Path
+def prepare(directory):
+    path = Path(directory) / "data.txt"
+    path.write_text("prepared")
+    return path
+"""
+
+
+class Folder:
+    """A user's folder: a study, and site files for the endpoints of the bed."""
+
+    def __init__(self, path: Path, bed: GlobusBed) -> None:
+        self.path, self.bed = path, bed
+        (path / "local.yaml").write_text(LOCAL)
+        self.write_study()
+        for site in bed.endpoints:
+            self.write_site(site)
+
+    def write_study(self, *, epoch_s: float = 0.5, trials: int = 6, **changes: str) -> None:
+        text = STUDY % {"epoch_s": epoch_s, "trials": trials}
+        for old, new in changes.items():
+            text = text.replace(old, new)
+        (self.path / "study.yaml").write_text(text)
+
+    def write_site(self, site: str, **fields: Any) -> None:
+        (self.path / f"{site}.yaml").write_text(
+            self.bed.site_file(site, self.path / f"disk-{site}", **fields)
+        )
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [str(COMMAND), *words],
+            cwd=self.path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **self.bed.environment, "PYTHONPATH": str(REPOSITORY)},
+        )
+
+    def run(self, *sites: str, into: str = "run") -> subprocess.Popen[str]:
+        named = [word for site in sites for word in ("--site", f"{site}.yaml")]
+        return self.start("run", "study.yaml", *named, "--dir", into, "--json")
+
+    def summary(self, process: subprocess.Popen[str]) -> dict[str, Any]:
+        out, err = process.communicate(timeout=DEADLINE_S)
+        assert process.returncode == 0, err
+        found: dict[str, Any] = json.loads(out)
+        return found
+
+    def status(self, into: str = "run") -> str:
+        out, err = self.start("status", into).communicate(timeout=DEADLINE_S)
+        assert out, err
+        return out
+
+    def wait_until(self, is_so: Callable[[], Any], process: subprocess.Popen[str]) -> None:
+        eventually(lambda: is_so() or process.poll() is not None, DEADLINE_S)
+        assert process.poll() is None, process.communicate()
+
+    def attempts(self, site: str) -> list[Path]:
+        return sorted((self.path / f"disk-{site}").glob("*/trials/*/attempt-*"))
+
+    def has_epochs(self, site: str) -> bool:
+        return any((a / "epochs.jsonl").exists() for a in self.attempts(site))
+
+    def ranks(self) -> list[int]:
+        """Return every process that a run of this folder has started on a site."""
+        marks = {path.name for path in self.path.glob("disk-*/*")}
+        return [p.pid for mark in marks for p in leftovers.marked(leftovers.RUN_VARIABLE, mark)]
+
+    def check_books(self, into: str = "run") -> None:
+        """Every attempt started once and ended once at most, and none was started while it ran."""
+        records = list(read(self.path / into / "journal.jsonl"))
+        started = [i.job for r in records for i in r.instructions if isinstance(i, StartJob)]
+        ended = [r.event.job for r in records if isinstance(r.event, JobEnded)]
+        assert len(set(started)) == len(started)
+        assert len(set(ended)) == len(ended)
+        assert set(ended) <= set(started)
+        eventually(lambda: not self.ranks(), 20.0)
+
+
+def seconds_of(attempt: Path) -> list[float]:
+    order = JobOrder.load(attempt / "order.json")
+    return [epoch.seconds for epoch in read_epochs(attempt, order.job)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, bed: GlobusBed) -> Folder:
+    return Folder(tmp_path, bed)
+
+
+def verdict(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return what must not depend on where trials ran: survivors, best, metrics."""
+    return {t["trial"]: (t["state"], t["epoch"], t["metric"]) for t in summary["trial_list"]}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, bed: GlobusBed) -> dict[str, Any]:
+    """The same study on one site, without Globus Compute."""
+    folder = Folder(tmp_path_factory.mktemp("alone"), bed)
+    folder.write_study(epoch_s=0.1)
+    warming = [folder.run(site, into=f"warm-{site}") for site in bed.endpoints]  # until both are up
+    found = verdict(folder.summary(folder.run("local")))
+    assert [verdict(folder.summary(process)) for process in warming] == [found, found]
+    return found
+
+
+def test_two_sites_share_one_ranking_and_both_do_work(folder: Folder, alone: dict[str, Any]) -> None:
+    summary = folder.summary(folder.run("alps", "fjord"))
+    assert verdict(summary) == alone, "the same survivors as on one site"
+    assert folder.has_epochs("alps")
+    assert folder.has_epochs("fjord")
+    folder.check_books()
+
+
+@pytest.mark.usefixtures("alone")  # the endpoints are up
+def test_stages_run_where_they_say_and_inputs_may_differ_by_site(folder: Folder) -> None:
+    (folder.path / "preparing.py").write_text(PREPARING)
+    (folder.path / "study.yaml").write_text(STAGES)
+    summary = folder.summary(folder.run("alps", "fjord"))
+    assert summary["trials"]["completed"] + summary["trials"]["stopped"] == 8, summary
+    (written,) = folder.path.glob("disk-fjord/*/stages/prepare/0000/data.txt")
+    assert written.read_text() == "prepared"
+    slow, fast = ([e for a in folder.attempts(s) for e in seconds_of(a)] for s in ("alps", "fjord"))
+    assert slow
+    assert min(slow) > 0.75
+    assert fast
+    assert min(fast) < 0.75
+    folder.check_books()
+
+
+def test_a_local_site_and_an_endpoint_share_one_ranking(folder: Folder, alone: dict[str, Any]) -> None:
+    folder.write_study(epoch_s=2.0)
+    summary = folder.summary(folder.run("local", "fjord"))
+    assert verdict(summary) == alone
+    assert folder.has_epochs("fjord")
+    assert any((folder.path / "run" / "trials").glob("*/attempt-*/epochs.jsonl"))
+    folder.check_books()
+
+
+def test_a_controller_that_is_killed_leaves_nothing_that_resume_would_count_twice(
+    folder: Folder, alone: dict[str, Any]
+) -> None:
+    folder.write_study(epoch_s=1.0)
+    process = folder.run("alps", "fjord")
+    folder.wait_until(lambda: folder.has_epochs("alps") and folder.has_epochs("fjord"), process)
+    process.kill()
+    process.communicate()
+    summary = folder.summary(folder.start("resume", "run", "--json"))
+    assert verdict(summary) == alone
+    assert all(t["losses"] == 0 for t in summary["trial_list"])
+    folder.check_books()
+
+
+def test_a_broker_that_is_away_for_a_while_costs_no_result(folder: Folder, alone: dict[str, Any]) -> None:
+    process = folder.run("alps", "fjord")
+    folder.wait_until(lambda: folder.has_epochs("alps"), process)
+    folder.bed.stop_broker()
+    try:
+        running = [a for a in folder.attempts("alps") if (a / "claim").exists()]
+        eventually(lambda: all((a / "report.json").exists() for a in running), 30.0)  # what runs, runs on
+    finally:
+        folder.bed.start_broker(wait=True)
+    assert verdict(folder.summary(process)) == alone
+    folder.check_books()
+
+
+def test_sites_that_cannot_work_say_why_and_another_one_carries_on(
+    folder: Folder, alone: dict[str, Any]
+) -> None:
+    nobody = "00000000-0000-4000-8000-000000000000"
+    folder.write_site("fjord", endpoint_id=nobody)
+    old = folder.path / "old-python"
+    old.mkdir()
+    (old / "sitecustomize.py").write_text('import platform\nplatform.python_version = lambda: "3.10.4"\n')
+    options = yaml.safe_load((folder.path / "alps.yaml").read_text())["user_endpoint_config"]
+    options["worker_init"] += f" PYTHONPATH={old}:{REPOSITORY}"
+    folder.write_site("alps", user_endpoint_config=options)
+    folder.write_study(epoch_s=2.0)
+    process = folder.run("alps", "fjord", "local")
+    assert verdict(folder.summary(process)) == alone
+    ended = [r.event for r in read(folder.path / "run" / "journal.jsonl") if isinstance(r.event, PilotEnded)]
+    causes = {e.site: e.cause for e in ended if not e.usable}
+    assert "site alps runs Python 3.10.4, the controller 3.11" in causes[SiteName("alps")]
+    assert f"no endpoint {nobody}" in causes[SiteName("fjord")]
+
+
+def test_an_order_that_is_too_large_is_refused_before_it_is_sent(
+    folder: Folder, alone: dict[str, Any]
+) -> None:
+    folder.write_study(epoch_s=0.1, **{"seed: 5}": "seed: 5, weights: " + "x" * 11_000_000 + "}"})
+    summary = folder.summary(folder.run("alps", "local"))
+    assert verdict(summary) == alone
+    ended = [r.event for r in read(folder.path / "run" / "journal.jsonl") if isinstance(r.event, PilotEnded)]
+    assert any("is 11.0 MB, and Globus Compute takes 10 MB" in e.cause for e in ended), ended
+
+
+def test_a_killed_user_endpoint_costs_no_result(folder: Folder, alone: dict[str, Any]) -> None:
+    process = folder.run("alps", "fjord")
+    folder.wait_until(lambda: folder.has_epochs("fjord"), process)
+    assert folder.bed.kill_user_endpoint("fjord")
+    assert verdict(folder.summary(process)) == alone
+    folder.check_books()
+
+
+def test_a_site_whose_endpoint_is_killed_is_given_up_and_its_trials_restart_elsewhere(
+    folder: Folder, alone: dict[str, Any]
+) -> None:
+    process = folder.run("alps", "fjord")
+    folder.wait_until(lambda: folder.has_epochs("alps"), process)
+    folder.bed.kill_endpoint("alps")
+    try:
+        assert verdict(folder.summary(process)) == alone
+        status = " ".join(folder.status().split())
+        alps = f"endpoint {folder.bed.endpoints['alps']}"
+        assert f"{alps} is offline" in status or f"{alps} has not answered" in status, status
+    finally:
+        folder.bed.start_endpoint("alps")
+    folder.check_books()

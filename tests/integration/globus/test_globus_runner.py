@@ -1,0 +1,61 @@
+"""A site behind a Globus Compute endpoint keeps the contract of every runner, where it applies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from parsl_rasda.orchestration.events import (
+    EndJob,
+    EpochReported,
+    JobEnded,
+)
+from parsl_rasda.orchestration.ports import Runner
+from parsl_rasda.runners.globus_runner import GlobusRunner
+from parsl_rasda.study.sites import GlobusSiteSpec
+from parsl_rasda.testing.runners import RunnerContract
+from parsl_rasda.vocabulary import Outcome, SiteName
+from tests.integration.globus.bed import GlobusBed
+
+STAND_IN = Path(__file__).parents[1] / "stand_in_rank.py"
+
+pytestmark = [pytest.mark.globus, pytest.mark.slow]
+
+
+def site_of(bed: GlobusBed, folder: Path, name: str = "alps", **fields: object) -> GlobusSiteSpec:
+    declared = yaml.safe_load(bed.site_file(name, folder / name, python=str(STAND_IN)))
+    return GlobusSiteSpec.model_validate({**declared, **fields})
+
+
+class TestGlobus(RunnerContract):
+    site = SiteName("alps")
+
+    @pytest.fixture(autouse=True)
+    def use(self, bed: GlobusBed, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.bed = bed
+        for name, value in bed.environment.items():
+            monkeypatch.setenv(name, value)
+
+    def build(self, directory: Path) -> Runner:
+        return GlobusRunner(site_of(self.bed, directory), directory / "runner", grace_s=2.0)
+
+    def test_a_pilot_comes_with_its_slots(self, tmp_path: Path) -> None:
+        with self.stage(tmp_path) as stage:
+            assert len(stage.pilot.nodes[0].gpus) == 2
+            assert not stage.pilot.interactive
+
+    def test_a_job_asks_at_every_epoch_goes_on_and_leaves(self, tmp_path: Path) -> None:
+        """No job behind an endpoint has a control channel: one that is to ask trains to its end."""
+        with self.stage(tmp_path) as stage:
+            stage.start("t0", until=2, interactive=True)
+            assert [stage.log.next(EpochReported).epoch for _ in range(2)] == [1, 2]
+            assert stage.log.next(JobEnded).outcome is Outcome.REACHED
+
+    def test_ranks_that_do_not_heed_the_stop_file_are_ended(self, tmp_path: Path) -> None:
+        with self.stage(tmp_path) as stage:
+            job = stage.start("t0", until=1000, config={"epoch_s": 0.05})
+            stage.log.next(EpochReported)
+            stage.runner.end_job(EndJob(job, "stopped"))
+            assert stage.log.next(JobEnded).outcome is Outcome.PREEMPTED

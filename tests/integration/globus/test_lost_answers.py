@@ -1,0 +1,271 @@
+"""A site whose answers are lost, late or repeated: told by a link without a service, on a real disk."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from runner_tools import eventually
+
+from parsl_rasda.errors import InvalidSettingError
+from parsl_rasda.handoff import JobOrder
+from parsl_rasda.orchestration.events import (
+    EpochReported,
+    Event,
+    JobEnded,
+    PilotEnded,
+    PilotStarted,
+    RequestPilot,
+)
+from parsl_rasda.runners import globus_site
+from parsl_rasda.runners.globus_link import GlobusLink, Task, TooLargeError, UnreachableError
+from parsl_rasda.runners.globus_runner import GlobusRunner
+from parsl_rasda.study.sites import GlobusSiteSpec
+from parsl_rasda.testing.runners import EventLog
+from parsl_rasda.vocabulary import JobId, NodeSlots, Outcome, PilotId, Placement, SiteName, TrialId
+
+ENDPOINT = "11111111-0000-4000-8000-000000000000"
+
+
+class DeafLink(GlobusLink):
+    """Runs every task at once, in this process; what comes of it is the test's to say.
+
+    Attributes:
+        says: Of a call, whether its result arrives; those that do not are in `kept`.
+    """
+
+    def __init__(self, site: GlobusSiteSpec, group: UUID) -> None:
+        self.says: Callable[[str], bool] = lambda call: True
+        self.runs: Callable[[str], bool] = lambda call: True
+        self.is_online: bool | Exception = True
+        self.kept: list[tuple[Task, Any]] = []
+        self.found: dict[str, Any] = {}
+        self.sent: list[str] = []
+
+    def submit(self, call: str, arguments: Mapping[str, Any]) -> Task:
+        self.sent.append(call)
+        task = Task()
+        task.inner = Accepted()
+        if isinstance(self.is_online, Exception):
+            task.set_exception(self.is_online)
+        elif self.runs(call):
+            result = globus_site.answer(call, json.loads(json.dumps(arguments)))
+            found = {**result, **self.found} if call == "describe" else result
+            if self.says(call):
+                task.set_result(found)
+            else:
+                self.kept.append((task, found))
+        return task
+
+    def ask_whether_online(self) -> Future[bool]:
+        state: Future[bool] = Future()
+        if isinstance(self.is_online, Exception):
+            state.set_exception(self.is_online)
+        else:
+            state.set_result(self.is_online)
+        return state
+
+    def mend(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Accepted:
+    task_id = "accepted"
+
+
+class World:
+    """A runner with a deaf link, and what it posts."""
+
+    def __init__(self, folder: Path, **fields: Any) -> None:
+        declared = {
+            "name": "alps",
+            "endpoint_id": ENDPOINT,
+            "work_dir": str(folder / "disk"),
+            "accelerator": "none",
+            "gpus_per_node": 2,
+            "mpi_launcher": "process",
+            "python": sys.executable,
+            "heartbeat_threshold": 1.0,
+            **fields,
+        }
+        self.folder, self.log, self.links = folder, EventLog(20.0), []
+        self.runner = GlobusRunner(
+            GlobusSiteSpec.model_validate(declared), folder / "runner", connect=self.connect
+        )
+
+    def connect(self, site: GlobusSiteSpec, group: UUID) -> GlobusLink:
+        self.links.append(DeafLink(site, group))
+        return self.links[-1]
+
+    @property
+    def link(self) -> DeafLink:
+        return self.links[-1]
+
+    def ask(self) -> None:
+        self.runner.request_pilot(RequestPilot(PilotId("alps-0"), SiteName("alps")))
+
+    def lose_the_service(self) -> None:
+        self.link.is_online = UnreachableError(ENDPOINT, "no route")
+
+    def start(self, on_pilot: Callable[[], None] = lambda: None, **fields: Any) -> JobId:
+        pilot = self.log.next(PilotStarted)
+        on_pilot()
+        slot = NodeSlots(pilot.nodes[0].node, (0,))
+        placement = Placement(SiteName("alps"), pilot.pilot, (slot,))
+        order = JobOrder(
+            study="s",
+            trial=TrialId("0000"),
+            attempt=1,
+            config={"lr": 0.01},
+            directory="elsewhere",
+            seed=1,
+            metric="val_loss",
+            mode="min",
+            epoch=0,
+            until=2,
+            max_epochs=2,
+            schedule=((0, 1),),
+            world_size=1,
+            python="workflows.emulated.train:train",
+            slots=placement.slots,
+            accelerator="none",
+            **{"inputs": {"epoch_s": 0.0}, **fields},
+        )
+        self.runner.start_job(order, placement)
+        return order.job
+
+
+@contextmanager
+def opened(world: World) -> Iterator[World]:
+    world.runner.open(world.log.post)
+    try:
+        yield world
+    finally:
+        world.runner.close()
+
+
+def ends(log: EventLog) -> list[Event]:
+    return [event for event in log.events if isinstance(event, JobEnded)]
+
+
+def test_a_result_that_is_never_fetched_is_found_on_the_sites_disk(tmp_path: Path) -> None:
+    with opened(World(tmp_path)) as world:
+        world.link.says = lambda call: call != "run"
+        world.ask()
+        job = world.start()
+        assert [world.log.next(EpochReported).epoch for _ in range(2)] == [1, 2]
+        assert world.log.next(JobEnded, job).outcome is Outcome.REACHED
+        (late,) = world.link.kept
+        late[0].set_result(late[1])
+    assert len(ends(world.log)) == 1, "its own result came later and was passed over"
+
+
+def test_a_job_whose_task_was_lost_on_the_way_is_lost_and_says_so(tmp_path: Path) -> None:
+    with opened(World(tmp_path)) as world:
+        world.link.runs = lambda call: call != "run"
+        world.ask()
+        ended = world.log.next(JobEnded, world.start())
+    assert ended.outcome is Outcome.LOST
+    assert "no worker of the endpoint took it within 3 s" in ended.cause
+
+
+def test_a_site_that_never_answers_again_is_given_up_with_its_jobs(tmp_path: Path) -> None:
+    with opened(World(tmp_path)) as world:
+        world.link.runs = lambda call: call == "describe"
+        world.ask()
+        job = world.start()
+        ended = world.log.next(PilotEnded)
+        assert ended.usable
+        assert "has not answered for 3 s" in ended.cause
+        assert [event.outcome for event in world.log.of(job)] == [Outcome.LOST]
+        world.ask()
+        world.log.next(PilotStarted)
+    (stop,) = (tmp_path / "disk").glob("*/trials/0000/attempt-1/stop")
+    assert "given it up" in stop.read_text(), "should its task come after all, it will not begin"
+
+
+def test_while_the_service_is_away_nothing_is_given_up(tmp_path: Path) -> None:
+    with opened(World(tmp_path)) as world:
+        world.link.says = lambda call: call != "run"
+        world.ask()
+        job = world.start(on_pilot=world.lose_the_service)
+        eventually(lambda: world.link.sent.count("run") > 3)  # it is sent again and again
+        assert not ends(world.log)
+        world.link.is_online = True
+        assert world.log.next(JobEnded, job).outcome is Outcome.REACHED
+
+
+def test_an_offline_endpoint_is_refused_in_words(tmp_path: Path) -> None:
+    with opened(World(tmp_path)) as world:
+        world.link.runs, world.link.is_online = (lambda call: False), False
+        world.ask()
+        ended = world.log.next(PilotEnded)
+    assert not ended.usable
+    assert ended.cause == f"endpoint {ENDPOINT} is offline; start it there"
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ({"python": "3.10.4"}, "site alps runs Python 3.10.4, the controller 3."),
+        ({"versions": {"parsl_rasda": "0.0.1"}}, "site alps has parsl_rasda 0.0.1, the controller"),
+        ({"nodes": []}, "the endpoint's pilot has 0 of 1 nodes"),
+    ],
+)
+def test_a_mismatch_that_would_break_is_refused_in_words(
+    tmp_path: Path, found: dict[str, Any], words: str
+) -> None:
+    with opened(World(tmp_path)) as world:
+        world.link.found = found
+        world.ask()
+        ended = world.log.next(PilotEnded)
+    assert not ended.usable
+    assert words in ended.cause
+
+
+def test_another_torch_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with opened(World(tmp_path)) as world:
+        versions = globus_site.describe("none", str(tmp_path), "nobody", [])["versions"]
+        world.link.found = {"versions": {**versions, "torch": "1.0.0"}}
+        world.ask()
+        world.log.next(PilotStarted)
+    assert "site alps has torch 1.0.0" in caplog.text
+
+
+def test_more_than_ten_megabytes_are_refused_before_they_are_sent(tmp_path: Path) -> None:
+    site = GlobusSiteSpec.model_validate({"name": "alps", "endpoint_id": ENDPOINT, "work_dir": "/x"})
+    with pytest.raises(TooLargeError, match=r"site 'alps' is 12\.0 MB, and Globus Compute takes 10 MB"):
+        GlobusLink(site, UUID(int=1)).submit("run", {"order": "x" * 12_000_000})
+
+
+@pytest.mark.parametrize(("field", "value"), [("work_dir", None), ("pilots", 2)])
+def test_a_site_file_without_what_an_endpoint_needs_is_refused(
+    tmp_path: Path, field: str, value: object
+) -> None:
+    with pytest.raises(InvalidSettingError, match=field):
+        World(tmp_path, **{field: value})
+
+
+def test_the_next_controller_learns_what_a_job_has_done_meanwhile(tmp_path: Path) -> None:
+    with opened(World(tmp_path)) as world:
+        world.link.says = lambda call: call == "describe"
+        world.ask()
+        job = world.start()
+        eventually(lambda: world.link.kept)
+        assert not ends(world.log)
+        other = World(tmp_path)
+        with opened(other):
+            events = other.runner.recover([(job, 1)])
+        assert [type(event) for event in events] == [EpochReported, JobEnded]
+        assert isinstance(events[0], EpochReported)
+        assert events[0].epoch == 2

@@ -1,0 +1,198 @@
+"""Training functions that the runtime tests start in real rank processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def sleep(trial):
+    """Trains nothing and never needs torch."""
+    for _ in trial.epochs():
+        time.sleep(trial.config.get("epoch_s", 0.0))
+        trial.report(val_loss=1.0 / (trial.epoch + 1), saw_torch=float("torch" in sys.modules))
+
+
+def forget_to_report(trial):
+    for _ in trial.epochs():
+        pass
+
+
+def return_early(trial):
+    return None
+
+
+def print_much(trial):
+    for _ in trial.epochs():
+        print("noise without an end", end="")
+        os.write(1, b"and more\n" * 100)
+        trial.report(val_loss=0.0)
+
+
+def describe(trial):
+    """Tells what this process was started with, then does what its configuration says."""
+    note = trial.directory / f"rank-{trial.rank}.json"
+    facts = {
+        "pid": os.getpid(),
+        "forked": "PARSL_RASDA_FORKED" in os.environ,
+        "torch": "torch" in sys.modules,
+        "environment": dict(os.environ),
+        "directory": str(Path.cwd()),
+        "path": sys.path,
+        "cpus": sorted(os.sched_getaffinity(0)),
+        "files": resource.getrlimit(resource.RLIMIT_NOFILE),
+        "umask": os.umask(0o22),
+        "priority": os.getpriority(os.PRIO_PROCESS, 0),
+        "stdin": sys.stdin.read() if not os.isatty(0) and trial.config.get("read") else "",
+    }
+    helpers = [subprocess.Popen(("sleep", "600")) for _ in range(trial.config.get("helpers", 0))]
+    facts["helpers"] = [helper.pid for helper in helpers]
+    part = note.with_suffix(".part")
+    part.write_text(json.dumps(facts))
+    part.rename(note)
+    for _ in trial.epochs():
+        time.sleep(trial.config.get("epoch_s", 0.0))
+        act = trial.config.get("act", {})
+        if act.get("raise"):
+            raise ValueError("as the test wants")
+        if "exit" in act:
+            os._exit(act["exit"])
+        if "signal" in act:
+            os.kill(os.getpid(), act["signal"])
+        trial.report(val_loss=1.0)
+
+
+def learn(trial):
+    """A small network with everything that could depend on the world size."""
+    import torch
+    from torch.nn import functional
+
+    model = network(getattr(torch, trial.config.get("dtype", "float32")))
+    if trial.config.get("uncompilable"):
+        model.forward = torch.compiler.disable(model.forward)
+    model, _ = trial.prepare(
+        model,
+        optimizer_of(trial.config),
+        lr=trial.config["lr"],
+    )
+    data, validation = samples(trial.config)
+    if "shards" in trial.config:
+        from parsl_rasda.data import open_shards
+
+        data = open_shards(trial.config["shards"])
+    (trial.directory / f"pid-{trial.rank}").write_text(str(os.getpid()))
+    held = sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in model.parameters())
+    (trial.directory / f"held-{trial.rank}").write_text(str(held))
+    for epoch in trial.epochs():
+        workers = trial.config.get("workers", 0)
+        for batch, (x, y) in enumerate(trial.batches(data, shifted, workers=workers)):
+            happen(trial, epoch, batch)
+            trial.step(functional.cross_entropy(model(x), y))
+        trial.report(val_loss=trial.mean(evaluate(model, trial.shard(validation))))
+
+
+def happen(trial, epoch, batch):
+    """What the test has planned for this moment."""
+    plan = trial.config.get("at", {})
+    if plan.get("epoch") != epoch or plan.get("batch") != batch:
+        return
+    if plan["what"] == "raise" and trial.rank == plan["rank"]:
+        (trial.directory / "raised").write_text(str(time.time()))
+        raise ValueError("the loss is\nnot a loss")
+    if plan["what"] == "wait for a signal":
+        (trial.directory / f"waiting-{trial.rank}").touch()
+        while trial._session.preempt_cause is None:
+            time.sleep(0.01)
+    if plan["what"] == "preempt" and trial.rank == trial.world_size - 1:
+        trial._session.preempt("the test says so")
+
+
+def network(dtype):
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(0.3),
+        nn.Linear(64, 5),
+    ).to(dtype)
+
+
+def optimizer_of(config):
+    import torch
+
+    if config.get("optimizer") == "adamw":
+        return lambda p, lr: torch.optim.AdamW(p, lr, weight_decay=1e-2)
+    return lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9, nesterov=True, weight_decay=1e-3)
+
+
+def samples(config):
+    import torch
+
+    dtype, count = getattr(torch, config.get("dtype", "float32")), config.get("samples", 203)
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(count, 1, 12, 12, generator=generator, dtype=torch.float64)
+    w = torch.randn(144, 5, generator=generator, dtype=torch.float64)
+    y = (x.flatten(1) @ w).argmax(1)
+    return (x.to(dtype), y), (x[:61].to(dtype), y[:61])
+
+
+def shifted(batch):
+    """Random augmentation, on the global generator."""
+    import torch
+
+    x, y = batch
+    return x.roll(int(torch.randint(-2, 3, (1,))), -1) + 0.1 * torch.randn_like(x), y
+
+
+def evaluate(model, shard):
+    import torch
+    from torch.nn import functional
+
+    with torch.no_grad():
+        return torch.cat([functional.cross_entropy(model(x), y, reduction="none") for x, y in shard])
+
+
+def run_cases(path):
+    """Train many cases in one launch: one group of ranks, one `Trial` after another."""
+    from parsl_rasda.handoff import JobOrder
+    from parsl_rasda.runtime.launch_context import launch_context
+    from parsl_rasda.runtime.session import Leave, Session
+    from parsl_rasda.runtime.trial import Trial
+    from parsl_rasda.vocabulary import Outcome
+
+    group = None
+    for order_path in sorted(Path(path).glob("*/order.json")):
+        order = JobOrder.load(order_path)
+        session = Session(order, launch_context(order, os.environ))
+        trial = Trial(session)
+        if group is not None:
+            trial._group = group
+        outcome = Outcome.REACHED
+        try:
+            learn(trial)
+        except Leave:
+            outcome = Outcome.PREEMPTED
+        group = trial._group
+        if session.is_main:
+            session.close(outcome)
+        group.agree([0])  # the next case may read what this one wrote
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    run_cases(sys.argv[1])

@@ -1,0 +1,210 @@
+"""Stages around a search: order, fan-out, results that stand, and failures in words."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runner_tools import eventually
+
+COMMAND = Path(sys.executable).parent / "parsl-rasda"
+REPOSITORY = Path(__file__).parents[2]
+
+pytestmark = [pytest.mark.parsl, pytest.mark.slow]
+
+STUDY = """
+name: steps
+seed: 1
+stages:
+  simulate:
+    python: simulating:simulate
+    for_each: {seed: [0, 1]}
+  count:
+    command: [sh, -c, "echo {points} > count.txt; echo called >> ../../../../calls-count"]
+    with: {points: 3}
+  prepare:
+    python: preparing:prepare
+    needs: {fields: simulate, counted: count}
+  tune:
+    needs: {data: prepare}
+    with: {epoch_s: 0.05}
+    tune:
+      metric: val_loss
+      num_samples: 3
+      scheduler: {max_t: 2, max_workers: 2}
+      search_space: {lr: {float: [0.001, 0.1], log: true}}
+      training: {python: "workflows.emulated.train:train"}
+  evaluate:
+    python: evaluating:evaluate
+    needs: {best: tune, data: prepare}
+"""
+
+MODULES = {
+    "simulating.py": """
+from pathlib import Path
+def simulate(seed, directory):
+    with (Path(directory).parents[3] / "calls-simulate").open("a") as log: log.write(f"{seed}\\n")
+    (Path(directory) / "field.txt").write_text(str(seed))
+    return Path(directory) / "field.txt"
+""",
+    "preparing.py": """
+import os, time
+from pathlib import Path
+def prepare(fields, counted, directory):
+    with (Path(directory).parents[3] / "calls-prepare").open("a") as log: log.write("x\\n")
+    count = (Path(counted) / "count.txt").read_text().strip()
+    return {"sum": sum(int(Path(f).read_text()) for f in fields), "count": count}
+""",
+    "evaluating.py": """
+from pathlib import Path
+def evaluate(best, data, directory):
+    with (Path(directory).parents[3] / "calls-evaluate").open("a") as log: log.write("x\\n")
+    return {"trial": best["trial"], "data": data}
+""",
+}
+
+SITE = """
+provider: {type: LocalProvider}
+accelerator: none
+mpi_launcher: process
+gpus_per_node: 2
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "study.yaml").write_text(STUDY)
+    (tmp_path / "logical.yaml").write_text(SITE)
+    for name, text in MODULES.items():
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [str(COMMAND), *words],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+
+
+def run(folder: Path, *words: str) -> tuple[int, str, str]:
+    process = start(folder, *(words or ("run", "study.yaml", "--site", "logical.yaml", "--dir", "out")))
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def calls(folder: Path) -> dict[str, int]:
+    return {
+        name: len(file.read_text().splitlines()) if (file := folder / f"calls-{name}").exists() else 0
+        for name in ("simulate", "count", "prepare", "evaluate")
+    }
+
+
+def test_results_stand_until_their_code_changes_and_exactly_what_depends_on_it_runs_again(
+    folder: Path,
+) -> None:
+    # Interrupted as soon as `prepare` is done ...
+    process = start(folder, "run", "study.yaml", "--site", "logical.yaml", "--dir", "out")
+    eventually((folder / "out/stages/prepare/0000.json").exists, 60)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert calls(folder) == {"simulate": 2, "count": 1, "prepare": 1, "evaluate": 0}
+    # ... and run again: neither `simulate` nor `prepare` is repeated.
+    code, _, err = run(folder)
+    assert code == 0, err
+    assert calls(folder) == {"simulate": 2, "count": 1, "prepare": 1, "evaluate": 1}
+    kept = json.loads((folder / "out/stages/evaluate/0000.json").read_text())["result"]
+    assert kept["data"] == {"sum": 1, "count": "3"}
+    # Once more: everything stands.
+    assert run(folder, "resume", "out")[0] == 0
+    assert calls(folder) == {"simulate": 2, "count": 1, "prepare": 1, "evaluate": 1}
+    # The code of `evaluate` changes: only it is called again.
+    (folder / "evaluating.py").write_text(MODULES["evaluating.py"] + "\nCHANGED = True\n")
+    assert run(folder)[0] == 0
+    assert calls(folder) == {"simulate": 2, "count": 1, "prepare": 1, "evaluate": 2}
+    # The code of `prepare` changes: it runs again, and the search refuses to go on with other data.
+    (folder / "preparing.py").write_text(MODULES["preparing.py"] + "\nCHANGED = True\n")
+    code, _, err = run(folder)
+    assert code == 2
+    assert "begun with other inputs" in err
+    assert calls(folder) == {"simulate": 2, "count": 1, "prepare": 2, "evaluate": 2}
+
+
+def test_a_stage_that_raises_is_named_with_its_line_and_resume_goes_on_after_the_repair(folder: Path) -> None:
+    (folder / "preparing.py").write_text(
+        "def prepare(fields, counted):\n    raise ValueError('no field holds data')\n"
+    )
+    code, _, err = run(folder)
+    assert code == 3
+    assert "prepare" in err
+    assert "ValueError: no field holds data (preparing.py:2)" in err
+    (folder / "preparing.py").write_text(MODULES["preparing.py"])
+    code, _, err = run(folder, "resume", "out")
+    assert code == 0, err
+    assert calls(folder)["simulate"] == 2
+
+
+def test_a_result_that_json_cannot_hold_is_refused_with_advice(folder: Path) -> None:
+    (folder / "preparing.py").write_text("def prepare(fields, counted):\n    return object()\n")
+    code, _, err = run(folder)
+    assert code == 3
+    assert "write data to files in `directory`" in err
+
+
+def test_another_study_in_the_same_directory_is_refused(folder: Path) -> None:
+    assert run(folder)[0] == 0
+    (folder / "study.yaml").write_text(STUDY.replace("num_samples: 3", "num_samples: 4"))
+    code, _, err = run(folder)
+    assert code == 2
+    assert "another study" in err
+    code, _, err = run(folder, "resume", "out", "--set", "tune.num_samples=5", "--json")
+    assert code == 0, err
+    code, out, _ = run(folder, "status", "out", "--json")
+    assert json.loads(out)["trials"]["total"] == 5
+
+
+TWO = """
+name: two
+seed: 1
+stages:
+  first:
+    with: {epoch_s: 0.05}
+    tune: &search
+      metric: val_loss
+      num_samples: 3
+      scheduler: {max_t: 2, max_workers: 2}
+      search_space: {lr: {float: [0.001, 0.1], log: true}}
+      training: {python: "workflows.emulated.train:train"}
+  second:
+    with: {epoch_s: 0.05}
+    tune: {<<: *search, searcher: {kind: tpe, warm_start: first}}
+"""
+
+
+def test_a_second_search_begins_with_what_the_first_has_found(folder: Path) -> None:
+    (folder / "two.yaml").write_text(TWO)
+    code, out, err = run(folder, "run", "two.yaml", "--site", "logical.yaml", "--dir", "two", "--json")
+    assert code == 0, err
+    code, out, _ = run(folder, "status", "two", "--json")
+    searches = json.loads(out)["searches"]
+    trials = {t["trial"]: t for t in searches["second"]["trial_list"]}
+    assert trials["0000"]["config"] == searches["first"]["best"]["config"]
+    assert (folder / "two/first/journal.jsonl").exists()
+    assert (folder / "two/second/journal.jsonl").exists()
+
+
+def test_a_folder_with_a_study_of_its_own_is_not_written_over(folder: Path) -> None:
+    code, _, err = run(folder, "run", "study.yaml", "--site", "logical.yaml", "--dir", ".")
+    assert code == 2
+    assert "not of a run" in err
+    assert (folder / "study.yaml").read_text() == STUDY

@@ -1,0 +1,247 @@
+"""The product as its user has it: the command line, real Parsl, real processes, real kills."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runner_tools import eventually
+
+from parsl_rasda.orchestration.journal import read
+
+COMMAND = Path(sys.executable).parent / "parsl-rasda"
+DEADLINE_S = 120.0
+
+pytestmark = [pytest.mark.parsl, pytest.mark.slow]
+
+STUDY = """
+name: product
+seed: 5
+with: {epoch_s: 0.3, efficiency: 0.9, seed: 5}
+tune:
+  metric: val_loss
+  mode: min
+  num_samples: 8
+  scheduler: {variant: synchronous, max_t: 4, max_workers: 4}
+  search_space:
+    lr: {float: [1.0e-4, 1.0e-1], log: true}
+  training:
+    python: workflows.emulated.train:train
+  estimates: {epoch_s: 0.3, restart_s: 0.2}
+"""
+
+FAULTS = """
+name: faults
+seed: 5
+with: {epoch_s: 0.1, seed: 5}
+tune:
+  metric: val_loss
+  mode: min
+  num_samples: 6
+  max_retries: 1
+  scheduler: {max_t: 2, max_workers: 2}
+  searcher:
+    kind: list
+    configs:
+      - {lr: 0.01, fault: none}
+      - {lr: 0.01, fault: raise, fault_epoch: 1}
+      - {lr: 0.01, fault: nan}
+      - {lr: 0.01, fault: signal}
+      - {lr: 0.01, fault: exit}
+      - {lr: 0.01, fault: signal, fault_attempts: 1}
+  search_space:
+    lr: {float: [1.0e-4, 1.0e-1], log: true}
+    fault: {choice: [none, raise, nan, signal, exit]}
+    fault_epoch: {int: [0, 2]}
+    fault_attempts: {int: [1, 2]}
+  training:
+    python: workflows.emulated.train:train
+"""
+
+SITE = """
+provider: {type: LocalProvider}
+accelerator: none
+mpi_launcher: process
+gpus_per_node: 4
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "study.yaml").write_text(STUDY)
+    (tmp_path / "faults.yaml").write_text(FAULTS)
+    (tmp_path / "logical.yaml").write_text(SITE)
+    return tmp_path
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [str(COMMAND), *words],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=DEADLINE_S)
+    return process.returncode, out, err
+
+
+def run_study(folder: Path, study: str, into: str) -> tuple[int, str, str]:
+    return finish(start(folder, "run", study, "--site", "logical.yaml", "--dir", into, "--json"))
+
+
+def wait_for_records(journal: Path, count: int, process: subprocess.Popen[str]) -> bool:
+    """Wait until the journal has so many lines; False if the study ended before."""
+
+    def has_come() -> bool:
+        return (journal.exists() and lines_of(journal) >= count) or process.poll() is not None
+
+    eventually(has_come, DEADLINE_S)
+    return process.poll() is None
+
+
+def lines_of(journal: Path) -> int:
+    return journal.read_bytes().count(b"\n")
+
+
+def processes_of(folder: Path) -> list[int]:
+    """Return processes whose command line or environment names the folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                text = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+            except OSError:
+                continue
+            if str(folder).encode() in text and state not in "ZX":
+                found.append(int(entry.name))
+    return found
+
+
+def kill_all(folder: Path, *words: bytes) -> None:
+    """Kill the processes whose command line has one of the words, all in the same moment."""
+    for pid in processes_of(folder):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if any(word in command for word in words):
+                os.kill(pid, signal.SIGKILL)
+
+
+def wait_until_none_is_left(folder: Path) -> None:
+    eventually(lambda: not processes_of(folder), 5.0)
+
+
+def verdict(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return what must not depend on what the machine was doing: survivors, best, metric."""
+    trials = {t["trial"]: (t["state"], t["epoch"], t["metric"]) for t in summary["trial_list"]}
+    best = summary["best"]
+    return {"trials": trials, "best": (best["trial"], best["metric"], best["epoch"], best["config"])}
+
+
+def test_failures_of_every_kind_leave_the_others_alone_and_say_why(folder: Path) -> None:
+    code, out, err = run_study(folder, "faults.yaml", "faulty")
+    assert code == 0, err
+    summary = json.loads(out)
+    reasons = {t["trial"]: (t["state"], t["reason"], t["losses"]) for t in summary["trial_list"]}
+    assert reasons["0001"][0] == "failed"
+    assert "EmulatedFaultError" in reasons["0001"][1]
+    assert "train.py" in reasons["0001"][1]
+    assert reasons["0001"][2] == 0, "an exception would be raised again: no retry"
+    assert reasons["0002"][0] == "failed"
+    assert "val_loss is nan" in reasons["0002"][1]
+    assert reasons["0003"][0] == "failed"
+    assert "SIGKILL" in reasons["0003"][1]
+    assert reasons["0004"][0] == "failed"
+    assert "7" in reasons["0004"][1]
+    assert reasons["0005"][0] in {"completed", "stopped"}
+    assert reasons["0005"][2] == 1, "it was killed once and taken up again"
+    assert summary["trials"]["failed"] == 4
+    code, text, _ = finish(start(folder, "status", "faulty"))
+    assert code == 0
+    assert all(words in text for words in ("EmulatedFaultError", "nan", "SIGKILL"))
+    wait_until_none_is_left(folder)
+
+
+def test_a_study_without_one_good_trial_exits_with_3(folder: Path) -> None:
+    text = FAULTS.replace("num_samples: 6", "num_samples: 1").replace("fault: none}\n", "fault: raise}\n", 1)
+    (folder / "hopeless.yaml").write_text(text)
+    code, out, _ = run_study(folder, "hopeless.yaml", "hopeless")
+    assert code == 3
+    assert json.loads(out)["state"] == "failed"
+
+
+def test_ctrl_c_leaves_nothing_behind_and_resume_ends_as_if_undisturbed(folder: Path) -> None:
+    code, out, err = run_study(folder, "study.yaml", "whole")
+    assert code == 0, err
+    process = start(folder, "run", "study.yaml", "--site", "logical.yaml", "--dir", "broken")
+    assert wait_for_records(folder / "broken" / "journal.jsonl", 25, process)
+    process.send_signal(signal.SIGINT)
+    code, _, err = finish(process)
+    assert code == 130
+    assert "parsl-rasda resume broken" in err
+    wait_until_none_is_left(folder)
+    code, resumed, err = finish(start(folder, "resume", "broken", "--json"))
+    assert code == 0, err
+    assert verdict(json.loads(resumed)) == verdict(json.loads(out))
+
+
+def test_the_controller_is_killed_ten_times_and_the_study_ends_as_if_undisturbed(folder: Path) -> None:
+    code, whole, err = run_study(folder, "study.yaml", "whole")
+    assert code == 0, err
+    journal = folder / "killed" / "journal.jsonl"
+    process = start(folder, "run", "study.yaml", "--site", "logical.yaml", "--dir", "killed")
+    kills, lines = 0, 0
+    for step in (1, 2, 3, 4, 5, 3, 4, 5, 3, 4):
+        if not wait_for_records(journal, lines + step, process):
+            break
+        process.kill()
+        process.communicate()
+        kills += 1
+        lines = lines_of(journal)
+        process = start(folder, "resume", "killed", "--json")
+    code, out, err = finish(process)
+    assert code == 0, err
+    assert kills == 10
+    assert verdict(json.loads(out)) == verdict(json.loads(whole))
+    summary = json.loads(out)
+    assert all(t["losses"] == 0 for t in summary["trial_list"]), "a controller's death costs no retry"
+    assert len(list(read(journal))) > lines
+    wait_until_none_is_left(folder)
+
+
+def test_a_pilot_and_its_ranks_that_die_together_cost_the_trials_nothing_but_a_retry(folder: Path) -> None:
+    code, whole, err = run_study(folder, "study.yaml", "whole")
+    assert code == 0, err
+    process = start(
+        folder,
+        "run",
+        "study.yaml",
+        "--site",
+        "logical.yaml",
+        "--dir",
+        "node",
+        "--set",
+        "with.epoch_s=1.5",
+        "--json",
+    )
+    assert wait_for_records(folder / "node" / "journal.jsonl", 12, process)
+    kill_all(folder, b"submit_scripts", b"parsl_rasda.runtime")
+    code, out, err = finish(process)
+    assert code == 0, err
+    summary = json.loads(out)
+    assert summary["trials"]["failed"] == 0
+    assert all(t["losses"] <= 1 and t["attempts"] < 8 for t in summary["trial_list"])
+    assert verdict(summary) == verdict(json.loads(whole))
+    wait_until_none_is_left(folder)

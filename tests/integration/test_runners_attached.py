@@ -1,0 +1,43 @@
+"""The runner inside a Parsl program that has its own executors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runner_tools import local_site
+
+from parsl_rasda.orchestration.ports import Runner
+from parsl_rasda.runners.parsl_runner import ParslRunner
+from parsl_rasda.testing.runners import RunnerContract
+
+pytestmark = [pytest.mark.parsl, pytest.mark.mpi]
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    from parsl.config import Config
+    from parsl.dataflow.dflow import DataFlowKernel
+    from parsl.executors.threads import ThreadPoolExecutor
+
+    threads = ThreadPoolExecutor(label="gpu", max_threads=4)
+    run_dir = str(tmp_path_factory.mktemp("parsl"))
+    kernel = DataFlowKernel(Config([threads], run_dir=run_dir, initialize_logging=False, strategy="none"))
+    yield kernel
+    kernel.cleanup()
+
+
+class TestAttached(RunnerContract):
+    @pytest.fixture(autouse=True)
+    def _kernel(self, kernel: Any) -> None:
+        self.kernel = kernel
+
+    def build(self, directory: Path) -> Runner:
+        return ParslRunner.attached(self.kernel, "gpu", local_site(), directory)
+
+    def test_the_program_keeps_its_kernel(self, tmp_path: Path) -> None:
+        with self.stage(tmp_path):
+            pass
+        assert self.kernel.submit(pow, [3, 2], ["gpu"], False, None, {}).result(10) == 9

@@ -1,0 +1,505 @@
+"""The product on a real Slurm: four virtual nodes with four GPUs each, by the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runner_tools import eventually
+from slurm_cluster import SlurmCluster
+
+from parsl_rasda.handoff import JobOrder
+from parsl_rasda.orchestration.events import EpochReported, JobStarted, PilotEnded, PilotStarted
+from parsl_rasda.orchestration.journal import read
+from parsl_rasda.runners import leftovers
+from parsl_rasda.vocabulary import JobId
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+COMMAND = Path(sys.executable).parent / "parsl-rasda"
+DEADLINE_S = 240.0
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+
+SITE = {
+    "provider": {
+        "type": "SlurmProvider",
+        "partition": "main",
+        "nodes_per_block": 4,
+        "gpus_per_node": 4,
+        "walltime": "00:10:00",
+    },
+    "mpi_launcher": "srun",
+    "accelerator": "none",
+    "gpus_per_node": 4,
+    "address": "127.0.0.1",
+    "heartbeat_threshold": 5,
+}
+STUDY: dict[str, Any] = {
+    "name": "slurm",
+    "seed": 5,
+    "with": {"epoch_s": 0.2, "efficiency": 0.9, "seed": 5},
+    "tune": {
+        "metric": "val_loss",
+        "num_samples": 8,
+        "scheduler": {"max_t": 8, "max_workers": 16},
+        "search_space": {"lr": {"float": [1e-4, 1e-1], "log": True}},
+        "training": {"python": "workflows.emulated.train:train"},
+        "estimates": {"epoch_s": 0.2, "restart_s": 0.05},
+    },
+}
+AUDIT = {
+    "command": [
+        *(sys.executable, str(HERE / "audit_script.py"), "--lr", "{lr}", "--seconds", "0.3"),
+        *("--epoch", "{epoch}", "--until", "{until}", "--report", "{report}"),
+    ]
+}
+
+
+@pytest.fixture(scope="module")
+def the_cluster(need: Callable[..., None]) -> Iterator[SlurmCluster]:
+    need("slurm")
+    with SlurmCluster(nodes=5) as cluster:  # one to spare
+        yield cluster
+
+
+@pytest.fixture
+def cluster(the_cluster: SlurmCluster) -> SlurmCluster:
+    the_cluster.revive()
+    return the_cluster
+
+
+class Place:
+    """A folder with study and site files, and the command line on them."""
+
+    def __init__(self, folder: Path, cluster: SlurmCluster) -> None:
+        self.folder, self.cluster = folder, cluster
+
+    def write(self, name: str, content: dict[str, Any]) -> Path:
+        path = self.folder / name  # JSON is YAML
+        path.write_text(json.dumps(content))
+        return path
+
+    def start(self, *words: str | Path) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [str(COMMAND), *map(str, words)],
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **self.cluster.environment, "PYTHONPATH": str(ROOT)},
+        )
+
+    def run(self, study: dict[str, Any], site: dict[str, Any], into: str = "run") -> dict[str, Any]:
+        """Run a study to its good end and return its summary."""
+        files = self.write("study.yaml", study), self.write("slurm.yaml", site)
+        process = self.start("run", files[0], "--site", files[1], "--dir", into, "--json")
+        return self.finish(process)
+
+    def finish(self, process: subprocess.Popen[str]) -> dict[str, Any]:
+        out, err = process.communicate(timeout=DEADLINE_S)
+        assert process.returncode == 0, err
+        summary: dict[str, Any] = json.loads(out)
+        return summary
+
+
+@pytest.fixture
+def place(tmp_path: Path, cluster: SlurmCluster) -> Place:
+    return Place(tmp_path, cluster)
+
+
+def study_of(**tune: Any) -> dict[str, Any]:
+    merged = {**STUDY["tune"], **tune}
+    merged["scheduler"] = {**STUDY["tune"]["scheduler"], **tune.get("scheduler", {})}
+    return {**STUDY, "tune": merged}
+
+
+# ------------------------------------------------------------------------------------------ placements
+
+
+def ranks_of(directory: Path) -> Iterator[tuple[JobOrder, list[dict[str, Any]]]]:
+    """Yield every attempt that ran a script, with what its ranks have seen."""
+    for path in sorted(directory.glob("trials/*/attempt-*/order.json")):
+        ranks = [json.loads(rank.read_text()) for rank in path.parent.glob("rank-*.json")]
+        if ranks:
+            yield JobOrder.load(path), sorted(ranks, key=lambda r: int(r["rank"]))
+
+
+def audit(directory: Path, mask: str) -> set[int]:
+    """Check every rank against its placement, and every GPU against time; return the widths seen."""
+    uses: dict[tuple[str, str], list[tuple[float, float, str]]] = {}
+    widths = set()
+    for order, ranks in ranks_of(directory):
+        widths.add(order.world_size)
+        assert len(ranks) == order.world_size == len(order.slots)
+        by_node: dict[str, list[str]] = {}
+        for slot in order.slots:
+            by_node.setdefault(slot.partition(":")[0], []).append(slot.partition(":")[2])
+        for rank, slot in zip(ranks, order.slots, strict=True):
+            node, gpu = slot.split(":")
+            assert rank["node"] == node, "the rank is where the ledger put it"
+            assert rank["masks"][mask].split(",") == by_node[node], "it sees its trial's GPUs and no others"
+            assert rank["masks"][mask].split(",")[rank["local_rank"]] == gpu, (
+                "its own is the one it was given"
+            )
+            uses.setdefault((node, gpu), []).append((rank["began"], rank["ended"], str(order.job)))
+    for gpu, times in uses.items():
+        for (_, ended, one), (began, _, other) in pairwise(sorted(times)):
+            assert ended <= began, f"{gpu} was used by {one} and {other} at a time"
+    return widths
+
+
+def test_64_trials_use_no_gpu_twice_and_none_outside_their_placements(place: Place) -> None:
+    # Strict growth needs every width; two in three trials are stopped at each rung.
+    scheduler = {"max_t": 81, "reduction_factor": 3, "max_workers": 16, "growth": "strict"}
+    study = study_of(num_samples=64, training=AUDIT, scheduler=scheduler)
+    summary = place.run(study, {**SITE, "accelerator": "cuda"})
+    assert summary["trials"]["failed"] == 0
+    run = place.folder / "run"
+    assert audit(run, "CUDA_VISIBLE_DEVICES") == {1, 2, 4, 8, 16}
+    times = [(r[0]["began"], r[0]["ended"], order.world_size) for order, r in ranks_of(run)]
+    narrow, wide = ([t for t in times if (t[2] <= 2) == is_narrow] for is_narrow in (True, False))
+    assert any(n[0] < w[1] and w[0] < n[1] for n in narrow for w in wide), "narrow ones run beside wide ones"
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("launcher", "accelerator", "mask"),
+    [("hydra", "rocm", "ROCR_VISIBLE_DEVICES"), ("srun", "xpu", "ZE_AFFINITY_MASK")],
+)
+def test_each_launcher_puts_ranks_where_the_ledger_wants_them_inside_an_allocation(
+    place: Place, need: Callable[..., None], launcher: str, accelerator: str, mask: str
+) -> None:
+    need("mpiexec")
+    study = study_of(
+        num_samples=4,
+        training=AUDIT,
+        scheduler={"variant": "synchronous", "max_t": 2, "max_workers": 8, "scaling_factor": 8},
+    )
+    summary = place.run(study, {**SITE, "accelerator": accelerator, "mpi_launcher": launcher})
+    assert summary["trials"]["failed"] == 0
+    assert audit(place.folder / "run", mask) >= {1, 8}, "on one node, and over two"
+
+
+# ------------------------------------------------------------------------------------------- the method
+
+SYNCHRONOUS = {"variant": "synchronous", "max_workers": 16}
+LOCAL = {
+    "provider": {"type": "LocalProvider"},
+    "accelerator": "none",
+    "mpi_launcher": "process",
+    "nodes": 4,
+    "gpus_per_node": 4,
+}
+
+
+def verdict(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return what must not depend on the machine: who survived how long, with which metrics."""
+    return {t["trial"]: (t["state"], t["epoch"], t["metric"]) for t in summary["trial_list"]}
+
+
+def events_of(folder: Path, kind: type) -> list[Any]:
+    return [r.event for r in read(folder / "journal.jsonl") if isinstance(r.event, kind)]
+
+
+@pytest.fixture(scope="module")
+def as_on_local(tmp_path_factory: pytest.TempPathFactory, the_cluster: SlurmCluster) -> dict[str, Any]:
+    place = Place(tmp_path_factory.mktemp("local"), the_cluster)
+    return verdict(place.run(study_of(scheduler=SYNCHRONOUS), LOCAL))
+
+
+def test_a_pilot_that_ends_in_mid_study_costs_no_retry_and_nothing_of_the_result(
+    place: Place, as_on_local: dict[str, Any]
+) -> None:
+    site = {
+        **SITE,
+        "provider": {**SITE["provider"], "nodes_per_block": 1, "walltime": "00:01:00"},
+        "checkpoint_margin": 25,
+    }
+    study = {**study_of(scheduler=SYNCHRONOUS), "with": {**STUDY["with"], "epoch_s": 5.0}}
+    summary = place.run(study, site)
+    assert verdict(summary) == as_on_local
+    assert len(events_of(place.folder / "run", PilotStarted)) >= 2, "one minute is not enough"
+    assert [t["losses"] for t in summary["trial_list"]] == [0] * 8
+    assert summary["repeated_epochs"] <= 4, "one for each trial that ran"
+    assert not [f for f in summary["faults"]["list"] if f["what"].startswith("job")]
+
+
+# ------------------------------------------------------------------------------------------ real training
+
+CFD: dict[str, Any] = {
+    "name": "cfd",
+    "seed": 7,
+    "stages": {
+        "simulate": {
+            "python": "workflows.cfd_defiltering.simulate:simulate",
+            "for_each": {"seed": [0, 100]},
+            "with": {"grid": 32, "snapshots": 32, "viscosity": 4.0e-3},
+        },
+        "prepare": {
+            "python": "workflows.cfd_defiltering.prepare:write_shards",
+            "needs": {"fields": "simulate"},
+            "with": {"filter_width": 8.0},
+        },
+        "tune": {
+            "needs": {"data": "prepare"},
+            "tune": {
+                "metric": "val_loss",
+                "num_samples": 3,
+                # From 1 straight to 16: with 16 ranks on two cores nothing in between would ever pay.
+                "scheduler": {
+                    "variant": "synchronous",
+                    "max_t": 4,
+                    "max_workers": 16,
+                    "scaling_factor": 16,
+                },
+                "search_space": {
+                    "lr": {"float": [1.0e-4, 1.0e-1], "log": True},
+                    "optimizer": {"choice": ["sgd", "adamw"]},
+                    "momentum": {"float": [0.0, 0.99], "when": {"optimizer": "sgd"}},
+                    "weight_decay": 1.0e-4,
+                    "width": 6,
+                    "activation": "gelu",
+                },
+                "training": {"python": "workflows.cfd_defiltering.train:train", "batch_size": 1},
+            },
+        },
+    },
+}
+
+
+def test_the_cfd_study_grows_to_16_ranks_and_ends_as_on_local(place: Place, tmp_path: Path) -> None:
+    # Whoever reports last at a rung still holds a slot when the winner starts: the fifth node has it.
+    provider = {**SITE["provider"], "nodes_per_block": 5}
+    on_slurm = place.run(CFD, {**SITE, "accelerator": "cpu", "provider": provider})
+    local = {**LOCAL, "accelerator": "cpu", "mpi_launcher": "hydra", "nodes": 1, "gpus_per_node": 2}
+    assert verdict(place.run(CFD, local, into="on_local")) == verdict(on_slurm)
+    started = {e.job: e for e in events_of(place.folder / "run", EpochReported)}
+    widths = {len(event.slots) for event in started.values()}
+    assert widths >= {1, 16}, "ranks say where they were"
+    (slots,) = {tuple(e.slots) for e in started.values() if len(e.slots) == 16}
+    nodes = list(dict.fromkeys(slot.partition(":")[0] for slot in slots))
+    assert slots == tuple(f"{node}:{gpu}" for node in nodes for gpu in range(4)), "whole nodes, in order"
+
+
+# --------------------------------------------------------------------------------------------- doctor
+
+
+def test_doctor_finds_the_site_fit_and_measures_one_gpu_one_node_and_two(place: Place) -> None:
+    site = place.write("slurm.yaml", {**SITE, "accelerator": "cpu"})
+    process = place.start("doctor", "--site", site, "--json")
+    document = place.finish(process)
+    found = {f["what"]: f for f in document["findings"]}
+    assert document["fit"], found
+    assert found["pilot"]["found"].startswith("2 nodes"), "a small one"
+    assert "1 rank in" in found["all-reduce, 1 GPU"]["found"]
+    assert "4 ranks" in found["all-reduce, 1 node"]["found"]
+    assert "8 ranks" in found["all-reduce, 2 nodes"]["found"]
+    assert "GB/s" in found["all-reduce, 2 nodes"]["found"]
+    assert "torch" in found["packages"]["found"]
+    assert found["fork server"]["verdict"] == "ok"
+    assert place.cluster.jobs("PENDING,RUNNING") == []
+    assert not list(place.folder.glob("rasda-doctor-*")), "it cleans up behind itself"
+
+
+def test_doctor_says_what_to_change_where_ranks_cannot_start(place: Place) -> None:
+    broken = {**SITE, "accelerator": "cpu", "launcher_options": ["--no-such-option"]}
+    process = place.start("doctor", "--site", place.write("slurm.yaml", broken), "--json")
+    out, err = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 4, err
+    found = {f["what"]: f for f in json.loads(out)["findings"]}
+    assert found["all-reduce, 1 GPU"]["verdict"] == "change"
+    assert "no-such-option" in found["all-reduce, 1 GPU"]["found"]
+    assert "mpi_launcher" in found["all-reduce, 1 GPU"]["advice"]
+    assert "logs are in" in err
+
+
+# --------------------------------------------------------------------------------------------- faults
+
+
+def when_jobs_have_started(
+    place: Place, process: subprocess.Popen[str], attempt: int, count: int = 1
+) -> JobId:
+    """Wait until so many n-th attempts have begun to train; return the last one."""
+    journal = place.folder / "run" / "journal.jsonl"
+
+    def started() -> list[JobId]:
+        found = events_of(place.folder / "run", JobStarted) if journal.exists() else []
+        return [event.job for event in found if event.job.attempt >= attempt]
+
+    eventually(lambda: len(started()) >= count or process.poll() is not None, DEADLINE_S)
+    assert process.poll() is None, "the study ended before it was hit"
+    return started()[-1]
+
+
+def start_long(place: Place, *, epoch_s: float) -> subprocess.Popen[str]:
+    study = {**study_of(scheduler=SYNCHRONOUS), "with": {**STUDY["with"], "epoch_s": epoch_s}}
+    files = place.write("study.yaml", study), place.write("slurm.yaml", SITE)
+    return place.start("run", files[0], "--site", files[1], "--dir", "run", "--json")
+
+
+def mark_of(place: Place) -> str:
+    found: str = json.loads((place.folder / "run/runners/slurm/controller.json").read_text())["mark"]
+    return found
+
+
+def pids_of(place: Place, word: str) -> list[int]:
+    """Return processes of the run with an argument that ends so."""
+    found = []
+    for process in leftovers.marked(leftovers.RUN_VARIABLE, mark_of(place)):
+        try:
+            words = command_of(process.pid)
+        except OSError:
+            continue
+        if any(w.endswith(word) for w in words):
+            found.append(process.pid)
+    return found
+
+
+def status_of(place: Place) -> str:
+    process = place.start("status", "run")
+    out, err = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0, err
+    return out
+
+
+def assert_no_orphans(place: Place, mark: str) -> None:
+    eventually(lambda: not leftovers.marked(leftovers.RUN_VARIABLE, mark))
+    eventually(lambda: not place.cluster.jobs("PENDING,RUNNING"))
+
+
+def test_a_rank_a_worker_and_a_pilot_die_and_the_study_ends_as_if_undisturbed(
+    place: Place, as_on_local: dict[str, Any]
+) -> None:
+    process = start_long(place, epoch_s=6.0)
+    job = when_jobs_have_started(place, process, attempt=1, count=8)
+    mark = mark_of(place)
+    os.kill(rank_of(place, job), signal.SIGKILL)
+    job = when_jobs_have_started(place, process, attempt=2)
+    os.kill(worker_of(place, job), signal.SIGKILL)
+    job = when_jobs_have_started(place, process, attempt=3)
+    place.cluster.run("scancel", *place.cluster.jobs("RUNNING"))
+    summary = place.finish(process)
+    assert verdict(summary) == as_on_local
+    (hit,) = [t for t in summary["trial_list"] if t["trial"] == job.trial]
+    assert hit["losses"] == 2, "to be cancelled costs no retry"
+    text = status_of(place)
+    assert "a rank died by SIGKILL" in text
+    assert "Task failure due to loss of worker" in text
+    assert "CANCELLED: it was cancelled" in text
+    assert_no_orphans(place, mark)
+
+
+def rank_of(place: Place, job: JobId) -> int:
+    (rank,) = [p for p in pids_of(place, order_of(job)) if command_of(p)[0] != "srun"]
+    return rank
+
+
+def worker_of(place: Place, job: JobId) -> int:
+    launchers = [p for p in pids_of(place, order_of(job)) if command_of(p)[0] == "srun"]
+    parents = {int(Path(f"/proc/{p}/stat").read_text().rpartition(")")[2].split()[1]) for p in launchers}
+    (worker,) = parents - set(launchers)  # srun forks itself
+    return worker
+
+
+def order_of(job: JobId) -> str:
+    return f"{job.trial}/attempt-{job.attempt}/order.json"
+
+
+def command_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+
+
+def test_the_ranks_of_a_killed_srun_end_on_every_node(place: Place) -> None:
+    """They bear no mark here, as on nodes where ours cannot look: only cancelling the step ends them."""
+    (place.folder / "kill.py").write_text(KILLED_SRUN)
+    script = place.folder / "job.sh"
+    script.write_text(f"#!/bin/bash\ncd {place.folder}\n{sys.executable} kill.py\n")
+    words = ("--parsable", "--nodes=2", "--exclusive", f"--output={place.folder}/out.txt", str(script))
+    job = place.cluster.run("sbatch", *words, environment={"PYTHONPATH": str(ROOT)}).strip()
+    eventually(lambda: job not in place.cluster.jobs("PENDING,RUNNING,COMPLETING"))
+    said = (place.folder / "out.txt").read_text()
+    assert "ranks began 4" in said, said
+    assert "ranks left 0" in said, said
+
+
+KILLED_SRUN = """
+import time
+from dataclasses import asdict
+from pathlib import Path
+from parsl_rasda.launch.base import LaunchSettings
+from parsl_rasda.launch.srun import SrunLauncher
+from parsl_rasda.runners.launches import Launch
+from parsl_rasda.vocabulary import NodeName, NodeSlots, PilotId, Placement, SiteName
+
+def ranks():
+    paths = Path().glob("pid-*")
+    return [p for p in paths if Path("/proc", p.name.removeprefix("pid-"), "stat").exists()]
+
+import subprocess, os
+listing = subprocess.run(("scontrol", "show", "hostnames"), capture_output=True, text=True).stdout
+nodes = tuple(NodeSlots(NodeName(n), (0, 1)) for n in listing.split())
+program = ("env", "-u", "PARSL_RASDA_JOB", "bash", "-c", "touch pid-$$; exec sleep 300")
+settings = LaunchSettings(directory=str(Path("t0/attempt-1").absolute()))
+command = SrunLauncher().command(Placement(SiteName("s"), PilotId("p"), nodes), program, settings)
+launch = Launch(asdict(command), "mark", Path("log.txt"))
+give_up = time.monotonic() + 60
+while len(ranks()) < 4 and time.monotonic() < give_up:
+    time.sleep(0.05)
+print("ranks began", len(ranks()))
+launch.kill()
+while ranks() and time.monotonic() < give_up:
+    time.sleep(0.05)
+print("ranks left", len(ranks()))
+"""
+
+
+def test_a_node_fails_and_the_study_ends_as_if_undisturbed(place: Place, as_on_local: dict[str, Any]) -> None:
+    process = start_long(place, epoch_s=12.0)
+    eventually((place.folder / "run/journal.jsonl").exists, DEADLINE_S)
+    eventually(lambda: events_of(place.folder / "run", PilotStarted), DEADLINE_S)
+    mark = mark_of(place)
+    place.cluster.kill_daemon("n3")
+    eventually(lambda: events_of(place.folder / "run", PilotEnded) or process.poll() is not None, DEADLINE_S)
+    place.cluster.revive_nodes()
+    summary = place.finish(process)
+    assert verdict(summary) == as_on_local
+    assert "NODE_FAIL" in status_of(place)
+    assert [t["losses"] for t in summary["trial_list"]] == [0] * 8
+    assert_no_orphans(place, mark)
+
+
+def test_the_controller_is_killed_and_nothing_of_its_study_is_left_to_resume_beside(
+    place: Place, as_on_local: dict[str, Any]
+) -> None:
+    process = start_long(place, epoch_s=2.5)
+    when_jobs_have_started(place, process, attempt=1, count=8)
+    mark = mark_of(place)
+    process.kill()
+    process.communicate()
+    assert_no_orphans(place, mark)
+    summary = place.finish(place.start("resume", "run", "--json"))
+    assert verdict(summary) == as_on_local
+    assert [t["losses"] for t in summary["trial_list"]] == [0] * 8
+    assert_no_orphans(place, mark)
+
+
+def test_the_manager_of_a_pilot_is_killed_and_the_study_ends_as_if_undisturbed(
+    place: Place, as_on_local: dict[str, Any]
+) -> None:
+    process = start_long(place, epoch_s=2.5)
+    when_jobs_have_started(place, process, attempt=1, count=8)
+    mark = mark_of(place)
+    (manager,) = [p for p in pids_of(place, "parsl-rasda-workers") if "python" in command_of(p)[0]]
+    os.kill(manager, signal.SIGKILL)
+    summary = place.finish(process)
+    assert verdict(summary) == as_on_local
+    assert_no_orphans(place, mark)

@@ -1,0 +1,110 @@
+"""A whole study decides the same, to the last bit, whatever it runs on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from parsl_rasda.orchestration.events import StartJob
+from parsl_rasda.orchestration.journal import read
+from workflows.cfd_defiltering.prepare import write_shards
+from workflows.cfd_defiltering.simulate import simulate
+
+pytestmark = [pytest.mark.parsl, pytest.mark.mpi, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[2]
+COMMAND = Path(sys.executable).parent / "parsl-rasda"
+
+# The tuning of workflows/cfd_defiltering, smaller: half the grid, an eighth of the samples, 4 epochs.
+STUDY = """
+name: cfd_small
+seed: 7
+with: {{data: {data}}}
+tune:
+  metric: val_loss
+  mode: min
+  num_samples: 6
+  scheduler: {{variant: synchronous, max_t: 4, max_workers: 4, growth: {growth}}}
+  search_space:
+    lr: {{float: [1.0e-4, 1.0e-1], log: true}}
+    optimizer: {{choice: [sgd, adamw]}}
+    momentum: {{float: [0.0, 0.99], when: {{optimizer: sgd}}}}
+    weight_decay: {{float: [1.0e-6, 1.0e-2], log: true}}
+    width: {{choice: [6, 8]}}
+    activation: {{choice: [relu, gelu, silu, tanh]}}
+  training:
+    python: workflows.cfd_defiltering.train:train
+    batch_size: 4
+    warmup: {{initial: 1, rescale: 1}}
+    clip_norm: 1.0
+  estimates: {{epoch_s: 0.3, restart_s: 0.1, efficiency: 0.85}}
+"""
+SITE = """
+provider: {{type: LocalProvider}}
+accelerator: cpu
+gpus_per_node: {slots}
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    fields = [simulate(seed, 32, 64, 4.0e-3, str(folder)) for seed in (0, 100)]
+    return write_shards(fields, str(folder), filter_width=4.0)
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory, data):
+    """Run the study on 1, 2 and 4 slots; the last one waits for the full width of every trial."""
+    folder = tmp_path_factory.mktemp("studies")
+    return {slots: ran(folder, data, slots, "strict" if slots == 4 else "elastic") for slots in (1, 2, 4)}
+
+
+def ran(folder, data, slots, growth):
+    (folder / f"{slots}.yaml").write_text(SITE.format(slots=slots))
+    (folder / f"study-{slots}.yaml").write_text(STUDY.format(data=json.dumps(data), growth=growth))
+    words = ("run", f"study-{slots}.yaml", "--site", f"{slots}.yaml", "--dir", f"run-{slots}", "--json")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        (COMMAND, *words),
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / f"run-{slots}", json.loads(done.stdout)
+
+
+def widths_of(run):
+    instructions = [i for record in read(run / "journal.jsonl") for i in record.instructions]
+    return {i.placement.width for i in instructions if isinstance(i, StartJob)}
+
+
+def verdict(summary):
+    trials = {t["trial"]: (t["state"], t["epoch"], t["metric"]) for t in summary["trial_list"]}
+    best = summary["best"]
+    return trials, (best["trial"], best["metric"], best["epoch"], best["config"])
+
+
+@pytest.mark.timeout(600)
+def test_survivors_best_and_metric_are_the_same_on_one_two_and_four_slots(studies) -> None:
+    one, two, four = (verdict(summary) for _, summary in studies.values())
+    assert one == two == four
+    states = [state for state, _, _ in one[0].values()]
+    assert sorted(states) == ["completed", *["stopped"] * 5]
+
+
+def test_the_trials_did_run_at_different_widths_and_were_forked(studies) -> None:
+    assert widths_of(studies[1][0]) == {1}
+    assert widths_of(studies[4][0]) == {1, 2, 4}
+    logs = [log.read_text() for run, _ in studies.values() for log in run.glob("trials/*/*/log.txt")]
+    assert logs
+    assert not any("plain start" in log for log in logs)

@@ -1,0 +1,113 @@
+"""Site files that we ship: each loads, fits its provider, and gives the launch commands its machine needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from parsl_rasda.launch.base import LaunchSettings
+from parsl_rasda.launch.registry import build_launcher
+from parsl_rasda.runners.htex import build_provider
+from parsl_rasda.study import load_site
+from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.vocabulary import NodeName, NodeSlots, PilotId, Placement, SiteName
+
+FOLDER = Path(__file__).parents[2] / "site_configs"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+ENVIRONMENT = {"RASDA_ACCOUNT": "project", "RASDA_VENV": "/venv", "RASDA_WORK": "/work"}
+PROGRAM = ("python", "order.json")
+
+SRUN = "srun --unbuffered --input=0 --output=0 --error=all --nodes={nodes} --ntasks={ranks} "
+SRUN += "--ntasks-per-node={each} --distribution=block --nodelist={list} --overlap --mem=0 "
+SRUN += "--cpus-per-task={threads} --cpu-bind=none {gres}--kill-on-bad-exit=1 {more}python order.json"
+HYDRA = "mpiexec -hosts {list} -ppn {each} -n {ranks} {more}python order.json"
+OPENMPI = (
+    "mpiexec --host {counted} -n {ranks} --map-by slot --bind-to none {variables} {more}python order.json"
+)
+
+# GPUs of a node, threads of a rank, command, words of the site's own.
+EXPECTED: dict[str, tuple[int, int, str, str]] = {
+    "juwels_booster": (4, 12, SRUN, ""),
+    "jureca_dc": (4, 32, SRUN, ""),
+    "jupiter_booster": (4, 72, SRUN, ""),
+    "lumi_g": (8, 7, SRUN, ""),
+    "leonardo_booster": (4, 8, SRUN, ""),
+    "perlmutter_gpu": (4, 16, SRUN, "--gpu-bind=none "),
+    "frontier": (8, 7, SRUN, ""),
+    "polaris": (4, 8, HYDRA, "--cpu-bind none "),
+    "aurora": (12, 8, HYDRA, "--cpu-bind none "),
+    "template_slurm": (4, 8, SRUN, ""),
+    "template_pbs": (4, 8, OPENMPI, ""),
+}
+OPENMPI_VARIABLES = (
+    "GLOO_SOCKET_IFNAME", "MKL_NUM_THREADS", "NCCL_SOCKET_IFNAME", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS",
+    "PYTHONPATH", "PYTHONUNBUFFERED",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+
+
+def site_of(name: str) -> ParslSiteSpec:
+    site = load_site(name)
+    assert isinstance(site, ParslSiteSpec)
+    return site
+
+
+def test_every_machine_that_was_promised_is_there() -> None:
+    assert set(NAMES) >= {"local", "workstation", *EXPECTED}
+    assert set(NAMES) - {"local", "workstation"} == set(EXPECTED), "golden commands for each"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_site_loads_and_parsl_takes_its_provider(name: str) -> None:
+    site = site_of(name)
+    provider = build_provider(site, "echo ready")
+    assert type(provider).__name__ == site.provider.type
+    assert provider.nodes_per_block == site.nodes_per_pilot
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_each_machine_names_its_pages_and_what_was_not_verified(name: str) -> None:
+    if not name.startswith("template"):
+        text = (FOLDER / f"{name}.yaml").read_text()
+        assert "# From: " in text
+        assert "Unverified" in text
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize("shape", ["1 GPU", "2 GPUs", "1 node", "4 nodes"])
+def test_each_machine_gets_its_launch_commands(name: str, shape: str) -> None:
+    site = site_of(name)
+    gpus, threads, expected, more = EXPECTED[name]
+    each, nodes = {"1 GPU": (1, 1), "2 GPUs": (2, 1), "1 node": (gpus, 1), "4 nodes": (gpus, 4)}[shape]
+    names = [f"n{i}" for i in range(nodes)]
+    placement = Placement(
+        SiteName(name), PilotId("p"), tuple(NodeSlots(NodeName(n), tuple(range(each))) for n in names)
+    )
+    settings = LaunchSettings(
+        options=site.launcher_options,
+        threads_per_rank=site.threads_per_rank,
+        accelerator=site.accelerator,
+        gpus_per_node=gpus,
+        environment=site.environment,
+    )
+    command = build_launcher(site.mpi_launcher).command(placement, PROGRAM, settings)
+    assert " ".join(command.argv) == expected.format(
+        nodes=nodes,
+        ranks=each * nodes,
+        each=each,
+        list=",".join(names),
+        counted=",".join(f"{n}:{each}" for n in names),
+        threads=threads,
+        gres=f"--gres=gpu:{gpus} ",
+        variables=" ".join(f"-x {v}" for v in OPENMPI_VARIABLES),
+        more=more,
+    )
+    assert site.gpus_per_node == gpus
+    assert command.environment["OMP_NUM_THREADS"] == str(threads)
+    assert dict(site.environment).items() <= dict(command.environment).items()

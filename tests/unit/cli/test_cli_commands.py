@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from parsl_rasda.cli.carry import carry_through
+from parsl_rasda.cli.init import copy_template, init
+from parsl_rasda.cli.options import load_inputs
+from parsl_rasda.cli.plan import plan
+from parsl_rasda.cli.report import report
+from parsl_rasda.cli.status import status
+from parsl_rasda.cli.validate import validate
+from parsl_rasda.errors import (
+    InvalidFileError,
+    InvalidSettingError,
+    PlacementImpossibleError,
+    RunDirectoryError,
+    StageFailedError,
+)
+from parsl_rasda.reporting.runs import read_run
+from parsl_rasda.vocabulary import StudyState
+
+STUDY = """
+name: small
+tune:
+  metric: val_loss
+  num_samples: 8
+  scheduler: {max_t: 8, max_workers: 4}
+  search_space: {lr: {float: [0.001, 0.1]}}
+  training: {python: workflows.emulated.train:train}
+  estimates: {epoch_s: 10, restart_s: 1, efficiency: 0.9}
+"""
+SITE = "provider: {type: LocalProvider}\naccelerator: none\nmpi_launcher: process\ngpus_per_node: 4\n"
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    file = tmp_path / "study.yaml"
+    file.write_text(STUDY)
+    return file
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> str:
+    file = tmp_path / "quad.yaml"
+    file.write_text(SITE)
+    return str(file)
+
+
+MEND = "mend the training and run it with another --dir"
+
+
+@dataclass
+class Ended:
+    state: StudyState
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    stages: Mapping[str, Any] = field(default_factory=dict)
+
+
+# ------------------------------------------------------------------------------- run and resume
+
+
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [
+        (StudyState.DONE, 0),
+        (StudyState.FAILED, 3),
+        (StudyState.NO_SITE, 4),
+        (StudyState.INTERRUPTED, 130),
+    ],
+)
+def test_a_run_exits_with_the_code_of_its_end(finished, capsys, state, code) -> None:
+    summary = read_run(finished).document()
+    with pytest.raises(typer.Exit) as exit_:
+        carry_through(finished, lambda view: Ended(state, summary, {"tune": summary["best"]}), as_json=False)
+    assert exit_.value.exit_code == code
+    out, err = capsys.readouterr()
+    assert f"all of it is in {finished}" in out
+    assert summary["best"]["trial"] in out
+    assert (f"Resume with: parsl-rasda resume {finished}" in err) == (code in {4, 130})
+    assert (MEND in err) == (code == 3)
+
+
+def test_with_json_stdout_is_one_document_and_nothing_else(finished, capsys) -> None:
+    summary = read_run(finished).document()
+    result = Ended(StudyState.DONE, summary, {"evaluate": {"skill": float("nan")}})
+    with pytest.raises(typer.Exit):
+        carry_through(finished, lambda view: result, as_json=True)
+    document = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert document["state"] == "done"
+    assert document["stages"] == {"evaluate": {"skill": None}}
+    assert set(document) >= {
+        "study",
+        "best",
+        "trials",
+        "makespan_s",
+        "gpu_busy_fraction",
+        "gpu_hours",
+        "restarts",
+        "faults",
+        "directory",
+    }
+
+
+def test_a_failed_stage_says_why_and_how_to_go_on(finished, capsys) -> None:
+    def start(view):
+        raise StageFailedError("prepare", "ValueError: no shards")
+
+    with pytest.raises(typer.Exit) as exit_:
+        carry_through(finished, start, as_json=True)
+    assert exit_.value.exit_code == 3
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Stage 'prepare' failed: ValueError: no shards" in err
+    assert "Resume with:" in err
+
+
+def test_a_ctrl_c_says_how_to_go_on(finished, capsys) -> None:
+    def start(view):
+        raise KeyboardInterrupt
+
+    with pytest.raises(typer.Exit) as exit_:
+        carry_through(finished, start, as_json=False)
+    assert exit_.value.exit_code == 130
+    assert "Resume with:" in capsys.readouterr().err
+
+
+def test_an_error_that_resuming_cannot_cure_gives_no_such_advice(finished, capsys) -> None:
+    def start(view):
+        raise PlacementImpossibleError(8, 4, "scheduler.num_workers")
+
+    with pytest.raises(typer.Exit) as exit_:
+        carry_through(finished, start, as_json=False)
+    assert exit_.value.exit_code == 2
+    assert "Resume" not in capsys.readouterr().err
+
+
+def test_advice_can_be_pasted_into_a_shell(finished, rehearsals, capsys) -> None:
+    odd = finished.with_name("my runs; x")
+    rehearsals.into(odd, rehearsals.study_of(), torn_after=60.0)
+    with pytest.raises(typer.Exit):
+        carry_through(odd, lambda view: Ended(StudyState.INTERRUPTED), as_json=False)
+    assert f"Resume with: parsl-rasda resume '{odd}'" in capsys.readouterr().err
+    status(odd)
+    assert f"go on with: parsl-rasda resume '{odd}'" in capsys.readouterr().out
+
+
+def test_a_bug_is_not_dressed_up_as_the_users_mistake(tmp_path) -> None:
+    def start(view):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        carry_through(tmp_path, start, as_json=False)
+
+
+def test_a_run_that_ended_before_its_search_says_so(tmp_path, capsys) -> None:
+    with pytest.raises(typer.Exit):
+        carry_through(tmp_path, lambda view: Ended(StudyState.INTERRUPTED), as_json=False)
+    out, err = capsys.readouterr()
+    assert "interrupted before a search began" in out
+    assert "Resume" not in err, "there is nothing to resume"
+
+
+# ------------------------------------------------------------------------------- the others
+
+
+def test_status_shows_each_trial_and_how_to_go_on(rehearsals, tmp_path, capsys) -> None:
+    rehearsals.into(tmp_path, rehearsals.study_of(), torn_after=60.0)
+    status(tmp_path)
+    out = capsys.readouterr().out
+    assert "interrupted" in out
+    assert f"go on with: parsl-rasda resume {tmp_path}" in out
+    assert all(f"{i:04d}" in out for i in read_run(tmp_path).searches["tune"].machine.trials and range(4))
+
+
+def test_status_of_a_failed_study_says_to_mend_it(rehearsals, tmp_path, capsys) -> None:
+    never = rehearsals.costs_of(metric=lambda trial, epoch: float("nan"))
+    rehearsals.into(tmp_path, rehearsals.study_of(), costs=never)
+    status(tmp_path)
+    out = capsys.readouterr().out
+    assert MEND in out
+    assert "resume" not in out
+
+
+def test_status_as_json_is_valid_json(finished, capsys) -> None:
+    status(finished, as_json=True)
+    document = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert document["trials"]["failed"] == 1
+    assert document["controller"] is None
+
+
+def test_report_prints_what_it_wrote(finished, capsys) -> None:
+    report(finished)
+    out = capsys.readouterr().out
+    for name in ("results.csv", "best.json", "summary.txt"):
+        assert f"wrote {finished / name}" in out
+        assert (finished / name).exists()
+
+
+def test_plan_prints_rungs_and_policies(study, site, capsys) -> None:
+    plan(study, [site])
+    out = capsys.readouterr().out
+    assert "small, stage tune: 8 trials on 4 GPUs, 1 node: quad" in out
+    for word in ("RASDA elastic *", "RASDA strict", "ASHA", "makespan", "GPU-hours", "assumed"):
+        assert word in out, word
+
+
+def test_plan_as_json_has_what_the_tables_show(study, site, capsys) -> None:
+    plan(study, [site], overrides=["tune.num_samples=16"], as_json=True)
+    (stage,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["stages"]
+    assert stage["trials"] == 16
+    assert [p["name"] for p in stage["policies"]] == ["RASDA elastic", "RASDA strict", "ASHA"]
+    assert {"makespan_s", "gpu_hours", "node_hours", "gpu_busy_fraction", "restarts", "speedup"} <= set(
+        stage["policies"][0]
+    )
+
+
+def test_plan_from_a_run_counts_gpus_as_the_run_found_them(study, finished, capsys, tmp_path) -> None:
+    far = tmp_path / "virtual.yaml"
+    far.write_text("provider: {type: SlurmProvider}\nnodes: 2\n")
+    with pytest.raises(InvalidSettingError, match="gpus_per_node"):
+        plan(study, [str(far)])
+    plan(study, [str(far)], finished)
+    out = capsys.readouterr().out
+    assert "8 trials on 4 GPUs, 2 nodes" in out
+    assert f"measured in {finished}" in out
+
+
+def test_plan_counts_this_machine_itself(study, capsys) -> None:
+    plan(study, ["local"], as_json=True)
+    (stage,) = json.loads(capsys.readouterr().out)["stages"]
+    assert stage["gpus"] >= 1
+
+
+def test_plan_refuses_what_can_never_fit(study, site) -> None:
+    with pytest.raises(PlacementImpossibleError):
+        plan(study, [site], overrides=["tune.scheduler.num_workers=8", "tune.scheduler.max_workers=8"])
+
+
+def test_validate_says_ok_of_each_file(study, site, capsys) -> None:
+    validate(study, [site])
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == f"{study}: ok (1 stage, 8 trials of up to 8 epochs)"
+    assert second == f"{site}: ok (1 x 1 node, 4 GPUs each, process)"
+
+
+def test_mistakes_of_all_files_come_at_once(study, tmp_path) -> None:
+    study.write_text(STUDY.replace("max_t", "max_tt").replace("metric:", "metrik:"))
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(SITE.replace("gpus_per_node: 4", "gpus_per_node: zero"))
+    with pytest.raises(InvalidFileError) as error:
+        load_inputs(study, [str(bad), "nowhere"])
+    text = str(error.value)
+    for part in ("max_tt", "metrik", "gpus_per_node", "no site of that name"):
+        assert part in text, part
+
+
+def test_a_searcher_with_a_wrong_option_is_found_before_the_run(study) -> None:
+    study.write_text(STUDY + "  searcher: {kind: sobol, scramblee: true}\n")
+    with pytest.raises(InvalidSettingError, match="scramblee"):
+        validate(study)
+
+
+def test_one_site_twice_is_a_mistake(study, site) -> None:
+    with pytest.raises(InvalidSettingError, match="different names"):
+        load_inputs(study, [site, site])
+
+
+@pytest.mark.parametrize("template", ["minimal", "cfd"])
+def test_init_writes_files_that_validate(tmp_path, capsys, template) -> None:
+    init(tmp_path / "new", template)
+    named = f"{tmp_path / 'new' / 'study.yaml'} --site {tmp_path / 'new' / 'site.yaml'}"
+    nexts = capsys.readouterr().out.splitlines()[-2:]
+    assert nexts == [f"Next: parsl-rasda validate {named}", f"Next: parsl-rasda run {named}"]
+    validate(tmp_path / "new" / "study.yaml", [str(tmp_path / "new" / "site.yaml")])
+    assert capsys.readouterr().out.count(": ok (") == 2
+
+
+def test_init_overwrites_nothing(tmp_path) -> None:
+    (tmp_path / "train.py").write_text("mine")
+    with pytest.raises(InvalidSettingError, match=r"train\.py"):
+        copy_template("minimal", tmp_path)
+    assert [f.name for f in tmp_path.iterdir()] == ["train.py"]
+    assert (tmp_path / "train.py").read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", [status, report])
+def test_a_folder_that_is_no_run_is_refused(tmp_path, command) -> None:
+    with pytest.raises(RunDirectoryError, match="is not a run directory"):
+        command(tmp_path)

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from parsl_rasda.cli.decisions import Narrator
+from parsl_rasda.cli.live import LiveView, search_panel
+from parsl_rasda.cli.plain import PlainView
+from parsl_rasda.cli.progress import Progress
+from parsl_rasda.orchestration.accounts import Accounts
+from parsl_rasda.orchestration.assembly import build_machine
+from parsl_rasda.orchestration.events import JobEnded, PilotEnded
+from parsl_rasda.orchestration.journal import read
+from parsl_rasda.reporting.runs import read_run
+from parsl_rasda.reporting.tables import as_text
+from parsl_rasda.vocabulary import JobId, Outcome, PilotId, SiteName
+
+
+def follow(directory, attach):
+    """Play a run to a view as the driver does: machine first, then accounts, then the view."""
+    (stage,) = read_run(directory).study.tune_stages.values()
+    machine, accounts = build_machine(stage.tune), Accounts()
+    observer = attach(machine, accounts)
+    for record in read(directory / "journal.jsonl"):
+        machine.handle(record.event)
+        accounts.add(record.event, record.instructions)
+        observer.add(record.event, record.instructions)
+    return observer
+
+
+def lines_of(directory) -> list[str]:
+    output = io.StringIO()
+    view = PlainView(output)
+    follow(directory, lambda machine, accounts: view.search("tune", machine, accounts))
+    return output.getvalue().splitlines()
+
+
+def test_every_decision_is_one_line_of_facts(finished) -> None:
+    lines = lines_of(finished)
+    assert all(re.match(r"\d\d:\d\d:\d\d [a-z-]+( \w+=(\S+|\".*\"))*$", line) for line in lines), lines
+    verbs = [line.split()[1] for line in lines]
+    assert verbs[:3] == ["searching", "requested", "joined"]
+    assert verbs.count("started") == 8
+    assert verbs.count("stopped") + verbs.count("completed") + verbs.count("failed") == 8
+    assert "widened" in verbs or "promoted" in verbs
+    assert lines[-1].endswith("finished state=done")
+
+
+def test_a_failure_is_told_with_its_reason(finished) -> None:
+    (line,) = [line for line in lines_of(finished) if " failed " in line]
+    assert line.split(" ", 1)[1] == 'failed trial=0005 reason="val_loss is nan after epoch 1"'
+
+
+def test_each_promotion_is_told_once_whether_or_not_it_restarts(finished) -> None:
+    told = [line for line in lines_of(finished) if " promoted " in line]
+    milestones = {1, 2, 4}
+    reached = sum(
+        len(milestones & t.history.keys()) - (t.state != "completed")
+        for t in read_run(finished).searches["tune"].machine.trials.values()
+    )
+    assert len(told) == reached
+
+
+def test_losses_and_pilots_are_told_with_their_causes(finished) -> None:
+    machine = build_machine(read_run(finished).searches["tune"].tune)
+    narrator = Narrator(machine)
+    lost = JobEnded(0.0, JobId.parse("0001.2"), Outcome.LOST, 'node "n1" is down')
+    (told,) = narrator.tell(lost, ())
+    assert str(told).split(" ", 1)[1] == r'lost trial=0001 attempt=2 cause="node \"n1\" is down"'
+    (told,) = narrator.tell(PilotEnded(0.0, PilotId("a-0"), SiteName("a"), "walltime"), ())
+    assert str(told).split(" ", 1)[1] == "left pilot=a-0 cause=walltime"
+
+
+def test_stages_are_lines_too() -> None:
+    output = io.StringIO()
+    view = PlainView(output)
+    view.stage_started("prepare", 4)
+    view.stage_ended("prepare", 1.25, reused=True)
+    view.close()
+    first, second = output.getvalue().splitlines()
+    assert first.endswith("stage name=prepare calls=4")
+    assert second.endswith("stage-done name=prepare seconds=1.25 result=reused")
+
+
+def test_a_closed_terminal_does_not_end_a_run() -> None:
+    output = io.StringIO()
+    output.close()
+    PlainView(output).stage_started("prepare", 1)
+
+
+def test_progress_kept_event_by_event_equals_the_summary(finished) -> None:
+    progress = follow(finished, lambda machine, accounts: Progress("tune", machine, accounts))
+    found, summary = progress.snapshot(), read_run(finished).document()
+    counted = {state.value: n for state, n in found.states.items() if n}
+    assert counted == {k: n for k, n in summary["trials"].items() if n and k != "total"}
+    assert [(r.epochs, r.reached, r.best) for r in found.rungs] == [
+        (r["epochs"], r["reached"], r["best"]) for r in summary["rungs"]
+    ]
+    assert found.best is not None
+    assert found.best.metric == min(
+        m for t in summary["trial_list"] for _, m in t["history"] if m is not None
+    )
+    assert (found.gpus, found.busy, found.epochs) == (4, 0, summary["epochs"])
+    assert found.restarts == summary["restarts"]["count"] > 0
+
+
+def test_progress_that_begins_in_the_middle_knows_what_came_before(finished) -> None:
+    history = read_run(finished).searches["tune"]
+    whole = follow(finished, lambda machine, accounts: Progress("tune", machine, accounts)).snapshot()
+    late = Progress("tune", history.machine, history.accounts).snapshot()
+    assert (late.states, late.rungs, late.best) == (
+        {s: n for s, n in whole.states.items() if n},
+        whole.rungs,
+        whole.best,
+    )
+
+
+def test_the_live_picture_shows_trials_rungs_gpus_and_the_best(finished) -> None:
+    progress = follow(finished, lambda machine, accounts: Progress("tune", machine, accounts))
+    text = as_text(search_panel(progress.snapshot()), width=100)
+    for part in (
+        "8 of 8 trials have ended",
+        "1 failed",
+        "0 of 4 busy",
+        "best    val_loss",
+        "finished state=done",
+    ):
+        assert part in text, part
+    assert max(map(len, text.splitlines())) == 100
+
+
+def test_a_live_view_follows_searches_and_leaves_the_screen(finished) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, legacy_windows=False)
+    view = LiveView(console)
+    try:
+        view.stage_started("prepare", 2)
+        view.stage_ended("prepare", 3.0, reused=False)
+        view.stage_started("tune", 1)
+        follow(finished, lambda machine, accounts: view.search("tune", machine, accounts))
+        text = as_text(view.render(), width=100)
+        assert "✓ prepare" in text
+        assert "▸ tune" in text
+        assert "trials have ended" in text
+        view.stage_ended("tune", 9.0, reused=False)
+        assert "trials have ended" not in as_text(view.render())
+    finally:
+        view.close()
+
+
+def test_a_live_view_before_its_pilot_says_what_it_waits_for(finished) -> None:
+    machine = build_machine(read_run(finished).searches["tune"].tune)
+    text = as_text(search_panel(Progress("tune", machine, Accounts()).snapshot()))
+    assert "waiting for a pilot" in text
+    assert "none yet" in text
+
+
+@pytest.mark.parametrize("verb", ["widened", "narrowed"])
+def test_a_change_of_width_has_its_own_word(verb, finished) -> None:
+    from dataclasses import replace
+
+    from parsl_rasda.orchestration.events import StartJob
+
+    records = list(read(finished / "journal.jsonl"))
+    start = next(i for r in records for i in r.instructions if isinstance(i, StartJob))
+    narrator = Narrator(build_machine(read_run(finished).searches["tune"].tune))
+    (node,) = start.placement.nodes
+    narrow, wide = (
+        replace(start, placement=replace(start.placement, nodes=(replace(node, gpus=gpus),)))
+        for gpus in ((0,), (0, 1))
+    )
+    first, second = (narrow, wide) if verb == "widened" else (wide, narrow)
+    list(narrator.tell(records[0].event, (first,)))
+    again = replace(second, job=JobId(second.job.trial, 2))
+    assert [t.verb for t in narrator.tell(PilotEnded(0.0, PilotId("x"), SiteName("x"), ""), (again,))][
+        -1
+    ] == verb

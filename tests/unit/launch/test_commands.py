@@ -1,0 +1,126 @@
+"""Whole commands, written by hand from the launchers' manuals: one GPU, two, one node, four nodes."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from parsl_rasda.errors import InvalidSettingError
+from parsl_rasda.launch.base import LaunchSettings
+from parsl_rasda.launch.registry import build_launcher
+from parsl_rasda.vocabulary import NodeName, NodeSlots, PilotId, Placement, SiteName
+
+PROGRAM = ("python", "-m", "parsl_rasda.runtime", "order.json")
+CUDA = LaunchSettings(accelerator="cuda", gpus_per_node=4, threads_per_rank=8)
+
+
+def on(*nodes: tuple[str, tuple[int, ...]]) -> Placement:
+    return Placement(SiteName("site"), PilotId("site-0"), tuple(NodeSlots(NodeName(n), g) for n, g in nodes))
+
+
+ONE_GPU = on(("n1", (3,)))
+TWO_GPUS = on(("n1", (1, 3)))
+ONE_NODE = on(("n1", (0, 1, 2, 3)))
+FOUR_NODES = on(*((f"n{i}", (0, 1, 2, 3)) for i in range(1, 5)))
+UNEVEN = on(("n1", (0, 1)), ("n2", (0,)))
+
+GOLDEN = [
+    ("hydra", ONE_GPU, "mpiexec -hosts n1 -ppn 1 -n 1"),
+    ("hydra", TWO_GPUS, "mpiexec -hosts n1 -ppn 2 -n 2"),
+    ("hydra", ONE_NODE, "mpiexec -hosts n1 -ppn 4 -n 4"),
+    ("hydra", FOUR_NODES, "mpiexec -hosts n1,n2,n3,n4 -ppn 4 -n 16"),
+    ("hydra", UNEVEN, "mpiexec -hosts n1:2,n2:1 -n 3"),
+    ("openmpi", ONE_GPU, "mpiexec --host n1:1 -n 1 --map-by slot --bind-to none {x}"),
+    ("openmpi", TWO_GPUS, "mpiexec --host n1:2 -n 2 --map-by slot --bind-to none {x}"),
+    ("openmpi", ONE_NODE, "mpiexec --host n1:4 -n 4 --map-by slot --bind-to none {x}"),
+    (
+        "openmpi",
+        FOUR_NODES,
+        "mpiexec --host n1:4,n2:4,n3:4,n4:4 -n 16 --map-by slot --bind-to none {x}",
+    ),
+    ("openmpi", UNEVEN, "mpiexec --host n1:2,n2:1 -n 3 --map-by slot --bind-to none {x}"),
+    ("srun", ONE_GPU, "{s} --nodes=1 --ntasks=1 --ntasks-per-node=1 --distribution=block --nodelist=n1 {e}"),
+    ("srun", TWO_GPUS, "{s} --nodes=1 --ntasks=2 --ntasks-per-node=2 --distribution=block --nodelist=n1 {e}"),
+    ("srun", ONE_NODE, "{s} --nodes=1 --ntasks=4 --ntasks-per-node=4 --distribution=block --nodelist=n1 {e}"),
+    (
+        "srun",
+        FOUR_NODES,
+        "{s} --nodes=4 --ntasks=16 --ntasks-per-node=4 --distribution=block --nodelist=n1,n2,n3,n4 {e}",
+    ),
+    ("srun", UNEVEN, "{s} --nodes=2 --ntasks=3 --distribution=arbitrary {e}"),
+    ("process", ONE_GPU, ""),
+    ("process", TWO_GPUS, ""),
+    ("process", ONE_NODE, ""),
+    ("process", FOUR_NODES, ""),
+]
+REPEATED = {
+    "x": "-x MKL_NUM_THREADS -x OMP_NUM_THREADS -x OPENBLAS_NUM_THREADS -x PYTHONPATH -x PYTHONUNBUFFERED",
+    "s": "srun --unbuffered --input=0 --output=0 --error=all",
+    "e": "--overlap --mem=0 --cpus-per-task=8 --cpu-bind=none --gres=gpu:4 --kill-on-bad-exit=1",
+}
+
+
+@pytest.mark.parametrize(("name", "placement", "expected"), GOLDEN)
+def test_the_whole_command_is_what_the_manual_asks_for(
+    name: str, placement: Placement, expected: str
+) -> None:
+    argv = build_launcher(name).command(placement, PROGRAM, CUDA).argv
+    assert argv == (*expected.format(**REPEATED).split(), *PROGRAM)
+
+
+def test_on_its_own_machine_hydra_starts_neither_ssh_nor_srun() -> None:
+    command = build_launcher("hydra").command(TWO_GPUS, PROGRAM, LaunchSettings(local=True))
+    assert command.argv == ("mpiexec", "-n", "2", *PROGRAM)
+    assert command.environment["HYDRA_LAUNCHER"] == "fork"
+
+
+def test_on_its_own_machine_openmpi_may_start_more_ranks_than_cores() -> None:
+    command = build_launcher("openmpi").command(FOUR_NODES, PROGRAM, LaunchSettings(local=True))
+    assert command.argv[:5] == ("mpiexec", "--host", "localhost:16", "-n", "16")
+    assert command.environment["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] == "1"
+
+
+def test_an_uneven_step_of_slurm_reads_its_hosts_from_a_file_in_rank_order() -> None:
+    command = build_launcher("srun").command(UNEVEN, PROGRAM, LaunchSettings(directory="/run/t1"))
+    assert command.files == {"/run/t1/hosts.txt": "n1\nn1\nn2\n"}
+    assert command.environment["SLURM_HOSTFILE"] == "/run/t1/hosts.txt"
+
+
+def test_a_step_without_gpus_asks_for_none() -> None:
+    command = build_launcher("srun").command(ONE_NODE, PROGRAM, LaunchSettings(gpus_per_node=4))
+    assert not [flag for flag in command.argv if flag.startswith("--gres")]
+
+
+@pytest.mark.parametrize("name", ["hydra", "openmpi", "srun", "process"])
+def test_the_sites_options_come_last_so_that_they_win(name: str) -> None:
+    settings = LaunchSettings(options=("--gres=none", "-v"))
+    argv = build_launcher(name).command(TWO_GPUS, PROGRAM, settings).argv
+    assert argv[-len(PROGRAM) - 2 :] == ("--gres=none", "-v", *PROGRAM)
+
+
+@pytest.mark.parametrize("name", ["hydra", "openmpi", "srun", "process"])
+def test_every_rank_has_its_threads_and_the_sites_variables(name: str) -> None:
+    settings = LaunchSettings(threads_per_rank=3, environment={"NCCL_DEBUG": "WARN"})
+    environment = build_launcher(name).command(TWO_GPUS, PROGRAM, settings).environment
+    assert environment["OMP_NUM_THREADS"] == "3"
+    assert environment["NCCL_DEBUG"] == "WARN"
+
+
+def test_openmpi_forwards_the_sites_variables_to_other_nodes() -> None:
+    settings = LaunchSettings(environment={"NCCL_DEBUG": "WARN"})
+    argv = build_launcher("openmpi").command(FOUR_NODES, PROGRAM, settings).argv
+    assert ("-x", "NCCL_DEBUG") in itertools.pairwise(argv)
+
+
+def test_an_unknown_launcher_is_refused_with_the_list_of_those_there_are() -> None:
+    with pytest.raises(InvalidSettingError) as caught:
+        build_launcher("aprun")
+    assert str(caught.value) == "mpi_launcher: found 'aprun'; allowed: hydra, openmpi, srun, process"
+
+
+def test_a_step_bears_the_name_of_its_attempt_by_which_it_can_be_cancelled() -> None:
+    settings = LaunchSettings(directory="/run/trials/0003/attempt-2")
+    command = build_launcher("srun").command(TWO_GPUS, PROGRAM, settings)
+    assert command.step == "0003-attempt-2"
+    assert "--job-name=0003-attempt-2" in command.argv

@@ -1,0 +1,458 @@
+"""A world without processes that does to a machine whatever the ports allow, and a referee.
+
+The world keeps its own books of pilots and jobs, so that what the machine believes is checked
+against what it was told and what it asked for.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+
+from parsl_rasda.orchestration.events import (
+    ConcludeTrial,
+    ContinueJob,
+    EndJob,
+    EpochReported,
+    Event,
+    FinishStudy,
+    Instruction,
+    JobEnded,
+    JobStarted,
+    PilotEnded,
+    PilotStarted,
+    ProposeTrial,
+    ReleasePilot,
+    RequestPilot,
+    SearchExhausted,
+    StartJob,
+    StudyInterrupted,
+    StudyStarted,
+    TimePassed,
+    TrialProposed,
+)
+from parsl_rasda.orchestration.machine import Machine, MachineSettings
+from parsl_rasda.placement.growth import build_growth
+from parsl_rasda.placement.times import Assumed
+from parsl_rasda.scheduling import build_scheduler
+from parsl_rasda.vocabulary import (
+    JobId,
+    Mode,
+    NodeName,
+    NodeSlots,
+    Outcome,
+    PilotId,
+    SiteName,
+    StudyState,
+    TrialId,
+)
+
+PATIENCE = 5  # preemptions in a row that cost no retry
+
+
+@dataclass(frozen=True)
+class Shape:
+    nodes: int
+    gpus_per_node: int
+    pilots: int = 1
+    interactive: bool = True
+
+
+@dataclass(frozen=True)
+class Setup:
+    variant: str
+    growth: str
+    sites: dict[str, Shape]
+    trials: int = 6
+    eta: int = 2
+    max_t: int = 8
+    num_workers: int = 1
+    scaling: int = 2
+    max_workers: int | None = None
+    max_retries: int = 2
+    roaming: bool = False
+    restart_s: float = 0.1
+    asking: bool = True
+
+    def machine(self) -> Machine:
+        scheduler = build_scheduler(
+            {
+                "variant": self.variant,
+                "max_t": self.max_t,
+                "reduction_factor": self.eta,
+                "scaling_factor": self.scaling,
+                "num_workers": self.num_workers,
+                "max_workers": self.max_workers,
+            }
+        )
+        settings = MachineSettings(
+            "loss",
+            Mode.MIN,
+            num_workers=self.num_workers,
+            width_step=next(
+                f for f in range(2, self.scaling + 2) if self.scaling % f == 0 or f > self.scaling
+            ),
+            max_retries=self.max_retries,
+            assumed=Assumed(1.0, self.restart_s, 0.9),
+            roaming=self.roaming,
+            asking=self.asking,
+        )
+        return Machine(settings, scheduler, build_growth(self.growth))
+
+
+def metric_of(trial: str, epoch: int) -> float:
+    return random.Random(f"quality {trial}").random() + 1.0 / epoch
+
+
+@dataclass
+class LiveJob:
+    start: StartJob
+    interactive: bool
+    epoch: int
+    until: int
+    leaving: bool = False
+    gone_pilot: bool = False
+    checkpoint: str | None = None
+
+
+@dataclass
+class World:
+    """Drives one machine; `unfair` picks what happens next at random, `fair` lets all go well."""
+
+    setup: Setup
+    seed: int
+    fault_rate: float = 0.1
+    record: list[tuple[Event, tuple[Instruction, ...]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.seed)
+        self.machine = self.setup.machine()
+        self.now = 0.0
+        self.wanted = self.setup.trials
+        self.sites = dict(self.setup.sites)
+        self.requested: dict[PilotId, SiteName] = {}
+        self.up: dict[PilotId, tuple[SiteName, tuple[NodeSlots, ...]]] = {}
+        self.released: set[PilotId] = set()
+        self.jobs: dict[JobId, LiveJob] = {}
+        self.attempts: Counter[TrialId] = Counter()
+        self.stale: list[JobId] = []
+        self.concluded: dict[TrialId, ConcludeTrial] = {}
+        self.losses: Counter[TrialId] = Counter()
+        self.setbacks: Counter[TrialId] = Counter()
+        self.doomed: set[TrialId] = set()
+        self.finished: FinishStudy | None = None
+        self.exhausted_at: int | None = None
+
+    # ----------------------------------------------------------------------------- the machine's door
+
+    def tell(self, event: Event) -> tuple[Instruction, ...]:
+        """Hand an event over, judge what follows from it and carry it out; answer proposals first."""
+        instructions = self.machine.handle(event)
+        self.record.append((event, instructions))
+        self._judge(event, instructions)
+        asked = []
+        for instruction in instructions:
+            self._carry_out(instruction)
+            if isinstance(instruction, ProposeTrial):
+                asked.append(instruction.trial)
+        self._check_books()
+        for trial in asked:
+            if self.exhausted_at is not None and len(self.machine.trials) >= self.exhausted_at:
+                self.tell(SearchExhausted(self.now))
+            else:
+                self.tell(TrialProposed(self.now, trial, {"lr": 0.1}))
+        return instructions
+
+    def start_controller(self) -> None:
+        self.stale += self.jobs
+        self.jobs.clear()
+        self.requested.clear()
+        self.up.clear()
+        self.finished = None
+        self.tell(
+            StudyStarted(
+                self.now, self.wanted, {SiteName(s): shape.pilots for s, shape in self.sites.items()}
+            )
+        )
+
+    # ----------------------------------------------------------------------------- what may happen
+
+    def unfair(self, steps: int) -> None:
+        """Let things happen in any legal order, some of them bad."""
+        self.start_controller()
+        for _ in range(steps):
+            self.now += self.rng.random()
+            if self.finished is not None:
+                if self.rng.random() < 0.3:
+                    return
+                self.wanted += self.rng.choice([0, 0, 1, 3])
+                self.start_controller()
+            elif self.rng.random() < self.fault_rate:
+                self._mishap()
+            else:
+                self._progress()
+
+    def fair(self, limit: int = 20_000) -> None:
+        """Let everything go well until the study ends."""
+        if self.finished is not None and self.finished.state is StudyState.NO_SITE:
+            self.start_controller()
+        for _ in range(limit):
+            if self.finished is not None and self.finished.state is StudyState.INTERRUPTED:
+                self.start_controller()
+            if self.finished is not None:
+                return
+            self.now += 1.0
+            assert self.jobs or self.requested or self.machine.pilots.closing, (
+                "nothing runs, nothing is awaited, and the study has not ended"
+            )
+            self._progress()
+        raise AssertionError(f"the study does not end within {limit} steps of a fair world")
+
+    def _progress(self) -> None:
+        wake_at = self.machine.wake_at
+        if wake_at is not None and self.now >= wake_at:
+            self.tell(TimePassed(self.now))
+            assert self.machine.wake_at is None or self.machine.wake_at > self.now, "it would never sleep"
+            return
+        pilots, jobs = list(self.requested), list(self.jobs)
+        closing = sorted(self.machine.pilots.closing)
+        if closing and (not pilots + jobs or self.rng.random() < 0.1):
+            self._pilot_goes(self.rng.choice(closing))
+            return
+        pick = self.rng.randrange(max(1, len(pilots) + len(jobs)))
+        if pick < len(pilots):
+            self._pilot_comes(pilots[pick])
+        elif jobs:
+            self._advance(jobs[pick - len(pilots)])
+
+    def _pilot_comes(self, pilot: PilotId) -> None:
+        site = self.requested.pop(pilot)
+        shape = self.sites[site]
+        gpus = tuple(range(shape.gpus_per_node))
+        nodes = tuple(NodeSlots(NodeName(f"{pilot}-n{i}"), gpus) for i in range(shape.nodes))
+        self.up[pilot] = (site, nodes)
+        deadline = self.rng.choice([None, self.now + 20.0, self.now + 300.0, self.now + 630.0])
+        self.tell(
+            PilotStarted(
+                self.now,
+                pilot,
+                site,
+                nodes,
+                interactive=shape.interactive,
+                deadline=deadline,
+                release_idle_after_s=self.rng.choice([None, 3.0]),
+            )
+        )
+
+    def _advance(self, job: JobId) -> None:
+        live = self.jobs[job]
+        if live.gone_pilot:
+            self._end(job, Outcome.PREEMPTED)
+        elif live.leaving or (not live.interactive and live.epoch >= live.until):
+            self._end(job, Outcome.REACHED)
+        elif live.epoch == live.start.epoch and self.rng.random() < 0.5:
+            self.tell(JobStarted(self.now, job))
+        else:
+            self._report(job, metric_of(job.trial, live.epoch + 1))
+
+    def _report(self, job: JobId, metric: float) -> None:
+        live = self.jobs[job]
+        live.epoch += 1
+        if live.epoch >= live.until or self.rng.random() < 0.7:
+            live.checkpoint = f"{job}/{live.epoch}"
+        checkpoint = live.checkpoint if live.checkpoint == f"{job}/{live.epoch}" else None
+        self.setbacks[job.trial] = 0
+        if not math.isfinite(metric):
+            self.doomed.add(job.trial)
+        self.tell(EpochReported(self.now, job, live.epoch, {"loss": metric}, 1.0, checkpoint))
+
+    def _mishap(self) -> None:  # noqa: C901 - a list of what can go wrong
+        jobs, pilots = list(self.jobs), list(self.up)
+        what = self.rng.choice(
+            ["end", "end", "nan", "pilot", "refuse", "stale", "death", "ctrl-c", "end early"]
+        )
+        if what == "end" and jobs:
+            self._end(
+                self.rng.choice(jobs), self.rng.choice([Outcome.LOST, Outcome.PREEMPTED, Outcome.FAILED])
+            )
+        elif what == "end early" and jobs:  # told to leave, it is killed meanwhile
+            leaving = [j for j in jobs if self.jobs[j].leaving]
+            if leaving:
+                self._end(self.rng.choice(leaving), Outcome.LOST)
+        elif what == "nan" and jobs:
+            job = self.rng.choice(jobs)
+            live = self.jobs[job]
+            training = not live.gone_pilot and (live.interactive or live.epoch < live.until)
+            if training and (not live.leaving or not live.interactive):
+                self._report(job, math.nan)
+        elif what == "pilot" and pilots:
+            self._pilot_goes(self.rng.choice(pilots))
+        elif what == "refuse" and self.requested:
+            pilot = self.rng.choice(list(self.requested))
+            self.tell(PilotEnded(self.now, pilot, self.requested.pop(pilot), "refused", usable=False))
+        elif what == "stale" and self.stale:
+            self._stale_words(self.rng.choice(self.stale))
+        elif what == "death" and self.rng.random() < 0.3:
+            self.start_controller()
+        elif what == "ctrl-c" and self.rng.random() < 0.3:
+            self.tell(StudyInterrupted(self.now))
+
+    def _pilot_goes(self, pilot: PilotId) -> None:
+        """Jobs end first; what the machine starts there meanwhile finds the pilot gone."""
+        site, _ = self.up[pilot]
+        outcome = self.rng.choice([Outcome.LOST, Outcome.PREEMPTED])
+        for job in [j for j, live in self.jobs.items() if live.start.placement.pilot == pilot]:
+            self._end(job, outcome)
+        del self.up[pilot]
+        for live in self.jobs.values():
+            live.gone_pilot |= live.start.placement.pilot == pilot
+        self.tell(PilotEnded(self.now, pilot, site, "walltime"))
+
+    def _stale_words(self, job: JobId) -> None:
+        told = self.rng.choice(
+            [
+                JobStarted(self.now, job),
+                EpochReported(self.now, job, self.rng.randint(1, 8), {"loss": 0.0}, 1.0, "stale"),
+                JobEnded(self.now, job, self.rng.choice(list(Outcome)), "stale", "stale"),
+                PilotEnded(self.now, PilotId("nobody-7"), SiteName("nobody"), "unknown"),
+            ]
+        )
+        followed = [i for i in self.tell(told) if not isinstance(i, ReleasePilot)]  # that was due anyway
+        assert not followed, "words of a dead attempt change nothing"
+
+    def _end(self, job: JobId, outcome: Outcome) -> None:
+        live = self.jobs.pop(job)
+        self.stale.append(job)
+        trial = self.machine.trials[job.trial]
+        moving = trial.job is not None and trial.job.next_placement is not None
+        unasked = not live.leaving
+        if outcome is Outcome.FAILED:
+            self.doomed.add(job.trial)
+        if outcome is Outcome.PREEMPTED and not moving:
+            self.setbacks[job.trial] += 1
+            if self.setbacks[job.trial] > PATIENCE:
+                self.losses[job.trial] += 1
+            if self.rng.random() < 0.5 and live.epoch > live.start.epoch:
+                live.checkpoint = f"{job}/{live.epoch}"
+        if outcome is Outcome.LOST and unasked:
+            self.losses[job.trial] += 1
+        self.tell(JobEnded(self.now, job, outcome, "it ended", live.checkpoint))
+
+    # ----------------------------------------------------------------------------- the referee
+
+    def _judge(self, event: Event, instructions: tuple[Instruction, ...]) -> None:
+        if isinstance(event, EpochReported) and event.job in self.jobs:
+            live = self.jobs[event.job]
+            answers = [i for i in instructions if isinstance(i, ContinueJob | EndJob) and i.job == event.job]
+            if live.interactive:
+                assert len(answers) == (0 if live.leaving else 1), f"{answers} answer {event}"
+            else:
+                assert not any(isinstance(i, ContinueJob) for i in answers)
+        for instruction in instructions:
+            match instruction:
+                case StartJob():
+                    self._judge_start(instruction)
+                case ContinueJob(job, until, replicas):
+                    live = self.jobs[job]
+                    assert live.interactive
+                    assert not live.leaving
+                    assert until > live.epoch
+                    assert replicas % live.start.placement.width == 0, "the width divides the replicas"
+                case ConcludeTrial():
+                    assert instruction.trial not in self.concluded, "a trial ends once"
+                    self.concluded[instruction.trial] = instruction
+                    if instruction.state == "failed":
+                        lost = self.losses[instruction.trial] > self.setup.max_retries
+                        assert lost or instruction.trial in self.doomed, instruction
+                case FinishStudy(state):
+                    assert self.finished is None, "a controller ends once"
+                    self.finished = instruction
+                    if state in {StudyState.DONE, StudyState.FAILED}:
+                        assert all(t.state.is_final for t in self.machine.trials.values())
+                        assert len(self.machine.trials) == self.machine.num_samples
+                        good = any(t.state != "failed" for t in self.machine.trials.values())
+                        assert good == (state is StudyState.DONE)
+                case _:
+                    pass
+
+    def _judge_start(self, start: StartJob) -> None:
+        trial, placement = start.job.trial, start.placement
+        assert placement.pilot in self.up, "nothing starts on a pilot that is gone"
+        assert placement.pilot not in self.machine.pilots.closing, "nothing starts on one that ends soon"
+        assert trial not in {j.trial for j in self.jobs}, "one live job a trial"
+        assert start.job.attempt == self.attempts[trial] + 1, "attempts ascend"
+        self.attempts[trial] += 1
+        assert trial not in self.concluded
+        held = {s for live in self.jobs.values() for s in _slots(live.start)}
+        assert not held & _slots(start), "two jobs hold one slot"
+        nodes = {n.node: set(n.gpus) for n in self.up[placement.pilot][1]}
+        assert all(set(n.gpus) <= nodes[n.node] for n in placement.nodes)
+        assert 0 <= start.epoch < start.until <= self.setup.max_t
+        milestones = self.machine.scheduler.milestones
+        assert start.until in milestones
+        epochs = [epoch for epoch, _ in start.schedule]
+        assert epochs == sorted(set(epochs))
+        assert epochs[0] == 0
+        starts = [0, *milestones]
+        assert all(
+            replicas == self.machine.scheduler.replicas(starts.index(epoch))
+            for epoch, replicas in start.schedule
+        )
+        replicas = start.schedule[-1][1]
+        assert replicas == self.machine.scheduler.replicas(milestones.index(start.until))
+        assert replicas % placement.width == 0, "the width divides the replicas"
+        if start.resume_from is None:
+            assert start.epoch == 0
+        else:
+            assert start.resume_from.endswith(f"/{start.epoch}"), "the checkpoint holds those epochs"
+
+    def _carry_out(self, instruction: Instruction) -> None:
+        match instruction:
+            case RequestPilot(pilot, site):
+                assert pilot not in self.requested
+                self.requested[pilot] = site
+            case StartJob():
+                shape = self.sites[instruction.placement.site]
+                self.jobs[instruction.job] = LiveJob(
+                    instruction, shape.interactive, instruction.epoch, instruction.until
+                )
+            case ContinueJob(job, until):
+                self.jobs[job].until = until
+            case ReleasePilot(pilot):
+                assert pilot in self.up
+                assert pilot not in self.released, "a pilot is given back once"
+                working = {live.start.placement.pilot for live in self.jobs.values()}
+                assert pilot not in working, "it works"
+                self.released.add(pilot)
+            case EndJob(job):
+                assert not self.jobs[job].leaving, "a job is told to leave once"
+                self.jobs[job].leaving = True
+            case _:
+                pass
+
+    def _check_books(self) -> None:
+        """The ledger holds exactly the slots of live jobs and what is reserved for their next ones."""
+        assert set(self.machine.jobs) == set(self.jobs)
+        held: list[tuple[str, str]] = []
+        closing = self.machine.pilots.closing
+        for trial in self.machine.jobs.values():
+            job = trial.job
+            assert job is not None
+            mine = {(job.placement.pilot, s) for s in job.placement.slots}
+            if job.next_placement is not None:
+                mine |= {(job.next_placement.pilot, s) for s in job.next_placement.slots}
+            held += [slot for slot in mine if slot[0] in self.up and slot[0] not in closing]
+        assert len(held) == len(set(held)), "two trials hold one slot"
+        ledger = self.machine.board.ledger
+        assert ledger.free + len(held) == ledger.capacity
+        assert ledger.capacity == sum(
+            len(n.gpus) for pilot, (_, nodes) in self.up.items() if pilot not in closing for n in nodes
+        )
+        waiting = {w.trial for w in self.machine.board.waiting}
+        assert waiting == {t.id for t in self.machine.trials.values() if t.state == "waiting"}
+
+
+def _slots(start: StartJob) -> set[tuple[str, str]]:
+    return {(start.placement.pilot, slot) for slot in start.placement.slots}

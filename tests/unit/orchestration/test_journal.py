@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import math
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parsl_rasda.errors import JournalError
+from parsl_rasda.orchestration.events import (
+    ConcludeTrial,
+    ContinueJob,
+    EndJob,
+    EpochReported,
+    Event,
+    FinishStudy,
+    Instruction,
+    JobEnded,
+    JobStarted,
+    ObserveTrial,
+    PilotEnded,
+    PilotStarted,
+    ProposeTrial,
+    ReleasePilot,
+    RequestPilot,
+    SearchExhausted,
+    StartJob,
+    StudyInterrupted,
+    StudyStarted,
+    TimePassed,
+    TrialProposed,
+)
+from parsl_rasda.orchestration.journal import Journal, Record, read
+from parsl_rasda.vocabulary import (
+    JobId,
+    NodeName,
+    NodeSlots,
+    Outcome,
+    PilotId,
+    Placement,
+    SiteName,
+    StudyState,
+    TrialId,
+    TrialState,
+)
+
+names = st.text(max_size=12)
+at = st.floats(0, 2e9)
+jobs = st.builds(JobId, names.map(TrialId), st.integers(1, 10**6))
+numbers = st.floats(allow_nan=False)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | numbers | names,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3),
+    max_leaves=6,
+)
+configs = st.dictionaries(names, values, max_size=4)
+nodes = st.lists(
+    st.builds(NodeSlots, names.map(NodeName), st.lists(st.integers(0, 15), max_size=4).map(tuple)), max_size=3
+).map(tuple)
+placements = st.builds(Placement, names.map(SiteName), names.map(PilotId), nodes)
+checkpoints = st.none() | names
+pilots, sites, trials = names.map(PilotId), names.map(SiteName), names.map(TrialId)
+schedules = st.lists(st.tuples(st.integers(0, 99), st.integers(1, 99)), max_size=3).map(tuple)
+
+events = st.one_of(
+    st.builds(StudyStarted, at, st.integers(1, 9999), st.dictionaries(sites, st.integers(1, 9), max_size=3)),
+    st.builds(PilotStarted, at, pilots, sites, nodes, st.booleans(), st.none() | at, st.none() | at),
+    st.builds(PilotEnded, at, pilots, sites, names, st.booleans()),
+    st.builds(TrialProposed, at, trials, configs),
+    st.builds(SearchExhausted, at),
+    st.builds(JobStarted, at, jobs),
+    st.builds(
+        EpochReported,
+        at,
+        jobs,
+        st.integers(1, 999),
+        st.dictionaries(names, numbers, max_size=3),
+        numbers,
+        checkpoints,
+        st.lists(names, max_size=3).map(tuple),
+    ),
+    st.builds(JobEnded, at, jobs, st.sampled_from(Outcome), names, checkpoints),
+    st.builds(TimePassed, at),
+    st.builds(StudyInterrupted, at),
+)
+instructions = st.one_of(
+    st.builds(RequestPilot, pilots, sites),
+    st.builds(ReleasePilot, pilots),
+    st.builds(ProposeTrial, trials),
+    st.builds(
+        StartJob, jobs, configs, placements, st.integers(0, 99), st.integers(1, 99), schedules, checkpoints
+    ),
+    st.builds(ContinueJob, jobs, st.integers(1, 99), st.integers(1, 99)),
+    st.builds(EndJob, jobs, names),
+    st.builds(ObserveTrial, trials, st.integers(1, 99), numbers),
+    st.builds(ConcludeTrial, trials, st.sampled_from(TrialState), st.none() | numbers, names),
+    st.builds(FinishStudy, st.sampled_from(StudyState), names),
+)
+records = st.builds(Record, events, st.lists(instructions, max_size=4).map(tuple))
+
+
+def write(path: Path, *batches: list[Record]) -> None:
+    with Journal(path, "study") as journal:
+        for batch in batches:
+            journal.append(batch)
+
+
+def some() -> list[Record]:
+    return [
+        Record(StudyStarted(1.0, 3, {SiteName("a"): 1}), (RequestPilot(PilotId("a-0"), SiteName("a")),))
+    ] + [Record(StudyInterrupted(float(i)), ()) for i in range(3)]
+
+
+def test_every_kind_of_event_and_instruction_is_drawn_here() -> None:
+    assert len(events.element_strategies) == len(get_args(Event))
+    assert len(instructions.element_strategies) == len(get_args(Instruction))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(records, min_size=1, max_size=3), max_size=3))
+def test_what_was_written_is_read_back_equal(tmp_path_factory, batches: list[list[Record]]) -> None:
+    path = tmp_path_factory.mktemp("journal") / "journal.jsonl"
+    write(path, *batches)
+    assert list(read(path)) == [record for batch in batches for record in batch]
+
+
+def test_metrics_that_are_not_finite_survive(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    job = JobId(TrialId("0"), 1)
+    write(path, [Record(EpochReported(1.0, job, 1, {"a": math.nan, "b": -math.inf}, 1.0, None), ())])
+    (found,) = read(path)
+    assert isinstance(found.event, EpochReported)
+    assert math.isnan(found.event.metrics["a"])
+    assert found.event.metrics["b"] == -math.inf
+
+
+def test_a_journal_torn_at_any_byte_of_its_last_record_opens_and_goes_on(tmp_path: Path) -> None:
+    whole, torn = tmp_path / "whole.jsonl", tmp_path / "torn.jsonl"
+    write(whole, some())
+    data = whole.read_bytes()
+    last = data[:-1].rfind(b"\n") + 1
+    for cut in range(last, len(data)):
+        torn.write_bytes(data[:cut])
+        assert list(read(torn)) == some()[:-1]
+        with Journal(torn, "study") as journal:
+            journal.append(some()[-1:])
+        assert torn.read_bytes() == data
+
+
+def test_a_journal_torn_in_its_first_line_begins_anew(tmp_path: Path) -> None:
+    whole, torn = tmp_path / "whole.jsonl", tmp_path / "torn.jsonl"
+    write(whole, [])
+    header = whole.read_bytes()
+    for cut in range(len(header)):
+        torn.write_bytes(header[:cut])
+        assert list(read(torn)) == []
+        write(torn, some())
+        assert list(read(torn)) == some()
+
+
+def test_a_journal_goes_on_where_it_ended(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    write(path, some()[:2])
+    write(path, some()[2:])
+    assert list(read(path)) == some()
+    assert [line.split(b",")[0] for line in path.read_bytes().splitlines()[1:]] == [
+        b'{"n": %d' % i for i in range(len(some()))
+    ]
+
+
+def test_damage_before_the_last_line_is_an_error_that_names_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    write(path, some())
+    lines = path.read_bytes().splitlines(keepends=True)
+    for broken in (b"garbage\n", b"\n", b"[]\n", b'{"event": {"type": "Nothing"}, "instructions": []}\n'):
+        path.write_bytes(b"".join([*lines[:2], broken, *lines[3:]]))
+        with pytest.raises(JournalError, match=r"journal.jsonl:3: not a record"):
+            list(read(path))
+
+
+@pytest.mark.parametrize("content", ["name: study\n", "[]\n", '{"format": 1, "study": "other"}\n', "a: 1"])
+def test_a_file_that_is_no_journal_of_this_study_is_refused_and_left_as_it_is(
+    tmp_path: Path, content: str
+) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text(content)
+    with pytest.raises(JournalError, match=r"journal.jsonl:1"):
+        Journal(path, "study")
+    assert path.read_text() == content
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"format": 99, "study": "study"}\n')
+    with pytest.raises(JournalError, match="format 99"):
+        list(read(path))
+    with pytest.raises(JournalError, match="format 99"):
+        Journal(path, "study")
+
+
+def test_a_missing_journal_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(JournalError, match=r"journal\.jsonl:0: cannot be read"):
+        list(read(tmp_path / "journal.jsonl"))
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Let no file of this process grow beyond a size, as a full disk would [bytes]."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_an_error_that_names_the_journal_which_goes_on_afterwards(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    write(path, some()[:2])
+    full = files_of_at_most(path.stat().st_size + 10)
+    with pytest.raises(JournalError) as error, full, Journal(path, "study") as journal:
+        journal.append(some()[2:])
+    assert str(error.value).startswith(str(path))
+    assert str(error.value).endswith("cannot be written: File too large; free space, then resume")
+    assert list(read(path)) == some()[:2]
+    write(path, some()[2:])
+    assert list(read(path)) == some()
+
+
+def test_a_disk_too_full_for_the_first_line_is_the_same_error(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    with files_of_at_most(10), pytest.raises(JournalError, match="free space, then resume"):
+        Journal(path, "study")
+    write(path, some())
+    assert list(read(path)) == some()
+
+
+def test_a_line_that_is_missing_or_written_twice_is_an_error_that_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    write(path, some())
+    lines = path.read_bytes().splitlines(keepends=True)
+    for damaged in ([*lines[:2], *lines[3:]], [*lines[:2], *lines[1:]]):
+        path.write_bytes(b"".join(damaged))
+        with pytest.raises(JournalError, match=r"jsonl:3: .*two controllers wrote, or a line is missing"):
+            list(read(path))

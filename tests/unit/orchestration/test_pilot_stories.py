@@ -1,0 +1,151 @@
+"""Pilots that end, idle, come back and come to nothing, told as stories."""
+
+from __future__ import annotations
+
+from parsl_rasda.orchestration.events import (
+    ContinueJob,
+    EndJob,
+    FinishStudy,
+    ReleasePilot,
+    RequestPilot,
+    StartJob,
+    TimePassed,
+)
+from parsl_rasda.vocabulary import JobId, Outcome, PilotId, SiteName, StudyState, TrialId
+from tests.unit.orchestration.test_machine_stories import Story, of, story
+
+EPOCH_S = 10.0  # as `Story.epoch` reports
+
+
+def first_of(told: Story, deadline: float | None, **named) -> None:
+    """Begin with one trial on one pilot of one GPU."""
+    told.begin(1, a=1)
+    assert len(of(StartJob, told.pilot("a-0", gpus=1, deadline=deadline, **named))) == 1
+
+
+def test_no_epoch_starts_that_cannot_end_and_the_next_pilot_takes_the_trial_up() -> None:
+    told = story(max_t=8, max_retries=0)
+    first_of(told, deadline=100.0)
+    told.now = 60.0
+    assert of(ContinueJob, told.epoch("0000.1", 1, 0.5)), "29 s are left, an epoch takes 10"
+    told.now = 82.0
+    answer = told.epoch("0000.1", 2, 0.5)
+    assert of(EndJob, answer) == [EndJob(JobId.parse("0000.1"), "walltime")], "ranks leave at 90 s"
+    assert told.ends("0000.1") == [ReleasePilot(PilotId("a-0"))]
+    assert told.pilot_ends("a-0") == [RequestPilot(PilotId("a-1"), SiteName("a"))]
+    start = of(StartJob, told.pilot("a-1", gpus=1, deadline=1000.0))[0]
+    assert (start.epoch, start.resume_from) == (2, "0000.1/2")
+    assert told.machine.trials[TrialId("0000")].losses == 0
+
+
+def test_nothing_starts_where_not_one_epoch_could_end() -> None:
+    told = story(max_t=8)
+    told.begin(2, a=1)
+    told.pilot("a-0", gpus=2, deadline=200.0)
+    told.epoch("0000.1", 1, 0.5)
+    told.now = 180.0
+    assert of(StartJob, told.ends("0001.1", Outcome.LOST)) == []
+    assert of(StartJob, told.pilot("b-0", gpus=1, deadline=1000.0)), "another pilot has the time"
+
+
+def test_epochs_that_no_pilot_is_long_enough_for_go_on_from_one_to_the_next() -> None:
+    told = story(max_t=8)
+    first_of(told, deadline=30.0)
+    told.now = 24.0  # its epoch was begun on an earlier pilot, say
+    told.machine.board.times.saw_epoch(TrialId("0000"), 1, SiteName("a"), 100.0)
+    assert of(StartJob, told.ends("0000.1", Outcome.LOST)), "a fresh pilot would end too early as well"
+
+
+def test_a_pilot_without_a_deadline_is_used_for_ever() -> None:
+    told = story(max_t=8)
+    first_of(told, deadline=None)
+    told.now = 1e9
+    assert of(ContinueJob, told.epoch("0000.1", 1, 0.5))
+
+
+def test_a_script_is_not_told_to_go_on_where_it_never_asks() -> None:
+    told = story(max_t=4, asking=False)
+    first_of(told, deadline=None)
+    assert of(ContinueJob, told.epoch("0000.1", 1, 0.5)) == []
+    assert [s.until for s in of(StartJob, told.ends("0000.1"))] == [2]
+
+
+# ------------------------------------------------------------------------------------------ idle pilots
+
+
+def tapering() -> Story:
+    """Two pilots of one GPU each and two trials; the second one has just been stopped."""
+    told = story(max_t=8)
+    told.begin(2, a=2)
+    told.pilot("a-0", gpus=1, release_idle_after_s=60.0)
+    told.pilot("a-1", gpus=1, release_idle_after_s=60.0)
+    told.epoch("0000.1", 1, 0.5)
+    told.epoch("0001.1", 1, 0.9)
+    assert told.machine.wake_at is None, "both work"
+    told.ends("0001.1")
+    return told
+
+
+def test_an_idle_pilot_is_given_back_when_the_study_tapers() -> None:
+    told = tapering()
+    due = told.machine.wake_at
+    assert due == told.now + 60.0
+    told.now = due - 2.0
+    assert told.tell(TimePassed) == [], "not before its time"
+    assert told.tell(TimePassed) == [ReleasePilot(PilotId("a-1"))]
+    assert told.machine.wake_at is None
+    assert told.tell(TimePassed) == [], "once"
+    assert told.pilot_ends("a-1") == [], "there is no work for another"
+
+
+def test_a_pilot_that_works_is_never_given_back() -> None:
+    told = tapering()
+    told.now += 1000.0
+    assert of(ReleasePilot, told.tell(TimePassed)) == [ReleasePilot(PilotId("a-1"))]
+    told.pilot_ends("a-1")
+    told.now += 1000.0
+    assert told.tell(TimePassed) == []
+    assert of(ContinueJob, told.epoch("0000.1", 2, 0.4))
+
+
+def test_a_pilot_that_was_given_back_is_asked_for_again_when_somebody_waits() -> None:
+    told = story(max_t=8)
+    told.begin(3, a=2)
+    told.pilot("a-0", gpus=2)
+    told.pilot("a-1", gpus=1, release_idle_after_s=60.0)
+    told.epoch("0000.1", 1, 0.4)
+    told.epoch("0001.1", 1, 0.4)
+    told.epoch("0002.1", 1, 0.9)
+    told.ends("0002.1")
+    told.now += 60.0
+    assert told.tell(TimePassed) == [ReleasePilot(PilotId("a-1"))]
+    told.pilot_ends("a-1")
+    assert told.loses("a-0") == [RequestPilot(PilotId("a-2"), SiteName("a"))], (
+        "in place of the one that ended"
+    )
+    smaller = told.pilot("a-2", gpus=1)
+    assert len(of(StartJob, smaller)) == 1
+    assert of(RequestPilot, smaller) == [RequestPilot(PilotId("a-3"), SiteName("a"))], "one trial still waits"
+    assert len(of(StartJob, told.pilot("a-3", gpus=1))) == 1
+
+
+# --------------------------------------------------------------------------- pilots that come to nothing
+
+
+def test_a_site_whose_pilots_die_right_after_their_start_is_given_up() -> None:
+    told = story(max_t=8, max_retries=99)
+    told.begin(1, a=1)
+    for n in range(3):
+        assert of(StartJob, told.pilot(f"a-{n}"))
+        last = told.loses(f"a-{n}")
+        assert bool(of(RequestPilot, last)) == (n < 2)
+    assert of(FinishStudy, last) == [FinishStudy(StudyState.NO_SITE, "walltime")]
+
+
+def test_pilots_that_bring_trials_on_may_die_as_often_as_they_like() -> None:
+    told = story(max_t=8, max_retries=99)
+    told.begin(1, a=1)
+    for n in range(7):
+        started = of(StartJob, told.pilot(f"a-{n}"))[0]
+        told.epoch(str(started.job), n + 1, 0.5)
+        assert of(RequestPilot, told.loses(f"a-{n}"))

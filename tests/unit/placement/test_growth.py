@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import pytest
+
+from parsl_rasda.errors import InvalidSettingError
+from parsl_rasda.placement.board import Board, Running, Waiting
+from parsl_rasda.placement.growth import build_growth
+from parsl_rasda.placement.ledger import Ledger
+from parsl_rasda.placement.times import Assumed, Times
+from parsl_rasda.testing.growth import random_board
+from parsl_rasda.vocabulary import NodeName, NodeSlots, PilotId, SiteName, TrialId
+
+SEEDS = range(2000)
+EPSILON_S = 1e-6
+
+
+def board(restart_s: float = 0.1, *, epoch_s: float = 1.0, efficiency: float = 0.9, **sites: int) -> Board:
+    """One pilot with one node a site."""
+    made = Board(
+        Ledger(), Times(Assumed(epoch_s, restart_s, efficiency)), num_workers=1, max_epochs=16, step=2
+    )
+    for site, gpus in sites.items():
+        node = NodeSlots(NodeName(f"{site}-n"), tuple(range(gpus)))
+        made.ledger.add_pilot(PilotId(site), SiteName(site), (node,))
+    return made
+
+
+def run(
+    on: Board, trial: str, *, width: int, replicas: int, site: str = "a", at: float = 1.0, **named
+) -> Running:
+    placement = on.ledger.find(width, site=SiteName(site))
+    assert placement is not None
+    on.ledger.take(placement)
+    epoch, until = named.get("epoch", 8), named.get("until", 16)
+    running = Running(TrialId(trial), int(trial[1:]), placement, at, epoch, until, replicas)
+    on.place(running)
+    return running
+
+
+def stands(on: Board, running: Running) -> Running:
+    """The trial is at its boundary now."""
+    on.unplace(running.trial)
+    return running
+
+
+def queue(on: Board, trial: str, *, replicas: int = 1, epoch: int = 0, site: str | None = None) -> None:
+    on.enqueue(
+        Waiting(TrialId(trial), int(trial[1:]), epoch, 2 * epoch or 1, replicas, site and SiteName(site))
+    )
+
+
+# --------------------------------------------------------------------------------- elastic, any board
+
+
+def test_elastic_never_widens_while_somebody_waits_for_the_same_slots() -> None:
+    policy = build_growth("elastic")
+    for seed in SEEDS:
+        made, here = random_board(seed)
+        found = policy.decide(made, 0.0, here)
+        left = [w for w in made.waiting if w.trial not in found.starts]
+        if here is None or found.here is None:
+            continue
+        if made.new_trials or any(w.site in {None, here.placement.site} for w in left):
+            assert found.here.width < here.placement.width, "only to let others in"
+            assert found.here.width >= made.num_workers
+        else:
+            assert found.here.width > here.placement.width
+
+
+def test_elastic_resizes_only_if_the_certain_epochs_gain_more_than_the_restart() -> None:
+    policy = build_growth("elastic")
+    grown = 0
+    for seed in SEEDS:
+        made, here = random_board(seed)
+        found = policy.decide(made, 0.0, here)
+        if here is not None and found.here is not None and found.here.width > here.placement.width:
+            certain = here.until - here.boundary_epoch
+            gain_s = made.epoch_s(here, here.placement.width) - made.epoch_s(here, found.here.width)
+            assert certain * gain_s > made.times.restart_s
+            grown += 1
+    assert grown > 100
+
+
+def test_elastic_starts_whoever_fits_at_the_width_of_the_start_or_more() -> None:
+    policy = build_growth("elastic")
+    for seed in SEEDS:
+        made, here = random_board(seed)
+        found = policy.decide(made, 0.0, here)
+        for placement in found.starts.values():
+            made.ledger.take(placement)
+        if found.here is not None:
+            made.ledger.take(found.here.minus(here.placement))
+        for waiting in made.waiting:
+            if waiting.trial not in found.starts:
+                width = min(waiting.replicas, made.num_workers)
+                assert made.ledger.find(width, site=waiting.site) is None, "nobody waits beside idle slots"
+
+
+# --------------------------------------------------------------------------------- elastic, stories
+
+
+def test_the_longest_path_widens_first_and_free_slots_are_kept_for_it() -> None:
+    """Two want the one free slot: the one that ends later gets it, although it is not at a boundary."""
+    made = board(a=3)
+    here = run(made, "t0", width=1, replicas=2, at=1.0)
+    run(made, "t1", width=1, replicas=2, at=500.0)
+    policy = build_growth("elastic")
+    assert policy.decide(made, 1.0, stands(made, here)).here is None
+    made.unplace(TrialId("t1"))
+    assert policy.decide(made, 1.0, here).here.width == 2
+
+
+def test_it_widens_at_once_to_the_widest_that_fits_and_pays() -> None:
+    made = board(a=8)
+    here = run(made, "t0", width=1, replicas=16)
+    assert build_growth("elastic").decide(made, 0.0, stands(made, here)).here.width == 8
+
+
+def test_it_stays_where_a_wider_start_was_seen_to_be_slower() -> None:
+    made = board(a=4)
+    here = run(made, "t0", width=1, replicas=4)
+    made.times.saw_epoch(here.trial, 1, SiteName("a"), 10.0)
+    made.times.saw_epoch(here.trial, 4, SiteName("a"), 12.0)
+    assert build_growth("elastic").decide(made, 0.0, stands(made, here)).here.width == 2
+
+
+def test_a_trial_that_starts_does_not_take_slots_that_would_slow_it_down() -> None:
+    made = board(a=4)
+    queue(made, "t0", replicas=4, epoch=4)
+    for width, seconds in ((1, 10.0), (2, 12.0), (4, 15.0)):
+        made.times.saw_epoch(TrialId("t0"), width, SiteName("a"), seconds)
+    assert build_growth("elastic").decide(made, 0.0).starts[TrialId("t0")].width == 1
+
+
+def test_a_trial_that_starts_alone_starts_as_wide_as_it_may() -> None:
+    made = board(restart_s=1e9, a=4)
+    queue(made, "t0", replicas=8, epoch=8)
+    assert build_growth("elastic").decide(made, 0.0).starts[TrialId("t0")].width == 4
+
+
+def test_a_late_trial_is_let_in_by_shrinking_a_wide_one() -> None:
+    made = board(a=8)
+    here = run(made, "t0", width=8, replicas=8)
+    queue(made, "t1")
+    found = build_growth("elastic").decide(made, 0.0, stands(made, here))
+    assert found.here.width == 4
+    assert set(found.here.slots) < set(here.placement.slots)
+
+
+def test_nobody_shrinks_for_less_than_two_restarts_of_certain_training() -> None:
+    made = board(restart_s=5.0, a=8)
+    here = run(made, "t0", width=8, replicas=8, epoch=15)
+    queue(made, "t1")
+    assert build_growth("elastic").decide(made, 0.0, stands(made, here)).here is None
+
+
+def test_nobody_shrinks_for_a_trial_that_may_only_run_elsewhere() -> None:
+    made = board(a=8, b=1)
+    here = run(made, "t0", width=8, replicas=8)
+    run(made, "t1", width=1, replicas=1, site="b")
+    queue(made, "t2", epoch=4, site="b")
+    assert build_growth("elastic").decide(made, 0.0, stands(made, here)).here is None
+
+
+def test_a_trial_whose_site_is_away_does_not_keep_others_from_growing() -> None:
+    made = board(a=8)
+    here = run(made, "t0", width=1, replicas=8)
+    queue(made, "t2", epoch=4, site="away")
+    assert build_growth("elastic").decide(made, 0.0, stands(made, here)).here.width == 8
+
+
+# --------------------------------------------------------------------------------- strict and none
+
+
+def test_strict_starts_at_the_full_width_or_not_at_all() -> None:
+    policy = build_growth("strict")
+    for seed in SEEDS:
+        made, here = random_board(seed)
+        found = policy.decide(made, 0.0, here)
+        assert found.here is None
+        assert found.requeue == (here is not None and here.placement.width != here.replicas)
+        replicas = {w.trial: w.replicas for w in made.waiting}
+        assert all(p.width == replicas[t] for t, p in found.starts.items())
+
+
+def test_strict_never_starves_a_wide_trial_behind_an_endless_stream_of_narrow_ones() -> None:
+    """Every second a narrow one comes and another ends: without patience 8 slots are never free."""
+    policy, made = build_growth("strict"), board(a=8)
+    queue(made, "t0", replicas=8, epoch=8)
+    ends: dict[float, list] = {}
+    for now in range(200):
+        for placement in ends.pop(now, []):
+            made.ledger.release(placement)
+        queue(made, f"t{now + 1}")
+        found = policy.decide(made, float(now))
+        started = False
+        for waiting in reversed(made.waiting):
+            if waiting.trial in found.starts:
+                started = True
+                made.dequeue(waiting)
+                made.ledger.take(found.starts[waiting.trial])
+                ends.setdefault(now + 3, []).append(found.starts[waiting.trial])
+            else:
+                waiting.overtaken += started
+        if now == 0:
+            assert "t0" in found.starts, "on an idle machine it starts"
+            ends = {3: ends[3][:0]}  # it holds all slots for ever, unless it is sent back
+            made.ledger.release(found.starts[TrialId("t0")])
+            narrow = made.ledger.find(1)
+            made.ledger.take(narrow)
+            ends[3] = [narrow]
+            queue(made, "t0", replicas=8, epoch=8)
+        elif "t0" in found.starts:
+            assert now > 8, "narrow ones were let past first"
+            return
+    raise AssertionError("the wide trial never started")
+
+
+def test_strict_lets_narrow_trials_past_one_that_does_not_fit() -> None:
+    made = board(a=4)
+    run(made, "t0", width=1, replicas=1)
+    queue(made, "t1", replicas=4, epoch=4)
+    queue(made, "t2")
+    assert set(build_growth("strict").decide(made, 0.0).starts) == {"t2"}
+
+
+def test_without_growth_nobody_is_ever_resized() -> None:
+    policy = build_growth("none")
+    for seed in SEEDS:
+        made, here = random_board(seed)
+        found = policy.decide(made, 0.0, here)
+        assert found.here is None
+        assert not found.requeue
+        assert {p.width for p in found.starts.values()} <= {made.num_workers}
+
+
+def test_an_unknown_policy_is_refused_with_those_there_are() -> None:
+    with pytest.raises(InvalidSettingError, match="elastic"):
+        build_growth("eager")

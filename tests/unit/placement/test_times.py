@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parsl_rasda.placement.board import Board, Running, Waiting
+from parsl_rasda.placement.ledger import Ledger
+from parsl_rasda.placement.times import Assumed, Times
+from parsl_rasda.vocabulary import NodeName, NodeSlots, PilotId, Placement, SiteName, TrialId
+
+A, B, T, U = SiteName("a"), SiteName("b"), TrialId("t"), TrialId("u")
+
+
+def test_what_is_assumed_holds_until_something_is_measured() -> None:
+    times = Times(Assumed(60.0, 10.0, 0.9))
+    assert times.epoch_s(T, 1, A) == 60.0
+    assert times.epoch_s(T, 4, A) == pytest.approx(60.0 / (4 * 0.81))
+    assert (times.restart_s, times.efficiency, times.typical_epoch_s(1)) == (10.0, 0.9, None)
+
+
+def test_a_measured_width_is_taken_as_it_is_and_others_are_scaled_from_the_nearest() -> None:
+    times = Times(Assumed(60.0, 10.0, 1.0))
+    times.saw_epoch(T, 2, A, 50.0)
+    assert times.epoch_s(T, 2, A) == 50.0
+    assert times.epoch_s(T, 4, A) == 25.0
+    times.saw_epoch(T, 8, A, 40.0)
+    assert times.epoch_s(T, 8, A) == 40.0
+    assert times.epoch_s(T, 16, A) == 40.0 / (2 * times.efficiency)
+
+
+def test_other_trials_of_a_site_tell_what_to_expect_of_a_new_one_there() -> None:
+    times = Times(Assumed(60.0, 10.0, 1.0))
+    for trial, seconds in (("x", 10.0), ("y", 12.0), ("z", 90.0)):
+        times.saw_epoch(TrialId(trial), 1, A, seconds)
+    assert times.epoch_s(T, 1, A) == 12.0
+    assert times.epoch_s(T, 1, B) == 60.0, "another machine is another matter"
+
+
+def test_a_trial_that_changes_its_site_is_measured_anew() -> None:
+    times = Times(Assumed(60.0, 10.0, 1.0))
+    times.saw_epoch(T, 1, A, 10.0)
+    times.saw_epoch(T, 1, B, 30.0)
+    assert times.epoch_s(T, 2, B) == 15.0
+    assert times.epoch_s(U, 1, A) == 60.0
+
+
+def test_the_efficiency_is_the_median_of_what_doublings_gave() -> None:
+    times = Times(Assumed(60.0, 10.0, 0.9))
+    for trial in ("x", "y", "z"):
+        times.saw_epoch(TrialId(trial), 1, A, 100.0)
+        times.saw_epoch(TrialId(trial), 2, A, 100.0 / 1.4)
+    assert times.efficiency == pytest.approx(0.7)
+
+
+def test_a_restart_is_the_slowest_of_the_last_and_until_then_what_is_assumed_or_launches_took() -> None:
+    times = Times(Assumed(60.0, 10.0, 0.9))
+    times.saw_launch(25.0)
+    assert times.restart_s == 25.0
+    times.saw_restart(3.0)
+    times.saw_restart(2.0)
+    assert times.restart_s == 3.0
+    for _ in range(8):
+        times.saw_restart(1.0)
+    assert times.restart_s == 1.0, "what was long ago is forgotten"
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.floats(allow_nan=True)), max_size=30))
+def test_whatever_is_measured_every_estimate_is_a_positive_time(seen: list[tuple[int, int, float]]) -> None:
+    times = Times(Assumed())
+    for trial, doublings, seconds in seen:
+        times.saw_epoch(
+            TrialId(str(trial)), 2**doublings, A, max(seconds, 1e-3) if seconds < 1e9 else seconds
+        )
+    for trial in range(6):
+        for doublings in range(6):
+            found = times.epoch_s(TrialId(str(trial)), 2**doublings, A)
+            assert found > 0
+            assert math.isfinite(found)
+
+
+def board() -> Board:
+    return Board(Ledger(), Times(Assumed(10.0, 1.0, 1.0)), num_workers=2, max_epochs=8, step=2)
+
+
+def running(trial: str, age: int, width: int, *, at: float = 0.0, until: int = 4) -> Running:
+    placement = Placement(A, PilotId("p"), (NodeSlots(NodeName("n"), tuple(range(width))),))
+    return Running(TrialId(trial), age, placement, at, 2, until, 8)
+
+
+def test_widths_are_the_divisors_of_the_replicas_on_the_ladder() -> None:
+    assert board().widths(2) == (2,)
+    assert board().widths(8) == (2, 4, 8)
+    assert board().widths(12) == (2, 4, 12)
+    assert board().widths(1) == (1,)
+
+
+def test_the_deepest_and_then_the_oldest_waits_in_front() -> None:
+    made = board()
+    for trial, age, epoch in (("a", 0, 0), ("b", 1, 4), ("c", 2, 4), ("d", 3, 8)):
+        made.enqueue(Waiting(TrialId(trial), age, epoch, 8, 2))
+    assert [w.trial for w in made.waiting] == ["d", "b", "c", "a"]
+    made.dequeue(made.waiting[1])
+    assert [w.trial for w in made.waiting] == ["d", "c", "a"]
+
+
+def test_who_would_end_last_is_the_first_to_grow_and_who_cannot_grow_is_not_asked() -> None:
+    made = board()
+    made.place(running("early", 0, 4, at=0.0))
+    made.place(running("late", 1, 4, at=100.0))
+    made.place(running("narrow", 2, 2, at=90.0))
+    made.place(running("full", 3, 8, at=900.0))
+    made.place(running("at rung", 4, 2, at=900.0, until=2))
+    assert [r.trial for _, r in made.growable()] == ["narrow", "late", "early"]
+    made.place(running("late", 1, 4, at=10.0))
+    assert [r.trial for _, r in made.growable()] == ["narrow", "late", "early"]
+    made.unplace(TrialId("narrow"))
+    made.unplace(TrialId("narrow"))
+    assert [r.trial for _, r in made.growable()] == ["late", "early"]

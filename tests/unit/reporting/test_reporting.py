@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parsl_rasda.errors import RunDirectoryError
+from parsl_rasda.orchestration.rundir import RunDirectory
+from parsl_rasda.reporting.files import COLUMNS, results_csv, write_report
+from parsl_rasda.reporting.runs import read_run
+from parsl_rasda.reporting.tables import as_text, status_view, summary_view, trials_view
+from parsl_rasda.reporting.words import config_text, duration, number, plain_json, share, shortened
+from parsl_rasda.study import StudySpec
+
+
+def rows_of(file: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(file.read_text())))
+
+
+def test_results_have_one_row_per_trial_with_each_setting(finished) -> None:
+    files = write_report(read_run(finished))
+    assert [f.relative_to(finished).as_posix() for f in files] == [
+        *("graph.graphml", "graph.mmd", "graph.svg"),
+        *("results.csv", "best.json", "summary.txt"),
+    ]
+    rows = rows_of(finished / "results.csv")
+    assert list(rows[0]) == [*COLUMNS, "lr", "optimizer"]
+    assert [r["trial"] for r in rows] == [f"{i:04d}" for i in range(8)]
+    assert [r["optimizer"] for r in rows[:2]] == ["adamw", "sgd"]
+    assert float(rows[3]["lr"]) == pytest.approx(0.004)
+    failed = [r for r in rows if r["state"] == "failed"]
+    assert [(r["trial"], r["metric"], r["epochs"]) for r in failed] == [("0005", "", "1")]
+    assert "val_loss is nan" in failed[0]["reason"]
+
+
+def test_the_best_trial_is_the_best_row(finished) -> None:
+    write_report(read_run(finished))
+    best = json.loads((finished / "best.json").read_text())
+    rows = [r for r in rows_of(finished / "results.csv") if r["state"] != "failed"]
+    assert best["best"]["trial"] == min(rows, key=lambda r: float(r["metric"]))["trial"]
+    assert (best["study"], best["state"], best["metric"], best["mode"]) == (
+        "rehearsed",
+        "done",
+        "val_loss",
+        "min",
+    )
+
+
+def test_a_setting_named_like_a_column_keeps_both() -> None:
+    trial = {
+        "trial": "0000",
+        "state": "completed",
+        "epoch": 4,
+        "metric": 0.5,
+        "replicas": 1,
+        "attempts": 1,
+        "reason": 'says "enough", ends',
+        "config": {"epochs": 9, "layers": [1, 2]},
+    }
+    (row,) = csv.DictReader(io.StringIO(results_csv({"trial_list": [trial]})))
+    assert (row["epochs"], row["config.epochs"], row["layers"]) == ("4", "9", "[1, 2]")
+    assert row["reason"] == 'says "enough", ends'
+
+
+def test_a_summary_tells_what_people_ask_first(finished) -> None:
+    summary = read_run(finished).document()
+    text = as_text(summary_view(summary, {"prepare": {"shards": 4}}))
+    assert text.startswith("rehearsed: done after ")
+    for part in (
+        f"trial {summary['best']['trial']}: val_loss",
+        "checkpoint",
+        "GPU-hours",
+        "restarts",
+        "shards  4",
+        "trial 0005: val_loss is nan after epoch 1",
+    ):
+        assert part in text, part
+    assert max(map(len, text.splitlines())) < 120
+
+
+def test_the_summary_file_lists_every_trial_with_its_reason(finished) -> None:
+    write_report(read_run(finished))
+    text = (finished / "summary.txt").read_text()
+    summary = read_run(finished).document()
+    for trial in summary["trial_list"]:
+        (line,) = [ln for ln in text.splitlines() if ln.startswith(trial["trial"])]
+        assert trial["state"] in line
+        assert trial["reason"] in line
+    assert "\x1b" not in text
+
+
+def test_a_long_table_is_cut_and_says_so(finished) -> None:
+    text = as_text(trials_view(read_run(finished).document(), most=3))
+    assert "and 5 more" in text
+    assert text.splitlines()[1].startswith("0005"), "failures come first"
+
+
+def test_a_run_that_nobody_runs_any_more_is_interrupted(rehearsals, tmp_path) -> None:
+    rehearsals.into(tmp_path, rehearsals.study_of(), torn_after=60.0)
+    run = read_run(tmp_path)
+    document = run.document()
+    assert run.controller is None
+    assert document["state"] == "interrupted"
+    assert document["trials"]["running"] > 0
+    assert document["makespan_s"] <= 60.0
+
+
+def test_while_somebody_runs_it_numbers_are_as_of_now(rehearsals, tmp_path) -> None:
+    rehearsals.into(tmp_path, rehearsals.study_of(), torn_after=60.0)
+    with RunDirectory(tmp_path).controlled():
+        document = read_run(tmp_path).document(now=100.0)
+    assert f"process {os.getpid()}" in document["controller"]
+    assert document["state"] == "running"
+    assert document["makespan_s"] == 100.0
+    assert document["gpu_hours"] == pytest.approx(4 * (100.0 - 12.0) / 3600, abs=1e-5)
+
+
+def test_a_search_that_has_not_begun_says_so(rehearsals, tmp_path) -> None:
+    rehearsals.into(tmp_path, rehearsals.study_of())
+    (tmp_path / "journal.jsonl").unlink()
+    document = read_run(tmp_path).document()
+    assert document["best"] is None
+    assert "has not begun" in as_text(status_view(document))
+
+
+def test_several_searches_each_have_their_own_place(rehearsals, tmp_path) -> None:
+    tune = rehearsals.study_of().tune_stages["tune"].model_dump(mode="json", by_alias=True)
+    study = StudySpec.model_validate({"name": "two", "stages": {"coarse": tune, "fine": tune}})
+    rehearsals.into(tmp_path, study, stage="coarse")
+    document = read_run(tmp_path).document()
+    assert document["state"] == "running"
+    assert document["searches"]["coarse"]["state"] == "done"
+    assert document["searches"]["fine"]["trial_list"] == []
+    files = write_report(read_run(tmp_path))
+    assert tmp_path / "coarse" / "results.csv" in files
+
+
+def test_kept_results_of_stages_are_counted(finished) -> None:
+    data = (finished / "study.yaml").read_text()
+    stage = "  make:\n    python: workflows.emulated.train:train\n"
+    (finished / "study.yaml").write_text(data.replace("stages:\n", "stages:\n" + stage))
+    folder = finished / "stages" / "make"
+    folder.mkdir(parents=True)
+    for i in range(3):
+        (folder / f"{i:04d}.json").write_text(json.dumps({"key": "k", "result": i, "seconds": 1.5}))
+    assert read_run(finished).document()["stages"] == [{"stage": "make", "calls": 3, "seconds": 4.5}]
+
+
+def test_a_folder_that_is_no_run_is_a_clear_error(tmp_path) -> None:
+    with pytest.raises(RunDirectoryError, match="is not a run directory"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.314, "0.31 s"),
+        (4.2, "4.2 s"),
+        (59.96, "60.0 s"),
+        (61, "1 min 1 s"),
+        (723, "12 min 3 s"),
+        (12_000, "3 h 20 min"),
+        (100_000, "1 d 3 h"),
+        (None, "-"),
+    ],
+)
+def test_durations_have_the_two_units_that_matter(seconds, text) -> None:
+    assert duration(seconds) == text
+
+
+def test_words_are_short() -> None:
+    assert number(0.123456789) == "0.12346"
+    assert share(0.816) == "82 %"
+    assert (
+        config_text({"lr": 0.00123456, "optimizer": "sgd", "on": True})
+        == "lr=0.0012346  optimizer=sgd  on=true"
+    )
+    assert shortened({"a": list(range(99))}, 20) == '{"a": [0, 1, 2, 3, …'
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(anything)
+def test_whatever_is_printed_is_valid_json(value) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    json.loads(json.dumps(plain_json(value), allow_nan=False), parse_constant=refuse)

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+import pytest
+
+from parsl_rasda.handoff import JobOrder
+from parsl_rasda.runners.allocations import Allocation, read_allocation, walltime_s
+from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.vocabulary import NodeName, NodeSlots, TrialId
+
+FOUND: dict[str, Any] = {
+    "nodes": ["n1", "n2"],
+    "gpus": 4,
+    "executable": "/site/python",
+    "rank_client": "/site/client.py",
+    "python": "3.11",
+    "versions": {"parsl_rasda": version("parsl_rasda")},
+    "deadline": None,
+}
+ORDER = JobOrder(
+    study="s",
+    trial=TrialId("t0"),
+    attempt=1,
+    config={},
+    directory="/run/t0",
+    seed=1,
+    metric="loss",
+    mode="min",
+    epoch=0,
+    until=2,
+    max_epochs=8,
+    schedule=((0, 1),),
+    world_size=1,
+    python="module:function",
+)
+
+
+def site(**fields: Any) -> ParslSiteSpec:
+    declared = {"name": "s", "provider": {"type": "SlurmProvider"}, "nodes": 2, "accelerator": "cuda"}
+    return ParslSiteSpec.model_validate(declared | fields)
+
+
+def read(spec: ParslSiteSpec, *, is_local: bool = False, **found: Any) -> Allocation | str:
+    return read_allocation(spec, FOUND | found, now=1000.0, is_local=is_local)
+
+
+def test_the_pilot_counts_the_gpus_where_the_site_file_does_not() -> None:
+    slots = (0, 1, 2, 3)
+    assert read(site()) == Allocation(
+        (NodeSlots(NodeName("n1"), slots), NodeSlots(NodeName("n2"), slots)),
+        None,
+        "/site/python",
+        "/site/client.py",
+    )
+
+
+def test_the_site_files_number_wins() -> None:
+    found = read(site(gpus_per_node=2, python="/mine"))
+    assert isinstance(found, Allocation)
+    assert (found.gpus_per_node, found.python) == (2, "/mine")
+
+
+def test_nodes_of_one_machine_get_names_of_their_own() -> None:
+    found = read(site(gpus_per_node=2), is_local=True, nodes=["laptop"])
+    assert isinstance(found, Allocation)
+    assert [node.node for node in found.nodes] == ["node0", "node1"]
+
+
+def test_a_pilot_without_gpus_is_refused_in_words() -> None:
+    assert read(site(), gpus=0) == "no cuda device was found on n1; set gpus_per_node or accelerator"
+
+
+def test_a_pilot_with_another_version_is_refused_in_words() -> None:
+    assert "parsl_rasda is 0.0.1 on the pilot" in str(read(site(), versions={"parsl_rasda": "0.0.1"}))
+
+
+def test_the_batch_systems_end_wins_over_the_walltime() -> None:
+    spec = site(provider={"type": "SlurmProvider", "walltime": "01:00:00"})
+    assert getattr(read(spec), "deadline", None) == 4600.0
+    assert getattr(read(spec, deadline=4000.0), "deadline", None) == 4000.0
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("00:30:00", 1800), ("1-02:00:00", 93600), ("10:00", 600), ("90", 90)]
+)
+def test_walltimes_are_read_as_parsl_writes_them(text: str, seconds: float) -> None:
+    assert walltime_s(text) == seconds
+
+
+PLAIN = ("/site/python", "-m", "parsl_rasda.runtime", "/run/t0/order.json")
+FORKED = ("/site/python", "-S", "-E", "-s", "/site/client.py", "/run/t0/order.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "warm_start", "program"),
+    [
+        ({}, True, FORKED),
+        ({}, False, PLAIN),
+        ({"accelerator": "none"}, True, PLAIN),
+        ({"python": None, "command": ("train",)}, True, PLAIN),
+    ],
+)
+def test_only_ranks_that_need_torch_are_forked(changes, warm_start, program) -> None:
+    allocation = read(site())
+    assert isinstance(allocation, Allocation)
+    assert allocation.rank_program(replace(ORDER, **changes), warm_start=warm_start) == program

@@ -1,0 +1,127 @@
+"""What the site's disk decides: who runs an attempt, who is too late, and when one is over."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parsl_rasda.handoff import JobOrder, read_report
+from parsl_rasda.runners import globus_site
+from parsl_rasda.vocabulary import Outcome, TrialId
+
+PYTHON = sys.executable
+
+
+def order_at(directory: Path, attempt: int = 1) -> JobOrder:
+    return JobOrder(
+        study="s",
+        trial=TrialId("0000"),
+        attempt=attempt,
+        config={},
+        directory=str(directory),
+        seed=1,
+        metric="loss",
+        mode="min",
+        epoch=0,
+        until=1,
+        max_epochs=1,
+        schedule=((0, 1),),
+        world_size=1,
+        accelerator="none",
+    )
+
+
+def run(directory: Path, script: str = "pass") -> dict[str, Any]:
+    order = order_at(directory).to_json()
+    launch = {"argv": [PYTHON, "-c", script], "environment": {}, "files": {}}
+    return globus_site.run(order, launch, f"mark/{directory}", f"run/{directory}", [], grace_s=0.2)
+
+
+def look(directory: Path, **fields: Any) -> dict[str, Any]:
+    asked = {"directory": str(directory), "job": "0000.1", "epoch": 0, "mark": f"mark/{directory}"}
+    (state,) = globus_site.look([{**asked, "stop": None, "abandon": None, **fields}], silence_s=1.0)
+    return state
+
+
+def test_a_task_that_is_delivered_twice_runs_once(tmp_path: Path) -> None:
+    script = f"open({str(tmp_path / 'count')!r}, 'a').write('x')"
+    run(tmp_path / "a", script)
+    run(tmp_path / "a", script)
+    assert (tmp_path / "count").read_text() == "x"
+
+
+def test_an_attempt_that_was_told_to_stop_never_begins(tmp_path: Path) -> None:
+    told = look(tmp_path / "a", stop="stopped")
+    assert told["report"]["outcome"] == Outcome.PREEMPTED
+    state = run(tmp_path / "a", f"open({str(tmp_path / 'began')!r}, 'w')")
+    assert state["report"]["outcome"] == Outcome.PREEMPTED
+    assert not (tmp_path / "began").exists()
+
+
+def test_an_attempt_that_nobody_claimed_is_lost_and_stays_so_when_its_task_comes_late(tmp_path: Path) -> None:
+    assert look(tmp_path / "a")["report"] is None, "it may still come"
+    state = look(tmp_path / "a", abandon="no worker took it")
+    assert state["report"]["outcome"] == Outcome.LOST
+    assert "no worker took it" in state["report"]["cause"]
+    late = run(tmp_path / "a", f"open({str(tmp_path / 'began')!r}, 'w')")
+    assert late["report"]["outcome"] == Outcome.LOST
+    assert not (tmp_path / "began").exists()
+
+
+def test_a_silent_attempt_is_over_and_what_wakes_up_later_changes_nothing(tmp_path: Path) -> None:
+    directory = tmp_path / "a"
+    directory.mkdir()
+    (directory / "claim").touch()
+    (directory / "heartbeat").write_text(str(time.time() - 5))
+    state = look(directory)
+    assert state["report"]["outcome"] == Outcome.LOST
+    assert "silent" in state["report"]["cause"]
+    assert (directory / "stop").exists(), "ranks that wake up leave at their next step"
+    globus_site._write(directory / "report.json", '{"outcome": "reached"}')
+    report = read_report(directory, order_at(directory).job)
+    assert report is not None
+    assert report.outcome is Outcome.LOST, "the first report stands"
+
+
+def test_an_attempt_that_lives_is_left_alone(tmp_path: Path) -> None:
+    directory = tmp_path / "a"
+    directory.mkdir()
+    (directory / "claim").touch()
+    (directory / "heartbeat").write_text(str(time.time()))
+    assert look(directory, abandon="its future failed")["report"] is None
+    assert not (directory / "stop").exists()
+
+
+def test_ranks_that_do_not_heed_the_stop_file_are_ended(tmp_path: Path) -> None:
+    script = (
+        "import signal, time; from pathlib import Path\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        f"Path({str(tmp_path / 'a' / 'stop')!r}).write_text('stopped')\n"
+        "time.sleep(60)"
+    )
+    began = time.monotonic()
+    state = run(tmp_path / "a", script)
+    assert time.monotonic() - began < 20
+    assert state["report"]["outcome"] == Outcome.PREEMPTED
+    assert "did not end in time" in state["report"]["cause"]
+
+
+def test_the_next_controller_stops_what_the_last_one_left(tmp_path: Path) -> None:
+    directory = tmp_path / "trials" / "0000" / "attempt-1"
+    directory.mkdir(parents=True)
+    (directory / "claim").touch()
+    (directory / "heartbeat").write_text(str(time.time() - 60))
+    found = globus_site.describe("none", str(tmp_path), "mark", [str(tmp_path / "trials/0001/attempt-1")])
+    assert (directory / "stop").exists()
+    assert (tmp_path / "trials/0001/attempt-1/stop").exists(), "also what it only sent"
+    assert found["nodes"]
+
+
+@pytest.mark.parametrize("call", ["describe", "run", "look", "stage"])
+def test_every_call_is_known(call: str) -> None:
+    with pytest.raises(TypeError):
+        globus_site.answer(call, {})

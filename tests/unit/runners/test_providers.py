@@ -1,0 +1,176 @@
+"""Whole job scripts, as Parsl hands them to each batch system for one of our pilots."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parsl_rasda.errors import InvalidFileError
+from parsl_rasda.runners.hosts import node_names
+from parsl_rasda.runners.htex import build_provider
+from parsl_rasda.study import load_site
+from parsl_rasda.study.sites import ParslSiteSpec
+
+ANSWERS = {
+    "qsub": 'echo "$@" > "$0.words"; if [ -n "$SGE" ]; then echo Your job 7 is in; else echo 7.server; fi',
+    "bsub": "echo 'Job <7> is submitted to queue <q>.'",
+    "sbatch": "echo Submitted batch job 7",
+    "sacct": "exit 1",
+}
+
+PBS = """\
+#!/bin/bash
+#PBS -S /bin/bash
+#PBS -N NAME
+#PBS -m n
+#PBS -l walltime=01:00:00
+#PBS -l select=2:ncpus=64:ngpus=4
+#PBS -o FOLDER/NAME.stdout
+#PBS -e FOLDER/NAME.stderr
+#PBS -l place=scatter
+module load conda
+echo ours
+export JOBNAME="NAME"
+pool --flag
+"""
+SLURM = """\
+#!/bin/bash
+#SBATCH --job-name=NAME
+#SBATCH --output=FOLDER/NAME.stdout
+#SBATCH --error=FOLDER/NAME.stderr
+#SBATCH --nodes=2
+#SBATCH --time=60
+#SBATCH --ntasks-per-node=1
+#SBATCH --hint=nomultithread
+#SBATCH --exclusive
+#SBATCH --partition=booster
+#SBATCH --account=project
+#SBATCH --gpus-per-node=4
+module load conda
+echo ours
+export JOBNAME="NAME"
+pool --flag
+"""
+LSF = """\
+#!/bin/bash
+#BSUB -W 60
+#BSUB -J NAME
+#BSUB -o FOLDER/NAME.stdout
+#BSUB -e FOLDER/NAME.stderr
+#BSUB -alloc_flags gpumps
+#BSUB -P project
+#BSUB -q batch
+#BSUB -nnodes 2
+module load conda
+echo ours
+export JOBNAME="NAME"
+pool --flag
+"""
+GRID_ENGINE = """\
+#!/bin/bash
+#$ -S /bin/bash
+#$ -o FOLDER/NAME.stdout
+#$ -e FOLDER/NAME.stderr
+#$ -cwd
+#$ -l h_rt=01:00:00
+#$ -pe mpi 2
+module load conda
+echo ours
+export JOBNAME="NAME"
+pool --flag
+"""
+SCRIPTS: dict[str, tuple[dict[str, Any], str]] = {
+    "PBSProProvider": (
+        {
+            "account": "project",
+            "queue": "prod",
+            "cpus_per_node": 64,
+            "select_options": "ngpus=4",
+            "scheduler_options": "#PBS -l place=scatter",
+        },
+        PBS,
+    ),
+    "SlurmProvider": (
+        {
+            "account": "project",
+            "partition": "booster",
+            "gpus_per_node": 4,
+            "scheduler_options": "#SBATCH --hint=nomultithread",
+        },
+        SLURM,
+    ),
+    "LSFProvider": (
+        {"project": "project", "queue": "batch", "scheduler_options": "#BSUB -alloc_flags gpumps"},
+        LSF,
+    ),
+    "GridEngineProvider": ({"scheduler_options": "#$ -pe mpi 2"}, GRID_ENGINE),
+}
+
+
+@pytest.fixture
+def batch_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put commands on the PATH that accept every job, and return the folder for job scripts."""
+    for name, answer in ANSWERS.items():
+        command = tmp_path / name
+        command.write_text(f"#!/bin/sh\n{answer}\n")
+        command.chmod(command.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    folder = tmp_path / "scripts"
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("kind", SCRIPTS)
+def test_the_job_script_of_a_pilot_is_what_the_batch_system_needs(
+    kind: str, batch_systems: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "GridEngineProvider":
+        monkeypatch.setenv("SGE", "1")
+    options, expected = SCRIPTS[kind]
+    site = ParslSiteSpec.model_validate(
+        {
+            "name": "site",
+            "nodes": 2,
+            "provider": {"type": kind, "walltime": "01:00:00", "worker_init": "module load conda", **options},
+        }
+    )
+    provider = build_provider(site, "echo ours")
+    provider.script_dir = str(batch_systems)
+    assert provider.submit("pool --flag", 1, "pilot")
+    (script,) = [path for path in batch_systems.iterdir() if not path.name.endswith(("stdout", "stderr"))]
+    text = script.read_text().replace(str(batch_systems), "FOLDER").replace(script.name, "NAME")
+    written = text.replace(script.name.removesuffix(".submit"), "NAME").splitlines()
+    assert [line for line in written if line] == expected.splitlines()
+    if kind == "PBSProProvider":
+        words = (batch_systems.parent / "qsub.words").read_text().split()
+        assert words == ["-q", "prod", "-A", "project", str(script)]
+    assert (provider.init_blocks, provider.min_blocks, provider.max_blocks) == (0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("provider", "said"),
+    [
+        ({"type": "KubernetesProvider", "image": "x"}, "a pod is one container"),
+        ({"type": "AWSProvider", "image_id": "x"}, "without a shared file system"),
+        ({"type": "CondorProvider", "nodes_per_block": 2}, "no list of several nodes"),
+    ],
+)
+def test_providers_that_cannot_hold_a_pilot_are_refused_by_their_line(
+    tmp_path: Path, provider: dict[str, Any], said: str
+) -> None:
+    lines = "".join(f"  {key}: {value}\n" for key, value in provider.items())
+    path = tmp_path / "site.yaml"
+    path.write_text(f"provider:\n{lines}accelerator: cuda\n")
+    with pytest.raises(InvalidFileError) as caught:
+        load_site(str(path))
+    assert said in str(caught.value)
+    assert "site.yaml:" in str(caught.value)
+
+
+def test_grid_engine_lists_a_node_a_line_with_its_slots(tmp_path: Path) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text("n2 4 all.q@n2 <NULL>\nn1 4 all.q@n1 <NULL>\n")
+    assert node_names({"PE_HOSTFILE": str(hosts)}) == ("n2", "n1")

@@ -1,0 +1,64 @@
+"""What decides which server serves a rank, and whether one may be started here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from parsl_rasda.runners import leftovers
+from parsl_rasda.runtime.forkserver import client
+
+HERE = {"PATH": "/bin", "OMP_NUM_THREADS": "1", client.RUN_VARIABLE: "r"}
+
+
+def test_client_and_runners_mean_the_same_marks() -> None:
+    assert client.RUN_VARIABLE == leftovers.RUN_VARIABLE
+    assert client.JOB_VARIABLE == leftovers.JOB_VARIABLE
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"OMP_NUM_THREADS": "2"}, {"LD_PRELOAD": "x.so"}, {"PYTHONPATH": "/mine"}, {client.RUN_VARIABLE: "s"}],
+)
+def test_what_libraries_read_when_they_load_needs_a_server_of_its_own(changed) -> None:
+    assert client.identity(HERE) != client.identity(HERE | changed)
+
+
+@pytest.mark.parametrize("changed", [{"PMI_RANK": "3"}, {"CUDA_VISIBLE_DEVICES": "1"}, {"PATH": "/usr/bin"}])
+def test_what_only_the_rank_reads_does_not(changed) -> None:
+    assert client.identity(HERE) == client.identity(HERE | changed)
+
+
+def test_another_interpreter_or_package_needs_another_server(tmp_path, monkeypatch) -> None:
+    before = client.identity(HERE)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    site = tmp_path / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+    site.mkdir(parents=True)
+    empty = client.identity(HERE)
+    (site / "torch-9.dist-info").mkdir()
+    installed = client.identity(HERE)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+    assert len({before, empty, installed, client.identity(HERE)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("groups", "passes"),
+    [
+        ("0::/system.slice/slurmstepd.scope/job_7/step_3/user/task_0\n", True),
+        ("0::/system.slice/slurmstepd.scope/job_7/step_batch/user/task_0\n", False),
+        ("4:memory:/slurm/uid_0/job_7/step_interactive\n", False),
+        ("0::/user.slice\n", False),
+    ],
+)
+def test_no_server_is_started_where_it_would_end_with_the_step(groups, passes) -> None:
+    assert client.is_passing(groups) is passes
+
+
+def test_a_client_loads_nothing_but_a_few_modules_of_the_standard_library() -> None:
+    code = f"import runpy, sys; runpy.run_path({client.__file__!r}); print(*sys.modules)"
+    done = subprocess.run(
+        (sys.executable, "-S", "-E", "-s", "-c", code), capture_output=True, text=True, check=True
+    )
+    assert not {"torch", "pathlib", "subprocess", "logging", "parsl_rasda"} & {*done.stdout.split()}

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from parsl_rasda.errors import InvalidSettingError
+from parsl_rasda.handoff import JobOrder
+from parsl_rasda.runtime.launch_context import launch_context
+from parsl_rasda.vocabulary import TrialId
+
+OMPI = {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
+PMI = {"PMI_RANK": "1", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1"}
+SLURM = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1"}
+SLOTS = ("n1:4", "n1:6", "n2:0", "n2:3")
+
+
+def order(**changes) -> JobOrder:
+    return JobOrder(
+        **{
+            "study": "s", "trial": TrialId("t"), "attempt": 1, "config": {}, "directory": "d", "seed": 0,
+            "metric": "m", "mode": "min", "epoch": 0, "until": 1, "max_epochs": 1, "schedule": ((0, 4),),
+            "world_size": 4, "slots": SLOTS, "accelerator": "cuda", **changes,
+        }
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("environ", "rank"), [(OMPI, 2), (PMI, 1), (SLURM, 3), ({**PMI, **SLURM}, 1)])
+def test_the_rank_is_read_from_the_launcher_and_not_from_slurm_around_it(environ, rank) -> None:
+    assert launch_context(order(), environ).rank == rank
+
+
+@pytest.mark.parametrize(
+    ("rank", "mask", "index"), [("0", "4,6", 0), ("1", "4,6", 1), ("2", "0,3", 0), ("3", "0,3", 1)]
+)
+def test_a_rank_sees_the_gpus_of_its_job_on_its_node(rank, mask, index) -> None:
+    context = launch_context(order(), {**PMI, "PMI_RANK": rank})
+    assert context.environment == {"CUDA_VISIBLE_DEVICES": mask}
+    assert context.device_index == index
+    assert not context.one_node
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "variable"), [("rocm", "ROCR_VISIBLE_DEVICES"), ("xpu", "ZE_AFFINITY_MASK")]
+)
+def test_each_accelerator_has_its_own_mask(accelerator, variable) -> None:
+    assert list(launch_context(order(accelerator=accelerator), PMI).environment) == [variable]
+
+
+def test_without_an_accelerator_nothing_is_masked() -> None:
+    assert launch_context(order(accelerator="cpu"), PMI).environment == {}
+
+
+def test_a_process_alone_stands_for_all_logical_slots() -> None:
+    context = launch_context(order(accelerator="none"), {})
+    assert (context.rank, context.size) == (0, 1)
+
+
+def test_a_launch_of_another_width_is_refused() -> None:
+    with pytest.raises(InvalidSettingError, match="found 1; allowed: 4"):
+        launch_context(order(), {})
+    with pytest.raises(InvalidSettingError, match="slots"):
+        launch_context(order(slots=("n1:0",)), PMI)
+
+
+def test_a_rank_says_where_it_really_is() -> None:
+    host = socket.gethostname()
+    here = order(world_size=2, slots=(f"{host}:0", "elsewhere:0"))
+    ranks = {"PMI_SIZE": "2", "MPI_LOCALRANKID": "0"}
+    assert launch_context(here, {**ranks, "PMI_RANK": "0"}).slot == f"{host}:0"
+    assert launch_context(here, {**ranks, "PMI_RANK": "1"}).slot == f"{host}:0", "ordered elsewhere, but here"
+    slurm = {**SLURM, "SLURM_PROCID": "2", "SLURMD_NODENAME": "n2"}
+    assert launch_context(order(), slurm).slot == "n2:0"

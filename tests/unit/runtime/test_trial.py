@@ -1,0 +1,361 @@
+"""A training function's view of its trial, on one rank and without a controller."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.data import Dataset, TensorDataset
+
+from parsl_rasda.errors import CheckpointError, InvalidSettingError, TrainingError
+from parsl_rasda.handoff import EpochReport
+from parsl_rasda.runtime import local_trial
+
+X = torch.randn(50, 3, generator=torch.Generator().manual_seed(1))
+Y = X @ torch.tensor([[1.0], [-2.0], [0.5]]) + 0.3
+
+
+def sgd(parameters, lr):
+    return torch.optim.SGD(parameters, lr, momentum=0.9)
+
+
+def loss_of(model, x, y):
+    return (model(x) - y).square().mean()
+
+
+def trained(
+    data=(X, Y), *, factory=sgd, dtype=torch.float32, make=lambda: nn.Linear(3, 1), lr=0.01, **options
+):
+    """Train a line through points; returns the model and the reports."""
+    trial = local_trial({"lr": lr}, **{"epochs": 2, "batch_size": 4, **options})
+    torch.manual_seed(0)
+    model, _ = trial.prepare(make().to(dtype), factory, lr=lr)
+    for _ in trial.epochs():
+        for x, y in trial.batches(data):
+            trial.step(loss_of(model, x.to(dtype), y.to(dtype)))
+        trial.report(
+            val_loss=trial.mean(
+                [loss_of(model, x.to(dtype), y.to(dtype)).detach() for x, y in trial.shard(data)]
+            )
+        )
+    return model, trial.history
+
+
+# ------------------------------------------------------------------------------------- correctness
+
+
+@pytest.mark.parametrize("reduce", ["exact", "ddp"])
+@pytest.mark.parametrize("factory", [sgd, torch.optim.AdamW])
+def test_replicas_train_like_one_large_batch_of_plain_torch(reduce, factory) -> None:
+    model, _ = trained(
+        factory=factory, dtype=torch.float64, replicas=4, reduce=reduce, lr_scaling="none", epochs=1
+    )
+    torch.manual_seed(0)
+    plain = nn.Linear(3, 1).double()
+    optimizer = factory(plain.parameters(), 0.01)
+    for x, y in _steps_of_epoch(replicas=4, batch_size=4):
+        optimizer.zero_grad()
+        loss_of(plain, x.double(), y.double()).backward()
+        optimizer.step()
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+def _steps_of_epoch(*, replicas, batch_size):
+    """Collect the samples of each step from a trial that does not learn."""
+    trial = local_trial({}, replicas=replicas, batch_size=batch_size)
+    model, _ = trial.prepare(nn.Linear(3, 1), sgd, lr=0.0)
+    steps, parts = [], []
+    for _ in trial.epochs():
+        for x, y in trial.batches((X, Y)):
+            parts.append((x, y))
+            trial.step(loss_of(model, x, y))
+            if len(parts) == replicas:
+                steps.append(tuple(torch.cat(part) for part in zip(*parts, strict=True)))
+                parts = []
+        trial.report(val_loss=0.0)
+    return steps
+
+
+@pytest.mark.parametrize("reduce", ["exact", "ddp"])
+def test_running_statistics_are_the_mean_over_the_replicas(reduce) -> None:
+    trial = local_trial({}, replicas=2, batch_size=4, reduce=reduce)
+    model, _ = trial.prepare(nn.BatchNorm1d(3), sgd, lr=0.0)
+    seen = []
+    for _ in trial.epochs():
+        for (x,) in trial.batches((X[:8],)):
+            seen.append(x)
+            trial.step(model(x).sum())
+        trial.report(val_loss=0.0)
+    expected = torch.stack([0.1 * x.mean(0) for x in seen]).mean(0)
+    torch.testing.assert_close(model.running_mean, expected)
+    assert int(model.num_batches_tracked) == 1
+
+
+def test_parameters_that_take_no_part_stay_as_they_are() -> None:
+    class Half(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(3, 1)
+            self.unused = nn.Parameter(torch.ones(2))
+
+    for reduce in ("exact", "ddp"):
+        model, _ = trained(
+            make=Half,
+            factory=lambda p, lr: torch.optim.AdamW(p, lr, weight_decay=0.5),
+            replicas=2,
+            reduce=reduce,
+        )
+        assert model.unused.tolist() == [1.0, 1.0]
+
+
+def test_gradients_are_clipped_once_a_step() -> None:
+    trial = local_trial({}, replicas=2, batch_size=4, lr_scaling="none")
+    model, _ = trial.prepare(nn.Linear(3, 1, bias=False), torch.optim.SGD, lr=1.0, clip_norm=0.125)
+    before = model.weight.detach().clone()
+    for _ in trial.epochs():
+        for x, y in trial.batches((X[:8], Y[:8])):
+            trial.step(loss_of(model, x, y) * 1000)
+        trial.report(val_loss=0.0)
+    assert (model.weight - before).norm().item() == pytest.approx(0.125, rel=1e-4)
+
+
+def test_the_rate_follows_replicas_warm_up_schedule_and_group_ratios() -> None:
+    trial = local_trial({}, epochs=2, replicas=2, batch_size=25, warmup_initial=1.0)
+    model = nn.Linear(3, 1)
+    rates = []
+
+    def factory(_parameters, lr):
+        groups = [{"params": [model.weight]}, {"params": [model.bias], "lr": lr / 10}]
+        return torch.optim.SGD(groups, lr)
+
+    _, optimizer = trial.prepare(model, factory, lr=0.5, schedule=lambda position: 1.0 - position / 4)
+    for _ in trial.epochs():
+        for x, y in trial.batches((X, Y)):
+            trial.step(loss_of(model, x, y))
+            rates.append([group["lr"] for group in optimizer.param_groups])
+        trial.report(val_loss=0.0)
+    full = 0.5 * (1 - 0.5 / 4) * 2 * 0.5  # the first step ends a warm-up of one epoch half-way
+    assert rates[0] == pytest.approx([full, full / 10])
+    assert rates[2] == pytest.approx([1.0 * (1 - 1.5 / 4), 0.1 * (1 - 1.5 / 4)])
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision_learns_too_and_returns_full_precision(precision) -> None:
+    model, history = trained(precision=precision, replicas=2, epochs=6)
+    assert history[-1].metrics["val_loss"] < history[0].metrics["val_loss"]
+    assert model(X).dtype is torch.float32
+
+
+# ----------------------------------------------------------------------------------------- resuming
+
+
+@pytest.mark.parametrize("factory", [sgd, torch.optim.AdamW, torch.optim.NAdam, torch.optim.Adagrad])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_resumed_trial_ends_with_the_same_bits(tmp_path, factory, precision) -> None:
+    whole, _ = trained(factory=factory, precision=precision, epochs=3, replicas=2)
+    trained(factory=factory, precision=precision, epochs=1, replicas=2, directory=tmp_path)
+    resumed, _ = _resumed(tmp_path / "epoch-000001", factory, precision)
+    for one, two in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def _resumed(checkpoint, factory, precision):
+    return trained(
+        factory=factory, precision=precision, epochs=3, replicas=2, resume_from=checkpoint,
+        directory=checkpoint.parent / "second",
+    )  # fmt: skip
+
+
+def test_another_optimizer_cannot_take_up_the_state(tmp_path) -> None:
+    trained(epochs=1, directory=tmp_path)
+    with pytest.raises(CheckpointError, match="it holds the state of SGD, not of AdamW"):
+        _resumed(tmp_path / "epoch-000001", torch.optim.AdamW, "fp32")
+
+
+def test_the_two_newest_checkpoints_are_kept(tmp_path) -> None:
+    trained(epochs=5, directory=tmp_path)
+    assert sorted(p.name for p in tmp_path.glob("epoch-*")) == ["epoch-000004", "epoch-000005"]
+
+
+def test_rungs_are_saved_however_rarely_the_study_asks(tmp_path) -> None:
+    _, history = trained(epochs=3, checkpoint_every=10, directory=tmp_path)
+    assert [bool(report.checkpoint) for report in history] == [False, False, True]
+
+
+# ------------------------------------------------------------------------------------------ reports
+
+
+def test_reports_are_on_disk_with_the_training_loss(tmp_path) -> None:
+    _, history = trained(directory=tmp_path)
+    lines = (tmp_path / "epochs.jsonl").read_text().splitlines()
+    assert [EpochReport.from_json(json.loads(line)) for line in lines] == list(history)
+    assert history[0].metrics.keys() == {"val_loss", "train_loss"}
+    assert [r.epoch for r in history] == [1, 2]
+
+
+def test_not_a_number_is_a_metric() -> None:
+    trial = local_trial({})
+    for _ in trial.epochs():
+        trial.report(val_loss=math.nan)
+    assert math.isnan(trial.history[0].metrics["val_loss"])
+
+
+# --------------------------------------------------------------------------------------------- mean
+
+values = st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=60)
+
+
+@given(values, st.randoms(use_true_random=False))
+def test_the_mean_is_exact_whatever_the_order_and_grouping(numbers, shuffler: random.Random) -> None:
+    trial = local_trial({})
+    exact = float(sum(map(Fraction, numbers), Fraction(0))) / len(numbers)
+    shuffled = list(numbers)
+    shuffler.shuffle(shuffled)
+    cut = shuffler.randrange(len(shuffled) + 1)
+    grouped = [torch.tensor(shuffled[:cut], dtype=torch.float64), np.array(shuffled[cut:])]
+    assert trial.mean(numbers) == exact
+    assert trial.mean(part for part in grouped) == exact
+
+
+def test_the_mean_of_what_diverged_is_not_a_number_or_infinite() -> None:
+    trial = local_trial({})
+    assert math.isnan(trial.mean(torch.tensor([1.0, math.nan])))
+    assert math.isnan(trial.mean(torch.tensor([math.inf, -math.inf])))
+    assert trial.mean(torch.tensor([math.inf, 1.0])) == math.inf
+
+
+@pytest.mark.parametrize("number", [0.5, torch.tensor(0.5), np.float64(0.5)])
+def test_the_mean_of_one_rank_is_refused(number) -> None:
+    with pytest.raises(TrainingError, match="the mean of this rank alone"):
+        local_trial({}).mean(number)
+
+
+# --------------------------------------------------------------------------------------------- data
+
+
+class Pairs(Dataset):
+    """Samples one by one, with randomness of their own."""
+
+    def __len__(self) -> int:
+        return len(X)
+
+    def __getitem__(self, index):
+        return X[index] + 0.1 * torch.rand(()), Y[index]
+
+
+class Shards:
+    """Samples many at once."""
+
+    def __len__(self) -> int:
+        return len(X)
+
+    def read(self, indices):
+        return X.numpy()[indices], Y.numpy()[indices]
+
+
+def weights(data, **options):
+    model, _ = trained(data, **options)
+    return [p.tolist() for p in model.parameters()]
+
+
+@pytest.mark.parametrize(
+    "data", [TensorDataset(X, Y), Shards(), [X.numpy(), Y.numpy()]], ids=["torch", "read", "numpy"]
+)
+def test_all_kinds_of_data_sets_give_the_same(data) -> None:
+    assert weights(data) == weights((X, Y))
+
+
+def test_processes_that_read_ahead_change_nothing() -> None:
+    def with_workers(workers):
+        trial = local_trial({}, replicas=2, batch_size=4)
+        trial.prepare(nn.Linear(3, 1), sgd, lr=0.1)
+        batches = []
+        for _ in trial.epochs():
+            for x, y in trial.batches(Pairs(), workers=workers):
+                batches.append(x)
+                trial.step(trial._engine.model(x).sum() * 0 + y.sum() * 0)
+            trial.report(val_loss=0.0)
+        return torch.cat(batches)
+
+    assert torch.equal(with_workers(0), with_workers(2))
+
+
+@pytest.mark.parametrize(("data", "found"), [(5, "int"), ((X, Y[:3]), "lengths"), (iter([]), "iterator")])
+def test_what_cannot_be_shared_by_replicas_is_refused(data, found) -> None:
+    with pytest.raises(TrainingError, match=found):
+        trained(data)
+
+
+# ------------------------------------------------------------------------------------------- misuse
+
+
+def prepared(**options):
+    trial = local_trial({}, batch_size=4, **options)
+    model, _ = trial.prepare(nn.Linear(3, 1), sgd, lr=0.1)
+    return trial, model
+
+
+def test_a_batch_without_a_step_is_an_error() -> None:
+    trial, _ = prepared()
+    next(trial.epochs())
+    with pytest.raises(TrainingError, match="left without an update"):
+        list(trial.batches((X, Y)))
+
+
+def test_a_step_without_a_batch_is_an_error() -> None:
+    trial, model = prepared()
+    with pytest.raises(TrainingError, match="without a batch"):
+        trial.step(loss_of(model, X, Y))
+
+
+def test_a_loss_per_sample_is_not_a_loss() -> None:
+    trial, model = prepared()
+    epochs = trial.epochs()
+    next(epochs)
+    x, y = next(trial.batches((X[:4], Y[:4])))
+    with pytest.raises(TrainingError, match=r"shape \(4, 1\)"):
+        trial.step((model(x) - y).square())
+
+
+def test_calls_at_the_wrong_time_say_so() -> None:
+    trial, _ = prepared()
+    with pytest.raises(TrainingError, match="outside an epoch"):
+        trial.report(val_loss=1.0)
+    with pytest.raises(TrainingError, match="outside an epoch"):
+        next(iter(trial.batches((X, Y))))
+    with pytest.raises(TrainingError, match="twice"):
+        trial.prepare(nn.Linear(3, 1), sgd, lr=0.1)
+    for call in (
+        lambda t: t.step(torch.zeros(())),
+        lambda t: next(t.shard((X, Y))),
+        lambda t: next(t.batches((X, Y))),
+    ):
+        with pytest.raises(TrainingError, match="needs a prepared model"):
+            call(local_trial({}))
+
+
+def test_synchronised_batch_norm_is_refused() -> None:
+    with pytest.raises(TrainingError, match="SyncBatchNorm couples replicas"):
+        local_trial({}).prepare(nn.SyncBatchNorm(3), sgd, lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "replicas"),
+    [("precision", "fp8", 1), ("reduce", "sum", 1), ("reduce", "exact", 3), ("lr_scaling", "x", 1)],
+)
+def test_settings_that_cannot_be_are_refused(option, value, replicas) -> None:
+    with pytest.raises(InvalidSettingError, match=option):
+        trained(replicas=replicas, **{option: value})
+
+
+def test_replicas_that_are_no_power_of_two_are_reduced_plainly() -> None:
+    _, history = trained(replicas=3, epochs=4)
+    assert history[-1].metrics["val_loss"] < history[0].metrics["val_loss"]

@@ -1,0 +1,62 @@
+"""A search that begins with what another one has found."""
+
+from __future__ import annotations
+
+import pytest
+
+from parsl_rasda.errors import InvalidSettingError
+from parsl_rasda.search import build_searcher
+from parsl_rasda.search.space import SearchSpace
+from parsl_rasda.search.warm import WarmStarted
+from parsl_rasda.vocabulary import TrialId
+
+SPACE = SearchSpace.from_mapping(
+    {
+        "lr": {"float": [1e-4, 1e-1], "log": True},
+        "optimizer": {"choice": ["sgd", "adamw"]},
+        "momentum": {"float": [0.0, 1.0], "when": {"optimizer": "sgd"}},
+    }
+)
+KNOWN = {"lr": 0.02, "optimizer": "sgd", "width": 8}
+
+
+def searcher(kind: str) -> WarmStarted:
+    return WarmStarted(build_searcher({"kind": kind}, SPACE, mode="min", seed=3), SPACE, [KNOWN])
+
+
+@pytest.mark.parametrize("kind", ["random", "sobol", "tpe"])
+def test_the_known_configuration_comes_first_completed_to_this_space(kind: str) -> None:
+    found = searcher(kind)
+    assert found.propose(TrialId("0000")) == {"lr": 0.02, "optimizer": "sgd", "momentum": 0.5}
+    assert found.propose(TrialId("0000")) == {"lr": 0.02, "optimizer": "sgd", "momentum": 0.5}
+    others = [found.propose(TrialId(f"{i:04d}")) for i in range(1, 6)]
+    assert all(config is not None and config["lr"] != 0.02 for config in others)
+
+
+@pytest.mark.parametrize("kind", ["random", "sobol", "tpe"])
+def test_a_restart_goes_on_as_if_there_had_been_none(kind: str) -> None:
+    whole, first, second = searcher(kind), searcher(kind), searcher(kind)
+    wanted = [whole.propose(TrialId(f"{i:04d}")) for i in range(6)]
+    for i in range(3):
+        trial = TrialId(f"{i:04d}")
+        config = first.propose(trial)
+        assert config is not None
+        second.restore(trial, config)
+    assert [second.propose(TrialId(f"{i:04d}")) for i in range(3, 6)] == wanted[3:]
+
+
+def test_a_value_out_of_range_is_not_taken() -> None:
+    warm = WarmStarted(
+        build_searcher({"kind": "random"}, SPACE, mode="min", seed=3),
+        SPACE,
+        [{"lr": 5.0, "optimizer": "adamw"}],
+    )
+    config = warm.propose(TrialId("0000"))
+    assert config is not None
+    assert 1e-4 <= config["lr"] <= 1e-1
+    assert config["optimizer"] == "adamw"
+
+
+def test_a_configuration_of_nothing_in_common_is_refused() -> None:
+    with pytest.raises(InvalidSettingError, match="lr, optimizer, momentum"):
+        WarmStarted(build_searcher({"kind": "random"}, SPACE, mode="min", seed=3), SPACE, [{"depth": 3}])

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parsl_rasda.errors import InvalidSettingError, PlacementImpossibleError
+from parsl_rasda.orchestration.history import rebuild
+from parsl_rasda.orchestration.rundir import RunDirectory
+from parsl_rasda.simulation.forecast import Forecast, forecast, forecast_study, virtual_site
+from parsl_rasda.simulation.measured import counted_gpus, measured_costs
+from parsl_rasda.simulation.rehearsal import VirtualSite
+from parsl_rasda.study import ParslSiteSpec, StudySpec
+from parsl_rasda.vocabulary import SiteName
+
+FOUR = {SiteName("here"): VirtualSite(nodes=2, gpus_per_node=2)}
+
+
+def plan(study: StudySpec, sites=FOUR, **more) -> Forecast:
+    stage, spec = next(iter(study.tune_stages.items()))
+    return forecast(stage, spec.tune, sites, seed=study.seed, **more)
+
+
+def policy(found: Forecast, name: str):
+    return next(p for p in found.policies if p.name == name)
+
+
+def test_three_policies_train_the_same_trials_side_by_side(rehearsals) -> None:
+    found = plan(rehearsals.study_of(num_samples=4, scheduler={"variant": "synchronous"}))
+    assert [p.name for p in found.policies] == ["RASDA elastic", "RASDA strict", "ASHA"]
+    assert [p.is_declared for p in found.policies] == [True, False, False]
+    assert [(r.epochs, r.replicas) for r in found.rungs] == [(1, 1), (2, 2), (4, 4), (8, 4)]
+    assert found.rungs[0].trials == 4
+    assert [r.trials for r in found.rungs] == sorted((r.trials for r in found.rungs), reverse=True)
+    assert policy(found, "ASHA").speedup == 1.0
+    assert policy(found, "RASDA elastic").speedup > 1.3
+    assert policy(found, "ASHA").restarts == 0
+
+
+def test_books_of_a_forecast_add_up(rehearsals) -> None:
+    found = plan(rehearsals.study_of())
+    for p in found.policies:
+        assert p.gpu_hours == pytest.approx(4 * p.makespan_s / 3600)
+        assert p.node_hours == pytest.approx(p.gpu_hours / 2)
+        assert 0 < p.gpu_busy_fraction <= 1
+        assert p.speedup == pytest.approx(policy(found, "ASHA").makespan_s / p.makespan_s)
+
+
+def test_a_study_that_asks_for_asha_is_told_what_rasda_would_gain(rehearsals) -> None:
+    found = plan(rehearsals.study_of(num_samples=4, scheduler={"kind": "asha", "variant": "synchronous"}))
+    assert policy(found, "ASHA").is_declared
+    assert any("`kind: rasda` would be" in sentence for sentence in found.advice)
+
+
+def test_a_long_queue_and_dear_restarts_are_named_when_rasda_will_not_pay(rehearsals) -> None:
+    one = {SiteName("here"): VirtualSite(nodes=1, gpus_per_node=2)}
+    dear = {"epoch_s": 10.0, "restart_s": 30.0, "efficiency": 0.9}
+    (sentence,) = plan(rehearsals.study_of(num_samples=32, estimates=dear), one).advice
+    assert "RASDA elastic will not pay here" in sentence
+    assert "32 trials queue for 2 places, 16.0 each" in sentence
+    assert "a restart takes 3.0 epochs" in sentence
+
+
+def test_replicas_that_never_grow_are_named(rehearsals) -> None:
+    (sentence,) = plan(rehearsals.study_of(num_samples=4, scheduler={"max_workers": 1})).advice
+    assert "replicas never grow" in sentence
+
+
+def test_a_strict_study_is_told_when_elastic_would_be_faster(rehearsals) -> None:
+    found = plan(rehearsals.study_of(num_samples=16, scheduler={"growth": "strict"}))
+    assert policy(found, "RASDA strict").is_declared
+    gain = policy(found, "RASDA strict").makespan_s / policy(found, "RASDA elastic").makespan_s
+    assert gain > 1.05
+    assert any(f"`growth: elastic` would be {gain:.2f} x" in sentence for sentence in found.advice)
+
+
+def test_guesses_are_called_guesses(rehearsals) -> None:
+    study = rehearsals.study_of()
+    tune = study.tune_stages["tune"].tune.model_dump(mode="json", exclude={"estimates"})
+    guessed = StudySpec.model_validate({"name": "guessed", "tune": tune})
+    assert any("guesses" in sentence for sentence in plan(guessed).advice)
+    assert not any("guesses" in sentence for sentence in plan(study).advice)
+
+
+def test_a_trial_that_can_never_fit_is_an_error_before_anything(rehearsals) -> None:
+    small = {SiteName("here"): VirtualSite(nodes=1, gpus_per_node=2)}
+    with pytest.raises(PlacementImpossibleError, match="needs 4 GPUs at once"):
+        plan(rehearsals.study_of(scheduler={"growth": "strict"}), small)
+    found = plan(rehearsals.study_of(), small)
+    assert policy(found, "RASDA strict").makespan_s is None
+    assert policy(found, "RASDA strict").needed_gpus == 4
+    with pytest.raises(PlacementImpossibleError, match="num_workers"):
+        plan(rehearsals.study_of(scheduler={"num_workers": 4}), small)
+
+
+def test_gpus_that_nobody_can_count_are_asked_for() -> None:
+    site = ParslSiteSpec.model_validate({"name": "far", "provider": {"type": "SlurmProvider"}})
+    with pytest.raises(InvalidSettingError, match=r"site far: gpus_per_node: found 'auto'"):
+        virtual_site(site, {})
+    assert virtual_site(site, {"far": 4}) == VirtualSite(1, 4, 1, interactive=True)
+
+
+def test_a_stage_is_planned_on_its_own_site(rehearsals) -> None:
+    study = rehearsals.study_of()
+    sites = [
+        ParslSiteSpec.model_validate({"name": n, "provider": {"type": "LocalProvider"}, "gpus_per_node": g})
+        for n, g in (("small", 2), ("large", 8))
+    ]
+    stage = study.tune_stages["tune"]
+    bound = study.model_copy(update={"stages": {"tune": stage.model_copy(update={"site": "small"})}})
+    assert [f.gpus for f in forecast_study(study, sites, counted={}, runs={})] == [10]
+    assert [f.gpus for f in forecast_study(bound, sites, counted={}, runs={})] == [2]
+    with pytest.raises(InvalidSettingError, match="one of the sites given: large"):
+        forecast_study(bound, sites[1:], counted={}, runs={})
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    trials=st.integers(1, 24),
+    gpus=st.sampled_from([1, 2, 4, 8]),
+    restart=st.floats(0, 30),
+    variant=st.sampled_from(["stopping", "promotion", "synchronous"]),
+    seed=st.integers(0, 5),
+)
+def test_no_forecast_beats_the_work_it_contains(trials, gpus, restart, variant, seed) -> None:
+    tune = {
+        "metric": "m",
+        "num_samples": trials,
+        "scheduler": {"max_t": 8, "variant": variant, "max_workers": 8},
+        "search_space": {"lr": {"float": [0.1, 1]}},
+        "training": {"python": "a:b"},
+        "estimates": {"epoch_s": 10.0, "restart_s": restart, "efficiency": 0.8, "spread": 0.0},
+    }
+    study = StudySpec.model_validate({"name": "s", "seed": seed, "tune": tune})
+    found = plan(study, {SiteName("here"): VirtualSite(nodes=1, gpus_per_node=gpus)})
+    assert found.rungs[0].trials == trials, "every trial is judged at least once"
+    for p in found.policies:
+        if p.makespan_s is None:
+            assert p.needed_gpus > gpus
+            continue
+        # No width does an epoch with less GPU time than one GPU does.
+        assert p.makespan_s >= p.epochs * 10.0 / gpus - 1e-6
+        assert p.makespan_s <= trials * 8 * (10.0 + restart) + restart + 1e-6
+
+
+# ------------------------------------------------------------------------------- measured in a run
+
+
+@pytest.mark.parametrize("variant", ["stopping", "promotion", "synchronous"])
+def test_a_plan_from_a_finished_run_predicts_that_run(rehearsals, tmp_path, variant) -> None:
+    study = rehearsals.study_of(num_samples=12, scheduler={"variant": variant})
+    rehearsals.into(tmp_path, study)
+    history = rebuild(RunDirectory(tmp_path), study.name, study.tune_stages["tune"].tune)
+    found = plan(study, measured=history)
+    assert found.is_measured
+    predicted = policy(found, "RASDA elastic")
+    assert predicted.makespan_s == pytest.approx(history.accounts.makespan_s(), rel=0.03)
+    assert [r.trials for r in found.rungs] == [r["reached"] for r in history.summary()["rungs"]]
+
+
+def test_a_larger_metric_can_be_the_better_one_in_the_measured_run(rehearsals, tmp_path) -> None:
+    upward = rehearsals.costs_of(metric=lambda trial, epoch: trial + 0.01 * epoch)
+    study = rehearsals.study_of(mode="max")
+    rehearsals.into(tmp_path, study, costs=upward)
+    history = rebuild(RunDirectory(tmp_path), study.name, study.tune_stages["tune"].tune)
+    found = plan(study, measured=history)
+    assert [r.trials for r in found.rungs] == [r["reached"] for r in history.summary()["rungs"]]
+
+
+def test_costs_of_a_run_are_read_back(rehearsals, tmp_path) -> None:
+    given_costs = rehearsals.costs_of()
+    study = rehearsals.study_of()
+    rehearsals.into(tmp_path, study, costs=given_costs)
+    history = rebuild(RunDirectory(tmp_path), study.name, study.tune_stages["tune"].tune)
+    costs = measured_costs(history, seed=0)
+    for trial in range(8):
+        assert costs.launch_s(trial) == pytest.approx(given_costs.launch_s(trial))
+        assert costs.epoch_s(trial, 1) == pytest.approx(given_costs.epoch_s(trial, 1))
+        assert costs.metric(trial, 1) == given_costs.metric(trial, 1)
+    for name in ("restart_s", "boundary_s", "leave_s", "queue_s"):
+        assert getattr(costs, name) == pytest.approx(getattr(given_costs, name)), name
+    assert counted_gpus([history]) == {"virtual": 2}
+
+
+def test_a_trial_beyond_the_run_behaves_as_one_of_it(rehearsals, tmp_path) -> None:
+    study = rehearsals.study_of()
+    rehearsals.into(tmp_path, study)
+    history = rebuild(RunDirectory(tmp_path), study.name, study.tune_stages["tune"].tune)
+    costs = measured_costs(history, seed=0)
+    assert costs.metric(99, 1) in {costs.metric(trial, 1) for trial in range(8)}
+    assert costs.epoch_s(99, 1) in {costs.epoch_s(trial, 1) for trial in range(8)}
+    assert costs.metric(99, 1) == measured_costs(history, seed=0).metric(99, 1)
+    known = max(history.machine.trials["0001"].history)
+    assert costs.metric(1, known + 50) == costs.metric(1, known)
+
+
+def test_a_run_without_an_epoch_leaves_the_estimates_in_force(rehearsals, tmp_path) -> None:
+    study = rehearsals.study_of()
+    rehearsals.into(tmp_path, study, torn_after=0.0)
+    history = rebuild(RunDirectory(tmp_path), study.name, study.tune_stages["tune"].tune)
+    assert not plan(study, measured=history).is_measured
+    assert math.isnan(measured_costs(replace(history, machine=history.machine), seed=0).metric(0, 1))

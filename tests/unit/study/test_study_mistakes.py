@@ -1,0 +1,324 @@
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from parsl_rasda.errors import InvalidFileError, Mistake
+from parsl_rasda.study import load_study
+
+# What is changed in a good study, and the words of the mistake, which must name the line where the
+# change ends, or the one given.
+MISTAKES: dict[str, tuple[str | int, ...]] = {
+    "unknown key": (
+        "max_t: 8",
+        "max_t: 8\n        reduction_factr: 3",
+        "reduction_factr: found an unknown key; allowed: kind,",
+        "(did you mean reduction_factor?)",
+    ),
+    "missing key": (
+        "      metric: val_loss\n",
+        "",
+        "tune.metric: found nothing; allowed: The name that training reports",
+    ),
+    "wrong word": (
+        "mode: min",
+        "mode: minn",
+        "tune.mode: found 'minn'; allowed: min, max (did you mean min?)",
+    ),
+    "no whole number": ("num_samples: 16", "num_samples: many", "found 'many'; allowed: a whole number"),
+    "true is no number": ("num_samples: 16", "num_samples: true", "found true; allowed: a whole number"),
+    "too small": ("num_samples: 16", "num_samples: 0", "found 0; allowed: greater than or equal to 1"),
+    "grace period": (
+        "grace_period: 1",
+        "grace_period: 9",
+        "grace_period: found 9, which is more than max_t; allowed: 1 to 8",
+    ),
+    "workers": (
+        "max_workers: 8",
+        "max_workers: 2\n        num_workers: 4",
+        "num_workers: found 4, which is more than max_workers",
+    ),
+    "workers that doubling misses": (
+        "max_workers: 8",
+        "max_workers: 6",
+        "max_workers: found 6, which num_workers does not reach by scaling_factor; allowed: 1, 2, 4, 8, ...",
+    ),
+    "unknown key that looks like a tag": (
+        "max_t: 8",
+        "max_t: 8\n        <odd>: 3",
+        "<odd>: found an unknown key; allowed: kind,",
+    ),
+    "warm start from nowhere": (
+        "searcher: {kind: tpe,",
+        "searcher: {kind: tpe, warm_start: prepare,",
+        "found 'prepare', which searches nothing",
+    ),
+    "merge of no mapping": ("name: cfd", "name: cfd\n<<: 3", "what is no mapping"),
+    "unknown scheduler": (
+        "kind: rasda",
+        "kind: rasdaa",
+        "scheduler.kind: found 'rasdaa'; allowed: rasda, asha (did you mean rasda?)",
+    ),
+    "unknown searcher": (
+        "kind: tpe",
+        "kind: tp",
+        "searcher.kind: found 'tp'; allowed: random, grid, sobol, tpe",
+        "(did you mean tpe?)",
+    ),
+    "metric": ("metric: val_loss", "metric: val loss", "found 'val loss'; allowed: letters"),
+    "needs nobody": (
+        "{fields: simulate}",
+        "{fields: simulat}",
+        "needs.fields: found 'simulat', no stage; allowed: a stage of this study: simulate, tune, evaluate "
+        "(did you mean simulate?)",
+    ),
+    "values of nobody": (
+        "{seed: [0, 1, 2]}",
+        "{seed: prepar}",
+        "for_each.seed: found 'prepar', no stage",
+        "(did you mean prepare?)",
+    ),
+    "no values": (
+        "{seed: [0, 1, 2]}",
+        "{seed: []}",
+        "for_each.seed: found []; allowed: a list of values, or the name of a stage",
+    ),
+    "argument twice": (
+        "{grid: 64, viscosity: 2e-3}",
+        "{grid: 64, seed: 1}",
+        6,
+        "for_each.seed: found an argument that `with` gives too",
+    ),
+    "our argument": (
+        "{grid: 64, viscosity: 2e-3}",
+        "{grid: 64, directory: x}",
+        "with.directory: found a name that is ours",
+    ),
+    "no variant": (
+        "python: steps:prepare",
+        "pyton: steps:prepare",
+        8,
+        "stages.prepare: found only pyton, needs; allowed: exactly one of python, command, tune "
+        "(did you mean python?)",
+    ),
+    "two variants": (
+        "python: steps:prepare",
+        "python: steps:prepare\n    command: ls",
+        8,
+        "stages.prepare: found python and command; allowed: exactly one of",
+    ),
+    "no target": (
+        "python: steps:prepare",
+        "python: steps.prepare",
+        "found 'steps.prepare'; allowed: package.module:function",
+    ),
+    "bounds": (
+        "{float: [1e-4, 1e-1], log: true}",
+        "{float: [1e-1, 1e-4]}",
+        "search_space.lr.float: found [0.1, 0.0001]; allowed: [low, high], low first",
+    ),
+    "logarithm": (
+        "{float: [1e-4, 1e-1], log: true}",
+        "{float: [0, 1], log: true}",
+        "lr.float: found [0, 1]; allowed: low > 0",
+    ),
+    "YAML 1.1's yes": ("log: true", "log: yes", "lr.log: found 'yes'; allowed: a boolean"),
+    "unknown parameter form": (
+        "{choice: [16, 32]}",
+        "{choices: [16, 32]}",
+        "search_space.batch: found only choices; allowed: exactly one of float, int, choice, constant "
+        "(did you mean choice?)",
+    ),
+    "choice twice": ("[sgd, adamw]", "[sgd, adamw, sgd]", "optimizer.choice.2: found 'sgd' a second time"),
+    "condition on nobody": (
+        "when: {optimizer: sgd}",
+        "when: {optimiser: sgd}",
+        "momentum.when.optimiser: found no such parameter",
+        "(did you mean optimizer?)",
+    ),
+    "condition on a later one": (
+        "log: true",
+        "when: {batch: 16}",
+        "lr.when.batch: found a later parameter; allowed: an earlier one: none",
+    ),
+    "impossible condition": (
+        "when: {optimizer: sgd}",
+        "when: {optimizer: adam}",
+        "momentum.when.optimizer: found 'adam'; allowed: a value of optimizer",
+    ),
+    "batch of nobody": (
+        "batch_size: batch",
+        "batch_size: bach",
+        "batch_size: found 'bach', no parameter",
+        "whole numbers: batch (did you mean batch?)",
+    ),
+    "batch of text": (
+        "batch_size: batch",
+        "batch_size: optimizer",
+        "batch_size: found 'optimizer', which is {choice",
+        "always gives whole numbers",
+    ),
+    "warm-up that may be missing": (
+        "{initial: 1}",
+        "{initial: momentum}",
+        "warmup.initial: found 'momentum', which is",
+    ),
+    "no training": (
+        "        python: steps:train\n",
+        "",
+        "tune.training: found neither; allowed: exactly one of python, command",
+    ),
+    "placeholder": (
+        "python: steps:train",
+        "command: train.py --lr {lr} --to {util}",
+        "training.command",
+        "found the placeholder {util}, which nothing fills in",
+        "(did you mean until?)",
+    ),
+    "duplicate key": (
+        "mode: min",
+        "mode: min\n      mode: max",
+        "tune.mode: found the key a second time (first in line 15)",
+    ),
+    "variable": ("name: cfd", "name: ${NOBODY_SET_THIS}", "name: found ${NOBODY_SET_THIS}, which is not set"),
+    "no such function": (
+        "steps:prepare",
+        "steps:prepar",
+        "found steps:prepar, but steps has no prepar",
+        "(did you mean prepare?)",
+    ),
+    "no such module": ("steps:prepare", "stepz:prepare", "found stepz, but there is no module stepz"),
+    "argument unknown": (
+        "{grid: 64, viscosity: 2e-3}",
+        "{grid: 64, viscositi: 2e-3}",
+        "with.viscositi: found an argument that steps:simulate does not take; allowed: seed, grid, viscosity "
+        "(did you mean viscosity?)",
+    ),
+    "argument missing": (
+        "steps:evaluate",
+        "steps:train",
+        "evaluate.python: found steps:train(trial), which needs trial; allowed: parameters "
+        "that needs, with or for_each give: best, data",
+    ),
+    "tab": ("  prepare:\n", "\tprepare:\n", "found broken YAML: a tab"),
+    "bracket": ("{initial: 1}", "{initial: [1}", "found broken YAML"),
+}
+
+
+def _line_of_change(text: str, old: str, new: str) -> set[int]:
+    """The line that the change ends in; for what was taken out, the lines that may miss it."""
+    start = text[: text.index(old)].count("\n") + 1
+    return {start + new.rstrip("\n").count("\n")} if new else set(range(start - 2, start + 2))
+
+
+def _mistakes(study: Path, *overrides: str) -> tuple[Mistake, ...]:
+    with pytest.raises(InvalidFileError) as error:
+        load_study(study, overrides, environment={})
+    return error.value.mistakes
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_names_its_line_what_was_found_and_what_is_allowed(folder: Path, name: str) -> None:
+    old, new, *expected = MISTAKES[name]
+    words = [w for w in expected if isinstance(w, str)]
+    study = folder / "study.yaml"
+    good = study.read_text()
+    assert good.count(old) == 1, "the change must be unambiguous"
+    study.write_text(good.replace(old, new))
+    (mistake,) = (m for m in _mistakes(study) if words[0] in str(m))
+    for word in words:
+        assert word in str(mistake)
+    assert mistake.file == str(study)
+    assert mistake.line in ([n for n in expected if isinstance(n, int)] or _line_of_change(good, old, new))
+
+
+def test_a_good_study_has_no_mistakes(folder: Path) -> None:
+    study = load_study(folder / "study.yaml", environment={})
+    assert list(study.stages) == ["simulate", "prepare", "tune", "evaluate"]
+
+
+def test_all_mistakes_of_a_file_come_at_once_in_the_order_of_its_lines(folder: Path) -> None:
+    study = folder / "study.yaml"
+    text = study.read_text()
+    changed = ["unknown key", "wrong word", "grace period", "needs nobody", "impossible condition"]
+    changed += ["batch of nobody", "choice twice", "variable", "no whole number", "bounds"]
+    for name in changed:
+        old, new, *_ = MISTAKES[name]
+        text = text.replace(old, new)
+    study.write_text(text.replace("steps:evaluate", "steps:evalute"))
+    mistakes = _mistakes(study)
+    for name in changed:
+        assert any(MISTAKES[name][2] in str(m) for m in mistakes), name
+    assert any("steps has no evalute" in str(m) for m in mistakes)
+    assert len(mistakes) == len(changed) + 1, "nothing is said twice"
+    assert [m.line for m in mistakes] == sorted(m.line for m in mistakes)
+
+
+def test_a_mistake_reads_as_one_sentence(folder: Path) -> None:
+    study = folder / "study.yaml"
+    study.write_text(study.read_text().replace("max_t: 8", "max_t: 8\n        reduction_factr: 3"))
+    (mistake,) = _mistakes(study)
+    assert str(mistake) == (
+        f"{study}:21: stages.tune.tune.scheduler.reduction_factr: found an unknown key; allowed: kind, "
+        "variant, grace_period, max_t, reduction_factor, scaling_factor, num_workers, max_workers, growth "
+        "(did you mean reduction_factor?)"
+    )
+
+
+def test_a_circle_of_stages_is_named(folder: Path) -> None:
+    study = folder / "study.yaml"
+    study.write_text(
+        """\
+name: circle
+stages:
+  first: {command: "echo {x}", needs: {x: third}}
+  second: {command: "echo {x}", needs: {x: first}}
+  third: {command: "echo {x}", for_each: {x: second}}
+  apart: {command: echo}
+"""
+    )
+    (mistake,) = _mistakes(study)
+    needed = mistake.found.removeprefix("a circle: ").split(" needs ")
+    assert needed[0] == needed[-1]
+    assert sorted(needed[1:]) == ["first", "second", "third"]
+    before = {"first": "third", "second": "first", "third": "second"}
+    assert all(before[a] == b for a, b in itertools.pairwise(needed))
+
+
+def test_a_stage_that_needs_itself_is_a_circle(folder: Path) -> None:
+    study = folder / "study.yaml"
+    study.write_text('name: a\nstages:\n  own: {command: "echo {x}", needs: {x: own}}\n')
+    assert "a circle: own needs own" in [m.found for m in _mistakes(study)]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "no such file"),
+        (b"", "an empty file"),
+        (b"# only a comment\n", "an empty file"),
+        (b"- a\n- b\n", "found ['a', 'b']; allowed: a YAML mapping"),
+        (b"just words", "found 'just words'; allowed: a YAML mapping"),
+        (b"\x89HDF\r\n\x1a\n\xff\xfe", "bytes that are no text"),
+        (b"name: \x00\x01", "bytes that are no YAML"),
+        (b"a: 1\n---\nb: 2\n", "broken YAML"),
+        (b"name: !!python/object:os.system x\n", "with the tag"),
+        (b"name: &a [*a]\n", "an alias of something it is part of"),
+        (b"1: x\n", "the key 1, which is no text"),
+    ],
+)
+def test_a_file_that_is_no_study_gives_one_clear_error(
+    tmp_path: Path, content: bytes | None, words: str
+) -> None:
+    study = tmp_path / "study.yaml"
+    if content is not None:
+        study.write_bytes(content)
+    mistakes = _mistakes(study)
+    assert words in str(mistakes[0])
+    assert str(study) in str(mistakes[0])
+
+
+def test_a_folder_is_no_study(tmp_path: Path) -> None:
+    assert "an unreadable file" in str(_mistakes(tmp_path)[0])

@@ -1,0 +1,1 @@
+"""Workflows shipped with parsl_rasda, one folder each."""

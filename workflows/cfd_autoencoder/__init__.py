@@ -1,0 +1,1 @@
+"""Compression of flows by a convolutional autoencoder: simulate, prepare, tune by RASDA, compare with PCA."""

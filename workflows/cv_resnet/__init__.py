@@ -1,0 +1,1 @@
+"""Image classification by residual networks: prepare, tune by RASDA, evaluate on a test half."""

@@ -1,0 +1,1 @@
+"""Somebody's DistributedDataParallel script, tuned as it is."""
