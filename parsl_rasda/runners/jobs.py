@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from parsl_rasda.handoff import EpochReport, HandoffError, JobOrder, JobReport, read_epochs
@@ -190,14 +190,23 @@ class JobDesk:
     def _mop_up(self, job: Job, cause: str) -> None:
         """A job's worker is gone: its launch gets a signal when that happens, but must be *seen* to end."""
         mop = self.pilots.submit(job.lane, app.end_job, job.mark, _MOP_UP_GRACE_S)
-        mop.add_done_callback(lambda _: self.do(lambda: self.conclude(job, Outcome.LOST, cause)))
+        mop.add_done_callback(lambda _: self.do(lambda: self._conclude_lost(job, cause)))
+
+    def _conclude_lost(self, job: Job, cause: str) -> None:
+        """End a job whose worker died; ranks that saw only their channel close say they were preempted."""
+        report = evidence.conclude(Path(job.order.directory), job.order, Outcome.LOST, cause)
+        if report.outcome is Outcome.PREEMPTED and not job.is_leaving:
+            report = replace(report, outcome=Outcome.LOST, cause=cause)
+        self._finish(job, self._with_epochs(job, report))
 
     def conclude(self, job: Job, outcome: Outcome, cause: str) -> None:
         """End a job by what it has left on disk, as far as this machine sees it."""
-        directory = Path(job.order.directory)
-        report = evidence.conclude(directory, job.order, outcome, cause)
-        epochs = read_epochs(directory, job.id)
-        self._finish(job, {"report": report.to_json(), "epochs": [e.to_json() for e in epochs]})
+        report = evidence.conclude(Path(job.order.directory), job.order, outcome, cause)
+        self._finish(job, self._with_epochs(job, report))
+
+    def _with_epochs(self, job: Job, report: JobReport) -> Message:
+        epochs = read_epochs(Path(job.order.directory), job.id)
+        return {"report": report.to_json(), "epochs": [e.to_json() for e in epochs]}
 
     def _finish(self, job: Job, result: Message) -> None:
         if self.jobs.pop(job.id, None) is None:
