@@ -75,7 +75,7 @@ def carry_through(directory: Path, start: Callable[[View], Ended], *, as_json: b
     else:
         _print(directory, ended)
     if ended.state is StudyState.FAILED:
-        say(f"No trial succeeded: {MEND}")
+        say(f"No trial succeeded: {MEND}{_where_ranks_wrote(directory)}")
     elif ended.state is not StudyState.DONE:
         _say_how_to_go_on(directory)
     raise typer.Exit(EXIT_CODES[ended.state])
@@ -94,6 +94,11 @@ def _beside(ended: Ended) -> Mapping[str, Any]:
     """Return what stages other than the search returned: its result is the best trial, told already."""
     best = ended.summary.get("best")
     return {name: value for name, value in ended.stages.items() if value != best}
+
+
+def _where_ranks_wrote(directory: Path) -> str:
+    first = min(directory.rglob("attempt-1/log.txt"), default=None)
+    return f". What the ranks of the first trial wrote: {first}" if first else ""
 
 
 def _say_how_to_go_on(directory: Path) -> None:

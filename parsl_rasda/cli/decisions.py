@@ -115,7 +115,7 @@ def _event(event: Event) -> Iterator[Told]:
             yield Told(event.at, "joined", facts)
         case PilotEnded():
             yield Told(event.at, "left", {"pilot": event.pilot, "cause": event.cause})
-        case JobEnded(outcome=Outcome.LOST | Outcome.FAILED | Outcome.PREEMPTED):
+        case JobEnded(outcome=Outcome.LOST | Outcome.PREEMPTED):  # a failure is told of its trial
             facts = {"trial": event.job.trial, "attempt": event.job.attempt, "cause": event.cause}
             yield Told(event.at, event.outcome.value, facts)
         case SearchExhausted():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from rich.console import Console, Group, RenderableType
@@ -29,6 +29,7 @@ STATE_STYLES = {
     "failed": "bold red",
     "no_site": "bold red",
 }
+_NAMED = 4  # trials and jobs that are named with a cause they share
 _LISTED = 8  # failures and faults that a summary lists; the trial table has them all
 _WIDE = 200  # columns of a text file
 _ENDINGS = {
@@ -177,13 +178,27 @@ def _counts(trials: Mapping[str, int]) -> Text:
 
 
 def _troubles(summary: Summary) -> Iterator[tuple[str, str]]:
-    failed = [(t["trial"], t["reason"]) for t in summary["trial_list"] if t["state"] == TrialState.FAILED]
-    yield from _listed("failed", [f"trial {trial}: {shortened(reason, 200)}" for trial, reason in failed])
+    failed = _by_cause(
+        (t["reason"], t["trial"]) for t in summary["trial_list"] if t["state"] == TrialState.FAILED
+    )
+    yield from _listed("failed", [f"trial {who}: {shortened(reason, 200)}" for reason, who in failed.items()])
     faults = summary["faults"]
-    told = [f"{f['what']}: {shortened(f['cause'], 200)}" for f in faults["list"]]
-    yield from _listed("faults", told)
+    told = _by_cause((f["cause"], f["what"]) for f in faults["list"] if f["cause"] not in failed)
+    yield from _listed("faults", [f"{what}: {shortened(cause, 200)}" for cause, what in told.items()])
     if faults["preemptions"]:
         yield "preempted", f"{faults['preemptions']} attempts, taken up again at no cost in retries"
+
+
+def _by_cause(found: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return cause -> what met it, for people: a mistake that all trials share is told once."""
+    met: dict[str, list[str]] = {}
+    for cause, what in found:
+        met.setdefault(cause, []).append(what)
+    more = {cause: len(whats) - _NAMED for cause, whats in met.items()}
+    return {
+        cause: ", ".join(whats[:_NAMED]) + (f" and {more[cause]} more" if more[cause] > 0 else "")
+        for cause, whats in met.items()
+    }
 
 
 def _listed(name: str, lines: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -22,6 +22,7 @@ from parsl_rasda.study.pipelines import SHORT_KEYS, SHORT_STAGE, StudySpec, is_s
 from parsl_rasda.study.sites import AnySite, SiteSpec
 from parsl_rasda.study.spec import Loc, Problem, listing, mapping_at, problems_in, shown, suggestion
 from parsl_rasda.study.targets import TargetError, signature_of, target_problems
+from parsl_rasda.study.tuning import TuneSpec
 
 _Spec = TypeVar("_Spec")
 _SITE: TypeAdapter[SiteSpec] = TypeAdapter(AnySite)
@@ -163,6 +164,8 @@ def _override(document: Document, override: str, environment: Environment) -> No
 def _meant(data: object, parts: tuple[str, ...]) -> Loc:
     """Return the full key: ``tune``, ``with`` or ``site`` at the front means the only `tune` stage."""
     if parts[0] not in SHORT_KEYS:
+        if parts[0] in set(TuneSpec.keys()).difference(StudySpec.keys()):
+            raise NoSuchPlaceError(f"a key that a study has further down (did you mean tune.{parts[0]}?)")
         return parts
     names = [n for n, s in mapping_at(data, "stages").items() if isinstance(s, Mapping) and "tune" in s]
     if len(names) != 1:

@@ -120,8 +120,14 @@ class StudySpec(Spec):
     name: Label = Field(description="Name of the study.")
     seed: Natural = Field(0, description="Seed of the searcher, of the training and of every stage.")
     stages: Mapping[Identifier, _AnyStage] = Field(
-        min_length=1, description="Stage name -> a mapping with one of python, command, tune."
+        min_length=1,
+        description="stages (name -> a mapping with one of python, command, tune), or a single `tune`",
     )
+
+    @classmethod
+    def words(cls) -> tuple[str, ...]:
+        """Return the keys of both forms."""
+        return (*cls.keys(), *SHORT_KEYS)
 
     @classmethod
     def normalised(cls, data: Any) -> Any:

@@ -83,6 +83,11 @@ class Spec(BaseModel):
         """Return the keys that a file may use, in the order of the manual."""
         return tuple(f.alias or name for name, f in cls.model_fields.items())
 
+    @classmethod
+    def words(cls) -> tuple[str, ...]:
+        """Return what an unknown key may have been meant to be."""
+        return cls.keys()
+
 
 def problems_in(error: ValidationError) -> Iterator[Problem]:
     """Yield what a spec's validation found."""
@@ -169,7 +174,7 @@ def _in_our_words(cls: type[Spec], error: ErrorDetails) -> InitErrorDetails:
     if kind == "mistake":
         found, allowed = context["found"], context["allowed"]
     elif kind == "extra_forbidden":
-        found, allowed = "an unknown key", listing(cls.keys()) + suggestion(loc[-1], cls.keys())
+        found, allowed = "an unknown key", listing(cls.keys()) + suggestion(loc[-1], cls.words())
     elif kind == "missing":
         found, allowed = "nothing", _description(cls, loc) or "a value"
     else:
@@ -188,6 +193,9 @@ def _expectation(error: ErrorDetails) -> str:
         return "a mapping (key: value)"
     if kind in {"tuple_type", "list_type"}:
         return "a list"
+    if kind == "too_short":
+        least = context["min_length"]
+        return "at least one entry" if least == 1 else f"at least {least} entries"
     text = error["msg"].removeprefix("Input should be ")
     if kind in {"literal_error", "enum"}:
         options = re.findall(r"'([^']*)'", str(context["expected"]))

@@ -105,11 +105,34 @@ def _signature_in(found: ast.AST | None, function: str) -> Signature | None:
         case ast.AsyncFunctionDef():
             raise TargetError(f"{function}, which is an async function", "a plain function")
         case ast.FunctionDef(decorator_list=[]):
+            if any(isinstance(node, ast.Yield | ast.YieldFrom) for node in _own_nodes(found)):
+                raise TargetError(f"{function}, which is a generator", "a function that returns its result")
             return _signature(found.args, skip=0)
+        case ast.Assign(value=value) | ast.AnnAssign(value=value) if _is_literal(value):
+            raise TargetError(f"{function}, which is a constant", "a function")
         case ast.ClassDef(decorator_list=[]):
             return _constructor(found)
         case _:
             return None
+
+
+def _own_nodes(function: ast.FunctionDef) -> Iterator[ast.AST]:
+    """Yield the nodes of a function, but not those of functions and classes inside it."""
+    nodes: list[ast.AST] = list(function.body)
+    while nodes:
+        node = nodes.pop()
+        yield node
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            nodes.extend(ast.iter_child_nodes(node))
+
+
+def _is_literal(value: object) -> bool:
+    """Return whether a value can be called in no way; None often stands in for a missing import."""
+    match value:
+        case ast.Constant(value=constant):
+            return constant is not None
+        case _:
+            return isinstance(value, ast.List | ast.Dict | ast.Tuple | ast.Set | ast.JoinedStr)
 
 
 def _is_target(value: object) -> TypeGuard[str]:

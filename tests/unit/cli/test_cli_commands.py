@@ -186,6 +186,10 @@ def test_status_of_a_failed_study_says_to_mend_it(rehearsals, tmp_path, capsys) 
     out = capsys.readouterr().out
     assert MEND in out
     assert "resume" not in out
+    shared = "failed    trial 0000, 0001, 0002, 0003 and 4 more: val_loss is nan after epoch 1"
+    assert out.count("val_loss is nan after epoch 1") == 1 + 8, "once above, and once in each row of the table"
+    assert shared in out
+    assert "faults" not in out, "what a failed trial says already"
 
 
 def test_status_as_json_is_valid_json(finished, capsys) -> None:

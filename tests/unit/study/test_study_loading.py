@@ -140,6 +140,7 @@ def test_overrides_reach_a_single_tune(short: Path) -> None:
             "--set tune.num_samples=few: tune.num_samples: found 'few'; allowed: a whole number",
         ),
         ("tune.num_sample=4", "tune.num_sample: found an unknown key"),
+        ("num_samples=4", "found a key that a study has further down (did you mean tune.num_samples?)"),
         ("tune.scheduler.max_t", "found no key=value; allowed: key=value, for example tune.num_samples=64"),
         ("name.first=x", "found name is 'cfd', which has no parts"),
         ("stages.simulate.for_each.seed.7=1", "seed is a list of 3"),

@@ -17,6 +17,8 @@ MISTAKES: dict[str, tuple[str | int, ...]] = {
         "reduction_factr: found an unknown key; allowed: kind,",
         "(did you mean reduction_factor?)",
     ),
+    "unknown key at the top": ("seed: 7", "sead: 7", "sead: found an unknown key", "(did you mean seed?)"),
+    "no choice": ("[sgd, adamw]", "[]", "optimizer.choice: found []; allowed: at least one entry"),
     "missing key": (
         "      metric: val_loss\n",
         "",

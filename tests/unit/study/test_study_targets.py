@@ -25,6 +25,9 @@ def code(tmp_path: Path) -> Path:
         "@decorated\ndef wrapped(x): ...\n"
         "async def later(x): ...\n"
         "made = make()\n"
+        "limit: int = 3\n"
+        "def stream(x):\n    yield x\n"
+        "def holds(x):\n    def inner(y):\n        yield y\n    return list(inner(x))\n"
         "class Step:\n    def __init__(self, a, b=1): ...\n"
         "try:\n    def guarded(x): ...\nexcept ImportError:\n    guarded = None\n"
     )
@@ -46,6 +49,7 @@ def code(tmp_path: Path) -> Path:
         ("code_for_targets.steps:wrapped", None),
         ("code_for_targets.steps:made", None),
         ("code_for_targets.steps:guarded", None),
+        ("code_for_targets.steps:holds", Signature(("x",), ("x",), positional=1)),
         ("code_for_targets.open:anything", None),
         ("math:sqrt", None),
         ("sys:exit", None),
@@ -70,6 +74,8 @@ def test_a_signature_is_told_from_the_source(code: Path, target: str, signature:
         ("code_for_targets.steps.simulate:x", "code_for_targets.steps is no package"),
         ("code_for_targets.broken:f", "broken.py:1: "),
         ("code_for_targets.steps:later", "async function"),
+        ("code_for_targets.steps:stream", "which is a generator; allowed: a function that returns"),
+        ("code_for_targets.steps:limit", "which is a constant; allowed: a function"),
         ("code_for_targets.deep:lost", "code_for_targets.deep has no nowhere"),
     ],
 )
