@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -17,28 +19,31 @@ from parsl.config import Config
 from parsl.data_provider.files import File
 from parsl.executors import ThreadPoolExecutor
 
+import parsl_rasda
 from parsl_rasda import Slots, Study, tune
 from parsl_rasda.errors import InvalidSettingError, StageFailedError
 
 PROGRAM = Path(__file__).parent / "embedded_program.py"
 REPOSITORY = Path(__file__).parents[2]
+README = REPOSITORY / "README.md"
 SLOTS = Slots("gpu", gpus_per_node=2, accelerator="none", mpi_launcher="process")
 
 pytestmark = pytest.mark.parsl
 
 
-def study(name: str, *, fault: str = "none", trials: int = 2) -> Study:
-    return Study.from_mapping(
-        {
-            "metric": "val_loss",
-            "num_samples": trials,
-            "max_retries": 0,
-            "scheduler": {"max_t": 2, "max_workers": 2},
-            "search_space": {"lr": {"float": [1e-4, 1e-1], "log": True}, "fault": fault},
-            "training": {"python": "workflows.emulated.train:train"},
-        },
-        name=name,
-    )
+SETTINGS: dict[str, Any] = {
+    "metric": "val_loss",
+    "num_samples": 2,
+    "max_retries": 0,
+    "scheduler": {"max_t": 2, "max_workers": 2},
+    "search_space": {"lr": {"float": [1e-4, 1e-1], "log": True}},
+    "training": {"python": "workflows.emulated.train:train"},
+}
+
+
+def study(name: str, *, fault: str = "none") -> Study:
+    space = {**SETTINGS["search_space"], "fault": fault}
+    return Study.from_mapping({**SETTINGS, "search_space": space}, name=name)
 
 
 @pytest.fixture
@@ -70,6 +75,28 @@ def test_a_program_of_forty_lines_gets_its_best_trial(tmp_path: Path, kind: str)
     )
     assert done.returncode == 0, done.stderr
     assert "reached epoch 4" in done.stdout
+
+
+def test_the_program_of_the_readme(loaded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (loaded / "study.yaml").write_text(json.dumps({"name": "readme", "tune": SETTINGS}))
+
+    @parsl.python_app(executors=["cpu"])
+    def prepare() -> dict[str, float]:
+        return {"epoch_s": 0.01}
+
+    @parsl.python_app(executors=["cpu"])
+    def evaluate(best: dict[str, Any]) -> int:
+        return int(best["epoch"])
+
+    def without_gpus(executor: str, nodes: int, gpus_per_node: int) -> Slots:
+        assert (executor, nodes) == ("gpu", 4)
+        return Slots(executor, gpus_per_node=gpus_per_node, accelerator="none", mpi_launcher="process")
+
+    monkeypatch.setattr(parsl_rasda, "Slots", without_gpus)
+    (_, program) = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
+    names: dict[str, Any] = {"prepared": prepare(), "evaluate": evaluate}
+    exec(program, names)
+    assert names["final"].result(timeout=60) == 2
 
 
 def test_two_searches_at_once_in_one_executor_and_no_thread_of_parsl_waits(loaded: Path) -> None:
