@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -19,11 +19,13 @@ from parsl_rasda.data.order import BlockOrder
 from parsl_rasda.errors import DataError, InvalidSettingError
 
 Array: TypeAlias = NDArray[Any]  # of any element type
+Block: TypeAlias = list[Array]  # neighbouring samples, one array for each part of them
 Places: TypeAlias = tuple[list[int], list[int]]  # of samples: their blocks, and where in there
 Batch: TypeAlias = Any  # a tensor for each array of a sample: a tuple of them, or one by itself
 
 WINDOW: Final = 8  # blocks
 BATCHES_AHEAD: Final = 4
+LOADED_AHEAD: Final = 2  # batches whose blocks have been read
 READS_ANNOUNCED: Final = 8
 BLOCKS_TOLD: Final = 4096
 
@@ -95,8 +97,9 @@ class Shards:
         load = lru_cache(streams * (self._window + 2))(self._read_block)
         places = self._announced(map(self._locate, reads))
         # In the order's own order, in which a block is not needed again soon after it was not needed.
-        batches = (self._batch(*place, range(len(place[0])), load) for place in places)
-        return read_ahead(batches, BATCHES_AHEAD)
+        # One thread reads, another copies: a format that is slow to read does not wait for copies.
+        loaded = read_ahead((([load(b) for b in blocks], inside) for blocks, inside in places), LOADED_AHEAD)
+        return read_ahead((self._batch(*each) for each in loaded), BATCHES_AHEAD)
 
     def read(self, indices: Sequence[int]) -> Batch:
         """Return any samples as one batch, each block of them read once.
@@ -105,8 +108,11 @@ class Shards:
             DataError: If a file cannot be read.
         """
         blocks, inside = self._locate(indices)
-        turns = sorted(range(len(blocks)), key=blocks.__getitem__)
-        return self._batch(blocks, inside, turns, lru_cache(1)(self._read_block))
+        batch = self._empty(len(blocks))
+        load = lru_cache(1)(self._read_block)
+        for at in sorted(range(len(blocks)), key=blocks.__getitem__):
+            _copy(load(blocks[at]), inside[at], batch, at)
+        return self._tensors(batch)
 
     def blocks(self) -> Iterator[Batch]:
         """Yield all samples in numerical order, a block at a time."""
@@ -122,21 +128,20 @@ class Shards:
         blocks, inside = self._layout.locate(samples)
         return blocks.tolist(), inside.tolist()
 
-    def _batch(
-        self,
-        blocks: list[int],
-        inside: list[int],
-        turns: Iterable[int],
-        load: Callable[[int], list[Array]],
-    ) -> Batch:
-        import torch
+    def _batch(self, blocks: list[Block], inside: list[int]) -> Batch:
+        batch = self._empty(len(blocks))
+        for at, (block, row) in enumerate(zip(blocks, inside, strict=True)):
+            _copy(block, row, batch, at)
+        return self._tensors(batch)
 
+    def _empty(self, samples: int) -> Block:
         kinds = self._index.arrays.values()
         native = [np.dtype(kind.dtype).newbyteorder("=") for kind in kinds]  # torch knows no other
-        batch = [np.empty((len(blocks), *k.shape), d) for k, d in zip(kinds, native, strict=True)]
-        for at in turns:
-            for values, block in zip(batch, load(blocks[at]), strict=True):
-                values[at] = block[inside[at]]
+        return [np.empty((samples, *k.shape), d) for k, d in zip(kinds, native, strict=True)]
+
+    def _tensors(self, batch: Block) -> Batch:
+        import torch
+
         tensors = tuple(torch.from_numpy(values) for values in batch)
         return tensors[0] if self._single else tensors
 
@@ -167,7 +172,7 @@ class Shards:
         row = self._rows[number]
         return row, row.start + begin, row.start + end
 
-    def _read_block(self, number: int) -> list[Array]:
+    def _read_block(self, number: int) -> Block:
         row, begin, end = self._slice_of(number)
         with OPEN_FILES.opened(row.file) as shard:
             block = [shard.read(name, begin, end) for name in self._index.arrays]
@@ -177,3 +182,8 @@ class Shards:
                 expected = f"{kind.dtype} {(end - begin, *kind.shape)}"
                 raise DataError(row.file, f"{found}, not {expected} as its index says")
         return block
+
+
+def _copy(block: Block, row: int, batch: Block, at: int) -> None:
+    for values, found in zip(batch, block, strict=True):
+        values[at] = found[row]
