@@ -1,10 +1,13 @@
 """What the user declares: study and site files, as frozen specs without behaviour.
 
 A study file names stages, a site file a machine; both become specs that everything else reads.
+
+>>> from parsl_rasda.study import load_study
+>>> load_study("study.yaml", ["tune.num_samples=64"], check_targets=False).stages["tune"].tune.num_samples
+64
+
 All mistakes of a file come at once, each with its line::
 
-    >>> from parsl_rasda.study import load_study
-    >>> load_study("study.yaml", overrides=["tune.num_samples=64"])
     study.yaml:14: stages.tune.tune.scheduler.reduction_factr: found an unknown key;
     allowed: kind, ..., reduction_factor, ... (did you mean reduction_factor?)
 
@@ -15,11 +18,12 @@ Reading order: `spec` (what a spec is), `pipelines` (stages), `tuning` (the meth
 from __future__ import annotations
 
 from parsl_rasda.study.loading import dump_site, dump_study, load_site, load_study
-from parsl_rasda.study.pipelines import CommandStage, PythonStage, Stage, StudySpec, TuneStage
+from parsl_rasda.study.pipelines import EACH, CommandStage, PythonStage, Stage, StudySpec, TuneStage
 from parsl_rasda.study.sites import GlobusSiteSpec, ParslSiteSpec, SiteSpec
 from parsl_rasda.study.tuning import SchedulerSpec, SearcherSpec, TrainingSpec, TuneSpec
 
 __all__ = [
+    "EACH",
     "CommandStage",
     "GlobusSiteSpec",
     "ParslSiteSpec",

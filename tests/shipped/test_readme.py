@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import re
 import subprocess
 import sys
@@ -73,6 +75,22 @@ def test_every_command_of_the_readme_exists(line: str) -> None:
     assert done.returncode == 0
     options = [word for word in line.partition("#")[0].split() if word.startswith("--")]
     assert all(option in done.stdout for option in options)
+
+
+def modules_with_examples() -> list[str]:
+    package = README.parent / "parsl_rasda"
+    files = [f.relative_to(README.parent) for f in package.rglob("*.py") if ">>> " in f.read_text()]
+    return sorted(".".join(f.with_suffix("").parts).removesuffix(".__init__") for f in files)
+
+
+@pytest.mark.parametrize("module", modules_with_examples())
+def test_the_examples_of_docstrings_give_what_they_say(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    monkeypatch.chdir(folder)
+    found = doctest.testmod(importlib.import_module(module))
+    assert found.attempted > 0
+    assert found.failed == 0
 
 
 def test_the_two_make_targets_exist() -> None:
