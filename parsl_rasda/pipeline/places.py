@@ -11,7 +11,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
-from parsl_rasda.errors import InvalidSettingError, RasdaError, RunDirectoryError, StageFailedError
+from parsl_rasda.errors import (
+    InvalidSettingError,
+    RasdaError,
+    RunDirectoryError,
+    SiteUnavailableError,
+    StageFailedError,
+)
 from parsl_rasda.orchestration.rundir import RunDirectory
 from parsl_rasda.pipeline import calls
 from parsl_rasda.pipeline.plan import Call
@@ -49,7 +55,7 @@ class Places:
             RunDirectoryError: If Parsl cannot work in the run directory or in a site's `work_dir`.
         """
         self.sites: Mapping[SiteName, SiteSpec] = {SiteName(s.name): s for s in sites}
-        self._search_path = tuple(search_path)
+        self._search_path, self._stages = tuple(search_path), directory.stages
         self._runners = {
             name: _runner(site, directory, search_path, narrowest) for name, site in self.sites.items()
         }
@@ -71,15 +77,16 @@ class Places:
         """Return the runner of some of the sites."""
         return SeveralSites({name: self._runners[name] for name in sites})
 
-    def submit(self, name: str, stage: Stage, call: Call, folder: Path) -> Future[dict[str, Any]]:
-        """Start one call of a stage on its site, or on the first one."""
-        runner = self._runners[SiteName(stage.site) if stage.site else next(iter(self._runners))]
-        if isinstance(runner, GlobusRunner):
-            folder = runner.folder_there(folder)
+    def submit(self, name: str, stage: Stage, call: Call) -> Future[dict[str, Any]]:
+        """Start one call of a stage on its site."""
+        runner = self._runners[call.site or next(iter(self._runners))]
+        folder = runner.stages if isinstance(runner, GlobusRunner) else self._stages
+        folder = folder / name / call.name
+        label = f"stage_{name}_{call.name.replace('/', '_')}"
         match stage:
             case PythonStage():
                 return runner.submit_stage(
-                    Named(f"stage_{name}_{call.index}", calls.call_python),
+                    Named(label, calls.call_python),
                     name,
                     stage.python,
                     dict(call.arguments),
@@ -88,7 +95,7 @@ class Places:
                 )
             case CommandStage():
                 return runner.submit_stage(
-                    Named(f"stage_{name}_{call.index}", calls.call_command),
+                    Named(label, calls.call_command),
                     name,
                     tuple(stage.command),
                     dict(call.arguments),
@@ -110,8 +117,10 @@ def outcome(name: str, future: Future[dict[str, Any]], ending: threading.Event) 
         except FutureTimeoutError:
             if ending.is_set():
                 raise StageFailedError(name, "interrupted") from None
-        except RasdaError:
+        except (StageFailedError, SiteUnavailableError):
             raise
+        except RasdaError as error:
+            raise StageFailedError(name, str(error)) from error
         except Exception as error:
             raise StageFailedError(name, f"{type(error).__name__}: {error}") from error
 

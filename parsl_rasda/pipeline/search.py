@@ -17,6 +17,7 @@ from parsl_rasda.orchestration.ports import Runner
 from parsl_rasda.orchestration.rundir import RunDirectory
 from parsl_rasda.orchestration.summary import best
 from parsl_rasda.orchestration.view import View
+from parsl_rasda.pipeline.plan import of_site
 from parsl_rasda.runners.several import SeveralSites
 from parsl_rasda.study import SiteSpec, StudySpec, TuneSpec
 from parsl_rasda.vocabulary import JSON, SiteName, StudyState
@@ -113,12 +114,8 @@ class Search:
 
     def _inputs_at(self, site: SiteName) -> dict[str, JSON]:
         """Return the inputs that differ by site: those that are a mapping with the name of every site."""
-        by_site = {
-            name: value
-            for name, value in self.inputs.items()
-            if isinstance(value, dict) and value.keys() >= self.sites.keys()
-        }
-        return {name: value[site] for name, value in by_site.items()}
+        here = {name: of_site(value, site, self.sites) for name, value in self.inputs.items()}
+        return {name: value for name, value in here.items() if value is not self.inputs[name]}
 
 
 def check_fit(tune: TuneSpec, sites: Mapping[SiteName, SiteSpec]) -> None:

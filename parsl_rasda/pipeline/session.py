@@ -22,10 +22,19 @@ from parsl_rasda.orchestration.history import load_run, save_run, search_path_of
 from parsl_rasda.orchestration.rundir import RunDirectory, replace_file
 from parsl_rasda.orchestration.view import View
 from parsl_rasda.pipeline.places import Places, check_folder, outcome
-from parsl_rasda.pipeline.plan import Call, StageResult, calls_of, ready_stages, result_of, stage_graph
+from parsl_rasda.pipeline.plan import (
+    Call,
+    StageResult,
+    calls_of,
+    check_sites,
+    ready_stages,
+    result_of,
+    sites_of,
+    stage_graph,
+)
 from parsl_rasda.pipeline.search import Search
 from parsl_rasda.study import SiteSpec, Stage, StudySpec, TuneStage, dump_study, load_study
-from parsl_rasda.vocabulary import StudyState
+from parsl_rasda.vocabulary import SiteName, StudyState
 
 _LOOK_S = 0.5
 
@@ -152,6 +161,7 @@ class _Session:
         """Run every stage; the first failure ends the run once what is running has ended."""
         done: dict[str, StageResult] = {}
         narrowest = min((t.tune.scheduler.num_workers for t in self.study.tune_stages.values()), default=1)
+        check_sites(self.study, [SiteName(site.name) for site in self.sites])
         places = Places(self.sites, self.run_directory, self.search_path, narrowest=narrowest)
         with _signals(self._interrupt), places:
             try:
@@ -194,9 +204,11 @@ class _Session:
 
     def _run_stage(self, name: str, done: Mapping[str, StageResult], places: Places) -> StageResult:
         stage = self.study.stages[name]
-        calls = calls_of(stage, done, self.search_path)
+        sites = tuple(places.sites)
+        at = () if isinstance(stage, TuneStage) else sites_of(stage, done, sites)
+        calls = calls_of(stage, done, self.search_path, at=at, sites=sites)
         folder = self.run_directory.stages / name
-        kept = {call.index: _kept(folder, call) for call in calls}
+        kept = {call.name: _kept(folder, call) for call in calls}
         self.view.stage_started(name, len(calls))
         begin = time.perf_counter()
         if isinstance(stage, TuneStage):
@@ -205,7 +217,7 @@ class _Session:
             values = self._call_all(name, stage, calls, kept, places)
         reused = not isinstance(stage, TuneStage) and all(k is not None for k in kept.values())
         self.view.stage_ended(name, time.perf_counter() - begin, reused=reused)
-        return result_of(stage, calls, values)
+        return result_of(stage, calls, values, at)
 
     def _search(
         self, name: str, stage: TuneStage, call: Call, known: list[dict[str, Any]], places: Places
@@ -247,19 +259,16 @@ class _Session:
         name: str,
         stage: Stage,
         calls: Sequence[Call],
-        kept: Mapping[int, dict[str, Any] | None],
+        kept: Mapping[str, dict[str, Any] | None],
         places: Places,
     ) -> list[Any]:
         folder = self.run_directory.stages / name
-        futures: dict[int, Future[dict[str, Any]]] = {}
-        for call in calls:
-            if kept[call.index] is None:
-                futures[call.index] = places.submit(name, stage, call, folder / f"{call.index:04d}")
+        futures = {call.name: places.submit(name, stage, call) for call in calls if kept[call.name] is None}
         values = []
         for call in calls:
-            found = kept[call.index]
+            found = kept[call.name]
             if found is None:
-                found = outcome(name, futures[call.index], self.ending)
+                found = outcome(name, futures[call.name], self.ending)
                 _keep(folder, call, found)
             values.append(found["result"])
         return values
@@ -274,15 +283,16 @@ def _known(stage: TuneStage, done: Mapping[str, StageResult]) -> list[dict[str, 
 def _kept(folder: Path, call: Call) -> dict[str, Any] | None:
     """Return the result of a call that was made before, if it still stands."""
     try:
-        found: dict[str, Any] = json.loads((folder / f"{call.index:04d}.json").read_text())
+        found: dict[str, Any] = json.loads((folder / f"{call.name}.json").read_text())
     except (OSError, ValueError):
         return None
     return found if found.get("key") == call.key else None
 
 
 def _keep(folder: Path, call: Call, found: Mapping[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / f"{call.index:04d}.json", json.dumps({"key": call.key, **found}))
+    file = folder / f"{call.name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(file, json.dumps({"key": call.key, **found}))
 
 
 @contextmanager

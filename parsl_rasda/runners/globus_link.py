@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -147,6 +148,17 @@ class GlobusLink:
             self._reload_at = time.monotonic() + _RELOAD_EVERY_S
             self._do(self._reload, Future())
 
+    def earlier_results(self) -> Future[list[Any]]:
+        """Ask the service for the results that it keeps of the group's tasks, whoever has sent them."""
+        found: Future[list[Any]] = Future()
+
+        def load() -> None:
+            loaded = [inner for inner in self._connect_executor().reload_tasks() if inner.done()]
+            found.set_result([inner.result() for inner in loaded if inner.exception() is None])
+
+        self._do(load, found)
+        return found
+
     def close(self) -> None:
         """Leave, and leave tasks to their fate; nothing resolves any more."""
         self._is_closed = True
@@ -245,16 +257,23 @@ class GlobusLink:
 
     def _drop_executor(self) -> None:
         """Let go of the SDK's executor; tasks that the service has go on."""
-        from globus_compute_sdk.sdk import executor as sdk
-
         if self._executor is None:
             return
         self._executor.shutdown(wait=False, cancel_futures=True)  # those that were never sent
         self._executor = None
-        watcher = sdk._RESULT_WATCHERS.get(self._group) if self._is_closed else None
-        if watcher is not None:
-            # Its thread, and the SDK's at exit, would wait for open futures for ever; it forgets them first.
-            watcher.shutdown(wait=False, cancel_futures=True)
+        if self._is_closed:
+            end_watchers(self._group)
+
+
+def end_watchers(group: UUID) -> None:
+    """Let the SDK's threads that wait for results of a task group forget them, and end.
+
+    They, and the SDK at exit, would wait for lost tasks for ever; the SDK has no call for it.
+    """
+    for thread in threading.enumerate():
+        shutdown = getattr(thread, "shutdown", None)
+        if getattr(thread, "task_group_id", None) == group and callable(shutdown):
+            shutdown(wait=False, cancel_futures=True)
 
 
 def _translated(site: GlobusSiteSpec, error: BaseException) -> RasdaError:

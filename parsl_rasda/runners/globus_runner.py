@@ -1,10 +1,8 @@
 """Carries the machine's instructions out on one Globus Compute site.
 
-Each job is one task, for one stretch of training: there is no control channel. What happens there is
-known from the task's result or, when that does not come, from the site's disk: every few seconds one
-task looks at what all open jobs have left (`globus_site.look`), brings their new epochs, and says
-which are over. Silence is judged twice: a job's by its heartbeat, on the site's own clock, and the
-site's by looks that the service has taken and nobody answers.
+Its endpoint has one pilot. Whether it is up is asked by a handshake, which is sent again until somebody
+answers or the endpoint has been offline for too long. Jobs are the matter of `globus_jobs`, stages that
+of `globus_stages`.
 
 One thread owns the books and never waits for the service.
 """
@@ -20,20 +18,18 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from parsl_rasda.errors import InvalidSettingError, RasdaError
-from parsl_rasda.handoff import EpochReport, JobOrder, JobReport
+from parsl_rasda.handoff import JobOrder
 from parsl_rasda.launch.base import LaunchSettings
 from parsl_rasda.launch.registry import build_launcher
 from parsl_rasda.orchestration.events import (
     ContinueJob,
     EndJob,
-    EpochReported,
     Event,
-    JobEnded,
     PilotEnded,
     PilotStarted,
     ReleasePilot,
@@ -44,39 +40,19 @@ from parsl_rasda.orchestration.rundir import replace_file
 from parsl_rasda.runners import handshake
 from parsl_rasda.runners.allocations import Allocation
 from parsl_rasda.runners.app import Named
-from parsl_rasda.runners.globus_link import GlobusLink, RefusedError, Task, TooLargeError, UnreachableError
+from parsl_rasda.runners.globus_jobs import RESEND_S, GlobusJobs, Message, SiteLostError, events_of
+from parsl_rasda.runners.globus_link import GlobusLink, TooLargeError, UnreachableError
+from parsl_rasda.runners.globus_stages import GlobusStages
 from parsl_rasda.study.sites import GlobusSiteSpec
 from parsl_rasda.vocabulary import JobId, Outcome, PilotId, Placement
 
-Message = dict[str, Any]
-
 _TICK_S = 0.25
-_RESEND_S = 2.0
 _CLOSE_WAIT_S = 15.0
+_SWEEP_S = 5.0
 _RECOVER_S = 60.0
 _WALLTIME_GRACE_S = 10.0
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    order: JobOrder
-    task_arguments: Message
-    pilot: PilotId
-    task: Task | None = None
-    since: float = field(default_factory=time.monotonic)
-    epoch: int = 0  # the last one posted
-    stop: str | None = None  # why it is to leave
-    abandon: str | None = None  # why it should be over, if no task has claimed it
-
-    @property
-    def id(self) -> JobId:
-        return self.order.job
-
-    @property
-    def mark(self) -> str:
-        return str(self.task_arguments["mark"])
 
 
 @dataclass(slots=True, eq=False)
@@ -122,9 +98,7 @@ class GlobusRunner:
         self._site, self._directory, self._grace_s = site, directory, grace_s
         self._python_path = [str(path) for path in python_path]
         self._launcher = build_launcher(site.mpi_launcher)
-        silence_s = site.heartbeat_threshold_s
-        self._silence_s, self._patience_s = silence_s, 3 * silence_s
-        self._look_every_s = min(max(silence_s / 3, 1.0), 20.0)
+        self._silence_s = site.heartbeat_threshold_s
         self._group = _task_group(directory)
         self._folder = f"{site.work_dir}/{self._group}"
         self._post: PostEvent = _discard
@@ -133,12 +107,19 @@ class GlobusRunner:
         self._inbox: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
-        self._jobs: dict[JobId, _Job] = {}
+        self._jobs = GlobusJobs(
+            post=self._tell,
+            when=self._when,
+            lost=lambda cause: self._bury(Outcome.LOST, cause),
+            silence_s=self._silence_s,
+            endpoint=site.endpoint_id,
+        )
+        self._stages = GlobusStages(
+            when=self._when, silence_s=self._silence_s, endpoint=site.endpoint_id, folder=self._folder
+        )
         self._pilot: _Pilot | None = None
+        self._answers = False  # a pilot is up, or was when it was last heard of
         self._refusal = ""  # why no pilot of this site can be of use
-        self._given_up: list[str] = []  # attempts that must never begin, or end, when the site answers again
-        self._looks: list[Task] = []
-        self._look_at = self._unanswered_since = 0.0
         self._holds = 0
 
     # ------------------------------------------------------------------------ the Runner protocol
@@ -170,21 +151,20 @@ class GlobusRunner:
 
     def end_job(self, end: EndJob) -> None:
         """Let a job leave at its next step."""
-        self._inbox.put(lambda: self._end(end.job, end.reason))
+        self._inbox.put(lambda: self._jobs.end(self._tasks, end.reason, end.job))
 
     def close(self) -> None:
         """End every job; returns when they are gone, or have been told to go."""
         if self._link is None:
             return
-        self._inbox.put(self._end_all)
+        self._inbox.put(lambda: self._jobs.end(self._tasks, "the controller leaves"))
         with self._changed:
             self._changed.wait_for(lambda: not self._jobs and self._inbox.empty(), _CLOSE_WAIT_S)
-        done = threading.Event()
-        self._inbox.put(self._give_up)
-        self._inbox.put(done.set)
-        done.wait()
+        self._await(self._give_up)
         self._post = _discard
         if not self._holds:
+            if self._answers and self._jobs.were_any:
+                self._sweep()
             self._inbox.put(None)
             if self._thread is not None:
                 self._thread.join()
@@ -204,52 +184,59 @@ class GlobusRunner:
             self._holds -= 1
             self.close()
 
-    def folder_there(self, folder: Path) -> Path:
-        """Return what stands on the site for the folder of a stage's call, ``.../<stage>/<number>``."""
-        return Path(self._folder) / "stages" / folder.parent.name / folder.name
+    @property
+    def stages(self) -> Path:
+        """The folder of this run's stages on the site."""
+        return Path(self._folder) / "stages"
 
     def submit_stage(self, function: Callable[..., Any], /, *args: Any) -> Future[Any]:
         """Run a plain function of a module on the site; its arguments must be plain JSON."""
         plain = function.function if isinstance(function, Named) else function
-        name = f"{plain.__module__}:{plain.__qualname__}"
-        try:
-            return self._tasks.submit("stage", {"target": name, "arguments": list(args)})
-        except TooLargeError as error:
-            failed: Future[Any] = Future()
-            failed.set_exception(error)
-            return failed
+        name, outer = f"{plain.__module__}:{plain.__qualname__}", Future[Any]()
+        self._inbox.put(lambda: self._stages.start(self._tasks, outer, name, list(args)))
+        return outer
 
     def recover(self, jobs: Iterable[tuple[JobId, int]]) -> list[Event]:
-        """Return what jobs of a controller that is gone have left on the site's disk, and stop them.
+        """Return what jobs of a controller that is gone have come to, and stop those that still run.
+
+        The site's disk knows best; where the site does not answer, the service may have their results.
 
         Args:
             jobs: Each with the epochs it is known to have finished.
         """
+        known = {str(job): epoch for job, epoch in jobs}
+        if not known:
+            return []
         asked = [
             {
-                "directory": self._attempt(job),
-                "job": str(job),
+                "directory": self._attempt(JobId.parse(job)),
+                "job": job,
                 "epoch": epoch,
                 "mark": f"{self._group}/{job}",
                 "stop": "the controller has gone",
                 "abandon": None,
             }
-            for job, epoch in jobs
+            for job, epoch in known.items()
         ]
-        events: list[Event] = []
-        if not asked:
-            return events
         try:
+            if not self._tasks.ask_whether_online().result(_RECOVER_S):
+                raise UnreachableError(self._site.endpoint_id, "it is offline")
             arguments = {"jobs": asked, "silence_s": self._silence_s}
             states = self._tasks.submit("look", arguments).result(_RECOVER_S)
         except (RasdaError, TimeoutError) as error:
             logger.warning("site %s cannot say what it has: %s", self._site.name, error)
-            return events
-        for state in states:
-            events += [_epoch_event(EpochReport.from_json(e)) for e in state["epochs"]]
-            if state["report"] is not None:
-                events.append(_end_event(JobReport.from_json(state["report"])))
-        return events
+            states = self._results_kept()
+        found = {state["job"]: state for state in states if state.get("job") in known}
+        return [event for job, state in found.items() for event in events_of(state, known[job])]
+
+    def _results_kept(self) -> list[Message]:
+        """Return the results of earlier tasks that the service still has."""
+        try:
+            found = self._tasks.earlier_results().result(_RECOVER_S)
+        except (RasdaError, TimeoutError) as error:
+            logger.warning("nor can the service: %s", error)
+            return []
+        return [state for state in found if isinstance(state, dict) and state.get("report")]
 
     # ------------------------------------------------------------------------------ the thread
 
@@ -269,6 +256,7 @@ class GlobusRunner:
                 task = self._tick
             try:
                 task()
+                self._left()
             except Exception:  # a bug; ending the thread would leave the study waiting for ever
                 logger.exception("could not act on an event")
             with self._changed:
@@ -279,6 +267,7 @@ class GlobusRunner:
 
     def _tick(self) -> None:
         self._tasks.mend()
+        self._stages.watch(self._tasks)
         pilot = self._pilot
         if pilot is None:
             return
@@ -289,10 +278,20 @@ class GlobusRunner:
         if deadline is not None and time.time() > deadline + _WALLTIME_GRACE_S:
             self._bury(Outcome.PREEMPTED, "the pilot's walltime has ended")
             return
-        for job in tuple(self._jobs.values()):
-            if job.task is None and time.monotonic() > job.since + _RESEND_S:
-                self._send(job)
-        self._watch()
+        try:
+            self._jobs.watch(self._tasks)
+        except SiteLostError as lost:
+            self._bury(Outcome.LOST, lost.cause)
+
+    def _await(self, task: Callable[[], None]) -> None:
+        """Have something done in our thread, and wait until it is."""
+        done = threading.Event()
+        self._inbox.put(task)
+        self._inbox.put(done.set)
+        done.wait()
+
+    def _tell(self, event: Event) -> None:
+        self._post(event)
 
     # ------------------------------------------------------------------------------------- pilots
 
@@ -309,7 +308,7 @@ class GlobusRunner:
         if pilot.offline_since is not None and now > pilot.offline_since + self._silence_s:
             self._refuse(pilot, pilot.cause)
             return
-        again_s = _RESEND_S if pilot.offline_since is not None else 10 * self._silence_s
+        again_s = RESEND_S if pilot.offline_since is not None else 10 * self._silence_s
         if now < pilot.asked_at + again_s:
             return
         first, pilot.asked_at = pilot.asked_at < 0, now
@@ -319,7 +318,7 @@ class GlobusRunner:
                 "accelerator": self._site.accelerator,
                 "folder": self._folder,
                 "mark": str(self._group),
-                "given_up": self._given_up,
+                "given_up": self._jobs.given_up,
             }
             task = self._tasks.submit("describe", arguments)
             self._when(task, lambda done: self._shaken(pilot, done))
@@ -351,8 +350,8 @@ class GlobusRunner:
         for warning in handshake.warnings_of(self._site, found):
             logger.warning("%s", warning)
         pilot.allocation = handshake.allocation_of(self._site, found)
-        self._given_up.clear()
-        self._looks.clear()
+        self._jobs.begin_pilot()
+        self._answers = True
         request, allocation = pilot.request, pilot.allocation
         at = time.time()
         self._post(
@@ -383,9 +382,7 @@ class GlobusRunner:
             self._end_pilot(pilot.request, "released", usable=True)
             return
         pilot.is_leaving = True
-        for job in tuple(self._jobs):
-            self._end(job, "released")
-        self._left()
+        self._jobs.end(self._tasks, "released")
 
     def _left(self) -> None:
         """Give the pilot up if it was to be, and its last job has left."""
@@ -399,9 +396,8 @@ class GlobusRunner:
         pilot, self._pilot = self._pilot, None
         if pilot is None:
             return
-        for job in tuple(self._jobs.values()):
-            self._given_up.append(job.order.directory)
-            self._conclude(job, Outcome.PREEMPTED if job.stop else outcome, cause)
+        self._answers = False
+        self._jobs.conclude(outcome, cause)
         self._end_pilot(pilot.request, cause, usable=usable)
 
     # --------------------------------------------------------------------------------------- jobs
@@ -413,9 +409,7 @@ class GlobusRunner:
         order = replace(order, directory=self._attempt(order.job), interactive=False)
         pilot = self._pilot
         if pilot is None or pilot.request.pilot != placement.pilot or pilot.allocation is None:
-            job = _Job(order, {}, placement.pilot)
-            self._jobs[job.id] = job
-            self._conclude(job, Outcome.PREEMPTED, f"pilot {placement.pilot} had gone")
+            self._jobs.refuse(order, f"pilot {placement.pilot} had gone")
             return
         allocation = pilot.allocation
         settings = LaunchSettings(
@@ -436,116 +430,29 @@ class GlobusRunner:
             "python_path": self._python_path,
             "grace_s": self._grace_s,
         }
-        job = _Job(order, arguments, placement.pilot, epoch=order.epoch)
-        self._jobs[job.id] = job
-        self._send(job)
-
-    def _send(self, job: _Job) -> None:
         try:
-            job.task = self._tasks.submit("run", job.task_arguments)
+            self._jobs.start(self._tasks, order, arguments)
         except TooLargeError as error:
             self._refusal = str(error)
             self._bury(Outcome.PREEMPTED, str(error), usable=False)
-            return
-        job.since = time.monotonic()
-        self._when(job.task, lambda done: self._returned(job, done))
 
-    def _returned(self, job: _Job, done: Task) -> None:
-        if self._jobs.get(job.id) is not job or job.task is not done:
-            return  # concluded before
-        error = done.exception()
-        if error is None:
-            self._take(job, done.result())
-        elif isinstance(error, UnreachableError):
-            job.task, job.since = None, time.monotonic()  # it was not taken: send it again
-        else:
-            job.abandon = error.cause if isinstance(error, RefusedError) else str(error)
-            self._look_at = 0.0  # the site's disk has the last word
-
-    def _end(self, job_id: JobId, reason: str) -> None:
-        job = self._jobs.get(job_id)
-        if job is not None and job.stop is None:
-            job.stop = reason
-            self._look([job])
-
-    def _end_all(self) -> None:
-        jobs = [job for job in self._jobs.values() if job.stop is None]
-        for job in jobs:
-            job.stop = "the controller leaves"
-        if jobs:
-            self._look(jobs)
-
-    def _watch(self) -> None:
-        """Look at every job once in a while, and give the site up when nobody answers."""
-        now = time.monotonic()
-        if not self._jobs:
-            self._looks.clear()
-            return
-        self._looks = [look for look in self._looks if not look.done()]
-        if not self._looks or any(look.id is None for look in self._looks):
-            self._unanswered_since = now  # nobody was asked: the service is away, perhaps
-        elif now > self._unanswered_since + self._patience_s:
-            cause = f"endpoint {self._site.endpoint_id} has not answered for {self._patience_s:.0f} s"
-            self._bury(Outcome.LOST, cause)
-            return
-        if now > self._look_at:
-            for job in self._jobs.values():
-                if job.abandon is None and now > job.since + self._patience_s:
-                    job.abandon = f"no worker of the endpoint took it within {self._patience_s:.0f} s"
-            self._look(list(self._jobs.values()))
-
-    def _look(self, jobs: list[_Job]) -> None:
-        self._look_at = time.monotonic() + self._look_every_s
-        asked = [
-            {
-                "directory": job.order.directory,
-                "job": str(job.id),
-                "epoch": job.epoch,
-                "mark": job.mark,
-                "stop": job.stop,
-                "abandon": job.abandon,
-            }
-            for job in jobs
-        ]
-        look = self._tasks.submit("look", {"jobs": asked, "silence_s": self._silence_s})
-        self._looks.append(look)
-        self._when(look, self._looked)
-
-    def _looked(self, done: Task) -> None:
-        error = done.exception()
-        if error is None:
-            self._looks.clear()  # the site answers: who has not been answered was lost on the way
-            for state in done.result():
-                job = self._jobs.get(JobId.parse(state["job"]))
-                if job is not None:
-                    self._take(job, state)
-        elif not isinstance(error, UnreachableError):
-            self._bury(Outcome.LOST, str(error))
-
-    def _take(self, job: _Job, state: Message) -> None:
-        """Take what a task says of a job: its epochs, and its end if it has come."""
-        for epoch in state["epochs"]:
-            reached = EpochReport.from_json(epoch)
-            if reached.epoch > job.epoch:
-                job.epoch = reached.epoch
-                self._post(_epoch_event(reached))
-        if state["report"] is not None and self._jobs.pop(job.id, None) is not None:
-            report = JobReport.from_json(state["report"])
-            why = f"{job.abandon}; " if job.abandon and report.outcome is Outcome.LOST else ""
-            self._post(_end_event(replace(report, cause=why + report.cause)))
-            self._left()
-
-    def _conclude(self, job: _Job, outcome: Outcome, cause: str) -> None:
-        if self._jobs.pop(job.id, None) is not None:
-            self._post(JobEnded(time.time(), job.id, outcome, cause))
+    # ---------------------------------------------------------------------------------- leaving
 
     def _give_up(self) -> None:
-        for job in tuple(self._jobs.values()):
-            self._given_up.append(job.order.directory)
-            self._conclude(job, Outcome.PREEMPTED, "the controller left")
+        """Let go of whatever is left."""
+        self._jobs.conclude(Outcome.PREEMPTED, "the controller left")
         pilot, self._pilot = self._pilot, None
         if pilot is not None:
             self._end_pilot(pilot.request, "the controller left", usable=True)
+        if not self._holds:
+            self._stages.give_up()
+
+    def _sweep(self) -> None:
+        """End what jobs have left running for the next ones: servers that fork ranks."""
+        try:
+            self._tasks.submit("sweep", {"mark": str(self._group)}).result(_SWEEP_S)
+        except (RasdaError, TimeoutError) as error:
+            logger.warning("site %s may have processes left: %s", self._site.name, error)
 
 
 def _task_group(directory: Path) -> uuid.UUID:
@@ -558,18 +465,6 @@ def _task_group(directory: Path) -> uuid.UUID:
         group = uuid.uuid4()
         replace_file(file, json.dumps({"task_group": str(group)}))
         return group
-
-
-def _epoch_event(report: EpochReport) -> EpochReported:
-    at, job = report.at or time.time(), JobId(report.trial, report.attempt)
-    return EpochReported(
-        at, job, report.epoch, report.metrics, report.seconds, report.checkpoint, report.slots
-    )
-
-
-def _end_event(report: JobReport) -> JobEnded:
-    at, job = report.at or time.time(), JobId(report.trial, report.attempt)
-    return JobEnded(at, job, report.outcome, report.cause, report.checkpoint)
 
 
 def _discard(_: object) -> None:

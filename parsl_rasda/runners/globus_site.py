@@ -25,11 +25,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
+from parsl_rasda.errors import StageFailedError
 from parsl_rasda.handoff import STOP, JobOrder, JobReport, read_epochs, read_report
 from parsl_rasda.runners import app, evidence, hosts, leftovers
 from parsl_rasda.vocabulary import JobId, Outcome, TrialId
 
-CLAIM, HEARTBEAT = "claim", "heartbeat"
+CLAIM, HEARTBEAT, ANSWER = "claim", "heartbeat", "answer.json"
 HEARTBEAT_S = 1.0
 _GONE_S = 8.0  # for what an earlier controller left to save and leave
 
@@ -43,14 +44,58 @@ def answer(call: str, arguments: Mapping[str, Any]) -> Any:
         call: A function of this module.
         arguments: By name.
     """
-    calls: Mapping[str, Callable[..., Any]] = {"describe": describe, "run": run, "look": look, "stage": stage}
-    return calls[call](**arguments)
+    calls: tuple[Callable[..., Any], ...] = (describe, run, look, stage, look_at_stages, sweep)
+    return {known.__name__: known for known in calls}[call](**arguments)
 
 
-def stage(target: str, arguments: Sequence[Any]) -> Any:
-    """Call ``package.module:function`` and return what it returns, which must be plain JSON."""
+def stage(folder: str, target: str, arguments: Sequence[Any]) -> Message | None:
+    """Call ``package.module:function``, once for each folder however often the task is delivered.
+
+    Args:
+        folder: Of this call, for its claim, its heartbeat and its answer.
+        target: The function.
+        arguments: Plain JSON.
+
+    Returns:
+        ``result``, which must be plain JSON; or ``cause`` (and ``stage``) of a failure; None while another
+        task has the call.
+    """
+    directory = Path(folder)
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        (directory / CLAIM).touch(exist_ok=False)
+    except FileExistsError:
+        text = _read(directory / ANSWER)
+        return None if text is None else json.loads(text)
     module, _, name = target.partition(":")
-    return getattr(importlib.import_module(module), name)(*arguments)
+    with Heartbeat(directory):
+        try:
+            found = {"result": getattr(importlib.import_module(module), name)(*arguments)}
+            text = json.dumps(found)
+        except StageFailedError as error:
+            text = json.dumps({"cause": error.cause, "stage": error.stage})
+        except Exception as error:  # noqa: BLE001  it becomes the answer
+            text = json.dumps({"cause": f"{type(error).__name__}: {error}"})
+        _write(directory / ANSWER, text)
+    answer: Message = json.loads(text)
+    return answer
+
+
+def look_at_stages(folders: Sequence[str]) -> list[Message]:
+    """Return of each call whether it was ``answered`` and how long it has been silent [s], or None."""
+    return [
+        {
+            "folder": folder,
+            "answered": (Path(folder) / ANSWER).exists(),
+            "silent_s": _silence_s(Path(folder)) if (Path(folder) / CLAIM).exists() else None,
+        }
+        for folder in folders
+    ]
+
+
+def sweep(mark: str) -> int:
+    """End what a run has left running on this node; returns how many processes that were."""
+    return leftovers.end_marked(leftovers.RUN_VARIABLE, mark, grace_s=1.0)
 
 
 def describe(accelerator: str, folder: str, mark: str, given_up: Sequence[str]) -> Message:
@@ -178,14 +223,14 @@ def _state(directory: Path, job: JobId, epoch: int) -> Message:
     }
 
 
-class _Vigil:
-    """Renews the heartbeat while a job runs, and ends ranks that were told to leave and do not."""
+class Heartbeat:
+    """Shows that the task which watches over a directory lives, while the block lasts."""
 
-    def __init__(self, directory: Path, mark: str, grace_s: float) -> None:
-        self._directory, self._mark, self._grace_s = directory, mark, grace_s
+    def __init__(self, directory: Path) -> None:
+        """Prepare; the first beat is on entry."""
+        self._directory = directory
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="rasda-vigil", daemon=True)
-        self.told: str | None = None
+        self._thread = threading.Thread(target=self._watch, name="rasda-heartbeat", daemon=True)
 
     def __enter__(self) -> Self:
         self._beat()
@@ -197,6 +242,24 @@ class _Vigil:
         self._thread.join()
 
     def _watch(self) -> None:
+        while not self._over.wait(HEARTBEAT_S):
+            self._beat()
+
+    def _beat(self) -> None:
+        beside = self._directory / f"{HEARTBEAT}.new"
+        beside.write_text(str(time.time()))
+        beside.replace(self._directory / HEARTBEAT)
+
+
+class _Vigil(Heartbeat):
+    """Also ends ranks that were told to leave and do not."""
+
+    def __init__(self, directory: Path, mark: str, grace_s: float) -> None:
+        super().__init__(directory)
+        self._mark, self._grace_s = mark, grace_s
+        self.told: str | None = None
+
+    def _watch(self) -> None:
         kill_at = float("inf")
         while not self._over.wait(HEARTBEAT_S):
             self._beat()
@@ -206,11 +269,6 @@ class _Vigil:
                 self.told = f"{self.told}; its ranks did not end in time"
                 leftovers.end_marked(leftovers.JOB_VARIABLE, self._mark, grace_s=2.0)
                 return
-
-    def _beat(self) -> None:
-        beside = self._directory / f"{HEARTBEAT}.new"
-        beside.write_text(str(time.time()))
-        beside.replace(self._directory / HEARTBEAT)
 
 
 def _silence_s(directory: Path) -> float:

@@ -33,6 +33,7 @@ from parsl_rasda.study.tuning import TuneSpec, command_problems
 DIRECTORY = "directory"  # the argument that every stage may have: a folder of its own
 SHORT_STAGE = "tune"  # the name of the only stage when a study is a single top-level `tune`
 _VARIANTS = ("python", "command", "tune")
+EACH = "each"  # in place of a site's name
 _WARM_START: Loc = ("tune", "searcher", "warm_start")
 _GIVERS = ("needs", "with", "for_each")  # keys of a stage that give it arguments
 
@@ -58,7 +59,12 @@ class StageBase(Spec):
         description="Argument -> list of values, or stage that returns one: the stage runs once per value, "
         "and what needs it gets the list of results. Several arguments give every combination.",
     )
-    site: str | None = Field(None, description="Site it runs on, where a study has several.")
+    site: str | None = Field(
+        None,
+        description="Site it runs on, where a study has several; each: on every one, and what needs it gets "
+        "the result of its own site. Without it: where the checkpoint of a search lies that it needs, else "
+        "the first one; a search uses all of them.",
+    )
 
     @property
     def stages_before(self) -> tuple[str, ...]:
@@ -92,6 +98,12 @@ class TuneStage(StageBase):
     """A hyperparameter optimisation; the result is the best trial."""
 
     tune: TuneSpec = Field(description="What is optimised and how.")
+
+    @classmethod
+    def problems(cls, plain: Plain) -> Iterator[Problem]:
+        """Yield a search on each site: it is one search, over all of them."""
+        if plain.get("site") == EACH:
+            yield Problem(("site",), EACH, "the name of a site; without one, a search uses all of them")
 
     @property
     def stages_before(self) -> tuple[str, ...]:

@@ -125,3 +125,36 @@ def test_the_next_controller_stops_what_the_last_one_left(tmp_path: Path) -> Non
 def test_every_call_is_known(call: str) -> None:
     with pytest.raises(TypeError):
         globus_site.answer(call, {})
+
+
+def call(folder: Path, target: str, *arguments: Any) -> dict[str, Any] | None:
+    return globus_site.stage(str(folder), target, list(arguments))
+
+
+def test_a_stage_runs_once_however_often_its_task_comes(tmp_path: Path) -> None:
+    made = str(tmp_path / "made")
+    assert call(tmp_path / "c", "os:mkdir", made) == {"result": None}
+    assert call(tmp_path / "c", "os:mkdir", made) == {"result": None}, "from the disk"
+    (state,) = globus_site.look_at_stages([str(tmp_path / "c")])
+    assert state["answered"]
+
+
+def test_a_stage_that_another_task_is_at_is_not_begun_again(tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "claim").touch()
+    assert call(tmp_path / "c", "os:mkdir", str(tmp_path / "made")) is None
+    (state,) = globus_site.look_at_stages([str(tmp_path / "c")])
+    assert not state["answered"]
+    assert state["silent_s"] is not None
+    assert globus_site.look_at_stages([str(tmp_path / "other")])[0]["silent_s"] is None
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "cause"),
+    [("math:nothing", "AttributeError"), ("uuid:uuid4", "TypeError: Object of type UUID")],
+)
+def test_a_stage_that_fails_says_why(tmp_path: Path, target: str, cause: str) -> None:
+    found = call(tmp_path / "c", target)
+    assert found is not None
+    assert cause in found["cause"]

@@ -1,0 +1,228 @@
+"""The jobs of one Globus Compute site: sent as tasks, followed by looks at the site's disk.
+
+What happens to a job is known from its task's result or, when that does not come, from what the site's
+disk says: every few seconds one task looks at all open jobs (`globus_site.look`), brings their new
+epochs, and says which are over. Silence is judged twice: a job's by its heartbeat, on the site's own
+clock, and the site's by looks that the service has taken and nobody answers.
+
+Everything here runs in the runner's one thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from parsl_rasda.handoff import EpochReport, JobOrder, JobReport
+from parsl_rasda.orchestration.events import EpochReported, Event, JobEnded
+from parsl_rasda.runners.globus_link import GlobusLink, RefusedError, Task, UnreachableError
+from parsl_rasda.vocabulary import JobId, Outcome
+
+Message = dict[str, Any]
+
+RESEND_S = 2.0
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    order: JobOrder
+    task_arguments: Message
+    task: Task | None = None
+    since: float = field(default_factory=time.monotonic)
+    epoch: int = 0  # the last one posted
+    stop: str | None = None  # why it is to leave
+    abandon: str | None = None  # why it should be over, if no task has claimed it
+
+    @property
+    def id(self) -> JobId:
+        return self.order.job
+
+
+class SiteLostError(Exception):
+    """Nothing that was sent to the site can be counted on any more."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+
+class GlobusJobs:
+    """Keeps the books of the jobs of one site.
+
+    Attributes:
+        given_up: Attempts that must never begin, or must end, once the site answers again.
+        were_any: Whether a job was ever sent.
+    """
+
+    def __init__(
+        self,
+        *,
+        post: Callable[[Event], None],
+        when: Callable[[Future[Any], Callable[[Any], None]], None],
+        lost: Callable[[str], None],
+        silence_s: float,
+        endpoint: str,
+    ) -> None:
+        """Begin with empty books.
+
+        Args:
+            post: Takes the events.
+            when: Calls back in the runner's thread when a task is done.
+            lost: Called with the cause when a look fails: the site is lost.
+            silence_s: How old a heartbeat may be [s].
+            endpoint: Its id, for words.
+        """
+        self._post, self._when, self._lost, self._endpoint = post, when, lost, endpoint
+        self._silence_s, self.patience_s = silence_s, 3 * silence_s
+        self._look_every_s = min(max(silence_s / 3, 1.0), 20.0)
+        self._jobs: dict[JobId, _Job] = {}
+        self._looks: list[Task] = []
+        self._look_at = self._unanswered_since = 0.0
+        self.given_up: list[str] = []
+        self.were_any = False
+
+    def __bool__(self) -> bool:
+        return bool(self._jobs)
+
+    def begin_pilot(self) -> None:
+        """Forget what an earlier pilot did not answer, and whom the site has ended for us."""
+        self.given_up.clear()
+        self._looks.clear()
+
+    def start(self, link: GlobusLink, order: JobOrder, arguments: Message) -> None:
+        """Send a job.
+
+        Raises:
+            TooLargeError: If it can never be sent; it is in the books all the same.
+        """
+        job = _Job(order, arguments, epoch=order.epoch)
+        self._jobs[job.id] = job
+        self.were_any = True
+        self._send(link, job)
+
+    def refuse(self, order: JobOrder, cause: str) -> None:
+        """End a job that never began."""
+        self._post(JobEnded(time.time(), order.job, Outcome.PREEMPTED, cause))
+
+    def end(self, link: GlobusLink, reason: str, job_id: JobId | None = None) -> None:
+        """Let a job, or all of them, leave at its next step."""
+        found = [job for job in self._jobs.values() if job.stop is None and job_id in {None, job.id}]
+        for job in found:
+            job.stop = reason
+        if found:
+            self._look(link, found)
+
+    def conclude(self, outcome: Outcome, cause: str) -> None:
+        """Report every job as ended; what is left of them there ends when the site answers again."""
+        for job in tuple(self._jobs.values()):
+            self.given_up.append(job.order.directory)
+            del self._jobs[job.id]
+            ended = Outcome.PREEMPTED if job.stop else outcome
+            self._post(JobEnded(time.time(), job.id, ended, cause))
+
+    def watch(self, link: GlobusLink) -> None:
+        """Send what was not taken again, and look at every job once in a while.
+
+        Raises:
+            SiteLostError: If nobody has answered for too long.
+        """
+        now = time.monotonic()
+        for job in tuple(self._jobs.values()):
+            if job.task is None and now > job.since + RESEND_S:
+                self._send(link, job)
+        if not self._jobs:
+            self._looks.clear()
+            return
+        self._looks = [look for look in self._looks if not look.done()]
+        if not self._looks or any(look.id is None for look in self._looks):
+            self._unanswered_since = now  # nobody was asked: the service is away, perhaps
+        elif now > self._unanswered_since + self.patience_s:
+            raise SiteLostError(f"endpoint {self._endpoint} has not answered for {self.patience_s:.0f} s")
+        if now > self._look_at:
+            for job in self._jobs.values():
+                if job.abandon is None and now > job.since + self.patience_s:
+                    job.abandon = f"no worker of the endpoint took it within {self.patience_s:.0f} s"
+            self._look(link, list(self._jobs.values()))
+
+    def _send(self, link: GlobusLink, job: _Job) -> None:
+        job.task, job.since = link.submit("run", job.task_arguments), time.monotonic()
+        self._when(job.task, lambda done: self._returned(job, done))
+
+    def _returned(self, job: _Job, done: Task) -> None:
+        if self._jobs.get(job.id) is not job or job.task is not done:
+            return  # concluded before
+        error = done.exception()
+        if error is None:
+            self._take(job, done.result())
+        elif isinstance(error, UnreachableError):
+            job.task, job.since = None, time.monotonic()  # it was not taken: send it again
+        else:
+            job.abandon = error.cause if isinstance(error, RefusedError) else str(error)
+            self._look_at = 0.0  # the site's disk has the last word
+
+    def _look(self, link: GlobusLink, jobs: list[_Job]) -> None:
+        self._look_at = time.monotonic() + self._look_every_s
+        asked = [
+            {
+                "directory": job.order.directory,
+                "job": str(job.id),
+                "epoch": job.epoch,
+                "mark": job.task_arguments["mark"],
+                "stop": job.stop,
+                "abandon": job.abandon,
+            }
+            for job in jobs
+        ]
+        look = link.submit("look", {"jobs": asked, "silence_s": self._silence_s})
+        self._looks.append(look)
+        self._when(look, self._looked)
+
+    def _looked(self, done: Task) -> None:
+        error = done.exception()
+        if error is None:
+            self._looks.clear()  # the site answers: who has not been answered was lost on the way
+            for state in done.result():
+                job = self._jobs.get(JobId.parse(state["job"]))
+                if job is not None:
+                    self._take(job, state)
+        elif not isinstance(error, UnreachableError):
+            self._lost(str(error))
+
+    def _take(self, job: _Job, state: Message) -> None:
+        """Take what a task says of a job: its epochs, and its end if it has come."""
+        for event in events_of(state, job.epoch):
+            if isinstance(event, EpochReported):
+                job.epoch = event.epoch
+            elif isinstance(event, JobEnded):
+                del self._jobs[job.id]
+                why = f"{job.abandon}; " if job.abandon and event.outcome is Outcome.LOST else ""
+                event = replace(event, cause=why + event.cause)  # noqa: PLW2901
+            self._post(event)
+
+
+def events_of(state: Message, epoch: int) -> Iterator[EpochReported | JobEnded]:
+    """Yield what has become of a job.
+
+    Args:
+        state: What `globus_site.run` or `globus_site.look` says of it.
+        epoch: The last one known.
+    """
+    for text in state["epochs"]:
+        reached = EpochReport.from_json(text)
+        if reached.epoch > epoch:
+            yield epoch_event(reached)
+    if state["report"] is not None:
+        report = JobReport.from_json(state["report"])
+        job = JobId(report.trial, report.attempt)
+        yield JobEnded(report.at or time.time(), job, report.outcome, report.cause, report.checkpoint)
+
+
+def epoch_event(report: EpochReport) -> EpochReported:
+    """Return the event of an epoch."""
+    at, job = report.at or time.time(), JobId(report.trial, report.attempt)
+    return EpochReported(
+        at, job, report.epoch, report.metrics, report.seconds, report.checkpoint, report.slots
+    )

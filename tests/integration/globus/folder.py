@@ -1,0 +1,127 @@
+"""A user's folder, with sites behind the endpoints of the bed, and what a run leaves in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from runner_tools import eventually
+
+from parsl_rasda.handoff import JobOrder, read_epochs
+from parsl_rasda.orchestration.events import JobEnded, StartJob
+from parsl_rasda.orchestration.journal import read
+from parsl_rasda.runners import leftovers
+from tests.integration.globus.bed import REPOSITORY, GlobusBed
+
+COMMAND = Path(sys.executable).parent / "parsl-rasda"
+DEADLINE_S = 90.0
+
+STUDY = """
+name: federated
+seed: 5
+with: {epoch_s: %(epoch_s)s, efficiency: 0.9, seed: 5}
+tune:
+  metric: val_loss
+  mode: min
+  num_samples: %(trials)s
+  scheduler: {variant: synchronous, max_t: 4, max_workers: 2}
+  search_space:
+    lr: {float: [1.0e-4, 1.0e-1], log: true}
+  training:
+    python: workflows.emulated.train:train
+  estimates: {epoch_s: 0.5, restart_s: 1.0}
+"""
+
+LOCAL = """
+provider: {type: LocalProvider}
+accelerator: none
+mpi_launcher: process
+gpus_per_node: 2
+"""
+
+
+class Folder:
+    """A user's folder: a study, and site files for the endpoints of the bed."""
+
+    def __init__(self, path: Path, bed: GlobusBed) -> None:
+        self.path, self.bed = path, bed
+        (path / "local.yaml").write_text(LOCAL)
+        self.write_study()
+        for site in bed.endpoints:
+            self.write_site(site)
+
+    def write_study(self, *, epoch_s: float = 0.5, trials: int = 6, **changes: str) -> None:
+        text = STUDY % {"epoch_s": epoch_s, "trials": trials}
+        for old, new in changes.items():
+            text = text.replace(old, new)
+        (self.path / "study.yaml").write_text(text)
+
+    def write_site(self, site: str, **fields: Any) -> None:
+        (self.path / f"{site}.yaml").write_text(
+            self.bed.site_file(site, self.path / f"disk-{site}", **fields)
+        )
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [str(COMMAND), *words],
+            cwd=self.path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **self.bed.environment, "PYTHONPATH": str(REPOSITORY)},
+        )
+
+    def run(self, *sites: str, into: str = "run") -> subprocess.Popen[str]:
+        named = [word for site in sites for word in ("--site", f"{site}.yaml")]
+        return self.start("run", "study.yaml", *named, "--dir", into, "--json")
+
+    def summary(self, process: subprocess.Popen[str]) -> dict[str, Any]:
+        out, err = process.communicate(timeout=DEADLINE_S)
+        assert process.returncode == 0, err
+        found: dict[str, Any] = json.loads(out)
+        return found
+
+    def status(self, into: str = "run") -> str:
+        out, err = self.start("status", into).communicate(timeout=DEADLINE_S)
+        assert out, err
+        return out
+
+    def wait_until(self, is_so: Callable[[], Any], process: subprocess.Popen[str]) -> None:
+        eventually(lambda: is_so() or process.poll() is not None, DEADLINE_S)
+        assert process.poll() is None, process.communicate()
+
+    def attempts(self, site: str) -> list[Path]:
+        return sorted((self.path / f"disk-{site}").glob("*/trials/*/attempt-*"))
+
+    def has_epochs(self, site: str) -> bool:
+        return any((a / "epochs.jsonl").exists() for a in self.attempts(site))
+
+    def ranks(self) -> list[int]:
+        """Return every process that a run of this folder has started on a site."""
+        marks = {path.name for path in self.path.glob("disk-*/*")}
+        return [p.pid for mark in marks for p in leftovers.marked(leftovers.RUN_VARIABLE, mark)]
+
+    def check_books(self, into: str = "run") -> None:
+        """Every attempt started once and ended once at most, and none was started while it ran."""
+        records = list(read(self.path / into / "journal.jsonl"))
+        started = [i.job for r in records for i in r.instructions if isinstance(i, StartJob)]
+        ended = [r.event.job for r in records if isinstance(r.event, JobEnded)]
+        assert len(set(started)) == len(started)
+        assert len(set(ended)) == len(ended)
+        assert set(ended) <= set(started)
+        eventually(lambda: not self.ranks(), 20.0)
+
+
+def seconds_of(attempt: Path) -> list[float]:
+    order = JobOrder.load(attempt / "order.json")
+    return [epoch.seconds for epoch in read_epochs(attempt, order.job)]
+
+
+def verdict(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return what must not depend on where trials ran: survivors, best, metrics."""
+    return {t["trial"]: (t["state"], t["epoch"], t["metric"]) for t in summary["trial_list"]}

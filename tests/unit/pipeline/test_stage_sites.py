@@ -1,0 +1,72 @@
+"""Where stages run, and what those that need them get on each site."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from parsl_rasda.errors import InvalidSettingError
+from parsl_rasda.pipeline.plan import StageResult, calls_of, check_sites, of_site, result_of, sites_of
+from parsl_rasda.study import CommandStage, StudySpec
+from parsl_rasda.vocabulary import SiteName
+
+SITES = (SiteName("alps"), SiteName("fjord"))
+
+
+def stage(**fields: Any) -> CommandStage:
+    return CommandStage.model_validate({"command": ["true"], **fields})
+
+
+def ran(spec: CommandStage, done: dict[str, StageResult], results: list[Any]) -> Any:
+    at = sites_of(spec, done, SITES)
+    calls = calls_of(spec, done, (), at=at, sites=SITES)
+    return calls, result_of(spec, calls, results, at).value
+
+
+def test_a_stage_on_each_site_runs_there_with_what_the_one_before_made_there() -> None:
+    simulate = stage(site="each", for_each={"seed": [0, 1]}, **{"with": {"grid": {"alps": 8, "fjord": 9}}})
+    calls, fields = ran(simulate, {}, ["a0", "a1", "f0", "f1"])
+    assert [c.name for c in calls] == ["alps/0000", "alps/0001", "fjord/0000", "fjord/0001"]
+    assert [c.arguments["grid"] for c in calls] == [8, 8, 9, 9]
+    assert fields == {"alps": ["a0", "a1"], "fjord": ["f0", "f1"]}
+    prepare = stage(site="each", needs={"fields": "simulate"})
+    calls, data = ran(prepare, {"simulate": StageResult(fields, "key")}, ["a", "f"])
+    assert [(c.site, c.arguments["fields"]) for c in calls] == [
+        ("alps", ["a0", "a1"]),
+        ("fjord", ["f0", "f1"]),
+    ]
+    assert data == {"alps": "a", "fjord": "f"}
+
+
+def test_a_stage_that_fans_out_over_what_each_site_made_takes_its_own() -> None:
+    done = {"simulate": StageResult({"alps": ["a0"], "fjord": ["f0", "f1"]}, "key")}
+    calls, value = ran(stage(site="each", for_each={"field": "simulate"}), done, [1, 2, 3])
+    assert [c.arguments["field"] for c in calls] == ["a0", "f0", "f1"]
+    assert value == {"alps": [1], "fjord": [2, 3]}
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "where"),
+    [("/disk/trials/0003/epoch-000008", "fjord"), ("s3://bucket/run/epoch-8", "alps")],
+)
+def test_a_stage_goes_where_the_checkpoint_lies_that_it_needs(checkpoint: str, where: str) -> None:
+    best = StageResult({"trial": "0003", "checkpoint": checkpoint, "site": "fjord"}, "key")
+    data = StageResult({"alps": "a", "fjord": "f"}, "key")
+    evaluate = stage(needs={"best": "tune", "data": "prepare"})
+    (call,), _ = ran(evaluate, {"tune": best, "prepare": data}, [None])
+    assert (call.site, call.name) == (where, "0000")
+    assert call.arguments["data"] == where[0]
+
+
+def test_only_a_mapping_with_every_site_differs_by_site() -> None:
+    assert of_site({"alps": 1}, SITES[0], SITES) == {"alps": 1}
+    assert of_site({"alps": 1, "fjord": 2, "more": 3}, SITES[1], SITES) == 2
+
+
+def test_a_stage_on_a_site_that_the_run_does_not_have_is_refused() -> None:
+    study = StudySpec.model_validate(
+        {"name": "s", "stages": {"prepare": {"command": ["true"], "site": "lumi"}}}
+    )
+    with pytest.raises(InvalidSettingError, match=r"stages\.prepare\.site.*alps, fjord"):
+        check_sites(study, SITES)
