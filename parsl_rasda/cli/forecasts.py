@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from parsl_rasda.reporting.words import duration, share
+from parsl_rasda.reporting.words import counted, duration, share
 from parsl_rasda.simulation.forecast import Forecast, PolicyForecast
 
 _MANY_HOURS = 100
@@ -31,11 +31,13 @@ def forecast_view(
 
 
 def _view(study: str, sites: Sequence[str], found: Forecast, run: Path | None) -> RenderableType:
-    places = f"{found.gpus} GPUs, {found.nodes} node{'s' * (found.nodes > 1)}: {', '.join(sites)}"
+    places = f"{counted(found.gpus, 'GPU')}, {counted(found.nodes, 'node')}: {', '.join(sites)}"
     source = f"measured in {run}" if found.is_measured else "assumed (tune.estimates)"
     costs = f"epoch {duration(found.epoch_s)}, restart {duration(found.restart_s)}, {source}"
     return Group(
-        Text.assemble((f"{study}, stage {found.stage}", "bold"), f": {found.trials} trials on {places}"),
+        Text.assemble(
+            (f"{study}, stage {found.stage}", "bold"), f": {counted(found.trials, 'trial')} on {places}"
+        ),
         Text(f"  {costs}", "dim"),
         Text(),
         Padding(_rungs(found), (0, 0, 0, 2)),

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 import typer
 
 from parsl_rasda.cli.options import Overrides, Sites, StudyFile, load_inputs
+from parsl_rasda.reporting.words import counted
 
 if TYPE_CHECKING:
-    from parsl_rasda.study import SiteSpec, StudySpec
+    from parsl_rasda.search.base import Searcher
+    from parsl_rasda.study import SiteSpec, TuneSpec
 
 
 def validate(study: StudyFile, site: Sites = None, overrides: Overrides = None) -> None:
@@ -20,23 +22,26 @@ def validate(study: StudyFile, site: Sites = None, overrides: Overrides = None) 
     from parsl_rasda.orchestration.assembly import build_machine, build_study_searcher
 
     spec, sites = load_inputs(study, site or (), overrides or ())
+    searches = []
     for stage in spec.tune_stages.values():
         build_machine(stage.tune)
-        build_study_searcher(stage.tune, spec.seed)
-    typer.echo(f"{study}: ok ({_about_study(spec)})")
+        searches.append(_about_search(stage.tune, build_study_searcher(stage.tune, spec.seed)))
+    stages = counted(len(spec.stages), "stage")
+    typer.echo(f"{study}: ok ({', '.join([stages, *searches])})")
     for name, found in zip(site or (), sites, strict=True):
         typer.echo(f"{name}: ok ({_about_site(found)})")
 
 
-def _about_study(study: StudySpec) -> str:
-    searches = [
-        f"{s.tune.num_samples} trials of up to {s.tune.scheduler.max_t} epochs"
-        for s in study.tune_stages.values()
-    ]
-    return ", ".join([f"{len(study.stages)} stage{'s' * (len(study.stages) > 1)}", *searches])
+def _about_search(tune: TuneSpec, searcher: Searcher) -> str:
+    from parsl_rasda.search.designs import GridSearcher
+
+    trials, epochs = counted(tune.num_samples, "trial"), counted(tune.scheduler.max_t, "epoch")
+    points = len(searcher) if isinstance(searcher, GridSearcher) else 0
+    of_grid = f" of the {points} points of its grid" if points > tune.num_samples else ""
+    return f"{trials}{of_grid}, of up to {epochs}"
 
 
 def _about_site(site: SiteSpec) -> str:
     per_node = "GPUs counted there" if site.gpus_per_node == "auto" else f"{site.gpus_per_node} GPUs each"
     nodes = site.nodes_per_pilot
-    return f"{site.pilots} x {nodes} node{'s' * (nodes > 1)}, {per_node}, {site.mpi_launcher}"
+    return f"{site.pilots} x {counted(nodes, 'node')}, {per_node}, {site.mpi_launcher}"

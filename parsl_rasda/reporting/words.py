@@ -44,6 +44,11 @@ def config_text(config: Mapping[str, Any]) -> str:
     return "  ".join(f"{k}={_value(v)}" for k, v in config.items())
 
 
+def counted(number: int, noun: str) -> str:
+    """Return ``1 trial``, ``2 trials``."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def shortened(value: Any, width: int = 100) -> str:  # Any: whatever a user's function returned
     """Return a value as JSON, cut to a width."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -120,6 +120,10 @@ class GridSearcher(_Design):
             raise InvalidSettingError("searcher.kind", "grid", allowed)
         random.Random(seed).shuffle(self._points)  # noqa: S311 - no secret
 
+    def __len__(self) -> int:
+        """Return how many points the grid has; a study with fewer trials tries some of them."""
+        return len(self._points)
+
     def _next(self) -> Mapping[str, JSON] | None:
         # By value, not by index: after a restart with other samples the grid may be another one.
         taken = {_text(config) for config in self._configs.values()}

@@ -187,7 +187,9 @@ def test_status_of_a_failed_study_says_to_mend_it(rehearsals, tmp_path, capsys) 
     assert MEND in out
     assert "resume" not in out
     shared = "failed    trial 0000, 0001, 0002, 0003 and 4 more: val_loss is nan after epoch 1"
-    assert out.count("val_loss is nan after epoch 1") == 1 + 8, "once above, and once in each row of the table"
+    assert out.count("val_loss is nan after epoch 1") == 1 + 8, (
+        "once above, and once in each row of the table"
+    )
     assert shared in out
     assert "faults" not in out, "what a failed trial says already"
 
@@ -250,8 +252,14 @@ def test_plan_refuses_what_can_never_fit(study, site) -> None:
 def test_validate_says_ok_of_each_file(study, site, capsys) -> None:
     validate(study, [site])
     first, second = capsys.readouterr().out.splitlines()
-    assert first == f"{study}: ok (1 stage, 8 trials of up to 8 epochs)"
+    assert first == f"{study}: ok (1 stage, 8 trials, of up to 8 epochs)"
     assert second == f"{site}: ok (1 x 1 node, 4 GPUs each, process)"
+
+
+def test_validate_says_how_much_of_a_grid_is_tried(study, capsys) -> None:
+    space = "tune.search_space={a: {choice: [1, 2, 3]}, b: {choice: [x, y, z]}}"
+    validate(study, [], ["tune.searcher.kind=grid", space])
+    assert "8 trials of the 9 points of its grid, of up to 8 epochs" in capsys.readouterr().out
 
 
 def test_mistakes_of_all_files_come_at_once(study, tmp_path) -> None:
