@@ -6,6 +6,7 @@ import pytest
 
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.handoff import JobOrder
+from parsl_rasda.runtime import group
 from parsl_rasda.runtime.launch_context import launch_context
 from parsl_rasda.vocabulary import TrialId
 
@@ -71,3 +72,23 @@ def test_a_rank_says_where_it_really_is() -> None:
     assert launch_context(here, {**ranks, "PMI_RANK": "1"}).slot == f"{host}:0", "ordered elsewhere, but here"
     slurm = {**SLURM, "SLURM_PROCID": "2", "SLURMD_NODENAME": "n2"}
     assert launch_context(order(), slurm).slot == "n2:0"
+
+
+@pytest.mark.parametrize(
+    ("environ", "address"),
+    [
+        ({"GLOO_SOCKET_IFNAME": "ib0"}, "10.1.0.7"),
+        ({"NCCL_SOCKET_IFNAME": "hsn0,ib0"}, "10.1.0.7"),
+        ({"GLOO_SOCKET_IFNAME": "ib9"}, "192.0.2.7"),
+        ({}, "192.0.2.7"),
+    ],
+)
+def test_ranks_meet_on_the_network_that_the_site_names(monkeypatch, environ, address) -> None:
+    snic = type("Address", (), {"family": socket.AF_INET, "address": "10.1.0.7"})
+    monkeypatch.setattr("psutil.net_if_addrs", lambda: {"eth0": [], "ib0": [snic]})
+    monkeypatch.setattr(group, "_resolved_hostname", lambda: "192.0.2.7")
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert group.own_address() == address
