@@ -18,6 +18,7 @@ ANSWERS = {
     "qsub": 'echo "$@" > "$0.words"; if [ -n "$SGE" ]; then echo Your job 7 is in; else echo 7.server; fi',
     "bsub": "echo 'Job <7> is submitted to queue <q>.'",
     "sbatch": "echo Submitted batch job 7",
+    "condor_submit": "echo '1 job(s) submitted to cluster 7.'",
     "sacct": "exit 1",
 }
 
@@ -82,6 +83,40 @@ echo ours
 export JOBNAME="NAME"
 pool --flag
 """
+TORQUE = """\
+#!/bin/bash
+#PBS -W group_list=project
+#PBS -S /bin/bash
+#PBS -N NAME
+#PBS -m n
+#PBS -l walltime=01:00:00
+#PBS -l nodes=2:ppn=1
+#PBS -o FOLDER/NAME.stdout
+#PBS -e FOLDER/NAME.stderr
+module load conda
+echo ours
+export JOBNAME="NAME"
+pool --flag
+"""
+CONDOR = """\
+universe                = vanilla
+should_transfer_files   = YES
+when_to_transfer_output = ON_EXIT_OR_EVICT
+Transfer_Executable     = false
+transfer_input_files    = FOLDER/NAME.script
+machine_count           = 1
+output                  = FOLDER/NAME.stdout
+error                   = FOLDER/NAME.stderr
+log                     = FOLDER/NAME.log
+executable              = /bin/bash
+arguments               = NAME.script
+requirements            = TARGET.CUDACapability >= 8
++projectname            = project
+leave_in_queue          = TRUE
+environment             = "JOBNAME='NAME'"
+request_gpus = 4
+queue
+"""
 SCRIPTS: dict[str, tuple[dict[str, Any], str]] = {
     "PBSProProvider": (
         {
@@ -107,6 +142,10 @@ SCRIPTS: dict[str, tuple[dict[str, Any], str]] = {
         LSF,
     ),
     "GridEngineProvider": ({"scheduler_options": "#$ -pe mpi 2"}, GRID_ENGINE),
+    "TorqueProvider": (
+        {"account": "project", "queue": "batch", "scheduler_options": "#PBS -W group_list=project"},
+        TORQUE,
+    ),
 }
 
 
@@ -144,10 +183,33 @@ def test_the_job_script_of_a_pilot_is_what_the_batch_system_needs(
     text = script.read_text().replace(str(batch_systems), "FOLDER").replace(script.name, "NAME")
     written = text.replace(script.name.removesuffix(".submit"), "NAME").splitlines()
     assert [line for line in written if line] == expected.splitlines()
-    if kind == "PBSProProvider":
+    if "queue" in options and "account" in options:
         words = (batch_systems.parent / "qsub.words").read_text().split()
-        assert words == ["-q", "prod", "-A", "project", str(script)]
+        assert words == ["-q", options["queue"], "-A", options["account"], str(script)]
     assert (provider.init_blocks, provider.min_blocks, provider.max_blocks) == (0, 0, 1)
+
+
+def test_the_job_of_a_pilot_under_htcondor_is_one_node_with_its_gpus(batch_systems: Path) -> None:
+    site = ParslSiteSpec.model_validate(
+        {
+            "name": "site",
+            "nodes": 1,
+            "provider": {
+                "type": "CondorProvider",
+                "project": "project",
+                "requirements": "TARGET.CUDACapability >= 8",
+                "scheduler_options": "request_gpus = 4",
+                "worker_init": "module load conda",
+            },
+        }
+    )
+    provider = build_provider(site, "echo ours")
+    provider.script_dir = str(batch_systems)
+    assert provider.submit("pool --flag", 1, "pilot")
+    (description,), (script,) = (list(batch_systems.glob(f"*.{kind}")) for kind in ("submit", "script"))
+    text = description.read_text().replace(str(batch_systems), "FOLDER").replace(description.stem, "NAME")
+    assert [line for line in text.splitlines() if line] == CONDOR.splitlines()
+    assert script.read_text().split() == "module load conda echo ours pool --flag".split()
 
 
 @pytest.mark.parametrize(
