@@ -209,7 +209,7 @@ def test_the_job_of_a_pilot_under_htcondor_is_one_node_with_its_gpus(batch_syste
     (description,), (script,) = (list(batch_systems.glob(f"*.{kind}")) for kind in ("submit", "script"))
     text = description.read_text().replace(str(batch_systems), "FOLDER").replace(description.stem, "NAME")
     assert [line for line in text.splitlines() if line] == CONDOR.splitlines()
-    assert script.read_text().split() == "module load conda echo ours pool --flag".split()
+    assert script.read_text().split() == ["module", "load", "conda", "echo", "ours", "pool", "--flag"]
 
 
 @pytest.mark.parametrize(
