@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import finish, start
 
 pytestmark = [pytest.mark.parsl, pytest.mark.slow]
 
-COMMAND = Path(sys.executable).parent / "parsl-rasda"
 LOGICAL = """
 provider: {type: LocalProvider}
 accelerator: none
@@ -24,16 +21,8 @@ nodes: 8
 
 
 def examine(folder: Path, site: str) -> tuple[int, dict[str, Any], str]:
-    done = subprocess.run(
-        [str(COMMAND), "doctor", "--site", site, "--json"],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    return done.returncode, json.loads(done.stdout) if done.stdout else {}, done.stderr
+    code, out, err = finish(start(folder, "doctor", "--site", site, "--json"))
+    return code, json.loads(out) if out else {}, err
 
 
 def test_logical_slots_are_fit_and_nothing_is_said_of_torch(tmp_path: Path) -> None:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from command_line import finish, start
 from runner_tools import eventually
-
-COMMAND = Path(sys.executable).parent / "parsl-rasda"
-REPOSITORY = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.parsl, pytest.mark.slow]
 
@@ -85,21 +80,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(folder: Path, *words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [str(COMMAND), *words],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-    )
-
-
 def run(folder: Path, *words: str) -> tuple[int, str, str]:
-    process = start(folder, *(words or ("run", "study.yaml", "--site", "logical.yaml", "--dir", "out")))
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
+    return finish(start(folder, *(words or ("run", "study.yaml", "--site", "logical.yaml", "--dir", "out"))))
 
 
 def calls(folder: Path) -> dict[str, int]:

@@ -7,17 +7,14 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import DEADLINE_S, finish, start
 from runner_tools import eventually
 
 from parsl_rasda.orchestration.journal import read
-
-COMMAND = Path(sys.executable).parent / "parsl-rasda"
-DEADLINE_S = 120.0
 
 pytestmark = [pytest.mark.parsl, pytest.mark.slow]
 
@@ -79,22 +76,6 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "faults.yaml").write_text(FAULTS)
     (tmp_path / "logical.yaml").write_text(SITE)
     return tmp_path
-
-
-def start(folder: Path, *words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [str(COMMAND), *words],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=DEADLINE_S)
-    return process.returncode, out, err
 
 
 def run_study(folder: Path, study: str, into: str) -> tuple[int, str, str]:

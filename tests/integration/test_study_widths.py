@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from command_line import finish, start
 
 from parsl_rasda.orchestration.events import StartJob
 from parsl_rasda.orchestration.journal import read
@@ -16,9 +13,6 @@ from workflows.cfd_defiltering.prepare import write_shards
 from workflows.cfd_defiltering.simulate import simulate
 
 pytestmark = [pytest.mark.parsl, pytest.mark.mpi, pytest.mark.slow]
-
-ROOT = Path(__file__).parents[2]
-COMMAND = Path(sys.executable).parent / "parsl-rasda"
 
 # The tuning of workflows/cfd_defiltering, smaller: half the grid, an eighth of the samples, 4 epochs.
 STUDY = """
@@ -69,18 +63,9 @@ def ran(folder, data, slots, growth):
     (folder / f"{slots}.yaml").write_text(SITE.format(slots=slots))
     (folder / f"study-{slots}.yaml").write_text(STUDY.format(data=json.dumps(data), growth=growth))
     words = ("run", f"study-{slots}.yaml", "--site", f"{slots}.yaml", "--dir", f"run-{slots}", "--json")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        (COMMAND, *words),
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return folder / f"run-{slots}", json.loads(done.stdout)
+    code, out, err = finish(start(folder, *words), 280)
+    assert code == 0, err
+    return folder / f"run-{slots}", json.loads(out)
 
 
 def widths_of(run):

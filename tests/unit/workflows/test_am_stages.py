@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from parsl_rasda.errors import InvalidFileError, InvalidSettingError
 from parsl_rasda.runtime import local_trial
 from parsl_rasda.study import load_study
+from tests.unit.workflows.best_trial import best_of
 from workflows.am_meltpool.dataset import NOMINAL, SPLITS, Clips, clip_of, find_scan_lines, write_index
 from workflows.am_meltpool.evaluate import evaluate
 from workflows.am_meltpool.render import POWER_W, SPEED_MM_S, planck_ratio, render
@@ -336,14 +337,7 @@ def test_a_network_beats_the_mean_on_objects_it_never_saw(
     trial = local_trial(config, inputs={"data": data}, epochs=12, batch_size=4, directory=tmp_path)
     train(trial)
     last = trial.history[-1]
-    best = {
-        "trial": "t0",
-        "metric": last.metrics["val_loss"],
-        "epoch": last.epoch,
-        "config": config,
-        "checkpoint": last.checkpoint,
-    }
-    result = evaluate(best, data, str(tmp_path))
+    result = evaluate(best_of(trial), data, str(tmp_path))
     assert json.loads(json.dumps(result)) == result
     assert result["val_best_mse"] == pytest.approx(last.metrics["val_loss"], rel=1e-4)
     assert result["test_mean_mse"] == data["mean_mse"]["test"]

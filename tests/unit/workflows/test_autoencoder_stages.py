@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.runtime import local_trial
 from parsl_rasda.study import load_study
+from tests.unit.workflows.best_trial import best_of
 from workflows.cfd_autoencoder.evaluate import evaluate, principal_components
 from workflows.cfd_autoencoder.fields import SPLITS, open_fields, scaled
 from workflows.cfd_autoencoder.model import ACTIVATIONS, Autoencoder, parameter_count, sample_errors
@@ -150,14 +151,7 @@ def test_the_autoencoder_beats_pca_of_its_size_on_flows_it_never_saw(
     trial = local_trial(config, inputs={"data": data}, epochs=12, batch_size=8, directory=tmp_path)
     train(trial)
     last = trial.history[-1]
-    best = {
-        "trial": "t0",
-        "metric": last.metrics["val_loss"],
-        "epoch": last.epoch,
-        "config": config,
-        "checkpoint": last.checkpoint,
-    }
-    result = evaluate(best, data, str(tmp_path))
+    result = evaluate(best_of(trial), data, str(tmp_path))
     assert json.loads(json.dumps(result)) == result
     assert result["latent_size"] == 2 * 6 * 6
     assert result["compression"] == 2 * GRID * GRID / 72

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from parsl_rasda.data import open_shards
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.runtime import local_trial
+from tests.unit.workflows.best_trial import best_of
 from workflows.cfd_defiltering.evaluate import evaluate
 from workflows.cfd_defiltering.model import Defilter, mean_square_error, parameter_count
 from workflows.cfd_defiltering.prepare import SPLITS, gaussian_filter, write_shards
@@ -169,14 +170,7 @@ def test_the_best_network_beats_the_filter_on_flows_it_never_saw(
     trial = local_trial(config, inputs={"data": data}, epochs=6, batch_size=4, directory=tmp_path)
     train(trial)
     last = trial.history[-1]
-    best = {
-        "trial": "t0",
-        "metric": last.metrics["val_loss"],
-        "epoch": last.epoch,
-        "config": config,
-        "checkpoint": last.checkpoint,
-    }
-    result = evaluate(best, data, str(tmp_path))
+    result = evaluate(best_of(trial), data, str(tmp_path))
     assert json.loads(json.dumps(result)) == result
     assert result["best_val_mse"] == pytest.approx(last.metrics["val_loss"], rel=1e-6)
     assert result["filtered_val_mse"] == pytest.approx(data["filtered_mse"]["validation"], rel=1e-5)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from parsl_rasda.runtime import local_trial
 from parsl_rasda.study import load_study
+from tests.unit.workflows.best_trial import best_of
 from workflows.cv_resnet.digits import write_digits
 from workflows.cv_resnet.evaluate import batches, confusion_matrix, confusions, error_of, evaluate
 from workflows.cv_resnet.image_folder import index_images
@@ -53,14 +54,7 @@ def test_the_best_network_knows_digits_that_decided_nothing(data: dict[str, obje
     )
     train(trial)
     last = trial.history[-1]
-    best = {
-        "trial": "t0",
-        "metric": last.metrics["val_error"],
-        "epoch": last.epoch,
-        "config": CONFIG,
-        "checkpoint": last.checkpoint,
-    }
-    result = evaluate(best, data, str(tmp_path))
+    result = evaluate(best_of(trial, "val_error"), data, str(tmp_path))
     assert json.loads(json.dumps(result)) == result
     assert result["val_error"] == pytest.approx(last.metrics["val_error"], abs=1e-9)
     assert result["test_error"] < 0.1
