@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from parsl_rasda.cli.doctor import doctor
+from parsl_rasda.cli.export import export
 from parsl_rasda.cli.init import init
 from parsl_rasda.cli.output import say
 from parsl_rasda.cli.plan import plan
@@ -21,6 +22,7 @@ from parsl_rasda.cli.resume import resume
 from parsl_rasda.cli.run import run
 from parsl_rasda.cli.status import status
 from parsl_rasda.cli.validate import validate
+from parsl_rasda.cli.watch import watch
 from parsl_rasda.errors import RasdaError
 
 app = typer.Typer(
@@ -31,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (init, validate, doctor, plan, run, resume, status, report):
+for command in (init, validate, doctor, plan, run, resume, status, watch, report, export):
     app.command()(command)
 
 

@@ -21,9 +21,9 @@ def write_report(run: Run) -> tuple[Path, ...]:
     """Write the report of each search beside its journal and the graph of the run; return the files."""
     graph = run_graph(run)
     written = [
-        _write(run.directory / "graph.graphml", graphml(graph)),
-        _write(run.directory / "graph.mmd", mermaid(graph)),
-        _write(run.directory / "graph.svg", svg(graph)),
+        write_whole(run.directory / "graph.graphml", graphml(graph)),
+        write_whole(run.directory / "graph.mmd", mermaid(graph)),
+        write_whole(run.directory / "graph.svg", svg(graph)),
     ]
     for stage, summary in run.summaries().items():
         folder = run.directories[stage]
@@ -34,11 +34,12 @@ def write_report(run: Run) -> tuple[Path, ...]:
             ("best.json", json.dumps(plain_json(best), indent=2, allow_nan=False) + "\n"),
             ("summary.txt", as_text(status_view(summary))),
         ):
-            written.append(_write(folder / name, text))
+            written.append(write_whole(folder / name, text))
     return tuple(written)
 
 
-def _write(file: Path, text: str) -> Path:
+def write_whole(file: Path, text: str) -> Path:
+    """Write a file beside and rename it, so that nobody sees half of it; return it."""
     beside = file.with_name(file.name + ".new")
     beside.write_text(text, newline="")
     beside.replace(file)

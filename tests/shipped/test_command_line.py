@@ -81,7 +81,18 @@ def test_nothing_heavy_is_imported_before_it_is_needed(folder, words) -> None:
 
 def test_every_command_has_help_and_the_version_is_told(tmp_path) -> None:
     out, _ = rasda(tmp_path, "--help")
-    for command in ("init", "validate", "doctor", "plan", "run", "resume", "status", "report"):
+    for command in (
+        "init",
+        "validate",
+        "doctor",
+        "plan",
+        "run",
+        "resume",
+        "status",
+        "watch",
+        "report",
+        "export",
+    ):
         assert f"\n  {command} " in out
         assert "Usage: parsl-rasda" in rasda(tmp_path, command, "--help")[0]
     assert rasda(tmp_path, "--version")[0].startswith("parsl-rasda ")
@@ -105,8 +116,8 @@ def test_wrong_input_is_one_message_and_exit_code_2(folder) -> None:
 
 
 def test_a_directory_that_is_not_a_run_is_exit_code_2(tmp_path) -> None:
-    for command in ("status", "report", "resume"):
-        _, err = rasda(tmp_path, command, ".", code=2)
+    for command in ("status", "watch", "report", "resume", "export --to csv"):
+        _, err = rasda(tmp_path, *command.split(), ".", code=2)
         assert "is not a run directory" in err
         assert "Traceback" not in err
 

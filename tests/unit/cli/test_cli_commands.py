@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,14 @@ import pytest
 import typer
 
 from parsl_rasda.cli.carry import carry_through
+from parsl_rasda.cli.export import Target, export
 from parsl_rasda.cli.init import copy_template, init
 from parsl_rasda.cli.options import load_inputs
 from parsl_rasda.cli.plan import plan
 from parsl_rasda.cli.report import report
 from parsl_rasda.cli.status import status
 from parsl_rasda.cli.validate import validate
+from parsl_rasda.cli.watch import watch
 from parsl_rasda.errors import (
     InvalidFileError,
     InvalidSettingError,
@@ -199,6 +201,34 @@ def test_status_as_json_is_valid_json(finished, capsys) -> None:
     document = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert document["trials"]["failed"] == 1
     assert document["controller"] is None
+
+
+def test_watch_follows_until_nobody_runs_it_and_shows_the_end(finished, monkeypatch, capsys) -> None:
+    run = read_run(finished)
+    seen = [replace(run, controller="somebody"), replace(run, controller="somebody"), run]
+    monkeypatch.setattr("parsl_rasda.reporting.runs.read_run", lambda directory: seen.pop(0))
+    watch(finished, every=0.1)
+    assert not seen
+    out = capsys.readouterr().out
+    assert "rehearsed: done" in out
+    assert out.count("rehearsed: done") == 1, "what was redrawn leaves no trace where there is no terminal"
+
+
+def test_ctrl_c_ends_the_watching_quietly(finished, monkeypatch) -> None:
+    def interrupted(seconds):
+        raise KeyboardInterrupt
+
+    run = replace(read_run(finished), controller="somebody")
+    monkeypatch.setattr("parsl_rasda.reporting.runs.read_run", lambda directory: run)
+    monkeypatch.setattr("time.sleep", interrupted)
+    watch(finished)
+
+
+def test_export_says_what_it_wrote_and_how_to_open_it(finished, capsys) -> None:
+    export(finished, Target.optuna)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == f"wrote {finished / 'optuna.db'}"
+    assert second == f"open it with: optuna-dashboard sqlite:///{finished / 'optuna.db'}"
 
 
 def test_report_prints_what_it_wrote(finished, capsys) -> None:

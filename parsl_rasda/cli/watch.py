@@ -1,0 +1,40 @@
+"""`parsl-rasda watch`: `status` that follows a run."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from parsl_rasda.cli.options import RunFolder
+from parsl_rasda.cli.output import print_result
+
+_SHARE = 0.2  # of the time, at most, that is spent reading
+
+
+def watch(
+    directory: RunFolder,
+    every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Between two looks.")] = 2.0,
+) -> None:
+    """Follow a run until nobody runs it any more, then show its status.
+
+    Ctrl-C ends the watching, not the run. Works from any machine that sees the directory.
+    """
+    from rich.console import Console
+    from rich.live import Live
+
+    from parsl_rasda.cli.status import run_view
+    from parsl_rasda.reporting.runs import read_run
+
+    run = read_run(directory)
+    try:
+        with Live(console=Console(), transient=True, auto_refresh=False) as live:
+            while run.controller:
+                live.update(run_view(run), refresh=True)
+                began = time.monotonic()
+                run = read_run(directory)
+                time.sleep(max(every, (time.monotonic() - began) / _SHARE))
+    except KeyboardInterrupt:
+        return
+    print_result(run_view(run))
