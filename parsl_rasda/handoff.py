@@ -78,7 +78,8 @@ class JobOrder:
             The first epoch is 0; the last pair holds for the coming stretch.
         epoch: Epochs already done; training resumes there.
         until: Epochs done when the job must ask (`interactive`) or end.
-        resume_from: Checkpoint directory, or None to start afresh.
+        resume_from: Checkpoint directory or URL, or None to start afresh.
+        share_at: URL of a folder that all sites reach, for copies of this attempt's checkpoints, or None.
         deadline: Unix time [s] by which ranks must be gone, or None.
         slots: ``node:gpu`` of each rank, in rank order; a rank masks its node's GPUs itself, before
             torch is imported (Slurm rewrites masks that are set outside the step).
@@ -103,6 +104,7 @@ class JobOrder:
     inputs: Mapping[str, JSON] = field(default_factory=dict)
     training: Training = field(default_factory=Training)
     resume_from: str | None = None
+    share_at: str | None = None
     slots: tuple[str, ...] = ()
     accelerator: str = "cpu"  # cuda | rocm | xpu | cpu | none
     interactive: bool = False
@@ -156,7 +158,8 @@ class EpochReport:
     Attributes:
         epoch: Epochs now done.
         seconds: Wall time of this epoch's training and evaluation [s], without waiting for decisions.
-        checkpoint: Directory from which exactly this point can be resumed, or None.
+        checkpoint: Newest whole checkpoint of the attempt, a directory or a URL, or None.
+        checkpoint_epoch: Epochs done in it, if fewer: copies to a URL are written while training goes on.
         slots: ``node:gpu`` of each rank, as the ranks themselves saw them, in rank order.
     """
 
@@ -168,7 +171,13 @@ class EpochReport:
     checkpoint: str | None = None
     at: float = 0.0
     slots: tuple[str, ...] = ()
+    checkpoint_epoch: int | None = None
     format: int = FORMAT
+
+    @property
+    def saved_epoch(self) -> int:
+        """Epochs done in the checkpoint."""
+        return self.epoch if self.checkpoint_epoch is None else self.checkpoint_epoch
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON."""
@@ -190,6 +199,7 @@ class JobReport:
     Attributes:
         checkpoint: Newest whole checkpoint of this attempt, or None; for a preemption in mid-epoch
             it holds the epoch in progress.
+        checkpoint_epoch: Epochs done in it, if fewer than ``epoch``.
     """
 
     trial: TrialId
@@ -200,6 +210,7 @@ class JobReport:
     checkpoint: str | None = None
     traceback: str = ""
     at: float = 0.0
+    checkpoint_epoch: int | None = None
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:

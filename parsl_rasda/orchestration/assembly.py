@@ -37,6 +37,7 @@ def build_machine(tune: TuneSpec) -> Machine:
         width_step=_smallest_prime(method.scaling_factor),
         max_retries=tune.max_retries,
         assumed=assumed_times(tune),
+        roaming=tune.checkpoints is not None,
         asking=tune.training.command is None,
     )
     return Machine(settings, scheduler, build_growth(method.growth))

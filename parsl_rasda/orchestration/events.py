@@ -113,7 +113,12 @@ class JobStarted:
 
 @dataclass(frozen=True, slots=True)
 class EpochReported:
-    """A job has finished an epoch. An interactive job now waits for `ContinueJob` or `EndJob`."""
+    """A job has finished an epoch. An interactive job now waits for `ContinueJob` or `EndJob`.
+
+    Attributes:
+        checkpoint: Newest whole checkpoint of the attempt, or None if it made none.
+        checkpoint_epoch: Epochs done in it, if fewer.
+    """
 
     at: float
     job: JobId
@@ -122,6 +127,7 @@ class EpochReported:
     seconds: float
     checkpoint: str | None
     slots: tuple[str, ...] = ()
+    checkpoint_epoch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +136,7 @@ class JobEnded:
 
     Attributes:
         checkpoint: Newest whole checkpoint of the attempt, or None if it made none.
+        checkpoint_epoch: Epochs done in it, if fewer than the trial has.
     """
 
     at: float
@@ -137,6 +144,7 @@ class JobEnded:
     outcome: Outcome
     cause: str = ""
     checkpoint: str | None = None
+    checkpoint_epoch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

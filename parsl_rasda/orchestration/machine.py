@@ -276,7 +276,8 @@ class Machine(SlotDesk):
         trial.epoch, trial.setbacks = event.epoch, 0
         trial.history[event.epoch] = metric
         if event.checkpoint is not None:
-            trial.checkpoint, trial.checkpoint_epoch = event.checkpoint, event.epoch
+            done = event.epoch if event.checkpoint_epoch is None else event.checkpoint_epoch
+            trial.checkpoint, trial.checkpoint_epoch = event.checkpoint, done
         self._judge(trial, job, self.scheduler.report(trial.id, event.epoch, metric), metric)
 
     def _judge(self, trial: TrialRecord, job: Job, decision: Decision, metric: float) -> None:
@@ -331,7 +332,8 @@ class Machine(SlotDesk):
             self._close_if_ending(job.placement.pilot)
         left_well = event.outcome in {Outcome.REACHED, Outcome.PREEMPTED}
         if left_well and event.checkpoint not in {None, trial.checkpoint}:  # written on leaving
-            trial.checkpoint, trial.checkpoint_epoch = event.checkpoint, trial.epoch
+            done = trial.epoch if event.checkpoint_epoch is None else event.checkpoint_epoch
+            trial.checkpoint, trial.checkpoint_epoch = event.checkpoint, done
             trial.setbacks = 0
             self.pilots.bore_fruit(job.placement.pilot)
         if job.next_placement is not None and event.outcome is not Outcome.FAILED:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from parsl_rasda.handoff import EpochReport, JobOrder, read_epochs, read_report
+from parsl_rasda.handoff import EpochReport, JobOrder, JobReport, read_epochs, read_report
 from parsl_rasda.orchestration.events import EpochReported, Event, JobEnded, StartJob
 from parsl_rasda.orchestration.rundir import RunDirectory
 from parsl_rasda.study import TuneSpec
@@ -65,6 +65,7 @@ class OrderDesk:
             inputs={**self.inputs, **site.inputs},
             training=self.tune.training.resolve(start.config),
             resume_from=start.resume_from,
+            share_at=self._shared(start.job),
             slots=start.placement.slots,
             accelerator=site.accelerator,
             interactive=interactive and self.tune.training.command is None,
@@ -75,6 +76,13 @@ class OrderDesk:
         """Return the directory of an attempt on a site."""
         return self.directory.attempt(job, self.sites[site].work_dir).resolve()
 
+    def _shared(self, job: JobId) -> str | None:
+        """Return the folder of an attempt where all sites reach it, if checkpoints are shared."""
+        base = self.tune.checkpoints
+        if base is None:
+            return None
+        return f"{base.rstrip('/')}/{self.study}-{self.directory.mark}/{job.trial}/attempt-{job.attempt}"
+
     def evidence(self, jobs: Iterable[tuple[JobId, SiteName, int]], at: float) -> Iterator[Event]:
         """Yield what jobs left on disk while no controller was listening, oldest first per job.
 
@@ -84,10 +92,10 @@ class OrderDesk:
         """
         for job, site, known in jobs:
             folder = self.attempt(job, site)
-            yield from (_epoch_event(r) for r in read_epochs(folder, job) if r.epoch > known)
+            yield from (epoch_event(r, at) for r in read_epochs(folder, job) if r.epoch > known)
             report = read_report(folder, job)
             if report is not None:
-                yield JobEnded(report.at or at, job, report.outcome, report.cause, report.checkpoint)
+                yield end_event(report, at)
 
 
 def trial_seed(seed: int, trial: TrialId) -> int:
@@ -96,8 +104,27 @@ def trial_seed(seed: int, trial: TrialId) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def _epoch_event(report: EpochReport) -> EpochReported:
-    job = JobId(report.trial, report.attempt)
+def epoch_event(report: EpochReport, now: float) -> EpochReported:
+    """Return the event of an epoch; it happened ``now`` [s] if the report does not say when."""
     return EpochReported(
-        report.at, job, report.epoch, report.metrics, report.seconds, report.checkpoint, report.slots
+        report.at or now,
+        JobId(report.trial, report.attempt),
+        report.epoch,
+        report.metrics,
+        report.seconds,
+        report.checkpoint,
+        report.slots,
+        report.checkpoint_epoch,
+    )
+
+
+def end_event(report: JobReport, now: float) -> JobEnded:
+    """Return the event of an attempt's end; it happened ``now`` [s] if the report does not say when."""
+    return JobEnded(
+        report.at or now,
+        JobId(report.trial, report.attempt),
+        report.outcome,
+        report.cause,
+        report.checkpoint,
+        report.checkpoint_epoch,
     )

@@ -5,6 +5,7 @@
     study.yaml  sites/<site>.yaml      what was declared, resolved: enough to resume elsewhere
     journal.jsonl                      what happened and what was decided
     origin.json                        where the study's functions are
+    mark                               a word that no other run has
     controller.json                    who runs the study now
     trials/<id>/attempt-<n>/           orders, epochs, checkpoints and reports of each attempt
     stages/<stage>/                    results and files of the other stages
@@ -17,6 +18,7 @@ import json
 import os
 import platform
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +59,14 @@ class RunDirectory:
     def stages(self) -> Path:
         """Folder of the other stages' results."""
         return self.path / "stages"
+
+    @property
+    def mark(self) -> str:
+        """A word that no other run has, the same whenever this one is resumed."""
+        file = self.path / "mark"
+        if not file.exists():
+            replace_file(file, uuid.uuid4().hex[:12])
+        return file.read_text()
 
     def attempt(self, job: JobId, base: Path | None = None) -> Path:
         """Return the private directory of one attempt, below ``base`` if the site has its own."""

@@ -32,14 +32,15 @@ def conclude(directory: Path, order: JobOrder, outcome: Outcome, cause: str) -> 
     if report is not None:
         return report
     epochs = read_epochs(directory, order.job)
-    checkpoints = [e.checkpoint for e in epochs if e.checkpoint is not None]
+    saved = [e for e in epochs if e.checkpoint is not None]
     return JobReport(
         trial=order.trial,
         attempt=order.attempt,
         outcome=outcome,
         epoch=epochs[-1].epoch if epochs else order.epoch,
         cause=cause,
-        checkpoint=checkpoints[-1] if checkpoints else None,
+        checkpoint=saved[-1].checkpoint if saved else None,
+        checkpoint_epoch=saved[-1].saved_epoch if saved else None,
         at=time.time(),
     )
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from parsl_rasda.handoff import EpochReport, JobOrder, JobReport
 from parsl_rasda.orchestration.events import EpochReported, Event, JobEnded
+from parsl_rasda.orchestration.orders import end_event, epoch_event
 from parsl_rasda.runners.globus_link import GlobusLink, RefusedError, Task, UnreachableError
 from parsl_rasda.vocabulary import JobId, Outcome
 
@@ -213,16 +214,6 @@ def events_of(state: Message, epoch: int) -> Iterator[EpochReported | JobEnded]:
     for text in state["epochs"]:
         reached = EpochReport.from_json(text)
         if reached.epoch > epoch:
-            yield epoch_event(reached)
+            yield epoch_event(reached, time.time())
     if state["report"] is not None:
-        report = JobReport.from_json(state["report"])
-        job = JobId(report.trial, report.attempt)
-        yield JobEnded(report.at or time.time(), job, report.outcome, report.cause, report.checkpoint)
-
-
-def epoch_event(report: EpochReport) -> EpochReported:
-    """Return the event of an epoch."""
-    at, job = report.at or time.time(), JobId(report.trial, report.attempt)
-    return EpochReported(
-        at, job, report.epoch, report.metrics, report.seconds, report.checkpoint, report.slots
-    )
+        yield end_event(JobReport.from_json(state["report"]), time.time())

@@ -68,7 +68,7 @@ def stage(folder: str, target: str, arguments: Sequence[Any]) -> Message | None:
         text = _read(directory / ANSWER)
         return None if text is None else json.loads(text)
     module, _, name = target.partition(":")
-    with Heartbeat(directory):
+    with _StageHeartbeat(directory):
         try:
             found = {"result": getattr(importlib.import_module(module), name)(*arguments)}
             text = json.dumps(found)
@@ -200,14 +200,15 @@ def _look(asked: Message, silence_s: float) -> Message:
 def _conclude(directory: Path, job: JobId, outcome: Outcome, cause: str) -> None:
     """Write the report of an attempt whose ranks wrote none; theirs stands if it comes first."""
     epochs = read_epochs(directory, job)
-    saved = [e.checkpoint for e in epochs if e.checkpoint]
+    saved = [e for e in epochs if e.checkpoint]
     report = JobReport(
         trial=TrialId(job.trial),
         attempt=job.attempt,
         outcome=outcome,
         epoch=epochs[-1].epoch if epochs else 0,
         cause=cause,
-        checkpoint=saved[-1] if saved else None,
+        checkpoint=saved[-1].checkpoint if saved else None,
+        checkpoint_epoch=saved[-1].saved_epoch if saved else None,
         at=time.time(),
     )
     _write(directory / "report.json", json.dumps(asdict(report)))
@@ -249,6 +250,32 @@ class Heartbeat:
         beside = self._directory / f"{HEARTBEAT}.new"
         beside.write_text(str(time.time()))
         beside.replace(self._directory / HEARTBEAT)
+
+
+class _StageHeartbeat(Heartbeat):
+    """Also ends a stage, and what it has started, when the pilot's manager is gone.
+
+    Nobody would end it else, and it would write into its folder beside the stage that takes its place.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._parent = os.getppid()
+
+    def __enter__(self) -> Self:
+        os.environ[leftovers.JOB_VARIABLE] = str(self._directory)
+        return super().__enter__()
+
+    def __exit__(self, *what: object) -> None:
+        super().__exit__(*what)
+        os.environ.pop(leftovers.JOB_VARIABLE, None)
+
+    def _watch(self) -> None:
+        while not self._over.wait(HEARTBEAT_S):
+            if os.getppid() != self._parent:
+                leftovers.end_marked(leftovers.JOB_VARIABLE, str(self._directory), grace_s=0.0)
+                os._exit(1)
+            self._beat()
 
 
 class _Vigil(Heartbeat):

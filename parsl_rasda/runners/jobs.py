@@ -14,7 +14,8 @@ from pathlib import Path
 
 from parsl_rasda.handoff import EpochReport, HandoffError, JobOrder, JobReport, read_epochs
 from parsl_rasda.launch.base import Launcher, LaunchSettings
-from parsl_rasda.orchestration.events import ContinueJob, EpochReported, JobEnded, JobStarted
+from parsl_rasda.orchestration.events import ContinueJob, JobStarted
+from parsl_rasda.orchestration.orders import end_event, epoch_event
 from parsl_rasda.orchestration.ports import PostEvent
 from parsl_rasda.runners import app, evidence
 from parsl_rasda.runners.allocations import Allocation
@@ -153,8 +154,7 @@ class JobDesk:
         job.epoch = report.epoch
         if not job.is_leaving:
             job.answer = None
-        at, metrics, slots = report.at or time.time(), report.metrics, report.slots
-        self.post(EpochReported(at, job.id, report.epoch, metrics, report.seconds, report.checkpoint, slots))
+        self.post(epoch_event(report, time.time()))
 
     def answer(self, answer: ContinueJob) -> None:
         """Let a waiting job go on."""
@@ -216,6 +216,5 @@ class JobDesk:
             self._post_epoch(job, EpochReport.from_json(epoch))
         report = JobReport.from_json(result["report"])
         logger.info("job ended job=%s outcome=%s cause=%s", job.id, report.outcome, report.cause)
-        at = report.at or time.time()
-        self.post(JobEnded(at, job.id, report.outcome, report.cause, report.checkpoint))
+        self.post(end_event(report, time.time()))
         self.on_left(job.lane)

@@ -26,7 +26,8 @@ from parsl_rasda.handoff import DEADLINE_MARGIN_S, JobOrder
 from parsl_rasda.runtime.channel import ControlChannel, claim_stdout, watch_for_stop
 from parsl_rasda.runtime.group import PeersLostError
 from parsl_rasda.runtime.launch_context import LaunchContext, launch_context
-from parsl_rasda.runtime.session import FORKED, Leave, Session
+from parsl_rasda.runtime.session import FORKED, LAST_WORDS_S, Leave, Session
+from parsl_rasda.runtime.shared import StoreError
 from parsl_rasda.runtime.trial import Trial
 from parsl_rasda.vocabulary import Outcome
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 PR_SET_PDEATHSIG = 1
 ALONE = LaunchContext(rank=0, size=1, device_index=0, environment={}, slot="", one_node=True)
-LAST_WORDS_S = 5.0
 NUDGE_S = 0.05
 
 
@@ -111,12 +111,23 @@ def _run(session: Session) -> tuple[Outcome, str, str, bool]:
         else:
             _train(session)
     except Leave as leave:
-        return Outcome.PREEMPTED, session.preempt_cause or "", "", leave.agreed
-    except PeersLostError as error:
+        return _shared(session, Outcome.PREEMPTED, together=leave.agreed)
+    except (PeersLostError, StoreError) as error:
         return Outcome.LOST, str(error), traceback.format_exc(), False
     except BaseException as error:  # noqa: BLE001 - whatever the user's code raises becomes the report
         return Outcome.FAILED, cause_of(error), traceback.format_exc(), False
-    return session.outcome or Outcome.REACHED, session.preempt_cause or "", "", True
+    return _shared(session, session.outcome or Outcome.REACHED, together=True)
+
+
+def _shared(session: Session, outcome: Outcome, *, together: bool) -> tuple[Outcome, str, str, bool]:
+    """Return how a job leaves that has nothing left to do but to share its last checkpoint."""
+    session.interruptible = False
+    try:
+        session.share()
+    except StoreError as error:
+        if outcome is not Outcome.PREEMPTED:  # one that was told to leave goes on from an older one
+            return Outcome.LOST, str(error), "", False
+    return outcome, session.preempt_cause or "", "", together
 
 
 def _train(session: Session) -> None:

@@ -13,6 +13,7 @@ import json
 import os
 import pickle
 import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -132,12 +133,23 @@ def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
 def load_model(checkpoint: str | Path, model: Module) -> dict[str, Any]:
     """Load the weights and buffers of a checkpoint into a model, for stages after a study.
 
+    Args:
+        checkpoint: Its directory, or its URL where sites share checkpoints.
+        model: Of the same configuration.
+
     Returns:
         The checkpoint's header: ``epoch``, ``replicas`` and more.
 
     Raises:
         CheckpointError: If the checkpoint cannot be read, or belongs to another model.
+        StoreError: If it cannot be fetched from its URL.
     """
+    from parsl_rasda.runtime.shared import fetch, is_url
+
+    if is_url(str(checkpoint)):
+        with tempfile.TemporaryDirectory() as folder:
+            fetch(str(checkpoint), Path(folder) / "checkpoint")
+            return load_model(Path(folder) / "checkpoint", model)
     path = Path(checkpoint)
     header = read_header(path)
     tensors = read_tensors(path, MODEL)

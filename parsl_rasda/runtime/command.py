@@ -50,12 +50,16 @@ def run_command(session: Session) -> None:
     out = directory / (checkpoint_name(order.until) + ".tmp")
     report = directory / "command-report.json"
     out.mkdir(exist_ok=True)
-    argv = filled(order, out=out, report=report)
+    if order.resume_from and session.is_main:
+        session.find_checkpoint(order.resume_from)
+    environment = _environment(session)  # the other ranks wait here for rank 0
+    resumed = session.find_checkpoint(order.resume_from) if order.resume_from else None
+    argv = filled(order, out=out, report=report, checkpoint=resumed)
     session.interruptible = False
     session.is_prepared = True  # the script is told, and decides
     began = time.monotonic()
     session.ready()
-    status, last_line = _run(argv, _environment(session), session)
+    status, last_line = _run(argv, environment, session)
     if not session.is_main:
         _check(status, last_line, preempted=session.preempt_cause is not None)
         (directory / f"done-{session.context.rank}").touch()
@@ -79,7 +83,7 @@ def run_command(session: Session) -> None:
     session.outcome = Outcome.REACHED if epoch >= order.until else Outcome.PREEMPTED
 
 
-def filled(order: JobOrder, *, out: Path, report: Path) -> list[str]:
+def filled(order: JobOrder, *, out: Path, report: Path, checkpoint: Path | None = None) -> list[str]:
     """Return the command with every ``{name}`` replaced.
 
     Raises:
@@ -89,7 +93,7 @@ def filled(order: JobOrder, *, out: Path, report: Path) -> list[str]:
         **{name: _as_text(value) for name, value in {**order.inputs, **order.config}.items()},
         "until": order.until,
         "epoch": order.epoch,
-        "checkpoint": order.resume_from or "",
+        "checkpoint": str(checkpoint or ""),
         "out": str(out),
         "report": str(report),
         "replicas": order.replicas,

@@ -18,9 +18,12 @@ from parsl_rasda.handoff import DEADLINE_MARGIN_S, EpochReport, JobOrder, JobRep
 from parsl_rasda.runtime.channel import ControlChannel
 from parsl_rasda.runtime.checkpoint import checkpoint_name
 from parsl_rasda.runtime.launch_context import LaunchContext
+from parsl_rasda.runtime.shared import SharedCheckpoints, fetch, is_url
 from parsl_rasda.vocabulary import Outcome
 
 KEPT_CHECKPOINTS = 2
+FETCHED = "resumed"  # the directory of a checkpoint that came from another site
+LAST_WORDS_S = 5.0
 FORKED = "PARSL_RASDA_FORKED"  # set by a fork server, to how long the rank waited for torch to be loaded [s]
 
 
@@ -66,6 +69,7 @@ class Session:
         self.is_unwinding = False
         self.slots: tuple[str, ...] = order.slots
         self.checkpoints: list[Path] = []  # of this attempt, oldest first
+        self._shared = SharedCheckpoints(order.share_at) if order.share_at and context.rank == 0 else None
         self._is_ready = False
 
     @property
@@ -99,14 +103,15 @@ class Session:
         """Report the epoch that is now done: to the file, then to the controller."""
         if not self.is_main:
             return
-        here = self.checkpoint_here()
+        checkpoint, saved_epoch = self._reachable(self.checkpoint_here())
         report = EpochReport(
             trial=self.order.trial,
             attempt=self.order.attempt,
             epoch=self.epoch,
             metrics=metrics,
             seconds=seconds,
-            checkpoint=str(here) if here else None,
+            checkpoint=checkpoint,
+            checkpoint_epoch=saved_epoch,
             at=time.time(),
             slots=self.slots,
         )
@@ -122,15 +127,54 @@ class Session:
         if path in self.checkpoints:
             return
         self.checkpoints.append(path)
+        if self._shared:
+            self._shared.add(path, self.epoch)
         while len(self.checkpoints) > KEPT_CHECKPOINTS:
+            if self._shared and self._shared.needs(self.checkpoints[0]):
+                break
             old = self.checkpoints.pop(0)
             if self.is_main:
                 shutil.rmtree(old, ignore_errors=True)
+
+    def share(self) -> None:
+        """Wait until the last checkpoint is where all sites reach it, if it is to be.
+
+        Raises:
+            StoreError: If it could not be copied, or the job must leave before that.
+        """
+        if self._shared:
+            deadline = self.order.deadline
+            self._shared.finish(None if deadline is None else max(0.0, deadline - LAST_WORDS_S - time.time()))
+
+    def find_checkpoint(self, place: str) -> Path:
+        """Return the directory of a checkpoint of this trial; rank 0 fetches it if it is not on this site.
+
+        Args:
+            place: A directory, or a URL.
+
+        Raises:
+            StoreError: If it cannot be fetched.
+        """
+        if not is_url(place):
+            return Path(place)
+        attempt, name = place.split("/")[-2:]
+        written_here, fetched = self.directory.parent / attempt / name, self.directory / FETCHED
+        if written_here.exists():
+            return written_here
+        if self.is_main and not fetched.exists():
+            fetch(place, fetched)
+        return fetched
 
     def checkpoint_here(self) -> Path | None:
         """Return the checkpoint of the epoch boundary that the job stands at, if there is one."""
         newest = self.checkpoints[-1] if self.checkpoints else None
         return newest if newest and newest.name == checkpoint_name(self.epoch) else None
+
+    def _reachable(self, newest: Path | None) -> tuple[str | None, int | None]:
+        """Return what can be told of a checkpoint: itself, or the newest copy that all sites reach."""
+        if self._shared:
+            return self._shared.newest or (None, None)
+        return (str(newest) if newest else None), None
 
     def say(self, op: str, message: Mapping[str, Any]) -> None:
         """Speak to the controller, where there is a channel."""
@@ -139,14 +183,15 @@ class Session:
 
     def close(self, outcome: Outcome, cause: str = "", traceback: str = "") -> None:
         """Write the report of the attempt, unless another rank was first, and say bye."""
-        newest = self.checkpoints[-1] if self.checkpoints else None
+        checkpoint, saved_epoch = self._reachable(self.checkpoints[-1] if self.checkpoints else None)
         report = JobReport(
             trial=self.order.trial,
             attempt=self.order.attempt,
             outcome=outcome,
             epoch=self.epoch,
             cause=cause,
-            checkpoint=str(newest) if newest else None,
+            checkpoint=checkpoint,
+            checkpoint_epoch=saved_epoch,
             traceback=traceback,
             at=time.time(),
         )

@@ -28,6 +28,7 @@ from parsl_rasda.handoff import EpochReport
 from parsl_rasda.runtime.checkpoint import checkpoint_name, read_header, write_checkpoint
 from parsl_rasda.runtime.group import Group
 from parsl_rasda.runtime.session import Leave, Session
+from parsl_rasda.runtime.shared import is_url
 from parsl_rasda.vocabulary import JSON, Outcome
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ class Trial:
         engine = Engine(self._group, training, self.seed, model, optimizer, update)
         engine.position.epoch = self.epoch
         if self._order.resume_from:
-            self._restore(engine, Path(self._order.resume_from))
+            self._restore(engine, self._checkpoint_to_resume(self._order.resume_from))
         self._engine = engine
         return model, engine.optimizer
 
@@ -310,6 +311,14 @@ class Trial:
 
     def _must_leave(self) -> bool:
         return self._session.must_leave(3 * self._slowest_s)
+
+    def _checkpoint_to_resume(self, place: str) -> Path:
+        """Return where a checkpoint lies, once rank 0 has fetched it if it must be; every rank calls it."""
+        if is_url(place):
+            if self.is_main:
+                self._session.find_checkpoint(place)
+            self._group.agree([0])
+        return self._session.find_checkpoint(place)
 
     def _restore(self, engine: Engine, path: Path) -> None:
         header = read_header(path)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, JsonValue
 
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.handoff import Training
@@ -228,6 +228,21 @@ class EstimateSpec(Spec):
     )
 
 
+def _url(value: str) -> str:
+    scheme, found, rest = value.partition("://")
+    if not found or not rest or not scheme:
+        hint = f", for example file://{value}" if value.startswith("/") else ""
+        raise complaint(value, f"a URL that every site reaches, such as s3://bucket/folder{hint}")
+    from fsspec.registry import available_protocols  # a tenth of a second, for those who need it
+
+    known = [name for name in available_protocols() if name.isidentifier()]
+    if scheme not in known:
+        raise complaint(value, f"a URL of a kind that fsspec knows{suggestion(scheme, known)}")
+    if scheme in {"file", "local"} and not rest.startswith("/"):
+        raise complaint(value, f"an absolute path, as in {scheme}:///scratch/shared")
+    return value
+
+
 class TuneSpec(Spec):
     """A hyperparameter optimisation by RASDA."""
 
@@ -242,6 +257,12 @@ class TuneSpec(Spec):
         min_length=1, description="Parameter -> {float|int: [low, high]}, {choice: [...]} or a constant."
     )
     training: TrainingSpec = Field(description="How every trial trains.")
+    checkpoints: Annotated[str, AfterValidator(_url)] | None = Field(
+        None,
+        description="URL of a folder that every site reaches, as fsspec knows it: s3://..., file:///... . "
+        "Checkpoints are copied there, so that a trial may go on at another site when its own is lost or "
+        "full. Without it a trial stays with its checkpoint.",
+    )
     max_retries: Natural = Field(2, description="Lost attempts after which a trial has failed.")
     estimates: EstimateSpec = Field(default_factory=EstimateSpec, description="What `plan` assumes.")
 

@@ -104,7 +104,7 @@ def happen(trial, epoch, batch):
     if plan["what"] == "raise" and trial.rank == plan["rank"]:
         (trial.directory / "raised").write_text(str(time.time()))
         raise ValueError("the loss is\nnot a loss")
-    if plan["what"] == "wait for a signal":
+    if plan["what"] == "wait for a signal" or (plan["what"] == "rank 0 waits" and trial.rank == 0):
         (trial.directory / f"waiting-{trial.rank}").touch()
         while trial._session.preempt_cause is None:
             time.sleep(0.01)

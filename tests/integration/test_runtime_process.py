@@ -25,6 +25,7 @@ from rank_launch import (
 )
 
 from parsl_rasda.runtime.checkpoint import read_header, read_tensors
+from parsl_rasda.runtime.shared import fetch
 from parsl_rasda.vocabulary import Outcome
 
 SLEEPER = {"python": "rank_functions:sleep", "accelerator": "none", "config": {}}
@@ -209,6 +210,41 @@ def test_term_saves_in_the_middle_of_an_epoch_and_nothing_is_lost(tmp_path) -> N
     assert finished(rank_command(second))[0] == 0
     assert metrics_of(first, second) == metrics_of(undisturbed)
     assert_same_state(second, undisturbed)
+
+
+@mpi
+def test_a_stop_file_is_heeded_at_the_next_step_and_the_trial_goes_on_at_another_site(tmp_path) -> None:
+    undisturbed = written_order(tmp_path / "undisturbed", world_size=2)
+    assert finished(mpi_command(undisturbed))[0] == 0
+
+    url, config = f"file://{tmp_path}/store/t0", {"lr": 0.02, "at": {"epoch": 1, "batch": 4}}
+    config["at"]["what"] = "rank 0 waits"
+    here = tmp_path / "alps/t0/attempt-1"
+    first = written_order(here, world_size=2, config=config, share_at=f"{url}/attempt-1")
+    launch = subprocess.Popen(
+        mpi_command(first), env=ENVIRONMENT, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    eventually((here / "scratch/waiting-0").exists, "the ranks are in the middle of an epoch")
+    (here / "stop").write_text("the pilot is needed elsewhere")
+    assert launch.wait(60) == 0
+    report = report_of(first)
+    assert (report.outcome, report.epoch) == (Outcome.PREEMPTED, 1)
+    assert report.cause == "the pilot is needed elsewhere"
+    assert report.checkpoint == f"{url}/attempt-1/epoch-000001-step-00000003"
+    (at_two,) = [e for e in epochs_of(first) if e.epoch == 1]
+    assert at_two.checkpoint in {None, f"{url}/attempt-1/epoch-000001"}
+
+    (tmp_path / "alps").rename(tmp_path / "lost")
+    there = {"epoch": 1, "attempt": 2, "resume_from": report.checkpoint, "share_at": f"{url}/attempt-2"}
+    second = written_order(tmp_path / "fjord/t0/attempt-2", world_size=2, **there)
+    status, errors = finished(mpi_command(second))
+    assert status == 0, errors
+    assert report_of(second).checkpoint == f"{url}/attempt-2/epoch-000003"
+    assert metrics_of(second) == metrics_of(undisturbed)[1:]
+    fetch(report_of(second).checkpoint, tmp_path / "fetched")
+    one, two = read_tensors(tmp_path / "fetched"), read_tensors(Path(report_of(undisturbed).checkpoint))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 @mpi

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from parsl_rasda.orchestration.rundir import RunDirectory
 from parsl_rasda.simulation.costs import Costs
 from parsl_rasda.simulation.rehearsal import Rehearsal, VirtualSite
 from parsl_rasda.study import StudySpec, dump_study
-from parsl_rasda.vocabulary import SiteName
+from parsl_rasda.vocabulary import JSON, SiteName
 
 SITE = """
 provider: {type: LocalProvider}
@@ -61,12 +62,18 @@ def costs_of(**changes: Any) -> Costs:
     return replace(costs, **changes)
 
 
+def plain_config(trial: int) -> Mapping[str, JSON]:
+    """Return the configuration of a trial in the search space of `study_of`."""
+    return {"lr": 0.001 * (trial + 1), "optimizer": "sgd" if trial % 2 else "adamw"}
+
+
 @dataclass
 class Recorder:
     """A machine that keeps its journal, and whose trials get configurations."""
 
     machine: Machine
     records: list[Record]
+    config_of: Callable[[int], Mapping[str, JSON]]
 
     @property
     def settings(self) -> Any:
@@ -74,9 +81,7 @@ class Recorder:
 
     def handle(self, event: Event) -> tuple[Instruction, ...]:
         if isinstance(event, TrialProposed):
-            number = int(event.trial)
-            config = {"lr": 0.001 * (number + 1), "optimizer": "sgd" if number % 2 else "adamw"}
-            event = replace(event, config=config)
+            event = replace(event, config=self.config_of(int(event.trial)))
         instructions = self.machine.handle(event)
         self.records.append(Record(event, instructions))
         return instructions
@@ -90,6 +95,7 @@ def rehearse_into(
     site: VirtualSite | None = None,
     stage: str | None = None,
     torn_after: float | None = None,
+    config_of: Callable[[int], Mapping[str, JSON]] = plain_config,
 ) -> Machine:
     """Write the run directory of a search as if it had been run; return its machine.
 
@@ -100,13 +106,14 @@ def rehearse_into(
         site: Where it runs; the shape of `SITE` by default.
         stage: Its stage, where there are several.
         torn_after: The controller dies at this time [s].
+        config_of: The configuration of a trial, by its number.
     """
     run = RunDirectory(directory)
     run.sites.mkdir(parents=True, exist_ok=True)
     run.study_file.write_text(dump_study(study))
     (run.sites / "virtual.yaml").write_text(SITE)
     name = stage or next(iter(study.tune_stages))
-    recorder = Recorder(build_machine(study.tune_stages[name].tune), [])
+    recorder = Recorder(build_machine(study.tune_stages[name].tune), [], config_of)
     shape = site or VirtualSite(nodes=2, gpus_per_node=2)
     rehearsal = Rehearsal(recorder, {SiteName("virtual"): shape}, costs or costs_of())  # type: ignore[arg-type]  # handles events as the machine does
     rehearsal.run(study.tune_stages[name].tune.num_samples)

@@ -142,9 +142,16 @@ class GlobusBed:
 
     def online(self) -> set[str]:
         """Return the sites whose endpoints the service hears of."""
-        with urllib.request.urlopen(f"{self.url}/online") as answer:
-            names = json.load(answer)
+        names = self._ask("online")
         return {site for site, endpoint in self.endpoints.items() if endpoint in names}
+
+    def waiting(self) -> int:
+        """Return how many tasks the service has no result for."""
+        return int(self._ask("waiting"))
+
+    def _ask(self, what: str) -> Any:
+        with urllib.request.urlopen(f"{self.url}/{what}") as answer:
+            return json.load(answer)
 
     def start_endpoint(self, site: str) -> None:
         """Start an endpoint from the template that is shipped, or start it again."""

@@ -6,16 +6,19 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from runner_tools import eventually
 
 from parsl_rasda.handoff import JobOrder, read_epochs
-from parsl_rasda.orchestration.events import JobEnded, StartJob
-from parsl_rasda.orchestration.journal import read
+from parsl_rasda.orchestration.events import JobEnded, PilotEnded, StartJob
+from parsl_rasda.orchestration.history import rebuild
+from parsl_rasda.orchestration.journal import Record, read
+from parsl_rasda.orchestration.rundir import RunDirectory
 from parsl_rasda.runners import leftovers
+from parsl_rasda.study import load_study
 from tests.integration.globus.bed import REPOSITORY, GlobusBed
 
 COMMAND = Path(sys.executable).parent / "parsl-rasda"
@@ -76,9 +79,12 @@ class Folder:
             env={**os.environ, **self.bed.environment, "PYTHONPATH": str(REPOSITORY)},
         )
 
-    def run(self, *sites: str, into: str = "run") -> subprocess.Popen[str]:
+    def run(
+        self, *sites: str, into: str = "run", study: str = "study.yaml", settings: Sequence[str] = ()
+    ) -> subprocess.Popen[str]:
         named = [word for site in sites for word in ("--site", f"{site}.yaml")]
-        return self.start("run", "study.yaml", *named, "--dir", into, "--json")
+        changed = [word for setting in settings for word in ("--set", setting)]
+        return self.start("run", study, *named, *changed, "--dir", into, "--json")
 
     def summary(self, process: subprocess.Popen[str]) -> dict[str, Any]:
         out, err = process.communicate(timeout=DEADLINE_S)
@@ -98,6 +104,18 @@ class Folder:
     def attempts(self, site: str) -> list[Path]:
         return sorted((self.path / f"disk-{site}").glob("*/trials/*/attempt-*"))
 
+    def records(self, into: str = "run") -> list[Record]:
+        journal = self.path / into / "journal.jsonl"
+        return list(read(journal)) if journal.exists() and journal.stat().st_size else []
+
+    def started(self, into: str = "run") -> list[StartJob]:
+        return [i for r in self.records(into) for i in r.instructions if isinstance(i, StartJob)]
+
+    def causes(self, into: str = "run") -> dict[str, str]:
+        """Return why no pilot of a site could be had."""
+        ended = [r.event for r in self.records(into) if isinstance(r.event, PilotEnded)]
+        return {e.site: e.cause for e in ended if not e.usable}
+
     def has_epochs(self, site: str) -> bool:
         return any((a / "epochs.jsonl").exists() for a in self.attempts(site))
 
@@ -106,20 +124,24 @@ class Folder:
         marks = {path.name for path in self.path.glob("disk-*/*")}
         return [p.pid for mark in marks for p in leftovers.marked(leftovers.RUN_VARIABLE, mark)]
 
+    def seconds(self, site: str) -> list[float]:
+        """Return how long each epoch on a site took [s]."""
+        orders = [JobOrder.load(attempt / "order.json") for attempt in self.attempts(site)]
+        return [e.seconds for o in orders for e in read_epochs(Path(o.directory), o.job)]
+
     def check_books(self, into: str = "run") -> None:
-        """Every attempt started once and ended once at most, and none was started while it ran."""
-        records = list(read(self.path / into / "journal.jsonl"))
-        started = [i.job for r in records for i in r.instructions if isinstance(i, StartJob)]
+        """Every attempt started once and ended once at most, no slot is held, and nothing is left."""
+        records, started = self.records(into), [start.job for start in self.started(into)]
+        study = load_study(self.path / into / "study.yaml", check_targets=False)
+        (tune,) = study.tune_stages.values()
+        machine = rebuild(RunDirectory(self.path / into), study.name, tune.tune).machine
+        assert not machine.jobs
+        assert machine.board.ledger.free == machine.board.ledger.capacity, "a slot has leaked"
         ended = [r.event.job for r in records if isinstance(r.event, JobEnded)]
         assert len(set(started)) == len(started)
         assert len(set(ended)) == len(ended)
         assert set(ended) <= set(started)
         eventually(lambda: not self.ranks(), 20.0)
-
-
-def seconds_of(attempt: Path) -> list[float]:
-    order = JobOrder.load(attempt / "order.json")
-    return [epoch.seconds for epoch in read_epochs(attempt, order.job)]
 
 
 def verdict(summary: dict[str, Any]) -> dict[str, Any]:

@@ -176,6 +176,10 @@ class Service:
     def online(self) -> list[str]:
         return [name for name in self._endpoints if self.endpoint_status(name)["status"] == "online"]
 
+    def waiting(self) -> int:
+        """Return how many tasks have not ended."""
+        return sum("completion_t" not in task for task in self._tasks.values())
+
     def submit(self, endpoint: str, data: dict[str, Any]) -> dict[str, Any]:
         """Start the user endpoint if need be and queue tasks; acknowledged means queued, no more."""
         self.endpoint(endpoint)
@@ -336,6 +340,8 @@ class Handler(BaseHTTPRequestHandler):
             return {"api": "stand-in", "min_sdk_version": "2.0.0", "min_ep_version": "2.0.0"}
         if path == "/online":  # for whoever started it
             return self.service.online()
+        if path == "/waiting":
+            return self.service.waiting()
         if not self.headers.get("Authorization", "").startswith("Bearer tok-"):
             raise RefusedError(401, "UNAUTHENTICATED", "no token")
         if len(body) > MAX_REQUEST_BYTES:

@@ -9,11 +9,10 @@ import pytest
 import yaml
 from runner_tools import eventually
 
-from parsl_rasda.orchestration.events import PilotEnded
-from parsl_rasda.orchestration.journal import read
-from parsl_rasda.vocabulary import SiteName
+from parsl_rasda.orchestration.events import JobEnded, StartJob
+from parsl_rasda.vocabulary import JobId, Outcome
 from tests.integration.globus.bed import REPOSITORY, GlobusBed
-from tests.integration.globus.folder import Folder, seconds_of, verdict
+from tests.integration.globus.folder import DEADLINE_S, Folder, verdict
 
 pytestmark = [pytest.mark.globus, pytest.mark.slow]
 
@@ -37,8 +36,12 @@ stages:
 
 PREPARING = """
 from pathlib import Path
+import time
 def prepare(directory):
-    path = Path(directory) / "data.txt"
+    begun, path = Path(directory) / "begun", Path(directory) / "data.txt"
+    if not begun.exists():
+        begun.touch()
+        time.sleep(600)
     path.write_text("prepared")
     return path
 """
@@ -69,14 +72,26 @@ def test_two_sites_share_one_ranking_and_both_do_work(folder: Folder, alone: dic
 
 
 @pytest.mark.usefixtures("alone")  # the endpoints are up
-def test_stages_run_where_they_say_and_inputs_may_differ_by_site(folder: Folder) -> None:
+def test_a_stage_on_an_endpoint_that_is_killed_fails_in_words_and_resume_runs_it_again(
+    folder: Folder,
+) -> None:
     (folder.path / "preparing.py").write_text(PREPARING)
     (folder.path / "study.yaml").write_text(STAGES)
-    summary = folder.summary(folder.run("alps", "fjord"))
+    process = folder.run("alps", "fjord")
+    folder.wait_until(lambda: list(folder.path.glob("disk-fjord/*/stages/prepare/0000/begun")), process)
+    assert folder.bed.kill_user_endpoint("fjord")
+    _, err = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 3, err
+    words = " ".join(err.split())
+    assert (
+        f"Stage 'prepare' failed: endpoint {folder.bed.endpoints['fjord']}: its task there has been" in words
+    )
+    assert "the pilot has ended" in words
+    summary = folder.summary(folder.start("resume", "run", "--json"))
     assert summary["trials"]["completed"] + summary["trials"]["stopped"] == 8, summary
     (written,) = folder.path.glob("disk-fjord/*/stages/prepare/0000/data.txt")
     assert written.read_text() == "prepared"
-    slow, fast = ([e for a in folder.attempts(s) for e in seconds_of(a)] for s in ("alps", "fjord"))
+    slow, fast = folder.seconds("alps"), folder.seconds("fjord")
     assert slow
     assert min(slow) > 0.75
     assert fast
@@ -134,10 +149,8 @@ def test_sites_that_cannot_work_say_why_and_another_one_carries_on(
     folder.write_study(epoch_s=2.0)
     process = folder.run("alps", "fjord", "local")
     assert verdict(folder.summary(process)) == alone
-    ended = [r.event for r in read(folder.path / "run" / "journal.jsonl") if isinstance(r.event, PilotEnded)]
-    causes = {e.site: e.cause for e in ended if not e.usable}
-    assert "site alps runs Python 3.10.4, the controller 3.11" in causes[SiteName("alps")]
-    assert f"no endpoint {nobody}" in causes[SiteName("fjord")]
+    assert "site alps runs Python 3.10.4, the controller 3.11" in folder.causes()["alps"]
+    assert f"no endpoint {nobody}" in folder.causes()["fjord"]
 
 
 def test_an_order_that_is_too_large_is_refused_before_it_is_sent(
@@ -146,8 +159,7 @@ def test_an_order_that_is_too_large_is_refused_before_it_is_sent(
     folder.write_study(epoch_s=0.1, **{"seed: 5}": "seed: 5, weights: " + "x" * 11_000_000 + "}"})
     summary = folder.summary(folder.run("alps", "local"))
     assert verdict(summary) == alone
-    ended = [r.event for r in read(folder.path / "run" / "journal.jsonl") if isinstance(r.event, PilotEnded)]
-    assert any("is 11.0 MB, and Globus Compute takes 10 MB" in e.cause for e in ended), ended
+    assert "is 11.0 MB, and Globus Compute takes 10 MB" in folder.causes()["alps"]
 
 
 def test_a_killed_user_endpoint_costs_no_result(folder: Folder, alone: dict[str, Any]) -> None:
@@ -158,17 +170,62 @@ def test_a_killed_user_endpoint_costs_no_result(folder: Folder, alone: dict[str,
     folder.check_books()
 
 
-def test_a_site_whose_endpoint_is_killed_is_given_up_and_its_trials_restart_elsewhere(
+def test_the_trials_of_a_lost_site_restart_elsewhere_from_their_last_reachable_checkpoint(
     folder: Folder, alone: dict[str, Any]
 ) -> None:
-    process = folder.run("alps", "fjord")
-    folder.wait_until(lambda: folder.has_epochs("alps"), process)
+    """Two studies lose the same endpoint: one keeps checkpoints on its sites, the other shares them."""
+    runs = {"own": (), "shared": (f"tune.checkpoints=file://{folder.path}/store",)}
+    folder.write_study(epoch_s=2.5)  # so that both are at the second rung at the same time
+    processes = {
+        into: folder.run("alps", "fjord", into=into, settings=settings) for into, settings in runs.items()
+    }
+
+    def is_deep(into: str) -> bool:
+        return any(s.placement.site == "alps" and s.epoch for s in folder.started(into))
+
+    for into, process in processes.items():
+        folder.wait_until(lambda into=into: is_deep(into), process)  # type: ignore[misc]
     folder.bed.kill_endpoint("alps")
     try:
-        assert verdict(folder.summary(process)) == alone
-        status = " ".join(folder.status().split())
+        for into, process in processes.items():
+            assert verdict(folder.summary(process)) == alone, into
+        status = " ".join(folder.status("own").split())
         alps = f"endpoint {folder.bed.endpoints['alps']}"
         assert f"{alps} is offline" in status or f"{alps} has not answered" in status, status
     finally:
         folder.bed.start_endpoint("alps")
+    own, shared = (moved(folder, into) for into in runs)
+    assert own
+    assert all(start.epoch == 0 and start.resume_from is None for start in own)
+    assert shared
+    assert all(start.epoch > 0 and str(start.resume_from).startswith("file://") for start in shared)
+    for into in runs:
+        folder.check_books(into)
+
+
+def moved(folder: Folder, into: str) -> list[StartJob]:
+    """Return how the trials went on that had come to a rung when they lost their site."""
+    ended = [r.event for r in folder.records(into) if isinstance(r.event, JobEnded)]
+    lost = [event.job for event in ended if event.outcome is Outcome.LOST]
+    started = {start.job: start for start in folder.started(into)}
+    deep = [job for job in lost if started[job].epoch]
+    return [started[JobId(job.trial, job.attempt + 1)] for job in deep]
+
+
+def test_an_endpoint_that_is_down_at_the_start_joins_when_it_comes_up(
+    folder: Folder, alone: dict[str, Any]
+) -> None:
+    folder.bed.kill_endpoint("alps")
+    try:
+        folder.write_study(epoch_s=2.5)
+        folder.write_site("fjord", gpus_per_node=1)  # it is not done too soon
+        process = folder.run("alps", "fjord")
+        folder.wait_until(lambda: "alps" in folder.causes(), process)
+        assert folder.has_epochs("fjord"), "the other site carries on"
+        alps = folder.bed.endpoints["alps"]
+        assert folder.causes()["alps"] == f"endpoint {alps} is offline; start it there"
+    finally:
+        folder.bed.start_endpoint("alps")
+    assert verdict(folder.summary(process)) == alone
+    assert folder.has_epochs("alps")
     folder.check_books()

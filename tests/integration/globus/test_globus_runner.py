@@ -6,17 +6,20 @@ from pathlib import Path
 
 import pytest
 import yaml
+from runner_tools import eventually
 
 from parsl_rasda.orchestration.events import (
     EndJob,
     EpochReported,
     JobEnded,
+    PilotStarted,
+    RequestPilot,
 )
 from parsl_rasda.orchestration.ports import Runner
 from parsl_rasda.runners.globus_runner import GlobusRunner
 from parsl_rasda.study.sites import GlobusSiteSpec
-from parsl_rasda.testing.runners import RunnerContract
-from parsl_rasda.vocabulary import Outcome, SiteName
+from parsl_rasda.testing.runners import EventLog, RunnerContract, RunningPilot
+from parsl_rasda.vocabulary import Outcome, PilotId, SiteName
 from tests.integration.globus.bed import GlobusBed
 
 STAND_IN = Path(__file__).parents[1] / "stand_in_rank.py"
@@ -59,3 +62,35 @@ class TestGlobus(RunnerContract):
             stage.log.next(EpochReported)
             stage.runner.end_job(EndJob(job, "stopped"))
             assert stage.log.next(JobEnded).outcome is Outcome.PREEMPTED
+
+    def test_the_service_knows_what_a_site_that_is_down_cannot_tell(self, tmp_path: Path) -> None:
+        """A controller dies; its job ends; then its site goes down before the next controller comes."""
+        first, second = (
+            GlobusRunner(site_of(self.bed, tmp_path), tmp_path / "runner", grace_s=2.0) for _ in range(2)
+        )
+        log, waiting = EventLog(), self.bed.waiting()
+        first.open(log.post)
+        first.request_pilot(RequestPilot(PilotId("local-0"), self.site))
+        job = RunningPilot(first, log, log.next(PilotStarted), tmp_path).start("t0", until=2)
+        attempt = eventually(lambda: list(tmp_path.glob("alps/*/trials/t0/attempt-1")), 60.0)[0]
+        die(first)
+        eventually(lambda: (attempt / "report.json").exists() and self.bed.waiting() <= waiting, 60.0)
+        self.bed.kill_endpoint("alps")
+        try:
+            eventually(lambda: "alps" not in self.bed.online(), 60.0)
+            with second.hold():
+                found = second.recover([(job, 0)])
+        finally:
+            self.bed.start_endpoint("alps")
+        assert not log.of(job)
+        assert [e.epoch for e in found if isinstance(e, EpochReported)] == [1, 2]
+        assert isinstance(found[-1], JobEnded)
+        assert found[-1].outcome is Outcome.REACHED
+
+
+def die(runner: GlobusRunner) -> None:
+    """Let a runner end as if its process were killed, as far as anybody else can see."""
+    runner._inbox.put(None)
+    assert runner._thread is not None
+    runner._thread.join()
+    runner._tasks.close()

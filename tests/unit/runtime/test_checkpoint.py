@@ -15,6 +15,7 @@ from torch import nn
 from parsl_rasda.errors import CheckpointError
 from parsl_rasda.runtime import load_model, local_trial
 from parsl_rasda.runtime.checkpoint import read_header, read_tensors, write_checkpoint
+from parsl_rasda.runtime.shared import store
 
 TENSORS = {
     "model.weight": torch.arange(6.0).reshape(2, 3),
@@ -135,10 +136,12 @@ def trained(directory) -> nn.Module:
 
 
 def test_weights_can_be_loaded_for_a_later_stage(tmp_path) -> None:
-    model, other = trained(tmp_path), nn.Linear(2, 1)
-    header = load_model(tmp_path / "epoch-000001", other)
-    assert header["epoch"] == 1
-    assert torch.equal(model.weight, other.weight)
+    model, url = trained(tmp_path), f"file://{tmp_path}/store/epoch-000001"
+    store(tmp_path / "epoch-000001", url)
+    for place in (tmp_path / "epoch-000001", url):
+        other = nn.Linear(2, 1)
+        assert load_model(place, other)["epoch"] == 1
+        assert torch.equal(model.weight, other.weight)
 
 
 def test_weights_of_another_model_are_refused(tmp_path) -> None:

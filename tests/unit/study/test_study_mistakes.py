@@ -24,6 +24,29 @@ MISTAKES: dict[str, tuple[str | int, ...]] = {
         "",
         "tune.metric: found nothing; allowed: The name that training reports",
     ),
+    "checkpoints at a path": (
+        "      num_samples: 16\n",
+        "      num_samples: 16\n      checkpoints: /scratch/shared\n",
+        "tune.checkpoints: found '/scratch/shared'; allowed: a URL that every site reaches",
+        "for example file:///scratch/shared",
+    ),
+    "checkpoints nowhere": (
+        "      num_samples: 16\n",
+        "      num_samples: 16\n      checkpoints: s33://bucket/folder\n",
+        "tune.checkpoints: found 's33://bucket/folder'; allowed: a URL of a kind that fsspec knows",
+        "(did you mean s3?)",
+    ),
+    "checkpoints at a relative path": (
+        "      num_samples: 16\n",
+        "      num_samples: 16\n      checkpoints: file://shared\n",
+        "tune.checkpoints: found 'file://shared'; allowed: an absolute path",
+    ),
+    "a search on each site": (
+        "    tune:\n      metric",
+        "    site: each\n    tune:\n      metric",
+        13,
+        "site: found each; allowed: the name of a site; without one, a search uses all of them",
+    ),
     "wrong word": (
         "mode: min",
         "mode: minn",
