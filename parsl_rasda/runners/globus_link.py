@@ -14,6 +14,7 @@ import json
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -28,6 +29,10 @@ _ENVELOPE_BYTES = 2_000  # what the SDK adds to a request
 _BATCH = 128
 _BURST, _BURST_WINDOW_S = 8, 4
 _RELOAD_EVERY_S = 10.0
+# An endpoint whose process for tasks was killed starts no other before the file of the dead one is stale,
+# after three of its heartbeats; until then it refuses every task, in these words.
+_STALE = "Another instance of this endpoint is running"
+_STALE_EVERY_S, _STALE_PATIENCE_S = 3.0, 300.0
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +96,8 @@ class Task(Future[Any]):
     """A task on its way; it outlives the futures that the SDK has for it, one after the other."""
 
     inner: Any = None  # a ComputeFuture, once it was handed to the SDK
+    send: Callable[[], None]  # hands it to the SDK, once more if need be
+    refused_since: float | None = None  # by an endpoint that has just lost the process which takes tasks
 
     @property
     def id(self) -> str | None:
@@ -110,6 +117,8 @@ class GlobusLink:
         self._function: str | None = None
         self._largest = 1
         self._open: set[Task] = set()
+        self._refused: deque[Task] = deque()
+        self._refused_at = 0.0
         self._reload_at = 0.0
         self._must_reload = False
         self._is_closed = False
@@ -128,7 +137,8 @@ class GlobusLink:
         if size > LIMIT_BYTES:
             raise TooLargeError(f"What {call!r} has to send to site {self._site.name!r}", size)
         task = Task()
-        self._do(lambda: self._send(task, call, arguments, size), task)
+        task.send = lambda: self._send(task, call, arguments, size)
+        self._do(task.send, task)
         return task
 
     def ask_whether_online(self) -> Future[bool]:
@@ -143,7 +153,12 @@ class GlobusLink:
         return found
 
     def mend(self) -> None:
-        """If results were lost with a connection, load what the service knows of them; not too often."""
+        """Send again what was refused for now, and load results that were lost with a connection."""
+        if self._refused and time.monotonic() > self._refused_at + _STALE_EVERY_S:
+            self._refused_at = time.monotonic()
+            while self._refused:
+                task = self._refused.popleft()
+                self._do(task.send, task)
         if self._must_reload and time.monotonic() > self._reload_at:
             self._reload_at = time.monotonic() + _RELOAD_EVERY_S
             self._do(self._reload, Future())
@@ -229,7 +244,7 @@ class GlobusLink:
             self._must_reload = True  # it runs on; only the way back is broken
             return
         self._open.discard(task)
-        if task.done():
+        if task.done() or (error is not None and self._is_put_off(task, error)):
             return
         if failure is not None:
             task.set_exception(failure)
@@ -241,6 +256,16 @@ class GlobusLink:
             task.set_exception(RefusedError(self._site.endpoint_id, cause))
         else:
             task.set_result(found)
+
+    def _is_put_off(self, task: Task, error: BaseException) -> bool:
+        """Whether a refusal is one that passes; the task is then sent again before long."""
+        now = time.monotonic()
+        task.refused_since = task.refused_since or now
+        if _STALE not in " ".join(str(error).split()) or now > task.refused_since + _STALE_PATIENCE_S:
+            return False
+        self._refused_at = now
+        self._refused.append(task)
+        return True
 
     def _reload(self) -> None:
         self._must_reload = False

@@ -59,7 +59,8 @@ class GlobusStages:
         self._look_every_s = min(max(silence_s / 3, 1.0), 20.0)
         self._stages: dict[str, _Stage] = {}
         self._look: Task | None = None
-        self._look_at = 0.0
+        self._look_at = self._asked_at = 0.0
+        self._lost_s = self._patience_s  # after which a look counts as lost on its way, not as queued
         self._answered = False  # the pilot is up: it may not fall silent any more
         self._silent_since = self._offline_since = float("inf")
 
@@ -81,21 +82,29 @@ class GlobusStages:
             return
         self._look_at = now + self._look_every_s
         if self._look is None or self._look.done():
-            self._look = link.submit("look_at_stages", {"folders": list(self._stages)})
             self._silent_since, self._offline_since = now, float("inf")
-            self._when(self._look, lambda done: self._looked(link, done))
+            self._lost_s = self._patience_s
+            self._ask(link)
         elif self._look.id is None:
             self._silent_since = now  # the service is away: nobody was asked
         elif now > self._offline_since + self._patience_s:
             self._fail_all("it is offline; start it there")
         elif self._answered and now > self._silent_since + self._patience_s:
             self._fail_all(f"it has not answered for {self._patience_s:.0f} s")
+        elif now > self._asked_at + self._lost_s:
+            self._lost_s *= 2  # a pilot may wait in its queue for hours
+            self._ask(link)
         else:
             self._when(link.ask_whether_online(), self._heard_state)
 
     def give_up(self) -> None:
         """Leave every call to its fate."""
         self._fail_all("the runner was closed")
+
+    def _ask(self, link: GlobusLink) -> None:
+        self._asked_at = time.monotonic()
+        self._look = link.submit("look_at_stages", {"folders": list(self._stages)})
+        self._when(self._look, lambda done: self._looked(link, done))
 
     def _send(self, link: GlobusLink, stage: _Stage) -> None:
         stage.since = time.monotonic()

@@ -187,6 +187,16 @@ class GlobusBed:
         eventually(lambda: not self.user_endpoint(site))
         return len(found)
 
+    def kill_pilot(self, site: str) -> int:
+        """Kill what manages the workers of a site, as the end of its batch job does; returns how many."""
+        folder = f"/{site}/uep.{self.endpoints[site]}"
+        marked = [process.pid for process in leftovers.marked(MARK, str(self.folder))]
+        words = {pid: command_line(pid) for pid in marked}
+        found = [pid for pid in marked if "parsl-rasda-workers" in words[pid] and folder in words[pid]]
+        for pid in found:
+            kill(pid)
+        return len(found)
+
     def user_endpoint(self, site: str) -> list[int]:
         """Return the processes that take tasks for a site: they are known by their titles alone."""
         title = f"uep.{self.endpoints[site]}"

@@ -9,10 +9,10 @@ import pytest
 import yaml
 from runner_tools import eventually
 
-from parsl_rasda.orchestration.events import JobEnded, StartJob
-from parsl_rasda.vocabulary import JobId, Outcome
+from parsl_rasda.orchestration.events import StartJob
+from parsl_rasda.vocabulary import JobId
 from tests.integration.globus.bed import REPOSITORY, GlobusBed
-from tests.integration.globus.folder import DEADLINE_S, Folder, verdict
+from tests.integration.globus.folder import DEADLINE_S, LOCAL, Folder, verdict
 
 pytestmark = [pytest.mark.globus, pytest.mark.slow]
 
@@ -32,6 +32,18 @@ stages:
       scheduler: {variant: synchronous, max_t: 2, max_workers: 1}
       search_space: {lr: {float: [1.0e-4, 1.0e-1], log: true}}
       training: {python: "workflows.emulated.train:train"}
+"""
+
+STUCK_AT = "with: {stuck: {alps: true, local: false}, epoch_s:"
+STUCK = """
+import time
+from workflows.emulated.train import loss
+def train(trial):
+    for epoch in trial.epochs():
+        time.sleep(0.2 if trial.inputs["stuck"] else 2.0)
+        if epoch and trial.inputs["stuck"]:
+            time.sleep(600)
+        trial.report(val_loss=loss(trial.config, epoch + 1, seed=5))
 """
 
 PREPARING = """
@@ -72,7 +84,7 @@ def test_two_sites_share_one_ranking_and_both_do_work(folder: Folder, alone: dic
 
 
 @pytest.mark.usefixtures("alone")  # the endpoints are up
-def test_a_stage_on_an_endpoint_that_is_killed_fails_in_words_and_resume_runs_it_again(
+def test_a_stage_whose_endpoint_and_pilot_are_killed_fails_in_words_and_resume_runs_it_again(
     folder: Folder,
 ) -> None:
     (folder.path / "preparing.py").write_text(PREPARING)
@@ -80,6 +92,7 @@ def test_a_stage_on_an_endpoint_that_is_killed_fails_in_words_and_resume_runs_it
     process = folder.run("alps", "fjord")
     folder.wait_until(lambda: list(folder.path.glob("disk-fjord/*/stages/prepare/0000/begun")), process)
     assert folder.bed.kill_user_endpoint("fjord")
+    assert folder.bed.kill_pilot("fjord")
     _, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 3, err
     words = " ".join(err.split())
@@ -174,17 +187,17 @@ def test_the_trials_of_a_lost_site_restart_elsewhere_from_their_last_reachable_c
     folder: Folder, alone: dict[str, Any]
 ) -> None:
     """Two studies lose the same endpoint: one keeps checkpoints on its sites, the other shares them."""
+    (folder.path / "stuck.py").write_text(STUCK)
+    (folder.path / "local.yaml").write_text(LOCAL.replace("gpus_per_node: 2", "gpus_per_node: 1"))
+    folder.write_study(
+        epoch_s=0.0, **{"workflows.emulated.train:train": "stuck:train", "with: {epoch_s:": STUCK_AT}
+    )
     runs = {"own": (), "shared": (f"tune.checkpoints=file://{folder.path}/store",)}
-    folder.write_study(epoch_s=2.5)  # so that both are at the second rung at the same time
     processes = {
-        into: folder.run("alps", "fjord", into=into, settings=settings) for into, settings in runs.items()
+        into: folder.run("alps", "local", into=into, settings=settings) for into, settings in runs.items()
     }
-
-    def is_deep(into: str) -> bool:
-        return any(s.placement.site == "alps" and s.epoch for s in folder.started(into))
-
     for into, process in processes.items():
-        folder.wait_until(lambda into=into: is_deep(into), process)  # type: ignore[misc]
+        folder.wait_until(lambda into=into: deep(folder, into), process)  # type: ignore[misc]
     folder.bed.kill_endpoint("alps")
     try:
         for into, process in processes.items():
@@ -195,21 +208,21 @@ def test_the_trials_of_a_lost_site_restart_elsewhere_from_their_last_reachable_c
     finally:
         folder.bed.start_endpoint("alps")
     own, shared = (moved(folder, into) for into in runs)
-    assert own
-    assert all(start.epoch == 0 and start.resume_from is None for start in own)
-    assert shared
-    assert all(start.epoch > 0 and str(start.resume_from).startswith("file://") for start in shared)
+    assert all(start.epoch == 0 and start.resume_from is None for start in own), own
+    assert all(start.epoch > 0 and str(start.resume_from).startswith("file://") for start in shared), shared
     for into in runs:
         folder.check_books(into)
 
 
+def deep(folder: Folder, into: str) -> list[StartJob]:
+    """Return the starts beyond the first rung on the site that will be lost."""
+    return [start for start in folder.started(into) if start.placement.site == "alps" and start.epoch]
+
+
 def moved(folder: Folder, into: str) -> list[StartJob]:
     """Return how the trials went on that had come to a rung when they lost their site."""
-    ended = [r.event for r in folder.records(into) if isinstance(r.event, JobEnded)]
-    lost = [event.job for event in ended if event.outcome is Outcome.LOST]
-    started = {start.job: start for start in folder.started(into)}
-    deep = [job for job in lost if started[job].epoch]
-    return [started[JobId(job.trial, job.attempt + 1)] for job in deep]
+    starts = {start.job: start for start in folder.started(into)}
+    return [starts[JobId(start.job.trial, start.job.attempt + 1)] for start in deep(folder, into)]
 
 
 def test_an_endpoint_that_is_down_at_the_start_joins_when_it_comes_up(

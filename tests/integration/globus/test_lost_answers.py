@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -203,6 +204,19 @@ def test_while_the_service_is_away_nothing_is_given_up(tmp_path: Path) -> None:
         assert not ends(world.log)
         world.link.is_online = True
         assert world.log.next(JobEnded, job).outcome is Outcome.REACHED
+
+
+def test_a_stage_whose_answers_are_lost_is_answered_from_the_sites_disk(tmp_path: Path) -> None:
+    with opened(World(tmp_path)) as world:
+        arrived: list[str] = []
+
+        def arrives(call: str) -> bool:  # but for the first of each kind
+            arrived.append(call)
+            return arrived.count(call) > 1
+
+        world.link.says = arrives
+        assert world.runner.submit_stage(operator.add, 1, 2).result(20) == 3
+    assert arrived == ["stage", "look_at_stages", "look_at_stages", "stage"]
 
 
 def test_an_offline_endpoint_is_refused_in_words(tmp_path: Path) -> None:

@@ -2,14 +2,72 @@ from __future__ import annotations
 
 import inspect
 import threading
+import time
+from concurrent.futures import Future
 from uuid import UUID
 
 import globus_compute_sdk.sdk.executor as sdk
 import pytest
+from globus_compute_sdk.errors import TaskExecutionFailed
 
-from parsl_rasda.runners.globus_link import end_watchers
+from parsl_rasda.runners import globus_link
+from parsl_rasda.runners.globus_link import GlobusLink, RefusedError, end_watchers
+from parsl_rasda.study.sites import GlobusSiteSpec
 
 MINE, OTHER = UUID(int=1), UUID(int=2)
+STALE = "Another instance of this endpoint is running.  (Perhaps on another login node?)  Refusing to start."
+
+
+class Executor:
+    """The SDK's, of an endpoint that refuses the first few tasks in the words of the real one."""
+
+    def __init__(self, refusals: int) -> None:
+        self.refusals, self.sent, self.batch_size = refusals, 0, 1
+
+    def submit_to_registered_function(self, function: str | None, args: tuple[str, dict[str, int]]) -> Future:
+        self.sent += 1
+        done: Future = Future()
+        done.task_id = str(self.sent)
+        if self.sent <= self.refusals:
+            done.set_exception(TaskExecutionFailed(f"\n{STALE}\n", "0"))
+        else:
+            done.set_result({"sent": self.sent})
+        return done
+
+    def shutdown(self, *, wait: bool, cancel_futures: bool) -> None:
+        pass
+
+
+@pytest.fixture
+def link(monkeypatch):
+    monkeypatch.setattr(globus_link, "_STALE_EVERY_S", 0.0)
+    site = {"name": "alps", "endpoint_id": str(UUID(int=9)), "work_dir": "/x"}
+    made = GlobusLink(GlobusSiteSpec.model_validate(site), MINE)
+    yield made
+    made.close()
+
+
+def mended(link: GlobusLink, task: Future) -> None:
+    give_up = time.monotonic() + 10
+    while not task.done() and time.monotonic() < give_up:
+        link.mend()
+        threading.Event().wait(0.01)
+
+
+def test_a_task_that_is_refused_until_a_pid_file_is_stale_is_sent_again(link) -> None:
+    link._executor = Executor(refusals=3)
+    task = link.submit("look", {})
+    mended(link, task)
+    assert task.result(0) == {"sent": 4}
+
+
+def test_an_endpoint_that_really_runs_twice_is_refused_in_its_own_words(link, monkeypatch) -> None:
+    monkeypatch.setattr(globus_link, "_STALE_PATIENCE_S", 0.05)
+    link._executor = Executor(refusals=10**6)
+    task = link.submit("look", {})
+    mended(link, task)
+    with pytest.raises(RefusedError, match="on another login node"):
+        task.result(0)
 
 
 class Watcher(threading.Thread):
