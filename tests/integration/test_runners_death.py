@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.parsl, pytest.mark.mpi, pytest.mark.slow]
 
 CONTROLLER = """
 import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background ignores it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it
 from pathlib import Path
 sys.path.insert(0, {here!r})
 from runner_tools import local_site
