@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from dataclasses import dataclass
 from functools import lru_cache
 
 from sortedcontainers import SortedList
 
 from parsl_rasda.vocabulary import SiteName, TrialId
+
+_ENOUGH = 4  # restarts seen before the assumption, and what launches took, are left behind
+_ABSURD = 10.0  # times the second slowest and the assumption: a node that hung once, no usual restart
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +36,10 @@ class Assumed:
 class Times:
     """Epoch times per trial and width, the efficiency of a doubling, and the slowest restart.
 
-    Epochs are learnt per site, because machines differ. The restart is the slowest of the last
-    few resizes: an underestimate would let a trial widen for nothing.
+    Epochs are learnt per site, because machines differ. The restart is the slowest ever seen: an
+    underestimate would let a trial widen for nothing, and break the promise of `elastic`; an
+    overestimate only costs speed. One alone that is absurdly slower than all others does not count
+    until a second one like it comes: a node that hung once would otherwise end all growth.
     """
 
     def __init__(self, assumed: Assumed) -> None:
@@ -43,10 +47,10 @@ class Times:
         self._measured: dict[TrialId, dict[int, float]] = {}
         self._single: dict[TrialId, tuple[SiteName, float]] = {}  # its epoch on one slot
         self._sites: dict[SiteName, SortedList] = {}
+        self._all_sites = SortedList()
         self._doublings = SortedList([assumed.efficiency])
         self._efficiency = assumed.efficiency
-        self._restarts: deque[float] = deque(maxlen=8)
-        self._launches: deque[float] = deque(maxlen=8)
+        self._restarts, self._launches = SortedList(), SortedList()
 
     @property
     def efficiency(self) -> float:
@@ -55,10 +59,12 @@ class Times:
 
     @property
     def restart_s(self) -> float:
-        """Upper estimate of a restart [s]."""
-        if self._restarts:
-            return max(self._restarts)
-        return max([self._assumed.restart_s, *self._launches])
+        """Upper estimate of a restart [s]: a few must be seen before they alone are believed."""
+        assumed_s = self._assumed.restart_s
+        slowest_s = _slowest(self._restarts, assumed_s)
+        if len(self._restarts) >= _ENOUGH:
+            return slowest_s
+        return max(assumed_s, _slowest(self._launches, assumed_s), slowest_s)
 
     def epoch_s(self, trial: TrialId, width: int, site: SiteName) -> float:
         """Return the time of one epoch [s] at a width, measured there or scaled to it."""
@@ -74,8 +80,8 @@ class Times:
 
     def typical_epoch_s(self, width: int) -> float | None:
         """Return the median time of an epoch at a width over all trials and sites [s], if any was seen."""
-        singles = sorted(s for _, s in self._single.values())
-        return singles[len(singles) // 2] / self._speedup(width) if singles else None
+        singles = self._all_sites
+        return float(singles[len(singles) // 2]) / self._speedup(width) if singles else None
 
     def saw_epoch(self, trial: TrialId, width: int, site: SiteName, seconds: float) -> None:
         """Learn the time of one epoch [s]."""
@@ -94,11 +100,11 @@ class Times:
 
     def saw_restart(self, seconds: float) -> None:
         """Learn a restart at another width [s], from the boundary to the first step done."""
-        self._restarts.append(seconds)
+        self._restarts.add(seconds)
 
     def saw_launch(self, seconds: float) -> None:
-        """Learn a first launch [s]; it stands in for restarts until one is seen."""
-        self._launches.append(seconds)
+        """Learn a first launch [s]; it stands in for restarts until enough of them are seen."""
+        self._launches.add(seconds)
 
     def _speedup(self, ratio: float) -> float:
         return _speedup(ratio, self.efficiency)
@@ -107,8 +113,16 @@ class Times:
         old = self._single.get(trial)
         if old is not None:
             self._sites[old[0]].remove(old[1])
+            self._all_sites.remove(old[1])
+        self._all_sites.add(seconds)
         self._single[trial] = (site, seconds)
         self._sites.setdefault(site, SortedList()).add(seconds)
+
+
+def _slowest(seen: SortedList, usual_s: float) -> float:
+    """Return the longest time but for a single absurd one [s], or 0 if there is none."""
+    lone = len(seen) >= _ENOUGH and seen[-1] > _ABSURD * max(seen[-2], usual_s)
+    return float(seen[-2 if lone else -1]) if seen else 0.0
 
 
 @lru_cache(maxsize=4096)

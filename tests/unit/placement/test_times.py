@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -55,16 +56,51 @@ def test_the_efficiency_is_the_median_of_what_doublings_gave() -> None:
     assert times.efficiency == pytest.approx(0.7)
 
 
-def test_a_restart_is_the_slowest_of_the_last_and_until_then_what_is_assumed_or_launches_took() -> None:
-    times = Times(Assumed(60.0, 10.0, 0.9))
-    times.saw_launch(25.0)
-    assert times.restart_s == 25.0
+def test_the_typical_epoch_is_the_median_over_all_trials_and_sites() -> None:
+    times = Times(Assumed(60.0, 10.0, 1.0))
+    for trial, site, seconds in (("x", A, 10.0), ("y", B, 12.0), ("z", B, 90.0), ("z", A, 11.0)):
+        times.saw_epoch(TrialId(trial), 1, site, seconds)
+    assert times.typical_epoch_s(1) == 11.0
+    assert times.typical_epoch_s(2) == 5.5
+
+
+def test_the_slowest_restart_is_never_forgotten() -> None:
+    times = Times(Assumed(60.0, 1.0, 0.9))
     times.saw_restart(3.0)
-    times.saw_restart(2.0)
-    assert times.restart_s == 3.0
-    for _ in range(8):
+    for _ in range(20):
         times.saw_restart(1.0)
-    assert times.restart_s == 1.0, "what was long ago is forgotten"
+    assert times.restart_s == 3.0
+
+
+def test_what_is_assumed_and_what_launches_took_count_until_a_few_restarts_were_seen() -> None:
+    """The first resize may be one inside a node, the next one over many."""
+    times = Times(Assumed(60.0, 10.0, 0.9))
+    times.saw_restart(3.0)
+    assert times.restart_s == 10.0
+    times.saw_launch(25.0)
+    times.saw_restart(2.0)
+    times.saw_restart(2.0)
+    assert times.restart_s == 25.0
+    times.saw_restart(1.0)
+    assert times.restart_s == 3.0
+
+
+def test_one_absurd_restart_does_not_end_all_growth_but_a_second_one_counts() -> None:
+    times = Times(Assumed(60.0, 1.0, 0.9))
+    for seconds in (2.0, 3.0, 600.0, 1.0):
+        times.saw_restart(seconds)
+    assert times.restart_s == 3.0
+    times.saw_restart(500.0)
+    assert times.restart_s == 600.0
+
+
+@given(st.lists(st.floats(0.0, 1e6), min_size=2), st.randoms())
+def test_a_restart_is_underestimated_at_most_once(seen: list[float], random: Random) -> None:
+    times = Times(Assumed(restart_s=0.0))
+    random.shuffle(seen)
+    for seconds in seen:
+        times.saw_restart(seconds)
+    assert sum(seconds > times.restart_s for seconds in seen) <= 1
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.floats(allow_nan=True)), max_size=30))
