@@ -56,14 +56,15 @@ class InvalidSettingError(RasdaError):
 class PlacementImpossibleError(RasdaError):
     """A trial needs more GPUs than any pilot will ever have; waiting cannot help."""
 
-    def __init__(self, needed: int, capacity: int, setting: str) -> None:
-        super().__init__(needed, capacity, setting)
-        self.needed, self.capacity, self.setting = needed, capacity, setting
+    def __init__(self, needed: int, largest: str, advice: str) -> None:
+        super().__init__(needed, largest, advice)
+        self.needed, self.largest, self.advice = needed, largest, advice
 
     def __str__(self) -> str:
         return (
-            f"A trial needs {self.needed} GPUs at once, but the largest placement that fits is "
-            f"{self.capacity}. Lower `{self.setting}` in the study, or give the site more nodes."
+            f"A trial needs {self.needed} GPUs at once, on one node or the same number on each of several, "
+            f"but the largest pilot has {self.largest}. {self.advice} in the study, or give the site "
+            "larger pilots (`nodes`, `gpus_per_node`)."
         )
 
 

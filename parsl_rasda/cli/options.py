@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 import typer
 
 from parsl_rasda.errors import InvalidFileError, InvalidSettingError, Mistake
+from parsl_rasda.vocabulary import SiteName
 
 if TYPE_CHECKING:
     from parsl_rasda.study import SiteSpec, StudySpec
@@ -37,18 +38,22 @@ AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON 
 def load_inputs(
     study: Path, sites: Sequence[str], overrides: Sequence[str] = ()
 ) -> tuple[StudySpec, tuple[SiteSpec, ...]]:
-    """Return a study and its sites.
+    """Return a study and its sites, if the one could run on the others.
 
     Raises:
         InvalidFileError: With every mistake of all files together.
-        InvalidSettingError: If a site is named twice.
+        InvalidSettingError: If a site is named twice, or a stage names one that is not there.
+        PlacementImpossibleError: If a trial could never have the GPUs it needs.
     """
+    from parsl_rasda.orchestration.admission import check_fit, tune_problems
+    from parsl_rasda.pipeline.plan import check_sites
+    from parsl_rasda.runners.hosts import counted_here
     from parsl_rasda.study import load_site, load_study
 
     mistakes: list[Mistake] = []
     spec: StudySpec | None = None
     try:
-        spec = load_study(study, overrides)
+        spec = load_study(study, overrides, check_tune=tune_problems)
     except InvalidFileError as error:
         mistakes += error.mistakes
     found: list[SiteSpec] = []
@@ -62,4 +67,7 @@ def load_inputs(
     names = [s.name for s in found]
     if len(set(names)) < len(names):
         raise InvalidSettingError("--site", ", ".join(names), "sites with different names")
+    if found:
+        check_sites(spec, [SiteName(name) for name in names])
+        check_fit(spec, found, counted_here(found))
     return spec, tuple(found)

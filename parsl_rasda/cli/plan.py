@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from parsl_rasda.cli.options import DEFAULT_SITES, AsJson, Overrides, Sites, StudyFile, load_inputs
 from parsl_rasda.cli.output import print_json, print_result
-
-if TYPE_CHECKING:
-    from parsl_rasda.study import SiteSpec
 
 
 def plan(
@@ -32,27 +28,16 @@ def plan(
     """
     from parsl_rasda.cli.forecasts import forecast_view
     from parsl_rasda.reporting.runs import read_run
+    from parsl_rasda.runners.hosts import counted_here
     from parsl_rasda.simulation.forecast import forecast_study
     from parsl_rasda.simulation.measured import counted_gpus
 
     spec, sites = load_inputs(study, site or DEFAULT_SITES, overrides or ())
     earlier = read_run(run).searches if run is not None else {}
-    counted = {**_counted_here(sites), **counted_gpus(earlier.values())}
+    counted = {**counted_here(sites), **counted_gpus(earlier.values())}
     forecasts = forecast_study(spec, sites, counted=counted, runs=earlier)
     if as_json:
         stages = [asdict(f) for f in forecasts]
         print_json({"study": spec.name, "sites": [s.name for s in sites], "stages": stages})
     else:
         print_result(forecast_view(spec.name, [s.name for s in sites], forecasts, run))
-
-
-def _counted_here(sites: Sequence[SiteSpec]) -> Mapping[str, int]:
-    """Return the GPUs (or cores) of this machine for each site that is this machine."""
-    from parsl_rasda.runners.hosts import gpu_count
-    from parsl_rasda.study import ParslSiteSpec
-
-    return {
-        s.name: gpu_count(s.accelerator)
-        for s in sites
-        if s.gpus_per_node == "auto" and isinstance(s, ParslSiteSpec) and s.provider.type == "LocalProvider"
-    }

@@ -19,13 +19,11 @@ def validate(study: StudyFile, site: Sites = None, overrides: Overrides = None) 
 
     Each with file and line, what was found and what is allowed; the exit code is 2 if there is one.
     """
-    from parsl_rasda.orchestration.assembly import build_machine, build_study_searcher
+    from parsl_rasda.orchestration.assembly import build_study_searcher
 
     spec, sites = load_inputs(study, site or (), overrides or ())
-    searches = []
-    for stage in spec.tune_stages.values():
-        build_machine(stage.tune)
-        searches.append(_about_search(stage.tune, build_study_searcher(stage.tune, spec.seed)))
+    tunes = [stage.tune for stage in spec.tune_stages.values()]
+    searches = [_about_search(tune, build_study_searcher(tune, spec.seed)) for tune in tunes]
     stages = counted(len(spec.stages), "stage")
     typer.echo(f"{study}: ok ({', '.join([stages, *searches])})")
     for name, found in zip(site or (), sites, strict=True):

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from parsl_rasda.errors import InvalidSettingError, RasdaError, StageFailedError
+from parsl_rasda.orchestration.admission import check_search_fit, check_searchers, tune_problems
 from parsl_rasda.orchestration.history import save_run
 from parsl_rasda.orchestration.rundir import RunDirectory
 from parsl_rasda.orchestration.view import NoView, View
@@ -52,7 +53,7 @@ class Study:
         Raises:
             InvalidFileError: With every mistake of the file.
         """
-        return cls(load_study(path, overrides))
+        return cls(load_study(path, overrides, check_tune=tune_problems))
 
     @classmethod
     def from_mapping(cls, tune: Mapping[str, Any], *, name: str = "study", seed: int = 0) -> Self:
@@ -128,7 +129,8 @@ def tune(
             waited for, as in any app.
 
     Raises:
-        InvalidSettingError: If Parsl has no executor of that label.
+        InvalidSettingError: If Parsl has no executor of that label, or the searcher refuses its options.
+        PlacementImpossibleError: If a trial could never have the slots it needs.
         NoDataFlowKernelError: Parsl's, if none is loaded.
     """
     import parsl
@@ -139,8 +141,11 @@ def tune(
         raise InvalidSettingError(
             "slots.executor", slots.executor, f"a label of the loaded executors: {labels}"
         )
-    site, run = slots.site(), RunDirectory(_run_directory(study, directory).resolve())
-    name, _ = study.search
+    name, stage = study.search
+    site = slots.site()
+    check_searchers(study.spec)
+    check_search_fit(stage.tune, [site], {})
+    run = RunDirectory(_run_directory(study, directory).resolve())
 
     def begin(**arrived: Any) -> Future[_Ended]:
         return _in_a_thread(lambda: _search(kernel, study, site, run, arrived, view or NoView()), name)

@@ -10,10 +10,13 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from parsl_rasda.study import SiteSpec
 
 _PACKAGES = ("parsl_rasda", "parsl", "torch")
 _COMMAND_TIMEOUT_S = 30
@@ -66,6 +69,11 @@ def gpu_count(accelerator: str) -> int:
     if accelerator == "xpu":
         return len(_devices("dri/renderD*"))
     return os.cpu_count() or 1
+
+
+def counted_here(sites: Iterable[SiteSpec]) -> dict[str, int]:
+    """Return the slots of this machine for each site that is this machine and leaves them to be counted."""
+    return {s.name: gpu_count(s.accelerator) for s in sites if s.is_local and s.gpus_per_node == "auto"}
 
 
 def _each_once(text: str) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from parsl_rasda.search.base import Searcher
 from parsl_rasda.search.designs import GridSearcher, ListedSearcher, RandomSearcher, SobolSearcher
 from parsl_rasda.search.optuna_searcher import SAMPLERS, OptunaSearcher
 from parsl_rasda.search.space import SearchSpace
+from parsl_rasda.study.spec import suggestion
 from parsl_rasda.vocabulary import Mode
 
 ENTRY_POINTS = "parsl_rasda.searchers"
@@ -93,7 +94,8 @@ def _check_options(kind: str, make: Callable[..., object], given: Mapping[str, A
     for name, value in given.items():
         if name not in allowed:
             listed = ", ".join(allowed) or "none"
-            raise InvalidSettingError(f"searcher.{name}", value, f"the options of {kind}: {listed}")
+            options = f"the options of {kind}: {listed}{suggestion(name, allowed)}"
+            raise InvalidSettingError(f"searcher.{name}", value, options)
         types = allowed[name]
         is_boolean = isinstance(value, bool)
         if (is_boolean and "bool" not in types) or not any(isinstance(value, _PLAIN[each]) for each in types):

@@ -10,16 +10,16 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from parsl_rasda.errors import InvalidSettingError, PlacementImpossibleError
+from parsl_rasda.errors import InvalidSettingError
+from parsl_rasda.orchestration.admission import PilotShape, misfit, slots_per_node, widths_needed
 from parsl_rasda.orchestration.assembly import assumed_times, build_machine
 from parsl_rasda.orchestration.history import History
 from parsl_rasda.orchestration.machine import Machine
-from parsl_rasda.placement.ledger import Ledger
 from parsl_rasda.simulation.costs import Costs, assumed_costs
 from parsl_rasda.simulation.measured import measured_costs
 from parsl_rasda.simulation.rehearsal import Rehearsal, VirtualSite
 from parsl_rasda.study import ParslSiteSpec, SchedulerSpec, SiteSpec, StudySpec, TuneSpec
-from parsl_rasda.vocabulary import Mode, NodeName, NodeSlots, PilotId, SiteName
+from parsl_rasda.vocabulary import Mode, SiteName
 
 ASHA = "ASHA"
 WORTH_IT = 1.05  # speed-up over ASHA below which RASDA does not pay
@@ -123,11 +123,14 @@ def virtual_site(site: SiteSpec, counted: Mapping[str, int]) -> VirtualSite:
     Raises:
         InvalidSettingError: If nobody knows how many GPUs its nodes have.
     """
-    gpus = site.gpus_per_node
-    if gpus == "auto":
-        gpus = counted.get(site.name, 0)
+    gpus = slots_per_node(site, counted)
     if not gpus:
-        allowed = "a number: `plan` asks no batch system, so it cannot count the GPUs of a node there"
+        why = (
+            f"this machine shows no {site.accelerator} device"
+            if site.is_local
+            else "`plan` asks no batch system, so it cannot count the GPUs of a node there"
+        )
+        allowed = f"a number: {why}"
         raise InvalidSettingError(f"site {site.name}: gpus_per_node", site.gpus_per_node, allowed)
     return VirtualSite(site.nodes_per_pilot, gpus, site.pilots, isinstance(site, ParslSiteSpec))
 
@@ -157,20 +160,18 @@ def forecast(
         costs = measured_costs(measured, seed=seed)
     else:
         costs = assumed_costs(assumed_times(tune), seed=seed, spread=tune.estimates.spread)
-    ledger = _all_free(sites)
+    shapes = [PilotShape(s.nodes, s.gpus_per_node) for s in sites.values()]
     declared, variants = _policies(tune)
     policies: list[PolicyForecast] = []
     rungs: tuple[RungForecast, ...] = ()
     for name, variant in variants.items():
         machine = build_machine(variant)
-        needs = _needs(machine)
-        too_wide = [needed for needed in needs if not ledger.can_ever_fit(needed)]
-        policy = PolicyForecast(name, name == declared, (too_wide or needs)[-1])
-        if not too_wide:
+        policy = PolicyForecast(name, name == declared, max(widths_needed(machine)))
+        refusal = misfit(machine, shapes, "tune.scheduler")
+        if refusal is None:
             policy = _rehearsed(policy, machine, tune.num_samples, sites, costs)
         elif policy.is_declared:
-            setting = "max_workers" if too_wide[0] > _workers(tune) else "num_workers"
-            raise PlacementImpossibleError(too_wide[0], ledger.largest, f"scheduler.{setting}")
+            raise refusal
         if policy.is_declared:
             rungs = _rungs(machine)
         policies.append(policy)
@@ -178,7 +179,7 @@ def forecast(
     result = Forecast(
         stage=stage,
         trials=tune.num_samples,
-        gpus=ledger.capacity,
+        gpus=sum(s.pilots * s.nodes * s.gpus_per_node for s in sites.values()),
         nodes=sum(s.pilots * s.nodes for s in sites.values()),
         epoch_s=statistics.median(costs.epoch_s(i, _workers(tune)) for i in range(tune.num_samples)),
         restart_s=costs.restart_s,
@@ -247,22 +248,6 @@ def _rungs(machine: Machine) -> tuple[RungForecast, ...]:
         )
         for rung, milestone in enumerate(machine.scheduler.milestones)
     )
-
-
-def _all_free(sites: Mapping[SiteName, VirtualSite]) -> Ledger:
-    ledger = Ledger()
-    for name, site in sites.items():
-        gpus = tuple(range(site.gpus_per_node))
-        nodes = [NodeSlots(NodeName(f"n{i:04d}"), gpus) for i in range(site.nodes)]
-        for number in range(site.pilots):
-            ledger.add_pilot(PilotId(f"{name}-{number}"), name, nodes)
-    return ledger
-
-
-def _needs(machine: Machine) -> list[int]:
-    """Return the GPUs that a trial cannot start without, rung by rung."""
-    rungs = range(len(machine.scheduler.milestones))
-    return [machine.growth.needs(machine.scheduler.replicas(k), machine.settings.num_workers) for k in rungs]
 
 
 def _workers(tune: TuneSpec) -> int:

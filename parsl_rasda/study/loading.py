@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -20,12 +20,13 @@ from parsl_rasda.study.document import (
 )
 from parsl_rasda.study.pipelines import SHORT_KEYS, SHORT_STAGE, StudySpec, is_short_form
 from parsl_rasda.study.sites import AnySite, SiteSpec
-from parsl_rasda.study.spec import Loc, Problem, listing, mapping_at, problems_in, shown, suggestion
+from parsl_rasda.study.spec import Loc, Plain, Problem, listing, mapping_at, problems_in, shown, suggestion
 from parsl_rasda.study.targets import TargetError, signature_of, target_problems
 from parsl_rasda.study.tuning import TuneSpec
 
 _Spec = TypeVar("_Spec")
 _SITE: TypeAdapter[SiteSpec] = TypeAdapter(AnySite)
+_TuneCheck: TypeAlias = Callable[[Plain], Iterable[Problem]]
 _OVERRIDE = "key=value, for example tune.num_samples=64 or stages.tune.tune.mode=max"
 _SUFFIXES = (".yaml", ".yml")
 # Arguments of a provider that follow from the site, and have one place to be said.
@@ -43,6 +44,7 @@ def load_study(
     overrides: Sequence[str] = (),
     *,
     check_targets: bool = True,
+    check_tune: _TuneCheck | None = None,
     environment: Environment | None = None,
 ) -> StudySpec:
     """Return the study that a file declares.
@@ -53,6 +55,8 @@ def load_study(
             front means the only stage that optimises.
         check_targets: Whether the functions it names are looked for, beside the file, in the current
             folder and on Python's path; nothing is imported.
+        check_tune: What yields mistakes of a `tune` block that its spec cannot know; it gets the block
+            as it was written.
         environment: Values of ``${NAME}``; by default those of this process.
 
     Raises:
@@ -66,6 +70,8 @@ def load_study(
     problems: list[Problem] = []
     if check_targets and isinstance(document.data, Mapping):
         problems += target_problems(document.data, search_path(file))
+    if check_tune is not None:
+        problems += _tune_problems(document.data, check_tune)
     return _validated(document, StudySpec.model_validate, problems)
 
 
@@ -139,6 +145,12 @@ def _validated(document: Document, validate: Callable[[Any], _Spec], more: Itera
     if mistakes or spec is None:
         raise InvalidFileError(mistakes)
     return spec
+
+
+def _tune_problems(data: object, check: _TuneCheck) -> Iterator[Problem]:
+    for name, stage in mapping_at(data, "stages").items():
+        for problem in check(block) if (block := mapping_at(stage, "tune")) else ():
+            yield Problem(("stages", name, "tune", *problem.loc), problem.found, problem.allowed)
 
 
 def _write_out_short_form(document: Document) -> None:

@@ -30,6 +30,7 @@ from parsl_rasda.study.spec import (
 
 _WALLTIME = re.compile(r"\d+:[0-5]\d:[0-5]\d")
 _VARIANTS = ("provider", "endpoint_id")
+_LOCAL = "LocalProvider"
 _FIT = ", ".join(
     f"{name}Provider" for name in ("Local", "Slurm", "PBSPro", "Torque", "LSF", "GridEngine", "Condor")
 )
@@ -130,6 +131,11 @@ class SiteBase(Spec):
         raise NotImplementedError
 
     @property
+    def is_local(self) -> bool:
+        """Whether its pilots are this machine, or the allocation that it stands in."""
+        return False
+
+    @property
     def slots_per_pilot(self) -> int | None:
         """GPUs of one allocation, or None where the pilot counts them itself."""
         if self.gpus_per_node == "auto":
@@ -159,6 +165,11 @@ class ParslSiteSpec(SiteBase):
             yield Problem(
                 ("nodes",), f"{shown(nodes)}, but nodes_per_block is {shown(per_block)}", "one of them"
             )
+
+    @property
+    def is_local(self) -> bool:
+        """Whether its pilots are this machine, or the allocation that it stands in."""
+        return self.provider.type == _LOCAL
 
     @property
     def nodes_per_pilot(self) -> int:
