@@ -158,7 +158,9 @@ class Life:
         if job is None or job.ending is not None:
             return
         job.ending, job.ending_at = reason, self._now
-        self.board.unplace(trial.id)
+        given_up = job.placement.minus(job.next_placement) if job.next_placement else job.placement
+        slots = given_up.width if self.pilots.takes(given_up.pilot) else 0
+        self.board.leave(trial.id, given_up.site, slots)
         self._out.append(EndJob(job.id, reason))
 
     def _go_on(self, trial: TrialRecord, decision: Decision) -> None:

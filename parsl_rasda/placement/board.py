@@ -7,6 +7,7 @@ it thinks, as long as it gives them back.
 from __future__ import annotations
 
 import bisect
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -109,6 +110,8 @@ class Board:
         self.running: dict[TrialId, Running] = {}
         self._waiting: SortedDict = SortedDict()  # (-epoch, age) -> Waiting
         self._queue: tuple[Waiting, ...] | None = ()  # its values, until it changes
+        self._leaving: dict[TrialId, tuple[SiteName, int]] = {}  # slots that its job is about to free
+        self._leaving_at: Counter[SiteName] = Counter()
         self._ends: SortedDict = SortedDict()  # (-end if it stays as wide, age) -> TrialId, growable only
         self._end_keys: dict[TrialId, tuple[float, int]] = {}
 
@@ -143,11 +146,24 @@ class Board:
             self._end_keys[running.trial] = key
 
     def unplace(self, trial: TrialId) -> None:
-        """Note that a trial no longer runs."""
+        """Note that a trial no longer runs, and has left."""
         self.running.pop(trial, None)
+        site, slots = self._leaving.pop(trial, (None, 0))
+        if site is not None:
+            self._leaving_at[site] -= slots
         key = self._end_keys.pop(trial, None)
         if key is not None:
             del self._ends[key]
+
+    def leave(self, trial: TrialId, site: SiteName, slots: int) -> None:
+        """Note that a trial runs no longer, and that so many slots will be free once its job has left."""
+        self.unplace(trial)
+        self._leaving[trial] = (site, slots)
+        self._leaving_at[site] += slots
+
+    def leaving_at(self, site: SiteName) -> int:
+        """Slots of one site that are about to be free."""
+        return self._leaving_at[site]
 
     def rank(self, running: Running) -> tuple[float, int]:
         """Return the place of a trial among those that want to widen: who would end last comes first."""

@@ -187,7 +187,7 @@ def _shrunk(board: Board, here: Running, starts: Mapping[TrialId, Placement]) ->
         return None
     site = here.placement.site
     waiting = sum(w.trial not in starts and w.site in {None, site} for w in board.waiting) + board.new_trials
-    need = waiting * narrowest - board.ledger.free_at(site)
+    need = waiting * narrowest - board.ledger.free_at(site) - board.leaving_at(site)
     target = width
     for narrower in reversed([w for w in board.widths(here.replicas) if narrowest <= w < width]):
         if width - target >= need:

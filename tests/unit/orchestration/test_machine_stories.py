@@ -86,6 +86,17 @@ class Story:
     def ends(self, job: str, outcome=Outcome.REACHED, checkpoint: str | None = None) -> list[Instruction]:
         return self.tell(JobEnded, JobId.parse(job), outcome, "because", checkpoint)
 
+    def on(self, trial: str, *, leaves: bool = True) -> list[Instruction]:
+        """A trial trains for one more epoch, the faster the wider, and leaves if it is told to."""
+        record = self.machine.trials[TrialId(trial)]
+        job, done = record.job.id, record.epoch + 1
+        said = (job, done, {"loss": 0.1}, 100.0 / record.job.placement.width, f"{job}/{done}")
+        found = self.tell(EpochReported, *said)
+        return found + self.ends(str(job)) if leaves and record.job.ending is not None else found
+
+    def width(self, trial: str) -> int:
+        return self.machine.trials[TrialId(trial)].job.placement.width
+
     def play(self, loss: Callable[[str, int], float]) -> None:
         """Let every job report and leave as it is told, the one behind first, until all is done."""
         while self.machine.jobs:
@@ -145,6 +156,24 @@ def test_a_trial_widens_into_the_slots_of_one_that_left_and_starts_once_it_has_l
     assert (str(start.job), start.placement.width, start.epoch) == ("0000.2", 2, 2)
     assert start.resume_from == "0000.1/2"
     assert start.schedule == ((0, 1), (1, 2), (2, 4))
+
+
+def test_only_one_trial_shrinks_for_one_that_waits() -> None:
+    """Two hold four GPUs each, and a third one loses its pilot: what one of the two gives is enough."""
+    told = story(max_t=64, max_workers=4)
+    told.begin(3, a=2)
+    told.pilot("a-1", gpus=1)
+    told.pilot("a-0", gpus=8)
+    for _ in range(2):
+        for trial in ("0001", "0002"):
+            told.on(trial)
+    assert [told.width(trial) for trial in ("0001", "0002")] == [4, 4]
+    told.loses("a-1")
+    assert told.on("0001", leaves=False)[-1] == EndJob(JobId.parse("0001.3"), "resize")
+    assert of(ContinueJob, told.on("0002")), "one GPU is wanted, and two are about to be free"
+    started = of(StartJob, told.ends("0001.3"))
+    assert {s.job.trial: s.placement.width for s in started} == {"0000": 1, "0001": 2}
+    assert of(ContinueJob, told.on("0002"))
 
 
 @pytest.mark.parametrize("outcome", [Outcome.LOST, Outcome.PREEMPTED])

@@ -147,6 +147,21 @@ def test_a_late_trial_is_let_in_by_shrinking_a_wide_one() -> None:
     assert set(found.here.slots) < set(here.placement.slots)
 
 
+def test_nobody_shrinks_while_another_is_about_to_free_enough() -> None:
+    made = board(a=8, b=1)
+    here = run(made, "t0", width=4, replicas=4)
+    run(made, "t1", width=4, replicas=4)
+    run(made, "t2", width=1, replicas=1, site="b")
+    queue(made, "t3")
+    policy = build_growth("elastic")
+    made.leave(TrialId("t2"), SiteName("b"), 1)
+    assert policy.decide(made, 0.0, stands(made, here)).here is not None, "it may be pinned by then"
+    made.leave(TrialId("t1"), SiteName("a"), 2)
+    assert policy.decide(made, 0.0, here).here is None
+    made.unplace(TrialId("t1"))
+    assert policy.decide(made, 0.0, here).here is not None, "it has left, and somebody took them"
+
+
 def test_nobody_shrinks_for_less_than_two_restarts_of_certain_training() -> None:
     made = board(restart_s=5.0, a=8)
     here = run(made, "t0", width=8, replicas=8, epoch=15)
