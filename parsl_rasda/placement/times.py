@@ -10,6 +10,8 @@ from sortedcontainers import SortedList
 
 from parsl_rasda.vocabulary import SiteName, TrialId
 
+_ABSURD_S = 1e9  # no epoch lasts 30 years, or a nanosecond: a clock was wrong
+_LEAST_GAIN = -10.0  # binary logarithm of the worst efficiency that is believed
 _ENOUGH = 4  # restarts seen before the assumption, and what launches took, are left behind
 _ABSURD = 10.0  # times the second slowest and the assumption: a node that hung once, no usual restart
 
@@ -85,7 +87,7 @@ class Times:
 
     def saw_epoch(self, trial: TrialId, width: int, site: SiteName, seconds: float) -> None:
         """Learn the time of one epoch [s]."""
-        if not (math.isfinite(seconds) and seconds > 0):
+        if not 1 / _ABSURD_S < seconds < _ABSURD_S:
             return
         known = self._measured.setdefault(trial, {})
         if self._single.get(trial, (site,))[0] != site:
@@ -93,7 +95,7 @@ class Times:
         if width not in known and known:
             nearest = min(known, key=lambda w: (abs(math.log2(w / width)), w))
             gain = math.log2(known[nearest] / seconds) / math.log2(width / nearest)
-            self._doublings.add(min(1.0, math.pow(2.0, gain - 1.0)))
+            self._doublings.add(math.pow(2.0, min(0.0, max(gain - 1.0, _LEAST_GAIN))))
             self._efficiency = float(self._doublings[len(self._doublings) // 2])
         known[width] = seconds
         self._relearn_single(trial, site, seconds * self._speedup(width))
