@@ -17,6 +17,7 @@ import contextlib
 import json
 import os
 import platform
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -27,6 +28,9 @@ from parsl_rasda.errors import RunDirectoryError
 from parsl_rasda.vocabulary import JobId
 
 _SILENCE_S = 120.0  # a controller on another host that has been silent for so long is dead
+
+_held: set[tuple[int, Path]] = set()  # by threads of a process: on disk, they all have one identity
+_holding = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,18 +100,34 @@ class RunDirectory:
         Raises:
             RunDirectoryError: If another controller is alive.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        mine = self.path / f"controller-{platform.node()}-{os.getpid()}.json"
-        mine.write_text(json.dumps(_identity()))
-        try:
-            self._become(mine)
-        finally:
-            mine.unlink()
+        with self._held():
+            self.path.mkdir(parents=True, exist_ok=True)
+            mine = self.path / f"controller-{platform.node()}-{os.getpid()}.json"
+            mine.write_text(json.dumps(_identity()))
+            try:
+                self._become(mine)
+            finally:
+                mine.unlink()
+            try:
+                yield
+            finally:
+                if self._is_mine:
+                    self._claim.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """Keep other threads of this process out."""
+        mine = (os.getpid(), self.path.resolve())
+        with _holding:
+            if mine in _held:
+                found = "is being run by another thread of this process"
+                raise RunDirectoryError(str(self.path), found, "Wait for it, or choose another directory.")
+            _held.add(mine)
         try:
             yield
         finally:
-            if self._is_mine:
-                self._claim.unlink(missing_ok=True)
+            with _holding:
+                _held.discard(mine)
 
     def verify(self) -> None:
         """Make sure that this process still is the controller.

@@ -5,6 +5,8 @@ import os
 import platform
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ from parsl_rasda.vocabulary import JobId, TrialId
 
 CONTROL = """
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from parsl_rasda.orchestration.rundir import RunDirectory
 with RunDirectory(Path(sys.argv[1])).controlled():
@@ -77,12 +81,37 @@ def test_a_controller_that_is_dead_but_not_yet_buried_is_dead(tmp_path: Path) ->
 
 
 def test_the_same_process_cannot_control_a_directory_twice(tmp_path: Path) -> None:
-    run = RunDirectory(tmp_path)
-    with run.controlled(), pytest.raises(RunDirectoryError), run.controlled():
-        pass
+    run, again = RunDirectory(tmp_path), RunDirectory(tmp_path / "." / "x" / "..")
+    (tmp_path / "x").mkdir()
+    with run.controlled():
+        for same in (run, again):
+            with pytest.raises(RunDirectoryError, match="another thread of this process"), same.controlled():
+                pass
     assert run.controller is None
     with run.controlled():
         pass
+
+
+def test_of_many_threads_at_once_one_controls_a_directory_and_the_others_are_refused(tmp_path: Path) -> None:
+    claim(tmp_path)
+    os.utime(tmp_path / "controller.json", (0, 0))  # of a dead one, which all of them would remove
+    together, all_tried = threading.Barrier(8), threading.Barrier(8)
+
+    def control(_: int) -> str:
+        together.wait()
+        try:
+            with RunDirectory(tmp_path).controlled():
+                all_tried.wait()
+                return "controls"
+        except RunDirectoryError as refused:
+            all_tried.wait()
+            return str(refused)
+
+    with ThreadPoolExecutor(8) as threads:
+        first, *others = sorted(threads.map(control, range(8)), key="controls".__ne__)
+    assert first == "controls"
+    assert all("is being run by another thread of this process" in refusal for refusal in others)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_controller_elsewhere_lives_as_long_as_it_beats(tmp_path: Path) -> None:
