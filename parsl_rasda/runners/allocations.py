@@ -26,12 +26,14 @@ class Allocation:
         deadline: Unix time [s] at which it ends, or None.
         python: The interpreter of ranks there.
         rank_client: The program that has a rank forked (`runtime.forkserver`).
+        is_one_machine: All its nodes are the machine that the pilot is on; their names mean nothing.
     """
 
     nodes: tuple[NodeSlots, ...]
     deadline: float | None
     python: str
     rank_client: str
+    is_one_machine: bool = False
 
     @property
     def gpus_per_node(self) -> int:
@@ -67,7 +69,7 @@ def read_allocation(
         site: What was asked for.
         found: What `hosts.describe_allocation` saw there.
         now: Unix time [s].
-        is_local: Whether the pilot is this very machine, whose nodes then are only names.
+        is_local: Whether the pilot is this very machine, or the allocation that it stands in.
     """
     ours, theirs = version("parsl_rasda"), found["versions"]["parsl_rasda"]
     if ours != theirs:
@@ -76,21 +78,28 @@ def read_allocation(
     gpus = _usable_gpus(site, found["gpus"])
     if not gpus:
         return f"no {site.accelerator} device was found on {names[0]}; set gpus_per_node or accelerator"
-    if len(names) < site.nodes_per_pilot and not is_local:
-        logger.warning(
-            "fewer nodes than declared site=%s declared=%d found=%d",
-            site.name,
-            site.nodes_per_pilot,
-            len(names),
-        )
-    if is_local and site.nodes_per_pilot > 1:
-        names = [f"node{i}" for i in range(site.nodes_per_pilot)]
     walltime = site.provider.options.get("walltime")
     deadline = found["deadline"]
     if deadline is None and isinstance(walltime, str):
         deadline = now + walltime_s(walltime)
-    nodes = tuple(NodeSlots(NodeName(name), tuple(range(gpus))) for name in names)
-    return Allocation(nodes, deadline, site.python or found["executable"], found["rank_client"])
+    nodes = tuple(NodeSlots(NodeName(n), tuple(range(gpus))) for n in _usable_nodes(site, names, is_local))
+    is_one_machine = is_local and (len(names) == 1 or len(nodes) == 1)
+    python = site.python or found["executable"]
+    return Allocation(nodes, deadline, python, found["rank_client"], is_one_machine)
+
+
+def _usable_nodes(site: ParslSiteSpec, names: list[str], is_local: bool) -> list[str]:
+    """Return the nodes that were found; of an allocation that we stand in, as many as were declared.
+
+    One machine stands for as many as were declared, under names of their own.
+    """
+    declared = site.nodes_per_pilot
+    if is_local and len(names) == 1 < declared:
+        return [f"node{i}" for i in range(declared)]
+    if len(names) < declared:
+        facts = (site.name, declared, len(names))
+        logger.warning("fewer nodes than declared site=%s declared=%d found=%d", *facts)
+    return names[:declared] if is_local else names
 
 
 def _usable_gpus(site: ParslSiteSpec, found: int) -> int:

@@ -107,7 +107,7 @@ class JobDesk:
             threads_per_rank=self.site.threads_per_rank,
             accelerator=self.site.accelerator,
             gpus_per_node=allocation.gpus_per_node,
-            local=self.pilots.is_local,
+            local=allocation.is_one_machine,
             environment=self.site.environment,
             directory=order.directory,
         )

@@ -67,6 +67,18 @@ def test_nodes_of_one_machine_get_names_of_their_own() -> None:
     found = read(site(gpus_per_node=2), is_local=True, nodes=["laptop"])
     assert isinstance(found, Allocation)
     assert [node.node for node in found.nodes] == ["node0", "node1"]
+    assert found.is_one_machine
+
+
+@pytest.mark.parametrize(
+    ("declared", "used"), [(1, ["n1"]), (2, ["n1", "n2"]), (3, ["n1", "n2", "n3"]), (4, ["n1", "n2", "n3"])]
+)
+def test_inside_an_allocation_nodes_keep_the_names_that_were_found(declared: int, used: list[str]) -> None:
+    spec = site(provider={"type": "LocalProvider"}, nodes=declared, gpus_per_node=2)
+    found = read(spec, is_local=True, nodes=["n1", "n2", "n3"])
+    assert isinstance(found, Allocation)
+    assert [node.node for node in found.nodes] == used
+    assert found.is_one_machine == (declared == 1)
 
 
 def test_a_pilot_without_gpus_is_refused_in_words() -> None:
