@@ -120,3 +120,14 @@ class StudyState(StrEnum):
     FAILED = "failed"  # finished without one successful trial
     NO_SITE = "no_site"  # no site or pilot could be had
     INTERRUPTED = "interrupted"  # resumable
+
+
+class StageState(StrEnum):
+    """Where a stage of a pipeline stands; the words are those of `StudyState`."""
+
+    WAITING = "waiting"  # for the stages before it
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    NO_SITE = "no_site"
+    INTERRUPTED = "interrupted"

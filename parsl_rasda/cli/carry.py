@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import logging
-import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import typer
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group
 from rich.text import Text
 
 from parsl_rasda.cli.live import LiveView
 from parsl_rasda.cli.output import print_json, print_result, say
 from parsl_rasda.cli.plain import PlainView
-from parsl_rasda.errors import RasdaError, RunDirectoryError, SiteUnavailableError, StageFailedError
+from parsl_rasda.errors import SiteUnavailableError, StageFailedError
+from parsl_rasda.orchestration.rundir import RunDirectory
 from parsl_rasda.orchestration.view import View
-from parsl_rasda.reporting.tables import summary_view
+from parsl_rasda.reporting.overview import MEND, has_no_success, outcome_view, resume_command
+from parsl_rasda.reporting.runs import Run, read_run
 from parsl_rasda.vocabulary import StudyState
 
-MEND = "mend the training and run it with another --dir"
 EXIT_CODES = {
     StudyState.DONE: 0,
     StudyState.FAILED: 3,
@@ -39,76 +39,42 @@ class Ended(Protocol):
         """How it ended."""
         ...
 
-    @property
-    def summary(self) -> Mapping[str, Any]:
-        """The JSON document of its search; empty if none began."""
-        ...
-
-    @property
-    def stages(self) -> Mapping[str, Any]:
-        """What each finished stage returned."""
-        ...
-
 
 def carry_through(directory: Path, start: Callable[[View], Ended], *, as_json: bool) -> None:
     """Let a run take its course under a view, print what it has come to, and exit with its code.
 
     Raises:
-        RunDirectoryError: If it may not use its directory.
+        RasdaError: If the run was refused: nothing is printed then.
     """
     try:
         with _watched() as view:
-            ended = start(view)
+            code = EXIT_CODES[start(view).state]
     except KeyboardInterrupt:
-        _say_how_to_go_on(directory)
-        raise typer.Exit(EXIT_CODES[StudyState.INTERRUPTED]) from None
-    except RunDirectoryError:
-        raise
-    except RasdaError as error:
+        code = EXIT_CODES[StudyState.INTERRUPTED]
+    except (StageFailedError, SiteUnavailableError) as error:
         say(f"parsl-rasda: {error}")
-        if isinstance(error, StageFailedError | SiteUnavailableError):
-            _say_how_to_go_on(directory)
-        raise typer.Exit(error.exit_code) from error
+        code = error.exit_code
+    if RunDirectory(directory).study_file.exists():  # else it was ended before it began
+        _tell(read_run(directory), as_json=as_json)
+    raise typer.Exit(code)
+
+
+def _tell(run: Run, *, as_json: bool) -> None:
     if as_json:
-        stages = {"directory": str(directory), "stages": ended.stages}
-        print_json({**ended.summary, "state": ended.state.value, **stages})
+        print_json(run.document())
     else:
-        _print(directory, ended)
-    if ended.state is StudyState.FAILED:
-        say(f"No trial succeeded: {MEND}{_where_ranks_wrote(directory)}")
-    elif ended.state is not StudyState.DONE:
-        _say_how_to_go_on(directory)
-    raise typer.Exit(EXIT_CODES[ended.state])
-
-
-def _print(directory: Path, ended: Ended) -> None:
-    parts: list[RenderableType] = [Text(f"all of it is in {directory}", "dim")]
-    if ended.summary:
-        parts.insert(0, summary_view({**ended.summary, "state": ended.state.value}, _beside(ended)))
-    else:
-        parts.insert(0, Text(f"{ended.state.value} before a search began", "bold"))
-    print_result(Group(*parts))
-
-
-def _beside(ended: Ended) -> Mapping[str, Any]:
-    """Return what stages other than the search returned: its result is the best trial, told already."""
-    best = ended.summary.get("best")
-    return {name: value for name, value in ended.stages.items() if value != best}
+        print_result(Group(outcome_view(run), Text(f"all of it is in {run.directory}", "dim")))
+    if run.state is StudyState.DONE:
+        return
+    if run.trouble is None or run.trouble[1].is_curable:
+        say(f"Resume with: {resume_command(run.directory)}")
+    elif has_no_success(run, run.trouble[0]):
+        say(f"No trial succeeded: {MEND}{_where_ranks_wrote(run.directory)}")
 
 
 def _where_ranks_wrote(directory: Path) -> str:
     first = min(directory.rglob("attempt-1/log.txt"), default=None)
     return f". What the ranks of the first trial wrote: {first}" if first else ""
-
-
-def _say_how_to_go_on(directory: Path) -> None:
-    if (directory / "study.yaml").exists():
-        say(f"Resume with: {resume_command(directory)}")
-
-
-def resume_command(directory: Path) -> str:
-    """Return the command that goes on with a run, as a shell takes it."""
-    return f"parsl-rasda resume {shlex.quote(str(directory))}"
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from parsl_rasda.cli.options import RunFolder
+from parsl_rasda.cli.output import say
 
 
 class Target(StrEnum):
@@ -33,10 +34,13 @@ def export(
 
     It may be running; an earlier export is replaced.
     """
-    from parsl_rasda.reporting.exports import EXPORTS
+    from parsl_rasda.reporting.exports import export_run
     from parsl_rasda.reporting.runs import read_run
 
-    for file in EXPORTS[to.value](read_run(directory)):
+    files = export_run(read_run(directory), to.value)
+    if not files:
+        say(f"nothing to export: no search of {directory} has begun")
+    for file in files:
         typer.echo(f"wrote {file}")
         if HOW_TO_OPEN[to]:
             typer.echo(HOW_TO_OPEN[to].format(file=file))

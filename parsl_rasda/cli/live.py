@@ -39,6 +39,7 @@ class _Stage:
     began: float
     seconds: float | None = None
     reused: bool = False
+    cause: str | None = None
 
 
 class LiveView:
@@ -70,8 +71,14 @@ class LiveView:
             stage.seconds, stage.reused = seconds, reused
             self._searches.pop(name, None)
 
-    def search(self, stage: str, machine: Machine, accounts: Accounts) -> Progress:
+    def stage_failed(self, name: str, cause: str) -> None:
+        """Show why a stage has no result."""
+        with self._lock:
+            self._stages.setdefault(name, _Stage(1, time.monotonic())).cause = cause
+
+    def search(self, stage: str, machine: Machine, accounts: Accounts, *, alone: bool) -> Progress:
         """Return what follows a search."""
+        del alone  # its panel has its name in any case
         progress = Progress(stage, machine, accounts)
         with self._lock:
             self._searches[stage] = progress
@@ -112,6 +119,8 @@ def search_panel(found: Snapshot) -> RenderableType:
 
 def _stage_line(name: str, stage: _Stage, now: float) -> Text:
     calls = f"{stage.total} calls" if stage.total > 1 else ""
+    if stage.cause is not None:
+        return Text.assemble(("✗ ", "bold red"), (name, "bold"), f"  {calls}  ", (stage.cause, "red"))
     if stage.seconds is None:
         return Text.assemble(("▸ ", "cyan"), (name, "bold"), f"  {calls}  {duration(now - stage.began)}")
     how = "earlier result stands" if stage.reused else duration(stage.seconds)

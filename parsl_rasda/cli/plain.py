@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import IO
 
 from parsl_rasda.cli.decisions import Fact, Narrator, Told
@@ -34,10 +35,14 @@ class PlainView:
         }
         self.write(Told(time.time(), "stage-done", facts))
 
-    def search(self, stage: str, machine: Machine, accounts: Accounts) -> _Lines:
-        """Return what writes the decisions of a search."""
-        del stage, accounts
-        return _Lines(self, Narrator(machine))
+    def stage_failed(self, name: str, cause: str) -> None:
+        """Write why a stage has no result."""
+        self.write(Told(time.time(), "stage-failed", {"name": name, "cause": cause}))
+
+    def search(self, stage: str, machine: Machine, accounts: Accounts, *, alone: bool) -> _Lines:
+        """Return what writes the decisions of a search; unless it is alone, each with its stage."""
+        del accounts
+        return _Lines(self, Narrator(machine), {} if alone else {"stage": stage})
 
     def close(self) -> None:
         """Do nothing: every line is out already."""
@@ -53,7 +58,8 @@ class PlainView:
 class _Lines:
     view: PlainView
     narrator: Narrator
+    whose: Mapping[str, Fact]
 
     def add(self, event: Event, instructions: tuple[Instruction, ...]) -> None:
         for told in self.narrator.tell(event, instructions):
-            self.view.write(told)
+            self.view.write(replace(told, facts={**self.whose, **told.facts}))

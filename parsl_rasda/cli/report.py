@@ -15,10 +15,9 @@ def report(directory: RunFolder) -> None:
     from rich.text import Text
 
     from parsl_rasda.reporting.files import write_report
+    from parsl_rasda.reporting.overview import outcome_view
     from parsl_rasda.reporting.runs import read_run
-    from parsl_rasda.reporting.tables import summary_view
 
     run = read_run(directory)
     files = write_report(run)
-    summaries = (summary_view(summary) for summary in run.summaries().values())
-    print_result(Group(*summaries, *(Text(f"wrote {file}", "dim") for file in files)))
+    print_result(Group(outcome_view(run), *(Text(f"wrote {file}", "dim") for file in files)))

@@ -9,6 +9,7 @@ import typer
 
 from parsl_rasda.cli.options import RunFolder
 from parsl_rasda.cli.output import print_result
+from parsl_rasda.cli.status import ROWS
 
 _SHARE = 0.2  # of the time, at most, that is spent reading
 
@@ -24,17 +25,17 @@ def watch(
     from rich.console import Console
     from rich.live import Live
 
-    from parsl_rasda.cli.status import run_view
+    from parsl_rasda.reporting.overview import run_view
     from parsl_rasda.reporting.runs import read_run
 
     run = read_run(directory)
     try:
         with Live(console=Console(), transient=True, auto_refresh=False) as live:
             while run.controller:
-                live.update(run_view(run), refresh=True)
+                live.update(run_view(run, ROWS), refresh=True)
                 began = time.monotonic()
                 run = read_run(directory)
                 time.sleep(max(every, (time.monotonic() - began) / _SHARE))
     except KeyboardInterrupt:
         return
-    print_result(run_view(run))
+    print_result(run_view(run, ROWS))

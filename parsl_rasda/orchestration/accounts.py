@@ -42,6 +42,7 @@ class Accounts:
         busy_gpu_s: Inside epochs.
         job_gpu_s: Held by jobs, from start to end.
         restarts_s: Each restart at another width: from the boundary to the first step done.
+        cause: Why the study ended, if not well.
     """
 
     started_at: float | None = None
@@ -57,6 +58,7 @@ class Accounts:
     faults: list[Fault] = field(default_factory=list)
     preemptions: int = 0
     controllers: int = 0
+    cause: str = ""
     _pilots: dict[PilotId, tuple[float, int]] = field(default_factory=dict)
     _jobs: dict[JobId, tuple[float, int]] = field(default_factory=dict)
     _resizing: dict[TrialId, float] = field(default_factory=dict)
@@ -95,7 +97,9 @@ class Accounts:
 
     def held_gpu_s(self, now: float | None = None) -> float:
         """Return GPU time of all pilots so far [GPU s]."""
-        until = now if now is not None else self.finished_at or self.last_at
+        until = self.finished_at
+        if until is None:  # at its end a study gives its pilots back, though a pipeline may keep them
+            until = self.last_at if now is None else now
         return self.pilot_gpu_s + sum(n * max(0.0, until - at) for at, n in self._pilots.values())
 
     @property
@@ -120,7 +124,7 @@ class Accounts:
         self._resizing.clear()
         self._restarting.clear()
         self.controllers += 1
-        self.started_at, self.finished_at = event.at, None
+        self.started_at, self.finished_at, self.cause = event.at, None, ""
 
     def _close_pilot(self, pilot: PilotId, at: float) -> None:
         since, gpus = self._pilots.pop(pilot, (at, 0))
@@ -162,6 +166,6 @@ class Accounts:
                 self._resizing[job.trial] = at
             case FinishStudy() if self.started_at is not None:
                 self.running_s += at - self.started_at
-                self.finished_at = at
+                self.finished_at, self.cause = at, instruction.cause
             case _:
                 pass

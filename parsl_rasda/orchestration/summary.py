@@ -1,19 +1,20 @@
-"""What a study has come to, in one JSON document: the answer of `run --json` and `status --json`."""
+"""What a search has come to, in one JSON document: most of the answer of `run --json` and `status --json`."""
 
 from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from parsl_rasda.orchestration.accounts import Accounts
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.trials import TrialRecord, best_trial
-from parsl_rasda.vocabulary import TrialState
+from parsl_rasda.vocabulary import StudyState, TrialState
 
 
 def summarise(study: str, machine: Machine, accounts: Accounts, now: float | None = None) -> dict[str, Any]:
-    """Return the state of a study; keys are part of the stable contract.
+    """Return the state of a search; keys are part of the stable contract.
 
     Args:
         study: Its name.
@@ -23,35 +24,19 @@ def summarise(study: str, machine: Machine, accounts: Accounts, now: float | Non
     """
     trials = machine.trials.values()
     counts = {state.value: sum(t.state is state for t in trials) for state in TrialState}
-    held_gpu_s = accounts.held_gpu_s(now)
     return {
         "study": study,
         "state": machine.state.value,
+        "cause": cause(machine, accounts),
         "metric": machine.settings.metric,
         "mode": machine.settings.mode.value,
         "best": best(machine),
         "trials": {"total": machine.num_samples, **counts},
-        "makespan_s": round(accounts.makespan_s(now), 3),
-        "gpus": accounts.gpus,
-        "gpus_busy": accounts.busy_gpus,
-        "gpu_busy_fraction": round(accounts.busy_gpu_s / held_gpu_s, 4) if held_gpu_s else 0.0,
-        "gpu_hours": round(held_gpu_s / 3600, 5),
-        "epochs": accounts.epochs,
-        "repeated_epochs": accounts.repeated_epochs,
-        "restarts": {
-            "count": len(accounts.restarts_s),
-            "median_s": round(statistics.median(accounts.restarts_s), 3) if accounts.restarts_s else None,
-            "max_s": round(max(accounts.restarts_s), 3) if accounts.restarts_s else None,
-        },
+        **spent([accounts], now),
         "measured": {
             "epoch_s": _epoch_s(machine),
             "efficiency": round(machine.board.times.efficiency, 3),
             "restart_s": round(machine.board.times.restart_s, 3),
-        },
-        "faults": {
-            "count": len(accounts.faults),
-            "preemptions": accounts.preemptions,
-            "list": [{"at": f.at, "what": f.what, "cause": f.cause} for f in accounts.faults],
         },
         "pilots": [
             {"pilot": p.pilot, "site": p.site, "gpus": sum(len(n.gpus) for n in p.nodes)}
@@ -60,6 +45,63 @@ def summarise(study: str, machine: Machine, accounts: Accounts, now: float | Non
         "rungs": _rungs(machine),
         "trial_list": [_trial(t) for t in trials],
     }
+
+
+def no_search(study: str) -> dict[str, Any]:
+    """Return the document of a study without a search: the keys of `summarise`, and nothing in them."""
+    return {
+        "study": study,
+        "state": StudyState.RUNNING.value,
+        "cause": "",
+        "metric": None,
+        "mode": None,
+        "best": None,
+        "trials": {"total": 0, **dict.fromkeys(TrialState, 0)},
+        **spent([]),
+        "measured": {"epoch_s": None, "efficiency": None, "restart_s": None},
+        "pilots": [],
+        "rungs": [],
+        "trial_list": [],
+    }
+
+
+def spent(books: Sequence[Accounts], now: float | None = None) -> dict[str, Any]:
+    """Return what searches have cost together: times, GPU time, restarts and faults.
+
+    Args:
+        books: Of each; searches of one run never run at the same time.
+        now: Present time [s] for those that are running, else None.
+    """
+    held_gpu_s = sum(b.held_gpu_s(now) for b in books)
+    restarts_s = [s for b in books for s in b.restarts_s]
+    faults = [f for b in books for f in b.faults]
+    return {
+        "makespan_s": round(sum(b.makespan_s(now) for b in books), 3),
+        "gpus": sum(b.gpus for b in books),
+        "gpus_busy": sum(b.busy_gpus for b in books),
+        "gpu_busy_fraction": round(sum(b.busy_gpu_s for b in books) / held_gpu_s, 4) if held_gpu_s else 0.0,
+        "gpu_hours": round(held_gpu_s / 3600, 5),
+        "epochs": sum(b.epochs for b in books),
+        "repeated_epochs": sum(b.repeated_epochs for b in books),
+        "restarts": {
+            "count": len(restarts_s),
+            "median_s": round(statistics.median(restarts_s), 3) if restarts_s else None,
+            "max_s": round(max(restarts_s), 3) if restarts_s else None,
+        },
+        "faults": {
+            "count": len(faults),
+            "preemptions": sum(b.preemptions for b in books),
+            "list": [{"at": f.at, "what": f.what, "cause": f.cause} for f in faults],
+        },
+    }
+
+
+def cause(machine: Machine, accounts: Accounts) -> str:
+    """Return why a search has no result, in words; empty if it has one or goes on."""
+    if machine.state is not StudyState.FAILED:
+        return accounts.cause
+    first = next(iter(machine.trials.values()), None)
+    return "no trial succeeded" + (f"; trial {first.id}: {first.reason}" if first else "")
 
 
 def best(machine: Machine) -> dict[str, Any] | None:

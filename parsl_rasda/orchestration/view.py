@@ -21,8 +21,19 @@ class View(Protocol):
         """Show that a stage is done [s]; ``reused``: nothing ran, earlier results stand."""
         ...
 
-    def search(self, stage: str, machine: Machine, accounts: Accounts) -> Observer:
-        """Return who watches a search; the accounts are up to date when it is called."""
+    def stage_failed(self, name: str, cause: str) -> None:
+        """Show why a stage has no result."""
+        ...
+
+    def search(self, stage: str, machine: Machine, accounts: Accounts, *, alone: bool) -> Observer:
+        """Return who watches a search; the accounts are up to date when it is called.
+
+        Args:
+            stage: Its stage.
+            machine: Its machine.
+            accounts: Its books.
+            alone: It is the only one of its study.
+        """
         ...
 
     def close(self) -> None:
@@ -39,7 +50,10 @@ class NoView:
     def stage_ended(self, name: str, seconds: float, *, reused: bool) -> None:
         """Show nothing."""
 
-    def search(self, stage: str, machine: Machine, accounts: Accounts) -> Observer:
+    def stage_failed(self, name: str, cause: str) -> None:
+        """Show nothing."""
+
+    def search(self, stage: str, machine: Machine, accounts: Accounts, *, alone: bool) -> Observer:
         """Return an observer that shows nothing."""
         return self
 

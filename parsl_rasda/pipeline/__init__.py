@@ -1,11 +1,12 @@
 """The stages around the search: a study file becomes a graph of Parsl apps.
 
 Read `plan` (stages as a graph, and what each call is), `calls` (what a call does on the worker),
-`search` (a `tune` stage), then `session` (how a run goes through).
+`search` (a `tune` stage), then `stages` (how a run goes through them) and `session` (how it is begun).
 """
 
 from __future__ import annotations
 
-from parsl_rasda.pipeline.session import RunResult, resume_study, run_study
+from parsl_rasda.pipeline.session import resume_study, run_study
+from parsl_rasda.pipeline.stages import RunResult
 
 __all__ = ["RunResult", "resume_study", "run_study"]

@@ -69,6 +69,13 @@ class Study:
         """The name and the declaration of its search."""
         return next(iter(self.spec.tune_stages.items()))
 
+    @property
+    def alone(self) -> StudySpec:
+        """The search without the stages around it, which are the program's."""
+        name, stage = self.search
+        own = stage.model_copy(update={"needs": {}, "for_each": {}})
+        return self.spec.model_copy(update={"stages": {name: own}})
+
 
 @dataclass(frozen=True, slots=True)
 class Slots:
@@ -201,7 +208,7 @@ def _search(
     given: dict[str, JSON] = {**stage.with_, **{k: _plain(name, k, v) for k, v in inputs.items()}}
     search = Search(study.spec, name, stage.tune, {SiteName(site.name): site}, runner, run, run, given)
     with run.controlled():
-        save_run(run, study.spec, [site], [Path.cwd()])
+        save_run(run, study.alone, [site], [Path.cwd()])
         best = search.run(view)
     if search.state is not StudyState.DONE:
         raise StageFailedError(name, search.cause)

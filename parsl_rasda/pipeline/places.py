@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -28,7 +26,6 @@ from parsl_rasda.runners.several import SeveralSites
 from parsl_rasda.study import CommandStage, ParslSiteSpec, PythonStage, SiteSpec, Stage
 from parsl_rasda.vocabulary import SiteName
 
-_LOOK_S = 0.2
 _PLAIN_ASCII = re.compile(r"[A-Za-z0-9_./+@%:,=~#-]")
 
 
@@ -62,8 +59,10 @@ class Places:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        for runner in self._runners.values():
-            self._stack.enter_context(runner.hold())
+        with ExitStack() as opened:  # those before one that cannot be opened are closed again
+            for runner in self._runners.values():
+                opened.enter_context(runner.hold())
+            self._stack = opened.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -105,24 +104,21 @@ class Places:
                 raise InvalidSettingError(f"stages.{name}", "tune", "a python or a command stage")
 
 
-def outcome(name: str, future: Future[dict[str, Any]], ending: threading.Event) -> dict[str, Any]:
-    """Wait for a call of a stage and return what it returned.
+def outcome(name: str, future: Future[dict[str, Any]]) -> dict[str, Any]:
+    """Return what a call of a stage has returned.
 
     Raises:
-        StageFailedError: If it failed, or the run is ending.
+        StageFailedError: If it failed.
+        SiteUnavailableError: If its site was lost.
     """
-    while True:
-        try:
-            return future.result(timeout=_LOOK_S)
-        except FutureTimeoutError:
-            if ending.is_set():
-                raise StageFailedError(name, "interrupted") from None
-        except (StageFailedError, SiteUnavailableError):
-            raise
-        except RasdaError as error:
-            raise StageFailedError(name, str(error)) from error
-        except Exception as error:
-            raise StageFailedError(name, f"{type(error).__name__}: {error}") from error
+    try:
+        return future.result()
+    except (StageFailedError, SiteUnavailableError):
+        raise
+    except RasdaError as error:
+        raise StageFailedError(name, str(error)) from error
+    except Exception as error:
+        raise StageFailedError(name, f"{type(error).__name__}: {error}") from error
 
 
 def check_folder(folder: Path) -> None:

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from parsl_rasda.errors import PlacementImpossibleError
 from parsl_rasda.orchestration.driver import Driver
 from parsl_rasda.orchestration.history import History, rebuild
 from parsl_rasda.orchestration.journal import Journal
 from parsl_rasda.orchestration.orders import OrderDesk, SiteFacts
 from parsl_rasda.orchestration.ports import Runner
 from parsl_rasda.orchestration.rundir import RunDirectory
-from parsl_rasda.orchestration.summary import best
+from parsl_rasda.orchestration.summary import best, cause
 from parsl_rasda.orchestration.view import View
 from parsl_rasda.pipeline.plan import of_site
 from parsl_rasda.runners.several import SeveralSites
@@ -47,22 +46,15 @@ class Search:
     _driver: Driver | None = None
 
     def run(self, view: View) -> Any:
-        """Return the best trial as the next stage receives it; None if `state` is not DONE after it.
-
-        Raises:
-            PlacementImpossibleError: If a trial can never have the GPUs it needs.
-        """
+        """Return the best trial as the next stage receives it; None if `state` is not DONE after it."""
         self.directory.path.mkdir(parents=True, exist_ok=True)
-        check_fit(self.tune, self.sites)
         history = rebuild(self.directory, self.study.name, self.tune, seed=self.study.seed, known=self.known)
         self._history = history
         wanted = self.tune.num_samples
         if history.machine.state is not StudyState.DONE or wanted > history.machine.num_samples:
             self._drive(history, view)
         self.state = history.machine.state
-        if self.state is StudyState.FAILED:
-            first = next(iter(history.machine.trials.values()), None)
-            self.cause = "no trial succeeded" + (f"; trial {first.id}: {first.reason}" if first else "")
+        self.cause = cause(history.machine, history.accounts)
         return best(history.machine) if self.state is StudyState.DONE else None
 
     def interrupt(self) -> None:
@@ -85,7 +77,9 @@ class Search:
         there = [(j.id, j.placement.site, epoch) for j, epoch in live if j.placement.site in self.sites]
         evidence = list(orders.evidence(there, time.time()))
         evidence += self.runner.recover(there) if isinstance(self.runner, SeveralSites) else []
-        observers = [history.accounts, view.search(self.name, history.machine, history.accounts)]
+        alone = len(self.study.tune_stages) == 1
+        watcher = view.search(self.name, history.machine, history.accounts, alone=alone)
+        observers = [history.accounts, watcher]
         with Journal(self.directory.journal, self.study.name) as journal:
             self._driver = Driver(
                 history.machine,
@@ -99,7 +93,7 @@ class Search:
                 on_write=self.claimed.verify,
             )
             pilots = {name: site.pilots for name, site in self.sites.items()}
-            self.cause = self._driver.run(self.tune.num_samples, pilots, evidence).cause
+            self._driver.run(self.tune.num_samples, pilots, evidence)
 
     def _orders(self) -> OrderDesk:
         facts = {
@@ -116,16 +110,3 @@ class Search:
         """Return the inputs that differ by site: those that are a mapping with the name of every site."""
         here = {name: of_site(value, site, self.sites) for name, value in self.inputs.items()}
         return {name: value for name, value in here.items() if value is not self.inputs[name]}
-
-
-def check_fit(tune: TuneSpec, sites: Mapping[SiteName, SiteSpec]) -> None:
-    """Refuse a search whose trials can never have the GPUs they need.
-
-    Raises:
-        PlacementImpossibleError: If no pilot of any site is large enough.
-    """
-    method = tune.scheduler
-    known = [site.slots_per_pilot for site in sites.values()]
-    largest = max((s for s in known if s is not None), default=0)
-    if None not in known and method.num_workers > largest:
-        raise PlacementImpossibleError(method.num_workers, largest, "scheduler.num_workers")

@@ -82,12 +82,21 @@ def to_mlflow(run: Run) -> tuple[Path, ...]:
     return (run.directory / "mlflow.db",)
 
 
-EXPORTS: Final = {"optuna": to_optuna, "csv": to_csv, "mlflow": to_mlflow}
+_EXPORTS: Final = {"optuna": to_optuna, "csv": to_csv, "mlflow": to_mlflow}
+
+
+def export_run(run: Run, target: str) -> tuple[Path, ...]:
+    """Write a run for ``optuna``, ``csv`` or ``mlflow``; return the files, none if no search has begun.
+
+    Raises:
+        InvalidSettingError: If the target is MLflow, and it is not installed.
+    """
+    return _EXPORTS[target](run) if any(_begun(run)) else ()
 
 
 def _begun(run: Run) -> Iterator[tuple[str, Summary]]:
     for stage, summary in run.summaries().items():
-        if run.directories[stage].is_dir():  # one that has not begun has none
+        if run.searches[stage].records:
             yield stage, summary
 
 

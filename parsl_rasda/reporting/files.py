@@ -10,15 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from parsl_rasda.reporting.graph import graphml, mermaid, run_graph, svg
+from parsl_rasda.reporting.overview import run_view
 from parsl_rasda.reporting.runs import Run
-from parsl_rasda.reporting.tables import as_text, status_view
+from parsl_rasda.reporting.tables import as_text
 from parsl_rasda.reporting.words import plain_json
 
 COLUMNS = ("trial", "state", "epochs", "metric", "replicas", "attempts", "reason")
 
 
 def write_report(run: Run) -> tuple[Path, ...]:
-    """Write the report of each search beside its journal and the graph of the run; return the files."""
+    """Write results and best trial of each search beside its journal, graph and summary of the run.
+
+    Returns:
+        The files.
+    """
     graph = run_graph(run)
     written = [
         write_whole(run.directory / "graph.graphml", graphml(graph)),
@@ -32,10 +37,9 @@ def write_report(run: Run) -> tuple[Path, ...]:
         for name, text in (
             ("results.csv", results_csv(summary)),
             ("best.json", json.dumps(plain_json(best), indent=2, allow_nan=False) + "\n"),
-            ("summary.txt", as_text(status_view(summary))),
         ):
             written.append(write_whole(folder / name, text))
-    return tuple(written)
+    return (*written, write_whole(run.directory / "summary.txt", as_text(run_view(run))))
 
 
 def write_whole(file: Path, text: str) -> Path:

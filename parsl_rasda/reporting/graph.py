@@ -27,6 +27,7 @@ _COLOURS = {
     "stopped": "#f1f3f5",
     "failed": "#ffc9c9",
 }
+_STAGE_FATES = {"running": "running", "failed": "failed", "no_site": "failed"}
 _WIDTH, _HEIGHT, _GAP_X, _GAP_Y, _MARGIN = 168, 30, 56, 10, 16
 
 
@@ -34,20 +35,25 @@ def run_graph(run: Run) -> nx.DiGraph[str]:
     """Return the graph of a whole run: its stages, and every stretch that its searches decided on."""
     whole: nx.DiGraph[str] = nx.DiGraph(name=run.study.name)
     ends: dict[str, str] = {}
-    for name, stage in run.study.stages.items():
-        before = [ends.get(s, s) for s in stage.stages_before]
-        if name not in run.searches:
-            whole.add_node(name, kind="stage", label=name)
-            whole.add_edges_from((b, name) for b in before)
-            continue
-        history = run.searches[name]
-        part = unfold(history, before)
-        prefix = "" if len(run.searches) == 1 else f"{name}:"
-        names = {v: prefix + v for v, data in part.nodes(data=True) if data.get("kind") == "stretch"}
-        whole = nx.compose(nx.relabel_nodes(part, names), whole)
-        best = history.summary()["best"]
-        last = last_stretch(part, best["trial"]) if best else None
-        ends[name] = names[last] if last else name
+    standings = run.stages
+    for name in run.order:
+        before = [ends.get(s, s) for s in run.study.stages[name].stages_before]
+        history = run.searches.get(name)
+        if history is not None:
+            part = unfold(history, before)
+            prefix = "" if len(run.searches) == 1 else f"{name}:"
+            names = {v: prefix + v for v, data in part.nodes(data=True) if data.get("kind") == "stretch"}
+            nx.set_node_attributes(part, dict.fromkeys(names, name), "search")
+            whole = nx.compose(nx.relabel_nodes(part, names), whole)
+            best = history.summary()["best"]
+            last = last_stretch(part, best["trial"]) if best else None
+            if last:
+                ends[name] = names[last]
+                continue
+        # A stage of one vertex, as is a search without a best trial: later stages hang on it.
+        found = standings[name]
+        whole.add_node(name, kind="stage", label=name, state=found.state.value, reason=found.cause)
+        whole.add_edges_from((b, name) for b in before)
     return whole
 
 
@@ -119,7 +125,9 @@ def _group(vertex: str, data: Mapping[str, Any]) -> str:
 
 
 def _fate(data: Mapping[str, Any]) -> str:
-    return str(data.get("decision", "stage")) if data.get("kind") == "stretch" else "stage"
+    if data.get("kind") == "stretch":
+        return str(data["decision"])
+    return _STAGE_FATES.get(data.get("state", ""), "stage")
 
 
 def _words(data: Mapping[str, Any]) -> list[str]:

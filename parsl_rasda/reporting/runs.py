@@ -1,27 +1,54 @@
-"""A run directory as its journals tell it: every search, every finished stage, and who runs it."""
+"""A run directory as its records tell it: every stage, every search, and who runs it.
+
+`Run.document` is the one JSON document of `run`, `resume` and `status`.
+"""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
+
 from parsl_rasda.orchestration.history import History, load_run, rebuild
 from parsl_rasda.orchestration.rundir import RunDirectory
-from parsl_rasda.study import SiteSpec, StudySpec, TuneStage
-from parsl_rasda.vocabulary import StudyState
+from parsl_rasda.orchestration.stages import StageRecord, kept_result, read_record
+from parsl_rasda.orchestration.summary import cause, no_search, spent
+from parsl_rasda.study import SiteSpec, StudySpec
+from parsl_rasda.vocabulary import StageState, StudyState
+
+_TROUBLED = {StageState.FAILED, StageState.NO_SITE}
 
 
 @dataclass(frozen=True, slots=True)
-class FinishedStage:
-    """Calls of a stage whose results are kept."""
+class Standing:
+    """Where a stage stands now.
 
-    name: str
+    Attributes:
+        at: Since when [s]; 0 if that is not known.
+        calls: Calls it makes; 0 if that is not known yet. A search is one call.
+        ended: How many of them have ended well.
+        seconds: In calls that have ended well, or under the search's controllers; None if there are none.
+        is_curable: Whether `resume` may help.
+        result: What it returned, as later stages receive it; None for a search, whose best trial it is.
+    """
+
+    state: StageState
+    at: float
+    cause: str
+    is_curable: bool
     calls: int
-    seconds: float
+    ended: int
+    seconds: float | None
+    result: Any
+
+    @property
+    def is_troubled(self) -> bool:
+        """Whether it cannot have a result as things are."""
+        return self.state in _TROUBLED
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +58,8 @@ class Run:
     Attributes:
         searches: By stage; one that has not begun has no records.
         directories: Where each search keeps its journal.
-        finished: Stages with kept results, in the order of the study.
+        records: Of every stage, in the order of the study.
+        kept: Seconds of each call of a stage whose result stands.
         controller: Who runs the study now, in words, or None.
     """
 
@@ -40,38 +68,109 @@ class Run:
     sites: tuple[SiteSpec, ...]
     searches: Mapping[str, History]
     directories: Mapping[str, Path]
-    finished: Sequence[FinishedStage]
+    records: Mapping[str, StageRecord]
+    kept: Mapping[str, tuple[float, ...]]
     controller: str | None
 
-    def document(self, now: float | None = None) -> dict[str, Any]:
-        """Return the JSON document of `status`.
+    @property
+    def stages(self) -> dict[str, Standing]:
+        """Where each stage stands, in the order of the study."""
+        return {name: self._standing(name) for name in self.study.stages}
 
-        With one search it is that search's summary; with several, they stand under `searches`.
+    @property
+    def state(self) -> StudyState:
+        """Where the run stands: only somebody who lives runs it, and it is done when every stage is."""
+        stages = self.stages.values()
+        if all(s.state is StageState.DONE for s in stages):
+            return StudyState.DONE
+        if self.controller:
+            return StudyState.RUNNING
+        trouble = self.trouble
+        return StudyState.INTERRUPTED if trouble is None else StudyState(trouble[1].state.value)
+
+    @property
+    def trouble(self) -> tuple[str, Standing] | None:
+        """The first stage that failed or had no site, which ended the run."""
+        found = [(s.at, name, s) for name, s in self.stages.items() if s.is_troubled]
+        return min(found, key=lambda f: f[0])[1:] if found else None
+
+    @property
+    def cause(self) -> str:
+        """Why the run cannot go on as things are, in words; empty if nothing is wrong."""
+        if self.trouble is None:
+            return ""
+        name, stage = self.trouble
+        return stage.cause if len(self.study.stages) == 1 else f"stage {name}: {stage.cause}"
+
+    def document(self, now: float | None = None) -> dict[str, Any]:
+        """Return the JSON document of the run: the same keys whatever it consists of and however it stands.
+
+        ``searches`` has each search by stage, ``stages`` each stage. At the top, ``state`` and ``cause`` are
+        those of the run. What searches cost (times, GPU time, epochs, restarts, faults) is summed over
+        all of them; what was found (best, trials, rungs) is that of the last search in the graph.
 
         Args:
             now: Present time [s], by default the clock's; it counts while somebody runs the study.
         """
         summaries = self.summaries(now)
-        about: dict[str, Any] = {
+        searches = [name for name in self.order if name in summaries]
+        found = summaries[searches[-1]] if searches else no_search(self.study.name)
+        return {
+            **found,
+            **spent([history.accounts for history in self.searches.values()], self._clock(now)),
+            "gpus": sum(s["gpus"] for s in summaries.values()),
+            "gpus_busy": sum(s["gpus_busy"] for s in summaries.values()),
+            "pilots": [pilot for s in summaries.values() for pilot in s["pilots"]],
+            "state": self.state.value,
+            "cause": self.cause,
+            "searches": summaries,
+            "stages": {name: _stage_document(stage) for name, stage in self.stages.items()},
             "directory": str(self.directory),
             "controller": self.controller,
-            "stages": [
-                {"stage": f.name, "calls": f.calls, "seconds": round(f.seconds, 3)} for f in self.finished
-            ],
         }
-        if len(summaries) == 1:
-            return {**next(iter(summaries.values())), **about}
-        states = [s["state"] for s in summaries.values()]
-        return {"study": self.study.name, "state": _joint(states), "searches": summaries, **about}
 
     def summaries(self, now: float | None = None) -> dict[str, dict[str, Any]]:
-        """Return the summary of each search, by stage; one that nobody runs any more is interrupted."""
-        clock = (time.time() if now is None else now) if self.controller else None
+        """Return the summary of each search, by stage; only one that runs has pilots."""
+        clock = self._clock(now)
         found = {name: history.summary(clock) for name, history in self.searches.items()}
         for name, summary in found.items():
-            if not self.controller and self.searches[name].records and summary["state"] == StudyState.RUNNING:
-                summary["state"] = StudyState.INTERRUPTED.value
+            standing = self._standing(name)
+            summary |= {"state": standing.state.value, "cause": standing.cause}
+            if standing.state is not StageState.RUNNING:
+                summary |= {"gpus": 0, "gpus_busy": 0, "pilots": []}
         return found
+
+    def _clock(self, now: float | None) -> float | None:
+        if not self.controller:
+            return None
+        return time.time() if now is None else now
+
+    @property
+    def order(self) -> list[str]:
+        """The stages, each after those that it needs."""
+        edges = (
+            (before, name) for name, stage in self.study.stages.items() for before in stage.stages_before
+        )
+        graph: nx.DiGraph[str] = nx.DiGraph(edges)
+        graph.add_nodes_from(self.study.stages)
+        place = {name: i for i, name in enumerate(self.study.stages)}
+        return list(nx.lexicographical_topological_sort(graph, key=place.__getitem__))
+
+    def _standing(self, name: str) -> Standing:
+        record, history = self.records[name], self.searches.get(name)
+        state, why, is_curable, at = record.state, record.cause, record.is_curable, record.at
+        if history is not None and history.records and state not in _TROUBLED:
+            state = StageState(history.machine.state.value)
+            why, is_curable = cause(history.machine, history.accounts), state is not StageState.FAILED
+            at = history.accounts.finished_at or at
+        if state is StageState.RUNNING and not self.controller:
+            state = StageState.INTERRUPTED
+        seconds = sum(self.kept[name]) if self.kept[name] else None
+        ended = len(self.kept[name])
+        if history is not None:
+            seconds = history.accounts.makespan_s(self._clock(None)) if history.records else None
+            ended = int(state is StageState.DONE)
+        return Standing(state, at, why, is_curable, len(record.calls), ended, seconds, record.result)
 
 
 def read_run(directory: Path) -> Run:
@@ -84,29 +183,25 @@ def read_run(directory: Path) -> Run:
     run = RunDirectory(directory)
     controller = run.controller  # before the journal, so that a run that ends meanwhile is not given up
     study, sites = load_run(run)
-    stages = study.tune_stages
-    directories = {n: directory if len(stages) == 1 else directory / n for n in stages}
-    searches = {n: rebuild(RunDirectory(directories[n]), study.name, s.tune) for n, s in stages.items()}
-    finished = [
-        found
-        for name, stage in study.stages.items()
-        if not isinstance(stage, TuneStage) and (found := _finished(name, run.stages / name)) is not None
-    ]
-    return Run(directory, study, sites, searches, directories, finished, controller)
+    searches = study.tune_stages
+    directories = {n: directory if len(searches) == 1 else directory / n for n in searches}
+    histories = {n: rebuild(RunDirectory(directories[n]), study.name, s.tune) for n, s in searches.items()}
+    records = {name: read_record(run.stages / name) for name in study.stages}
+    kept = {name: _kept_seconds(run.stages / name, record) for name, record in records.items()}
+    return Run(directory, study, sites, histories, directories, records, kept, controller)
 
 
-def _finished(name: str, folder: Path) -> FinishedStage | None:
-    seconds = [_seconds(file) for file in sorted(folder.glob("*.json"))]
-    return FinishedStage(name, len(seconds), sum(seconds)) if seconds else None
+def _kept_seconds(folder: Path, record: StageRecord) -> tuple[float, ...]:
+    found = (kept_result(folder, call, key) for call, key in record.calls.items())
+    return tuple(float(f.get("seconds", 0.0)) for f in found if f is not None)
 
 
-def _seconds(file: Path) -> float:
-    try:
-        return float(json.loads(file.read_text()).get("seconds", 0.0))
-    except (OSError, ValueError, AttributeError):
-        return 0.0
-
-
-def _joint(states: Sequence[str]) -> str:
-    """Return the state of several searches together: what is not done tells."""
-    return next((s for s in states if s != StudyState.DONE), StudyState.DONE.value)
+def _stage_document(stage: Standing) -> dict[str, Any]:
+    return {
+        "state": stage.state.value,
+        "cause": stage.cause,
+        "seconds": None if stage.seconds is None else round(stage.seconds, 3),
+        "calls": stage.calls,
+        "calls_ended": stage.ended,
+        "result": stage.result,
+    }

@@ -51,26 +51,39 @@ def as_text(renderable: RenderableType, width: int = _WIDE) -> str:
     return "\n".join(line.rstrip() for line in written.getvalue().splitlines()) + "\n"
 
 
-def summary_view(summary: Summary, stages: Mapping[str, Any] | None = None) -> RenderableType:
+def summary_view(summary: Summary, name: str | None = None) -> RenderableType:
     """Return what a search has come to, on about ten lines.
 
     Args:
         summary: The JSON document of a search.
-        stages: What finished stages returned, by name.
+        name: What to call it; its study's name by default.
     """
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
-    for name, text in _facts(summary):
-        grid.add_row(name, text)
-    for stage, value in (stages or {}).items():
-        grid.add_row(stage, _finding(value))
-    for name, text in _troubles(summary):
-        grid.add_row(Text(name, "bold red"), text)
-    return Group(_headline(summary), Padding(grid, (0, 0, 0, 2)))
+    for fact, text in _facts(summary):
+        grid.add_row(fact, text)
+    for trouble, text in troubles(summary):
+        grid.add_row(Text(trouble, "bold red"), text)
+    state, seconds = summary["state"], summary["makespan_s"]
+    if summary["trial_list"] or summary["pilots"] or seconds:
+        words = _ENDINGS[StudyState(state)]
+    else:
+        words = "failed" if summary["cause"] else "has not begun"
+    head = headline(name or summary["study"], state, words, seconds)
+    return Group(head, Padding(grid, (0, 0, 0, 2)))
 
 
-def _finding(value: Any) -> str:  # Any: whatever a user's function returned
+def headline(name: str, state: str, words: str, seconds: float = 0.0) -> Text:
+    """Return the line above a view: what it shows, how that stands, after how long."""
+    text = Text(f"{name}: ", "bold")
+    text.append(words, STATE_STYLES.get(state, "bold"))
+    if seconds:
+        text.append(f" after {duration(seconds)}")
+    return text
+
+
+def finding(value: Any) -> str:  # Any: whatever a user's function returned
     """Return what a stage returned: a few plain values a line each, anything else in short."""
     plain = isinstance(value, Mapping) and all(isinstance(v, str | int | float) for v in value.values())
     if not plain or len(value) > _FINDINGS:
@@ -118,28 +131,18 @@ def trials_view(summary: Summary, most: int | None = None) -> RenderableType:
     return Group(table, Text(f"and {rest} more: --json lists them all", "dim")) if rest else table
 
 
-def status_view(summary: Summary, most: int | None = None) -> RenderableType:
+def status_view(summary: Summary, most: int | None = None, name: str | None = None) -> RenderableType:
     """Return everything that people want to know of a search.
 
     Args:
         summary: Its JSON document.
         most: Trials listed at most.
+        name: What to call it; its study's name by default.
     """
-    parts = [summary_view(summary), Text(), rungs_view(summary["rungs"])]
+    parts = [summary_view(summary, name), Text(), rungs_view(summary["rungs"])]
     if summary["trial_list"]:
         parts += [Text(), trials_view(summary, most)]
     return Group(*parts)
-
-
-def _headline(summary: Summary) -> Text:
-    state = summary["state"]
-    begun = summary["trial_list"] or summary["pilots"] or summary["makespan_s"]
-    words = _ENDINGS[StudyState(state)] if begun else "has not begun"
-    text = Text(f"{summary['study']}: ", "bold")
-    text.append(words, STATE_STYLES.get(state, "bold"))
-    if summary["makespan_s"]:
-        text.append(f" after {duration(summary['makespan_s'])}")
-    return text
 
 
 def _facts(summary: Summary) -> Iterator[tuple[str, str | Text]]:
@@ -177,10 +180,12 @@ def _counts(trials: Mapping[str, int]) -> Text:
     return text
 
 
-def _troubles(summary: Summary) -> Iterator[tuple[str, str]]:
+def troubles(summary: Summary) -> Iterator[tuple[str, str]]:
     failed = _by_cause(
         (t["reason"], t["trial"]) for t in summary["trial_list"] if t["state"] == TrialState.FAILED
     )
+    if summary["cause"] and not failed:
+        yield "cause", summary["cause"]
     yield from _listed("failed", [f"trial {who}: {shortened(reason, 200)}" for reason, who in failed.items()])
     faults = summary["faults"]
     told = _by_cause((f["cause"], f["what"]) for f in faults["list"] if f["cause"] not in failed)

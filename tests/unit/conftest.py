@@ -15,10 +15,11 @@ from parsl_rasda.orchestration.events import Event, Instruction, TrialProposed
 from parsl_rasda.orchestration.journal import Journal, Record
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.rundir import RunDirectory
+from parsl_rasda.orchestration.stages import StageRecord, keep_result, write_record
 from parsl_rasda.simulation.costs import Costs
 from parsl_rasda.simulation.rehearsal import Rehearsal, VirtualSite
 from parsl_rasda.study import StudySpec, dump_study
-from parsl_rasda.vocabulary import JSON, SiteName
+from parsl_rasda.vocabulary import JSON, SiteName, StageState
 
 SITE = """
 provider: {type: LocalProvider}
@@ -135,6 +136,26 @@ class Rehearsals:
 @pytest.fixture
 def rehearsals() -> Rehearsals:
     return Rehearsals()
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Path:
+    """The directory of a run of three stages, of which the search and the one before it are done."""
+    directory = tmp_path / "run"
+    study = study_of().model_dump(mode="json", by_alias=True, exclude_unset=True)
+    python = "workflows.emulated.train:train"
+    study["stages"] = {
+        "simulate": {"python": python, "for_each": {"seed": [0, 1]}},
+        "tune": {**study["stages"]["tune"], "needs": {"fields": "simulate"}},
+        "evaluate": {"python": python, "needs": {"best": "tune"}},
+    }
+    rehearse_into(directory, StudySpec.model_validate(study))
+    folder, calls = directory / "stages" / "simulate", {"0000": "a", "0001": "b"}
+    for call, key in calls.items():
+        keep_result(folder, call, key, {"result": f"field-{call}", "seconds": 1.5})
+    result = ["field-0000", "field-0001"]
+    write_record(folder, StageRecord(StageState.DONE, at=1.0, calls=calls, result=result))
+    return directory
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ from parsl_rasda.cli.watch import watch
 from parsl_rasda.errors import (
     InvalidFileError,
     InvalidSettingError,
-    PlacementImpossibleError,
     RunDirectoryError,
     StageFailedError,
 )
@@ -120,7 +119,9 @@ def test_run_and_status_print_one_and_the_same_document(ended, capsys) -> None:
 
 
 def test_a_failed_stage_says_why_and_how_to_go_on_and_is_in_the_document(pipeline, capsys) -> None:
-    write_record(pipeline / "stages" / "evaluate", StageRecord(StageState.FAILED, cause="ValueError: no field"))
+    write_record(
+        pipeline / "stages" / "evaluate", StageRecord(StageState.FAILED, cause="ValueError: no field")
+    )
 
     def start(view):
         raise StageFailedError("evaluate", "ValueError: no field")

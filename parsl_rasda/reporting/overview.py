@@ -1,0 +1,128 @@
+"""A whole run for eyes: where it and its stages stand, what they returned or why not, and how to go on."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from parsl_rasda.reporting.runs import Run, Standing
+from parsl_rasda.reporting.tables import (
+    STATE_STYLES,
+    Summary,
+    finding,
+    headline,
+    status_view,
+    summary_view,
+)
+from parsl_rasda.reporting.words import counted, duration
+from parsl_rasda.vocabulary import StageState, StudyState
+
+MEND = "mend the training and run it with another --dir"
+_ENDINGS = {StudyState.FAILED: "failed", StudyState.NO_SITE: "no site or pilot could be had"}
+
+
+def run_view(run: Run, most: int | None = None) -> RenderableType:
+    """Return everything about a run: its stages, its searches with their trials, how to go on.
+
+    Args:
+        run: The run.
+        most: Trials listed at most, of each search.
+    """
+    advice = advice_on(run)
+    style = "cyan" if run.controller else "yellow"
+    end = [Text(f"\n{advice}", style)] if advice else []
+    return Group(_view(run, lambda summary, name: status_view(summary, most, name)), *end)
+
+
+def outcome_view(run: Run) -> RenderableType:
+    """Return what a run has come to, on few lines."""
+    return _view(run, summary_view)
+
+
+def advice_on(run: Run) -> str:
+    """Return how to go on with a run, or who does; empty if it is done or nothing helps."""
+    if run.controller:
+        return f"being run by {run.controller}"
+    if run.state is StudyState.DONE:
+        return ""
+    if run.trouble is None:
+        return f"nobody runs it; go on with: {resume_command(run.directory)}"
+    name, stage = run.trouble
+    if stage.is_curable:
+        return f"once this is mended, go on with: {resume_command(run.directory)}"
+    return f"no trial succeeded; {MEND}" if has_no_success(run, name) else ""
+
+
+def has_no_success(run: Run, stage: str) -> bool:
+    """Whether a stage is a search all of whose trials have failed."""
+    history = run.searches.get(stage)
+    return history is not None and history.machine.state is StudyState.FAILED
+
+
+def resume_command(directory: Path) -> str:
+    """Return the command that goes on with a run, as a shell takes it."""
+    return f"parsl-rasda resume {shlex.quote(str(directory))}"
+
+
+def _view(run: Run, show: Callable[[Summary, str], RenderableType]) -> RenderableType:
+    """Return a run whose searches are shown by a function; a single search is all there is of it."""
+    summaries, name = run.summaries(), run.study.name
+    if len(run.study.stages) == len(summaries) == 1:
+        return show(next(iter(summaries.values())), name)
+    parts: list[RenderableType] = [_run_headline(run), Padding(_stages(run, summaries), (0, 0, 0, 2))]
+    for stage, summary in summaries.items():
+        if run.searches[stage].records:
+            parts += [Text(), show(summary, f"search {stage}")]
+    return Group(*parts)
+
+
+def _run_headline(run: Run) -> Text:
+    state = run.state
+    begun = any(s.state is not StageState.WAITING for s in run.stages.values())
+    return headline(
+        run.study.name, state.value, _ENDINGS.get(state, state.value) if begun else "has not begun"
+    )
+
+
+def _stages(run: Run, summaries: Mapping[str, Summary]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for _ in range(3):
+        table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, stage in run.stages.items():
+        work = _search_work(summaries[name]) if name in summaries else _calls_work(stage)
+        table.add_row(
+            Text(name, "bold"),
+            Text(stage.state.value.replace("_", " "), STATE_STYLES[stage.state.value]),
+            work if stage.state is not StageState.WAITING else "",
+            _told(stage, summaries.get(name)),
+        )
+    return table
+
+
+def _search_work(summary: Summary) -> str:
+    trials = counted(summary["trials"]["total"], "trial") if summary["trial_list"] else ""
+    return ", ".join(filter(None, [trials, duration(summary["makespan_s"]) if summary["makespan_s"] else ""]))
+
+
+def _calls_work(stage: Standing) -> str:
+    of = f"{stage.ended} of " if stage.state is not StageState.DONE else ""
+    calls = f"{of}{counted(stage.calls, 'call')}" if stage.calls > 1 else ""
+    return ", ".join(filter(None, [calls, duration(stage.seconds) if stage.seconds is not None else ""]))
+
+
+def _told(stage: Standing, summary: Summary | None) -> str | Text:
+    """Return why a stage has no result, or the result."""
+    if stage.cause:
+        return Text(stage.cause, "red")
+    if summary is not None:
+        best: Mapping[str, Any] | None = summary["best"]
+        return f"best trial {best['trial']}" if best and stage.state is StageState.DONE else ""
+    return finding(stage.result) if stage.state is StageState.DONE and stage.result is not None else ""
