@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from parsl_rasda.cli.decisions import Narrator, Told
 from parsl_rasda.orchestration.accounts import Accounts
 from parsl_rasda.orchestration.events import EpochReported, Event, Instruction
 from parsl_rasda.orchestration.machine import Machine
+from parsl_rasda.orchestration.trials import best_trial
 from parsl_rasda.vocabulary import Mode, TrialId, TrialState
 
 _TOLD = 8
@@ -30,7 +31,7 @@ class Rung:
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The best metric that any trial has reported so far."""
+    """The trial that is best by its last metric, as in the summary: what the search would return now."""
 
     trial: TrialId
     epoch: int
@@ -75,6 +76,7 @@ class Progress:
             for epoch, metric in trial.history.items():
                 self._book_metric(trial.id, epoch, metric)
         self._book_states(machine.trials)
+        self._find_best()
         self._books = self._read_books()
 
     def add(self, event: Event, instructions: tuple[Instruction, ...]) -> None:
@@ -86,6 +88,7 @@ class Progress:
                 self._book_metric(event.job.trial, event.epoch, float(metric))
             touched = {t for part in (event, *instructions) if (t := _trial_of(part)) is not None}
             self._book_states(touched if touched else tuple(self._machine.trials))
+            self._rank(touched)
             self._books = self._read_books()
 
     def snapshot(self) -> Snapshot:
@@ -132,9 +135,28 @@ class Progress:
             return
         if rung is not None and self._is_better(metric, rung.best):
             rung.best = metric
-        if self._is_better(metric, self._best.metric if self._best else None):
-            record = self._machine.trials.get(trial)
-            self._best = Best(trial, epoch, metric, dict(record.config) if record else {})
+
+    def _rank(self, touched: Collection[TrialId]) -> None:
+        """Compare trials that something has happened to with the best one; anew if it is among them."""
+        if self._best is None or self._best.trial in touched:
+            self._find_best()
+            return
+        rivals = {t: found for t in touched if (found := self._machine.trials.get(t)) is not None}
+        rival = best_trial(rivals, self._machine.settings.mode)
+        if (
+            rival is not None
+            and rival.last is not None
+            and not self._is_better(self._best.metric, rival.last[1])
+        ):
+            self._find_best()
+
+    def _find_best(self) -> None:
+        found = best_trial(self._machine.trials, self._machine.settings.mode)
+        if found is None or found.last is None:
+            self._best = None
+        else:
+            epoch, metric = found.last
+            self._best = Best(found.id, epoch, metric, dict(found.config))
 
     def _is_better(self, metric: float, than: float | None) -> bool:
         if than is None:

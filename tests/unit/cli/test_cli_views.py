@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -14,6 +15,7 @@ from parsl_rasda.orchestration.accounts import Accounts
 from parsl_rasda.orchestration.assembly import build_machine
 from parsl_rasda.orchestration.events import JobEnded, PilotEnded
 from parsl_rasda.orchestration.journal import read
+from parsl_rasda.orchestration.summary import best
 from parsl_rasda.reporting.runs import read_run
 from parsl_rasda.reporting.tables import as_text
 from parsl_rasda.vocabulary import JobId, Outcome, PilotId, SiteName
@@ -34,7 +36,7 @@ def follow(directory, attach):
 def lines_of(directory) -> list[str]:
     output = io.StringIO()
     view = PlainView(output)
-    follow(directory, lambda machine, accounts: view.search("tune", machine, accounts))
+    follow(directory, lambda machine, accounts: view.search("tune", machine, accounts, alone=True))
     return output.getvalue().splitlines()
 
 
@@ -47,6 +49,16 @@ def test_every_decision_is_one_line_of_facts(finished) -> None:
     assert verbs.count("stopped") + verbs.count("completed") + verbs.count("failed") == 8
     assert "widened" in verbs or "promoted" in verbs
     assert lines[-1].endswith("finished state=done")
+
+
+def test_of_several_searches_each_line_says_whose_it_is(finished) -> None:
+    output = io.StringIO()
+    view = PlainView(output)
+    follow(finished, lambda machine, accounts: view.search("coarse", machine, accounts, alone=False))
+    said = [line.split(" ", 1)[1] for line in output.getvalue().splitlines()]
+    assert said == [line.split(" ", 1)[1].replace(" ", " stage=coarse ", 1) for line in lines_of(finished)], (
+        "the same lines, with the stage after the verb"
+    )
 
 
 def test_a_failure_is_told_with_its_reason(finished) -> None:
@@ -79,8 +91,10 @@ def test_stages_are_lines_too() -> None:
     view = PlainView(output)
     view.stage_started("prepare", 4)
     view.stage_ended("prepare", 1.25, reused=True)
+    view.stage_failed("evaluate", "ValueError: no field")
     view.close()
-    first, second = output.getvalue().splitlines()
+    first, second, third = output.getvalue().splitlines()
+    assert third.endswith('stage-failed name=evaluate cause="ValueError: no field"')
     assert first.endswith("stage name=prepare calls=4")
     assert second.endswith("stage-done name=prepare seconds=1.25 result=reused")
 
@@ -99,12 +113,42 @@ def test_progress_kept_event_by_event_equals_the_summary(finished) -> None:
     assert [(r.epochs, r.reached, r.best) for r in found.rungs] == [
         (r["epochs"], r["reached"], r["best"]) for r in summary["rungs"]
     ]
-    assert found.best is not None
-    assert found.best.metric == min(
-        m for t in summary["trial_list"] for _, m in t["history"] if m is not None
+    assert (found.best.trial, found.best.epoch, found.best.metric, found.best.config) == tuple(
+        summary["best"][key] for key in ("trial", "epoch", "metric", "config")
     )
     assert (found.gpus, found.busy, found.epochs) == (4, 0, summary["epochs"])
     assert found.restarts == summary["restarts"]["count"] > 0
+
+
+def overtaken(rehearsals, directory, mode) -> Path:
+    """A run whose trials get worse as they train on, the first ones most."""
+    sign = 1 if mode == "min" else -1
+    costs = rehearsals.costs_of(metric=lambda trial, epoch: sign * epoch * (9 - trial) + trial % 2)
+    rehearsals.into(directory, rehearsals.study_of(mode=mode, num_samples=9), costs=costs)
+    return directory
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_the_best_that_is_shown_is_what_the_search_would_return(rehearsals, tmp_path, mode) -> None:
+    """After every event; the best metric ever is not it: nobody can have that epoch back."""
+    directory = overtaken(rehearsals, tmp_path, mode)
+    seen = set()
+
+    class Check:
+        def __init__(self, machine, accounts) -> None:
+            self.machine, self.progress = machine, Progress("tune", machine, accounts)
+
+        def add(self, event, instructions) -> None:
+            self.progress.add(event, instructions)
+            shown, found = self.progress.snapshot().best, best(self.machine)
+            assert (shown and shown.trial, shown and shown.metric) == (
+                found and found["trial"],
+                found and found["metric"],
+            )
+            seen.add(shown and shown.trial)
+
+    follow(directory, Check)
+    assert len(seen) > 3, "the best trial changes"
 
 
 def test_progress_that_begins_in_the_middle_knows_what_came_before(finished) -> None:
@@ -139,10 +183,13 @@ def test_a_live_view_follows_searches_and_leaves_the_screen(finished) -> None:
         view.stage_started("prepare", 2)
         view.stage_ended("prepare", 3.0, reused=False)
         view.stage_started("tune", 1)
-        follow(finished, lambda machine, accounts: view.search("tune", machine, accounts))
+        follow(finished, lambda machine, accounts: view.search("tune", machine, accounts, alone=True))
         text = as_text(view.render(), width=100)
         assert "✓ prepare" in text
         assert "▸ tune" in text
+        view.stage_started("evaluate", 1)
+        view.stage_failed("evaluate", "ValueError: no field")
+        assert "✗ evaluate    ValueError: no field" in as_text(view.render(), width=100)
         assert "trials have ended" in text
         view.stage_ended("tune", 9.0, reused=False)
         assert "trials have ended" not in as_text(view.render())
