@@ -1,0 +1,95 @@
+"""A run that could never end well starts nothing: no stage, no pilot, no directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parsl_rasda.errors import InvalidFileError, InvalidSettingError, PlacementImpossibleError
+from parsl_rasda.orchestration.history import save_run
+from parsl_rasda.orchestration.rundir import RunDirectory
+from parsl_rasda.orchestration.view import NoView
+from parsl_rasda.pipeline.session import check_amendment, resume_study, run_study
+from parsl_rasda.study import ParslSiteSpec, StudySpec
+
+SITE = ParslSiteSpec.model_validate(
+    {"name": "quad", "provider": {"type": "LocalProvider"}, "accelerator": "none", "gpus_per_node": 4}
+)
+
+
+def study(**changes: Any) -> StudySpec:
+    tune = {
+        "metric": "loss",
+        "num_samples": 4,
+        "scheduler": {"max_t": 8},
+        "search_space": {"lr": {"float": [0.1, 1.0]}},
+        "training": {"python": "module:function"},
+    } | changes
+    stages = {"before": {"command": ["touch", "../../../../called"]}, "tune": {"tune": tune}}
+    return StudySpec.model_validate({"name": "s", "stages": stages})
+
+
+WIDE = study(scheduler={"max_t": 8, "num_workers": 8})
+STRICT = study(scheduler={"max_t": 8, "growth": "strict", "max_workers": 8})
+ODD = study(scheduler={"max_t": 8, "num_workers": 5})
+
+
+@pytest.mark.parametrize("wrong", [WIDE, STRICT, ODD])
+def test_a_trial_that_can_never_fit_is_refused_before_the_stage_ahead_of_it(
+    tmp_path: Path, wrong: StudySpec
+) -> None:
+    with pytest.raises(PlacementImpossibleError):
+        run_study(wrong, [SITE], tmp_path / "out", search_path=(), view=NoView())
+    assert not list(tmp_path.iterdir())
+
+
+def test_so_it_is_when_a_run_is_taken_up_again(tmp_path: Path) -> None:
+    save_run(RunDirectory(tmp_path / "out"), STRICT, [SITE])
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(PlacementImpossibleError):
+        resume_study(tmp_path / "out", (), view=NoView())
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_a_searcher_of_a_study_in_code_is_refused_before_the_stage_ahead_of_it(tmp_path: Path) -> None:
+    wrong = study(searcher={"kind": "tpe", "foo": 3})
+    with pytest.raises(InvalidSettingError, match=r"searcher\.foo"):
+        run_study(wrong, [SITE], tmp_path / "out", search_path=(), view=NoView())
+    assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------- other settings on resume
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ["tune.metric=foo"],
+            ["tune.metric: found 'foo'; allowed: 'loss', as the run has it: only tune.num"],
+        ),
+        (["tune.num_samples=3"], ["tune.num_samples: found 3; allowed: at least 4, the number the run has"]),
+        (
+            ["seed=9", "tune.scheduler.max_t=16", "tune.num_samples=8"],
+            ["--set: seed: found 9; allowed: 0", "--set: tune.scheduler.max_t: found 16; allowed: 8"],
+        ),
+        (["stages.tune={command: x}"], ["--set: tune: found nothing", "stages.tune.command: found "]),
+        (["stages.before.site=quad"], ["stages.before.site: found 'quad'; allowed: nothing"]),
+    ],
+)
+def test_every_setting_that_may_not_change_is_named(
+    tmp_path: Path, overrides: list[str], words: list[str]
+) -> None:
+    save_run(RunDirectory(tmp_path), study(), [SITE])
+    with pytest.raises(InvalidFileError) as error:
+        resume_study(tmp_path, overrides, view=NoView())
+    for part in words:
+        assert part in str(error.value)
+    assert "num_samples: found 8" not in str(error.value)
+
+
+def test_a_larger_synchronous_study_is_let_in() -> None:
+    method = {"max_t": 8, "variant": "synchronous"}
+    check_amendment(study(scheduler=method), study(scheduler=method, num_samples=9))
