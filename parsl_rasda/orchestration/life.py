@@ -86,7 +86,7 @@ class Life:
     @property
     def _is_tapering(self) -> bool:
         """Whether nobody waits for slots, so that idle pilots may go."""
-        return self.state is StudyState.RUNNING and not (self.board.waiting or self._unproposed)
+        return self.state is StudyState.RUNNING and not (self.board.kinds or self._unproposed)
 
     def _wait(self, trial: TrialRecord) -> None:
         """Put a trial into the queue, from its last checkpoint."""

@@ -152,7 +152,7 @@ class Machine(SlotDesk):
         self._allocate()
         if self.jobs or self._proposing:
             return
-        if self.board.waiting or self._unproposed:
+        if self.board.kinds or self._unproposed:
             replicas = [w.replicas for w in self.board.waiting] or [self.settings.num_workers]
             self._finish_unfit(self.growth.needs(replicas[0], self.settings.num_workers))
         else:
@@ -227,7 +227,7 @@ class Machine(SlotDesk):
     def _abandon(self, site: SiteName) -> None:
         """Let the trials of a site that is gone start afresh elsewhere: its checkpoints are out of reach."""
         for waiting in [w for w in self.board.waiting if w.site == site]:
-            self.board.dequeue(waiting)
+            self.board.dequeue(waiting.trial)
         for trial in self.trials.values():
             if trial.site == site and not self.settings.roaming and not trial.state.is_final:
                 trial.checkpoint, trial.checkpoint_epoch, trial.site = None, 0, None

@@ -42,17 +42,11 @@ class SlotDesk(Life):
         self._propose()
         if not self._is_tapering and not self._proposing:
             anywhere: set[SiteName | None] = {None} if self._unproposed else set()
-            self._out.extend(self.pilots.ask_again(anywhere | {w.site for w in self.board.waiting}))
+            self._out.extend(self.pilots.ask_again(anywhere | {site for _, site in self.board.kinds}))
 
     def _start_all(self, starts: Mapping[TrialId, Placement]) -> None:
-        started = False
-        for waiting in reversed(self.board.waiting) if starts else ():
-            placement = starts.get(waiting.trial)
-            if placement is None:
-                waiting.overtaken += started
-                continue
-            started = True
-            self.board.dequeue(waiting)
+        for trial, placement in starts.items():
+            self.board.admit(trial)
             self.board.ledger.take(placement)
         for trial, placement in starts.items():
             self._start(self.trials[trial], placement, since=self._now)
@@ -99,7 +93,7 @@ class SlotDesk(Life):
         find, needs, workers = self.board.ledger.find, self.growth.needs, self.settings.num_workers
         if find(workers) is None:
             return False
-        wanted = {(needs(w.replicas, workers), w.site) for w in self.board.waiting}
+        wanted = {(needs(replicas, workers), site) for replicas, site in self.board.kinds}
         return not any(find(width, site=site) for width, site in wanted)
 
     def _refill(self) -> bool:

@@ -7,16 +7,20 @@ it thinks, as long as it gives them back.
 from __future__ import annotations
 
 import bisect
+import heapq
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from sortedcontainers import SortedDict
 
 from parsl_rasda.placement.ledger import Ledger
 from parsl_rasda.placement.times import Times
 from parsl_rasda.vocabulary import Placement, SiteName, TrialId
+
+Kind: TypeAlias = tuple[int, SiteName | None]
+"""Replicas and site of a waiting trial: where one of a kind does not fit, none does."""
 
 
 @dataclass(slots=True)
@@ -26,7 +30,7 @@ class Waiting:
     Attributes:
         age: Position in the order of creation; older trials have smaller ages.
         site: The only site it may use, because its checkpoint is there; None if anywhere.
-        overtaken: How often a trial behind it was started first.
+        yields_until: Count of starts (`Board.starts`) up to which others may start before it.
     """
 
     trial: TrialId
@@ -35,7 +39,12 @@ class Waiting:
     until: int
     replicas: int
     site: SiteName | None = None
-    overtaken: int = 0
+    yields_until: int = 0
+
+    @property
+    def kind(self) -> Kind:
+        """What decides where it fits."""
+        return self.replicas, self.site
 
 
 @dataclass(slots=True)
@@ -107,9 +116,10 @@ class Board:
         self.ledger, self.times = ledger, times
         self.num_workers, self.max_epochs, self.step = num_workers, max_epochs, step
         self.new_trials = 0  # wanted, but not proposed yet: they wait as well
+        self.starts = 0  # how often a waiting trial got its slots
         self.running: dict[TrialId, Running] = {}
-        self._waiting: SortedDict = SortedDict()  # (-epoch, age) -> Waiting
-        self._queue: tuple[Waiting, ...] | None = ()  # its values, until it changes
+        self._waiting: dict[TrialId, Waiting] = {}
+        self._lines: dict[Kind, SortedDict] = {}  # each (-epoch, age) -> Waiting, and never empty
         self._leaving: dict[TrialId, tuple[SiteName, int]] = {}  # slots that its job is about to free
         self._leaving_at: Counter[SiteName] = Counter()
         self._ends: SortedDict = SortedDict()  # (-end if it stays as wide, age) -> TrialId, growable only
@@ -120,19 +130,53 @@ class Board:
     @property
     def waiting(self) -> tuple[Waiting, ...]:
         """Trials that wait, the deepest first, then the oldest."""
-        if self._queue is None:
-            self._queue = tuple(self._waiting.values())
-        return self._queue
+        return tuple(self.queue())
+
+    @property
+    def kinds(self) -> Collection[Kind]:
+        """Kinds of trials that wait: a few, however many wait."""
+        return self._lines.keys()
+
+    def queue(self, refused: Container[Kind] = ()) -> Iterator[Waiting]:
+        """Yield trials that wait, in order, but none of a kind that has been added to ``refused``."""
+        lines = ((kind, iter(line.items())) for kind, line in self._lines.items())
+        heads = [(*next(line), kind, line) for kind, line in lines]
+        heapq.heapify(heads)
+        while heads:
+            _, waiting, kind, line = heads[0]
+            if kind not in refused:
+                yield waiting
+            behind = next(line, None) if kind not in refused else None
+            if behind is None:
+                heapq.heappop(heads)
+            else:
+                heapq.heapreplace(heads, (*behind, kind, line))
+
+    def waiting_for(self, site: SiteName) -> int:
+        """Return how many trials wait that may use a site, those not proposed yet among them."""
+        known = sum(len(line) for (_, where), line in self._lines.items() if where in {None, site})
+        return known + self.new_trials
 
     def enqueue(self, waiting: Waiting) -> None:
-        """Let a trial wait."""
-        self._waiting[-waiting.epoch, waiting.age] = waiting
-        self._queue = None
+        """Let a trial wait; each of those who are in the study by now may start once before it."""
+        self.dequeue(waiting.trial)
+        waiting.yields_until = self.starts + len(self.running) + len(self._waiting) + self.new_trials
+        self._waiting[waiting.trial] = waiting
+        self._lines.setdefault(waiting.kind, SortedDict())[-waiting.epoch, waiting.age] = waiting
 
-    def dequeue(self, waiting: Waiting) -> None:
-        """Take a trial out of the queue."""
-        del self._waiting[-waiting.epoch, waiting.age]
-        self._queue = None
+    def dequeue(self, trial: TrialId) -> None:
+        """Take a trial out of the queue, if it is there."""
+        waiting = self._waiting.pop(trial, None)
+        if waiting is not None:
+            line = self._lines[waiting.kind]
+            del line[-waiting.epoch, waiting.age]
+            if not line:
+                del self._lines[waiting.kind]
+
+    def admit(self, trial: TrialId) -> None:
+        """Take a trial out of the queue because it starts."""
+        self.dequeue(trial)
+        self.starts += 1
 
     # ------------------------------------------------------------------------------- running
 

@@ -9,16 +9,17 @@ honest restart costs.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import cast
 
-from parsl_rasda.placement.board import Allocation, Board, GrowthPolicy, Running, Waiting
+from parsl_rasda.placement.board import Allocation, Board, GrowthPolicy, Kind, Running, Waiting
 from parsl_rasda.plugins import load_plugin
 from parsl_rasda.vocabulary import Placement, SiteName, TrialId
 
 _EPSILON_S = 1e-9
-_PATIENCE = 8  # starts behind its back after which a waiting trial blocks all others
+_LOOK_AHEAD = 16  # running trials for which idle GPUs are kept until they come to a boundary
 
 
 def build_growth(kind: str) -> GrowthPolicy:
@@ -52,30 +53,35 @@ class ElasticGrowth:
         """Start whoever waits; then widen into what is left, the longest path first."""
         with _trying(board) as trial_run:
             starts: dict[TrialId, Placement] = {}
+            started: list[Waiting] = []
             awaited: set[SiteName | None] = {None} if board.new_trials else set()  # sites; None: any
-            refused: set[tuple[int, SiteName | None]] = set()  # slots only get fewer here: never ask twice
-            for waiting in board.waiting:
-                wanted = (self.needs(waiting.replicas, board.num_workers), waiting.site)
-                placement = None if wanted in refused else board.ledger.find(wanted[0], site=wanted[1])
+            refused: set[Kind] = set()  # slots only get fewer here: never ask twice
+            for waiting in board.queue(refused):
+                width = self.needs(waiting.replicas, board.num_workers)
+                placement = board.ledger.find(width, site=waiting.site)
                 if placement is None:
-                    refused.add(wanted)
+                    refused.add(waiting.kind)
                     awaited.add(waiting.site)
                     continue
                 trial_run.hold(placement)
                 starts[waiting.trial] = placement
+                started.append(waiting)
             if here is not None and not awaited.isdisjoint({None, here.placement.site}):
-                return Allocation(starts, here=_shrunk(board, here, starts))
+                return Allocation(starts, here=_shrunk(board, here, started))
             if None in awaited:
                 return Allocation(starts)
-            widened = _widen(board, now, here, starts, awaited, trial_run)
-        return Allocation(starts, here=widened)
+            fresh = [_as_running(w, starts[w.trial], now) for w in started]
+            widened = _widen(board, here, fresh, awaited, trial_run)
+        own = widened.pop(here.trial, None) if here is not None else None
+        return Allocation(starts | widened, here=own)
 
 
 class StrictGrowth:
     """The paper's rule: a trial trains at its full width or waits for it.
 
     The deepest trial goes first; any that fits may start before one that does not (backfill), but
-    only so often: then nobody starts until the one in front has its slots.
+    only so often: once as many have as were in the study when the one in front began to wait, nobody
+    starts until it has its slots. In a search that is not endless that hardly ever happens.
     """
 
     def needs(self, replicas: int, num_workers: int) -> int:
@@ -88,17 +94,15 @@ class StrictGrowth:
             return Allocation(requeue=True)
         starts: dict[TrialId, Placement] = {}
         with _trying(board) as trial_run:
-            first_behind: Waiting | None = None
-            # Slots only get fewer in this loop: what was refused once is not asked for again.
-            refused: set[tuple[int, SiteName | None]] = set()
-            for waiting in board.waiting:
-                if first_behind is not None and first_behind.overtaken >= _PATIENCE:
+            in_front: Waiting | None = None  # of those who do not fit
+            refused: set[Kind] = set()  # slots only get fewer here: never ask twice
+            for waiting in board.queue(refused):
+                if in_front is not None and board.starts + len(starts) >= in_front.yields_until:
                     break
-                wanted = (waiting.replicas, waiting.site)
-                placement = None if wanted in refused else board.ledger.find(wanted[0], site=wanted[1])
+                placement = board.ledger.find(waiting.replicas, site=waiting.site)
                 if placement is None:
-                    refused.add(wanted)
-                    first_behind = first_behind or waiting
+                    refused.add(waiting.kind)
+                    in_front = in_front or waiting
                     continue
                 trial_run.hold(placement)
                 starts[waiting.trial] = placement
@@ -116,12 +120,15 @@ class NoGrowth:
         """Start what fits."""
         starts: dict[TrialId, Placement] = {}
         with _trying(board) as trial_run:
-            for waiting in board.waiting:
+            refused: set[Kind] = set()
+            for waiting in board.queue(refused):
                 width = self.needs(waiting.replicas, board.num_workers)
                 placement = board.ledger.find(width, site=waiting.site)
-                if placement is not None:
-                    trial_run.hold(placement)
-                    starts[waiting.trial] = placement
+                if placement is None:
+                    refused.add(waiting.kind)
+                    continue
+                trial_run.hold(placement)
+                starts[waiting.trial] = placement
         return Allocation(starts)
 
 
@@ -130,39 +137,44 @@ class NoGrowth:
 
 def _widen(
     board: Board,
-    now: float,
     here: Running | None,
-    starts: dict[TrialId, Placement],
-    awaited: set[SiteName | None],
+    fresh: Sequence[Running],
+    awaited: Container[SiteName | None],
     trial_run: _TrialRun,
-) -> Placement | None:
-    """Hand idle GPUs to the longest paths; return the new placement of ``here``, if it gets one.
+) -> dict[TrialId, Placement]:
+    """Hand idle GPUs to the longest paths; return the new placements of those who act now.
 
-    Running trials that are not at a boundary hold what they will ask for when they get there, so
-    that nobody behind them takes it. Sites that somebody waits for are left alone.
+    These are ``here`` and the ``fresh``, who are about to start. The first few of the other running
+    trials hold what they will ask for at their boundary, so that nobody behind them takes it: few,
+    because the order changes makespans by a tenth of a percent, and looking through all of them at
+    each boundary takes a time that grows with the machine. Sites that somebody waits for are left alone.
     """
-    started = [w for w in board.waiting if w.trial in starts] if starts else []
-    fresh = {w.trial: _as_running(w, starts[w.trial], now) for w in started}
-    at_point = sorted((board.rank(r), r) for r in (*fresh.values(), *([here] if here else ())))
-    left = len(at_point)
-    widened: Placement | None = None
-    for _, running in heapq.merge(at_point, board.growable()):
-        if left == 0 or board.ledger.free == 0:
-            break  # nobody behind them acts now, or there is nothing left to hand out
-        is_fresh, own = running.trial in fresh, running.placement
-        left -= is_fresh or running is here
+    starting = {r.trial for r in fresh}
+
+    def wider(running: Running) -> Placement | None:
+        own = running.placement
         if own.site in awaited:
-            continue
-        found = board.widest(running.replicas, own.site, own, _pays(board, running, is_fresh=is_fresh))
-        if found is None:
-            continue
-        if is_fresh:
-            trial_run.swap(own, found)
-            starts[running.trial] = found
-            continue
-        trial_run.hold(found.minus(own))  # its own slots stay its own until it has left them
-        if running is here:
-            widened = found
+            return None
+        pays = _pays(board, running, is_fresh=running.trial in starting)
+        return board.widest(running.replicas, own.site, own, pays)
+
+    acts_now = (*fresh, here) if here is not None else fresh
+    at_point = sorted((board.rank(r), r) for r in acts_now if wider(r) is not None)
+    acting = {r.trial for _, r in at_point}
+    waited_for = islice(board.growable(), _LOOK_AHEAD) if acting else ()
+    widened: dict[TrialId, Placement] = {}
+    for _, running in heapq.merge(at_point, waited_for):
+        if not acting or board.ledger.free == 0:
+            break  # nobody behind them acts now, or there is nothing left to hand out
+        found = wider(running)
+        if found is not None and running.trial in starting:
+            trial_run.swap(running.placement, found)
+        elif found is not None:
+            trial_run.hold(found.minus(running.placement))  # its own slots stay its own until it has left
+        if running.trial in acting:
+            acting.remove(running.trial)
+            if found is not None:
+                widened[running.trial] = found
     return widened
 
 
@@ -179,14 +191,14 @@ def _as_running(waiting: Waiting, placement: Placement, now: float) -> Running:
     return Running(waiting.trial, waiting.age, placement, now, waiting.epoch, waiting.until, waiting.replicas)
 
 
-def _shrunk(board: Board, here: Running, starts: Mapping[TrialId, Placement]) -> Placement | None:
+def _shrunk(board: Board, here: Running, started: Sequence[Waiting]) -> Placement | None:
     """Return a narrower placement for a wide trial at a boundary, to let waiting trials in."""
     narrowest, width = board.num_workers, here.placement.width
     certain_s = (here.until - here.boundary_epoch) * board.epoch_s(here, width)
     if width <= narrowest or certain_s <= 2 * board.times.restart_s:
         return None
     site = here.placement.site
-    waiting = sum(w.trial not in starts and w.site in {None, site} for w in board.waiting) + board.new_trials
+    waiting = board.waiting_for(site) - sum(w.site in {None, site} for w in started)
     need = waiting * narrowest - board.ledger.free_at(site) - board.leaving_at(site)
     target = width
     for narrower in reversed([w for w in board.widths(here.replicas) if narrowest <= w < width]):

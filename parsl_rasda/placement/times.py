@@ -53,6 +53,7 @@ class Times:
         self._doublings = SortedList([assumed.efficiency])
         self._efficiency = assumed.efficiency
         self._restarts, self._launches = SortedList(), SortedList()
+        self._restart_s = assumed.restart_s
 
     @property
     def efficiency(self) -> float:
@@ -62,11 +63,7 @@ class Times:
     @property
     def restart_s(self) -> float:
         """Upper estimate of a restart [s]: a few must be seen before they alone are believed."""
-        assumed_s = self._assumed.restart_s
-        slowest_s = _slowest(self._restarts, assumed_s)
-        if len(self._restarts) >= _ENOUGH:
-            return slowest_s
-        return max(assumed_s, _slowest(self._launches, assumed_s), slowest_s)
+        return self._restart_s
 
     def epoch_s(self, trial: TrialId, width: int, site: SiteName) -> float:
         """Return the time of one epoch [s] at a width, measured there or scaled to it."""
@@ -103,13 +100,21 @@ class Times:
     def saw_restart(self, seconds: float) -> None:
         """Learn a restart at another width [s], from the boundary to the first step done."""
         self._restarts.add(seconds)
+        self._relearn_restart()
 
     def saw_launch(self, seconds: float) -> None:
         """Learn a first launch [s]; it stands in for restarts until enough of them are seen."""
         self._launches.add(seconds)
+        self._relearn_restart()
 
     def _speedup(self, ratio: float) -> float:
         return _speedup(ratio, self.efficiency)
+
+    def _relearn_restart(self) -> None:
+        assumed_s = self._assumed.restart_s
+        self._restart_s = _slowest(self._restarts, assumed_s)
+        if len(self._restarts) < _ENOUGH:
+            self._restart_s = max(assumed_s, _slowest(self._launches, assumed_s), self._restart_s)
 
     def _relearn_single(self, trial: TrialId, site: SiteName, seconds: float) -> None:
         old = self._single.get(trial)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.placement.board import Board, Running, Waiting
@@ -184,6 +186,28 @@ def test_a_trial_whose_site_is_away_does_not_keep_others_from_growing() -> None:
     assert build_growth("elastic").decide(made, 0.0, stands(made, here)).here.width == 8
 
 
+def test_a_trial_that_cannot_widen_itself_does_not_look_at_the_others() -> None:
+    """Free slots that are of no use to it are none of its business, however many would like them."""
+    made = board(a=4, b=2)
+    here = run(made, "t0", width=4, replicas=8)
+    run(made, "t1", width=1, replicas=2, site="b")
+    made.growable = None
+    assert build_growth("elastic").decide(made, 0.0, stands(made, here)).here is None
+
+
+def test_slots_are_kept_for_a_few_only() -> None:
+    made = board(a=40)
+    here = run(made, "t0", width=1, replicas=2, at=1.0)
+    for age in range(1, 20):
+        run(made, f"t{age}", width=1, replicas=2, at=500.0)
+    policy = build_growth("elastic")
+    assert policy.decide(made, 1.0, stands(made, here)).here.width == 2, "there is enough for all"
+    made.ledger.take(made.ledger.find(3))
+    assert policy.decide(made, 1.0, here).here.width == 2, "17 are left, and no more than 16 are kept"
+    made.ledger.take(made.ledger.find(1))
+    assert policy.decide(made, 1.0, here).here is None
+
+
 # --------------------------------------------------------------------------------- strict and none
 
 
@@ -198,36 +222,35 @@ def test_strict_starts_at_the_full_width_or_not_at_all() -> None:
         assert all(p.width == replicas[t] for t, p in found.starts.items())
 
 
-def test_strict_never_starves_a_wide_trial_behind_an_endless_stream_of_narrow_ones() -> None:
-    """Every second a narrow one comes and another ends: without patience 8 slots are never free."""
+@given(st.integers(1, 7), st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9)), min_size=1, max_size=9))
+def test_strict_never_starves_a_wide_trial_behind_an_endless_stream_of_narrow_ones(
+    busy: int, stream: list[tuple[int, int]]
+) -> None:
+    """Each second some narrow ones come, for some seconds each: 8 slots are never free by themselves."""
     policy, made = build_growth("strict"), board(a=8)
-    queue(made, "t0", replicas=8, epoch=8)
-    ends: dict[float, list] = {}
-    for now in range(200):
-        for placement in ends.pop(now, []):
-            made.ledger.release(placement)
-        queue(made, f"t{now + 1}")
-        found = policy.decide(made, float(now))
-        started = False
-        for waiting in reversed(made.waiting):
-            if waiting.trial in found.starts:
-                started = True
-                made.dequeue(waiting)
-                made.ledger.take(found.starts[waiting.trial])
-                ends.setdefault(now + 3, []).append(found.starts[waiting.trial])
-            else:
-                waiting.overtaken += started
-        if now == 0:
-            assert "t0" in found.starts, "on an idle machine it starts"
-            ends = {3: ends[3][:0]}  # it holds all slots for ever, unless it is sent back
-            made.ledger.release(found.starts[TrialId("t0")])
-            narrow = made.ledger.find(1)
-            made.ledger.take(narrow)
-            ends[3] = [narrow]
-            queue(made, "t0", replicas=8, epoch=8)
-        elif "t0" in found.starts:
-            assert now > 8, "narrow ones were let past first"
+    ends: list[tuple[int, Running]] = [(9, run(made, f"t{i}", width=1, replicas=1)) for i in range(busy)]
+    queue(made, "t100", replicas=8, epoch=8)
+    passed, age = 0, 101
+    for now in range(300):
+        for end, running in [e for e in ends if e[0] <= now]:
+            made.unplace(running.trial)
+            made.ledger.release(running.placement)
+            ends.remove((end, running))
+        come, last = stream[now % len(stream)]
+        for _ in range(come or now == 0):
+            queue(made, f"t{age}")
+            age += 1
+        started = policy.decide(made, float(now)).starts
+        if "t100" in started:
             return
+        passed += len(started)
+        assert passed <= busy, "each of those in the study may pass once"
+        for trial, placement in started.items():
+            made.admit(trial)
+            made.ledger.take(placement)
+            running = Running(trial, int(trial[1:]), placement, 0.0, 0, 1, 1)
+            made.place(running)
+            ends.append((now + last, running))
     raise AssertionError("the wide trial never started")
 
 

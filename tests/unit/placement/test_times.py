@@ -138,8 +138,26 @@ def test_the_deepest_and_then_the_oldest_waits_in_front() -> None:
     for trial, age, epoch in (("a", 0, 0), ("b", 1, 4), ("c", 2, 4), ("d", 3, 8)):
         made.enqueue(Waiting(TrialId(trial), age, epoch, 8, 2))
     assert [w.trial for w in made.waiting] == ["d", "b", "c", "a"]
-    made.dequeue(made.waiting[1])
+    made.dequeue(TrialId("b"))
+    made.dequeue(TrialId("b"))
     assert [w.trial for w in made.waiting] == ["d", "c", "a"]
+
+
+def test_once_a_kind_is_refused_the_queue_goes_on_without_it() -> None:
+    made = board()
+    waiting = (("a", 0, 8, 4), ("b", 1, 4, 2), ("c", 2, 4, 4), ("d", 3, 0, 2), ("e", 4, 0, 4))
+    for trial, age, epoch, replicas in waiting:
+        made.enqueue(Waiting(TrialId(trial), age, epoch, 16, replicas))
+    refused: set = set()
+    seen = []
+    for one in made.queue(refused):
+        seen.append(one.trial)
+        if one.trial == "c":
+            refused.add(one.kind)
+    assert seen == ["a", "b", "c", "d"]
+    assert set(made.kinds) == {(4, None), (2, None)}
+    made.enqueue(Waiting(TrialId("a"), 0, 0, 16, 2))
+    assert [w.trial for w in made.waiting] == ["b", "c", "a", "d", "e"], "nobody waits twice"
 
 
 def test_who_would_end_last_is_the_first_to_grow_and_who_cannot_grow_is_not_asked() -> None:
