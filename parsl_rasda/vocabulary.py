@@ -52,7 +52,7 @@ class JobId:
 
 @dataclass(frozen=True, slots=True)
 class NodeSlots:
-    """Some GPUs of one node, by their index there."""
+    """Some GPUs of one node, by their places among those that the pilot sees there."""
 
     node: NodeName
     gpus: tuple[int, ...]

@@ -78,6 +78,8 @@ def read_allocation(
     gpus = _usable_gpus(site, found["gpus"])
     if not gpus:
         return f"no {site.accelerator} device was found on {names[0]}; set gpus_per_node or accelerator"
+    if is_local and len(names) == 1 < site.nodes_per_pilot and site.accelerator in DEVICE_MASKS:
+        return f"{names[0]} is one machine, whose GPUs would count once for each node; set nodes: 1"
     walltime = site.provider.options.get("walltime")
     deadline = found["deadline"]
     if deadline is None and isinstance(walltime, str):

@@ -15,6 +15,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from parsl_rasda.masks import visible_devices
+from parsl_rasda.vocabulary import DEVICE_MASKS
+
 if TYPE_CHECKING:
     from parsl_rasda.study import SiteSpec
 
@@ -57,18 +60,19 @@ def node_names(environment: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def gpu_count(accelerator: str) -> int:
-    """Return the slots of this node: its GPUs, or its cores where slots are cores.
+    """Return the slots of this node: the GPUs that this process may use, or cores where slots are cores.
 
     Asks the driver's tools and device files, never torch: that would take seconds and might leave a
-    context on a GPU.
+    context on a GPU. Devices that a mask such as CUDA_VISIBLE_DEVICES hides do not count.
     """
-    if accelerator == "cuda":
-        return _listed("nvidia-smi", "-L") or len(_devices("nvidia[0-9]*")) or _granted_by_slurm()
-    if accelerator == "rocm":
-        return len(_devices("dri/renderD*")) or _granted_by_slurm()
-    if accelerator == "xpu":
-        return len(_devices("dri/renderD*"))
-    return os.cpu_count() or 1
+    if accelerator not in DEVICE_MASKS:
+        return _core_count()
+    installed = _installed(accelerator)
+    there = installed or _granted_by_slurm()
+    visible = visible_devices(accelerator, os.environ)
+    if visible is None or not there:
+        return there
+    return sum(not (installed and name.isdecimal() and int(name) >= installed) for name in visible)
 
 
 def counted_here(sites: Iterable[SiteSpec]) -> dict[str, int]:
@@ -78,6 +82,18 @@ def counted_here(sites: Iterable[SiteSpec]) -> dict[str, int]:
 
 def _each_once(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text.split()))
+
+
+def _installed(accelerator: str) -> int:
+    if accelerator == "cuda":
+        return _listed("nvidia-smi", "-L") or len(_devices("nvidia[0-9]*"))
+    return len(_devices("dri/renderD*"))
+
+
+def _core_count() -> int:
+    """Return the cores that this process may use, which taskset or a batch system may have bound."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux has it
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _devices(pattern: str) -> list[Path]:

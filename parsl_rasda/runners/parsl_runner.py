@@ -488,7 +488,7 @@ class ParslRunner:
 
 
 def _slots_per_node(site: ParslSiteSpec) -> int:
-    if site.provider.type == "LocalProvider":
+    if site.is_local:
         return max(1, hosts.gpu_count(site.accelerator))
     return _UNKNOWN_SLOTS_PER_NODE
 

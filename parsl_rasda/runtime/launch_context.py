@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.handoff import JobOrder
-from parsl_rasda.vocabulary import DEVICE_MASKS
+from parsl_rasda.masks import device_mask
 
 # Rank, size and local rank, in the order to look: mpiexec ranks inside a Slurm job inherit the
 # SLURM_PROCID of the proxy that started them.
@@ -56,12 +56,8 @@ def launch_context(order: JobOrder, environ: Mapping[str, str]) -> LaunchContext
     slots = [_parted(slot) for slot in order.slots] or [("", local_rank)] * size
     node, gpu = slots[rank]
     gpus = [g for n, g in slots if n == node]
-    mask = DEVICE_MASKS.get(order.accelerator)
-    environment: dict[str, str] = {}
-    index = local_rank
-    if mask and order.slots:
-        environment[mask] = ",".join(str(g) for g in gpus)
-        index = gpus.index(gpu)
+    environment = device_mask(order.accelerator, gpus, environ) if order.slots else {}
+    index = gpus.index(gpu) if environment else local_rank
     return LaunchContext(
         rank=rank,
         size=size,

@@ -159,12 +159,18 @@ class ParslSiteSpec(SiteBase):
 
     @classmethod
     def problems(cls, plain: Plain) -> Iterator[Problem]:
-        """Yield two different numbers of nodes."""
+        """Yield two different numbers of nodes, and several pilots that would be the same machine."""
         nodes, per_block = plain.get("nodes"), mapping_at(plain, "provider").get("nodes_per_block")
         if nodes is not None and per_block is not None and nodes != per_block:
             yield Problem(
                 ("nodes",), f"{shown(nodes)}, but nodes_per_block is {shown(per_block)}", "one of them"
             )
+        pilots, accelerator = plain.get("pilots", 1), plain.get("accelerator", "cuda")
+        is_local = mapping_at(plain, "provider").get("type") == _LOCAL
+        if is_local and isinstance(pilots, int) and pilots > 1 and accelerator != "none":
+            held = "cores" if accelerator == "cpu" else "GPUs"
+            found = f"{pilots} with {_LOCAL}, each of which would hold the same {held} of this machine"
+            yield Problem(("pilots",), found, "1; more with accelerator: none, whose slots are only logical")
 
     @property
     def is_local(self) -> bool:

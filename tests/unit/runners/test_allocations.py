@@ -64,10 +64,16 @@ def test_the_site_files_number_wins() -> None:
 
 
 def test_nodes_of_one_machine_get_names_of_their_own() -> None:
-    found = read(site(gpus_per_node=2), is_local=True, nodes=["laptop"])
+    found = read(site(gpus_per_node=2, accelerator="none"), is_local=True, nodes=["laptop"])
     assert isinstance(found, Allocation)
     assert [node.node for node in found.nodes] == ["node0", "node1"]
     assert found.is_one_machine
+
+
+def test_one_machine_does_not_offer_its_gpus_once_for_each_node() -> None:
+    assert read(site(), is_local=True, nodes=["laptop"]) == (
+        "laptop is one machine, whose GPUs would count once for each node; set nodes: 1"
+    )
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from parsl_rasda.runners.hosts import describe_allocation, gpu_count, node_names
+from parsl_rasda.runners.hosts import counted_here, describe_allocation, gpu_count, node_names
+from parsl_rasda.study import ParslSiteSpec
 
 
 def test_pbs_lists_a_node_once_per_core_and_we_once() -> None:
@@ -36,8 +37,56 @@ def test_without_a_batch_system_it_is_this_machine() -> None:
     assert node_names({}) == (platform.node(),)
 
 
-def test_cores_are_slots_where_there_is_no_accelerator() -> None:
-    assert gpu_count("cpu") == gpu_count("none") == os.cpu_count()
+def test_cores_that_this_process_may_use_are_slots_where_there_is_no_accelerator() -> None:
+    mine = os.sched_getaffinity(0)
+    assert gpu_count("cpu") == gpu_count("none") == len(mine)
+    try:
+        os.sched_setaffinity(0, {min(mine)})
+        assert gpu_count("cpu") == 1
+    finally:
+        os.sched_setaffinity(0, mine)
+
+
+@pytest.mark.parametrize(
+    ("mask", "count"),
+    [
+        (None, 4),
+        ("2,3", 2),
+        ("3", 1),
+        ("", 0),
+        ("0,1,2,3,4,5", 4),
+        ("GPU-a,GPU-b", 2),
+        ("MIG-a,MIG-b,MIG-c", 3),
+    ],
+)
+def test_gpus_that_a_mask_hides_do_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mask: str | None, count: int
+) -> None:
+    listing = tmp_path / "nvidia-smi"
+    listing.write_text('#!/bin/sh\nfor i in 0 1 2 3; do echo "GPU $i: NVIDIA H100 (UUID: GPU-$i)"; done\n')
+    listing.chmod(listing.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if mask is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", mask)
+    assert gpu_count("cuda") == count
+
+
+def test_gpus_that_only_slurm_knows_of_are_those_of_its_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr("parsl_rasda.runners.hosts._devices", lambda pattern: [])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,7")
+    assert gpu_count("cuda") == 0, "a mask alone makes no GPU"
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "2")
+    assert gpu_count("cuda") == 2
+
+
+def test_only_this_machine_is_counted_here() -> None:
+    sites = [
+        ParslSiteSpec.model_validate({"name": kind, "provider": {"type": kind}, "accelerator": "cpu"})
+        for kind in ("LocalProvider", "SlurmProvider")
+    ]
+    assert counted_here(sites) == {"LocalProvider": gpu_count("cpu")}
 
 
 def test_an_allocation_describes_itself_as_plain_json() -> None:

@@ -41,6 +41,14 @@ def test_a_rank_sees_the_gpus_of_its_job_on_its_node(rank, mask, index) -> None:
     assert not context.one_node
 
 
+def test_slots_are_places_among_the_gpus_that_the_pilot_sees() -> None:
+    here = order(world_size=2, slots=("n1:1", "n1:3"))
+    environ = {"PMI_RANK": "1", "PMI_SIZE": "2", "CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b,GPU-c,GPU-d"}
+    context = launch_context(here, environ)
+    assert context.environment == {"CUDA_VISIBLE_DEVICES": "GPU-b,GPU-d"}
+    assert context.device_index == 1
+
+
 @pytest.mark.parametrize(
     ("accelerator", "variable"), [("rocm", "ROCR_VISIBLE_DEVICES"), ("xpu", "ZE_AFFINITY_MASK")]
 )

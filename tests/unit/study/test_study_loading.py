@@ -434,3 +434,21 @@ def test_no_wrong_value_anywhere_gives_anything_but_an_error_with_a_place(
     except InvalidFileError as error:
         mistakes = error.mistakes or (Mistake("", 0, "", "an error without a mistake", ""),)
     assert all(m.line >= 1 and m.key for m in mistakes)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "held"),
+    [("cuda", "GPUs"), ("rocm", "GPUs"), ("xpu", "GPUs"), ("cpu", "cores"), (None, "GPUs")],
+)
+def test_one_machine_is_one_pilot(tmp_path: Path, accelerator: str | None, held: str) -> None:
+    text = "provider: {type: LocalProvider}\npilots: 2\n"
+    file = tmp_path / "site.yaml"
+    file.write_text(text + (f"accelerator: {accelerator}\n" if accelerator else ""))
+    with pytest.raises(InvalidFileError) as error:
+        load_site(file)
+    assert (
+        f"site.yaml:2: pilots: found 2 with LocalProvider, each of which would hold the same {held}"
+        in str(error.value)
+    )
+    file.write_text(text + "accelerator: none\n")
+    assert load_site(file).pilots == 2, "slots that are only logical"
