@@ -17,7 +17,14 @@ Reading order: `spec` (what a spec is), `pipelines` (stages), `tuning` (the meth
 
 from __future__ import annotations
 
-from parsl_rasda.study.loading import dump_site, dump_study, load_site, load_study
+from parsl_rasda.study.loading import (
+    declare_site,
+    declare_study,
+    dump_site,
+    dump_study,
+    load_site,
+    load_study,
+)
 from parsl_rasda.study.pipelines import EACH, CommandStage, PythonStage, Stage, StudySpec, TuneStage
 from parsl_rasda.study.sites import GlobusSiteSpec, ParslSiteSpec, SiteSpec
 from parsl_rasda.study.tuning import SchedulerSpec, SearcherSpec, TrainingSpec, TuneSpec
@@ -36,6 +43,8 @@ __all__ = [
     "TrainingSpec",
     "TuneSpec",
     "TuneStage",
+    "declare_site",
+    "declare_study",
     "dump_site",
     "dump_study",
     "load_site",

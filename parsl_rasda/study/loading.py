@@ -14,6 +14,7 @@ from parsl_rasda.study.document import (
     Document,
     Environment,
     NoSuchPlaceError,
+    Position,
     dump_document,
     parse_value,
     read_document,
@@ -67,12 +68,32 @@ def load_study(
     _write_out_short_form(document)
     for override in overrides:
         _override(document, override, os.environ if environment is None else environment)
-    problems: list[Problem] = []
-    if check_targets and isinstance(document.data, Mapping):
-        problems += target_problems(document.data, search_path(file))
-    if check_tune is not None:
-        problems += _tune_problems(document.data, check_tune)
-    return _validated(document, StudySpec.model_validate, problems)
+    return _checked(document, search_path(file) if check_targets else None, check_tune)
+
+
+def declare_study(declared: Plain, source: str, *, check_tune: _TuneCheck | None = None) -> StudySpec:
+    """Return the study that a program declares, with the keys of a study file.
+
+    Args:
+        declared: What would stand in the file.
+        source: What messages call it, in place of a file.
+        check_tune: As `load_study` has it.
+
+    Raises:
+        InvalidFileError: With every mistake.
+    """
+    document = _declared(declared, source)
+    _write_out_short_form(document)
+    return _checked(document, (Path.cwd(),), check_tune)
+
+
+def declare_site(declared: Plain, source: str) -> SiteSpec:
+    """Return the site that a program declares, with the keys of a site file.
+
+    Raises:
+        InvalidFileError: With every mistake.
+    """
+    return _validated(_declared(declared, source), _SITE.validate_python, ())
 
 
 def load_site(name_or_path: str | os.PathLike[str], *, environment: Environment | None = None) -> SiteSpec:
@@ -131,6 +152,21 @@ def site_file(name_or_path: str | os.PathLike[str]) -> Path:
     names = site_names()
     allowed = f"{listing(names)}{suggestion(text, names)}, or the path of a file"
     raise InvalidFileError([Mistake(text, 0, "--site", "no site of that name", allowed)])
+
+
+def _declared(declared: Plain, source: str) -> Document:
+    places: tuple[Loc, ...] = ((), *((key,) for key in declared))
+    return Document(dict(declared), {loc: Position(source, 0, loc) for loc in places})
+
+
+def _checked(document: Document, folders: Sequence[Path] | None, check_tune: _TuneCheck | None) -> StudySpec:
+    """Return the study of a document; its functions are looked for if there are folders to look in."""
+    problems: list[Problem] = []
+    if folders is not None and isinstance(document.data, Mapping):
+        problems += target_problems(document.data, folders)
+    if check_tune is not None:
+        problems += _tune_problems(document.data, check_tune)
+    return _validated(document, StudySpec.model_validate, problems)
 
 
 def _validated(document: Document, validate: Callable[[Any], _Spec], more: Iterable[Problem]) -> _Spec:
