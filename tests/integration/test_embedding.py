@@ -21,7 +21,12 @@ from parsl.executors import ThreadPoolExecutor
 
 import parsl_rasda
 from parsl_rasda import Slots, Study, tune
-from parsl_rasda.errors import InvalidSettingError, StageFailedError
+from parsl_rasda.errors import (
+    InvalidFileError,
+    InvalidSettingError,
+    PlacementImpossibleError,
+    StageFailedError,
+)
 
 PROGRAM = Path(__file__).parent / "embedded_program.py"
 REPOSITORY = Path(__file__).parents[2]
@@ -160,3 +165,22 @@ def test_what_ranks_could_never_receive_is_refused(loaded: Path) -> None:
 def test_an_unknown_executor_is_refused_with_the_labels_there_are(loaded: Path) -> None:
     with pytest.raises(InvalidSettingError, match="gpu, cpu"):
         tune(study("nowhere"), slots=Slots("gqu"), directory="nowhere")
+
+
+def test_what_its_slots_can_never_hold_is_refused_at_once_and_leaves_no_directory(loaded: Path) -> None:
+    strict = {**SETTINGS, "scheduler": {"max_t": 4, "max_workers": 4, "growth": "strict"}}
+    with pytest.raises(PlacementImpossibleError, match=r"needs 4 GPUs at once.*largest pilot has 2"):
+        tune(Study.from_mapping(strict, name="wide"), slots=SLOTS, directory="wide")
+    wrong = Study.from_mapping({**SETTINGS, "searcher": {"kind": "tpe", "foo": 3}}, name="wide")
+    with pytest.raises(InvalidSettingError, match=r"searcher\.foo"):
+        tune(wrong, slots=SLOTS, directory="wide")
+    assert not (loaded / "wide").exists()
+
+
+def test_mistakes_of_a_study_file_have_their_lines_here_too(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(
+        json.dumps({"name": "s", "tune": {**SETTINGS, "searcher": {"kind": "gp", "foo": 3}}}, indent=1)
+    )
+    with pytest.raises(InvalidFileError, match=r"study\.yaml:\d+: tune\.searcher\.foo"):
+        Study.from_yaml(file)
