@@ -26,6 +26,7 @@ from parsl_rasda.handoff import DEADLINE_MARGIN_S, JobOrder
 from parsl_rasda.runtime.channel import ControlChannel, claim_stdout, watch_for_stop
 from parsl_rasda.runtime.group import PeersLostError
 from parsl_rasda.runtime.launch_context import LaunchContext, launch_context
+from parsl_rasda.runtime.seeding import seed_start
 from parsl_rasda.runtime.session import FORKED, LAST_WORDS_S, Leave, Session
 from parsl_rasda.runtime.shared import StoreError
 from parsl_rasda.runtime.trial import Trial
@@ -131,11 +132,9 @@ def _shared(session: Session, outcome: Outcome, *, together: bool) -> tuple[Outc
 
 
 def _train(session: Session) -> None:
+    seed_start(session.order.seed)
     function = training_function(session.order.python or "")
-    if "torch" in sys.modules:
-        from parsl_rasda.runtime.devices import seed_start
-
-        seed_start(session.order)
+    seed_start(session.order.seed)  # again: what its module has drawn may depend on what was loaded before
     function(Trial(session))
     if session.outcome is None:
         raise TrainingError(

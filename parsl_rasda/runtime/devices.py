@@ -8,8 +8,7 @@ import torch
 
 from parsl_rasda.errors import TrainingError
 from parsl_rasda.handoff import JobOrder
-from parsl_rasda.runtime.data import seed_everything
-from parsl_rasda.runtime.replicas import seed_of
+from parsl_rasda.runtime.seeding import fix_threads
 
 TYPES = {"cuda": "cuda", "rocm": "cuda", "xpu": "xpu", "cpu": "cpu", "none": "cpu"}
 
@@ -21,7 +20,7 @@ def own_device(order: JobOrder, index: int) -> torch.device:
         TrainingError: If torch does not see it.
     """
     kind = TYPES[order.accelerator]
-    fix_threads()
+    fix_threads(torch)
     if kind == "cpu":
         return torch.device("cpu")
     module = torch.get_device_module(kind)
@@ -37,15 +36,3 @@ def own_device(order: JobOrder, index: int) -> torch.device:
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True, warn_only=True)
     return torch.device(kind, index)
-
-
-def fix_threads() -> None:
-    """Give every rank as many threads, whatever their number: sums depend on it."""
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
-
-
-def seed_start(order: JobOrder) -> None:
-    """Seed what a training function draws before its first step, such as initial weights."""
-    fix_threads()
-    seed_everything(seed_of(order.seed, "start"), None)

@@ -11,6 +11,7 @@ from typing import Any
 from parsl_rasda.handoff import JobOrder, Training
 from parsl_rasda.runtime.checkpoint import read_header
 from parsl_rasda.runtime.launch_context import launch_context
+from parsl_rasda.runtime.seeding import seed_start
 from parsl_rasda.runtime.session import Session
 from parsl_rasda.runtime.trial import Trial
 from parsl_rasda.vocabulary import JSON, TrialId
@@ -41,8 +42,6 @@ def local_trial(
         accelerator: ``cuda``, ``rocm``, ``xpu`` or ``cpu``.
         training: As under ``training:`` in a study, for example ``batch_size=16``.
     """
-    from parsl_rasda.runtime.devices import seed_start
-
     place = Path(directory or tempfile.mkdtemp(prefix="trial-"))
     place.mkdir(parents=True, exist_ok=True)
     order = JobOrder(
@@ -68,5 +67,5 @@ def local_trial(
         name: value for name, value in os.environ.items() if not name.startswith(("OMPI_", "PMI_", "SLURM_"))
     }
     session = Session(order, launch_context(order, environ))
-    seed_start(order)
+    seed_start(seed)
     return Trial(session)

@@ -96,6 +96,20 @@ def learn(trial):
         trial.report(val_loss=trial.mean(evaluate(model, trial.shard(validation))))
 
 
+def draw_late(trial):
+    """Imports what it draws from when it needs it, as functions do that start fast."""
+    import random
+
+    first = random.random()
+    import numpy as np
+    import torch
+
+    weight = torch.nn.Linear(1, 1).weight.item()
+    for _ in trial.epochs():
+        drawn = np.random.rand()  # noqa: NPY002 - the global generator is what is tested
+        trial.report(val_loss=weight, python=first, numpy=drawn)
+
+
 def happen(trial, epoch, batch):
     """What the test has planned for this moment."""
     plan = trial.config.get("at", {})

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from forked_ranks import Node, described, family_of, gone, parent_of
-from rank_launch import eventually, is_alive, metrics_of, report_of, written_order
+from rank_launch import (
+    eventually,
+    finished,
+    is_alive,
+    metrics_of,
+    rank_command,
+    report_of,
+    written_order,
+)
 
 from parsl_rasda.runners import leftovers
 from parsl_rasda.runtime.checkpoint import read_tensors
@@ -84,6 +92,14 @@ def test_a_forked_launch_trains_to_the_same_bits_as_a_started_one(node, tmp_path
     assert metrics_of(forked) == metrics_of(plain)
     one, two = (read_tensors(Path(report_of(order).checkpoint)) for order in (forked, plain))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_whatever_a_function_imports_and_draws_is_the_same_in_a_started_rank(node, tmp_path) -> None:
+    orders = [written_order(tmp_path / str(i), python="rank_functions:draw_late", until=1) for i in range(3)]
+    assert node.finished(orders[0]) == (0, "")
+    for order in orders[1:]:
+        assert finished(rank_command(order))[0] == 0
+    assert metrics_of(orders[0]) == metrics_of(orders[1]) == metrics_of(orders[2])
 
 
 @pytest.mark.parametrize(
