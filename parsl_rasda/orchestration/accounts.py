@@ -20,6 +20,7 @@ from parsl_rasda.orchestration.events import (
     PilotEnded,
     PilotStarted,
     StartJob,
+    StudyInterrupted,
     StudyStarted,
 )
 from parsl_rasda.vocabulary import JobId, Outcome, PilotId, TrialId
@@ -59,6 +60,7 @@ class Accounts:
     preemptions: int = 0
     controllers: int = 0
     cause: str = ""
+    _is_leaving: bool = False
     _pilots: dict[PilotId, tuple[float, int]] = field(default_factory=dict)
     _jobs: dict[JobId, tuple[float, int]] = field(default_factory=dict)
     _resizing: dict[TrialId, float] = field(default_factory=dict)
@@ -75,7 +77,7 @@ class Accounts:
                 self._pilots[event.pilot] = (event.at, sum(len(n.gpus) for n in event.nodes))
             case PilotEnded():
                 self._close_pilot(event.pilot, event.at)
-                if event.cause != RELEASED:
+                if event.cause != RELEASED and not self._is_leaving:
                     self.faults.append(Fault(event.at, f"pilot {event.pilot}", event.cause))
             case JobStarted() if event.job in self._restarting:
                 self.restarts_s.append(event.at - self._restarting.pop(event.job))
@@ -83,6 +85,8 @@ class Accounts:
                 self._book_epoch(event)
             case JobEnded():
                 self._book_end(event)
+            case StudyInterrupted():
+                self._is_leaving = True  # what ends from now on ends by that
             case _:
                 pass
         for instruction in instructions:
@@ -125,6 +129,7 @@ class Accounts:
         self._restarting.clear()
         self.controllers += 1
         self.started_at, self.finished_at, self.cause = event.at, None, ""
+        self._is_leaving = False
 
     def _close_pilot(self, pilot: PilotId, at: float) -> None:
         since, gpus = self._pilots.pop(pilot, (at, 0))
@@ -152,7 +157,8 @@ class Accounts:
         self._restarting.pop(event.job, None)
         if event.outcome is Outcome.PREEMPTED:
             self.preemptions += 1
-        if event.outcome in {Outcome.LOST, Outcome.FAILED}:
+        is_ours = self._is_leaving and event.outcome is Outcome.LOST
+        if event.outcome in {Outcome.LOST, Outcome.FAILED} and not is_ours:
             self.faults.append(Fault(event.at, f"job {event.job}", event.cause))
 
     def _book_instruction(self, at: float, instruction: Instruction) -> None:

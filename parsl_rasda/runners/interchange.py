@@ -2,7 +2,8 @@
 
 Parsl starts it as ``interchange.py`` from PATH and lets it run on for ever when the controller is
 killed; the pilot's manager then never notices that its study is dead. Ctrl-C in a terminal reaches
-it too, and would end it before the controller has let its jobs save.
+it too, and so does the SIGTERM of a batch system that ends the controller's job: either would end it
+before the controller has let its jobs save. It ends when its controller says so, or is gone.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import os
 import runpy
 import signal
 import threading
-import time
 
 _LOOK_S = 0.5
 
@@ -20,13 +20,16 @@ def main() -> None:
     """Run the interchange in this process until it ends, or its parent does."""
     parent = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in every thread: `_end_with` reads it
     threading.Thread(target=_end_with, args=(parent,), name="rasda-tether", daemon=True).start()
     runpy.run_module("parsl.executors.high_throughput.interchange", run_name="__main__")
 
 
 def _end_with(parent: int) -> None:
     while os.getppid() == parent:
-        time.sleep(_LOOK_S)
+        told = signal.sigtimedwait({signal.SIGTERM}, _LOOK_S)
+        if told is not None and told.si_pid == parent:  # Parsl's shutdown
+            os._exit(0)
     os._exit(1)
 
 

@@ -14,15 +14,19 @@ DEADLINE_S = 120.0
 
 
 def start(
-    folder: Path, *words: str | Path, environment: Mapping[str, str] | None = None
+    folder: Path,
+    *words: str | Path,
+    environment: Mapping[str, str] | None = None,
+    as_group: bool = False,
 ) -> subprocess.Popen[str]:
-    """Start ``parsl-rasda`` with these words in a folder; its output is text to be read."""
+    """Start ``parsl-rasda`` with these words in a folder, perhaps as a process group; its output is text."""
     return subprocess.Popen(
         [str(COMMAND), *map(str, words)],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=as_group,
         env={**os.environ, **(environment or {}), "PYTHONPATH": str(REPOSITORY)},
     )
 

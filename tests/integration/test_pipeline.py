@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -126,14 +127,81 @@ def test_a_stage_that_raises_is_named_with_its_line_and_resume_goes_on_after_the
     (folder / "preparing.py").write_text(
         "def prepare(fields, counted):\n    raise ValueError('no field holds data')\n"
     )
-    code, _, err = run(folder)
+    code, out, err = run(folder, "run", "study.yaml", "--site", "logical.yaml", "--dir", "out", "--json")
     assert code == 3
-    assert "prepare" in err
-    assert "ValueError: no field holds data (preparing.py:2)" in err
+    cause = "ValueError: no field holds data (preparing.py:2)"
+    assert f"Stage 'prepare' failed: {cause}" in err
+    assert "Resume with: parsl-rasda resume out" in err
+    document = json.loads(out)
+    assert (document["state"], document["cause"]) == ("failed", f"stage prepare: {cause}")
+    states = {name: stage["state"] for name, stage in document["stages"].items()}
+    waiting = dict.fromkeys(("tune", "evaluate"), "waiting")
+    assert states == {"simulate": "done", "count": "done", "prepare": "failed", **waiting}
+    assert run(folder, "status", "out", "--json") == (0, out, ""), "one document, whoever prints it"
+    for command in ("status", "report", "watch"):
+        code, told, err = run(folder, command, "out")
+        assert (code, err) == (0, "")
+        assert cause in told
     (folder / "preparing.py").write_text(MODULES["preparing.py"])
     code, _, err = run(folder, "resume", "out")
     assert code == 0, err
     assert calls(folder)["simulate"] == 2
+    document = json.loads(run(folder, "status", "out", "--json")[1])
+    assert (document["state"], document["cause"]) == ("done", "")
+    assert document["stages"]["evaluate"]["result"]["trial"] == document["best"]["trial"]
+
+
+SLOW = """
+name: slow
+stages:
+  simulate: {python: "slow:simulate", for_each: {waits: [true, false]}}
+"""
+WAITING = """
+import time
+from pathlib import Path
+def simulate(waits, directory):
+    while waits and not (Path(directory).parents[3] / "go-on").exists():
+        time.sleep(0.05)
+    return waits
+"""
+
+
+def test_a_killed_controller_leaves_an_interrupted_run_and_what_had_ended_beside_a_slow_call(
+    folder: Path,
+) -> None:
+    (folder / "slow.yaml").write_text(SLOW)
+    (folder / "slow.py").write_text(WAITING)
+    process = start(folder, "run", "slow.yaml", "--site", "logical.yaml", "--dir", "slow")
+    eventually((folder / "slow/stages/simulate/0001.json").exists, 60)
+    document = json.loads(run(folder, "status", "slow", "--json")[1])
+    assert (document["state"], document["stages"]["simulate"]["state"]) == ("running", "running")
+    process.kill()
+    process.communicate(timeout=60)
+    document = json.loads(run(folder, "status", "slow", "--json")[1])
+    assert (document["state"], document["controller"]) == ("interrupted", None)
+    found = document["stages"]["simulate"]
+    assert (found["state"], found["calls"], found["calls_ended"]) == ("interrupted", 2, 1)
+    assert "go on with: parsl-rasda resume slow" in run(folder, "status", "slow")[1]
+    (folder / "go-on").touch()
+    code, out, err = run(folder, "resume", "slow", "--json")
+    assert code == 0, err
+    assert json.loads(out)["stages"]["simulate"]["result"] == [True, False]
+
+
+def test_a_batch_system_that_ends_the_controllers_job_books_no_fault(folder: Path) -> None:
+    """SIGTERM comes to the whole process group, Parsl's interchange included; trials save all the same."""
+    (folder / "study.yaml").write_text(STUDY.replace("max_t: 2", "max_t: 64").replace("0.05", "0.5"))
+    words = ("run", "study.yaml", "--site", "logical.yaml", "--dir", "out", "--json")
+    process = start(folder, *words, as_group=True)
+    eventually(lambda: next((folder / "out").glob("trials/*/attempt-1/epoch-*"), None) is not None, 60)
+    os.killpg(process.pid, signal.SIGTERM)
+    code, out, err = finish(process)
+    assert code == 130, err
+    document = json.loads(out)
+    assert document["state"] == "interrupted"
+    assert document["faults"]["list"] == []
+    assert document["faults"]["preemptions"] > 0
+    assert "Resume with: parsl-rasda resume out" in err
 
 
 def test_a_result_that_json_cannot_hold_is_refused_with_advice(folder: Path) -> None:

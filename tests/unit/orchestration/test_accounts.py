@@ -18,6 +18,7 @@ from parsl_rasda.orchestration.events import (
     PilotEnded,
     PilotStarted,
     StartJob,
+    StudyInterrupted,
     StudyStarted,
 )
 from parsl_rasda.orchestration.summary import best, summarise
@@ -116,6 +117,21 @@ def test_time_between_controllers_counts_neither_as_running_nor_as_held() -> Non
     assert books.held_gpu_s() == 400.0 + 4 * 40.0
     assert books.controllers == 2
     assert [f.what for f in books.faults] == ["controller"]
+
+
+def test_what_the_end_of_the_controller_itself_ends_is_no_fault() -> None:
+    """A batch system that ends the controller's job sends SIGTERM to whatever runs beside it, too."""
+    books = Accounts()
+    books.add(begin(0.0), ())
+    books.add(pilot(0.0), (start("0.1", 1), start("1.1", 1)))
+    books.add(StudyInterrupted(10.0), ())
+    books.add(JobEnded(10.1, JobId.parse("0.1"), Outcome.LOST, "killed"), ())
+    books.add(JobEnded(10.1, JobId.parse("1.1"), Outcome.FAILED, "ValueError"), ())
+    books.add(PilotEnded(10.2, P, A, "its manager is gone"), (FinishStudy(StudyState.INTERRUPTED),))
+    assert [f.cause for f in books.faults] == ["ValueError"], "a mistake of the user's stays one"
+    books.add(begin(20.0), ())
+    books.add(PilotEnded(30.0, PilotId("a-1"), A, "node down"), ())
+    assert [f.cause for f in books.faults] == ["ValueError", "node down"]
 
 
 def test_a_study_that_is_taken_up_after_its_end_has_no_fault() -> None:
