@@ -62,4 +62,4 @@ class _Lines:
 
     def add(self, event: Event, instructions: tuple[Instruction, ...]) -> None:
         for told in self.narrator.tell(event, instructions):
-            self.view.write(replace(told, facts={**self.whose, **told.facts}))
+            self.view.write(replace(told, facts={**told.facts, **self.whose}))

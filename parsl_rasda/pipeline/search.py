@@ -44,6 +44,7 @@ class Search:
     cause: str = ""
     _history: History | None = None
     _driver: Driver | None = None
+    _is_leaving: bool = False
 
     def run(self, view: View) -> Any:
         """Return the best trial as the next stage receives it; None if `state` is not DONE after it."""
@@ -57,8 +58,14 @@ class Search:
         self.cause = cause(history.machine, history.accounts)
         return best(history.machine) if self.state is StudyState.DONE else None
 
+    @property
+    def is_reused(self) -> bool:
+        """Whether it had ended well before, so that nothing was run."""
+        return self._driver is None
+
     def interrupt(self) -> None:
         """Let running trials save and leave."""
+        self._is_leaving = True
         if self._driver is not None:
             self._driver.interrupt()
 
@@ -92,6 +99,8 @@ class Search:
                 on_beat=self.claimed.beat,
                 on_write=self.claimed.verify,
             )
+            if self._is_leaving:  # it was told before there was a driver to tell
+                self._driver.interrupt()
             pilots = {name: site.pilots for name, site in self.sites.items()}
             self._driver.run(self.tune.num_samples, pilots, evidence)
 

@@ -160,8 +160,7 @@ class Session:
         calls = calls_of(stage, done, self.search_path, at=at, sites=sites)
         begin = time.perf_counter()
         if isinstance(stage, TuneStage):
-            is_reused = False
-            values = [self._search(name, stage, calls[0], _known(stage, done), places)]
+            is_reused, *values = self._search(name, stage, calls[0], _known(stage, done), places)
         else:
             is_reused, values = self._call_all(name, stage, calls, places)
         result = result_of(stage, calls, values, at)
@@ -172,7 +171,8 @@ class Session:
 
     def _search(
         self, name: str, stage: TuneStage, call: Call, known: list[dict[str, Any]], places: Places
-    ) -> Any:
+    ) -> tuple[bool, Any]:
+        """Return whether the search had ended before, and its best trial."""
         alone = len(self.study.tune_stages) == 1
         directory = self.run_directory if alone else RunDirectory(self.run_directory.path / name)
         self._refuse_other_inputs(name, call, directory)
@@ -196,7 +196,7 @@ class Session:
             found = search.run(self.view)
         if search.state is not StudyState.DONE:
             raise _StageEndedError(search.state, search.cause)
-        return found
+        return search.is_reused, found
 
     def _refuse_other_inputs(self, name: str, call: Call, directory: RunDirectory) -> None:
         """Keep a search from going on with other data than it was begun with."""

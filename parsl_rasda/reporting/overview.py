@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,8 @@ def _search_work(summary: Summary) -> str:
 def _calls_work(stage: Standing) -> str:
     of = f"{stage.ended} of " if stage.state is not StageState.DONE else ""
     calls = f"{of}{counted(stage.calls, 'call')}" if stage.calls > 1 else ""
+    if stage.state is StageState.RUNNING:
+        return " ".join(filter(None, [calls, f"for {duration(max(0.0, time.time() - stage.at))}"]))
     return ", ".join(filter(None, [calls, duration(stage.seconds) if stage.seconds is not None else ""]))
 
 

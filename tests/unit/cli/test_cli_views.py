@@ -56,9 +56,8 @@ def test_of_several_searches_each_line_says_whose_it_is(finished) -> None:
     view = PlainView(output)
     follow(finished, lambda machine, accounts: view.search("coarse", machine, accounts, alone=False))
     said = [line.split(" ", 1)[1] for line in output.getvalue().splitlines()]
-    assert said == [line.split(" ", 1)[1].replace(" ", " stage=coarse ", 1) for line in lines_of(finished)], (
-        "the same lines, with the stage after the verb"
-    )
+    alone = [line.split(" ", 1)[1] for line in lines_of(finished)]
+    assert said == [f"{line} stage=coarse" for line in alone]
 
 
 def test_a_failure_is_told_with_its_reason(finished) -> None:
