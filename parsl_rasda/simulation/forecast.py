@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from parsl_rasda.errors import InvalidSettingError
-from parsl_rasda.orchestration.admission import PilotShape, misfit, slots_per_node, widths_needed
+from parsl_rasda.orchestration.admission import PilotShape, check_fit, misfit, slots_per_node, widths_needed
 from parsl_rasda.orchestration.assembly import assumed_times, build_machine
 from parsl_rasda.orchestration.history import History
 from parsl_rasda.orchestration.machine import Machine
@@ -101,6 +101,7 @@ def forecast_study(
         InvalidSettingError: If nobody knows how many GPUs the nodes of a site have.
         PlacementImpossibleError: If a trial needs more GPUs than any pilot will have.
     """
+    check_fit(study, sites, counted)
     found = []
     for name, stage in study.tune_stages.items():
         usable = [s for s in sites if stage.site in {None, s.name}]

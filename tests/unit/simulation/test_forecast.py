@@ -117,6 +117,15 @@ def test_a_stage_is_planned_on_its_own_site(rehearsals) -> None:
         forecast_study(bound, sites[1:], counted={}, runs={})
 
 
+def test_a_search_among_several_that_can_never_fit_is_named(rehearsals) -> None:
+    site = ParslSiteSpec.model_validate({"name": "far", "provider": {"type": "SlurmProvider"}})
+    one = rehearsals.study_of().tune_stages["tune"]
+    wide = rehearsals.study_of(scheduler={"num_workers": 4}).tune_stages["tune"]
+    both = StudySpec.model_validate({"name": "s", "stages": {"one": one, "wide": wide}})
+    with pytest.raises(PlacementImpossibleError, match=r"stages\.wide\.tune\.scheduler\.num_workers"):
+        forecast_study(both, [site], counted={"far": 2}, runs={})
+
+
 @settings(deadline=None, max_examples=30)
 @given(
     trials=st.integers(1, 24),
