@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from bisect import bisect_right
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from parsl_rasda.cli.options import RunFolder
 from parsl_rasda.cli.output import print_result
 from parsl_rasda.cli.status import ROWS
+
+if TYPE_CHECKING:
+    from rich.console import ConsoleDimensions, RenderableType
+
+    from parsl_rasda.reporting.runs import Run
 
 _SHARE = 0.2  # of the time, at most, that is spent reading
 
@@ -32,10 +38,21 @@ def watch(
     try:
         with Live(console=Console(), transient=True, auto_refresh=False) as live:
             while run.controller:
-                live.update(run_view(run, ROWS), refresh=True)
+                live.update(fitting_view(run, live.console.size), refresh=True)
                 began = time.monotonic()
                 run = read_run(directory)
                 time.sleep(max(every, (time.monotonic() - began) / _SHARE))
     except KeyboardInterrupt:
         return
     print_result(run_view(run, ROWS))
+
+
+def fitting_view(run: Run, screen: ConsoleDimensions) -> RenderableType:
+    """Return as many trials of a run as a screen has lines for, so that nothing else is cut off."""
+    from parsl_rasda.reporting.overview import run_view
+    from parsl_rasda.reporting.tables import as_text
+
+    def lines(most: int) -> int:
+        return len(as_text(run_view(run, most), screen.width).splitlines())
+
+    return run_view(run, max(1, bisect_right(range(1, screen.height), screen.height - 1, key=lines)))

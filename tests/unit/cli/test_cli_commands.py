@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from rich.console import ConsoleDimensions
 
 from parsl_rasda.cli.carry import carry_through
 from parsl_rasda.cli.export import Target, export
@@ -15,7 +16,7 @@ from parsl_rasda.cli.plan import plan
 from parsl_rasda.cli.report import report
 from parsl_rasda.cli.status import status
 from parsl_rasda.cli.validate import validate
-from parsl_rasda.cli.watch import watch
+from parsl_rasda.cli.watch import fitting_view, watch
 from parsl_rasda.errors import (
     InvalidFileError,
     InvalidSettingError,
@@ -24,6 +25,7 @@ from parsl_rasda.errors import (
 )
 from parsl_rasda.orchestration.stages import StageRecord, write_record
 from parsl_rasda.reporting.runs import read_run
+from parsl_rasda.reporting.tables import as_text
 from parsl_rasda.vocabulary import StageState, StudyState
 
 STUDY = """
@@ -229,6 +231,16 @@ def test_watch_follows_until_nobody_runs_it_and_shows_the_end(finished, monkeypa
     out = capsys.readouterr().out
     assert "rehearsed: done" in out
     assert out.count("rehearsed: done") == 1, "what was redrawn leaves no trace where there is no terminal"
+
+
+@pytest.mark.parametrize(("height", "trials"), [(16, 1), (24, 2), (30, 8), (60, 16)])
+def test_watch_shows_as_many_trials_as_the_screen_has_lines_for(rehearsals, tmp_path, height, trials) -> None:
+    rehearsals.into(tmp_path, rehearsals.study_of(num_samples=30), torn_after=150.0)
+    run = replace(read_run(tmp_path), controller="process 7 on n1")
+    lines = as_text(fitting_view(run, ConsoleDimensions(100, height)), 100).splitlines()
+    assert lines[-1] == "being run by process 7 on n1"
+    assert len(lines) < height or trials == 1
+    assert sum(line.startswith("00") for line in lines) == trials
 
 
 def test_ctrl_c_ends_the_watching_quietly(finished, monkeypatch) -> None:
