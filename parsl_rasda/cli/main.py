@@ -65,6 +65,6 @@ def _options(
 ) -> None:
     """Resource-adaptive hyperparameter optimisation (RASDA) as one stage of Parsl pipelines.
 
-    Exit codes: 0 done; 2 the input is wrong; 3 finished without one successful trial; 4 a site or
-    pilot could not be had; 130 interrupted, and resumable.
+    Exit codes: 0 done; 2 the input is wrong; 3 there is no result, since no trial succeeded or a stage
+    failed; 4 a site or pilot could not be had; 130 interrupted, and resumable.
     """
