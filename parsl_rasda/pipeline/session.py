@@ -15,7 +15,7 @@ from parsl_rasda.pipeline.places import check_folder
 from parsl_rasda.pipeline.stages import RunResult, Session
 from parsl_rasda.runners.hosts import counted_here
 from parsl_rasda.study import SiteSpec, StudySpec, dump_study, load_study
-from parsl_rasda.study.spec import shown
+from parsl_rasda.study.spec import listing, shown
 from parsl_rasda.vocabulary import JSON
 
 
@@ -41,7 +41,7 @@ def run_study(
     """
     run = RunDirectory(directory.resolve())
     check_folder(run.path)
-    _refuse_other_search(run, study)
+    refuse_other_search(run, study)
     _admit(study, sites)
     with run.controlled():
         save_run(run, study, sites, search_path)
@@ -83,22 +83,37 @@ def _admit(study: StudySpec, sites: Sequence[SiteSpec]) -> None:
     check_fit(study, sites, counted_here(sites))
 
 
-def _refuse_other_search(run: RunDirectory, study: StudySpec) -> None:
-    """Refuse a directory in which the search of another study has begun."""
+def refuse_other_search(run: RunDirectory, study: StudySpec, *, may_grow: bool = False) -> None:
+    """Refuse a directory in which the search of another study has begun.
+
+    Args:
+        run: The directory.
+        study: What is to be run there.
+        may_grow: Whether one with more trials is the same study, as it is for `resume_study`.
+
+    Raises:
+        RunDirectoryError: If it is not the same.
+    """
     if run.study_file.exists() and not run.origin.exists():
-        advice = "Choose another --dir; a run would write over it."
+        advice = "Choose another directory (--dir); a run would write over it."
         raise RunDirectoryError(str(run.path), "holds a study.yaml that is not of a run", advice)
-    begun = any(run.path.glob("journal.jsonl")) or any(run.path.glob("*/journal.jsonl"))
-    if begun and load_run(run)[0] != study:
-        advice = f"Go on with it by `parsl-rasda resume {run.path}`, or choose another --dir."
-        raise RunDirectoryError(str(run.path), "holds the search of another study", advice)
+    if not (any(run.path.glob("journal.jsonl")) or any(run.path.glob("*/journal.jsonl"))):
+        return
+    differs = [
+        ".".join(loc)
+        for loc, old, new in _changes(*_documents(load_run(run)[0], study))
+        if not (may_grow and loc[2:] == ("tune", "num_samples") and new >= old)
+    ]
+    if differs:
+        found = f"holds the search of another study, which differs in {listing(differs)}"
+        advice = f"Go on with it by `parsl-rasda resume {run.path}`, or choose another directory (--dir)."
+        raise RunDirectoryError(str(run.path), found, advice)
 
 
 def check_amendment(study: StudySpec, wanted: StudySpec) -> None:
     """Refuse every change but a larger number of trials: what was decided must stay decided."""
     mistakes = []
-    before, after = (s.model_dump(mode="json", by_alias=True) for s in (study, wanted))
-    for loc, old, new in _changes(before, after):
+    for loc, old, new in _changes(*_documents(study, wanted)):
         key = ".".join(loc[2:] if len(study.tune_stages) == 1 and loc[2:3] == ("tune",) else loc)
         if loc[2:] != ("tune", "num_samples"):
             allowed = f"{shown(old)}, as the run has it: only tune.num_samples may change"
@@ -107,6 +122,11 @@ def check_amendment(study: StudySpec, wanted: StudySpec) -> None:
             mistakes.append(Mistake("--set", 0, key, shown(new), f"at least {old}, the number the run has"))
     if mistakes:
         raise InvalidFileError(mistakes)
+
+
+def _documents(before: StudySpec, after: StudySpec) -> tuple[JSON, JSON]:
+    one, other = (study.model_dump(mode="json", by_alias=True) for study in (before, after))
+    return one, other
 
 
 def _changes(
