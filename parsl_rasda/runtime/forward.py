@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from functools import wraps
-from typing import Any
+from collections.abc import Callable
+from types import new_class
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+
+Forward: TypeAlias = Callable[..., Any]  # takes the module, then what its own class takes
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHAPES = 64  # compiled apart; beyond its limit torch goes on without compiling, and without a word
@@ -17,26 +20,15 @@ def run_in_precision(model: nn.Module, device_type: str, dtype: torch.dtype | No
     """Let ``model(x)`` compute in a lower precision and return full precision, so that losses are safe."""
     if dtype is None:
         return
-    forward = model.forward
 
-    @wraps(forward)
-    def in_precision(*args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(device_type, dtype):
-            return _full(forward(*args, **kwargs))
+    def in_precision(forward: Forward) -> Forward:
+        def wrapped(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            with torch.autocast(device_type, dtype):
+                return _full(forward(module, *args, **kwargs))
 
-    model.forward = in_precision
+        return wrapped
 
-
-def _full(value: Any) -> Any:
-    match value:
-        case Tensor():
-            return value.float() if value.is_floating_point() else value
-        case dict():
-            return {key: _full(part) for key, part in value.items()}
-        case tuple() | list() if not hasattr(value, "_fields"):
-            return type(value)(_full(part) for part in value)
-        case _:
-            return value
+    _replace_forward(model, in_precision)
 
 
 def compile_forward(model: nn.Module) -> None:
@@ -49,13 +41,14 @@ def compile_forward(model: nn.Module) -> None:
     torch keeps what it has compiled on the disk of the node, so that a restart finds it again.
     """
     torch._dynamo.config.recompile_limit = SHAPES
-    forward = model.forward
 
-    @wraps(forward)
-    def traced(*args: Any, **kwargs: Any) -> Any:
-        return forward(*args, **kwargs)
+    def compiled(forward: Forward) -> Forward:
+        def traced(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return forward(module, *args, **kwargs)
 
-    model.forward = torch.compile(traced, dynamic=False)
+        return torch.compile(traced, dynamic=False)
+
+    _replace_forward(model, compiled)
 
 
 def warn_if_nothing_compiled(model: nn.Module) -> None:
@@ -64,3 +57,34 @@ def warn_if_nothing_compiled(model: nn.Module) -> None:
 
     if not counters["stats"]["unique_graphs"]:
         warnings.warn(f"training.compile: torch compiled nothing of {type(model).__name__}", stacklevel=2)
+
+
+def _replace_forward(model: nn.Module, wrapped: Callable[[Forward], Forward]) -> None:
+    """Give a model a class of its own with another `forward`.
+
+    A method that is put on the model itself goes to its copies as it is, and computes with the model's
+    weights there: averages of weights (`torch.optim.swa_utils.AveragedModel`) are copies.
+    """
+    kind = type(model)
+    forward: Forward = kind.forward
+    patch = vars(model).pop("forward", None)  # of the user's; it is bound to something already
+    if patch is not None:
+
+        def forward(_module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return patch(*args, **kwargs)
+
+    body = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
+    body["forward"] = wrapped(forward)
+    model.__class__ = new_class(kind.__name__, (kind,), exec_body=lambda names: names.update(body))
+
+
+def _full(value: Any) -> Any:
+    match value:
+        case Tensor():
+            return value.float() if value.is_floating_point() else value
+        case dict():
+            return {key: _full(part) for key, part in value.items()}
+        case tuple() | list() if not hasattr(value, "_fields"):
+            return type(value)(_full(part) for part in value)
+        case _:
+            return value
