@@ -18,6 +18,7 @@ from parsl_rasda.cli.plain import PlainView
 from parsl_rasda.errors import SiteUnavailableError, StageFailedError
 from parsl_rasda.orchestration.rundir import RunDirectory
 from parsl_rasda.orchestration.view import View
+from parsl_rasda.reporting.files import write_page
 from parsl_rasda.reporting.overview import MEND, has_no_success, outcome_view, resume_command
 from parsl_rasda.reporting.runs import Run, read_run
 from parsl_rasda.vocabulary import StudyState
@@ -60,16 +61,27 @@ def carry_through(directory: Path, start: Callable[[View], Ended], *, as_json: b
 
 
 def _tell(run: Run, *, as_json: bool) -> None:
+    report = _report(run)
     if as_json:
         print_json(run.document())
     else:
-        print_result(Group(outcome_view(run), Text(f"all of it is in {run.directory}", "dim")))
+        where = f"all of it is in {run.directory}{f'; open {report}' if report else ''}"
+        print_result(Group(outcome_view(run), Text(where, "dim")))
     if run.state is StudyState.DONE:
         return
     if run.trouble is None or run.trouble[1].is_curable:
         say(f"Resume with: {resume_command(run.directory)}")
     elif has_no_success(run, run.trouble[0]):
         say(f"No trial succeeded: {MEND}{_where_ranks_wrote(run.directory)}")
+
+
+def _report(run: Run) -> Path | None:
+    """Write report.html, and return it; a full disk must not change how the run has ended."""
+    try:
+        return write_page(run)
+    except OSError as error:
+        say(f"report.html could not be written: {error}")
+        return None
 
 
 def _where_ranks_wrote(directory: Path) -> str:

@@ -7,9 +7,9 @@ from parsl_rasda.cli.output import print_result
 
 
 def report(directory: RunFolder) -> None:
-    """Write results.csv, best.json, summary.txt and graph.{graphml,mmd,svg} of a run.
+    """Write report.html, results.csv, best.json, summary.txt and graph.{graphml,mmd,svg} of a run.
 
-    They lie beside the journal; the summary is printed, too.
+    They lie beside the journal; report.html is one file that any browser opens. The summary is printed, too.
     """
     from rich.console import Group
     from rich.text import Text

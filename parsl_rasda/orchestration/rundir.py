@@ -9,6 +9,7 @@
     controller.json                    who runs the study now
     trials/<id>/attempt-<n>/           orders, epochs, checkpoints and reports of each attempt
     stages/<stage>/                    results and files of the other stages
+    report.html                        the page that `run` and `report` write
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Writes down what a run has come to: results.csv, best.json, summary.txt and the graph."""
+"""Writes down what a run has come to: report.html, results.csv, best.json, summary.txt and the graph."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
+
 from parsl_rasda.reporting.graph import graphml, mermaid, run_graph, svg
+from parsl_rasda.reporting.html import page
 from parsl_rasda.reporting.overview import run_view
 from parsl_rasda.reporting.runs import Run
 from parsl_rasda.reporting.tables import as_text
@@ -19,13 +22,14 @@ COLUMNS = ("trial", "state", "epochs", "metric", "replicas", "attempts", "reason
 
 
 def write_report(run: Run) -> tuple[Path, ...]:
-    """Write results and best trial of each search beside its journal, graph and summary of the run.
+    """Write page, graph and summary of a run, results and best trial of each search beside its journal.
 
     Returns:
         The files.
     """
     graph = run_graph(run)
     written = [
+        write_page(run, graph),
         write_whole(run.directory / "graph.graphml", graphml(graph)),
         write_whole(run.directory / "graph.mmd", mermaid(graph)),
         write_whole(run.directory / "graph.svg", svg(graph)),
@@ -42,10 +46,20 @@ def write_report(run: Run) -> tuple[Path, ...]:
     return (*written, write_whole(run.directory / "summary.txt", as_text(run_view(run))))
 
 
+def write_page(run: Run, graph: nx.DiGraph[str] | None = None) -> Path:
+    """Write report.html of a run, and return it.
+
+    Args:
+        run: The run.
+        graph: Its graph, if it is known already.
+    """
+    return write_whole(run.directory / "report.html", page(run, graph))
+
+
 def write_whole(file: Path, text: str) -> Path:
     """Write a file beside and rename it, so that nobody sees half of it; return it."""
     beside = file.with_name(file.name + ".new")
-    beside.write_text(text, newline="")
+    beside.write_text(text, "utf-8", newline="")
     beside.replace(file)
     return file
 

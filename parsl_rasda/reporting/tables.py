@@ -181,6 +181,7 @@ def _counts(trials: Mapping[str, int]) -> Text:
 
 
 def troubles(summary: Summary) -> Iterator[tuple[str, str]]:
+    """Yield what went wrong: its name, if it is not that of the line before, and its cause."""
     failed = _by_cause(
         (t["reason"], t["trial"]) for t in summary["trial_list"] if t["state"] == TrialState.FAILED
     )

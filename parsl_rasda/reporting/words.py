@@ -41,7 +41,14 @@ def share(fraction: float | None) -> str:
 
 def config_text(config: Mapping[str, Any]) -> str:
     """Return a configuration on one line."""
-    return "  ".join(f"{k}={_value(v)}" for k, v in config.items())
+    return "  ".join(f"{k}={setting(v)}" for k, v in config.items())
+
+
+def setting(value: Any) -> str:  # Any: a JSON value
+    """Return a value of a configuration in few letters."""
+    if isinstance(value, float):
+        return number(value)
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def counted(number: int, noun: str) -> str:
@@ -64,9 +71,3 @@ def plain_json(value: Any) -> JSON:  # Any: whatever a user's function returned
     if isinstance(value, list | tuple):
         return [plain_json(v) for v in value]
     return value if value is None or isinstance(value, bool | int | str) else str(value)
-
-
-def _value(value: Any) -> str:  # Any: a JSON value
-    if isinstance(value, float):
-        return number(value)
-    return value if isinstance(value, str) else json.dumps(value)

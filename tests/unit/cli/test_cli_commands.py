@@ -88,7 +88,8 @@ def test_a_run_exits_with_the_code_of_its_end_and_says_how_to_go_on(ended, capsy
         carry_through(directory, lambda view: Ended(state), as_json=False)
     assert exit_.value.exit_code == code[state]
     out, err = capsys.readouterr()
-    assert f"all of it is in {directory}" in out
+    assert f"all of it is in {directory}; open {directory / 'report.html'}" in out
+    assert f"rehearsed: {state.value.replace('_', ' ')}" in (directory / "report.html").read_text()
     assert ("no account" in out) == (state is StudyState.NO_SITE)
     can_go_on = state in {StudyState.NO_SITE, StudyState.INTERRUPTED}
     assert (f"Resume with: parsl-rasda resume {directory}" in err) == can_go_on

@@ -26,7 +26,7 @@ def rows_of(file: Path) -> list[dict[str, str]]:
 def test_results_have_one_row_per_trial_with_each_setting(finished) -> None:
     files = write_report(read_run(finished))
     assert [f.relative_to(finished).as_posix() for f in files] == [
-        *("graph.graphml", "graph.mmd", "graph.svg"),
+        *("report.html", "graph.graphml", "graph.mmd", "graph.svg"),
         *("results.csv", "best.json", "summary.txt"),
     ]
     rows = rows_of(finished / "results.csv")

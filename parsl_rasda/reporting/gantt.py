@@ -1,0 +1,138 @@
+"""The picture of who held which slots when: a row a slot, a bar a job, pale where a slot was idle.
+
+A trial that widens becomes a taller bar; the tail of a search shows as pale rows at its end.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeAlias
+
+from parsl_rasda.reporting.charts import WIDTH, Summary, fate, picture, rounded
+from parsl_rasda.reporting.markup import Markup, element
+from parsl_rasda.reporting.occupancy import Hold, Occupancy, Slot, Stay
+from parsl_rasda.reporting.scales import Scale, time_ticks
+from parsl_rasda.reporting.words import counted, duration, shortened
+
+Rows: TypeAlias = Mapping[Slot, int]
+
+_TALLEST, _TALL = 20, 560  # a row, and all of them [px]
+_LABELLED = 9.0  # a row that has room for words [px]
+_LEFT, _RIGHT, _TOP, _BOTTOM = 110, 16, 8, 26
+_LETTER = 6.6  # [px]
+_LINED = 3.0  # a node that is worth a line above it [px]
+_NAMED = 4  # nodes of a job that are named
+
+
+def slots_over_time(summary: Summary, occupancy: Occupancy, span_s: float) -> Markup | None:
+    """Return the picture; None if no slot was ever held.
+
+    Args:
+        summary: The JSON document of the search.
+        occupancy: Who held what; closed.
+        span_s: How long the search has taken [s].
+    """
+    slots = occupancy.slots
+    if not slots or span_s <= 0:
+        return None
+    rows = {slot: i for i, slot in enumerate(slots)}
+    row = min(_TALLEST, _TALL / len(slots))
+    height = _TOP + row * len(slots) + _BOTTOM
+    x = Scale(0.0, span_s, _LEFT, WIDTH - _RIGHT)
+    trials = {t["trial"]: t for t in summary["trial_list"]}
+    parts = [bar for hold in occupancy.holds for bar in _hold_bars(hold, rows, x, row)]
+    parts += _time_axis(x, span_s, height)
+    for stay in occupancy.stays:
+        parts += _stay_bars(stay, fate(trials[stay.job.trial], summary["best"]), rows, x, row)
+    parts += _node_names(slots, row)
+    for at in occupancy.resumed:
+        parts.append(
+            element("path", class_="resumed", d=f"M{rounded(x(at))} {_TOP}V{rounded(height - _BOTTOM)}")
+        )
+    return picture(WIDTH, height, "Which trial held which GPUs when", *parts)
+
+
+def _hold_bars(hold: Hold, rows: Rows, x: Scale, row: float) -> Iterator[Markup]:
+    for first, count in _stretches(rows[slot] for slot in hold.slots):
+        yield _bar(x, hold.begin, hold.end, first, count, row, class_="held")
+
+
+def _stay_bars(stay: Stay, fates: str, rows: Rows, x: Scale, row: float) -> Iterator[Markup]:
+    """Yield a bar for each block of neighbouring rows; the time before its first epoch is hatched over."""
+    note = f"attempt {stay.job.attempt} on {_placed(stay)}: {duration(stay.begin)} to {duration(stay.end)}"
+    note += f", {shortened(stay.ending, 120)}" if stay.ending else ""
+    begun = stay.end if stay.trained_from is None else stay.trained_from
+    for first, count in _stretches(rows[slot] for slot in stay.slots):
+        yield _bar(
+            *(x, stay.begin, stay.end, first, count, row),
+            class_=f"stay {fates}",
+            data_trial=stay.job.trial,
+            data_note=note,
+        )
+        if x(begun) - x(stay.begin) >= 1:
+            yield _bar(x, stay.begin, begun, first, count, row, class_="starting")
+        room = x(stay.end) - x(stay.begin)
+        if row * count >= _LABELLED and room >= _LETTER * len(stay.job.trial) + 4:
+            middle, y = rounded(x(stay.begin) + room / 2), rounded(_TOP + row * (first + count / 2))
+            yield element(
+                "text", stay.job.trial, class_="who", x=middle, y=y, dy="0.35em", text_anchor="middle"
+            )
+
+
+def _bar(x: Scale, begin: float, end: float, first: int, count: int, row: float, **attributes: str) -> Markup:
+    left, top = x(begin), _TOP + row * first
+    gap = min(1.0, row / 8)
+    return element(
+        "rect",
+        x=rounded(left),
+        y=f"{top:.2f}",
+        width=f"{max(0.3, x(end) - left):.1f}",
+        height=f"{row * count - gap:.2f}",
+        **attributes,
+    )
+
+
+def _time_axis(x: Scale, span_s: float, height: float) -> Iterator[Markup]:
+    for at, label in time_ticks(span_s):
+        place = rounded(x(at))
+        yield element("path", class_="grid", d=f"M{place} {_TOP}V{rounded(height - _BOTTOM + 4)}")
+        yield element("text", label, class_="tick", x=place, y=rounded(height - 8), text_anchor="middle")
+
+
+def _node_names(slots: Sequence[Slot], row: float) -> Iterator[Markup]:
+    """Yield a line above each node and its name, where there is room for it."""
+    several = len({site for site, _, _ in slots}) > 1
+    nodes: list[tuple[str, int, int]] = []
+    for (site, node), group in itertools.groupby(enumerate(slots), key=lambda s: s[1][:2]):
+        places = [i for i, _ in group]
+        nodes.append((f"{site} {node}" if several else node, places[0], len(places)))
+    free_from = 0.0
+    for name, first, count in nodes:
+        top = _TOP + row * first
+        if first and row * count >= _LINED:
+            yield element("path", class_="node", d=f"M4 {rounded(top)}H{WIDTH - _RIGHT}")
+        if row * count / 2 + top - 6 >= free_from:
+            y = top + row * count / 2
+            free_from = y + 6
+            yield element("text", _fitting(name), class_="tick", x=4, y=rounded(y), dy="0.35em")
+
+
+def _fitting(name: str) -> str:
+    """Return a node's name with its end, which tells nodes apart."""
+    most = 15
+    return name if len(name) <= most else f"…{name[1 - most :]}"
+
+
+def _placed(stay: Stay) -> str:
+    nodes = stay.placement.nodes
+    words = [f"{n.node}:{','.join(map(str, n.gpus))}" for n in nodes[:_NAMED]]
+    words += [f"and {len(nodes) - _NAMED} nodes more"] if len(nodes) > _NAMED else []
+    return f"{counted(stay.placement.width, 'GPU')} ({' '.join(words)})"
+
+
+def _stretches(rows: Iterator[int] | Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield first row and length of each block of neighbouring rows."""
+    for _, block in itertools.groupby(enumerate(sorted(rows)), key=lambda p: p[1] - p[0]):
+        found = [r for _, r in block]
+        yield found[0], len(found)

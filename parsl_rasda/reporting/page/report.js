@@ -1,0 +1,72 @@
+"use strict";
+// What the page does beyond lying there: tells about a trial under the mouse, sorts the table, copies a text.
+const told = document.getElementById("told");
+const REACH = [[0, 0], [0, 3], [0, -3], [3, 0], [-3, 0], [4, 4], [-4, 4], [4, -4], [-4, -4], [0, 7], [0, -7], [7, 0], [-7, 0]];
+let hot = [];
+
+function trialAt(x, y) {
+  for (const [dx, dy] of REACH) {
+    const found = document.elementFromPoint(x + dx, y + dy)?.closest("[data-trial]");
+    if (found) return found;
+  }
+  return null;
+}
+
+function heat(elements) {
+  for (const element of hot) element.classList.remove("hot");
+  hot = elements;
+  for (const element of hot) element.classList.add("hot");
+}
+
+function wordsOf(row) {
+  const names = row.closest("table").tHead.rows[0].cells;
+  return Array.from(row.cells, (cell, i) => [names[i].textContent, cell.textContent])
+    .filter(([, text]) => text)
+    .map(([name, text]) => `${name}: ${text}`)
+    .join("\n");
+}
+
+function show(element, x, y) {
+  const search = element.closest("section");
+  const same = Array.from(search.querySelectorAll(`[data-trial="${CSS.escape(element.dataset.trial)}"]`));
+  heat(same);
+  const row = same.find((one) => one.tagName === "TR");
+  told.hidden = element === row;
+  told.textContent = [element.dataset.note, row ? wordsOf(row) : ""].filter(Boolean).join("\n");
+  const left = x + 16 + told.offsetWidth > innerWidth ? x - 16 - told.offsetWidth : x + 16;
+  told.style.left = `${Math.max(4, left)}px`;
+  told.style.top = `${Math.max(4, Math.min(y + 16, innerHeight - told.offsetHeight - 4))}px`;
+}
+
+document.addEventListener("pointermove", (event) => {
+  const near = event.target.closest?.("svg[role=img], tr[data-trial]");
+  const element = near && trialAt(event.clientX, event.clientY);
+  if (element) show(element, event.clientX, event.clientY);
+  else if (hot.length) { heat([]); told.hidden = true; }
+});
+
+function sortBy(header) {
+  const body = header.closest("table").tBodies[0];
+  const column = header.cellIndex;
+  const turn = header.ariaSort === "ascending" ? -1 : 1;
+  const key = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
+  const rows = Array.from(body.rows, (row) => [key(row), row]);
+  rows.sort(([a], [b]) => {
+    if (a === "" || b === "") return (a === "") - (b === "");
+    const [p, q] = [Number(a), Number(b)];
+    return turn * (Number.isNaN(p) || Number.isNaN(q) ? a.localeCompare(b) : p - q);
+  });
+  body.append(...rows.map(([, row]) => row));
+  for (const other of header.parentNode.cells) other.removeAttribute("aria-sort");
+  header.ariaSort = turn > 0 ? "ascending" : "descending";
+}
+
+document.addEventListener("click", (event) => {
+  const header = event.target.closest(".trials th");
+  if (header) sortBy(header);
+  const button = event.target.closest(".copied button");
+  if (button) {
+    getSelection().selectAllChildren(button.parentNode.querySelector("pre"));
+    button.textContent = document.execCommand("copy") ? "copied" : "selected";
+  }
+});

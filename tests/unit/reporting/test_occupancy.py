@@ -1,0 +1,118 @@
+"""Who held which slots when: the areas of the picture are the sums in the books."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parsl_rasda.orchestration.accounts import Accounts
+from parsl_rasda.orchestration.assembly import build_machine
+from parsl_rasda.orchestration.events import (
+    EndJob,
+    EpochReported,
+    Event,
+    FinishStudy,
+    Instruction,
+    JobEnded,
+    JobStarted,
+    PilotStarted,
+    StartJob,
+    StudyStarted,
+)
+from parsl_rasda.orchestration.journal import Record
+from parsl_rasda.reporting.occupancy import Occupancy, occupancy_of
+from parsl_rasda.simulation.rehearsal import Rehearsal, VirtualSite
+from parsl_rasda.vocabulary import JobId, NodeName, NodeSlots, Outcome, PilotId, Placement, SiteName, TrialId
+
+SITE, PILOT, NODE = SiteName("here"), PilotId("here-0"), NodeName("n0")
+
+
+class Keeper:
+    """Keeps the records of a rehearsal."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+
+    def add(self, event: Event, instructions: tuple[Instruction, ...]) -> None:
+        self.records.append(Record(event, instructions))
+
+
+@pytest.fixture(scope="module")
+def make() -> Any:
+    from tests.unit.conftest import Rehearsals
+
+    return Rehearsals()
+
+
+@given(
+    trials=st.integers(1, 24),
+    nodes=st.integers(1, 4),
+    gpus=st.sampled_from([1, 2, 4]),
+    kept=st.floats(0.0, 1.0),
+    growth=st.sampled_from(["elastic", "strict"]),
+)
+def test_areas_are_the_sums_in_the_books_and_no_slot_is_held_twice(
+    make: Any, trials: int, nodes: int, gpus: int, kept: float, growth: str
+) -> None:
+    widest = 1 << (min(4, nodes * gpus).bit_length() - 1)
+    study = make.study_of(num_samples=trials, scheduler={"max_workers": widest, "growth": growth})
+    keeper = Keeper()
+    machine = build_machine(study.tune_stages["tune"].tune)
+    Rehearsal(machine, {SITE: VirtualSite(nodes, gpus)}, make.costs_of(), [keeper]).run(trials)
+    records = keeper.records[: max(1, int(kept * len(keeper.records)))]
+    accounts = Accounts()
+    for record in records:
+        accounts.add(record.event, record.instructions)
+    now = accounts.last_at + 30.0
+    found = occupancy_of(records)
+    span_s = found.close(now)
+
+    assert span_s == pytest.approx(accounts.makespan_s(now))
+    held = sum(len(hold.slots) * (hold.end - hold.begin) for hold in found.holds)
+    assert held == pytest.approx(accounts.held_gpu_s(now))
+    ended = [stay for stay in found.stays if stay.end < span_s or accounts.finished_at is not None]
+    in_jobs = sum(stay.placement.width * (stay.end - stay.begin) for stay in ended)
+    assert in_jobs == pytest.approx(accounts.job_gpu_s)
+    by_slot: dict[Any, list[tuple[float, float]]] = {}
+    for stay in found.stays:
+        assert stay.begin <= (stay.trained_from or stay.begin) <= stay.end <= span_s
+        for slot in stay.slots:
+            by_slot.setdefault(slot, []).append((stay.begin, stay.end))
+    assert set(by_slot) <= set(found.slots)
+    for stays in by_slot.values():
+        assert all(a[1] <= b[0] for a, b in zip(sorted(stays), sorted(stays)[1:], strict=False))
+
+
+def test_the_clock_stands_still_while_nobody_runs_the_study() -> None:
+    job, again = JobId(TrialId("0000"), 1), JobId(TrialId("0000"), 2)
+    slots = (NodeSlots(NODE, (0, 1)),)
+
+    def start(job: JobId, gpus: tuple[int, ...]) -> StartJob:
+        return StartJob(job, {}, Placement(SITE, PILOT, (NodeSlots(NODE, gpus),)), 0, 1, ((0, 1),), None)
+
+    occupancy, books = Occupancy(), Accounts()
+    told: list[tuple[Event, tuple[Instruction, ...]]] = [
+        (StudyStarted(1000.0, 1, {SITE: 1}), ()),
+        (PilotStarted(1010.0, PILOT, SITE, slots), (start(job, (0,)),)),
+        (JobStarted(1012.0, job), ()),
+        (EpochReported(1020.0, job, 1, {}, 8.0, None), ()),  # the last that is known: then it died
+        (StudyStarted(5000.0, 1, {SITE: 1}), ()),
+        (PilotStarted(5005.0, PILOT, SITE, slots), (start(again, (0, 1)),)),
+        (EpochReported(5015.0, again, 2, {}, 6.0, None), (EndJob(again, "stopped"),)),
+        (JobEnded(5016.0, again, Outcome.REACHED), (FinishStudy(None),)),  # type: ignore[arg-type]  # no matter how
+    ]
+    for event, instructions in told:
+        occupancy.add(event, instructions)
+        books.add(event, instructions)
+    assert occupancy.close() == books.makespan_s() == 36.0
+    assert occupancy.resumed == [20.0]
+    assert [(s.job, s.begin, s.trained_from, s.end) for s in occupancy.stays] == [
+        (job, 10.0, 12.0, 20.0),
+        (again, 25.0, 29.0, 36.0),
+    ]
+    assert occupancy.stays[1].ending == "stopped"
+    assert [(h.begin, h.end) for h in occupancy.holds] == [(10.0, 20.0), (25.0, 36.0)]
+    assert len(occupancy.slots) == 2, "the same slots, whichever pilot holds them"
