@@ -321,8 +321,9 @@ class ParslRunner:
         self._post_end(pilot, words(error), usable=False)
         if not self._pilots and not self._beginning:
             self._early_stages.clear()
+            known = error if isinstance(error, SiteUnavailableError) else None
             for stage in tuple(self._stages):
-                _fail(stage, SiteUnavailableError(self._site.name, words(error)))
+                _fail(stage, known or SiteUnavailableError(self._site.name, words(error)))
 
     def _probed(self, pilot: _Pilot, probe: Future[Message]) -> None:
         if self._pilots.get(pilot.lane) is not pilot:

@@ -151,6 +151,26 @@ def test_a_stage_that_raises_is_named_with_its_line_and_resume_goes_on_after_the
     assert document["stages"]["evaluate"]["result"]["trial"] == document["best"]["trial"]
 
 
+def test_a_site_that_refuses_is_exit_code_4_with_its_words_in_the_document(folder: Path) -> None:
+    site = "provider: {type: SlurmProvider}\naccelerator: none\nmpi_launcher: process\ngpus_per_node: 2\n"
+    (folder / "refusing.yaml").write_text(site)
+    for command in ("sbatch", "sacct", "squeue"):
+        script = folder / "bin" / command
+        script.parent.mkdir(exist_ok=True)
+        script.write_text("#!/bin/sh\necho sbatch: error: invalid account >&2; exit 1\n")
+        script.chmod(0o755)
+    path = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
+    words = ("run", "study.yaml", "--site", "refusing.yaml", "--dir", "out", "--json")
+    code, out, err = finish(start(folder, *words, environment=path))
+    assert code == 4, err
+    document = json.loads(out)
+    assert document["state"] == "no_site"
+    assert document["cause"].count("Site 'refusing' is not available") == 1
+    assert "invalid account" in document["cause"]
+    assert (document["best"], document["trials"]["total"]) == (None, 3)
+    assert "Resume with: parsl-rasda resume out" in err
+
+
 SLOW = """
 name: slow
 stages:
