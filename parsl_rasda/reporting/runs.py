@@ -136,6 +136,8 @@ class Run:
         for name, summary in found.items():
             standing = self._standing(name)
             summary |= {"state": standing.state.value, "cause": standing.cause}
+            if not self.searches[name].records:
+                summary["trials"]["total"] = self.searches[name].tune.num_samples
             if standing.state is not StageState.RUNNING:
                 summary |= {"gpus": 0, "gpus_busy": 0, "pilots": []}
         return found

@@ -235,6 +235,7 @@ def test_the_last_search_is_the_one_that_needs_the_others_whatever_the_order_of_
     assert run.order == ["coarse", "fine"]
     document = run.document()
     assert document["best"] is None
+    assert document["trials"]["total"] == 8, "those that are wanted"
     assert document["searches"]["coarse"]["best"]["trial"]
     graph = run_graph(run)
     assert all(data["kind"] in {"stage", "stretch"} for _, data in graph.nodes(data=True))
