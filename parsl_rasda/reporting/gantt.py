@@ -72,12 +72,11 @@ def _stay_bars(stay: Stay, fates: str, rows: Rows, x: Scale, row: float) -> Iter
         )
         if x(begun) - x(stay.begin) >= 1:
             yield _bar(x, stay.begin, begun, first, count, row, class_="starting")
-        room = x(stay.end) - x(stay.begin)
+        room = x(stay.end) - x(begun)
         if row * count >= _LABELLED and room >= _LETTER * len(stay.job.trial) + 4:
-            middle, y = rounded(x(stay.begin) + room / 2), rounded(_TOP + row * (first + count / 2))
-            yield element(
-                "text", stay.job.trial, class_="who", x=middle, y=y, dy="0.35em", text_anchor="middle"
-            )
+            middle, y = rounded(x(begun) + room / 2), rounded(_TOP + row * (first + count / 2))
+            who = {"class_": f"who {fates}", "x": middle, "y": y, "dy": "0.35em", "text_anchor": "middle"}
+            yield element("text", stay.job.trial, **who)
 
 
 def _bar(x: Scale, begin: float, end: float, first: int, count: int, row: float, **attributes: str) -> Markup:
