@@ -88,11 +88,21 @@ class Session:
     interrupted: bool = False
 
     def run(self) -> RunResult:
-        """Run every stage; the first failure ends the run once what is running has ended."""
-        done: dict[str, StageResult] = {}
+        """Run every stage on the study's sites.
+
+        Raises:
+            InvalidSettingError: If a stage names a site that is not there.
+            StageFailedError: If a stage fails: the first one, once what else was running has ended.
+            SiteUnavailableError: If no site can run a stage.
+        """
         narrowest = min((t.tune.scheduler.num_workers for t in self.study.tune_stages.values()), default=1)
         check_sites(self.study, [SiteName(site.name) for site in self.sites])
         places = Places(self.sites, self.run_directory, self.search_path, narrowest=narrowest)
+        return self.run_at(places)
+
+    def run_at(self, places: Places) -> RunResult:
+        """Run every stage at places that are opened for it and closed at its end; raises as `run` does."""
+        done: dict[str, StageResult] = {}
         graph = stage_graph(self.study)
         for name in graph:
             forget_record(self._folder(name))
