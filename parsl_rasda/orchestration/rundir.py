@@ -8,7 +8,7 @@
     mark                               a word that no other run has
     controller.json                    who runs the study now
     trials/<id>/attempt-<n>/           orders, epochs, checkpoints and reports of each attempt
-    stages/<stage>/                    results and files of the other stages
+    stages/<stage>/                    where each stage stands; results and files of its calls
     report.html                        the page that `run` and `report` write
 """
 
@@ -62,7 +62,7 @@ class RunDirectory:
 
     @property
     def stages(self) -> Path:
-        """Folder of the other stages' results."""
+        """Folder of the stages: their records and the results of their calls."""
         return self.path / "stages"
 
     @property

@@ -28,6 +28,7 @@ from parsl_rasda.reporting.graph import run_graph
 from parsl_rasda.reporting.overview import run_view
 from parsl_rasda.reporting.runs import read_run
 from parsl_rasda.reporting.tables import as_text
+from parsl_rasda.simulation.rehearsal import VirtualSite
 from parsl_rasda.study import StudySpec, dump_study
 from parsl_rasda.vocabulary import StageState
 
@@ -154,6 +155,21 @@ def test_a_result_counts_only_while_its_key_stands(pipeline) -> None:
     keep_result(folder, "0001", "older", {"result": 1, "seconds": 9.0})
     found = read_run(pipeline).stages["simulate"]
     assert (found.calls, found.ended, found.seconds) == (2, 1, 1.5)
+
+
+def test_the_cause_that_ended_a_search_is_told_everywhere(tmp_path, rehearsals, capsys) -> None:
+    study = rehearsals.study_of(scheduler={"num_workers": 2, "max_workers": 4})
+    rehearsals.into(tmp_path, study, site=VirtualSite(nodes=1, gpus_per_node=1))
+    cause = "a trial needs 2 GPUs at once"
+    report(tmp_path)
+    status(tmp_path)
+    assert capsys.readouterr().out.count(cause) == 2
+    assert cause in (tmp_path / "summary.txt").read_text()
+    status(tmp_path, as_json=True)
+    document = json.loads(capsys.readouterr().out)
+    assert document["state"] == "no_site"
+    assert cause in document["cause"]
+    assert document["cause"] == document["searches"]["tune"]["cause"] == document["stages"]["tune"]["cause"]
 
 
 def test_the_first_of_two_failures_is_the_cause(pipeline) -> None:
