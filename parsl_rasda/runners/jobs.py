@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from parsl_rasda.errors import SiteUnavailableError
 from parsl_rasda.handoff import EpochReport, HandoffError, JobOrder, JobReport, read_epochs
 from parsl_rasda.launch.base import Launcher, LaunchSettings
 from parsl_rasda.orchestration.events import ContinueJob, JobStarted
@@ -182,6 +183,8 @@ class JobDesk:
         error = future.exception()
         if error is None:
             self._finish(job, future.result())
+        elif isinstance(error, SiteUnavailableError):  # it was not even sent
+            self.conclude(job, Outcome.PREEMPTED, words(error))
         elif type(error).__name__ == "ManagerLost":
             self.on_manager_lost(job.lane, words(error))
         else:

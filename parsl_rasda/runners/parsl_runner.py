@@ -223,6 +223,15 @@ class ParslRunner:
             self._holds -= 1
             self.close()
 
+    def lose(self, cause: str) -> None:
+        """Count every pilot as ended by its owner: what still runs there is ended, and will not return."""
+
+        def bury_all() -> None:
+            for lane in tuple(self._pilots):
+                self._bury(lane, LaneEnd(cause, is_preemption=True))
+
+        self._do(bury_all)
+
     def submit_stage(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Run a plain function on a pilot, beside the jobs there; it holds no slots.
 

@@ -241,15 +241,22 @@ class AttachedPilots:
         """Leave the executor to its owner."""
 
     def submit(self, lane: Lane, function: Callable[..., Any], *arguments: Any, **named: Any) -> Future[Any]:
-        """Send a task to the executor."""
-        future: Future[Any] = self._kernel.submit(
-            function,
-            app_args=arguments,
-            executors=[lane],
-            cache=False,
-            ignore_for_cache=None,
-            app_kwargs=named,
-        )
+        """Send a task to the executor; once its owner has ended Parsl, its future has failed."""
+        from parsl.errors import NoDataFlowKernelError
+
+        future: Future[Any]
+        try:
+            future = self._kernel.submit(
+                function,
+                app_args=arguments,
+                executors=[lane],
+                cache=False,
+                ignore_for_cache=None,
+                app_kwargs=named,
+            )
+        except NoDataFlowKernelError:
+            future = Future()
+            future.set_exception(SiteUnavailableError(lane, "the program has ended Parsl"))
         return future
 
     def look(self, lane: Lane) -> LaneEnd | None:
