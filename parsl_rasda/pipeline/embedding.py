@@ -2,18 +2,19 @@
 
 ::
 
-    prepared = prepare(simulate(...))                       # their own apps
-    best = tune(Study.from_yaml("study.yaml"), data=prepared, slots=Slots("gpu", nodes=4, gpus_per_node=4))
+    prepared = prepare(simulate(100))                       # their own apps
+    study = Study.from_yaml("study.yaml")
+    best = tune(study, data=prepared, slots=Slots("gpu", nodes=4, gpus_per_node=4))
     final = evaluate(best)
 
 The search runs in a thread of its own: while it waits for trials, no thread of Parsl's waits with it.
+What happens in that thread is told in `embedded`.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -21,65 +22,105 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from parsl_rasda.errors import InvalidSettingError, RasdaError, StageFailedError
-from parsl_rasda.orchestration.admission import check_search_fit, check_searchers, tune_problems
-from parsl_rasda.orchestration.history import save_run
+from parsl_rasda.orchestration.admission import check_search_fit, tune_problems
 from parsl_rasda.orchestration.rundir import RunDirectory
 from parsl_rasda.orchestration.view import NoView, View
-from parsl_rasda.study import ParslSiteSpec, StudySpec, TuneStage, load_study
-from parsl_rasda.vocabulary import JSON, SiteName, StudyState
+from parsl_rasda.study import (
+    ParslSiteSpec,
+    StudySpec,
+    TuneStage,
+    declare_site,
+    declare_study,
+    load_study,
+)
+from parsl_rasda.study.spec import listing
 
 if TYPE_CHECKING:
+    from parsl.dataflow.dflow import DataFlowKernel
     from parsl.dataflow.futures import AppFuture
 
 _INTERNAL = "_parsl_internal"  # Parsl's own threads for join apps; ours return at once
+_OUR_ARGUMENTS = ("study", "slots", "directory", "view", "data_flow_kernel")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, init=False)
 class Study:
-    """A study with one search, for use in a Parsl program."""
+    """A study of one search, for use in a Parsl program.
+
+    ::
+
+        study = Study(tune={"metric": "val_loss", "num_samples": 16, ...}, name="cavity", seed=7)
+
+    Attributes:
+        spec: What its run directory will say: the search without the stages around it.
+        needs: Names of the inputs that `tune` must be given.
+    """
 
     spec: StudySpec
+    needs: tuple[str, ...]
 
-    def __post_init__(self) -> None:
-        """Refuse a study that is not one search."""
-        if len(self.spec.tune_stages) != 1:
-            found = f"{len(self.spec.tune_stages)} tune stages"
-            raise InvalidSettingError(f"study {self.spec.name}", found, "exactly one")
+    def __init__(self, tune: Mapping[str, Any], *, name: str = "study", seed: int = 0) -> None:
+        """Declare a study in code.
+
+        Args:
+            tune: What stands below ``tune`` in a study file.
+            name: Its name.
+            seed: Of the searcher and of the training.
+
+        Raises:
+            InvalidFileError: With every mistake.
+        """
+        declared = {"name": name, "seed": seed, "tune": tune}
+        self._become(declare_study(declared, "Study", check_tune=tune_problems), None)
 
     @classmethod
-    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
-        """Return the study of a file; stages beside its search are left to the program.
+    def from_yaml(
+        cls, path: str | os.PathLike[str], overrides: Sequence[str] = (), *, stage: str | None = None
+    ) -> Self:
+        """Return a search of a study file; the stages around it are the program's.
+
+        Args:
+            path: The file.
+            overrides: ``key=value`` each, as of ``parsl-rasda run --set``.
+            stage: Which search, if the file has several.
 
         Raises:
             InvalidFileError: With every mistake of the file.
+            InvalidSettingError: If it has no such search, or several and none was named.
         """
-        return cls(load_study(path, overrides, check_tune=tune_problems))
-
-    @classmethod
-    def from_mapping(cls, tune: Mapping[str, Any], *, name: str = "study", seed: int = 0) -> Self:
-        """Return a study declared in code, with the keys of a study file's ``tune``.
-
-        Raises:
-            ValueError: Pydantic's, if a key or a value is wrong.
-        """
-        return cls(StudySpec.model_validate({"name": name, "seed": seed, "tune": dict(tune)}))
+        study = cls.__new__(cls)
+        study._become(load_study(path, overrides, check_tune=tune_problems), stage)
+        return study
 
     @property
     def search(self) -> tuple[str, TuneStage]:
         """The name and the declaration of its search."""
         return next(iter(self.spec.tune_stages.items()))
 
-    @property
-    def alone(self) -> StudySpec:
-        """The search without the stages around it, which are the program's."""
-        name, stage = self.search
-        own = stage.model_copy(update={"needs": {}, "for_each": {}})
-        return self.spec.model_copy(update={"stages": {name: own}})
+    def _become(self, whole: StudySpec, name: str | None) -> None:
+        searches = whole.tune_stages
+        if name is None and len(searches) == 1:
+            (name,) = searches
+        if name is None or name not in searches:
+            raise InvalidSettingError("stage", name, f"a search of {whole.name}: {listing(searches)}")
+        stage = searches[name]
+        needs = (*stage.needs, *stage.for_each)
+        for ours in set(needs).intersection(_OUR_ARGUMENTS):
+            raise InvalidSettingError(
+                f"stages.{name}.needs", ours, "another name: tune() has an argument of this one"
+            )
+        if stage.tune.searcher.warm_start:
+            allowed = "nothing in a program, where no other search is known"
+            key = f"stages.{name}.tune.searcher.warm_start"
+            raise InvalidSettingError(key, stage.tune.searcher.warm_start, allowed)
+        alone = stage.model_copy(update={"needs": {}, "for_each": {}, "site": None})
+        object.__setattr__(self, "spec", whole.model_copy(update={"stages": {name: alone}}))
+        object.__setattr__(self, "needs", needs)
 
 
 @dataclass(frozen=True, slots=True)
 class Slots:
-    """GPU slots behind an executor of a Parsl program.
+    """GPU slots behind an executor of a Parsl program; they belong to one search at a time.
 
     Attributes:
         executor: Label of the executor. It needs a worker for each trial that runs at a time.
@@ -88,6 +129,9 @@ class Slots:
         accelerator: ``cuda``, ``rocm``, ``xpu``, ``cpu``, or ``none`` for purely logical slots.
         mpi_launcher: ``hydra``, ``openmpi``, ``srun``, or ``process`` for one process a trial.
         settings: Further keys of a site file, for example ``environment``.
+
+    Raises:
+        InvalidFileError: With every mistake.
     """
 
     executor: str
@@ -97,65 +141,77 @@ class Slots:
     mpi_launcher: str = "hydra"
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Refuse what a site file could not say."""
+        self.site()
+
     def site(self) -> ParslSiteSpec:
         """Return the site that they amount to."""
-        return ParslSiteSpec.model_validate(
-            {
-                "name": self.executor,
-                "provider": {"type": "LocalProvider"},  # the executor's own provider stays in charge
-                "nodes": self.nodes,
-                "gpus_per_node": self.gpus_per_node,
-                "accelerator": self.accelerator,
-                "mpi_launcher": self.mpi_launcher,
-                # Where this program finds its modules, its ranks must find them too.
-                "environment": {"PYTHONPATH": os.pathsep.join(_own_modules())},
-                **self.settings,
-            }
-        )
+        declared = {
+            "name": self.executor,
+            "provider": {"type": "LocalProvider"},  # the executor's own provider stays in charge
+            "nodes": self.nodes,
+            "gpus_per_node": self.gpus_per_node,
+            "accelerator": self.accelerator,
+            "mpi_launcher": self.mpi_launcher,
+            # Where this program finds its modules, its ranks must find them too.
+            "environment": {"PYTHONPATH": os.pathsep.join(_own_modules())},
+            **self.settings,
+        }
+        site = declare_site(declared, f"Slots({self.executor!r})")
+        if not isinstance(site, ParslSiteSpec):
+            raise InvalidSettingError("settings", listing(self.settings), "keys of a site behind Parsl")
+        return site
 
 
 def tune(
     study: Study,
     *,
-    slots: Slots,
-    directory: str | Path | None = None,
+    slots: Slots | Sequence[Slots],
+    directory: str | os.PathLike[str] | None = None,
     view: View | None = None,
+    data_flow_kernel: DataFlowKernel | None = None,
     **inputs: Any,
 ) -> AppFuture:
-    """Start a search in the loaded DataFlowKernel and return the future of its best trial.
+    """Start a search in a Parsl program and return the future of its best trial.
 
-    The result is a mapping: ``trial``, ``metric``, ``epoch``, ``config``, ``checkpoint``, ``replicas``.
+    The result is a mapping: ``trial``, ``metric``, ``epoch``, ``config``, ``checkpoint``, ``replicas``,
+    ``site``. If there is none, the future's exception is a `RasdaError`, with what caused it as its cause.
+
+    Slots belong to one search at a time: a second one on the same executor waits until the first has
+    ended. If the program ends Parsl, trials save and leave, and the same call goes on from there.
 
     Args:
         study: What to search.
-        slots: Where.
-        directory: Run directory; one that holds a run of this study is taken up again. Without it,
-            a new one below ``runs/``.
+        slots: Where: behind one executor, or several.
+        directory: Run directory; one that holds a run of this study, with these inputs, is taken up
+            again, also with more trials. Without it, a new one below ``runs/``.
         view: Who watches.
+        data_flow_kernel: Parsl's kernel; by default the one that is loaded.
         inputs: Arguments for the training function, in ``trial.inputs``; futures and Files are
             waited for, as in any app.
 
     Raises:
-        InvalidSettingError: If Parsl has no executor of that label, or the searcher refuses its options.
+        InvalidSettingError: If Parsl has no executor of that label, or an input that the study needs
+            is missing.
         PlacementImpossibleError: If a trial could never have the slots it needs.
         NoDataFlowKernelError: Parsl's, if none is loaded.
     """
     import parsl
+    from parsl.dataflow.futures import AppFuture
 
-    kernel = parsl.dfk()
-    if slots.executor not in kernel.executors:
-        labels = ", ".join(label for label in kernel.executors if label != _INTERNAL)
-        raise InvalidSettingError(
-            "slots.executor", slots.executor, f"a label of the loaded executors: {labels}"
-        )
+    from parsl_rasda.pipeline.embedded import Embedded
+
+    kernel = data_flow_kernel or parsl.dfk()
+    sites = _sites([slots] if isinstance(slots, Slots) else slots, kernel.executors)
     name, stage = study.search
-    site = slots.site()
-    check_searchers(study.spec)
-    check_search_fit(stage.tune, [site], {})
-    run = RunDirectory(_run_directory(study, directory).resolve())
+    _check_inputs(study, inputs, directory)
+    check_search_fit(stage.tune, sites, {})
+    run = RunDirectory(_run_directory(study.spec.name, directory).resolve())
+    search = Embedded(kernel, study.spec, sites, run, view or NoView())
 
-    def begin(**arrived: Any) -> Future[_Ended]:
-        return _in_a_thread(lambda: _search(kernel, study, site, run, arrived, view or NoView()), name)
+    def begin(**arrived: Any) -> Future[Any]:
+        return search.begin(arrived)
 
     begin.__name__ = f"rasda_{study.spec.name}"
     ended = kernel.submit(
@@ -167,68 +223,53 @@ def tune(
         ignore_for_cache=None,
         join=True,
     )
-    return kernel.submit(
-        best_or_raise,
-        app_args=(ended,),
-        app_kwargs={},
-        executors=[_INTERNAL],
-        cache=False,
-        ignore_for_cache=None,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Ended:
-    """How a search ended: as a value, because Parsl hides a join app's exception in its own."""
-
-    best: Any = None
-    error: Exception | None = None
-
-
-def best_or_raise(ended: _Ended) -> Any:
-    """Return the best trial of a search, or raise what it failed with."""
-    if ended.error is not None:
-        raise ended.error
-    return ended.best
-
-
-def _search(
-    kernel: Any,  # parsl.DataFlowKernel, untyped
-    study: Study,
-    site: ParslSiteSpec,
-    run: RunDirectory,
-    inputs: Mapping[str, Any],
-    view: View,
-) -> Any:
-    from parsl_rasda.pipeline.search import Search
-    from parsl_rasda.runners.parsl_runner import ParslRunner
-
-    name, stage = study.search
-    runner = ParslRunner.attached(kernel, site.name, site, run.path / "runners" / site.name)
-    given: dict[str, JSON] = {**stage.with_, **{k: _plain(name, k, v) for k, v in inputs.items()}}
-    search = Search(study.spec, name, stage.tune, {SiteName(site.name): site}, runner, run, run, given)
-    with run.controlled():
-        save_run(run, study.alone, [site], [Path.cwd()])
-        best = search.run(view)
-    if search.state is not StudyState.DONE:
-        raise StageFailedError(name, search.cause)
+    best = AppFuture(ended.task_record)
+    ended.add_done_callback(lambda done: _hand_over(name, done, best))
     return best
 
 
-def _plain(stage: str, key: str, value: Any) -> JSON:
-    """Return an input as JSON; a File becomes its path."""
-    if hasattr(value, "filepath"):
-        return str(value.filepath)
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {str(k): _plain(stage, key, v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(stage, key, v) for v in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    allowed = "numbers, texts, lists, mappings, paths and Parsl Files: ranks are other processes"
-    raise InvalidSettingError(f"input {key} of stage {stage}", type(value).__name__, allowed)
+def _hand_over(stage: str, ended: Future[Any], best: Future[Any]) -> None:
+    """Pass a task's result on, or its failure without what Parsl wraps around it."""
+    error = ended.exception()
+    if error is None:
+        best.set_result(ended.result())
+    else:
+        best.set_exception(_ours(stage, error))
+
+
+def _ours(stage: str, error: BaseException) -> RasdaError:
+    from parsl.dataflow.errors import DependencyError, JoinError
+
+    if isinstance(error, JoinError) and isinstance(error.__cause__, RasdaError):
+        return error.__cause__
+    root = (isinstance(error, DependencyError) and error.__cause__) or error
+    what = "an input could not be had: " if root is not error else ""
+    failed = StageFailedError(stage, f"{what}{type(root).__name__}: {root}")
+    failed.__cause__ = error
+    return failed
+
+
+def _sites(slots: Sequence[Slots], executors: Mapping[str, Any]) -> list[ParslSiteSpec]:
+    labels = [label for label in executors if label != _INTERNAL]
+    named = [each.executor for each in slots]
+    for executor in named:
+        if executor not in labels:
+            raise InvalidSettingError(
+                "slots.executor", executor, f"a label of the loaded executors: {listing(labels)}"
+            )
+    if not named or len(named) > len(set(named)):
+        raise InvalidSettingError("slots", listing(named), "at least one executor, each of them once")
+    return [each.site() for each in slots]
+
+
+def _check_inputs(study: Study, inputs: Mapping[str, Any], directory: object) -> None:
+    missing = [need for need in study.needs if need not in inputs]
+    if missing:
+        found = f"no {listing(missing)}"
+        raise InvalidSettingError("tune", found, f"what the study needs: {listing(study.needs)}")
+    if not isinstance(directory, str | os.PathLike | None):
+        allowed = "the path of the run directory; an input of the training needs another name"
+        raise InvalidSettingError("directory", type(directory).__name__, allowed)
 
 
 def _own_modules() -> list[str]:
@@ -237,27 +278,16 @@ def _own_modules() -> list[str]:
     return [str(Path(path).resolve()) for path in sys.path if not path.startswith(installed)]
 
 
-def _in_a_thread(work: Any, name: str) -> Future[_Ended]:
-    future: Future[_Ended] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(_Ended(best=work()))
-        except RasdaError as error:
-            future.set_result(_Ended(error=error))
-        except Exception as error:  # noqa: BLE001  it becomes the exception of the app's future
-            future.set_result(_Ended(error=error))
-
-    threading.Thread(target=run, name=f"rasda-{name}", daemon=True).start()
-    return future
-
-
-def _run_directory(study: Study, directory: str | Path | None) -> Path:
+def _run_directory(study: str, directory: str | os.PathLike[str] | None) -> Path:
+    """Return the directory that was asked for, or make one that nobody else has."""
     if directory is not None:
         return Path(directory)
-    base = Path("runs") / study.spec.name
     taken = 1
-    while base.exists():
-        taken += 1
-        base = base.with_name(f"{study.spec.name}-{taken}")
-    return base
+    while True:
+        made = Path("runs") / (study if taken == 1 else f"{study}-{taken}")
+        try:
+            made.mkdir(parents=True)
+        except FileExistsError:
+            taken += 1
+        else:
+            return made

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pickle
 import re
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -13,11 +16,14 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import dill
 import parsl
 import pytest
 from parsl.config import Config
 from parsl.data_provider.files import File
+from parsl.dataflow.errors import DependencyError
 from parsl.executors import ThreadPoolExecutor
+from parsl.monitoring import MonitoringHub
 
 import parsl_rasda
 from parsl_rasda import Slots, Study, tune
@@ -25,8 +31,12 @@ from parsl_rasda.errors import (
     InvalidFileError,
     InvalidSettingError,
     PlacementImpossibleError,
+    RunDirectoryError,
     StageFailedError,
 )
+from parsl_rasda.orchestration.view import NoView
+from parsl_rasda.pipeline import resume_study
+from parsl_rasda.vocabulary import StudyState
 
 PROGRAM = Path(__file__).parent / "embedded_program.py"
 REPOSITORY = Path(__file__).parents[2]
@@ -48,7 +58,11 @@ SETTINGS: dict[str, Any] = {
 
 def study(name: str, *, fault: str = "none") -> Study:
     space = {**SETTINGS["search_space"], "fault": fault}
-    return Study.from_mapping({**SETTINGS, "search_space": space}, name=name)
+    return Study({**SETTINGS, "search_space": space}, name=name)
+
+
+def contents(directory: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
@@ -66,7 +80,7 @@ def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.mark.parametrize("kind", ["threads", pytest.param("htex", marks=pytest.mark.slow)])
 def test_a_program_of_forty_lines_gets_its_best_trial(tmp_path: Path, kind: str) -> None:
-    assert len(PROGRAM.read_text().splitlines()) <= 50
+    assert len(PROGRAM.read_text().splitlines()) <= 40
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PATH": path}
     done = subprocess.run(
@@ -119,11 +133,18 @@ def test_two_searches_at_once_in_one_executor_and_no_thread_of_parsl_waits(loade
         assert (loaded / name / "journal.jsonl").exists()
 
 
-def test_parsl_shows_its_tasks_under_speaking_names(loaded: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO", logger="parsl.dataflow.dflow"):
-        tune(study("named"), slots=SLOTS, directory="named").result(timeout=60)
-    assert "rasda_named" in caplog.text
-    assert "trial_0000_attempt_1" in caplog.text
+def test_the_monitoring_of_parsl_shows_its_tasks_under_speaking_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(REPOSITORY))
+    hub = MonitoringHub(resource_monitoring_enabled=False, logging_endpoint="sqlite:///monitoring.db")
+    config = Config([ThreadPoolExecutor(label="gpu", max_threads=4)], usage_tracking=0, monitoring=hub)
+    with parsl.load(config):
+        tune(study("seen"), slots=SLOTS, directory="seen", epoch_s=0.01).result(timeout=60)
+    with contextlib.closing(sqlite3.connect("monitoring.db")) as kept:
+        names = {name for (name,) in kept.execute("select task_func_name from task")}
+    assert names == {"rasda_seen", "describe_allocation", "trial_0000_attempt_1", "trial_0001_attempt_1"}
 
 
 def test_inside_a_join_app(loaded: Path) -> None:
@@ -136,8 +157,38 @@ def test_inside_a_join_app(loaded: Path) -> None:
 
 def test_its_failure_is_an_exception_of_ours_with_the_cause(loaded: Path) -> None:
     future = tune(study("bad", fault="raise"), slots=SLOTS, directory="bad")
-    with pytest.raises(StageFailedError, match="EmulatedFaultError"):
+    with pytest.raises(StageFailedError, match="EmulatedFaultError") as failed:
         future.result(timeout=60)
+    assert str(pickle.loads(pickle.dumps(failed.value))) == str(failed.value)
+
+
+def test_an_input_that_fails_is_the_cause_of_a_failure_of_ours(loaded: Path) -> None:
+    @parsl.python_app(executors=["cpu"])
+    def prepare() -> None:
+        raise ValueError("no data")
+
+    future = tune(study("starved"), slots=SLOTS, directory="starved", data=prepare())
+    with pytest.raises(StageFailedError, match="an input could not be had: ValueError: no data") as failed:
+        future.result(timeout=60)
+    dependency = failed.value.__cause__
+    assert isinstance(dependency, DependencyError)
+    assert isinstance(dependency.__cause__, ValueError)
+    assert str(dill.loads(dill.dumps(failed.value))) == str(failed.value)
+
+
+def test_what_the_system_refuses_is_the_cause_of_a_failure_of_ours(loaded: Path) -> None:
+    (loaded / "file").write_text("not a folder")
+    future = tune(study("nowhere"), slots=SLOTS, directory=loaded / "file" / "run")
+    with pytest.raises(StageFailedError, match="NotADirectoryError") as failed:
+        future.result(timeout=60)
+    assert isinstance(failed.value.__cause__, NotADirectoryError)
+
+
+@pytest.mark.parametrize("module", [pickle, dill])
+def test_the_result_and_the_study_survive_pickling(loaded: Path, module: Any) -> None:
+    searched, slots = module.loads(module.dumps((study("pickled"), SLOTS)))
+    best = tune(searched, slots=slots, directory="pickled", epoch_s=0.01).result(timeout=60)
+    assert module.loads(module.dumps(best)) == best
 
 
 def test_a_finished_run_directory_is_taken_up_again_and_repeats_nothing(loaded: Path) -> None:
@@ -145,6 +196,50 @@ def test_a_finished_run_directory_is_taken_up_again_and_repeats_nothing(loaded: 
     journal = (loaded / "again" / "journal.jsonl").read_bytes()
     assert tune(study("again"), slots=SLOTS, directory="again").result(timeout=60) == first
     assert (loaded / "again" / "journal.jsonl").read_bytes() == journal
+
+
+@pytest.mark.parametrize(
+    ("changed", "inputs", "differs"),
+    [
+        ({"search_space": {"zz": {"int": [1, 3]}}}, {}, "stages.tune.tune.search_space.lr"),
+        ({}, {"epoch_s": 9.0, "data": "other"}, "stages.tune.with.epoch_s, stages.tune.with.data"),
+        ({"num_samples": 1}, {}, "stages.tune.tune.num_samples"),
+    ],
+)
+def test_a_directory_of_another_search_is_refused_and_stays_as_it_was(
+    loaded: Path, changed: dict[str, Any], inputs: dict[str, Any], differs: str
+) -> None:
+    given = {"epoch_s": 0.01}
+    tune(Study(SETTINGS, name="one"), slots=SLOTS, directory="one", **given).result(timeout=60)
+    before = contents(loaded / "one")
+    future = tune(
+        Study({**SETTINGS, **changed}, name="one"), slots=SLOTS, directory="one", **{**given, **inputs}
+    )
+    with pytest.raises(RunDirectoryError, match=f"another study, which differs in {differs}"):
+        future.result(timeout=60)
+    assert contents(loaded / "one") == before
+
+
+def test_more_trials_in_the_same_directory_go_on_from_there(loaded: Path) -> None:
+    for trials in (2, 3):
+        more = Study({**SETTINGS, "num_samples": trials}, name="more")
+        tune(more, slots=SLOTS, directory="more", epoch_s=0.01).result(timeout=60)
+    assert sorted(p.name for p in (loaded / "more" / "trials").iterdir()) == ["0000", "0001", "0002"]
+    assert all(len(list(p.iterdir())) == 1 for p in (loaded / "more" / "trials").iterdir())
+
+
+def test_a_study_file_of_the_users_is_never_written_over(loaded: Path) -> None:
+    (loaded / "study.yaml").write_text("name: mine")
+    with pytest.raises(RunDirectoryError, match="not of a run"):
+        tune(study("mine"), slots=SLOTS, directory=".").result(timeout=60)
+    assert (loaded / "study.yaml").read_text() == "name: mine"
+
+
+def test_parsl_rasda_resume_takes_an_embedded_search_up(loaded: Path) -> None:
+    tune(study("taken"), slots=SLOTS, directory="taken", epoch_s=0.01).result(timeout=60)
+    resumed = resume_study(loaded / "taken", [], view=NoView())
+    assert resumed.state is StudyState.DONE
+    assert resumed.summary["trials"]["completed"] + resumed.summary["trials"]["stopped"] == 2
 
 
 def test_files_and_futures_arrive_in_the_training_function_as_json(loaded: Path) -> None:
@@ -155,6 +250,58 @@ def test_files_and_futures_arrive_in_the_training_function_as_json(loaded: Path)
     future.result(timeout=60)
     order = next((loaded / "files" / "trials").glob("*/attempt-1/order.json")).read_text()
     assert str(loaded / "data.txt") in order
+
+
+PIPELINE = {
+    "name": "whole",
+    "stages": {
+        "simulate": {"command": ["true"]},
+        "first": {"needs": {"data": "simulate"}, "tune": SETTINGS},
+        "second": {
+            "needs": {"data": "simulate"},
+            "with": {"epoch_s": 0.01},
+            "tune": {**SETTINGS, "num_samples": 1},
+        },
+        "warm": {"tune": {**SETTINGS, "searcher": {"kind": "tpe", "warm_start": "first"}}},
+        "late": {"needs": {"view": "simulate"}, "tune": SETTINGS},
+    },
+}
+
+
+def test_one_search_of_a_file_with_several_and_what_it_needs(loaded: Path) -> None:
+    (loaded / "study.yaml").write_text(json.dumps(PIPELINE))
+    second = Study.from_yaml("study.yaml", stage="second")
+    with pytest.raises(InvalidSettingError, match="found 'no data'; allowed: what the study needs: data"):
+        tune(second, slots=SLOTS, directory="second")
+    assert tune(second, slots=SLOTS, directory="second", data=1).result(timeout=60)["epoch"] == 2
+    order = json.loads(next((loaded / "second" / "trials").glob("*/attempt-1/order.json")).read_text())
+    assert order["inputs"] == {"data": 1, "epoch_s": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("stage", "refused"),
+    [
+        (None, "stage: found None; allowed: a search of whole: first, second, warm, late"),
+        ("simulate", "stage: found 'simulate'"),
+        ("warm", "searcher.warm_start: found 'first'; allowed: nothing in a program"),
+        ("late", r"needs: found 'view'; allowed: another name: tune\(\) has an argument of this one"),
+    ],
+)
+def test_what_a_program_cannot_search_is_refused_in_words(
+    loaded: Path, stage: str | None, refused: str
+) -> None:
+    (loaded / "study.yaml").write_text(json.dumps(PIPELINE))
+    with pytest.raises(InvalidSettingError, match=refused):
+        Study.from_yaml("study.yaml", stage=stage)
+
+
+def test_an_input_that_is_called_as_an_argument_of_ours_is_refused_in_words(loaded: Path) -> None:
+    @parsl.python_app(executors=["cpu"])
+    def prepare() -> str:
+        return "data"
+
+    with pytest.raises(InvalidSettingError, match="an input of the training needs another name"):
+        tune(study("clash"), slots=SLOTS, directory=prepare())
 
 
 def test_what_ranks_could_never_receive_is_refused(loaded: Path) -> None:
@@ -170,11 +317,17 @@ def test_an_unknown_executor_is_refused_with_the_labels_there_are(loaded: Path) 
 def test_what_its_slots_can_never_hold_is_refused_at_once_and_leaves_no_directory(loaded: Path) -> None:
     strict = {**SETTINGS, "scheduler": {"max_t": 4, "max_workers": 4, "growth": "strict"}}
     with pytest.raises(PlacementImpossibleError, match=r"needs 4 GPUs at once.*largest pilot has 2"):
-        tune(Study.from_mapping(strict, name="wide"), slots=SLOTS, directory="wide")
-    wrong = Study.from_mapping({**SETTINGS, "searcher": {"kind": "tpe", "foo": 3}}, name="wide")
-    with pytest.raises(InvalidSettingError, match=r"searcher\.foo"):
-        tune(wrong, slots=SLOTS, directory="wide")
+        tune(Study(strict, name="wide"), slots=SLOTS, directory="wide")
     assert not (loaded / "wide").exists()
+
+
+def test_every_mistake_of_a_study_in_code_is_told_at_once() -> None:
+    wrong = {**SETTINGS, "metrc": 1, "num_samples": 0, "searcher": {"kind": "tpe", "foo": 3}}
+    with pytest.raises(InvalidFileError) as error:
+        Study(tune=wrong, name="wrong")
+    assert {m.key for m in error.value.mistakes} == {"tune.metrc", "tune.num_samples", "tune.searcher.foo"}
+    with pytest.raises(InvalidFileError, match=r"Slots\('gpu'\): mpi_launcher: found 'mpirun'"):
+        Slots("gpu", mpi_launcher="mpirun")
 
 
 def test_mistakes_of_a_study_file_have_their_lines_here_too(tmp_path: Path) -> None:
