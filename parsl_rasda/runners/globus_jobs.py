@@ -54,7 +54,6 @@ class GlobusJobs:
     """Keeps the books of the jobs of one site.
 
     Attributes:
-        given_up: Attempts that must never begin, or must end, once the site answers again.
         were_any: Whether a job was ever sent.
     """
 
@@ -82,15 +81,13 @@ class GlobusJobs:
         self._jobs: dict[JobId, _Job] = {}
         self._looks: list[Task] = []
         self._look_at = self._unanswered_since = 0.0
-        self.given_up: list[str] = []
         self.were_any = False
 
     def __bool__(self) -> bool:
         return bool(self._jobs)
 
     def begin_pilot(self) -> None:
-        """Forget what an earlier pilot did not answer, and whom the site has ended for us."""
-        self.given_up.clear()
+        """Forget what an earlier pilot did not answer."""
         self._looks.clear()
 
     def start(self, link: GlobusLink, order: JobOrder, arguments: Message) -> None:
@@ -119,7 +116,6 @@ class GlobusJobs:
     def conclude(self, outcome: Outcome, cause: str) -> None:
         """Report every job as ended; what is left of them there ends when the site answers again."""
         for job in tuple(self._jobs.values()):
-            self.given_up.append(job.order.directory)
             del self._jobs[job.id]
             ended = Outcome.PREEMPTED if job.stop else outcome
             self._post(JobEnded(time.time(), job.id, ended, cause))

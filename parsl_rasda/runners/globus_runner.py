@@ -9,7 +9,6 @@ One thread owns the books and never waits for the service.
 
 from __future__ import annotations
 
-import json
 import logging
 import queue
 import threading
@@ -36,12 +35,13 @@ from parsl_rasda.orchestration.events import (
     RequestPilot,
 )
 from parsl_rasda.orchestration.ports import PostEvent
-from parsl_rasda.orchestration.rundir import replace_file
 from parsl_rasda.runners import handshake
 from parsl_rasda.runners.allocations import Allocation
 from parsl_rasda.runners.app import Named
 from parsl_rasda.runners.globus_jobs import RESEND_S, GlobusJobs, Message, SiteLostError, events_of
 from parsl_rasda.runners.globus_link import GlobusLink, TooLargeError, UnreachableError
+from parsl_rasda.runners.globus_record import GlobusRecord
+from parsl_rasda.runners.globus_site import Sender
 from parsl_rasda.runners.globus_stages import GlobusStages
 from parsl_rasda.study.sites import GlobusSiteSpec
 from parsl_rasda.vocabulary import JobId, Outcome, PilotId, Placement
@@ -58,7 +58,12 @@ logger = logging.getLogger(__name__)
 @dataclass(slots=True, eq=False)
 class _Pilot:
     request: RequestPilot
-    asked_at: float = -1e9  # when the handshake was last sent
+    sender: Sender
+    lost_s: float  # after which a handshake counts as lost on its way, not as queued
+    handshake: Future[Message] | None = None  # on its way
+    shaken_at: float = 0.0
+    question: Future[bool] | None = None  # whether the endpoint is online
+    asked_at: float = -1e9
     offline_since: float | None = None
     cause: str = ""
     allocation: Allocation | None = None
@@ -99,7 +104,8 @@ class GlobusRunner:
         self._python_path = [str(path) for path in python_path]
         self._launcher = build_launcher(site.mpi_launcher)
         self._silence_s = site.heartbeat_threshold_s
-        self._group = _task_group(directory)
+        self._record = GlobusRecord(directory)
+        self._group = self._record.group
         self._folder = f"{site.work_dir}/{self._group}"
         self._post: PostEvent = _discard
         self._connect = connect
@@ -299,7 +305,8 @@ class GlobusRunner:
         if self._refusal:
             self._end_pilot(request, self._refusal, usable=False)
             return
-        self._pilot = _Pilot(request)
+        sender = Sender(self._folder, str(self._group), self._record.next_term())
+        self._pilot = _Pilot(request, sender, 10 * self._silence_s)
         self._shake_hands(self._pilot)
 
     def _shake_hands(self, pilot: _Pilot) -> None:
@@ -308,20 +315,16 @@ class GlobusRunner:
         if pilot.offline_since is not None and now > pilot.offline_since + self._silence_s:
             self._refuse(pilot, pilot.cause)
             return
-        again_s = RESEND_S if pilot.offline_since is not None else 10 * self._silence_s
-        if now < pilot.asked_at + again_s:
-            return
-        first, pilot.asked_at = pilot.asked_at < 0, now
-        self._when(self._tasks.ask_whether_online(), lambda done: self._heard_state(pilot, done))
-        if first or pilot.offline_since is None:
-            arguments = {
-                "accelerator": self._site.accelerator,
-                "folder": self._folder,
-                "mark": str(self._group),
-                "given_up": self._jobs.given_up,
-            }
-            task = self._tasks.submit("describe", arguments)
-            self._when(task, lambda done: self._shaken(pilot, done))
+        again_s = RESEND_S if pilot.offline_since is not None else self._silence_s
+        if (pilot.question is None or pilot.question.done()) and now > pilot.asked_at + again_s:
+            pilot.asked_at, pilot.question = now, self._tasks.ask_whether_online()
+            self._when(pilot.question, lambda done: self._heard_state(pilot, done))
+        if pilot.handshake is not None and now > pilot.shaken_at + pilot.lost_s:
+            pilot.handshake, pilot.lost_s = None, 2 * pilot.lost_s  # a pilot may be queued for hours
+        if pilot.handshake is None and pilot.offline_since is None:
+            arguments = {"accelerator": self._site.accelerator, "sender": asdict(pilot.sender)}
+            pilot.shaken_at, pilot.handshake = now, self._tasks.submit("describe", arguments)
+            self._when(pilot.handshake, lambda done: self._shaken(pilot, done))
 
     def _heard_state(self, pilot: _Pilot, done: Future[bool]) -> None:
         error = done.exception()
@@ -337,6 +340,8 @@ class GlobusRunner:
         error = done.exception()
         if isinstance(error, UnreachableError):
             pilot.cause, pilot.offline_since = str(error), pilot.offline_since or time.monotonic()
+            if pilot.handshake is done:
+                pilot.handshake = None  # it was not taken: send it again as soon as the service answers
             return
         if error is not None:
             self._refuse(pilot, str(error))
@@ -426,7 +431,7 @@ class GlobusRunner:
             "order": order.to_json(),
             "launch": asdict(self._launcher.command(placement, program, settings)),
             "mark": f"{self._group}/{order.job}",
-            "run_mark": str(self._group),
+            "sender": asdict(pilot.sender),
             "python_path": self._python_path,
             "grace_s": self._grace_s,
         }
@@ -453,18 +458,6 @@ class GlobusRunner:
             self._tasks.submit("sweep", {"mark": str(self._group)}).result(_SWEEP_S)
         except (RasdaError, TimeoutError) as error:
             logger.warning("site %s may have processes left: %s", self._site.name, error)
-
-
-def _task_group(directory: Path) -> uuid.UUID:
-    """Return the task group of a run on a site, the same after a death of the controller."""
-    file = directory / "globus.json"
-    try:
-        return uuid.UUID(json.loads(file.read_text())["task_group"])
-    except (OSError, ValueError, KeyError):
-        directory.mkdir(parents=True, exist_ok=True)
-        group = uuid.uuid4()
-        replace_file(file, json.dumps({"task_group": str(group)}))
-        return group
 
 
 def _discard(_: object) -> None:

@@ -8,8 +8,12 @@ is on the site's disk, in the attempt's directory, beside what the ranks write:
     heartbeat    Unix time [s], renewed while the task watches over the launch
     report.json  the ranks' report, or the task's own if they left none
 
-`claim` and `stop` fence an attempt: whoever writes one of them looks for the other afterwards. Arguments
-and results are plain JSON.
+`claim` and `stop` fence an attempt: whoever writes one of them looks for the other afterwards. Handshakes
+fence what earlier ones have sent: each has a number of its own, its term, which it leaves in `terms/` of
+the run's folder. It ends what was sent under earlier terms, a task of an earlier term does not begin any
+more, and however often or late a handshake is delivered, it does no harm to what came after it.
+
+Arguments and results are plain JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,11 +34,36 @@ from parsl_rasda.handoff import STOP, JobOrder, JobReport, read_epochs, read_rep
 from parsl_rasda.runners import app, evidence, hosts, leftovers
 from parsl_rasda.vocabulary import JobId, Outcome, TrialId
 
-CLAIM, HEARTBEAT, ANSWER = "claim", "heartbeat", "answer.json"
+CLAIM, HEARTBEAT, ANSWER, TERMS = "claim", "heartbeat", "answer.json", "terms"
 HEARTBEAT_S = 1.0
 _GONE_S = 8.0  # for what an earlier controller left to save and leave
 
 Message = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """Who sends a task.
+
+    Attributes:
+        folder: The run's own folder on this site.
+        mark: Of the run.
+        term: Number of the handshake under which it is sent; the run counts them, over all its controllers.
+    """
+
+    folder: str
+    mark: str
+    term: int
+
+    @property
+    def process_mark(self) -> str:
+        """What is in the environment of all that this sender starts (`leftovers.RUN_VARIABLE`)."""
+        return f"{self.mark}/{self.term}"
+
+    def has_earlier(self, process_mark: str) -> bool:
+        """Whether a process was started by this run under an earlier term."""
+        mark, _, term = process_mark.partition("/")
+        return mark == self.mark and _number(term) < self.term
 
 
 def answer(call: str, arguments: Mapping[str, Any]) -> Any:
@@ -95,63 +124,65 @@ def look_at_stages(folders: Sequence[str]) -> list[Message]:
 
 def sweep(mark: str) -> int:
     """End what a run has left running on this node; returns how many processes that were."""
-    return leftovers.end_marked(leftovers.RUN_VARIABLE, mark, grace_s=1.0)
+    return leftovers.end_marked(leftovers.RUN_VARIABLE, lambda m: m.partition("/")[0] == mark, grace_s=1.0)
 
 
-def describe(accelerator: str, folder: str, mark: str, given_up: Sequence[str]) -> Message:
-    """Return what there is here, after ending whatever an earlier controller of this run left.
+def describe(accelerator: str, sender: Message) -> Message:
+    """Return what there is here, after ending whatever was sent under earlier terms.
 
     Args:
         accelerator: What a slot is.
-        folder: The run's own folder on this site.
-        mark: In the environment of all that this run starts here (`leftovers.RUN_VARIABLE`).
-        given_up: Directories of attempts that the controller has given up, whether they began or not.
+        sender: A `Sender`, under a new term.
     """
-    for name in given_up:
-        Path(name).mkdir(parents=True, exist_ok=True)
-        _write(Path(name) / STOP, "the controller has given it up")
+    ours = Sender(**sender)
+    terms = Path(ours.folder) / TERMS
+    terms.mkdir(parents=True, exist_ok=True)
+    (terms / str(ours.term)).touch()
     unfinished = [
-        path.parent
-        for path in Path(folder).glob("trials/*/attempt-*/claim")
-        if not (path.parent / "report.json").exists()
+        claim.parent
+        for claim in Path(ours.folder).glob(f"trials/*/attempt-*/{CLAIM}")
+        if _number(claim.read_text()) < ours.term and not (claim.parent / "report.json").exists()
     ]
     for directory in unfinished:
-        _write(directory / STOP, "the controller has gone")
+        _write(directory / STOP, "the controller has given it up")
     give_up = time.monotonic() + _GONE_S
     while time.monotonic() < give_up and any(
         _silence_s(d) < 3 * HEARTBEAT_S and not (d / "report.json").exists() for d in unfinished
     ):
         time.sleep(HEARTBEAT_S / 4)
-    ended = leftovers.end_marked(leftovers.RUN_VARIABLE, mark, grace_s=1.0)
+    ended = leftovers.end_marked(leftovers.RUN_VARIABLE, ours.has_earlier, grace_s=1.0)
     return {**hosts.describe_allocation(accelerator), "python": platform.python_version(), "ended": ended}
 
 
 def run(
-    order: Message, launch: Message, mark: str, run_mark: str, python_path: Sequence[str], grace_s: float
+    order: Message, launch: Message, mark: str, sender: Message, python_path: Sequence[str], grace_s: float
 ) -> Message:
-    """Run one attempt to its end, unless it is told to stop or another task has it.
+    """Run one attempt to its end, unless it is told to stop, another task has it, or it comes too late.
 
     Args:
         order: A `handoff.JobOrder`.
         launch: A `launch.base.LaunchCommand`.
         mark: Marks every process of the launch (`leftovers.JOB_VARIABLE`).
-        run_mark: Marks every process of the run (`leftovers.RUN_VARIABLE`).
+        sender: A `Sender`.
         python_path: Folders to import from, before the site's own.
         grace_s: How long ranks may take to leave [s].
 
     Returns:
         ``report`` and ``epochs`` as `app.run_job`; ``report`` is None if another task has the attempt.
     """
-    job = JobOrder.from_json(order)
+    job, ours = JobOrder.from_json(order), Sender(**sender)
     directory = Path(job.directory)
     directory.mkdir(parents=True, exist_ok=True)
-    try:
-        (directory / CLAIM).touch(exist_ok=False)
-    except FileExistsError:
+    if not _create(directory / CLAIM, str(ours.term)):
         return _state(directory, job.job, 0)
+    if _newest_term(ours.folder) > ours.term:
+        _write(directory / STOP, "a later handshake has been there")
     own = launch["environment"].get("PYTHONPATH") or os.environ.get("PYTHONPATH", "")
     path = os.pathsep.join((*python_path, *([own] if own else [])))
-    launch["environment"] |= {leftovers.RUN_VARIABLE: run_mark, **({"PYTHONPATH": path} if path else {})}
+    launch["environment"] |= {
+        leftovers.RUN_VARIABLE: ours.process_mark,
+        **({"PYTHONPATH": path} if path else {}),
+    }
     if (reason := _read(directory / STOP)) is not None:
         report = evidence.conclude(directory, job, Outcome.PREEMPTED, f"{reason} before it started")
     else:
@@ -320,13 +351,28 @@ def _read(path: Path) -> str | None:
         return None
 
 
-def _write(path: Path, text: str) -> None:
-    """Write a file whole, unless there is one."""
+def _newest_term(folder: str) -> int:
+    """Return the highest number of a handshake that has been here."""
+    return max((_number(path.name) for path in (Path(folder) / TERMS).glob("*")), default=0)
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdecimal() else 0
+
+
+def _create(path: Path, text: str) -> bool:
+    """Write a file whole; returns whether there was none."""
     beside = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.{threading.get_ident()}")
     beside.write_text(text)
     try:
         os.link(beside, path)
     except FileExistsError:
-        return
+        return False
     finally:
         beside.unlink()
+    return True
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole, unless there is one."""
+    _create(path, text)

@@ -16,7 +16,7 @@ import platform
 import signal
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -81,16 +81,35 @@ def release(directory: Path) -> None:
     (directory / RECORD).unlink(missing_ok=True)
 
 
-def marked(variable: str, value: str) -> tuple[ProcessId, ...]:
-    """Return this user's living processes with that variable, without the caller's own."""
-    wanted = f"{variable}={value}".encode()
-    return tuple(p for p in _processes() if p.pid != os.getpid() and wanted in _environment_of(p.pid))
+def marked(variable: str, value: str | Callable[[str], bool]) -> tuple[ProcessId, ...]:
+    """Return this user's living processes with that variable, without the caller's own.
+
+    Args:
+        variable: Its name.
+        value: The value, or what says of one whether it is meant.
+    """
+    name = f"{variable}=".encode()
+
+    def is_meant(entry: bytes) -> bool:
+        if not entry.startswith(name):
+            return False
+        found = entry.removeprefix(name).decode(errors="replace")
+        return value(found) if callable(value) else found == value
+
+    return tuple(
+        p for p in _processes() if p.pid != os.getpid() and any(map(is_meant, _environment_of(p.pid)))
+    )
 
 
-def end_marked(variable: str, value: str, *, grace_s: float) -> int:
+def end_marked(variable: str, value: str | Callable[[str], bool], *, grace_s: float) -> int:
     """End every process with that variable: TERM, and KILL after ``grace_s`` [s].
 
     Returns when they are gone; new ones that they start meanwhile are ended too.
+
+    Args:
+        variable: Its name.
+        value: The value, or what says of one whether it is meant.
+        grace_s: As above.
 
     Returns:
         How many processes were signalled.

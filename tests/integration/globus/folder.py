@@ -121,8 +121,9 @@ class Folder:
 
     def ranks(self) -> list[int]:
         """Return every process that a run of this folder has started on a site."""
-        marks = {path.name for path in self.path.glob("disk-*/*")}
-        return [p.pid for mark in marks for p in leftovers.marked(leftovers.RUN_VARIABLE, mark)]
+        runs = {path.name for path in self.path.glob("disk-*/*")}
+        found = leftovers.marked(leftovers.RUN_VARIABLE, lambda mark: mark.partition("/")[0] in runs)
+        return [process.pid for process in found]
 
     def seconds(self, site: str) -> list[float]:
         """Return how long each epoch on a site took [s]."""

@@ -49,6 +49,7 @@ class DeafLink(GlobusLink):
         self.kept: list[tuple[Task, Any]] = []
         self.found: dict[str, Any] = {}
         self.sent: list[str] = []
+        self.lost: list[tuple[str, dict[str, Any]]] = []  # tasks that were taken and did not run
 
     def submit(self, call: str, arguments: Mapping[str, Any]) -> Task:
         self.sent.append(call)
@@ -63,6 +64,8 @@ class DeafLink(GlobusLink):
                 task.set_result(found)
             else:
                 self.kept.append((task, found))
+        else:
+            self.lost.append((call, json.loads(json.dumps(arguments))))
         return task
 
     def ask_whether_online(self) -> Future[bool]:
@@ -155,6 +158,10 @@ def opened(world: World) -> Iterator[World]:
         world.runner.close()
 
 
+def describe(folder: Path, term: int = 1) -> dict[str, Any]:
+    return globus_site.describe("none", {"folder": str(folder), "mark": "nobody", "term": term})
+
+
 def ends(log: EventLog) -> list[Event]:
     return [event for event in log.events if isinstance(event, JobEnded)]
 
@@ -189,10 +196,35 @@ def test_a_site_that_never_answers_again_is_given_up_with_its_jobs(tmp_path: Pat
         assert ended.usable
         assert "has not answered for 3 s" in ended.cause
         assert [event.outcome for event in world.log.of(job)] == [Outcome.LOST]
+        task = next(task for task in world.link.lost if task[0] == "run")
         world.ask()
         world.log.next(PilotStarted)
-    (stop,) = (tmp_path / "disk").glob("*/trials/0000/attempt-1/stop")
-    assert "given it up" in stop.read_text(), "should its task come after all, it will not begin"
+    late = globus_site.answer(*task)
+    assert late["report"]["cause"] == "a later handshake has been there before it started"
+    assert not late["epochs"], "should its task come after all, it does not begin"
+
+
+def test_a_handshake_that_comes_again_beside_running_jobs_leaves_them_alone(tmp_path: Path) -> None:
+    with opened(World(tmp_path)) as world:
+        world.ask()
+        job = world.start(inputs={"epoch_s": 1.0})
+        world.log.next(EpochReported)
+        (claim,) = (tmp_path / "disk").glob("*/trials/0000/attempt-1/claim")
+        folder = str(claim.parents[3])
+        sender = {"folder": folder, "mark": Path(folder).name, "term": int(claim.read_text())}
+        globus_site.describe("none", sender)
+        assert not (claim.parent / "stop").exists()
+        assert world.log.next(JobEnded, job).outcome is Outcome.REACHED
+
+
+def test_a_handshake_that_could_not_be_sent_is_sent_as_soon_as_the_service_answers(tmp_path: Path) -> None:
+    with opened(World(tmp_path, heartbeat_threshold=5.0)) as world:
+        world.lose_the_service()
+        world.ask()
+        eventually(lambda: "describe" in world.link.sent)
+        world.link.is_online = True
+        assert world.log.next(PilotStarted)
+    assert world.link.sent.count("describe") == 2, "not after ten times the silence that is borne"
 
 
 def test_while_the_service_is_away_nothing_is_given_up(tmp_path: Path) -> None:
@@ -249,7 +281,7 @@ def test_a_mismatch_that_would_break_is_refused_in_words(
 
 def test_another_torch_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with opened(World(tmp_path)) as world:
-        versions = globus_site.describe("none", str(tmp_path), "nobody", [])["versions"]
+        versions = describe(tmp_path)["versions"]
         world.link.found = {"versions": {**versions, "torch": "1.0.0"}}
         world.ask()
         world.log.next(PilotStarted)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 
 from parsl_rasda.handoff import JobOrder, read_report
-from parsl_rasda.runners import globus_site
+from parsl_rasda.runners import globus_site, leftovers
 from parsl_rasda.vocabulary import Outcome, TrialId
 
 PYTHON = sys.executable
@@ -35,10 +37,15 @@ def order_at(directory: Path, attempt: int = 1) -> JobOrder:
     )
 
 
-def run(directory: Path, script: str = "pass") -> dict[str, Any]:
+def sender(folder: Path, term: int) -> dict[str, Any]:
+    return {"folder": str(folder), "mark": f"run-{folder}".replace("/", "-"), "term": term}
+
+
+def run(directory: Path, script: str = "pass", term: int = 1) -> dict[str, Any]:
     order = order_at(directory).to_json()
     launch = {"argv": [PYTHON, "-c", script], "environment": {}, "files": {}}
-    return globus_site.run(order, launch, f"mark/{directory}", f"run/{directory}", [], grace_s=0.2)
+    by = sender(directory.parents[2], term)
+    return globus_site.run(order, launch, f"mark/{directory}", by, [], grace_s=0.2)
 
 
 def look(directory: Path, **fields: Any) -> dict[str, Any]:
@@ -110,15 +117,52 @@ def test_ranks_that_do_not_heed_the_stop_file_are_ended(tmp_path: Path) -> None:
     assert "did not end in time" in state["report"]["cause"]
 
 
-def test_the_next_controller_stops_what_the_last_one_left(tmp_path: Path) -> None:
-    directory = tmp_path / "trials" / "0000" / "attempt-1"
+def attempt_at(folder: Path, claim: str, silent_s: float = 60.0) -> Path:
+    directory = folder / "trials" / "0000" / "attempt-1"
     directory.mkdir(parents=True)
-    (directory / "claim").touch()
-    (directory / "heartbeat").write_text(str(time.time() - 60))
-    found = globus_site.describe("none", str(tmp_path), "mark", [str(tmp_path / "trials/0001/attempt-1")])
+    (directory / "claim").write_text(claim)
+    (directory / "heartbeat").write_text(str(time.time() - silent_s))
+    return directory
+
+
+def test_a_handshake_stops_what_was_sent_before_it(tmp_path: Path) -> None:
+    directory = attempt_at(tmp_path, claim="1")
+    assert globus_site.describe("none", sender(tmp_path, 2))["nodes"]
     assert (directory / "stop").exists()
-    assert (tmp_path / "trials/0001/attempt-1/stop").exists(), "also what it only sent"
-    assert found["nodes"]
+
+
+@pytest.mark.parametrize("term", [1, 2, 3])
+def test_a_handshake_that_is_delivered_again_or_late_leaves_alone_what_came_after(
+    tmp_path: Path, term: int
+) -> None:
+    directory = attempt_at(tmp_path, claim="3", silent_s=0.0)
+    globus_site.describe("none", sender(tmp_path, term))
+    assert not (directory / "stop").exists()
+
+
+def test_a_handshake_ends_the_processes_of_earlier_terms_only(tmp_path: Path) -> None:
+    def start(term: int) -> subprocess.Popen[bytes]:
+        mark = globus_site.Sender(**sender(tmp_path, term)).process_mark
+        environment = {**os.environ, leftovers.RUN_VARIABLE: mark}
+        return subprocess.Popen([PYTHON, "-c", "import time; time.sleep(60)"], env=environment)
+
+    earlier, ours = start(9), start(10)
+    try:
+        assert globus_site.describe("none", sender(tmp_path, 10))["ended"] == 1
+        assert earlier.wait(10) != 0
+        assert ours.poll() is None
+    finally:
+        for process in (earlier, ours):
+            process.kill()
+            process.wait()
+
+
+def test_a_task_of_an_earlier_term_does_not_begin(tmp_path: Path) -> None:
+    globus_site.describe("none", sender(tmp_path, 2))
+    directory = tmp_path / "trials" / "0000" / "attempt-1"
+    state = run(directory, f"open({str(tmp_path / 'began')!r}, 'w')", term=1)
+    assert state["report"]["outcome"] == Outcome.PREEMPTED
+    assert not (tmp_path / "began").exists()
 
 
 @pytest.mark.parametrize("call", ["describe", "run", "look", "stage"])
