@@ -18,6 +18,8 @@ class Template(StrEnum):
 
     MINIMAL = "minimal"
     CFD = "cfd"
+    AM = "am"
+    CV = "cv"
 
 
 def init(

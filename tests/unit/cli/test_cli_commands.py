@@ -10,7 +10,7 @@ from rich.console import ConsoleDimensions
 
 from parsl_rasda.cli.carry import carry_through
 from parsl_rasda.cli.export import Target, export
-from parsl_rasda.cli.init import copy_template, init
+from parsl_rasda.cli.init import Template, copy_template, init
 from parsl_rasda.cli.options import load_inputs
 from parsl_rasda.cli.plan import plan
 from parsl_rasda.cli.report import report
@@ -333,7 +333,7 @@ def test_one_site_twice_is_a_mistake(study, site) -> None:
         load_inputs(study, [site, site])
 
 
-@pytest.mark.parametrize("template", ["minimal", "cfd"])
+@pytest.mark.parametrize("template", Template)
 def test_init_writes_files_that_validate(tmp_path, capsys, template) -> None:
     init(tmp_path / "new", template)
     named = f"{tmp_path / 'new' / 'study.yaml'} --site {tmp_path / 'new' / 'site.yaml'}"
