@@ -15,7 +15,7 @@ import pickle
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,6 +100,17 @@ def read_header(path: Path) -> dict[str, Any]:
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise CheckpointError(str(path), f"another format than {FORMAT}")
     return dict(header)
+
+
+def check_header(path: Path, header: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Refuse a header without what is needed of it.
+
+    Raises:
+        CheckpointError: If a name is missing: the checkpoint was written by something else.
+    """
+    missing = sorted(set(names) - header.keys())
+    if missing:
+        raise CheckpointError(str(path), f"its {HEADER} has no {', '.join(missing)}")
 
 
 def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:

@@ -14,10 +14,10 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import SyncBatchNorm, _NormBase
 
 from parsl_rasda.errors import CheckpointError, InvalidSettingError, TrainingError
 from parsl_rasda.handoff import Training
+from parsl_rasda.runtime.buffers import RunningBuffers
 from parsl_rasda.runtime.checkpoint import MODEL, OPTIMIZER, load_weights, read_tensors
 from parsl_rasda.runtime.data import Batch, Samples, read_all, seed_everything
 from parsl_rasda.runtime.forward import (
@@ -31,6 +31,17 @@ from parsl_rasda.runtime.learning_rate import Scaling, rate_factor, scaling_rule
 from parsl_rasda.runtime.reduction import ExactTree, OverlappedSum, Reduction
 from parsl_rasda.runtime.replicas import EpochPlan, MicroBatch, carried, is_power_of_two, seed_of
 
+HEADER_FIELDS = (
+    "epoch",
+    "step",
+    "losses",
+    "samples",
+    "batch_size",
+    "optimizer",
+    "numbers",
+    "options",
+    "scaler",
+)
 OptimizerFactory: TypeAlias = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
 Schedule: TypeAlias = Sequence[tuple[int, int]]  # (epoch, replicas)
 
@@ -60,8 +71,6 @@ class _Step:
     of: int
     reduction: Reduction
     halt: Callable[[], bool]
-    statistics: list[list[Tensor]]  # of each active normalisation, as they were before
-    norms: list[_NormBase]
     micro_batch: MicroBatch | None = None  # waiting for its loss
     is_last: bool = False
 
@@ -101,7 +110,9 @@ class Engine:
             model.to(self.device)
             group.broadcast([t for t in model.state_dict().values() if isinstance(t, Tensor)])
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.norms = _norms(model)
+        _refuse_coupled(model)
+        self._buffers = RunningBuffers(model, group)
+        self._modes: dict[nn.Module, bool] = {}  # in training, of each module
         self.optimizer = make_optimizer(self.parameters, update.rate)
         self.rates = [float(options["lr"]) for options in self.optimizer.param_groups]
         self.scaling = update.scaling or scaling_rule(training.lr_scaling, type(self.optimizer))
@@ -144,13 +155,13 @@ class Engine:
             for m in _own(plan, index, mine)
         )
         ahead = read_all(samples, reads, self.device, workers=workers, streams=len(mine))
-        self.model.train()
+        self.train()
+        self._buffers.begin_epoch()
         for index in todo:
             micro_batches = _own(plan, index, mine)
             self._set_rate(position.epoch + (index + 0.5) / plan.steps, schedule)
-            norms = [norm for norm in self.norms if norm.training]
-            before = [[t.clone() for t in _statistics(norm)] for norm in norms]
-            step = self._step = _Step(index, plan.steps, reduction, halt, before, norms)
+            self._buffers.begin_step()
+            step = self._step = _Step(index, plan.steps, reduction, halt)
             for micro_batch in micro_batches:
                 batch = next(ahead)
                 self._begin(step, micro_batch, is_last=micro_batch is micro_batches[-1])
@@ -163,6 +174,19 @@ class Engine:
                 self._finish(step)
             if self.halted:
                 return
+
+    def train(self) -> None:
+        """Go on training after `evaluate`, with what the user has frozen (``norm.eval()``) still frozen."""
+        if not self.model.training:
+            self.model.train()
+            for module, mode in self._modes.items():
+                module.training = mode
+
+    def evaluate(self) -> None:
+        """Put the model in eval mode."""
+        if self.model.training:
+            self._modes = {module: module.training for module in self.model.modules()}
+        self.model.eval()
 
     def backward(self, loss: Tensor) -> bool:
         """Use the loss of the micro-batch that was yielded. Returns whether the weights changed."""
@@ -179,13 +203,23 @@ class Engine:
         self._losses[micro_batch.replica] += loss.detach().double() * micro_batch.size
         weighted = loss * (micro_batch.weight * step.reduction.scale)
         (self.scaler.scale(weighted) if self.scaler else weighted).backward()  # type: ignore[no-untyped-call] # torch
-        step.reduction.add(micro_batch.weight)
+        step.reduction.add(self._buffers.values(), micro_batch.weight)
         if step.is_last:
             self._finish(step)
         return step.is_last
 
     def end_epoch(self) -> None:
-        """All steps of the epoch are done."""
+        """All steps of the epoch are done.
+
+        Raises:
+            TrainingError: If they are not.
+        """
+        step = self._step
+        if step is not None and self.position.step < step.of:
+            raise TrainingError(
+                f"trial.batches was left after {self.position.step} of {step.of} steps.",
+                "Let the loop end by itself; for shorter epochs, give it fewer samples.",
+            )
         self.position = Position(self.position.epoch + 1)
         self._step = None
         if self.training.compile:
@@ -198,18 +232,15 @@ class Engine:
     def _begin(self, step: _Step, micro_batch: MicroBatch, *, is_last: bool) -> None:
         """Make everything random and everything that runs along a function of the replica alone."""
         step.micro_batch, step.is_last = micro_batch, is_last
-        for norm, before in zip(step.norms, step.statistics, strict=True):
-            for tensor, value in zip(_statistics(norm), before, strict=True):
-                tensor.copy_(value)
+        self._buffers.begin()
         step.reduction.begin(last=is_last)
         seed_everything(self._seed_of("compute", micro_batch), self.device)
 
     @torch.no_grad()
     def _finish(self, step: _Step) -> None:
-        self.halted = step.reduction.finish(halt=step.halt())
-        for norm, before in zip(step.norms, step.statistics, strict=True):
-            if norm.num_batches_tracked is not None:
-                norm.num_batches_tracked.copy_(before[-1] + 1)
+        means = self._buffers.room()
+        self.halted = step.reduction.finish(means, halt=step.halt())
+        self._buffers.finish(means)
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
         if self.update.clip_norm is not None:
@@ -231,21 +262,20 @@ class Engine:
             )
         if kind == "auto":
             kind = "exact" if can_be_exact else "ddp"
-        buffers = [t for norm in self.norms for t in (norm.running_mean, norm.running_var) if t is not None]
         kind = "sharded" if self.is_sharded else kind
         key = (kind, replicas if kind == "exact" else 0)
         if key not in self._reductions:
-            self._reductions[key] = self._new_reduction(kind, buffers, replicas // size)
+            self._reductions[key] = self._new_reduction(kind, replicas // size)
         return self._reductions[key]
 
-    def _new_reduction(self, kind: str, buffers: list[Tensor], carried: int) -> Reduction:
+    def _new_reduction(self, kind: str, carried: int) -> Reduction:
         if kind == "exact":
-            return ExactTree(self.group, self.parameters, buffers, carried)
+            return ExactTree(self.group, self.parameters, carried)
         if kind == "sharded":
             from parsl_rasda.runtime.sharding import ShardedSum
 
-            return ShardedSum(self.group, self.model, buffers)
-        return OverlappedSum(self.group, self.parameters, buffers)
+            return ShardedSum(self.group, self.model)
+        return OverlappedSum(self.group, self.parameters)
 
     def _begin_losses(self, mine: range, plan: EpochPlan) -> None:
         """Take up the sums of this rank's own replicas; each has one owner, so their sum is exact."""
@@ -379,19 +409,12 @@ def _shard(model: nn.Module, group: Group, training: Training) -> bool:
     return group.size > 1
 
 
-def _norms(model: nn.Module) -> list[_NormBase]:
-    norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
-    if any(isinstance(norm, SyncBatchNorm) for norm in norms):
+def _refuse_coupled(model: nn.Module) -> None:
+    if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
         raise TrainingError(
             "SyncBatchNorm couples replicas, which a rank that carries several cannot compute.",
             "Use BatchNorm: statistics are taken per replica and averaged into the running ones.",
         )
-    return norms
-
-
-def _statistics(norm: _NormBase) -> list[Tensor]:
-    tensors = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
-    return [tensor for tensor in tensors if tensor is not None]
 
 
 def _numbers(name: str, state: Mapping[str, Any]) -> dict[str, float | int | bool | None]:

@@ -53,7 +53,7 @@ def local_trial(
         seed=seed,
         metric="",
         mode="min",
-        epoch=read_header(Path(resume_from))["epoch"] if resume_from else 0,
+        epoch=read_header(Path(resume_from)).get("epoch", 0) if resume_from else 0,
         until=epochs,
         max_epochs=epochs,
         schedule=((0, replicas),),

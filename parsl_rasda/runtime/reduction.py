@@ -1,7 +1,7 @@
 """How the gradients of the replicas become the gradient of a step.
 
-Both ways add gradients that already carry their weight, together with the buffers of batch
-normalisation, and leave the sum in ``parameter.grad`` and in the buffers of every rank. A flag rides
+Both ways add gradients that already carry their weight, together with running buffers such as those of
+batch normalisation, and leave the sum in ``parameter.grad`` and in given tensors of every rank. A flag rides
 along, so that all ranks leave at the same step without a collective of its own.
 
 `ExactTree` adds along one binary tree over the replicas, the same at any power-of-two width: the
@@ -13,6 +13,7 @@ while the last backward pass still runs. Rounding then depends on the width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Protocol, TypeAlias
 
 import torch
@@ -23,7 +24,7 @@ from parsl_rasda.errors import TrainingError
 from parsl_rasda.runtime.group import Group
 
 BUCKET_BYTES = 25 * 2**20  # as in DistributedDataParallel
-Leaf: TypeAlias = list[Tensor | None]  # one gradient a parameter, then the buffers
+Leaf: TypeAlias = list[Tensor | None]  # one gradient a parameter, then the running buffers
 
 
 class Reduction(Protocol):
@@ -39,12 +40,16 @@ class Reduction(Protocol):
         """A micro-batch begins; ``last`` is this rank's last of the step."""
         ...
 
-    def add(self, weight: float) -> None:
-        """Its backward pass is done; ``weight`` applies to the buffers."""
+    def add(self, values: Sequence[Tensor], weight: float) -> None:
+        """Its backward pass is done; ``weight`` applies to ``values``, those of running buffers."""
         ...
 
-    def finish(self, *, halt: bool) -> bool:
-        """Leave the sum everywhere. Returns whether any rank has raised its flag (see `Flag`)."""
+    def finish(self, means: Sequence[Tensor], *, halt: bool) -> bool:
+        """Leave the sum everywhere, that of weighted values in ``means``.
+
+        Returns:
+            Whether any rank has raised its flag (see `Flag`).
+        """
         ...
 
 
@@ -56,16 +61,13 @@ class ExactTree:
 
     Args:
         parameters: What has gradients.
-        buffers: Running statistics, set by each micro-batch from the same start.
         carried: Number of replicas on this rank, a power of two.
     """
 
     scale = 1.0
 
-    def __init__(
-        self, group: Group, parameters: Sequence[Tensor], buffers: Sequence[Tensor], carried: int
-    ) -> None:
-        self._group, self._parameters, self._buffers, self._carried = group, parameters, buffers, carried
+    def __init__(self, group: Group, parameters: Sequence[Tensor], carried: int) -> None:
+        self._group, self._parameters, self._carried = group, parameters, carried
         self._subtrees: list[tuple[int, Leaf | None]] = []  # (leaves, their sum)
         self._flag = Flag(group)
 
@@ -74,20 +76,20 @@ class ExactTree:
         for parameter in self._parameters:
             parameter.grad = None
 
-    def add(self, weight: float) -> None:
+    def add(self, values: Sequence[Tensor], weight: float) -> None:
         """Take the gradients as one leaf."""
         grads = [parameter.grad for parameter in self._parameters]
-        self._push([*grads, *(buffer * weight for buffer in self._buffers)])
+        self._push([*grads, *(value * weight for value in values)])
 
-    def finish(self, *, halt: bool) -> bool:
+    def finish(self, means: Sequence[Tensor], *, halt: bool) -> bool:
         """Complete the tree."""
         while not self._subtrees or self._subtrees[0][0] < self._carried:
             self._push(None)  # replicas without samples
-        total = self._subtrees.pop()[1] or [None] * (len(self._parameters) + len(self._buffers))
+        total = self._subtrees.pop()[1] or [None] * (len(self._parameters) + len(means))
         if self._group.size == 1:
-            self._deliver(total)
+            self._deliver(total, means)
             return halt
-        return self._exchange(total, halt=halt)
+        return self._exchange(total, means, halt=halt)
 
     def _push(self, leaf: Leaf | None) -> None:
         count = 1
@@ -95,8 +97,8 @@ class ExactTree:
             leaf, count = _added(self._subtrees.pop()[1], leaf), count * 2
         self._subtrees.append((count, leaf))
 
-    def _exchange(self, total: Leaf, *, halt: bool) -> bool:
-        like = [*self._parameters, *self._buffers]
+    def _exchange(self, total: Leaf, means: Sequence[Tensor], *, halt: bool) -> bool:
+        like = [*self._parameters, *means]
         # Minus zero is what changes nothing, not even the sign of a zero.
         full = [
             torch.full_like(t, -0.0) if part is None else part for part, t in zip(total, like, strict=True)
@@ -112,16 +114,16 @@ class ExactTree:
             unflatten(flat + other, [*full, counts])  # rounds to each one's own type, as inside a rank
             distance *= 2
         used = counts[:-1].tolist()
-        self._deliver([part if count else None for part, count in zip(full, used, strict=True)])
+        self._deliver([part if count else None for part, count in zip(full, used, strict=True)], means)
         return self._flag.raised(counts[-1:])
 
-    def _deliver(self, total: Leaf) -> None:
+    def _deliver(self, total: Leaf, means: Sequence[Tensor]) -> None:
         count = len(self._parameters)
         for parameter, grad in zip(self._parameters, total[:count], strict=True):
             parameter.grad = grad
-        for buffer, value in zip(self._buffers, total[count:], strict=True):
+        for mean, value in zip(means, total[count:], strict=True):
             if value is not None:
-                buffer.copy_(value)
+                mean.copy_(value)
 
 
 class OverlappedSum:
@@ -129,9 +131,9 @@ class OverlappedSum:
 
     scale = 1.0
 
-    def __init__(self, group: Group, parameters: Sequence[Tensor], buffers: Sequence[Tensor]) -> None:
-        self._group, self._parameters, self._buffers = group, parameters, buffers
-        self._sums = [torch.zeros_like(buffer) for buffer in buffers]
+    def __init__(self, group: Group, parameters: Sequence[Tensor]) -> None:
+        self._group, self._parameters = group, parameters
+        self._sums: list[Tensor] = []  # of values, none before the first
         self._flag = Flag(group)
         self._buckets = _buckets(parameters)
         self._bucket_of = {p: index for index, bucket in enumerate(self._buckets) for p in bucket}
@@ -146,28 +148,23 @@ class OverlappedSum:
         """Gradients of the step's micro-batches accumulate in place."""
         if self._fresh:
             self._fresh = False
+            self._sums = []
             for parameter in self._parameters:
                 parameter.grad = None
-            for total in self._sums:
-                total.zero_()
         self._armed = last
 
-    def add(self, weight: float) -> None:
-        """Take the buffers as they are after this micro-batch."""
-        for total, buffer in zip(self._sums, self._buffers, strict=True):
-            total.add_(buffer, alpha=weight)
+    def add(self, values: Sequence[Tensor], weight: float) -> None:
+        """Take the values as they are after this micro-batch."""
+        self._sums = added(self._sums, values, weight)
 
-    def finish(self, *, halt: bool) -> bool:
+    def finish(self, means: Sequence[Tensor], *, halt: bool) -> bool:
         """Send what is left, wait, and hand out."""
         if self._fresh:
             self.begin(last=True)  # this rank has no samples in this step
         self._fresh, self._armed = True, False
-        raised = halt
-        if self._group.size > 1:
-            raised = self._exchange(halt=halt)
-        for total, buffer in zip(self._sums, self._buffers, strict=True):
-            buffer.copy_(total)
-        return raised
+        for mean, total in zip_longest(means, self._sums):
+            mean.zero_() if total is None else mean.copy_(total)
+        return self._exchange(means, halt=halt) if self._group.size > 1 else halt
 
     def _arrived(self, parameter: Tensor) -> None:
         if not self._armed:
@@ -191,15 +188,15 @@ class OverlappedSum:
         flat = flattened([torch.zeros_like(p) if p.grad is None else p.grad for p in bucket])
         self._running.append((bucket, flat, self._group.start_sum(flat)))
 
-    def _exchange(self, *, halt: bool) -> bool:
+    def _exchange(self, means: Sequence[Tensor], *, halt: bool) -> bool:
         flags = [float(p.grad is not None) for p in self._parameters]
         like = self._parameters[0]
         counts = torch.tensor([*flags, float(halt)], dtype=like.dtype, device=like.device)
         while len(self._running) < len(self._buckets):
             self._send()
-        tail = flattened([*self._sums, counts])
+        tail = flattened([*means, counts])
         self._group.finish(self._group.start_sum(tail))
-        unflatten(tail, [*self._sums, counts])
+        unflatten(tail, [*means, counts])
         is_used = dict(zip(self._parameters, counts[:-1].tolist(), strict=True))
         for bucket, flat, work in self._running:
             self._group.finish(work)
@@ -244,6 +241,13 @@ def _added(left: Leaf | None, right: Leaf | None) -> Leaf | None:
     if pairs:
         torch._foreach_add_([a for a, _ in pairs], [b for _, b in pairs])
     return [b if a is None else a for a, b in zip(left, right, strict=True)]
+
+
+def added(sums: list[Tensor], values: Sequence[Tensor], weight: float) -> list[Tensor]:
+    """Return the sums with weighted values added, in place unless there are none yet."""
+    if not sums:
+        return [value * weight for value in values]
+    return [total.add_(value, alpha=weight) for total, value in zip(sums, values, strict=True)]
 
 
 def flattened(tensors: Sequence[Tensor]) -> Tensor:

@@ -8,7 +8,6 @@ width, or come from an unsharded one. Rank 0 keeps a whole copy on the CPU while
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.handoff import Training
 from parsl_rasda.runtime.group import Group
-from parsl_rasda.runtime.reduction import Flag, flattened, unflatten
+from parsl_rasda.runtime.reduction import Flag, added, flattened, unflatten
 
 
 def check_sharding(training: Training) -> None:
@@ -73,41 +72,37 @@ def like(model_tensor: Tensor, tensor: Tensor) -> Tensor:
 
 
 class ShardedSum:
-    """Gradients are added by FSDP itself after the last backward pass; see `reduction.Reduction`.
+    """Gradients are added by FSDP itself after each backward pass; see `reduction.Reduction`.
 
     FSDP averages over the ranks: `scale` on every loss makes the average a sum.
     """
 
-    def __init__(self, group: Group, model: nn.Module, buffers: Sequence[Tensor]) -> None:
+    def __init__(self, group: Group, model: nn.Module) -> None:
         self.scale = float(group.size)
-        self._group, self._model, self._buffers = group, cast("FSDPModule", model), buffers
-        self._parameters = list(model.parameters())
-        self._sums = [torch.zeros_like(buffer) for buffer in buffers]
+        self._group, self._parameters = group, list(model.parameters())
+        self._sums: list[Tensor] = []
         self._flag = Flag(group)
         self._fresh = True
 
     def begin(self, *, last: bool) -> None:
-        """Gradients of the step's micro-batches accumulate; the last one's backward pass sends them."""
+        """Gradients of the step's micro-batches accumulate, in parts: each backward pass sends its own.
+
+        Sending only the last sum would be faster, but holds the gradients of the whole model until then.
+        """
         if self._fresh:
-            self._fresh = False
+            self._fresh, self._sums = False, []
             for parameter in self._parameters:
                 parameter.grad = None
-            for total in self._sums:
-                total.zero_()
-        self._model.set_requires_gradient_sync(last)
 
-    def add(self, weight: float) -> None:
-        """Take the buffers as they are after this micro-batch."""
-        for total, buffer in zip(self._sums, self._buffers, strict=True):
-            total.add_(buffer, alpha=weight)
+    def add(self, values: Sequence[Tensor], weight: float) -> None:
+        """Take the values as they are after this micro-batch."""
+        self._sums = added(self._sums, values, weight)
 
-    def finish(self, *, halt: bool) -> bool:
-        """Add the buffers and the flag; the gradients are in place."""
+    def finish(self, means: Sequence[Tensor], *, halt: bool) -> bool:
+        """Add the values and the flag; the gradients are in place."""
         self._fresh = True
         flag = torch.tensor([float(halt)], device=self._group.device)
         tail = flattened([*self._sums, flag])
         self._group.finish(self._group.start_sum(tail))
-        unflatten(tail, [*self._sums, flag])
-        for total, buffer in zip(self._sums, self._buffers, strict=True):
-            buffer.copy_(total)
+        unflatten(tail, [*means, flag])
         return self._flag.raised(flag)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from parsl_rasda.errors import CheckpointError, TrainingError
 from parsl_rasda.handoff import EpochReport
-from parsl_rasda.runtime.checkpoint import checkpoint_name, read_header, write_checkpoint
+from parsl_rasda.runtime.checkpoint import check_header, checkpoint_name, read_header, write_checkpoint
 from parsl_rasda.runtime.group import Group
 from parsl_rasda.runtime.session import Leave, Session
 from parsl_rasda.runtime.shared import is_url
@@ -175,6 +175,8 @@ class Trial:
             self._began = self._last_step = time.monotonic()
             if self._engine is None:
                 self._session.ready()
+            else:
+                self._engine.train()
             yield self.epoch
             if self._in_epoch:
                 raise TrainingError(
@@ -244,7 +246,7 @@ class Trial:
         mine = carried(self._group.rank, self._group.size, self.replicas)
         batches = validation_batches(len(samples), self.replicas, mine, self._order.training.batch_size)
         reads = [(seed_of(self.seed, "shard", self.epoch, batch.start), list(batch)) for batch in batches]
-        engine.model.eval()
+        engine.evaluate()
         for (seed, _), batch in zip(reads, read_all(samples, reads, self.device), strict=True):
             seed_everything(seed, self.device)
             yield batch
@@ -290,9 +292,9 @@ class Trial:
         was_interruptible, self._session.interruptible = self._session.interruptible, False
         if self._engine is not None:
             position = self._engine.position
+            self._engine.end_epoch()
             if position.step:
                 values.setdefault("train_loss", math.fsum(self._engine.loss_sums()) / position.samples)
-            self._engine.end_epoch()
         seconds = time.monotonic() - self._began + self._carried_over_s
         self._carried_over_s, self._in_epoch = 0.0, False
         self._session.epoch += 1
@@ -321,7 +323,10 @@ class Trial:
         return self._session.find_checkpoint(place)
 
     def _restore(self, engine: Engine, path: Path) -> None:
+        from parsl_rasda.runtime.engine import HEADER_FIELDS
+
         header = read_header(path)
+        check_header(path, header, (*HEADER_FIELDS, "replicas", "seconds"))
         if header["epoch"] != self.epoch:
             raise CheckpointError(
                 str(path), f"it is of epoch {header['epoch']}, but {self.epoch} was ordered"

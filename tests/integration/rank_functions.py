@@ -55,9 +55,14 @@ def describe(trial):
     part = note.with_suffix(".part")
     part.write_text(json.dumps(facts))
     part.rename(note)
+    act = trial.config.get("act", {})
+    if act.get("rank", trial.rank) != trial.rank:
+        act = {}
+    while "once" in act and not Path(act["once"]).exists():
+        time.sleep(0.01)
     for _ in trial.epochs():
-        time.sleep(trial.config.get("epoch_s", 0.0))
-        act = trial.config.get("act", {})
+        if "rank" not in act:
+            time.sleep(trial.config.get("epoch_s", 0.0))
         if act.get("raise"):
             raise ValueError("as the test wants")
         if "exit" in act:
@@ -73,6 +78,8 @@ def learn(trial):
     from torch.nn import functional
 
     model = network(getattr(torch, trial.config.get("dtype", "float32")))
+    if trial.config.get("spectral"):
+        model[-1] = torch.nn.utils.parametrizations.spectral_norm(model[-1])
     if trial.config.get("uncompilable"):
         model.forward = torch.compiler.disable(model.forward)
     model, _ = trial.prepare(

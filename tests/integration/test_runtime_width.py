@@ -19,6 +19,7 @@ CASES = {
     "exact-adamw": {"optimizer": "adamw", "samples": 194, "dtype": "float32", "lr": 2e-3},
     "exact-fewer-samples-than-replicas": {"optimizer": "sgd", "samples": 3, "dtype": "float32"},
     "exact-shards": {"optimizer": "sgd", "samples": 203, "dtype": "float32", "shards": True},
+    "exact-spectral-norm": {"optimizer": "sgd", "samples": 203, "dtype": "float32", "spectral": True},
     "ddp-sgd": {"optimizer": "sgd", "samples": 203, "dtype": "float64"},
     "ddp-adamw": {"optimizer": "adamw", "samples": 194, "dtype": "float64", "lr": 2e-3},
     "ddp-fewer-samples-than-replicas": {"optimizer": "sgd", "samples": 3, "dtype": "float64"},

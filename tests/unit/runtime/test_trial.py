@@ -174,6 +174,16 @@ def _resumed(checkpoint, factory, precision):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["optimizer", "numbers", "epoch", "replicas"])
+def test_a_header_without_what_is_needed_of_it_is_named(tmp_path, name) -> None:
+    trained(epochs=1, replicas=2, directory=tmp_path)
+    header = tmp_path / "epoch-000001" / "header.json"
+    values = json.loads(header.read_text())
+    header.write_text(json.dumps({key: value for key, value in values.items() if key != name}))
+    with pytest.raises(CheckpointError, match=name):
+        _resumed(tmp_path / "epoch-000001", sgd, "fp32")
+
+
 def test_another_optimizer_cannot_take_up_the_state(tmp_path) -> None:
     trained(epochs=1, directory=tmp_path)
     with pytest.raises(CheckpointError, match="it holds the state of SGD, not of AdamW"):
@@ -308,6 +318,16 @@ def test_a_batch_without_a_step_is_an_error() -> None:
     next(trial.epochs())
     with pytest.raises(TrainingError, match="left without an update"):
         list(trial.batches((X, Y)))
+
+
+@pytest.mark.parametrize("done", [1, 3])
+def test_batches_that_are_left_early_are_an_error(done) -> None:
+    trial, model = prepared(replicas=2)
+    next(trial.epochs())
+    for (x, y), _ in zip(trial.batches((X, Y)), range(done), strict=False):
+        trial.step(loss_of(model, x, y))
+    with pytest.raises(TrainingError, match=f"left after {done // 2} of 7 steps"):
+        trial.report(val_loss=0.0)
 
 
 def test_a_step_without_a_batch_is_an_error() -> None:
