@@ -32,7 +32,17 @@ def own_device(order: JobOrder, index: int) -> torch.device:
         )
     module.set_device(index)
     if order.training.reduce != "ddp":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first handle is made
-        torch.backends.cudnn.benchmark = False
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        make_deterministic(is_demanded=order.training.reduce == "exact")
     return torch.device(kind, index)
+
+
+def make_deterministic(*, is_demanded: bool) -> None:
+    """Let kernels give the same bits each time.
+
+    Args:
+        is_demanded: Whether those that cannot are errors, rather than warned of.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first handle is made
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=not is_demanded)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # costs time
