@@ -2,6 +2,7 @@
 
 Read `plan` (stages as a graph, and what each call is), `calls` (what a call does on the worker),
 `search` (a `tune` stage), then `stages` (how a run goes through them) and `session` (how it is begun).
+`embedding` is for programs that have a Parsl of their own; `embedded` and `turns` tell what it does there.
 """
 
 from __future__ import annotations

@@ -49,7 +49,16 @@ class Study:
 
     ::
 
-        study = Study(tune={"metric": "val_loss", "num_samples": 16, ...}, name="cavity", seed=7)
+        study = Study(
+            tune={
+                "metric": "val_loss",
+                "num_samples": 16,
+                "scheduler": {"max_t": 8, "max_workers": 4},
+                "search_space": {"lr": {"float": [1e-4, 1e-1], "log": True}},
+                "training": {"python": "train:train"},
+            },
+            name="cavity",
+        )
 
     Attributes:
         spec: What its run directory will say: the search without the stages around it.

@@ -10,6 +10,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -35,7 +36,7 @@ from parsl_rasda.errors import (
     StageFailedError,
 )
 from parsl_rasda.orchestration.view import NoView
-from parsl_rasda.pipeline import resume_study
+from parsl_rasda.pipeline import embedding, resume_study
 from parsl_rasda.vocabulary import StudyState
 
 PROGRAM = Path(__file__).parent / "embedded_program.py"
@@ -96,26 +97,49 @@ def test_a_program_of_forty_lines_gets_its_best_trial(tmp_path: Path, kind: str)
     assert "reached epoch 4" in done.stdout
 
 
-def test_the_program_of_the_readme(loaded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (loaded / "study.yaml").write_text(json.dumps({"name": "readme", "tune": SETTINGS}))
+def without_gpus(executor: str, nodes: int, gpus_per_node: int) -> Slots:
+    """Slots as examples declare them, on a machine that has none."""
+    assert (executor, nodes) == ("gpu", 4)
+    return Slots(executor, gpus_per_node=gpus_per_node, accelerator="none", mpi_launcher="process")
+
+
+def run_example(program: str, folder: Path, names: dict[str, Any]) -> dict[str, Any]:
+    """Execute an example between the apps of somebody's program, and return what it has named."""
+    (folder / "study.yaml").write_text(json.dumps({"name": "example", "tune": SETTINGS}))
+    (folder / "train.py").write_text("def train(trial): ...")
 
     @parsl.python_app(executors=["cpu"])
-    def prepare() -> dict[str, float]:
-        return {"epoch_s": 0.01}
+    def simulate(points: int) -> int:
+        return points
+
+    @parsl.python_app(executors=["cpu"])
+    def prepare(points: int) -> dict[str, float]:
+        return {"points": points, "epoch_s": 0.01}
 
     @parsl.python_app(executors=["cpu"])
     def evaluate(best: dict[str, Any]) -> int:
         return int(best["epoch"])
 
-    def without_gpus(executor: str, nodes: int, gpus_per_node: int) -> Slots:
-        assert (executor, nodes) == ("gpu", 4)
-        return Slots(executor, gpus_per_node=gpus_per_node, accelerator="none", mpi_launcher="process")
+    names |= {"simulate": simulate, "prepare": prepare, "evaluate": evaluate, "prepared": prepare(100)}
+    exec(program, names)
+    return names
 
+
+def test_the_program_of_the_readme(loaded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parsl_rasda, "Slots", without_gpus)
     (_, program) = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
-    names: dict[str, Any] = {"prepared": prepare(), "evaluate": evaluate}
-    exec(program, names)
-    assert names["final"].result(timeout=60) == 2
+    assert run_example(program, loaded, {})["final"].result(timeout=60) == 2
+
+
+def test_the_examples_of_the_docstrings(loaded: Path) -> None:
+    ours = {"Study": Study, "tune": tune, "Slots": without_gpus}
+    whole, in_code = (
+        textwrap.dedent(block)
+        for text in (embedding.__doc__, Study.__doc__)
+        for block in re.findall(r"^ *::\n\n((?: +.*\n|\n)+?)(?=\n *\w|\Z)", str(text), re.MULTILINE)
+    )
+    assert run_example(whole, loaded, dict(ours))["final"].result(timeout=60) == 2
+    assert run_example(in_code, loaded, dict(ours))["study"].spec.name == "cavity"
 
 
 def test_two_searches_at_once_in_one_executor_and_no_thread_of_parsl_waits(loaded: Path) -> None:
@@ -141,7 +165,9 @@ def test_the_monitoring_of_parsl_shows_its_tasks_under_speaking_names(
     hub = MonitoringHub(resource_monitoring_enabled=False, logging_endpoint="sqlite:///monitoring.db")
     config = Config([ThreadPoolExecutor(label="gpu", max_threads=4)], usage_tracking=0, monitoring=hub)
     with parsl.load(config):
-        tune(study("seen"), slots=SLOTS, directory="seen", epoch_s=0.01).result(timeout=60)
+        best = tune(study("seen"), slots=SLOTS, directory="seen", epoch_s=0.01)
+        best.result(timeout=60)
+        assert best.task_status() == "exec_done"
     with contextlib.closing(sqlite3.connect("monitoring.db")) as kept:
         names = {name for (name,) in kept.execute("select task_func_name from task")}
     assert names == {"rasda_seen", "describe_allocation", "trial_0000_attempt_1", "trial_0001_attempt_1"}

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from runner_tools import local_site
 
+from parsl_rasda.errors import SiteUnavailableError
 from parsl_rasda.orchestration.ports import Runner
 from parsl_rasda.runners.parsl_runner import ParslRunner
+from parsl_rasda.runners.pilots import AttachedPilots
 from parsl_rasda.testing.runners import RunnerContract
 
 pytestmark = [pytest.mark.parsl, pytest.mark.mpi]
@@ -41,3 +43,18 @@ class TestAttached(RunnerContract):
         with self.stage(tmp_path):
             pass
         assert self.kernel.submit(pow, [3, 2], ["gpu"], False, None, {}).result(10) == 9
+
+
+def test_once_the_program_has_ended_parsl_a_task_is_refused_by_its_future(tmp_path: Path) -> None:
+    from parsl.config import Config
+    from parsl.dataflow.dflow import DataFlowKernel
+    from parsl.executors.threads import ThreadPoolExecutor
+
+    threads = ThreadPoolExecutor(label="gpu", max_threads=1)
+    kernel = DataFlowKernel(Config([threads], run_dir=str(tmp_path), initialize_logging=False))
+    pilots = AttachedPilots(kernel, "gpu")
+    lane = pilots.begin()
+    assert pilots.submit(lane, pow, 3, 2).result(10) == 9
+    kernel.cleanup()
+    with pytest.raises(SiteUnavailableError, match="the program has ended Parsl"):
+        pilots.submit(lane, pow, 3, 2).result(10)
