@@ -37,6 +37,7 @@ FORMAT = 1
 DEADLINE_MARGIN_S = 10.0  # before its deadline, a rank begins to leave
 RECORD_SEPARATOR = b"\x1e"
 STOP = "stop"
+KNOWN = "known"  # in an attempt without a channel: how many epochs the controller has heard of
 
 
 class HandoffError(RasdaError):

@@ -6,6 +6,7 @@ is on the site's disk, in the attempt's directory, beside what the ranks write:
     claim        made by the task that runs the attempt; another delivery of the task finds it and leaves
     stop         the attempt is to leave, or must not begin any more: why, in words
     heartbeat    Unix time [s], renewed while the task watches over the launch
+    known        epochs that the controller has heard of, so that ranks keep what it may ask for
     report.json  the ranks' report, or the task's own if they left none
 
 `claim` and `stop` fence an attempt: whoever writes one of them looks for the other afterwards. Handshakes
@@ -30,7 +31,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from parsl_rasda.errors import StageFailedError
-from parsl_rasda.handoff import STOP, JobOrder, JobReport, read_epochs, read_report
+from parsl_rasda.handoff import KNOWN, STOP, JobOrder, JobReport, read_epochs, read_report
 from parsl_rasda.runners import app, evidence, hosts, leftovers
 from parsl_rasda.vocabulary import JobId, Outcome, TrialId
 
@@ -186,6 +187,7 @@ def run(
     if (reason := _read(directory / STOP)) is not None:
         report = evidence.conclude(directory, job, Outcome.PREEMPTED, f"{reason} before it started")
     else:
+        _tell_known(directory, job.epoch)
         with _Vigil(directory, mark, grace_s) as vigil:
             report = JobReport.from_json(app.run_job(order, launch, mark, None)["report"])
         if vigil.told and report.outcome is Outcome.LOST:
@@ -210,6 +212,8 @@ def look(jobs: Sequence[Message], silence_s: float) -> list[Message]:
 
 def _look(asked: Message, silence_s: float) -> Message:
     directory, job = Path(asked["directory"]), JobId.parse(asked["job"])
+    if (known := _read(directory / KNOWN)) is not None and _number(known) < asked["epoch"]:
+        _tell_known(directory, asked["epoch"])
     reason = asked["stop"] or asked["abandon"]
     if reason is not None and (asked["stop"] or not (directory / CLAIM).exists()):
         directory.mkdir(parents=True, exist_ok=True)
@@ -226,6 +230,12 @@ def _look(asked: Message, silence_s: float) -> Message:
             outcome = Outcome.PREEMPTED if asked["stop"] else Outcome.LOST
             _conclude(directory, job, outcome, f"its task on the site had been silent for {silent_s:.0f} s")
     return _state(directory, job, asked["epoch"])
+
+
+def _tell_known(directory: Path, epoch: int) -> None:
+    beside = directory / f"{KNOWN}.{platform.node()}.{os.getpid()}"
+    beside.write_text(str(epoch))
+    beside.replace(directory / KNOWN)
 
 
 def _conclude(directory: Path, job: JobId, outcome: Outcome, cause: str) -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from parsl_rasda.handoff import DEADLINE_MARGIN_S, EpochReport, JobOrder, JobRep
 from parsl_rasda.runtime.channel import ControlChannel
 from parsl_rasda.runtime.checkpoint import checkpoint_name
 from parsl_rasda.runtime.launch_context import LaunchContext
+from parsl_rasda.runtime.retention import known_epochs, superseded
 from parsl_rasda.runtime.shared import SharedCheckpoints, fetch, is_url
 from parsl_rasda.vocabulary import Outcome
 
-KEPT_CHECKPOINTS = 2
 FETCHED = "resumed"  # the directory of a checkpoint that came from another site
 LAST_WORDS_S = 5.0
 FORKED = "PARSL_RASDA_FORKED"  # set by a fork server, to how long the rank waited for torch to be loaded [s]
@@ -69,7 +69,11 @@ class Session:
         self.is_unwinding = False
         self.slots: tuple[str, ...] = order.slots
         self.checkpoints: list[Path] = []  # of this attempt, oldest first
-        self._shared = SharedCheckpoints(order.share_at) if order.share_at and context.rank == 0 else None
+        self._shared = (
+            SharedCheckpoints(order.share_at, self._superseded)
+            if order.share_at and context.rank == 0
+            else None
+        )
         self._is_ready = False
 
     @property
@@ -123,18 +127,23 @@ class Session:
         self.say("epoch", report.to_json())
 
     def add_checkpoint(self, path: Path) -> None:
-        """Note a checkpoint that is whole; older ones go, except the one before."""
+        """Note a checkpoint that is whole; older ones go, except the one before and what may be asked for."""
         if path in self.checkpoints:
             return
         self.checkpoints.append(path)
         if self._shared:
             self._shared.add(path, self.epoch)
-        while len(self.checkpoints) > KEPT_CHECKPOINTS:
+        places = [str(checkpoint) for checkpoint in self.checkpoints]
+        for _ in range(superseded(places, (), None) if self._shared else self._superseded(places)):
             if self._shared and self._shared.needs(self.checkpoints[0]):
                 break
             old = self.checkpoints.pop(0)
             if self.is_main:
                 shutil.rmtree(old, ignore_errors=True)
+
+    def _superseded(self, places: Sequence[str]) -> int:
+        """Return how many checkpoints may go that the reports have named, the oldest first."""
+        return superseded(places, tuple(self.history), known_epochs(self.directory))
 
     def share(self) -> None:
         """Wait until the last checkpoint is where all sites reach it, if it is to be.
@@ -195,11 +204,11 @@ class Session:
             traceback=traceback,
             at=time.time(),
         )
-        if _write_once(self.directory / "report.json", json.dumps(report.to_json(), indent=1)):
+        if write_once(self.directory / "report.json", json.dumps(report.to_json(), indent=1)):
             self.say("bye", report.to_json())
 
 
-def _write_once(path: Path, text: str) -> bool:
+def write_once(path: Path, text: str) -> bool:
     """Write a file whole unless it exists; returns whether it was this process that wrote it."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     with part.open("w") as file:

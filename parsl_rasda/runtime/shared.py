@@ -11,14 +11,15 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from parsl_rasda.errors import RasdaError
 from parsl_rasda.runtime.checkpoint import HEADER
+from parsl_rasda.runtime.retention import superseded
 
-KEPT = 2
 TRIES = 5
 FIRST_PAUSE_S = 0.5  # doubled with each try
 
@@ -49,13 +50,18 @@ class Copy:
 class SharedCheckpoints:
     """Copies one attempt's checkpoints, the newest first."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(
+        self,
+        url: str,
+        superseded: Callable[[Sequence[str]], int] = lambda places: superseded(places, (), None),
+    ) -> None:
         """Prepare; nothing is imported before the first copy.
 
         Args:
             url: Folder of the attempt, as fsspec knows it.
+            superseded: Says how many of some copies may go, the oldest first.
         """
-        self._url = url.rstrip("/")
+        self._url, self._superseded = url.rstrip("/"), superseded
         self._changed = threading.Condition()
         self._next: Copy | None = None
         self._at_work: Copy | None = None
@@ -117,8 +123,9 @@ class SharedCheckpoints:
             return error
         with self._changed:
             self._whole.append(copy)
-            old = self._whole[:-KEPT]
-            del self._whole[:-KEPT]
+            count = self._superseded([self._url_of(copy) for copy in self._whole])
+            old = self._whole[:count]
+            del self._whole[:count]
         for gone in old:
             _remove(self._url_of(gone))
         return None

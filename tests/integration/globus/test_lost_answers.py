@@ -6,7 +6,7 @@ import json
 import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,14 @@ ENDPOINT = "11111111-0000-4000-8000-000000000000"
 
 
 class DeafLink(GlobusLink):
-    """Runs every task at once, in this process; what comes of it is the test's to say.
+    """Runs tasks at once, in this process: jobs beside the runner, all else before it goes on.
+
+    What comes of them is the test's to say.
 
     Attributes:
+        runs: Of a call, whether it comes to the site; those that do not are in `lost`.
         says: Of a call, whether its result arrives; those that do not are in `kept`.
+        found: What `describe` finds, where that is to differ from what is there.
     """
 
     def __init__(self, site: GlobusSiteSpec, group: UUID) -> None:
@@ -49,24 +53,30 @@ class DeafLink(GlobusLink):
         self.kept: list[tuple[Task, Any]] = []
         self.found: dict[str, Any] = {}
         self.sent: list[str] = []
-        self.lost: list[tuple[str, dict[str, Any]]] = []  # tasks that were taken and did not run
+        self.lost: list[tuple[str, dict[str, Any]]] = []
+        self.workers = ThreadPoolExecutor(8)
 
     def submit(self, call: str, arguments: Mapping[str, Any]) -> Task:
         self.sent.append(call)
-        task = Task()
+        task, told = Task(), json.loads(json.dumps(arguments))
         task.inner = Accepted()
         if isinstance(self.is_online, Exception):
             task.set_exception(self.is_online)
-        elif self.runs(call):
-            result = globus_site.answer(call, json.loads(json.dumps(arguments)))
-            found = {**result, **self.found} if call == "describe" else result
-            if self.says(call):
-                task.set_result(found)
-            else:
-                self.kept.append((task, found))
+        elif not self.runs(call):
+            self.lost.append((call, told))
+        elif call == "run":
+            self.workers.submit(self.work, task, call, told)
         else:
-            self.lost.append((call, json.loads(json.dumps(arguments))))
+            self.work(task, call, told)
         return task
+
+    def work(self, task: Task, call: str, told: dict[str, Any]) -> None:
+        result = globus_site.answer(call, told)
+        found = {**result, **self.found} if call == "describe" else result
+        if self.says(call):
+            task.set_result(found)
+        else:
+            self.kept.append((task, found))
 
     def ask_whether_online(self) -> Future[bool]:
         state: Future[bool] = Future()
@@ -80,7 +90,7 @@ class DeafLink(GlobusLink):
         pass
 
     def close(self) -> None:
-        pass
+        self.workers.shutdown(wait=True)
 
 
 class Accepted:
@@ -136,14 +146,12 @@ class World:
             metric="val_loss",
             mode="min",
             epoch=0,
-            until=2,
-            max_epochs=2,
             schedule=((0, 1),),
             world_size=1,
             python="workflows.emulated.train:train",
             slots=placement.slots,
             accelerator="none",
-            **{"inputs": {"epoch_s": 0.0}, **fields},
+            **{"until": 2, "max_epochs": 2, "inputs": {"epoch_s": 0.0}, **fields},
         )
         self.runner.start_job(order, placement)
         return order.job
@@ -173,7 +181,7 @@ def test_a_result_that_is_never_fetched_is_found_on_the_sites_disk(tmp_path: Pat
         job = world.start()
         assert [world.log.next(EpochReported).epoch for _ in range(2)] == [1, 2]
         assert world.log.next(JobEnded, job).outcome is Outcome.REACHED
-        (late,) = world.link.kept
+        (late,) = eventually(lambda: world.link.kept)
         late[0].set_result(late[1])
     assert len(ends(world.log)) == 1, "its own result came later and was passed over"
 
@@ -236,6 +244,31 @@ def test_while_the_service_is_away_nothing_is_given_up(tmp_path: Path) -> None:
         assert not ends(world.log)
         world.link.is_online = True
         assert world.log.next(JobEnded, job).outcome is Outcome.REACHED
+
+
+@pytest.mark.parametrize("where", ["disk", "store"])
+def test_an_attempt_that_is_cut_off_keeps_what_its_controller_would_go_on_from(
+    tmp_path: Path, where: str
+) -> None:
+    share_at = f"file://{tmp_path}/store/attempt-1" if where == "store" else None
+    with opened(World(tmp_path)) as world:
+        world.link.runs = lambda call: call != "look"  # nobody hears of its epochs
+        world.link.says = lambda call: call != "run"
+        world.ask()
+        world.start(until=5, max_epochs=5, share_at=share_at, inputs={"epoch_s": 0.3})
+        found = tmp_path / where
+        eventually(lambda: list((tmp_path / "disk").glob("*/trials/0000/attempt-1/report.json")))
+    assert {path.name for path in found.rglob("epoch-*")} == {f"epoch-{n:06d}" for n in range(1, 6)}
+
+
+def test_an_attempt_that_is_heard_of_keeps_no_more_than_it_must(tmp_path: Path) -> None:
+    with opened(World(tmp_path)) as world:
+        world.ask()
+        job = world.start(until=6, max_epochs=6, inputs={"epoch_s": 0.7})
+        assert world.log.next(JobEnded, job).outcome is Outcome.REACHED
+    kept = {path.name for path in (tmp_path / "disk").rglob("epoch-*")}
+    assert {"epoch-000005", "epoch-000006"} <= kept
+    assert "epoch-000001" not in kept
 
 
 def test_a_stage_whose_answers_are_lost_is_answered_from_the_sites_disk(tmp_path: Path) -> None:
@@ -307,7 +340,7 @@ def test_the_next_controller_learns_what_a_job_has_done_meanwhile(tmp_path: Path
         world.link.says = lambda call: call == "describe"
         world.ask()
         job = world.start()
-        eventually(lambda: world.link.kept)
+        eventually(lambda: list((tmp_path / "disk").glob("*/trials/0000/attempt-1/report.json")))
         assert not ends(world.log)
         other = World(tmp_path)
         with opened(other):

@@ -109,6 +109,14 @@ def test_old_copies_go_but_the_one_before(tmp_path: Path, url: str) -> None:
     assert kept == ["epoch-000002", "epoch-000003"]
 
 
+def test_copies_that_may_still_be_asked_for_stay(tmp_path: Path, url: str) -> None:
+    shares = SharedCheckpoints(url, superseded=lambda places: places.index(f"{url}/epoch-000001"))
+    for epoch in (1, 2, 3, 4):
+        shares.add(checkpoint(tmp_path / "a", epoch), epoch)
+        shares.finish()
+    fetch(f"{url}/epoch-000001", tmp_path / "b")
+
+
 def test_a_store_that_fails_for_a_moment_is_asked_again(tmp_path: Path, url: str, gate: Gate) -> None:
     gate.fails = 2
     gate.open.set()
