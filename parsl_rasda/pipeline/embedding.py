@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from parsl_rasda.errors import InvalidSettingError, RasdaError, StageFailedError
+from parsl_rasda.errors import InvalidSettingError, RasdaError, RunDirectoryError, StageFailedError
 from parsl_rasda.orchestration.admission import check_search_fit, tune_problems
 from parsl_rasda.orchestration.rundir import RunDirectory
 from parsl_rasda.orchestration.view import NoView, View
@@ -198,11 +198,12 @@ def tune(
         view: Who watches.
         data_flow_kernel: Parsl's kernel; by default the one that is loaded.
         inputs: Arguments for the training function, in ``trial.inputs``; futures and Files are
-            waited for, as in any app.
+            waited for, as in any app. A mapping with the label of every executor gives each its own.
 
     Raises:
         InvalidSettingError: If Parsl has no executor of that label, or an input that the study needs
             is missing.
+        RunDirectoryError: If no run directory can be made.
         PlacementImpossibleError: If a trial could never have the slots it needs.
         NoDataFlowKernelError: Parsl's, if none is loaded.
     """
@@ -298,5 +299,8 @@ def _run_directory(study: str, directory: str | os.PathLike[str] | None) -> Path
             made.mkdir(parents=True)
         except FileExistsError:
             taken += 1
+        except OSError as error:
+            advice = "Choose another one (directory=...)."
+            raise RunDirectoryError(str(made), f"cannot be made: {error.strerror}", advice) from error
         else:
             return made

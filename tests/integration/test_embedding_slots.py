@@ -120,6 +120,22 @@ def test_the_same_study_twice_at_once_gets_two_directories(loaded: Path) -> None
     assert sorted(p.name for p in (loaded / "runs").iterdir()) == ["same", "same-2", "same-3"]
 
 
+def test_where_no_directory_can_be_made_the_call_says_so(loaded: Path) -> None:
+    (loaded / "runs").write_text("not a folder")
+    with pytest.raises(RunDirectoryError, match="runs/study: cannot be made: Not a directory"):
+        tune(Study(SETTINGS), slots=slots("gpu", 1))
+
+
+def test_inside_an_allocation_slots_have_the_names_of_its_nodes(
+    loaded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (loaded / "nodes").write_text("nid007\nnid007\nnid012\n")
+    monkeypatch.setenv("PBS_NODEFILE", str(loaded / "nodes"))
+    two = Slots("gpu", nodes=2, gpus_per_node=1, accelerator="none", mpi_launcher="process")
+    tune(Study(SETTINGS, name="named"), slots=two, directory="named").result(timeout=120)
+    assert {gpu for gpu, _, _ in held(loaded / "named")} == {("gpu", "nid007", 0), ("gpu", "nid012", 0)}
+
+
 def test_the_same_directory_twice_at_once_is_refused_in_words(loaded: Path) -> None:
     begun, tried = threading.Event(), threading.Event()
 
