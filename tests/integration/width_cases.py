@@ -78,6 +78,12 @@ def final_state(order):
     return read_tensors(Path(report_of(order).checkpoint))
 
 
+def distance(tensor, expected):
+    """Return the Euclidean norm of a tensor's difference to what is expected, relative to the latter's."""
+    scale = float(expected.double().norm()) or 1.0
+    return float((tensor.double() - expected.double()).norm()) / scale
+
+
 def differing(left, right):
     """Return the names of tensors that are not the same bits."""
     assert left.keys() == right.keys()

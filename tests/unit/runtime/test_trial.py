@@ -147,6 +147,17 @@ def test_the_rate_follows_replicas_warm_up_schedule_and_group_ratios() -> None:
     assert rates[2] == pytest.approx([1.0 * (1 - 1.5 / 4), 0.1 * (1 - 1.5 / 4)])
 
 
+@pytest.mark.parametrize(("rule", "factor"), [(lambda replicas: 0.5 + replicas, 4.5), (None, 4.0)])
+def test_a_rule_of_the_users_own_scales_the_rate(rule, factor) -> None:
+    trial = local_trial({}, replicas=4, batch_size=4)
+    model, optimizer = trial.prepare(nn.Linear(3, 1), sgd, lr=0.5, lr_scaling=rule)
+    for _ in trial.epochs():
+        for x, y in trial.batches((X, Y)):
+            trial.step(loss_of(model, x, y))
+        trial.report(val_loss=0.0)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * factor)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_lower_precision_learns_too_and_returns_full_precision(precision) -> None:
     model, history = trained(precision=precision, replicas=2, epochs=6)
