@@ -8,6 +8,7 @@ import torch
 
 from parsl_rasda.errors import TrainingError
 from parsl_rasda.handoff import JobOrder
+from parsl_rasda.runtime.group import BACKEND_VARIABLE
 from parsl_rasda.runtime.seeding import fix_threads
 
 TYPES = {"cuda": "cuda", "rocm": "cuda", "xpu": "xpu", "cpu": "cpu", "none": "cpu"}
@@ -24,6 +25,8 @@ def own_device(order: JobOrder, index: int) -> torch.device:
     if kind == "cpu":
         return torch.device("cpu")
     module = torch.get_device_module(kind)
+    if os.environ.get(BACKEND_VARIABLE) == "gloo" and module.is_available():
+        index %= module.device_count()  # ranks may share
     if not module.is_available() or module.device_count() <= index:
         raise TrainingError(
             f"The site says `accelerator: {order.accelerator}`, but torch {torch.__version__} sees "

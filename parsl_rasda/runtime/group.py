@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 RENDEZVOUS_S = 120.0
 SILENCE_S = 1800.0  # a rank may be busy for long, say with plots on rank 0
 BACKENDS = {"cuda": "nccl", "xpu": "xccl", "cpu": "gloo"}
+BACKEND_VARIABLE = "PARSL_RASDA_BACKEND"  # in place of these: gloo lets several ranks share a GPU
+OWN_DOING = {"OutOfMemoryError", "AcceleratorError"}  # torch's, of kernels whose failure is noticed late
 
 
 class PeersLostError(RasdaError):
@@ -49,6 +51,8 @@ class Group:
         self, rank: int, size: int, device: device | None, directory: Path, *, one_node: bool
     ) -> None:
         self.rank, self.size, self.device = rank, size, device
+        kind = device.type if device else "cpu"
+        self._backend = os.environ.get(BACKEND_VARIABLE, BACKENDS[kind])
         if size > 1:
             with _peers():
                 self._store = self._meet(directory, one_node=one_node)
@@ -74,7 +78,7 @@ class Group:
             store = TCPStore(host, port, self.size, False, patience)
         store.set_timeout(patience)
         dist.init_process_group(
-            BACKENDS[self.device.type],
+            self._backend,
             store=store,
             rank=self.rank,
             world_size=self.size,
@@ -130,12 +134,17 @@ class Group:
 
     def swap(self, mine: Tensor, theirs: Tensor, peer: int) -> None:
         """Send one tensor to a peer and receive another from it."""
+        import torch
         import torch.distributed as dist
 
-        exchange = [dist.P2POp(dist.isend, mine, peer), dist.P2POp(dist.irecv, theirs, peer)]
+        is_staged = self._backend == "gloo" and mine.device.type != "cpu"  # which gloo can reduce, not send
+        here, there = (mine.cpu(), torch.empty_like(theirs, device="cpu")) if is_staged else (mine, theirs)
+        exchange = [dist.P2POp(dist.isend, here, peer), dist.P2POp(dist.irecv, there, peer)]
         with _peers():
             for work in dist.batch_isend_irecv(exchange):
                 work.wait()
+        if is_staged:
+            theirs.copy_(there)
 
     def start_sum(self, tensor: Tensor) -> Work | None:
         """Begin to add a tensor over all ranks, in place."""
@@ -230,6 +239,6 @@ def _peers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is this rank's own doing
+        if type(error).__name__ in OWN_DOING or "CUDA error:" in str(error):
             raise
         raise PeersLostError(str(error).partition("\n")[0]) from error
