@@ -12,7 +12,7 @@ from parsl_rasda.orchestration.history import History
 from parsl_rasda.reporting.charts import PANELS, Summary, beyond, hyperparameters, learning_curves
 from parsl_rasda.reporting.gantt import slots_over_time
 from parsl_rasda.reporting.markup import Child, Markup, chapter, copied, element, state_word, table
-from parsl_rasda.reporting.occupancy import occupancy_of
+from parsl_rasda.reporting.occupancy import Occupancy, occupancy_of
 from parsl_rasda.reporting.tables import troubles
 from parsl_rasda.reporting.words import counted, duration, number, setting, share
 from parsl_rasda.search.space import SearchSpace
@@ -25,7 +25,7 @@ Fact: TypeAlias = tuple[str, str, str, str]  # name, key in the JSON document, w
 _MANY = 100  # trials from which lines become thin
 _LONG = 28  # letters of a setting that may break into lines
 _LADDER = (
-    *("rung", "epochs", "replicas", "came", "", "went on", "stopped", "failed", "completed"),
+    *("rung", "epochs", "replicas", "came", "", "went on", "paused", "stopped", "failed", "completed"),
     *("best", "last to go on", "best stopped"),
 )
 
@@ -55,7 +55,7 @@ def _parts(history: History, summary: Summary, graph: Graph, clock: float | None
     yield _troubles(summary)
     yield _curves(summary)
     occupancy = occupancy_of(history.records)
-    yield _slots(summary, slots_over_time(summary, occupancy, occupancy.close(clock)))
+    yield _slots(summary, occupancy, occupancy.close(clock))
     yield _rungs(summary, graph)
     yield _parameters(summary, history.tune)
     yield _trials(summary)
@@ -121,7 +121,8 @@ def _curves(summary: Summary) -> Markup | None:
     return chapter("Learning curves", _legend(summary), element("div", picture, class_="wide"), note=note)
 
 
-def _slots(summary: Summary, picture: Markup | None) -> Markup | None:
+def _slots(summary: Summary, occupancy: Occupancy, span_s: float) -> Markup | None:
+    picture = slots_over_time(summary, occupancy, span_s)
     if picture is None:
         return None
     legend = _legend(summary, ("starting", "starting or restarting"), ("held", "held and idle"))
@@ -129,6 +130,7 @@ def _slots(summary: Summary, picture: Markup | None) -> Markup | None:
         "A row a GPU, a bar a job; a trial that widens gets a taller bar. "
         f"{share(summary['gpu_busy_fraction'])} of the GPU time held was spent inside epochs."
     )
+    note += " At a dashed line the run was taken up again." if occupancy.resumed else ""
     return chapter("Who held which GPUs when", legend, element("div", picture, class_="wide"), note=note)
 
 
@@ -149,15 +151,15 @@ def _rungs(summary: Summary, graph: Graph) -> Markup:
             if data["rung"] == rung["rung"]:
                 metrics = here.setdefault(data["decision"], [])
                 metrics += [data["metric"]] if isinstance(data["metric"], float) else []
-        counts = (len(here.get(d, ())) for d in ("continue", "stopped", "failed", "completed"))
+        counts = (len(here.get(d, ())) for d in ("continue", "pause", "stopped", "failed", "completed"))
         bar = element("span", "", class_="bar", style=f"width: {7 * rung['reached'] / most:.2f}rem")
         ends = (_worst(here.get("continue"), summary["mode"]), _best_of(here.get("stopped"), summary["mode"]))
         facts = (rung["rung"], rung["epochs"], rung["replicas"], rung["reached"])
         cells: list[Child] = [*facts, bar, *counts, number(rung["best"]), *ends]
         rows.append(element("tr", *(element("td", c, class_=None if c is bar else "number") for c in cells)))
     note = (
-        "A trial goes on if its metric is among the best of those that came before it: "
-        "the line moves as more come, so the last to go on may be worse than the best stopped."
+        "A trial goes on if its metric is among the best at its rung so far: the line moves as more "
+        "come, so the last to go on may be worse than the best stopped."
     )
     ladder = table(_LADDER, rows, numeric={*_LADDER} - {""})
     return chapter("Rungs", element("div", ladder, class_="wide"), note=note)

@@ -120,7 +120,7 @@ def test_the_ladder_accounts_for_everyone(finished: Path) -> None:
     text = page(read_run(finished))
     ladder = text[text.index("<h3>Rungs</h3>") : text.index("<h3>Hyperparameters</h3>")]
     rows = Reader(ladder).rows[1:]
-    came, went_on, completed = ([int(row[i]) for row in rows] for i in (3, 5, 8))
+    came, went_on, completed = ([int(row[i]) for row in rows] for i in (3, 5, 9))
     assert came == [r["reached"] for r in summary["rungs"]]
     assert came[1:] == went_on[:-1], "whoever went on came to the next rung"
     assert sum(completed) == summary["trials"]["completed"]
@@ -193,6 +193,27 @@ def test_a_failed_stage_is_there_with_its_cause(pipeline: Path) -> None:
     assert found.texts["title"][0] == "rehearsed: failed"
     assert "ValueError: no field" in found.texts["td"]
     assert "Search tune" in found.texts["h2"]
+
+
+def test_a_run_without_a_search_is_its_stages(pipeline: Path) -> None:
+    study = (
+        "name: plain\nstages: {simulate: {python: workflows.emulated.train:train, for_each: {seed: [0, 1]}}}"
+    )
+    (pipeline / "study.yaml").write_text(study)
+    found = read(pipeline)
+    assert found.texts["title"][0] == "plain: done"
+    assert found.rows[1][:4] == ["simulate", "done", "2", "3.0 s"]
+    assert not found.figures
+
+
+def test_trials_that_pause_are_on_the_ladder(rehearsals: Any, tmp_path: Path) -> None:
+    study = rehearsals.study_of(scheduler={"variant": "promotion"}, num_samples=12)
+    rehearsals.into(tmp_path, study, torn_after=40.0)
+    text = page(read_run(tmp_path))
+    rows = Reader(text[text.index("<h3>Rungs</h3>") : text.index("<h3>Hyperparameters</h3>")]).rows[1:]
+    counts = [[int(cell) for cell in row[3:4] + row[5:10]] for row in rows]
+    assert counts[0][2] > 0, "some are paused"
+    assert all(came == sum(fates) for came, *fates in counts)
 
 
 def test_several_searches_have_a_section_each(rehearsals: Any, tmp_path: Path) -> None:
