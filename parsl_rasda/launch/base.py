@@ -14,7 +14,9 @@ from parsl_rasda.vocabulary import DEVICE_MASKS, Placement
 
 # A rank's arithmetic must not depend on how many ranks share the node (ELASTIC.md A): every
 # library that counts cores is told the same number at any world size.
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+# NumPy's starts its threads when it is imported, and no thread survives a fork: forked ranks have one.
+_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,8 @@ class LaunchSettings:
     """What a site says about its launches, whatever the placement.
 
     Attributes:
-        options: Extra flags, placed after ours: where a launcher knows a flag twice, the last one wins.
+        options: Extra flags, placed after ours. srun and hydra heed the last of two that contradict each
+            other; Open MPI refuses a flag that it is given twice.
         threads_per_rank: Threads of each rank's arithmetic.
         accelerator: ``cuda``, ``rocm``, ``xpu``, ``cpu`` or ``none``.
         gpus_per_node: GPUs of a whole node, of which every step must see all; 0 if unknown.
@@ -81,7 +84,7 @@ class Launcher(Protocol):
 def rank_environment(settings: LaunchSettings) -> dict[str, str]:
     """Return the variables every rank has under every launcher; the site's own win."""
     threads = dict.fromkeys(_THREAD_VARIABLES, str(settings.threads_per_rank))
-    return {**threads, "PYTHONUNBUFFERED": "1", **settings.environment}
+    return {**threads, **_ONE_THREAD, "PYTHONUNBUFFERED": "1", **settings.environment}
 
 
 def ranks_per_node(placement: Placement) -> int | None:

@@ -10,7 +10,10 @@ from parsl_rasda.vocabulary import Placement
 
 @dataclass(frozen=True, slots=True)
 class OpenMpiLauncher:
-    """Starts ranks with Open MPI; the counts after the host names are the slots it may fill.
+    """Starts ranks with Open MPI; the counts after the host names say how many ranks each node gets.
+
+    Inside a batch job they are not enough: a job of Parsl's has one task a node, and Open MPI takes that
+    for the node's only slot, whatever is asked for. So nodes may be oversubscribed; the ledger never does.
 
     Source: Open MPI 5 manual, mpirun(1).
     """
@@ -27,7 +30,8 @@ class OpenMpiLauncher:
             hosts = f"localhost:{placement.width}"
         argv = (
             *("mpiexec", "--host", hosts, "-n", str(placement.width)),
-            *("--map-by", "slot", "--bind-to", "none"),  # trials share nodes: each would bind to core 0
+            *("--map-by", "slot:OVERSUBSCRIBE"),
+            *("--bind-to", "none"),  # trials share nodes: each would bind to core 0
             *(
                 flag for name in sorted({"PYTHONPATH", *variables}) for flag in ("-x", name)
             ),  # else only the first node has them

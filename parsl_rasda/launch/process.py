@@ -10,7 +10,10 @@ from parsl_rasda.vocabulary import Placement
 
 @dataclass(frozen=True, slots=True)
 class ProcessLauncher:
-    """Starts the program itself; the one rank stands for all slots."""
+    """Starts the program itself; the one rank stands for all slots.
+
+    It says so: inside a job step, whoever reads Slurm's variables takes those of the pilot for its own.
+    """
 
     name: str = "process"
 
@@ -18,4 +21,5 @@ class ProcessLauncher:
         self, placement: Placement, program: tuple[str, ...], settings: LaunchSettings
     ) -> LaunchCommand:
         """Return ``program`` behind the site's options (a container's ``exec``, ``nice``, ...)."""
-        return LaunchCommand((*settings.options, *program), rank_environment(settings))
+        alone = {"PARSL_RASDA_RANK": "0", "PARSL_RASDA_SIZE": "1"}
+        return LaunchCommand((*settings.options, *program), rank_environment(settings) | alone)

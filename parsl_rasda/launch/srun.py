@@ -48,7 +48,8 @@ class SrunLauncher:
             *("--overlap", "--mem=0", f"--cpus-per-task={settings.threads_per_rank}", "--cpu-bind=none"),
             *((f"--gres=gpu:{gpus}",) if gpus else ()),
             *((f"--job-name={step}",) if step else ()),
-            *("--kill-on-bad-exit=1", *settings.options),
+            *("--kill-on-bad-exit=1", "--wait=0"),  # rank 0 may save for long after the others have left
+            *settings.options,
             *program,
         )
         return LaunchCommand(argv, environment, files, step)

@@ -15,8 +15,14 @@ from parsl_rasda.vocabulary import TrialId
 
 HERE = Path(__file__).parent
 MPIEXEC = Path(sys.executable).parent / "mpiexec"
+OPENMPI = Path(os.environ.get("RASDA_OPENMPI", HERE.parents[1] / ".venv-openmpi" / "bin"))
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{HERE.parents[1]}:{HERE}", "OMP_NUM_THREADS": "1"}
 PATIENCE_S = 90.0
+
+
+def missing_of(launcher):
+    """Return what a launcher lacks here, in words; Open MPI has a place of its own."""
+    return f"prterun in {OPENMPI}" if launcher == "openmpi" and not (OPENMPI / "prterun").exists() else ""
 
 
 def written_order(directory, **changes):

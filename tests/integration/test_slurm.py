@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rank_launch import OPENMPI, missing_of
 from runner_tools import eventually
 from slurm_cluster import SlurmCluster
 
@@ -173,20 +174,27 @@ def test_64_trials_use_no_gpu_twice_and_none_outside_their_placements(place: Pla
 @pytest.mark.mpi
 @pytest.mark.parametrize(
     ("launcher", "accelerator", "mask"),
-    [("hydra", "rocm", "ROCR_VISIBLE_DEVICES"), ("srun", "xpu", "ZE_AFFINITY_MASK")],
+    [
+        ("hydra", "rocm", "ROCR_VISIBLE_DEVICES"),
+        ("srun", "xpu", "ZE_AFFINITY_MASK"),
+        ("openmpi", "cuda", "CUDA_VISIBLE_DEVICES"),
+    ],
 )
 def test_each_launcher_puts_ranks_where_the_ledger_wants_them_inside_an_allocation(
     place: Place, need: Callable[..., None], launcher: str, accelerator: str, mask: str
 ) -> None:
-    need("mpiexec")
+    need("openmpi" if launcher == "openmpi" else "mpiexec", also_missing=missing_of(launcher))
     study = study_of(
-        num_samples=4,
+        num_samples=8,
         training=AUDIT,
-        scheduler={"variant": "synchronous", "max_t": 2, "max_workers": 8, "scaling_factor": 8},
+        scheduler={"variant": "synchronous", "max_t": 8, "max_workers": 8, "growth": "strict"},
     )
-    summary = place.run(study, {**SITE, "accelerator": accelerator, "mpi_launcher": launcher})
+    site = {**SITE, "accelerator": accelerator, "mpi_launcher": launcher}
+    if launcher == "openmpi":  # before MPICH's on the pilot's PATH
+        site["provider"] = {**SITE["provider"], "worker_init": f'export PATH={OPENMPI}:"$PATH"'}
+    summary = place.run(study, site)
     assert summary["trials"]["failed"] == 0
-    assert audit(place.folder / "run", mask) >= {1, 8}, "on one node, and over two"
+    assert audit(place.folder / "run", mask) >= {1, 2, 8}, "in a part of a node, and over two"
 
 
 # ------------------------------------------------------------------------------------------- the method

@@ -20,11 +20,9 @@ PROGRAM = ("python", "order.json")
 
 SRUN = "srun --unbuffered --input=0 --output=0 --error=all --nodes={nodes} --ntasks={ranks} "
 SRUN += "--ntasks-per-node={each} --distribution=block --nodelist={list} --overlap --mem=0 "
-SRUN += "--cpus-per-task={threads} --cpu-bind=none {gres}--kill-on-bad-exit=1 {more}python order.json"
+SRUN += "--cpus-per-task={threads} --cpu-bind=none {gres}--kill-on-bad-exit=1 --wait=0 {more}python order.json"
 HYDRA = "mpiexec -hosts {list} -ppn {each} -n {ranks} {more}python order.json"
-OPENMPI = (
-    "mpiexec --host {counted} -n {ranks} --map-by slot --bind-to none {variables} {more}python order.json"
-)
+OPENMPI = "mpiexec --host {counted} -n {ranks} --map-by slot:OVERSUBSCRIBE --bind-to none {variables} {more}python order.json"
 
 # GPUs of a node, threads of a rank, command, words of the site's own.
 EXPECTED: dict[str, tuple[int, int, str, str]] = {

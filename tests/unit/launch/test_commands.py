@@ -31,15 +31,15 @@ GOLDEN = [
     ("hydra", ONE_NODE, "mpiexec -hosts n1 -ppn 4 -n 4"),
     ("hydra", FOUR_NODES, "mpiexec -hosts n1,n2,n3,n4 -ppn 4 -n 16"),
     ("hydra", UNEVEN, "mpiexec -hosts n1:2,n2:1 -n 3"),
-    ("openmpi", ONE_GPU, "mpiexec --host n1:1 -n 1 --map-by slot --bind-to none {x}"),
-    ("openmpi", TWO_GPUS, "mpiexec --host n1:2 -n 2 --map-by slot --bind-to none {x}"),
-    ("openmpi", ONE_NODE, "mpiexec --host n1:4 -n 4 --map-by slot --bind-to none {x}"),
+    ("openmpi", ONE_GPU, "mpiexec --host n1:1 -n 1 --map-by slot:OVERSUBSCRIBE --bind-to none {x}"),
+    ("openmpi", TWO_GPUS, "mpiexec --host n1:2 -n 2 --map-by slot:OVERSUBSCRIBE --bind-to none {x}"),
+    ("openmpi", ONE_NODE, "mpiexec --host n1:4 -n 4 --map-by slot:OVERSUBSCRIBE --bind-to none {x}"),
     (
         "openmpi",
         FOUR_NODES,
-        "mpiexec --host n1:4,n2:4,n3:4,n4:4 -n 16 --map-by slot --bind-to none {x}",
+        "mpiexec --host n1:4,n2:4,n3:4,n4:4 -n 16 --map-by slot:OVERSUBSCRIBE --bind-to none {x}",
     ),
-    ("openmpi", UNEVEN, "mpiexec --host n1:2,n2:1 -n 3 --map-by slot --bind-to none {x}"),
+    ("openmpi", UNEVEN, "mpiexec --host n1:2,n2:1 -n 3 --map-by slot:OVERSUBSCRIBE --bind-to none {x}"),
     ("srun", ONE_GPU, "{s} --nodes=1 --ntasks=1 --ntasks-per-node=1 --distribution=block --nodelist=n1 {e}"),
     ("srun", TWO_GPUS, "{s} --nodes=1 --ntasks=2 --ntasks-per-node=2 --distribution=block --nodelist=n1 {e}"),
     ("srun", ONE_NODE, "{s} --nodes=1 --ntasks=4 --ntasks-per-node=4 --distribution=block --nodelist=n1 {e}"),
@@ -57,7 +57,7 @@ GOLDEN = [
 REPEATED = {
     "x": "-x MKL_NUM_THREADS -x OMP_NUM_THREADS -x OPENBLAS_NUM_THREADS -x PYTHONPATH -x PYTHONUNBUFFERED",
     "s": "srun --unbuffered --input=0 --output=0 --error=all",
-    "e": "--overlap --mem=0 --cpus-per-task=8 --cpu-bind=none --gres=gpu:4 --kill-on-bad-exit=1",
+    "e": "--overlap --mem=0 --cpus-per-task=8 --cpu-bind=none --gres=gpu:4 --kill-on-bad-exit=1 --wait=0",
 }
 
 
@@ -103,7 +103,8 @@ def test_the_sites_options_come_last_so_that_they_win(name: str) -> None:
 def test_every_rank_has_its_threads_and_the_sites_variables(name: str) -> None:
     settings = LaunchSettings(threads_per_rank=3, environment={"NCCL_DEBUG": "WARN"})
     environment = build_launcher(name).command(TWO_GPUS, PROGRAM, settings).environment
-    assert environment["OMP_NUM_THREADS"] == "3"
+    assert environment["OMP_NUM_THREADS"] == environment["MKL_NUM_THREADS"] == "3"
+    assert environment["OPENBLAS_NUM_THREADS"] == "1", "as in ranks that are forked"
     assert environment["NCCL_DEBUG"] == "WARN"
 
 
@@ -124,3 +125,8 @@ def test_a_step_bears_the_name_of_its_attempt_by_which_it_can_be_cancelled() -> 
     command = build_launcher("srun").command(TWO_GPUS, PROGRAM, settings)
     assert command.step == "0003-attempt-2"
     assert "--job-name=0003-attempt-2" in command.argv
+
+
+def test_a_process_alone_says_so_whatever_step_its_pilot_runs_in() -> None:
+    environment = build_launcher("process").command(TWO_GPUS, PROGRAM, LaunchSettings()).environment
+    assert (environment["PARSL_RASDA_RANK"], environment["PARSL_RASDA_SIZE"]) == ("0", "1")
