@@ -25,6 +25,7 @@ that no later one on this node will need), ``{"op": "epoch", ...EpochReport}``,
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -250,6 +251,22 @@ def read_report(directory: Path, job: JobId) -> JobReport | None:
     except (OSError, ValueError, KeyError, TypeError, HandoffError):
         return None
     return report if (report.trial, report.attempt) == (job.trial, job.attempt) else None
+
+
+def report_of_epochs(directory: Path, order: JobOrder, outcome: Outcome, cause: str) -> JobReport:
+    """Return a report for an attempt that wrote none, made of the epochs it has left."""
+    epochs = read_epochs(directory, order.job)
+    saved = [e for e in epochs if e.checkpoint is not None]
+    return JobReport(
+        trial=order.trial,
+        attempt=order.attempt,
+        outcome=outcome,
+        epoch=epochs[-1].epoch if epochs else order.epoch,
+        cause=cause,
+        checkpoint=saved[-1].checkpoint if saved else None,
+        checkpoint_epoch=saved[-1].saved_epoch if saved else None,
+        at=time.time(),
+    )
 
 
 def _known(cls: Any, data: Mapping[str, Any], *, versioned: bool = True) -> dict[str, Any]:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import re
 import signal
-import time
 from pathlib import Path
 
-from parsl_rasda.handoff import JobOrder, JobReport, read_epochs, read_report
+from parsl_rasda.handoff import JobOrder, JobReport, read_report, report_of_epochs
 from parsl_rasda.vocabulary import Outcome
 
 _LOG_TAIL_BYTES = 4096
@@ -28,21 +27,8 @@ _LAUNCHER_BANNER = re.compile(r"^(=|YOUR APPLICATION|This typically|Please see|$
 
 def conclude(directory: Path, order: JobOrder, outcome: Outcome, cause: str) -> JobReport:
     """Return the ranks' own report, or one made of the epochs they left and the given outcome."""
-    report = read_report(directory, order.job)
-    if report is not None:
-        return report
-    epochs = read_epochs(directory, order.job)
-    saved = [e for e in epochs if e.checkpoint is not None]
-    return JobReport(
-        trial=order.trial,
-        attempt=order.attempt,
-        outcome=outcome,
-        epoch=epochs[-1].epoch if epochs else order.epoch,
-        cause=cause,
-        checkpoint=saved[-1].checkpoint if saved else None,
-        checkpoint_epoch=saved[-1].saved_epoch if saved else None,
-        at=time.time(),
-    )
+    own = read_report(directory, order.job)
+    return own or report_of_epochs(directory, order, outcome, cause)
 
 
 def cause_of_exit(returncode: int, log: Path) -> str:

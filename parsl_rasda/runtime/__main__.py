@@ -24,7 +24,9 @@ from typing import TYPE_CHECKING, NoReturn
 from parsl_rasda.errors import InvalidSettingError, TrainingError
 from parsl_rasda.handoff import DEADLINE_MARGIN_S, JobOrder
 from parsl_rasda.runtime.channel import ControlChannel, claim_stdout, watch_for_stop
+from parsl_rasda.runtime.forkserver.client import WISHES
 from parsl_rasda.runtime.group import PeersLostError
+from parsl_rasda.runtime.guard import continue_guarded
 from parsl_rasda.runtime.launch_context import LaunchContext, launch_context
 from parsl_rasda.runtime.seeding import seed_start
 from parsl_rasda.runtime.session import FORKED, LAST_WORDS_S, Leave, Session
@@ -42,8 +44,10 @@ NUDGE_S = 0.05
 
 def main(argv: Sequence[str]) -> NoReturn:
     """Be one rank of the job that the order describes, and leave the process."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, WISHES)
     control = claim_stdout()
-    if FORKED not in os.environ:  # a fork server ends its ranks itself
+    is_forked = FORKED in os.environ  # then a fork server ends it, and a client stands in for it
+    if not is_forked:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     order = JobOrder.load(Path(argv[0]))
     try:
@@ -54,6 +58,8 @@ def main(argv: Sequence[str]) -> NoReturn:
     session = Session(order, context)
     if order.accelerator == "none" and not session.is_main:
         _hold_the_slot(session)
+    if context.size > 1 and not is_forked:
+        continue_guarded(order)
     _listen(session, control)
     outcome, cause, trace, together = _run(session)
     session.interruptible = False
@@ -96,15 +102,20 @@ def _listen(session: Session, control: int) -> None:
     elif session.is_main:
         watch_for_stop(session.directory, preempt)
     if order.deadline is not None:
-        patience = max(0.0, order.deadline - DEADLINE_MARGIN_S - time.time())
-        timer = threading.Timer(patience, preempt, ["the deadline is near"])
-        timer.daemon = True
-        timer.start()
+        _watch_deadline(order.deadline, preempt)
+
+
+def _watch_deadline(deadline: float, preempt: Callable[[str], None]) -> None:
+    patience = max(0.0, deadline - DEADLINE_MARGIN_S - time.time())
+    timer = threading.Timer(patience, preempt, ["the deadline is near"])
+    timer.daemon = True
+    timer.start()
 
 
 def _run(session: Session) -> tuple[Outcome, str, str, bool]:
     """Return outcome, cause, traceback, and whether the other ranks end by themselves."""
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, WISHES)  # those that came before unwind us here
         if session.order.command:
             from parsl_rasda.runtime.command import run_command
 

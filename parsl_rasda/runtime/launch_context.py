@@ -15,8 +15,9 @@ from parsl_rasda.handoff import JobOrder
 from parsl_rasda.masks import device_mask
 
 # Rank, size and local rank, in the order to look: mpiexec ranks inside a Slurm job inherit the
-# SLURM_PROCID of the proxy that started them.
+# SLURM_PROCID of the proxy that started them, and a process alone (`launch.process`) that of its pilot.
 LAUNCHERS = (
+    ("PARSL_RASDA_RANK", "PARSL_RASDA_SIZE", "PARSL_RASDA_LOCAL_RANK"),
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
@@ -34,6 +35,7 @@ class LaunchContext:
         environment: Variables to set before torch is imported.
         slot: ``node:gpu`` as this rank itself sees it.
         one_node: Whether all ranks are on one node.
+        local_size: Number of processes on this one's node.
     """
 
     rank: int
@@ -42,6 +44,7 @@ class LaunchContext:
     environment: Mapping[str, str]
     slot: str
     one_node: bool
+    local_size: int = 1
 
 
 def launch_context(order: JobOrder, environ: Mapping[str, str]) -> LaunchContext:
@@ -65,16 +68,20 @@ def launch_context(order: JobOrder, environ: Mapping[str, str]) -> LaunchContext
         environment=environment,
         slot=f"{_seen_node(node, {n for n, _ in slots}, environ)}:{gpu}",
         one_node=len({n for n, _ in slots}) == 1,
+        local_size=min(size, len(gpus)),
     )
 
 
-def _launched(order: JobOrder, environ: Mapping[str, str]) -> tuple[int, int, int]:
+def launched(environ: Mapping[str, str]) -> tuple[int, int, int]:
+    """Return rank, size and local rank as the launcher has set them; those of a process alone if none has."""
     for rank, size, local in LAUNCHERS:
         if rank in environ and size in environ:
-            found = int(environ[rank]), int(environ[size]), int(environ.get(local, "0"))
-            break
-    else:
-        found = 0, 1, 0
+            return int(environ[rank]), int(environ[size]), int(environ.get(local, "0"))
+    return 0, 1, 0
+
+
+def _launched(order: JobOrder, environ: Mapping[str, str]) -> tuple[int, int, int]:
+    found = launched(environ)
     logical = order.accelerator == "none" and found[1] == 1
     if found[1] != order.world_size and not logical:
         raise InvalidSettingError(

@@ -41,13 +41,13 @@ class Node:
         leftovers.end_marked(leftovers.RUN_VARIABLE, self.mark, grace_s=1.0)
         shutil.rmtree(self.sockets)
 
-    def start(self, order, *, prefix=(), launcher=None, **options):
-        """Start a launch; returns its process."""
+    def start(self, order, *, prefix=(), launcher=None, program=None, **options):
+        """Start a launch, of clients unless another program is given; returns its process."""
         mark = f"{self.mark}/{uuid.uuid4().hex}"
         if launcher is None:
             launcher = (str(MPIEXEC), "-n", str(order.world_size)) if order.world_size > 1 else ()
         process = subprocess.Popen(
-            (*prefix, *launcher, *CLIENT, str(Path(order.directory) / "order.json")),
+            (*prefix, *launcher, *(program or (*CLIENT, str(Path(order.directory) / "order.json")))),
             env={**self.environment, leftovers.JOB_VARIABLE: mark},
             **{
                 "stdin": subprocess.DEVNULL,

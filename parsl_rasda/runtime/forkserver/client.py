@@ -29,7 +29,8 @@ JOB_VARIABLE = "PARSL_RASDA_JOB"
 DIRECTORY_VARIABLE = "PARSL_RASDA_FORKSERVERS"  # where sockets lie, in place of /tmp
 IDLE_VARIABLE = "PARSL_RASDA_FORKSERVER_IDLE_S"
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
+WISHES = (signal.SIGTERM, signal.SIGUSR1)  # to leave; blocked as long as they would kill a rank
+SIGNALS = (*WISHES, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 ACCEPTED = b"A"
 LISTENING = b"L"
 LISTENING_FD = 3
@@ -311,6 +312,7 @@ def _be_daemon(path: str, writing: int) -> None:
 
 
 def _become_rank(arguments: list[str], early: list[int]) -> NoReturn:
+    signal.pthread_sigmask(signal.SIG_BLOCK, WISHES)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     for caught in early:
@@ -337,11 +339,16 @@ def _stand_in(link: socket.socket, early: list[int]) -> NoReturn:
         if not part:
             os.kill(os.getpid(), signal.SIGKILL)  # the supervisor was killed, and the rank with it
         text += part
-    status = int(STATUS.unpack(text)[0])
+    leave_as(int(STATUS.unpack(text)[0]))
+
+
+def leave_as(status: int) -> NoReturn:
+    """End as a rank has ended; a negative status is a death by signal."""
     if status < 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if status != -signal.SIGKILL:
             signal.signal(-status, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {-status})
         os.kill(os.getpid(), -status)
     os._exit(status & 255)
 

@@ -23,9 +23,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from parsl_rasda.errors import RasdaError
+from parsl_rasda.handoff import JobOrder
 from parsl_rasda.runtime import __main__ as runtime_main
 from parsl_rasda.runtime.forkserver import client
 from parsl_rasda.runtime.forkserver.kin import adopt_orphans, children, die_with
+from parsl_rasda.runtime.guard import shown_end
 from parsl_rasda.runtime.session import FORKED
 
 ENV_START_FIELD = 50 - 3  # of /proc/self/stat, behind pid, name and state
@@ -53,6 +56,7 @@ def supervise(link: socket.socket, ready_at: float) -> NoReturn:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     me = os.getpid()
     link.sendall(client.ACCEPTED)
+    signal.pthread_sigmask(signal.SIG_BLOCK, client.WISHES)
     rank = os.fork()
     if rank == 0:
         try:
@@ -69,8 +73,9 @@ def supervise(link: socket.socket, ready_at: float) -> NoReturn:
     status = _watch(link, rank, wake_read)
     _reap()
     if status is not None:
+        shown = _shown_end(request, os.waitstatus_to_exitcode(status))
         with contextlib.suppress(OSError):
-            link.sendall(client.STATUS.pack(os.waitstatus_to_exitcode(status)))
+            link.sendall(client.STATUS.pack(shown))
     os._exit(0)
 
 
@@ -123,6 +128,15 @@ def _watch(link: socket.socket, rank: int, wake: int) -> int | None:
                 return None
             for number in signals:
                 os.kill(rank, number)
+
+
+def _shown_end(request: Mapping[str, Any], status: int) -> int:
+    """Return how the client shall end."""
+    try:
+        order = JobOrder.load(Path(request["directory"], request["arguments"][0]))
+        return shown_end(order, request["environment"], status)
+    except (RasdaError, OSError, ValueError, KeyError, TypeError, IndexError):  # then it could not be a rank
+        return status
 
 
 def _reap() -> None:

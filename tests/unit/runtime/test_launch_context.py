@@ -39,6 +39,7 @@ def test_a_rank_sees_the_gpus_of_its_job_on_its_node(rank, mask, index) -> None:
     assert context.environment == {"CUDA_VISIBLE_DEVICES": mask}
     assert context.device_index == index
     assert not context.one_node
+    assert context.local_size == 2
 
 
 def test_slots_are_places_among_the_gpus_that_the_pilot_sees() -> None:
@@ -62,6 +63,12 @@ def test_without_an_accelerator_nothing_is_masked() -> None:
 
 def test_a_process_alone_stands_for_all_logical_slots() -> None:
     context = launch_context(order(accelerator="none"), {})
+    assert (context.rank, context.size) == (0, 1)
+
+
+def test_a_process_alone_inside_a_step_of_its_pilot_is_no_rank_of_that_step() -> None:
+    alone = {"PARSL_RASDA_RANK": "0", "PARSL_RASDA_SIZE": "1"}  # as `launch.process` says
+    context = launch_context(order(accelerator="none"), {**SLURM, **alone})
     assert (context.rank, context.size) == (0, 1)
 
 
