@@ -59,6 +59,7 @@ class _Pilot:
     allocation: Allocation | None = None  # known once it is up
     is_leaving: bool = False  # held, but its jobs have not all left
     is_retired: bool = False  # released while a stage was at work there: not to be used for jobs again
+    is_silent: bool = False  # its manager is lost, and the batch system is being asked why
 
 
 @dataclass(slots=True)
@@ -432,14 +433,18 @@ class ParslRunner:
         return next(mine, None)
 
     def _fallen_silent(self, lane: Lane, cause: str) -> None:
-        """A pilot's manager is lost; the batch system may know why."""
+        """A pilot's manager is lost; the batch system, asked once, may know why."""
+        pilot = self._pilots.get(lane)
+        if pilot is None or pilot.is_silent:
+            return
+        pilot.is_silent = True
 
         def looked(look: Future[LaneEnd | None]) -> None:
             seen = None if look.exception() is not None else look.result()
-            self._bury(lane, seen or LaneEnd(cause, is_preemption=False))
+            if self._pilots.get(lane) is pilot:
+                self._bury(lane, seen or LaneEnd(cause, is_preemption=False))
 
-        if lane in self._pilots:
-            self._block(lambda: self._open_session.pilots.look(lane), looked)
+        self._block(lambda: self._open_session.pilots.look(lane), looked)
 
     def _start(self, order: JobOrder, placement: Placement) -> None:
         pilot = self._pilot_of(placement.pilot)
