@@ -16,6 +16,8 @@ from parsl_rasda.pipeline.calls import fingerprint
 from parsl_rasda.study import EACH, CommandStage, PythonStage, Stage, StudySpec, TuneStage
 from parsl_rasda.vocabulary import SiteName
 
+_BEST_TRIAL = {"trial", "config", "checkpoint"}  # keys that only what a search returns has
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -85,8 +87,11 @@ def sites_of(
 
 
 def of_site(value: Any, site: SiteName, sites: Collection[SiteName]) -> Any:
-    """Return what an argument is on a site, if it is a mapping with the name of every site; else itself."""
-    is_by_site = isinstance(value, dict) and value.keys() >= set(sites)
+    """Return what an argument is on a site, if it is a mapping with the name of every site; else itself.
+
+    A best trial never is one: a site may be called ``site``, as its key is that tells where it lies.
+    """
+    is_by_site = isinstance(value, dict) and value.keys() >= set(sites) and not value.keys() >= _BEST_TRIAL
     return value[site] if is_by_site else value
 
 

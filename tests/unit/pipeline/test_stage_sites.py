@@ -64,6 +64,12 @@ def test_only_a_mapping_with_every_site_differs_by_site() -> None:
     assert of_site({"alps": 1, "fjord": 2, "more": 3}, SITES[1], SITES) == 2
 
 
+def test_a_best_trial_is_whole_on_a_site_whose_name_is_one_of_its_keys() -> None:
+    """`init` writes site.yaml, so that its site is called ``site``."""
+    best = {"trial": "0003", "config": {}, "checkpoint": "/disk/epoch-8", "site": "site"}
+    assert of_site(best, SiteName("site"), [SiteName("site")]) == best
+
+
 def test_a_stage_on_a_site_that_the_run_does_not_have_is_refused() -> None:
     study = StudySpec.model_validate(
         {"name": "s", "stages": {"prepare": {"command": ["true"], "site": "lumi"}}}
