@@ -145,4 +145,4 @@ def _runner(
         if site.work_dir:
             check_folder(Path(site.work_dir))
         return ParslRunner(site, folder, narrowest=narrowest, python_path=paths)
-    return GlobusRunner(site, folder, python_path=paths)
+    return GlobusRunner(site, folder, narrowest=narrowest, python_path=paths)

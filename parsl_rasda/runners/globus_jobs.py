@@ -32,7 +32,8 @@ class _Job:
     order: JobOrder
     task_arguments: Message
     task: Task | None = None
-    since: float = field(default_factory=time.monotonic)
+    since: float = field(default_factory=time.monotonic)  # when it was sent
+    not_before: float = 0.0  # when it may be sent again
     epoch: int = 0  # the last one posted
     stop: str | None = None  # why it is to leave
     abandon: str | None = None  # why it should be over, if no task has claimed it
@@ -62,7 +63,7 @@ class GlobusJobs:
         *,
         post: Callable[[Event], None],
         when: Callable[[Future[Any], Callable[[Any], None]], None],
-        lost: Callable[[str], None],
+        lost: Callable[[Outcome, str], None],
         silence_s: float,
         endpoint: str,
     ) -> None:
@@ -71,7 +72,7 @@ class GlobusJobs:
         Args:
             post: Takes the events.
             when: Calls back in the runner's thread when a task is done.
-            lost: Called with the cause when a look fails: the site is lost.
+            lost: Called with the cause when a look fails, or another pilot answers: this one is lost.
             silence_s: How old a heartbeat may be [s].
             endpoint: Its id, for words.
         """
@@ -82,12 +83,20 @@ class GlobusJobs:
         self._looks: list[Task] = []
         self._look_at = self._unanswered_since = 0.0
         self.were_any = False
+        self._block, self._room, self._pilots = "", float("inf"), 0
 
     def __bool__(self) -> bool:
         return bool(self._jobs)
 
-    def begin_pilot(self) -> None:
-        """Forget what an earlier pilot did not answer."""
+    def begin_pilot(self, block: str, at_a_time: int | None) -> None:
+        """Forget what an earlier pilot did not answer.
+
+        Args:
+            block: Which pilot it is, as its answers say.
+            at_a_time: How many jobs find a worker there, or None if that is not known.
+        """
+        self._block, self._room = block, at_a_time or float("inf")
+        self._pilots += 1
         self._looks.clear()
 
     def start(self, link: GlobusLink, order: JobOrder, arguments: Message) -> None:
@@ -99,7 +108,7 @@ class GlobusJobs:
         job = _Job(order, arguments, epoch=order.epoch)
         self._jobs[job.id] = job
         self.were_any = True
-        self._send(link, job)
+        self._send_waiting(link)
 
     def refuse(self, order: JobOrder, cause: str) -> None:
         """End a job that never began."""
@@ -127,9 +136,7 @@ class GlobusJobs:
             SiteLostError: If nobody has answered for too long.
         """
         now = time.monotonic()
-        for job in tuple(self._jobs.values()):
-            if job.task is None and now > job.since + RESEND_S:
-                self._send(link, job)
+        self._send_waiting(link)
         if not self._jobs:
             self._looks.clear()
             return
@@ -140,9 +147,19 @@ class GlobusJobs:
             raise SiteLostError(f"endpoint {self._endpoint} has not answered for {self.patience_s:.0f} s")
         if now > self._look_at:
             for job in self._jobs.values():
-                if job.abandon is None and now > job.since + self.patience_s:
+                if job.abandon is None and job.task and now > job.since + self.patience_s:
                     job.abandon = f"no worker of the endpoint took it within {self.patience_s:.0f} s"
             self._look(link, list(self._jobs.values()))
+
+    def _send_waiting(self, link: GlobusLink) -> None:
+        """Send what is not on its way, as far as there are workers."""
+        now = time.monotonic()
+        waiting = [job for job in self._jobs.values() if job.task is None]
+        room = self._room - (len(self._jobs) - len(waiting))
+        for job in waiting:
+            if room > 0 and now > job.not_before:
+                room -= 1
+                self._send(link, job)
 
     def _send(self, link: GlobusLink, job: _Job) -> None:
         job.task, job.since = link.submit("run", job.task_arguments), time.monotonic()
@@ -153,9 +170,9 @@ class GlobusJobs:
             return  # concluded before
         error = done.exception()
         if error is None:
-            self._take(job, done.result())
+            self._hear(done.result())
         elif isinstance(error, UnreachableError):
-            job.task, job.since = None, time.monotonic()  # it was not taken: send it again
+            job.task, job.not_before = None, time.monotonic() + RESEND_S  # it was not taken: send it again
         else:
             job.abandon = error.cause if isinstance(error, RefusedError) else str(error)
             self._look_at = 0.0  # the site's disk has the last word
@@ -175,18 +192,25 @@ class GlobusJobs:
         ]
         look = link.submit("look", {"jobs": asked, "silence_s": self._silence_s})
         self._looks.append(look)
-        self._when(look, self._looked)
+        pilots = self._pilots
+        self._when(look, lambda done: self._looked(done) if pilots == self._pilots else None)
 
     def _looked(self, done: Task) -> None:
         error = done.exception()
         if error is None:
             self._looks.clear()  # the site answers: who has not been answered was lost on the way
-            for state in done.result():
-                job = self._jobs.get(JobId.parse(state["job"]))
-                if job is not None:
-                    self._take(job, state)
+            self._hear(done.result())
         elif not isinstance(error, UnreachableError):
-            self._lost(str(error))
+            self._lost(Outcome.LOST, str(error))
+
+    def _hear(self, answer: Message) -> None:
+        """Take what the site says of jobs, and notice if another pilot says it than the one they are on."""
+        for state in answer["jobs"]:
+            job = self._jobs.get(JobId.parse(state["job"]))
+            if job is not None:
+                self._take(job, state)
+        if answer["block"] != self._block:
+            self._lost(Outcome.PREEMPTED, "the endpoint has replaced its pilot by another one")
 
     def _take(self, job: _Job, state: Message) -> None:
         """Take what a task says of a job: its epochs, and its end if it has come."""

@@ -79,7 +79,7 @@ class GlobusRunner:
         directory: Path,
         *,
         python_path: tuple[Path, ...] = (),
-        grace_s: float = 30.0,
+        narrowest: int = 1,
         connect: Callable[[GlobusSiteSpec, uuid.UUID], GlobusLink] = GlobusLink,
     ) -> None:
         """Prepare; nothing is imported or started before `open`.
@@ -88,7 +88,7 @@ class GlobusRunner:
             site: Where to run.
             directory: A folder of its own, in the run directory, which remembers the task group.
             python_path: Folders of user modules, where the site has them under the same names.
-            grace_s: How long a job that was told to leave may take [s].
+            narrowest: Slots of the narrowest job.
             connect: Opens the way to the endpoint, in a task group.
 
         Raises:
@@ -100,10 +100,10 @@ class GlobusRunner:
             raise InvalidSettingError(
                 f"site {site.name}: pilots", site.pilots, "1: an endpoint has one pilot; give it more nodes"
             )
-        self._site, self._directory, self._grace_s = site, directory, grace_s
+        self._site, self._directory, self._grace_s = site, directory, site.checkpoint_margin_s
         self._python_path = [str(path) for path in python_path]
         self._launcher = build_launcher(site.mpi_launcher)
-        self._silence_s = site.heartbeat_threshold_s
+        self._silence_s, self._narrowest = site.heartbeat_threshold_s, narrowest
         self._record = GlobusRecord(directory)
         self._group = self._record.group
         self._folder = f"{site.work_dir}/{self._group}"
@@ -116,7 +116,7 @@ class GlobusRunner:
         self._jobs = GlobusJobs(
             post=self._tell,
             when=self._when,
-            lost=lambda cause: self._bury(Outcome.LOST, cause),
+            lost=self._bury,
             silence_s=self._silence_s,
             endpoint=site.endpoint_id,
         )
@@ -228,7 +228,7 @@ class GlobusRunner:
             if not self._tasks.ask_whether_online().result(_RECOVER_S):
                 raise UnreachableError(self._site.endpoint_id, "it is offline")
             arguments = {"jobs": asked, "silence_s": self._silence_s}
-            states = self._tasks.submit("look", arguments).result(_RECOVER_S)
+            states = self._tasks.submit("look", arguments).result(_RECOVER_S)["jobs"]
         except (RasdaError, TimeoutError) as error:
             logger.warning("site %s cannot say what it has: %s", self._site.name, error)
             states = self._results_kept()
@@ -242,7 +242,8 @@ class GlobusRunner:
         except (RasdaError, TimeoutError) as error:
             logger.warning("nor can the service: %s", error)
             return []
-        return [state for state in found if isinstance(state, dict) and state.get("report")]
+        answers = [answer["jobs"] for answer in found if isinstance(answer, dict) and "jobs" in answer]
+        return [state for states in answers for state in states if state["report"]]
 
     # ------------------------------------------------------------------------------ the thread
 
@@ -352,13 +353,14 @@ class GlobusRunner:
             self._refusal = refusal
             self._refuse(pilot, refusal)
             return
-        for warning in handshake.warnings_of(self._site, found):
+        for warning in handshake.warnings_of(self._site, found, narrowest=self._narrowest):
             logger.warning("%s", warning)
-        pilot.allocation = handshake.allocation_of(self._site, found)
-        self._jobs.begin_pilot()
+        at = time.time()
+        pilot.sender = replace(pilot.sender, block=found["block"])
+        pilot.allocation = handshake.allocation_of(self._site, found, now=at)
+        self._jobs.begin_pilot(found["block"], handshake.jobs_at_a_time(found))
         self._answers = True
         request, allocation = pilot.request, pilot.allocation
-        at = time.time()
         self._post(
             PilotStarted(
                 at,
@@ -366,7 +368,7 @@ class GlobusRunner:
                 request.site,
                 allocation.nodes,
                 interactive=False,
-                deadline=allocation.deadline,
+                deadline=allocation.leave_by(self._site.checkpoint_margin_s, at),
             )
         )
 

@@ -50,11 +50,13 @@ class Sender:
         folder: The run's own folder on this site.
         mark: Of the run.
         term: Number of the handshake under which it is sent; the run counts them, over all its controllers.
+        block: The pilot that it is meant for (`this_block`); any, if empty.
     """
 
     folder: str
     mark: str
     term: int
+    block: str = ""
 
     @property
     def process_mark(self) -> str:
@@ -65,6 +67,12 @@ class Sender:
         """Whether a process was started by this run under an earlier term."""
         mark, _, term = process_mark.partition("/")
         return mark == self.mark and _number(term) < self.term
+
+
+def this_block() -> str:
+    """Return what tells this pilot of the endpoint from the ones before and after it."""
+    names = ("SLURM_JOB_ID", "PBS_JOBID", "PARSL_WORKER_POOL_ID")
+    return "/".join(os.environ[name] for name in names if name in os.environ)
 
 
 def answer(call: str, arguments: Mapping[str, Any]) -> Any:
@@ -152,13 +160,22 @@ def describe(accelerator: str, sender: Message) -> Message:
     ):
         time.sleep(HEARTBEAT_S / 4)
     ended = leftovers.end_marked(leftovers.RUN_VARIABLE, ours.has_earlier, grace_s=1.0)
-    return {**hosts.describe_allocation(accelerator), "python": platform.python_version(), "ended": ended}
+    return {
+        **hosts.describe_allocation(accelerator),
+        "python": platform.python_version(),
+        "ended": ended,
+        "block": this_block(),
+        "workers": int(os.environ.get("PARSL_WORKER_COUNT", "0")),
+        "age_s": leftovers.age_s(os.getppid()),  # of the pilot's manager
+    }
 
 
 def run(
     order: Message, launch: Message, mark: str, sender: Message, python_path: Sequence[str], grace_s: float
 ) -> Message:
-    """Run one attempt to its end, unless it is told to stop, another task has it, or it comes too late.
+    """Run one attempt to its end, unless another task has it, or it was told to stop, or comes too late.
+
+    It does not begin in another pilot than the one it was sent to, whose nodes the launch names.
 
     Args:
         order: A `handoff.JobOrder`.
@@ -169,13 +186,15 @@ def run(
         grace_s: How long ranks may take to leave [s].
 
     Returns:
-        ``report`` and ``epochs`` as `app.run_job`; ``report`` is None if another task has the attempt.
+        As `look`.
     """
     job, ours = JobOrder.from_json(order), Sender(**sender)
+    if ours.block not in {"", this_block()}:
+        return {"block": this_block(), "jobs": []}
     directory = Path(job.directory)
     directory.mkdir(parents=True, exist_ok=True)
     if not _create(directory / CLAIM, str(ours.term)):
-        return _state(directory, job.job, 0)
+        return {"block": this_block(), "jobs": [_state(directory, job.job, 0)]}
     if _newest_term(ours.folder) > ours.term:
         _write(directory / STOP, "a later handshake has been there")
     own = launch["environment"].get("PYTHONPATH") or os.environ.get("PYTHONPATH", "")
@@ -193,10 +212,10 @@ def run(
         if vigil.told and report.outcome is Outcome.LOST:
             report = replace(report, outcome=Outcome.PREEMPTED, cause=vigil.told)
     _write(directory / "report.json", json.dumps(asdict(report)))
-    return _state(directory, job.job, 0)
+    return {"block": this_block(), "jobs": [_state(directory, job.job, 0)]}
 
 
-def look(jobs: Sequence[Message], silence_s: float) -> list[Message]:
+def look(jobs: Sequence[Message], silence_s: float) -> Message:
     """Return what each of some attempts has left on this site's disk.
 
     An attempt that has been silent for too long is over: it gets a report that says so, and what is
@@ -206,8 +225,12 @@ def look(jobs: Sequence[Message], silence_s: float) -> list[Message]:
         jobs: ``directory``, ``job``, ``epoch`` (the last one known), ``mark``; ``stop``: why it is to
             leave, or None; ``abandon``: why it should be over if nobody has claimed it, or None.
         silence_s: How old a heartbeat may be [s].
+
+    Returns:
+        ``block``: the pilot that answers; ``jobs``: of each attempt ``report`` and ``epochs`` as
+        `app.run_job`, but ``report`` None while it goes on, and whether it is ``claimed``.
     """
-    return [_look(job, silence_s) for job in jobs]
+    return {"block": this_block(), "jobs": [_look(job, silence_s) for job in jobs]}
 
 
 def _look(asked: Message, silence_s: float) -> Message:

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from parsl_rasda.runners.allocations import Allocation
+from parsl_rasda.runners.allocations import Allocation, walltime_s
 from parsl_rasda.study.sites import GlobusSiteSpec
-from parsl_rasda.vocabulary import NodeName, NodeSlots
+from parsl_rasda.vocabulary import DEVICE_MASKS, NodeName, NodeSlots
+
+_FOR_QUESTIONS = 2  # workers that the endpoint's template adds to `trials`
 
 
 def refusal_of(site: GlobusSiteSpec, found: Mapping[str, Any]) -> str | None:
@@ -35,8 +37,14 @@ def refusal_of(site: GlobusSiteSpec, found: Mapping[str, Any]) -> str | None:
     return None
 
 
-def warnings_of(site: GlobusSiteSpec, found: Mapping[str, Any]) -> list[str]:
-    """Return what differs on a site without breaking anything, in words."""
+def warnings_of(site: GlobusSiteSpec, found: Mapping[str, Any], *, narrowest: int = 1) -> list[str]:
+    """Return what differs on a site without breaking anything, in words.
+
+    Args:
+        site: What was declared.
+        found: What `globus_site.describe` saw there.
+        narrowest: Slots of the narrowest job.
+    """
     warnings = []
     for package in ("torch", "parsl"):
         ours, theirs = version(package), found["versions"][package]
@@ -44,18 +52,46 @@ def warnings_of(site: GlobusSiteSpec, found: Mapping[str, Any]) -> list[str]:
             warnings.append(f"site {site.name} has no {package}: trainings that need it will fail there")
         elif _minor(ours) != _minor(theirs):
             warnings.append(f"site {site.name} has {package} {theirs}, the controller {ours}")
-    declared, counted = site.gpus_per_node, site.accelerator not in {"cpu", "none"}
+    declared, counted = site.gpus_per_node, site.accelerator in DEVICE_MASKS
     if counted and isinstance(declared, int) and found["gpus"] < declared:
         where = found["nodes"][0]
         warnings.append(f"site {site.name}: {where} has {found['gpus']} GPUs, the site file says {declared}")
+    jobs, slots = jobs_at_a_time(found), _gpus(site, found) * len(found["nodes"])
+    if jobs is not None and jobs < slots // narrowest:
+        warnings.append(
+            f"site {site.name}: its pilot has {found['workers']} workers, enough for {jobs} trials at a "
+            f"time, and {slots} slots for {slots // narrowest}; raise `trials` in user_endpoint_config"
+        )
     return warnings
 
 
-def allocation_of(site: GlobusSiteSpec, found: Mapping[str, Any]) -> Allocation:
-    """Return the pilot that a site which is not refused offers."""
-    gpus = found["gpus"] if site.gpus_per_node == "auto" else site.gpus_per_node
-    nodes = tuple(NodeSlots(NodeName(name), tuple(range(gpus))) for name in found["nodes"])
-    return Allocation(nodes, found["deadline"], site.python or found["executable"], found["rank_client"])
+def allocation_of(site: GlobusSiteSpec, found: Mapping[str, Any], *, now: float) -> Allocation:
+    """Return the pilot that a site which is not refused offers.
+
+    Args:
+        site: What was declared.
+        found: What `globus_site.describe` saw there.
+        now: Unix time [s].
+    """
+    gpus = tuple(range(_gpus(site, found)))
+    nodes = tuple(NodeSlots(NodeName(name), gpus) for name in found["nodes"])
+    walltime, deadline = site.user_endpoint_config.get("walltime"), found["deadline"]
+    if deadline is None and isinstance(walltime, str):  # PBS does not tell; a workstation has none
+        deadline = now - found["age_s"] + walltime_s(walltime)
+    return Allocation(nodes, deadline, site.python or found["executable"], found["rank_client"])
+
+
+def jobs_at_a_time(found: Mapping[str, Any]) -> int | None:
+    """Return how many jobs find a worker, while two answer questions; None if that is not known."""
+    return max(1, found["workers"] - _FOR_QUESTIONS) if found["workers"] else None
+
+
+def _gpus(site: GlobusSiteSpec, found: Mapping[str, Any]) -> int:
+    """Return the slots of a node: as declared, unless its devices were counted and are fewer."""
+    declared, there = site.gpus_per_node, int(found["gpus"])
+    if declared == "auto" or (site.accelerator in DEVICE_MASKS and 0 < there < declared):
+        return there
+    return declared
 
 
 def _minor(text: str) -> str:

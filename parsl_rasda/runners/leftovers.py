@@ -101,8 +101,14 @@ def marked(variable: str, value: str | Callable[[str], bool]) -> tuple[ProcessId
     )
 
 
-def end_marked(variable: str, value: str | Callable[[str], bool], *, grace_s: float) -> int:
-    """End every process with that variable: TERM, and KILL after ``grace_s`` [s].
+def end_marked(
+    variable: str,
+    value: str | Callable[[str], bool],
+    *,
+    grace_s: float,
+    first: signal.Signals = signal.SIGTERM,
+) -> int:
+    """End every process with that variable: by a signal, and by KILL after ``grace_s`` [s].
 
     Returns when they are gone; new ones that they start meanwhile are ended too.
 
@@ -110,6 +116,7 @@ def end_marked(variable: str, value: str | Callable[[str], bool], *, grace_s: fl
         variable: Its name.
         value: The value, or what says of one whether it is meant.
         grace_s: As above.
+        first: The signal that asks.
 
     Returns:
         How many processes were signalled.
@@ -124,10 +131,20 @@ def end_marked(variable: str, value: str | Callable[[str], bool], *, grace_s: fl
         is_over = time.monotonic() >= kill_from
         for process in found:
             if is_over or process not in signalled:
-                _send(process, signal.SIGKILL if is_over else signal.SIGTERM)
+                _send(process, signal.SIGKILL if is_over else first)
         signalled.update(found)
         time.sleep(_POLL_S)
     return len(signalled)
+
+
+def age_s(pid: int) -> float:
+    """Return how long a process has lived [s], or 0 where that is not known."""
+    try:
+        up_s = float(Path("/proc/uptime").read_text().split()[0])
+    except OSError:
+        return 0.0
+    start = _start_of(pid)
+    return 0.0 if start is None else max(0.0, up_s - start / os.sysconf("SC_CLK_TCK"))
 
 
 def _last_record(path: Path) -> RunRecord | None:

@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.globus, pytest.mark.slow]
 
 def site_of(bed: GlobusBed, folder: Path, name: str = "alps", **fields: object) -> GlobusSiteSpec:
     declared = yaml.safe_load(bed.site_file(name, folder / name, python=str(STAND_IN)))
-    return GlobusSiteSpec.model_validate({**declared, **fields})
+    return GlobusSiteSpec.model_validate({**declared, "checkpoint_margin": 2.0, **fields})
 
 
 class TestGlobus(RunnerContract):
@@ -42,7 +42,7 @@ class TestGlobus(RunnerContract):
             monkeypatch.setenv(name, value)
 
     def build(self, directory: Path) -> Runner:
-        return GlobusRunner(site_of(self.bed, directory), directory / "runner", grace_s=2.0)
+        return GlobusRunner(site_of(self.bed, directory), directory / "runner")
 
     def test_a_pilot_comes_with_its_slots(self, tmp_path: Path) -> None:
         with self.stage(tmp_path) as stage:
@@ -65,9 +65,7 @@ class TestGlobus(RunnerContract):
 
     def test_the_service_knows_what_a_site_that_is_down_cannot_tell(self, tmp_path: Path) -> None:
         """A controller dies; its job ends; then its site goes down before the next controller comes."""
-        first, second = (
-            GlobusRunner(site_of(self.bed, tmp_path), tmp_path / "runner", grace_s=2.0) for _ in range(2)
-        )
+        first, second = (GlobusRunner(site_of(self.bed, tmp_path), tmp_path / "runner") for _ in range(2))
         log, waiting = EventLog(), self.bed.waiting()
         first.open(log.post)
         first.request_pilot(RequestPilot(PilotId("local-0"), self.site))

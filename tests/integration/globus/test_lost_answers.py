@@ -44,6 +44,7 @@ class DeafLink(GlobusLink):
         runs: Of a call, whether it comes to the site; those that do not are in `lost`.
         says: Of a call, whether its result arrives; those that do not are in `kept`.
         found: What `describe` finds, where that is to differ from what is there.
+        block: The pilot that answers looks, if that is to be another one.
     """
 
     def __init__(self, site: GlobusSiteSpec, group: UUID) -> None:
@@ -52,6 +53,7 @@ class DeafLink(GlobusLink):
         self.is_online: bool | Exception = True
         self.kept: list[tuple[Task, Any]] = []
         self.found: dict[str, Any] = {}
+        self.block: str | None = None
         self.sent: list[str] = []
         self.lost: list[tuple[str, dict[str, Any]]] = []
         self.workers = ThreadPoolExecutor(8)
@@ -73,6 +75,8 @@ class DeafLink(GlobusLink):
     def work(self, task: Task, call: str, told: dict[str, Any]) -> None:
         result = globus_site.answer(call, told)
         found = {**result, **self.found} if call == "describe" else result
+        if call == "look" and self.block is not None:
+            found = {**found, "block": self.block}
         if self.says(call):
             task.set_result(found)
         else:
@@ -134,11 +138,14 @@ class World:
     def start(self, on_pilot: Callable[[], None] = lambda: None, **fields: Any) -> JobId:
         pilot = self.log.next(PilotStarted)
         on_pilot()
+        return self.send(pilot, **fields)
+
+    def send(self, pilot: PilotStarted, trial: str = "0000", **fields: Any) -> JobId:
         slot = NodeSlots(pilot.nodes[0].node, (0,))
         placement = Placement(SiteName("alps"), pilot.pilot, (slot,))
         order = JobOrder(
             study="s",
-            trial=TrialId("0000"),
+            trial=TrialId(trial),
             attempt=1,
             config={"lr": 0.01},
             directory="elsewhere",
@@ -207,9 +214,58 @@ def test_a_site_that_never_answers_again_is_given_up_with_its_jobs(tmp_path: Pat
         task = next(task for task in world.link.lost if task[0] == "run")
         world.ask()
         world.log.next(PilotStarted)
-    late = globus_site.answer(*task)
+    (late,) = globus_site.answer(*task)["jobs"]
     assert late["report"]["cause"] == "a later handshake has been there before it started"
     assert not late["epochs"], "should its task come after all, it does not begin"
+
+
+def test_a_pilot_that_the_endpoint_has_replaced_is_given_up_without_blame_for_its_jobs(
+    tmp_path: Path,
+) -> None:
+    with opened(World(tmp_path)) as world:
+        world.ask()
+        job = world.start(inputs={"epoch_s": 60.0})
+        eventually(lambda: list((tmp_path / "disk").glob("*/trials/0000/attempt-1/heartbeat")))
+        world.link.block = "another"
+        ended = world.log.next(PilotEnded)
+        assert ended.usable
+        assert ended.cause == "the endpoint has replaced its pilot by another one"
+        assert [event.outcome for event in world.log.of(job)] == [Outcome.PREEMPTED]
+        world.link.block = None
+        world.ask()
+        world.log.next(PilotStarted)
+        (stop,) = (tmp_path / "disk").glob("*/trials/0000/attempt-1/stop")
+        assert "given it up" in stop.read_text(), "what still ran there has been stopped"
+
+
+def test_jobs_wait_for_a_worker_where_there_are_fewer_workers_than_slots(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with opened(World(tmp_path)) as world:
+        world.link.found = {"workers": 3}
+        world.ask()
+        pilot = world.log.next(PilotStarted)
+        jobs = [world.send(pilot, trial, inputs={"epoch_s": 2.0}) for trial in ("0000", "0001")]
+        assert [(e.outcome, e.cause) for e in (world.log.next(JobEnded, job) for job in jobs)] == [
+            (Outcome.REACHED, "")
+        ] * 2
+        started = [path.stat().st_mtime for path in sorted((tmp_path / "disk").rglob("claim"))]
+        ended = [path.stat().st_mtime for path in sorted((tmp_path / "disk").rglob("report.json"))]
+    assert started[1] >= ended[0]
+    assert "3 workers, enough for 1 trials at a time, and 2 slots for 2; raise `trials`" in caplog.text
+
+
+def test_a_site_offers_no_more_gpus_than_it_has_and_trials_leave_before_its_walltime_ends(
+    tmp_path: Path,
+) -> None:
+    options = {"walltime": "01:00:00"}
+    declared = {"gpus_per_node": 8, "accelerator": "cuda", "user_endpoint_config": options}
+    with opened(World(tmp_path, checkpoint_margin=100.0, **declared)) as world:
+        world.link.found = {"gpus": 4, "age_s": 600.0, "deadline": None}
+        world.ask()
+        pilot = world.log.next(PilotStarted)
+    assert len(pilot.nodes[0].gpus) == 4
+    assert pilot.deadline == pytest.approx(pilot.at + 3600.0 - 600.0 - 100.0)
 
 
 def test_a_handshake_that_comes_again_beside_running_jobs_leaves_them_alone(tmp_path: Path) -> None:

@@ -45,13 +45,16 @@ def run(directory: Path, script: str = "pass", term: int = 1) -> dict[str, Any]:
     order = order_at(directory).to_json()
     launch = {"argv": [PYTHON, "-c", script], "environment": {}, "files": {}}
     by = sender(directory.parents[2], term)
-    return globus_site.run(order, launch, f"mark/{directory}", by, [], grace_s=0.2)
+    (state,) = globus_site.run(order, launch, f"mark/{directory}", by, [], grace_s=0.2)["jobs"]
+    found: dict[str, Any] = state
+    return found
 
 
 def look(directory: Path, **fields: Any) -> dict[str, Any]:
     asked = {"directory": str(directory), "job": "0000.1", "epoch": 0, "mark": f"mark/{directory}"}
-    (state,) = globus_site.look([{**asked, "stop": None, "abandon": None, **fields}], silence_s=1.0)
-    return state
+    (state,) = globus_site.look([{**asked, "stop": None, "abandon": None, **fields}], silence_s=1.0)["jobs"]
+    found: dict[str, Any] = state
+    return found
 
 
 def test_a_task_that_is_delivered_twice_runs_once(tmp_path: Path) -> None:
@@ -163,6 +166,16 @@ def test_a_task_of_an_earlier_term_does_not_begin(tmp_path: Path) -> None:
     state = run(directory, f"open({str(tmp_path / 'began')!r}, 'w')", term=1)
     assert state["report"]["outcome"] == Outcome.PREEMPTED
     assert not (tmp_path / "began").exists()
+
+
+def test_a_task_for_another_pilot_does_not_begin_and_says_which_one_it_came_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "18")
+    order, launch = order_at(tmp_path / "a").to_json(), {"argv": ["false"], "environment": {}, "files": {}}
+    by = {**sender(tmp_path, 1), "block": "17"}
+    assert globus_site.run(order, launch, "mark", by, [], grace_s=0.2) == {"block": "18", "jobs": []}
+    assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.parametrize("call", ["describe", "run", "look", "stage"])
