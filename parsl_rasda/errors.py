@@ -32,7 +32,7 @@ class Mistake:
 
 
 class InvalidFileError(RasdaError):
-    """A study or site file has mistakes; all of them are listed."""
+    """A study or a site, in a file or in a program, has mistakes; all of them are listed."""
 
     def __init__(self, mistakes: Sequence[Mistake]) -> None:
         super().__init__(tuple(mistakes))

@@ -193,8 +193,9 @@ def tune(
     Args:
         study: What to search.
         slots: Where: behind one executor, or several.
-        directory: Run directory; one that holds a run of this study, with these inputs, is taken up
-            again, also with more trials. Without it, a new one below ``runs/``.
+        directory: Run directory; one that holds a run of this study, with the same values as inputs,
+            is taken up again, also with more trials. What lies behind a path is the program's care.
+            Without it, a new one below ``runs/``.
         view: Who watches.
         data_flow_kernel: Parsl's kernel; by default the one that is loaded.
         inputs: Arguments for the training function, in ``trial.inputs``; futures and Files are
