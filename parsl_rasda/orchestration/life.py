@@ -125,8 +125,9 @@ class Life:
         trial.attempt += 1
         trial.site = placement.site
         trial.epoch = trial.checkpoint_epoch if trial.checkpoint else 0
-        interactive = self.settings.asking and self.pilots.up[placement.pilot].interactive
-        job = Job(JobId(trial.id, trial.attempt), placement, trial.until, interactive, since, resized)
+        asks, answered = self.settings.asking, self.pilots.up[placement.pilot].interactive
+        until = self._returns_at(trial, placement) if asks and not answered else trial.until
+        job = Job(JobId(trial.id, trial.attempt), placement, until, asks and answered, since, resized)
         trial.job = job
         self.jobs[job.id] = trial
         self.pilots.occupy(placement.pilot)
@@ -143,10 +144,21 @@ class Life:
             )
         )
 
+    def _returns_at(self, trial: TrialRecord, placement: Placement) -> int:
+        """Return when a job without a control channel comes back: its trial widens between jobs only.
+
+        Scripts train to their milestone: what they do on the way may depend on where it is.
+        """
+        at_start = Running(
+            trial.id, trial.age, placement, self._now, trial.epoch, trial.until, trial.replicas
+        )
+        return self.growth.returns_at(self.board, at_start)
+
     def _note_running(self, trial: TrialRecord, job: Job, *, delay_s: float = 0.0) -> None:
         placement = job.placement
         epoch_s = self.board.times.epoch_s(trial.id, placement.width, placement.site)
-        boundary = trial.epoch + 1 if job.interactive else trial.until  # where it could change its width
+        # Where it could change its width:
+        boundary = trial.epoch + 1 if job.interactive else max(job.until, trial.epoch)
         boundary_at = self._now + delay_s + epoch_s * (boundary - trial.epoch)
         self.board.place(
             Running(trial.id, trial.age, placement, boundary_at, boundary, trial.until, trial.replicas)

@@ -257,8 +257,11 @@ class Machine(SlotDesk):
             return
         job = found[1]
         job.confirmed = True
-        seen = self.board.times.saw_restart if job.resized else self.board.times.saw_launch
-        seen(max(0.0, event.at - job.since - event.once_s))
+        seconds = max(0.0, event.at - job.since - event.once_s)
+        if job.resized:
+            self.board.times.saw_restart(seconds)
+        else:
+            self.board.times.saw_launch(seconds, job.placement.site)
 
     def _on_epoch(self, event: EpochReported) -> None:
         found = self._job_of(event.job)

@@ -14,6 +14,7 @@ class Job:
     """A job that was started and whose `JobEnded` has not come yet.
 
     Attributes:
+        until: Where it ends if it is not asked before: at its trial's milestone, or on the way.
         since: When its start became due [s]: the boundary for a resize, else the start itself.
         resized: It replaces a job of another width, so its start measures a restart.
         confirmed: Its ranks have finished their first step.

@@ -99,6 +99,15 @@ class GrowthPolicy(Protocol):
         """Return the slots without which a trial of so many replicas cannot start."""
         ...
 
+    def returns_at(self, board: Board, running: Running) -> int:
+        """Return the epoch at which a job that cannot be asked shall come back, at its milestone or before.
+
+        Args:
+            board: What the policy looks at.
+            running: The trial that starts, as at a boundary.
+        """
+        ...
+
 
 class Board:
     """The ledger, the times, the waiting queue and the running trials, kept in order."""

@@ -19,6 +19,8 @@ from parsl_rasda.plugins import load_plugin
 from parsl_rasda.vocabulary import Placement, SiteName, TrialId
 
 _EPSILON_S = 1e-9
+_CHEAP_TASK = 0.15  # in epochs at the first width: what a task may cost for stretches to be divided
+_TASKS_LEFT = 8  # tasks that a rest of a stretch must be worth to be divided
 _LOOK_AHEAD = 16  # running trials for which idle GPUs are kept until they come to a boundary
 
 
@@ -75,6 +77,23 @@ class ElasticGrowth:
         own = widened.pop(here.trial, None) if here is not None else None
         return Allocation(starts | widened, here=own)
 
+    def returns_at(self, board: Board, running: Running) -> int:
+        """Return the middle of a stretch to be trained as one task, if the trial may widen then.
+
+        Half of what is left at a time, rounded up, as long as tasks are cheap: 24 rehearsals on 32
+        GPUs take 5 % less time if tasks cost nothing, and 3 % less at 0.05 or 0.1 epochs a task; at
+        0.2 they would take 1 % more.
+        """
+        done, until, site = running.boundary_epoch, running.until, running.placement.site
+        task_s = board.times.launch_s(site)
+        is_cheap = task_s <= _CHEAP_TASK * board.epoch_s(running, board.num_workers)
+        certain_s = (until - done) * board.epoch_s(running, running.placement.width)
+        wider = (w for w in board.widths(running.replicas) if w > running.placement.width)
+        if until - done <= 1 or not is_cheap or certain_s <= _TASKS_LEFT * task_s:
+            return until
+        may_widen = any(board.ledger.can_ever_fit(width, site) for width in wider)
+        return done + (until - done + 1) // 2 if may_widen else until
+
 
 class StrictGrowth:
     """The paper's rule: a trial trains at its full width or waits for it.
@@ -87,6 +106,10 @@ class StrictGrowth:
     def needs(self, replicas: int, num_workers: int) -> int:
         """Return the full width: less is never used."""
         return replicas
+
+    def returns_at(self, board: Board, running: Running) -> int:
+        """Return the milestone: nobody widens before."""
+        return running.until
 
     def decide(self, board: Board, now: float, here: Running | None = None) -> Allocation:
         """Start what fits at its full width; send ``here`` to the queue if it must grow."""
@@ -115,6 +138,10 @@ class NoGrowth:
     def needs(self, replicas: int, num_workers: int) -> int:
         """Return the fixed width."""
         return min(replicas, num_workers)
+
+    def returns_at(self, board: Board, running: Running) -> int:
+        """Return the milestone: nobody widens before."""
+        return running.until
 
     def decide(self, board: Board, now: float, here: Running | None = None) -> Allocation:
         """Start what fits."""

@@ -52,7 +52,8 @@ class Times:
         self._all_sites = SortedList()
         self._doublings = SortedList([assumed.efficiency])
         self._efficiency = assumed.efficiency
-        self._restarts, self._launches = SortedList(), SortedList()
+        self._restarts = SortedList()
+        self._launches: dict[SiteName, SortedList] = {}
         self._restart_s = assumed.restart_s
 
     @property
@@ -64,6 +65,11 @@ class Times:
     def restart_s(self) -> float:
         """Upper estimate of a restart [s]: a few must be seen before they alone are believed."""
         return self._restart_s
+
+    def launch_s(self, site: SiteName) -> float:
+        """Return what a launch usually takes on a site [s]: the median seen, or a restart as assumed."""
+        seen = self._launches.get(site)
+        return float(seen[len(seen) // 2]) if seen else self._assumed.restart_s
 
     def epoch_s(self, trial: TrialId, width: int, site: SiteName) -> float:
         """Return the time of one epoch [s] at a width, measured there or scaled to it."""
@@ -102,9 +108,9 @@ class Times:
         self._restarts.add(seconds)
         self._relearn_restart()
 
-    def saw_launch(self, seconds: float) -> None:
-        """Learn a first launch [s]; it stands in for restarts until enough of them are seen."""
-        self._launches.add(seconds)
+    def saw_launch(self, seconds: float, site: SiteName) -> None:
+        """Learn a launch that was no resize [s]; they stand in for restarts until enough are seen."""
+        self._launches.setdefault(site, SortedList()).add(seconds)
         self._relearn_restart()
 
     def _speedup(self, ratio: float) -> float:
@@ -114,7 +120,8 @@ class Times:
         assumed_s = self._assumed.restart_s
         self._restart_s = _slowest(self._restarts, assumed_s)
         if len(self._restarts) < _ENOUGH:
-            self._restart_s = max(assumed_s, _slowest(self._launches, assumed_s), self._restart_s)
+            launches = (_slowest(seen, assumed_s) for seen in self._launches.values())
+            self._restart_s = max(assumed_s, *launches, self._restart_s)
 
     def _relearn_single(self, trial: TrialId, site: SiteName, seconds: float) -> None:
         old = self._single.get(trial)

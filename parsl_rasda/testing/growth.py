@@ -123,6 +123,14 @@ class GrowthPolicyContract(ABC):
             assert policy.decide(board, 0.0, here) == first
             assert self.build().decide(*_again(seed)) == first
 
+    def test_a_job_that_cannot_be_asked_comes_back_before_its_milestone_or_there(self) -> None:
+        policy = self.build()
+        for seed in range(BOARDS):
+            board, _ = random_board(seed)
+            for running in board.running.values():
+                if running.boundary_epoch < running.until:
+                    assert running.boundary_epoch < policy.returns_at(board, running) <= running.until
+
     def test_on_an_idle_machine_everyone_starts(self) -> None:
         policy = self.build()
         board = Board(Ledger(), Times(Assumed()), num_workers=1, max_epochs=_MAX_EPOCHS, step=2)

@@ -391,7 +391,9 @@ class World:
         assert all(set(n.gpus) <= nodes[n.node] for n in placement.nodes)
         assert 0 <= start.epoch < start.until <= self.setup.max_t
         milestones = self.machine.scheduler.milestones
-        assert start.until in milestones
+        milestone = next(m for m in milestones if m >= start.until)
+        if self.sites[placement.site].interactive or self.setup.growth != "elastic":
+            assert start.until == milestone
         epochs = [epoch for epoch, _ in start.schedule]
         assert epochs == sorted(set(epochs))
         assert epochs[0] == 0
@@ -401,7 +403,8 @@ class World:
             for epoch, replicas in start.schedule
         )
         replicas = start.schedule[-1][1]
-        assert replicas == self.machine.scheduler.replicas(milestones.index(start.until))
+        assert replicas == self.machine.scheduler.replicas(milestones.index(milestone))
+        assert start.until == milestone or placement.width < replicas, "nobody comes back for nothing"
         assert replicas % placement.width == 0, "the width divides the replicas"
         if start.resume_from is None:
             assert start.epoch == 0

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -206,6 +208,31 @@ def test_slots_are_kept_for_a_few_only() -> None:
     assert policy.decide(made, 1.0, here).here.width == 2, "17 are left, and no more than 16 are kept"
     made.ledger.take(made.ledger.find(1))
     assert policy.decide(made, 1.0, here).here is None
+
+
+# --------------------------------------------------------------------------------- one task after another
+
+
+def test_a_stretch_is_divided_in_the_middle_while_its_trial_may_widen_and_tasks_are_cheap() -> None:
+    made, policy = board(restart_s=0.1, epoch_s=1.0, a=4), build_growth("elastic")
+    narrow = run(made, "t0", width=1, replicas=2, epoch=8, until=16)
+    assert policy.returns_at(made, narrow) == 12
+    assert policy.returns_at(made, replace(narrow, boundary_epoch=13)) == 15, "rounded up"
+    assert policy.returns_at(made, replace(narrow, boundary_epoch=15)) == 16
+    assert policy.returns_at(made, replace(narrow, replicas=1)) == 16, "as wide as it may be"
+    made.times.saw_launch(0.14, SiteName("a"))
+    assert policy.returns_at(made, narrow) == 12
+    assert policy.returns_at(made, replace(narrow, boundary_epoch=15)) == 16, "not worth eight tasks"
+    made.times.saw_launch(0.16, SiteName("a"))
+    assert policy.returns_at(made, narrow) == 16, "a task is dear"
+    assert (
+        build_growth("strict").returns_at(made, narrow) == build_growth("none").returns_at(made, narrow) == 16
+    )
+
+
+def test_a_stretch_is_not_divided_where_no_wider_placement_exists() -> None:
+    made = board(a=4, b=1)
+    assert build_growth("elastic").returns_at(made, run(made, "t0", width=1, replicas=4, site="b")) == 16
 
 
 # --------------------------------------------------------------------------------- strict and none

@@ -77,7 +77,7 @@ def test_what_is_assumed_and_what_launches_took_count_until_a_few_restarts_were_
     times = Times(Assumed(60.0, 10.0, 0.9))
     times.saw_restart(3.0)
     assert times.restart_s == 10.0
-    times.saw_launch(25.0)
+    times.saw_launch(25.0, A)
     times.saw_restart(2.0)
     times.saw_restart(2.0)
     assert times.restart_s == 25.0

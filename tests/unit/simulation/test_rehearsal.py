@@ -11,7 +11,8 @@ import pytest
 from benchmarks import policy
 from parsl_rasda.orchestration.events import StartJob
 from parsl_rasda.orchestration.machine import Machine, MachineSettings
-from parsl_rasda.placement.growth import build_growth
+from parsl_rasda.placement.board import Board, Running
+from parsl_rasda.placement.growth import ElasticGrowth, build_growth
 from parsl_rasda.placement.times import Assumed
 from parsl_rasda.scheduling import build_scheduler
 from parsl_rasda.simulation.costs import Costs, assumed_costs
@@ -126,12 +127,40 @@ def test_a_restart_costs_what_it_costs() -> None:
     assert books.makespan_s() == 100 + 2 + 7 + 50 + 2
 
 
-def test_sites_without_a_channel_train_each_stretch_as_one_task() -> None:
-    instance = Instance(3, ratio=2, rungs=3)
-    found = rehearse(instance, "elastic", interactive=False)
+def test_sites_without_a_channel_train_stretches_as_tasks_in_halves_while_they_may_widen() -> None:
+    found = rehearse(Instance(3, ratio=2, rungs=3, restart_s=0.01), "elastic", interactive=False)
+    starts = [i for _, told in found.records for i in told if isinstance(i, StartJob)]
+    narrow = {(s.epoch, s.until) for s in starts if s.placement.width < s.schedule[-1][1]}
+    wide = {(s.epoch, s.until) for s in starts if s.placement.width == s.schedule[-1][1]}
+    assert (4, 6) in narrow
+    assert narrow <= {(1, 2), (2, 3), (3, 4), (4, 6), (6, 7), (7, 8)}
+    assert wide <= {(0, 1), (1, 2), (2, 4), (3, 4), (4, 8), (6, 8), (7, 8)}
+    assert found.accounts.repeated_epochs == 0
+
+
+@pytest.mark.parametrize("growth", ["strict", "none"])
+def test_sites_without_a_channel_train_whole_stretches_where_nobody_widens_on_the_way(growth: str) -> None:
+    found = rehearse(Instance(3, ratio=2, rungs=3, restart_s=0.01), growth, interactive=False)
     starts = [i for _, told in found.records for i in told if isinstance(i, StartJob)]
     assert {(s.epoch, s.until) for s in starts} <= {(0, 1), (1, 2), (2, 4), (4, 8)}
-    assert found.accounts.repeated_epochs == 0
+
+
+def test_halves_are_faster_than_whole_stretches_and_train_the_same_epochs() -> None:
+    """At what a task costs behind Globus Compute, in epochs of minutes."""
+
+    class Whole(ElasticGrowth):
+        def returns_at(self, board: Board, running: Running) -> int:
+            return running.until
+
+    ratios = []
+    for seed in range(6):
+        one = Instance(seed, gpus=32, rungs=4, ratio=(1, 2)[seed % 2], restart_s=0.05)
+        halves, whole = (rehearse(one, growth, interactive=False) for growth in ("elastic", Whole()))
+        assert halves.arrivals.keys() == whole.arrivals.keys()
+        assert halves.accounts.epochs == whole.accounts.epochs
+        assert halves.accounts.repeated_epochs == 0
+        ratios.append(whole.makespan_s / halves.makespan_s)
+    assert statistics.median(ratios) > 1.01
 
 
 def test_the_same_rehearsal_gives_the_same_record() -> None:
