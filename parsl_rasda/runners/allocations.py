@@ -14,6 +14,7 @@ from parsl_rasda.study.sites import ParslSiteSpec
 from parsl_rasda.vocabulary import DEVICE_MASKS, NodeName, NodeSlots
 
 _SECONDS = (1, 60, 3600)
+_EARLY_S = 30.0  # batch systems look at walltimes twice a minute, and kill before the last second
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,10 @@ class Allocation:
             return None
         return self.deadline - min(margin_s, max(0.0, self.deadline - now) / 2)
 
+    def is_over(self, now: float) -> bool:
+        """Whether its time is up at ``now`` [Unix time, s]."""
+        return self.deadline is not None and now >= self.deadline - _EARLY_S
+
     def rank_program(self, order: JobOrder, *, warm_start: bool) -> tuple[str, ...]:
         """Return what a launcher starts for each rank of an order.
 
@@ -61,7 +66,7 @@ class Allocation:
 
 
 def read_allocation(
-    site: ParslSiteSpec, found: Mapping[str, Any], *, now: float, is_local: bool
+    site: ParslSiteSpec, found: Mapping[str, Any], *, now: float, is_local: bool, walltime: str | None
 ) -> Allocation | str:
     """Return what a site's pilot offers, or why it cannot be used.
 
@@ -70,6 +75,7 @@ def read_allocation(
         found: What `hosts.describe_allocation` saw there.
         now: Unix time [s].
         is_local: Whether the pilot is this very machine, or the allocation that it stands in.
+        walltime: Of the pilot, as its provider asked for it; counts where the batch system does not tell.
     """
     ours, theirs = version("parsl_rasda"), found["versions"]["parsl_rasda"]
     if ours != theirs:
@@ -80,10 +86,9 @@ def read_allocation(
         return f"no {site.accelerator} device was found on {names[0]}; set gpus_per_node or accelerator"
     if is_local and len(names) == 1 < site.nodes_per_pilot and site.accelerator in DEVICE_MASKS:
         return f"{names[0]} is one machine, whose GPUs would count once for each node; set nodes: 1"
-    walltime = site.provider.options.get("walltime")
     deadline = found["deadline"]
-    if deadline is None and isinstance(walltime, str):
-        deadline = now + walltime_s(walltime)
+    if deadline is None and walltime is not None:
+        deadline = now - found["age_s"] + walltime_s(walltime)
     nodes = tuple(NodeSlots(NodeName(n), tuple(range(gpus))) for n in _usable_nodes(site, names, is_local))
     is_one_machine = is_local and (len(names) == 1 or len(nodes) == 1)
     python = site.python or found["executable"]

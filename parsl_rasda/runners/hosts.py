@@ -10,17 +10,20 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parsl_rasda.masks import visible_devices
+from parsl_rasda.runners import pbs, slurm
 from parsl_rasda.vocabulary import DEVICE_MASKS
 
 if TYPE_CHECKING:
     from parsl_rasda.study import SiteSpec
 
+BEGAN_VARIABLE = "PARSL_RASDA_BEGAN"  # Unix time [s] at which a pilot's job script began
 _PACKAGES = ("parsl_rasda", "parsl", "torch")
 _COMMAND_TIMEOUT_S = 30
 
@@ -29,9 +32,9 @@ def describe_allocation(accelerator: str) -> dict[str, Any]:
     """Return what the runner must know of the allocation it runs in, as plain JSON.
 
     ``nodes`` are in the batch system's order, ``gpus`` are those of the first node, ``deadline`` is
-    the Unix time [s] of the allocation's end or None where the batch system does not tell.
+    the Unix time [s] of the allocation's end or None where the batch system does not tell, ``age_s``
+    [s] is how long ago the pilot's job script began.
     """
-    end = os.environ.get("SLURM_JOB_END_TIME")
     return {
         "nodes": list(node_names(os.environ)),
         "gpus": gpu_count(accelerator),
@@ -39,8 +42,20 @@ def describe_allocation(accelerator: str) -> dict[str, Any]:
         "rank_client": str(Path(__file__).parents[1] / "runtime" / "forkserver" / "client.py"),
         "python": ".".join(platform.python_version_tuple()[:2]),
         "versions": {name: _version_of(name) for name in _PACKAGES},
-        "deadline": float(end) if end else None,
+        "deadline": end_of_allocation(os.environ),
+        "age_s": _age_s(os.environ),
     }
+
+
+def end_of_allocation(environment: Mapping[str, str]) -> float | None:
+    """Return when the allocation ends [Unix time, s]: by Slurm's variable, or by asking Slurm or PBS."""
+    if end := environment.get("SLURM_JOB_END_TIME"):
+        return float(end)
+    if job := environment.get("SLURM_JOB_ID"):
+        return slurm.end_time(job)
+    if job := environment.get("PBS_JOBID"):
+        return pbs.end_time(job)
+    return None
 
 
 def node_names(environment: Mapping[str, str]) -> tuple[str, ...]:
@@ -78,6 +93,11 @@ def gpu_count(accelerator: str) -> int:
 def counted_here(sites: Iterable[SiteSpec]) -> dict[str, int]:
     """Return the slots of this machine for each site that is this machine and leaves them to be counted."""
     return {s.name: gpu_count(s.accelerator) for s in sites if s.is_local and s.gpus_per_node == "auto"}
+
+
+def _age_s(environment: Mapping[str, str]) -> float:
+    began = environment.get(BEGAN_VARIABLE)
+    return max(0.0, time.time() - float(began)) if began else 0.0
 
 
 def _each_once(text: str) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from parsl.executors.threads import ThreadPoolExecutor
 from parsl.launchers import SimpleLauncher
 
 from parsl_rasda.errors import InvalidSettingError
+from parsl_rasda.runners.hosts import BEGAN_VARIABLE
 from parsl_rasda.runners.leftovers import RUN_VARIABLE
 from parsl_rasda.study.sites import ParslSiteSpec
 
@@ -28,6 +29,7 @@ _LOCAL_POLLING_S = 1
 _BATCH_POLLING_S = 15  # Parsl's providers say 60: a minute of a dead pilot's GPUs, for every pilot
 _HEARTBEAT_S = 2  # also how soon a killed worker is noticed
 _STRATEGY_S = 1
+_NO_REQUEUE = "#SBATCH --no-requeue"  # run a second time, a pilot finds its study elsewhere
 # A script of this package, found on the pilot's PATH as Parsl's own would be; same arguments.
 _LAUNCH_COMMAND = DEFAULT_LAUNCH_CMD.replace("process_worker_pool.py", "parsl-rasda-workers", 1)
 
@@ -163,7 +165,10 @@ def build_provider(site: ParslSiteSpec, ours: str) -> Any:  # any of Parsl's pro
     except AttributeError:
         known = ", ".join(name for name in parsl.providers.__all__ if name.endswith("Provider"))
         raise InvalidSettingError("provider.type", site.provider.type, known) from None
-    options |= {"nodes_per_block": site.nodes_per_pilot, "worker_init": f"{theirs}\n{ours}\n"}
+    clock = f"export {BEGAN_VARIABLE}=$(date +%s)"  # modules may take minutes of a walltime
+    options |= {"nodes_per_block": site.nodes_per_pilot, "worker_init": f"{clock}\n{theirs}\n{ours}\n"}
+    if site.provider.type == "SlurmProvider":  # first: a site file that says otherwise is heeded
+        options["scheduler_options"] = f"{_NO_REQUEUE}\n{options.get('scheduler_options', '')}"
     options |= {"init_blocks": 0, "min_blocks": 0, "max_blocks": 1}
     try:
         return build(launcher=SimpleLauncher(), **options)

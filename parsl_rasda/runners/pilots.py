@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NewType, Protocol
 
 from parsl_rasda.errors import SiteUnavailableError
-from parsl_rasda.runners import slurm
+from parsl_rasda.runners import pbs, slurm
 from parsl_rasda.study.sites import ParslSiteSpec
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ _SPARE_S = 5.0
 _ENDING_S = 15.0
 _LAST_WORDS_LINES, _LAST_WORDS_CHARACTERS = 3, 300
 _LOOK_AGAIN_S = 1.0
+_ASK = {"SlurmProvider": slurm.ask, "PBSProProvider": pbs.ask}
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,11 @@ class PilotSource(Protocol):
 
     address: str
     is_local: bool
+
+    @property
+    def walltime(self) -> str | None:
+        """What its provider asks for, ``HH:MM:SS``, if that ends its pilots."""
+        ...
 
     def begin(self) -> Lane:
         """Ask for a pilot; returns when it is in the queue.
@@ -110,6 +116,11 @@ class OwnPilots:
         self.is_local = site.provider.type == "LocalProvider"
         self.address = site.address or (_LOOPBACK if self.is_local else _own_address())
 
+    @property
+    def walltime(self) -> str | None:
+        """What the provider asks for: the site file's, or Parsl's default."""
+        return next((_walltime(executor.provider) for executor in self._executors.values()), None)
+
     def begin(self) -> Lane:
         """Ask for a pilot, in an executor that has none."""
         free = [
@@ -152,7 +163,7 @@ class OwnPilots:
         executor = self._executors[lane]
         give_up = time.monotonic() + _ENDING_S
         while True:
-            end = self._judge(lane, executor.status(), is_dead=executor.is_dead)
+            end = self._judge(lane, executor.status(), is_dead=executor.is_dead, is_silent=True)
             if end is not None or self.is_local or time.monotonic() > give_up:
                 return end
             time.sleep(_LOOK_AGAIN_S)
@@ -195,7 +206,10 @@ class OwnPilots:
         if end is not None:
             self._on_end(lane, end)
 
-    def _judge(self, lane: Lane, states: BlockStates, *, is_dead: bool) -> LaneEnd | None:
+    def _judge(
+        self, lane: Lane, states: BlockStates, *, is_dead: bool, is_silent: bool = False
+    ) -> LaneEnd | None:
+        """Return why a lane's pilot is gone; a silent one may also wait in the queue once more."""
         from parsl.jobs.states import JobState
 
         block = self._blocks.get(lane)
@@ -204,21 +218,24 @@ class OwnPilots:
         if is_dead:
             return LaneEnd("Parsl's interchange on the controller's machine died", is_preemption=False)
         state = states.get(block)
-        if state is None or not state.terminal:
+        if state is None or not (state.terminal or is_silent):
             return None
-        verdict = self._slurm_verdict(lane, block)
+        verdict = self._verdict(lane, block)
         if verdict is not None:
             said = [] if verdict.is_preemption else _last_words(state)
             return LaneEnd(", ".join([verdict.words, *said]), is_preemption=verdict.is_preemption)
+        if not state.terminal:
+            return None
         words = [f"the pilot's batch job ended: {state.state.name.lower()}"]
         words += [f"exit {state.exit_code}"] if state.exit_code is not None else []
-        return LaneEnd(", ".join([*words, *_last_words(state)]), is_preemption=state.state != JobState.FAILED)
+        is_preemption = state.state in {JobState.CANCELLED, JobState.TIMEOUT}
+        return LaneEnd(", ".join([*words, *_last_words(state)]), is_preemption=is_preemption)
 
-    def _slurm_verdict(self, lane: Lane, block: str) -> slurm.Verdict | None:
-        if self._site.provider.type != "SlurmProvider":
-            return None
+    def _verdict(self, lane: Lane, block: str) -> slurm.Verdict | None:
+        """Return what the batch system itself says, where we know how to ask it."""
+        ask = _ASK.get(self._site.provider.type)
         job = self._executors[lane].blocks_to_job_id.get(block)
-        return slurm.ask(str(job)) if job is not None else None
+        return ask(str(job)) if ask is not None and job is not None else None
 
 
 class AttachedPilots:
@@ -230,6 +247,7 @@ class AttachedPilots:
         executor = kernel.executors[label]
         provider = getattr(executor, "provider", None)  # a pool of threads has none
         self.is_local = provider is None or type(provider).__name__ == "LocalProvider"
+        self.walltime: str | None = _walltime(provider)
         address = getattr(executor, "address", None)
         self.address: str = address or (_LOOPBACK if self.is_local else _own_address())
 
@@ -265,6 +283,12 @@ class AttachedPilots:
 
     def close(self) -> None:
         """Leave the kernel to its owner."""
+
+
+def _walltime(provider: Any) -> str | None:  # a provider of Parsl's, untyped
+    """Return a provider's walltime; HTCondor is not told it, and a pool of threads has none."""
+    found = getattr(provider, "walltime", None)
+    return found if isinstance(found, str) and type(provider).__name__ != "CondorProvider" else None
 
 
 def words(error: BaseException) -> str:

@@ -1,7 +1,7 @@
 """What Slurm says of a job that has ended, without its accounting: sites often have that switched off.
 
 `squeue` forgets a job at its end, and Parsl then believes that it was completed; `scontrol` remembers
-it for some minutes (``MinJobAge``).
+it for some minutes (``MinJobAge``). A job's environment does not tell its end before Slurm 22.05.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import os
 import re
 import subprocess
 from dataclasses import dataclass
+from datetime import datetime
 
 _TIMEOUT_S = 10.0
-_FIELD = re.compile(r"\b(JobState|Reason|ExitCode)=(\S+)")
+_FIELD = re.compile(r"\b(JobState|Reason|ExitCode|Restarts|EndTime)=(\S+)")
 _EXIT_BY_SIGNAL = re.compile(r"0:(\d+)")
 
 # The jobs on these are not to blame; a node that fails may have been driven to it, but rarely by one.
@@ -47,7 +48,12 @@ class Verdict:
 
 def ask(job: str) -> Verdict | None:
     """Return why a job ended, or None if it has not, or Slurm does not know it any more."""
-    return read_verdict(job, _said("scontrol", "--oneliner", "show", "job", job))
+    return read_verdict(job, _shown(job))
+
+
+def end_time(job: str) -> float | None:
+    """Return when a running job must end [Unix time, s], or None if nothing says so."""
+    return read_end_time(_shown(job))
 
 
 def cancel_step(name: str) -> int:
@@ -55,20 +61,39 @@ def cancel_step(name: str) -> int:
     job = os.environ.get("SLURM_JOB_ID")
     if not job:
         return 0
-    listing = _said("squeue", "--steps", "--noheader", "--format=%i %j", f"--job={job}")
+    listing = said("squeue", "--steps", "--noheader", "--format=%i %j", f"--job={job}")
     steps = [line.split()[0] for line in listing.splitlines() if line.split()[1:] == [name]]
     for step in steps:
-        _said("scancel", "--signal=KILL", step)
+        said("scancel", "--signal=KILL", step)
     return len(steps)
 
 
-def _said(*command: str) -> str:
-    """Return what a command says, or nothing if it fails."""
+def _shown(job: str) -> str:
+    return said("scontrol", "--oneliner", "show", "job", job, SLURM_TIME_FORMAT="standard")
+
+
+def said(*command: str, **environment: str) -> str:
+    """Return what a batch system's command says, or nothing if it fails."""
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+        answer = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+            env={**os.environ, **environment},
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return answer.stdout if answer.returncode == 0 else ""
+
+
+def read_end_time(shown: str) -> float | None:
+    """Return when ``scontrol show job`` says that a job must end [Unix time, s], or None."""
+    try:
+        return datetime.fromisoformat(dict(_FIELD.findall(shown)).get("EndTime", "")).timestamp()
+    except ValueError:  # Unknown, N/A
+        return None
 
 
 def read_verdict(job: str, shown: str) -> Verdict | None:
@@ -78,10 +103,12 @@ def read_verdict(job: str, shown: str) -> Verdict | None:
     """
     fields = dict(_FIELD.findall(shown))
     state = fields.get("JobState", "")
-    said = _TAKEN_BACK.get(state) or _FAULTS.get(state)
-    if said is None:
+    why = _TAKEN_BACK.get(state) or _FAULTS.get(state)
+    if why is None and fields.get("Restarts", "0") != "0":
+        return Verdict(f"Slurm job {job} was put back into the queue", is_preemption=True)
+    if why is None:
         return None
-    words = [f"Slurm job {job} is {state}: {said}"]
+    words = [f"Slurm job {job} is {state}: {why}"]
     reason, code = fields.get("Reason", "None"), fields.get("ExitCode", "0:0")
     if reason not in {"None", "Dependency", state} and state in _FAULTS:
         words.append(f"reason {reason}")

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from parsl_rasda.handoff import JobOrder
+from parsl_rasda.launch.base import LaunchSettings
+from parsl_rasda.launch.srun import SrunLauncher
 from parsl_rasda.runners.allocations import Allocation, read_allocation, walltime_s
 from parsl_rasda.study.sites import ParslSiteSpec
-from parsl_rasda.vocabulary import NodeName, NodeSlots, TrialId
+from parsl_rasda.vocabulary import NodeName, NodeSlots, PilotId, Placement, SiteName, TrialId
 
 FOUND: dict[str, Any] = {
     "nodes": ["n1", "n2"],
@@ -19,6 +21,7 @@ FOUND: dict[str, Any] = {
     "python": "3.11",
     "versions": {"parsl_rasda": version("parsl_rasda")},
     "deadline": None,
+    "age_s": 0.0,
 }
 ORDER = JobOrder(
     study="s",
@@ -43,8 +46,10 @@ def site(**fields: Any) -> ParslSiteSpec:
     return ParslSiteSpec.model_validate(declared | fields)
 
 
-def read(spec: ParslSiteSpec, *, is_local: bool = False, **found: Any) -> Allocation | str:
-    return read_allocation(spec, FOUND | found, now=1000.0, is_local=is_local)
+def read(
+    spec: ParslSiteSpec, *, is_local: bool = False, walltime: str | None = None, **found: Any
+) -> Allocation | str:
+    return read_allocation(spec, FOUND | found, now=1000.0, is_local=is_local, walltime=walltime)
 
 
 def test_the_pilot_counts_the_gpus_where_the_site_file_does_not() -> None:
@@ -96,9 +101,28 @@ def test_a_pilot_with_another_version_is_refused_in_words() -> None:
 
 
 def test_the_batch_systems_end_wins_over_the_walltime() -> None:
-    spec = site(provider={"type": "SlurmProvider", "walltime": "01:00:00"})
-    assert getattr(read(spec), "deadline", None) == 4600.0
-    assert getattr(read(spec, deadline=4000.0), "deadline", None) == 4000.0
+    assert deadline_of(walltime="01:00:00") == 4600.0
+    assert deadline_of(walltime="01:00:00", deadline=4000.0) == 4000.0
+    assert deadline_of() is None
+
+
+def deadline_of(**fields: Any) -> float | None:
+    found = read(site(), **fields)
+    assert isinstance(found, Allocation)
+    return found.deadline
+
+
+def test_a_walltime_counts_from_the_job_script_not_from_the_first_task() -> None:
+    assert deadline_of(walltime="01:00:00", age_s=90.0) == 4510.0
+
+
+def test_an_allocation_whose_deadline_is_here_is_over() -> None:
+    found = read(site(), deadline=2000.0)
+    assert isinstance(found, Allocation)
+    assert [found.is_over(now) for now in (1900.0, 1990.0, 2100.0)] == [False, True, True]
+    without = read(site())
+    assert isinstance(without, Allocation)
+    assert not without.is_over(1e12)
 
 
 @pytest.mark.parametrize(
@@ -125,3 +149,17 @@ def test_only_ranks_that_need_torch_are_forked(changes, warm_start, program) -> 
     allocation = read(site())
     assert isinstance(allocation, Allocation)
     assert allocation.rank_program(replace(ORDER, **changes), warm_start=warm_start) == program
+
+
+def test_launches_whose_ranks_cannot_start_fork_servers_see_to_them_first() -> None:
+    allocation = read(site())
+    assert isinstance(allocation, Allocation)
+    slots = (NodeSlots(NodeName("n1"), (0,)), NodeSlots(NodeName("n2"), (0,)))
+    placement = Placement(SiteName("s"), PilotId("p"), slots)
+    launch = SrunLauncher().command(placement, FORKED, LaunchSettings())
+    words = allocation.with_servers(launch, FORKED, placement).before
+    ensure = ("/site/python", "-S", "-E", "-s", "/site/keeper.py", "ensure", "n1", "n2", "--")
+    assert words == (*ensure, *launch.lasting)
+    assert allocation.with_servers(launch, PLAIN, placement) == launch, "nobody would ask them"
+    started = replace(launch, lasting=())
+    assert allocation.with_servers(started, FORKED, placement) == started, "ranks can start one"

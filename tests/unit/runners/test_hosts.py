@@ -1,14 +1,23 @@
 from __future__ import annotations
 
+import json
 import os
 import platform
 import stat
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from parsl_rasda.runners.hosts import counted_here, describe_allocation, gpu_count, node_names
+from parsl_rasda.runners.hosts import (
+    BEGAN_VARIABLE,
+    counted_here,
+    describe_allocation,
+    end_of_allocation,
+    gpu_count,
+    node_names,
+)
 from parsl_rasda.study import ParslSiteSpec
 
 
@@ -31,6 +40,50 @@ def test_slurm_is_asked_to_spell_its_list_out(tmp_path: Path, monkeypatch: pytes
     scontrol.chmod(scontrol.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     assert node_names({"SLURM_JOB_NODELIST": "n[1-2]"}) == ("n1", "n2")
+
+
+@pytest.fixture
+def batch_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a Slurm and a PBS on the PATH that know one job each."""
+    job = {"stime": "Wed Nov 25 09:00:00 2026", "Resource_List": {"walltime": "00:20:00"}}
+    pbs = json.dumps({"Jobs": {"8.server": job}})
+    for name, words, answer in (
+        ("scontrol", "--oneliner show job 7", "JobId=7 JobState=RUNNING EndTime=2026-11-25T10:00:00"),
+        ("qstat", "-f -F json 8.server", pbs),
+    ):
+        command = tmp_path / name
+        command.write_text(f'#!/bin/sh\n[ "$*" = "{words}" ] && echo \'{answer}\'\n')
+        command.chmod(command.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+
+
+def at(hour: int, minute: int) -> float:
+    return time.mktime((2026, 11, 25, hour, minute, 0, 0, 0, -1))
+
+
+@pytest.mark.usefixtures("batch_systems")
+@pytest.mark.parametrize(
+    ("environment", "end"),
+    [
+        ({"SLURM_JOB_ID": "7"}, at(10, 0)),
+        ({"SLURM_JOB_ID": "7", "SLURM_JOB_END_TIME": "1500"}, 1500.0),
+        ({"SLURM_JOB_ID": "6"}, None),
+        ({"PBS_JOBID": "8.server"}, at(9, 20)),
+        ({"PBS_JOBID": "9.server"}, None),
+        ({}, None),
+    ],
+)
+def test_an_allocations_end_is_what_the_batch_system_says(
+    environment: dict[str, str], end: float | None
+) -> None:
+    assert end_of_allocation(environment) == end
+
+
+def test_a_pilots_age_counts_from_its_job_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(BEGAN_VARIABLE, str(int(time.time()) - 300))
+    assert 300 <= describe_allocation("none")["age_s"] < 360
+    monkeypatch.delenv(BEGAN_VARIABLE)
+    assert describe_allocation("none")["age_s"] == 0.0
 
 
 def test_without_a_batch_system_it_is_this_machine() -> None:

@@ -32,6 +32,7 @@ PBS = """\
 #PBS -o FOLDER/NAME.stdout
 #PBS -e FOLDER/NAME.stderr
 #PBS -l place=scatter
+export PARSL_RASDA_BEGAN=$(date +%s)
 module load conda
 echo ours
 export JOBNAME="NAME"
@@ -45,11 +46,13 @@ SLURM = """\
 #SBATCH --nodes=2
 #SBATCH --time=60
 #SBATCH --ntasks-per-node=1
+#SBATCH --no-requeue
 #SBATCH --hint=nomultithread
 #SBATCH --exclusive
 #SBATCH --partition=booster
 #SBATCH --account=project
 #SBATCH --gpus-per-node=4
+export PARSL_RASDA_BEGAN=$(date +%s)
 module load conda
 echo ours
 export JOBNAME="NAME"
@@ -65,6 +68,7 @@ LSF = """\
 #BSUB -P project
 #BSUB -q batch
 #BSUB -nnodes 2
+export PARSL_RASDA_BEGAN=$(date +%s)
 module load conda
 echo ours
 export JOBNAME="NAME"
@@ -78,6 +82,7 @@ GRID_ENGINE = """\
 #$ -cwd
 #$ -l h_rt=01:00:00
 #$ -pe mpi 2
+export PARSL_RASDA_BEGAN=$(date +%s)
 module load conda
 echo ours
 export JOBNAME="NAME"
@@ -93,6 +98,7 @@ TORQUE = """\
 #PBS -l nodes=2:ppn=1
 #PBS -o FOLDER/NAME.stdout
 #PBS -e FOLDER/NAME.stderr
+export PARSL_RASDA_BEGAN=$(date +%s)
 module load conda
 echo ours
 export JOBNAME="NAME"
@@ -209,7 +215,8 @@ def test_the_job_of_a_pilot_under_htcondor_is_one_node_with_its_gpus(batch_syste
     (description,), (script,) = (list(batch_systems.glob(f"*.{kind}")) for kind in ("submit", "script"))
     text = description.read_text().replace(str(batch_systems), "FOLDER").replace(description.stem, "NAME")
     assert [line for line in text.splitlines() if line] == CONDOR.splitlines()
-    assert script.read_text().split() == ["module", "load", "conda", "echo", "ours", "pool", "--flag"]
+    assert script.read_text().splitlines()[0] == "export PARSL_RASDA_BEGAN=$(date +%s)"
+    assert script.read_text().split()[3:] == ["module", "load", "conda", "echo", "ours", "pool", "--flag"]
 
 
 @pytest.mark.parametrize(

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
 
-from parsl_rasda.runners.slurm import Verdict, cancel_step, read_verdict
+from parsl_rasda.runners.slurm import Verdict, cancel_step, read_end_time, read_verdict
 
 LINE = (
     "JobId=7 JobName=parsl.slurm-0 UserId=root(0) Priority=1 Nice=0 JobState={state} Reason={reason} "
-    "Dependency=(null) Requeue=0 Restarts=0 BatchFlag=1 ExitCode={code} RunTime=00:01:04 NodeList=n[0-3]"
+    "Dependency=(null) Requeue=0 Restarts={restarts} BatchFlag=1 ExitCode={code} RunTime=00:01:04 "
+    "StartTime=2026-11-25T09:31:07 EndTime={end} Deadline=N/A NodeList=n[0-3]"
 )
 
 
-def verdict(state: str, reason: str = "None", code: str = "0:0") -> Verdict | None:
-    return read_verdict("7", LINE.format(state=state, reason=reason, code=code))
+def shown(
+    state: str, reason: str = "None", code: str = "0:0", *, restarts: int = 0, end: str = "Unknown"
+) -> str:
+    return LINE.format(state=state, reason=reason, code=code, restarts=restarts, end=end)
+
+
+def verdict(state: str, reason: str = "None", code: str = "0:0", *, restarts: int = 0) -> Verdict | None:
+    return read_verdict("7", shown(state, reason, code, restarts=restarts))
 
 
 @pytest.mark.parametrize(
@@ -65,6 +73,28 @@ def test_what_the_pilot_did_itself_is_a_loss(state: str, reason: str, code: str,
 @pytest.mark.parametrize("state", ["RUNNING", "PENDING", "COMPLETING", "SUSPENDED"])
 def test_a_job_that_has_not_ended_has_no_verdict(state: str) -> None:
     assert verdict(state) is None
+
+
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING", "COMPLETING", "CONFIGURING"])
+def test_a_job_that_slurm_has_put_back_into_the_queue_was_taken_back(state: str) -> None:
+    words = "Slurm job 7 was put back into the queue"
+    assert verdict(state, "BeginTime", restarts=1) == Verdict(words, is_preemption=True)
+
+
+def test_a_job_that_ran_again_and_ended_did_so_for_its_own_reason() -> None:
+    found = verdict("FAILED", "NonZeroExitCode", "3:0", restarts=1)
+    assert found is not None
+    assert not found.is_preemption
+
+
+def test_the_end_of_a_job_is_slurms_own_time() -> None:
+    end = time.mktime((2026, 11, 25, 10, 31, 7, 0, 0, -1))
+    assert read_end_time(shown("RUNNING", end="2026-11-25T10:31:07")) == end
+
+
+@pytest.mark.parametrize("answer", ["", "Invalid job id", shown("RUNNING"), shown("RUNNING", end="N/A")])
+def test_a_job_without_an_end_has_none(answer: str) -> None:
+    assert read_end_time(answer) is None
 
 
 def test_an_answer_that_is_none_has_no_verdict() -> None:
