@@ -74,7 +74,9 @@ class OrderDesk:
 
     def attempt(self, job: JobId, site: SiteName) -> Path:
         """Return the directory of an attempt on a site."""
-        return self.directory.attempt(job, self.sites[site].work_dir).resolve()
+        base = self.sites[site].work_dir  # which other runs use, too
+        own = base / f"{self.study}-{self.directory.mark}" if base is not None else None
+        return self.directory.attempt(job, own).resolve()
 
     def _shared(self, job: JobId) -> str | None:
         """Return the folder of an attempt where all sites reach it, if checkpoints are shared."""

@@ -28,6 +28,7 @@ from pathlib import Path
 from parsl_rasda.errors import RunDirectoryError
 from parsl_rasda.vocabulary import JobId
 
+_REPORTS = ("results.csv", "best.json", "summary.txt", "report.html")  # of a search
 _SILENCE_S = 120.0  # a controller on another host that has been silent for so long is dead
 
 _held: set[tuple[int, Path]] = set()  # by threads of a process: on disk, they all have one identity
@@ -72,6 +73,23 @@ class RunDirectory:
         if not file.exists():
             replace_file(file, uuid.uuid4().hex[:12])
         return file.read_text()
+
+    def set_aside(self) -> Path | None:
+        """Put the search that was begun here into a folder of its own, below ``before``; return that.
+
+        Nothing is lost: its journal and its trials stay readable there.
+        """
+        if not self.journal.exists():
+            return None
+        base, number = self.path / "before", 1
+        while (base / str(number)).exists():
+            number += 1
+        aside = base / str(number)
+        aside.mkdir(parents=True)
+        for name in ("trials", "mark", *_REPORTS, "journal.jsonl"):  # the journal last: till then it is here
+            if (self.path / name).exists():
+                (self.path / name).rename(aside / name)
+        return aside
 
     def attempt(self, job: JobId, base: Path | None = None) -> Path:
         """Return the private directory of one attempt, below ``base`` if the site has its own."""

@@ -6,13 +6,14 @@
     stages/<stage>/<call>.json         what a call returned; stands as long as its key does
     stages/<stage>/<call>/             files of the call
 
+A call is known by its key; its name is that of its folder, and stays when others come before it.
 A record is that of the present run: it goes when the stage runs again, results stay.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,12 +63,31 @@ def forget_record(folder: Path) -> None:
 
 
 def kept_result(folder: Path, call: str, key: str) -> dict[str, Any] | None:
-    """Return what a call returned (``result``, ``seconds``), or None if that does not stand."""
+    """Return what a call returned (``result``, ``seconds``), or None if that does not stand.
+
+    It stands while its key does, and the files of the call that it names are there.
+    """
+    found = kept_call(folder, call)
+    if found is None or found.get("key") != key:
+        return None
+    own = f"{folder / call}/"
+    return found if all(Path(t).exists() for t in _texts(found.get("result")) if t.startswith(own)) else None
+
+
+def kept_call(folder: Path, call: str) -> dict[str, Any] | None:
+    """Return what is kept of a call, whatever it was called with."""
     try:
         found = json.loads((folder / f"{call}.json").read_text())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and found.get("key") == key else None
+    return found if isinstance(found, dict) and "key" in found else None
+
+
+def kept_names(folder: Path) -> dict[str, str]:
+    """Return the names of the calls that are kept, by their keys."""
+    names = sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("[0-9]*.json"))
+    found = ((name, kept_call(folder, name)) for name in names)
+    return {kept["key"]: name for name, kept in found if kept is not None}
 
 
 def keep_result(folder: Path, call: str, key: str, found: Mapping[str, Any]) -> None:
@@ -75,3 +95,17 @@ def keep_result(folder: Path, call: str, key: str, found: Mapping[str, Any]) -> 
     file = folder / f"{call}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_file(file, json.dumps({"key": key, **found}))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    match value:
+        case str():
+            yield value
+        case dict():
+            for inner in value.values():
+                yield from _texts(inner)
+        case list():
+            for inner in value:
+                yield from _texts(inner)
+        case _:
+            pass

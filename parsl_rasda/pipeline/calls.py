@@ -6,10 +6,10 @@ whose paths are returned.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import inspect
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -37,16 +37,18 @@ def call_python(
         StageFailedError: If the function raises, or returns what JSON cannot hold.
     """
     sys.path[:0] = [path for path in search_path if path not in sys.path]
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
+    _forget_edited(search_path)
+    folder = _emptied(directory)
     begin = time.perf_counter()
     try:
         module, _, name = target.partition(":")
         function = getattr(importlib.import_module(module), name)
+        _remember(search_path)
         given = dict(arguments)
         if "directory" in inspect.signature(function).parameters and "directory" not in given:
             given["directory"] = str(folder)
         result = function(**given)
+        _remember(search_path)
     except Exception as error:
         raise StageFailedError(stage, _cause(error)) from error
     return {"result": _plain(stage, result), "seconds": time.perf_counter() - begin}
@@ -60,8 +62,7 @@ def call_command(
     Raises:
         StageFailedError: If it ends with another code than 0, or `result.json` is not JSON.
     """
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _emptied(directory)
     values = {k: v if isinstance(v, str) else json.dumps(v) for k, v in arguments.items()}
     argv = [word.format(**{"directory": str(folder), **values}) for word in words]
     begin = time.perf_counter()
@@ -77,12 +78,46 @@ def call_command(
     return {"result": _result_of(stage, folder), "seconds": time.perf_counter() - begin}
 
 
-def fingerprint(target: str, search_path: Sequence[str]) -> str:
-    """Return a digest of the code behind a function: its module's source, without importing it."""
-    from parsl_rasda.study.targets import source_of
+def _emptied(directory: str) -> Path:
+    """Return the folder of a call, without what an earlier attempt has left there."""
+    folder = Path(directory)
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    return folder
 
-    source = source_of(target, tuple(Path(p) for p in search_path))
-    return hashlib.blake2b(source.encode(), digest_size=16).hexdigest()
+
+_imported: dict[str, int] = {}  # own modules of studies and when they were changed, in this worker
+
+
+def _forget_edited(search_path: Sequence[str]) -> None:
+    """Let the study's own modules be imported again if one of them has changed: workers live long."""
+    now = _own_modules(search_path)
+    if any(now.get(name, 0) != then for name, then in _imported.items() if name in sys.modules):
+        for name in now.keys() | _imported.keys():
+            sys.modules.pop(name, None)
+        _imported.clear()
+        importlib.invalidate_caches()
+
+
+def _remember(search_path: Sequence[str]) -> None:
+    for name, changed in _own_modules(search_path).items():
+        _imported.setdefault(name, changed)
+
+
+def _own_modules(search_path: Sequence[str]) -> dict[str, int]:
+    """Return the study's own modules that are imported, and when their files were changed [ns]."""
+    files = {name: getattr(module, "__file__", None) for name, module in tuple(sys.modules.items())}
+    own = {name: Path(file) for name, file in files.items() if file and _is_own(name, file, search_path)}
+    return {name: file.stat().st_mtime_ns for name, file in own.items() if file.exists()}
+
+
+def _is_own(name: str, file: str, search_path: Sequence[str]) -> bool:
+    return (
+        name.partition(".")[0] not in {"parsl_rasda", "__main__", "__mp_main__"}
+        and "site-packages" not in file
+        and any(Path(file).is_relative_to(path) for path in search_path)
+    )
 
 
 def _result_of(stage: str, folder: Path) -> Any:

@@ -105,8 +105,9 @@ class Embedded:
     def _build(self, study: StudySpec) -> tuple[Search, Sequence[ParslRunner]]:
         stage = study.tune_stages[self.name]
         sites = {SiteName(site.name): site for site in self.sites}
-        (call,) = calls_of(stage, {}, (), at=(), sites=sites)
-        keep_result(self.run.stages / self.name, call.name, call.key, {"result": None})  # for `resume`
+        (call,) = calls_of(stage, {}, (str(Path.cwd()),), at=(), sites=sites)
+        kept = {"result": None, "inputs": call.inputs}
+        keep_result(self.run.stages / self.name, call.name, call.key, kept)  # for `resume`
         folder = self.run.path / "runners"
         runners = {n: ParslRunner.attached(self.kernel, n, site, folder / n) for n, site in sites.items()}
         several = SeveralSites(runners)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -79,12 +80,14 @@ class Places:
     def submit(self, name: str, stage: Stage, call: Call) -> Future[dict[str, Any]]:
         """Start one call of a stage on its site."""
         runner = self._runners[call.site or next(iter(self._runners))]
-        folder = runner.stages if isinstance(runner, GlobusRunner) else self._stages
+        folder, submit = self._stages, runner.submit_stage
+        if isinstance(runner, GlobusRunner):  # the next controller may find it there
+            folder, submit = runner.stages, partial(runner.submit_stage, key=call.key)
         folder = folder / name / call.name
         label = f"stage_{name}_{call.name.replace('/', '_')}"
         match stage:
             case PythonStage():
-                return runner.submit_stage(
+                return submit(
                     Named(label, calls.call_python),
                     name,
                     stage.python,
@@ -93,7 +96,7 @@ class Places:
                     self._search_path,
                 )
             case CommandStage():
-                return runner.submit_stage(
+                return submit(
                     Named(label, calls.call_command),
                     name,
                     tuple(stage.command),

@@ -6,17 +6,20 @@ import hashlib
 import itertools
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, assert_never
 
 import networkx as nx
 
-from parsl_rasda.errors import InvalidSettingError
-from parsl_rasda.pipeline.calls import fingerprint
+from parsl_rasda.errors import InvalidSettingError, StageFailedError
 from parsl_rasda.study import EACH, CommandStage, PythonStage, Stage, StudySpec, TuneStage
+from parsl_rasda.study.code import code_of
+from parsl_rasda.study.targets import TargetError
 from parsl_rasda.vocabulary import SiteName
 
 _BEST_TRIAL = {"trial", "config", "checkpoint"}  # keys that only what a search returns has
+_MOST_FILES = 10_000  # of a folder among the arguments that are looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,22 +29,29 @@ class Call:
     Attributes:
         name: Of its folder and its kept result, below those of the stage.
         site: Where; None is every site, for a search.
-        key: Digest of the code, the arguments and the keys of what they come from: the result
-            stands as long as the key does.
+        key: Digest of all that the result depends on, which stands as long as the key does: the code,
+            the arguments, the files they name, and the keys of the calls they come from.
+        inputs: The same without the code: what a search that goes on must have kept.
     """
 
     name: str
     site: SiteName | None
     arguments: Mapping[str, Any]
     key: str
+    inputs: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class StageResult:
-    """What a stage returned, and the digest of how it came about."""
+    """What a stage returned, and the digest of how it came about.
+
+    Attributes:
+        parts: The digest of each element, if the stage has fanned out.
+    """
 
     value: Any
     key: str
+    parts: Sequence[str] = ()
 
 
 def stage_graph(study: StudySpec) -> nx.DiGraph[str]:
@@ -114,18 +124,79 @@ def calls_of(
     """
     constants = {**stage.with_, **{a: done[s].value for a, s in stage.needs.items()}}
     lists = {a: done[v].value if isinstance(v, str) else v for a, v in stage.for_each.items()}
-    seed = _digest([_code_of(stage, search_path), [done[s].key for s in stage.stages_before]])
+    code = _code_of(stage, search_path)
+    needed = {a: done[s].key for a, s in stage.needs.items()}
+    named = _files_in([stage.with_, stage.for_each, stage.command if isinstance(stage, CommandStage) else ()])
     calls = []
     for site in at or (None,):
         if site is None:
             here, over = constants, lists
         else:
             here, over = ({a: of_site(v, site, sites) for a, v in g.items()} for g in (constants, lists))
-        for index, values in enumerate(itertools.product(*over.values())):
+        for index, chosen in enumerate(itertools.product(*_elements(stage, over, done))):
             name = f"{site}/{index:04d}" if stage.site == EACH else f"{index:04d}"
-            arguments = {**here, **dict(zip(over, values, strict=True))}
-            calls.append(Call(name, site, arguments, _digest([seed, arguments])))
+            arguments = {**here, **{a: value for a, (value, _) in zip(over, chosen, strict=True)}}
+            origins = {**needed, **{a: key for a, (_, key) in zip(over, chosen, strict=True)}}
+            inputs = _digest([site, arguments, origins, named])
+            calls.append(Call(name, site, arguments, _digest([code, inputs]), inputs))
     return tuple(calls)
+
+
+def _elements(
+    stage: Stage, over: Mapping[str, Any], done: Mapping[str, StageResult]
+) -> Iterator[Sequence[tuple[Any, str]]]:
+    """Yield the values of each list of `for_each`, each with the digest of how it came about."""
+    for argument, values in over.items():
+        source = stage.for_each[argument]
+        if not isinstance(values, list | tuple):
+            kind = type(values).__name__
+            cause = f"for_each: {argument}: stage {source} returned no list, but a value of type {kind}"
+            raise StageFailedError(str(source), cause)
+        if not isinstance(source, str):
+            yield [(value, "") for value in values]
+            continue
+        whole, parts = done[source].key, done[source].parts
+        keys = parts if len(parts) == len(values) else [whole] * len(values)
+        yield list(zip(values, keys, strict=True))
+
+
+def _files_in(values: Any) -> list[Any]:
+    """Return path, size and time of change of every file that is named among values, also in folders."""
+    match values:
+        case str() if values.startswith("/") and Path(values).exists():
+            return _entry(Path(values))
+        case Mapping():
+            return [entry for value in values.values() for entry in _files_in(value)]
+        case list() | tuple():
+            return [entry for value in values for entry in _files_in(value)]
+        case _:
+            return []
+
+
+def _entry(path: Path) -> list[Any]:
+    files = sorted(itertools.islice(path.rglob("*"), _MOST_FILES)) if path.is_dir() else [path]
+    states = ((file, file.stat()) for file in files if file.is_file())
+    return [[str(file), state.st_size, state.st_mtime_ns] for file, state in states]
+
+
+def under_kept_names(calls: Sequence[Call], kept: Mapping[str, str]) -> tuple[Call, ...]:
+    """Return calls under the names by which they are kept, and others under names that are free.
+
+    Args:
+        calls: Calls in their order, each under the name of its place in it.
+        kept: Names by keys.
+    """
+    taken = {kept[call.key] for call in calls if call.key in kept}
+    named = []
+    for call in calls:
+        name = kept.get(call.key, call.name)
+        if call.key not in kept:
+            site, _, index = name.rpartition("/")
+            free = (f"{site}/{i:04d}" if site else f"{i:04d}" for i in itertools.count(int(index)))
+            name = next(n for n in free if n not in taken)
+            taken.add(name)
+        named.append(replace(call, name=name))
+    return tuple(named)
 
 
 def result_of(
@@ -138,19 +209,30 @@ def result_of(
     joined = {site: list(found) if stage.for_each else found[0] for site, found in by_site.items()}
     value = joined if stage.site == EACH else next(iter(joined.values()))
     what = value if isinstance(stage, TuneStage) else None  # a search may go on, with more trials
-    return StageResult(value, _digest([[call.key for call in calls], what]))
+    keys = [call.key for call in calls]
+    return StageResult(value, _digest([keys, what]), keys if stage.for_each and stage.site != EACH else ())
 
 
 def _code_of(stage: Stage, search_path: Sequence[str]) -> str:
+    paths = tuple(Path(path) for path in search_path)
     match stage:
         case PythonStage():
-            return f"{stage.python} {fingerprint(stage.python, search_path)}"
+            return f"{stage.python} {_source_of(stage.python, paths)}"
         case CommandStage():
             return json.dumps(list(stage.command))
         case TuneStage():
-            return ""  # its journal knows what it was begun with
+            training = stage.tune.training.python
+            method = stage.tune.model_dump(mode="json", by_alias=True, exclude={"num_samples"})
+            return f"{json.dumps(method)} {_source_of(training, paths) if training else ''}"
         case _:
             assert_never(stage)
+
+
+def _source_of(target: str, paths: Sequence[Path]) -> str:
+    try:
+        return code_of(target, paths)
+    except TargetError:
+        return ""  # not here: the site that runs it will say whether it has it
 
 
 def _digest(content: Any) -> str:

@@ -22,7 +22,10 @@ from parsl_rasda.vocabulary import JSON
 def run_study(
     study: StudySpec, sites: Sequence[SiteSpec], directory: Path, *, search_path: Sequence[Path], view: View
 ) -> RunResult:
-    """Run a study in a new directory, or go on with the same study in one that it was run in before.
+    """Run a study in a new directory, or again in one that it was run in before.
+
+    There, whatever still stands is not repeated. Code and arguments may have changed: what depends on
+    them runs again, searches included; the settings of a search may not.
 
     Args:
         study: What to run.
@@ -46,7 +49,7 @@ def run_study(
     with run.controlled():
         save_run(run, study, sites, search_path)
         paths = search_path_of(run)
-        return Session(study, tuple(sites), run, paths, view).run()
+        return Session(study, tuple(sites), run, paths, view, may_restart=True).run()
 
 
 def resume_study(directory: Path, overrides: Sequence[str], *, view: View) -> RunResult:
@@ -89,7 +92,7 @@ def refuse_other_search(run: RunDirectory, study: StudySpec, *, may_grow: bool =
     Args:
         run: The directory.
         study: What is to be run there.
-        may_grow: Whether one with more trials is the same study, as it is for `resume_study`.
+        may_grow: Of a search in a program: more trials are the same study, other inputs are not.
 
     Raises:
         RunDirectoryError: If it is not the same.
@@ -102,12 +105,21 @@ def refuse_other_search(run: RunDirectory, study: StudySpec, *, may_grow: bool =
     differs = [
         ".".join(loc)
         for loc, old, new in _changes(*_documents(load_run(run)[0], study))
-        if not (may_grow and loc[2:] == ("tune", "num_samples") and new >= old)
+        if not (_is_more_trials(loc, old, new) if may_grow else _is_free(loc, study))
     ]
     if differs:
         found = f"holds the search of another study, which differs in {listing(differs)}"
         advice = f"Go on with it by `parsl-rasda resume {run.path}`, or choose another directory (--dir)."
         raise RunDirectoryError(str(run.path), found, advice)
+
+
+def _is_free(loc: Sequence[str], study: StudySpec) -> bool:
+    """Whether a setting may change in a run: what other stages do, and inputs, are known by their results."""
+    return loc[:1] == ("stages",) and not (loc[1] in study.tune_stages and loc[2:3] in {(), ("tune",)})
+
+
+def _is_more_trials(loc: Sequence[str], old: Any, new: Any) -> bool:
+    return loc[2:] == ("tune", "num_samples") and new >= old
 
 
 def check_amendment(study: StudySpec, wanted: StudySpec) -> None:

@@ -8,6 +8,7 @@ beside them is written where each stage stands, and why it failed.
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import threading
 import time
@@ -26,6 +27,8 @@ from parsl_rasda.orchestration.stages import (
     StageRecord,
     forget_record,
     keep_result,
+    kept_call,
+    kept_names,
     kept_result,
     read_record,
     write_record,
@@ -41,10 +44,13 @@ from parsl_rasda.pipeline.plan import (
     result_of,
     sites_of,
     stage_graph,
+    under_kept_names,
 )
 from parsl_rasda.pipeline.search import Search
 from parsl_rasda.study import SiteSpec, Stage, StudySpec, TuneStage
 from parsl_rasda.vocabulary import SiteName, StageState, StudyState
+
+logger = logging.getLogger(__name__)
 
 _LOOK_S = 0.5
 _LOOK_CALLS_S = 0.2
@@ -75,13 +81,19 @@ class _StageEndedError(Exception):
 
 @dataclass(slots=True)
 class Session:
-    """One passage of a controller through the graph of a study."""
+    """One passage of a controller through the graph of a study.
+
+    Attributes:
+        may_restart: Whether a search begins anew if its inputs or its training code have changed; else
+            it goes on with other code, and refuses other inputs.
+    """
 
     study: StudySpec
     sites: tuple[SiteSpec, ...]
     run_directory: RunDirectory
     search_path: Sequence[str]
     view: View
+    may_restart: bool = False
     searches: list[Search] = field(default_factory=list)
     one_search: threading.Lock = field(default_factory=threading.Lock)
     ending: threading.Event = field(default_factory=threading.Event)
@@ -185,7 +197,7 @@ class Session:
         """Return whether the search had ended before, and its best trial."""
         alone = len(self.study.tune_stages) == 1
         directory = self.run_directory if alone else RunDirectory(self.run_directory.path / name)
-        self._refuse_other_inputs(name, call, directory)
+        self._take_up(name, call, directory)
         with self.one_search:  # a site's slots belong to one ledger at a time
             if self.ending.is_set():
                 raise _StageEndedError(StudyState.INTERRUPTED)
@@ -208,19 +220,32 @@ class Session:
             raise _StageEndedError(search.state, search.cause)
         return search.is_reused, found
 
-    def _refuse_other_inputs(self, name: str, call: Call, directory: RunDirectory) -> None:
-        """Keep a search from going on with other data than it was begun with."""
+    def _take_up(self, name: str, call: Call, directory: RunDirectory) -> None:
+        """Let a search go on that still stands, and begin anew where it does not.
+
+        Raises:
+            RunDirectoryError: If it was begun with other inputs, and must not begin anew.
+        """
         folder = self._folder(name)
-        if directory.journal.exists() and kept_result(folder, call.name, call.key) is None:
-            found = f"the search {name!r} was begun with other inputs: a stage before it has changed"
-            raise RunDirectoryError(str(directory.path), found, "Run the study with another --dir.")
-        keep_result(folder, call.name, call.key, {"result": None})
+        kept = kept_call(folder, call.name) if directory.journal.exists() else None
+        if kept is not None and kept["key"] != call.key:
+            if self.may_restart:
+                aside = directory.set_aside()
+                logger.warning(
+                    "search %s begins anew: what it depends on has changed; before=%s", name, aside
+                )
+            elif kept.get("inputs") != call.inputs:
+                found = f"the search {name!r} was begun with other inputs: a stage before it has changed"
+                advice = f"`parsl-rasda run` with --dir {directory.path} begins it anew; what it has stays."
+                raise RunDirectoryError(str(directory.path), found, advice)
+        keep_result(folder, call.name, call.key, {"result": None, "inputs": call.inputs})
 
     def _call_all(
         self, name: str, stage: Stage, calls: Sequence[Call], places: Places
     ) -> tuple[bool, list[Any]]:
         """Return whether nothing had to be called, and what each call has returned."""
         folder = self._folder(name)
+        calls = under_kept_names(calls, kept_names(folder))
         found = {call.name: kept_result(folder, call.name, call.key) for call in calls}
         missing = [call for call in calls if found[call.name] is None]
         self._begin(name, calls)

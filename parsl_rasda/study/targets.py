@@ -71,24 +71,14 @@ def signature_of(target: str, paths: Sequence[Path]) -> Signature | None:
     return _signature_in(found, function)
 
 
-def source_of(target: str, paths: Sequence[Path]) -> str:
-    """Return the text of the module that defines a function, or nothing if it has no source.
-
-    Raises:
-        TargetError: If there is no such module, or no such function in it.
-    """
-    file = _definition(target, paths)[2]
-    return file.read_text(errors="replace") if file else ""
-
-
 def _definition(target: str, paths: Sequence[Path]) -> tuple[ast.AST | None, str, Path | None]:
     """Return what defines a function, its name there and its file; re-exports are followed."""
     module, _, function = target.partition(":")
     for _ in range(_MAX_HOPS):
-        file = _source_file(module, paths)
+        file = source_file(module, paths)
         if file is None:
             return None, function, None
-        tree = _parsed(module, file)
+        tree = parsed(module, file)
         found = _binding(tree, function)
         if found is None:
             names = _offered(tree)
@@ -96,7 +86,7 @@ def _definition(target: str, paths: Sequence[Path]) -> tuple[ast.AST | None, str
             raise TargetError(f"{module}:{function}, but {module} has no {function}", allowed)
         if not isinstance(found, ast.ImportFrom):
             return found, function, file
-        module, function = _followed(found, function, module, paths)
+        module, function = followed(found, function, module, paths)
     return None, function, None
 
 
@@ -164,12 +154,22 @@ def _call_problems(
         yield Problem((given[name], name), found, f"{listing(names)}{suggestion(name, names)}")
 
 
-def _source_file(module: str, paths: Sequence[Path]) -> Path | None:
+def source_file(module: str, paths: Sequence[Path]) -> Path | None:
+    """Return the source of a module, or None if it has none.
+
+    Raises:
+        TargetError: If there is no such module.
+    """
     spec = _find(module, paths)
     return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 
 
-def _parsed(module: str, file: Path) -> ast.Module:
+def parsed(module: str, file: Path) -> ast.Module:
+    """Return the syntax tree of a module.
+
+    Raises:
+        TargetError: If it is no Python.
+    """
     try:
         return ast.parse(file.read_bytes(), filename=str(file))
     except SyntaxError as error:
@@ -213,42 +213,57 @@ def _where(paths: Sequence[Path]) -> str:
     return f"a module that Python finds from {listing(dict.fromkeys(map(str, paths)))} or has installed"
 
 
-def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+def statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
     """Yield the statements of a module, also those under if, try and with."""
     for statement in body:
         yield statement
         for block in ("body", "orelse", "finalbody"):
             if not isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                yield from _statements(getattr(statement, block, []))
+                yield from statements(getattr(statement, block, []))
         for handler in getattr(statement, "handlers", []):
-            yield from _statements(handler.body)
+            yield from statements(handler.body)
+
+
+def bindings(tree: ast.Module, name: str) -> list[ast.stmt]:
+    """Return the statements of a module that bind a name: one for each branch that does."""
+    return [statement for statement in statements(tree.body) if _binds(statement, name)]
+
+
+def _binds(statement: ast.stmt, name: str) -> bool:
+    match statement:
+        case ast.FunctionDef(name=n) | ast.AsyncFunctionDef(name=n) | ast.ClassDef(name=n):
+            return n == name
+        case ast.ImportFrom(names=aliases):
+            return any(name == (a.asname or a.name) for a in aliases)
+        case ast.Import(names=aliases):
+            return any(name == (a.asname or a.name.partition(".")[0]) for a in aliases)
+        case ast.Assign() | ast.AnnAssign():
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            return name in (n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name))
+        case _:
+            return False
 
 
 def _binding(tree: ast.Module, name: str) -> ast.AST | None:
     """Return what binds a name last, a catch-all (``import *``, ``__getattr__``), or None."""
-    bound: ast.AST | None = None
-    for statement in _statements(tree.body):
-        match statement:
-            case ast.FunctionDef(name=n) | ast.AsyncFunctionDef(name=n) | ast.ClassDef(name=n):
-                if n == name:
-                    bound = statement
-                elif n == "__getattr__":
-                    bound = bound or ast.Pass()
-            case ast.ImportFrom(names=aliases) | ast.Import(names=aliases):
-                if any(name == (a.asname or a.name) for a in aliases):
-                    bound = statement
-                elif any(a.name == "*" for a in aliases):
-                    bound = bound or ast.Pass()
-            case ast.Assign() | ast.AnnAssign():
-                targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-                names = (n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name))
-                bound = statement if name in names else bound
-            case _:
-                pass
-    return bound
+    found = bindings(tree, name)
+    if found:
+        return found[-1]
+    return ast.Pass() if any(_catches_all(statement) for statement in statements(tree.body)) else None
 
 
-def _followed(statement: ast.ImportFrom, name: str, module: str, paths: Sequence[Path]) -> tuple[str, str]:
+def _catches_all(statement: ast.stmt) -> bool:
+    match statement:
+        case ast.FunctionDef(name="__getattr__"):
+            return True
+        case ast.ImportFrom(names=aliases):
+            return any(a.name == "*" for a in aliases)
+        case _:
+            return False
+
+
+def followed(statement: ast.ImportFrom, name: str, module: str, paths: Sequence[Path]) -> tuple[str, str]:
+    """Return the module and the name there from which ``module`` imports a name."""
     original = next(a.name for a in statement.names if name == (a.asname or a.name))
     if statement.level == 0:
         return statement.module or "", original
@@ -267,7 +282,7 @@ def _offered(tree: ast.Module) -> list[str]:
                 return [str(e.value) for e in elements if isinstance(e, ast.Constant)]
             case _:
                 pass
-    functions = (s for s in _statements(tree.body) if isinstance(s, ast.FunctionDef))
+    functions = (s for s in statements(tree.body) if isinstance(s, ast.FunctionDef))
     return [f.name for f in functions if not f.name.startswith("_")]
 
 

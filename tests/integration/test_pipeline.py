@@ -111,16 +111,26 @@ def test_results_stand_until_their_code_changes_and_exactly_what_depends_on_it_r
     # Once more: everything stands.
     assert run(folder, "resume", "out")[0] == 0
     assert calls(folder) == {"simulate": 2, "count": 1, "prepare": 1, "evaluate": 1}
-    # The code of `evaluate` changes: only it is called again.
-    (folder / "evaluating.py").write_text(MODULES["evaluating.py"] + "\nCHANGED = True\n")
+    # A comment changes nothing; the code of `evaluate`, or an argument: only it is called again.
+    (folder / "preparing.py").write_text("# Shards.\n" + MODULES["preparing.py"])
+    (folder / "evaluating.py").write_text(MODULES["evaluating.py"].replace("best[", "dict(best)["))
     assert run(folder)[0] == 0
     assert calls(folder) == {"simulate": 2, "count": 1, "prepare": 1, "evaluate": 2}
-    # The code of `prepare` changes: it runs again, and the search refuses to go on with other data.
-    (folder / "preparing.py").write_text(MODULES["preparing.py"] + "\nCHANGED = True\n")
-    code, _, err = run(folder)
+    # The code of `prepare` changes: what depends on it runs again, if it is not only to go on.
+    (folder / "preparing.py").write_text(MODULES["preparing.py"].replace("sum(", "7 + sum("))
+    code, _, err = run(folder, "resume", "out")
     assert code == 2
     assert "begun with other inputs" in err
-    assert calls(folder) == {"simulate": 2, "count": 1, "prepare": 2, "evaluate": 2}
+    code, _, err = run(folder)
+    assert code == 0, err
+    assert calls(folder) == {"simulate": 2, "count": 1, "prepare": 2, "evaluate": 3}
+    kept = json.loads((folder / "out/stages/evaluate/0000.json").read_text())["result"]
+    assert kept["data"] == {"sum": 8, "count": "3"}
+    assert (folder / "out/before/1/journal.jsonl").exists(), "the search before is kept"
+    # One more simulation: the others stand.
+    (folder / "study.yaml").write_text(STUDY.replace("seed: [0, 1]", "seed: [5, 0, 1]"))
+    assert run(folder)[0] == 0
+    assert calls(folder) == {"simulate": 3, "count": 1, "prepare": 3, "evaluate": 4}
 
 
 def test_a_stage_that_raises_is_named_with_its_line_and_resume_goes_on_after_the_repair(folder: Path) -> None:

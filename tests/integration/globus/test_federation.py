@@ -50,7 +50,7 @@ PREPARING = """
 from pathlib import Path
 import time
 def prepare(directory):
-    begun, path = Path(directory) / "begun", Path(directory) / "data.txt"
+    begun, path = Path(directory).parent / "begun", Path(directory) / "data.txt"
     if not begun.exists():
         begun.touch()
         time.sleep(600)
@@ -90,7 +90,7 @@ def test_a_stage_whose_endpoint_and_pilot_are_killed_fails_in_words_and_resume_r
     (folder.path / "preparing.py").write_text(PREPARING)
     (folder.path / "study.yaml").write_text(STAGES)
     process = folder.run("alps", "fjord")
-    folder.wait_until(lambda: list(folder.path.glob("disk-fjord/*/stages/prepare/0000/begun")), process)
+    folder.wait_until(lambda: list(folder.path.glob("disk-fjord/*/stages/prepare/begun")), process)
     assert folder.bed.kill_user_endpoint("fjord")
     assert folder.bed.kill_pilot("fjord")
     _, err = process.communicate(timeout=DEADLINE_S)
