@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 from parsl_rasda.handoff import JobOrder, JobReport, read_epochs
 from parsl_rasda.runners import evidence, hosts, leftovers
 from parsl_rasda.runners.control import ControlClient, Door, Message
-from parsl_rasda.runners.launches import Launch
+from parsl_rasda.runners.launches import LEAVE, Launch
 from parsl_rasda.vocabulary import Outcome
 
 _HELLO_S = 30.0  # for the controller's leave to start
@@ -75,7 +74,7 @@ def run_job(order: Message, launch: Message, mark: str, door: Message | None) ->
 
 def end_job(mark: str, grace_s: float) -> int:
     """End what is left on this node of a launch whose worker died; returns how many processes."""
-    return leftovers.end_marked(leftovers.JOB_VARIABLE, mark, grace_s=grace_s)
+    return leftovers.end_marked(leftovers.JOB_VARIABLE, mark, grace_s=grace_s, first=LEAVE)
 
 
 def describe_allocation(accelerator: str) -> Message:
@@ -207,7 +206,7 @@ class _Watch:
         if self._order.interactive:
             self._launch.write({"op": op})
         else:
-            self._launch.signal(signal.SIGUSR1)
+            self._launch.leave()
         self._force_after(grace_s)
 
     def _force_after(self, grace_s: float) -> None:
@@ -217,5 +216,5 @@ class _Watch:
 
     def _terminate(self) -> None:
         self._told = f"{self._told or 'the ranks had reported'}; they did not end in time"
-        self._launch.signal(signal.SIGTERM)
+        self._launch.terminate()
         self._next_force = (time.monotonic() + _TERM_TO_KILL_S, self._launch.kill)

@@ -1,8 +1,8 @@
 """One launch as a process: pipes, signals, and the certainty that it is gone.
 
-Lives on the pilot. A launch must not outlive the worker that started it: it gets SIGTERM when the
-thread that started it ends (Parsl kills workers without a word, and an orphaned ``mpiexec`` keeps
-its GPUs), and it is ended by TERM, then KILL.
+Lives on the pilot. A launch must not outlive the worker that started it: it is told to leave when the
+thread that started it ends (Parsl kills workers without a word, and an orphaned ``mpiexec`` keeps its
+GPUs), by a signal that every launcher passes on to the ranks; KILL ends what does not heed it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from parsl_rasda.handoff import RECORD_SEPARATOR
 from parsl_rasda.runners import leftovers, slurm
 
 _PR_SET_PDEATHSIG = 1
+LEAVE = signal.SIGUSR1  # Open MPI passes on TERM too, but then ends its ranks before they have saved
 _READ_BYTES = 65536
 # hydra aborts when more than 64 KiB wait unread for a busy rank 0, and no rank needs old beats.
 _MAX_BACKLOG_BYTES = 4096
@@ -60,7 +61,7 @@ class Launch:
                 bufsize=0,
                 start_new_session=True,
                 # One system call each; the alternative is an interpreter start per launch.
-                preexec_fn=lambda: _die_with(starter),  # noqa: PLW1509
+                preexec_fn=lambda: _leave_with(starter),  # noqa: PLW1509
             )
         except BaseException:
             self._log.close()
@@ -103,9 +104,13 @@ class Launch:
         except BrokenPipeError:
             self._unsent = b""  # its end will be noticed in a moment
 
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the launcher, which passes it on to the ranks."""
-        self._process.send_signal(number)
+    def leave(self) -> None:
+        """Tell the ranks to save and leave."""
+        self._process.send_signal(LEAVE)
+
+    def terminate(self) -> None:
+        """Let the launcher end its ranks, saved or not, and what else it has started."""
+        self._process.terminate()
 
     def kill(self) -> None:
         """End whatever is left of the launch, at once: on this node, and a step of Slurm's on all."""
@@ -162,9 +167,9 @@ def _pipe(file: Any) -> int:  # a pipe of Popen, whose type says that it might b
     return descriptor
 
 
-def _die_with(starter: int) -> None:
-    """In the new process: get SIGTERM when the thread that started it ends."""
+def _leave_with(starter: int) -> None:
+    """In the new process: be told to leave when the thread that started it ends."""
     if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        _LIBC.prctl(_PR_SET_PDEATHSIG, LEAVE)
     if os.getppid() != starter:  # it ended before we asked
         os._exit(1)

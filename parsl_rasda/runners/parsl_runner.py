@@ -61,10 +61,6 @@ class _Pilot:
     is_retired: bool = False  # released while a stage was at work there: not to be used for jobs again
     is_silent: bool = False  # its manager is lost, and the batch system is being asked why
 
-    def is_over(self, now: float) -> bool:
-        """Whether its walltime was up by then [Unix time, s]."""
-        return self.allocation is not None and self.allocation.is_over(now)
-
 
 @dataclass(slots=True)
 class _Session:
@@ -90,7 +86,6 @@ class ParslRunner:
         *,
         narrowest: int = 1,
         python_path: tuple[Path, ...] = (),
-        grace_s: float = 30.0,
     ) -> None:
         """Prepare; nothing is imported or started before `open`.
 
@@ -99,13 +94,12 @@ class ParslRunner:
             directory: A folder of its own, in the run directory: two runners never share one.
             narrowest: Slots of the narrowest job, which bounds how many run at a time.
             python_path: Folders of user modules, for stages and ranks.
-            grace_s: How long a job that was told to leave may take [s].
 
         Raises:
             InvalidSettingError: If the site's launcher is unknown.
         """
         self._site = site
-        self._directory, self._grace_s = directory, grace_s
+        self._directory, self._grace_s = directory, site.checkpoint_margin_s
         self._launcher: Launcher = build_launcher(site.mpi_launcher)
         slots = site.slots_per_pilot or site.nodes_per_pilot * _slots_per_node(site)
         workers = max(1, slots // narrowest) + _STAGE_WORKERS
@@ -346,14 +340,8 @@ class ParslRunner:
         if error is not None:
             self._bury(pilot.lane, LaneEnd(words(error), is_preemption=False))
             return
-        pilots = self._open_session.pilots
-        found = read_allocation(
-            self._site,
-            probe.result(),
-            now=time.time(),
-            is_local=pilots.is_local,
-            walltime=pilots.walltime,
-        )
+        is_local = self._open_session.pilots.is_local
+        found = read_allocation(self._site, probe.result(), now=time.time(), is_local=is_local)
         if isinstance(found, str):
             self._bury(pilot.lane, LaneEnd(found, is_preemption=False))
             return
@@ -410,7 +398,6 @@ class ParslRunner:
         pilot = self._pilots.pop(lane, None)
         if pilot is None:
             return
-        end = _at_walltime(end) if pilot.is_over(time.time()) else end
         session = self._open_session
         jobs = session.desk.on_lane(lane)
         if pilot.request is not None:
@@ -511,11 +498,6 @@ class ParslRunner:
         self._early_stages.clear()
         for stage in tuple(self._stages):
             _fail(stage, SiteUnavailableError(self._site.name, "the runner was closed"))
-
-
-def _at_walltime(end: LaneEnd) -> LaneEnd:
-    """Return an end that came with the walltime, which LSF calls a failure and PBS nothing at all."""
-    return end if end.is_preemption else LaneEnd(f"{end.cause}, at its walltime", is_preemption=True)
 
 
 def _slots_per_node(site: ParslSiteSpec) -> int:

@@ -114,7 +114,9 @@ class SiteBase(Spec):
         description="Fork ranks from a process that has torch loaded; plain starts where that cannot work.",
     )
     checkpoint_margin_s: Seconds = Field(
-        120.0, alias="checkpoint_margin", description="Before the walltime ends, trials save and leave [s]."
+        120.0,
+        alias="checkpoint_margin",
+        description="How long trials may take to save and leave [s], before the walltime ends or when told to.",
     )
     release_idle_after_s: Seconds | None = Field(
         None,

@@ -129,6 +129,7 @@ def happen(trial, epoch, batch):
         (trial.directory / f"waiting-{trial.rank}").touch()
         while trial._session.preempt_cause is None:
             time.sleep(0.01)
+        time.sleep(plan.get("then_s", 0.0))
     if plan["what"] == "preempt" and trial.rank == trial.world_size - 1:
         trial._session.preempt("the test says so")
 

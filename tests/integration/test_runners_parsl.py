@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.parsl, pytest.mark.mpi, pytest.mark.slow]
 def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ParslRunner, str]]:
     """One pilot for all tests here: each adopts it, as the stages of a pipeline do."""
     run_dir = tmp_path_factory.mktemp("run")
-    runner = ParslRunner(local_site(), run_dir, grace_s=1.0)
+    runner = ParslRunner(local_site(checkpoint_margin=1.0), run_dir)
     with runner.hold():
         yield runner, mark_of(run_dir)
 
@@ -103,9 +103,11 @@ class TestParsl(RunnerContract):
             stage.log.next(JobStarted, job)
             mark = f"{self.mark}/{job}"
             ranks = leftovers.marked(leftovers.JOB_VARIABLE, mark)
+            told_at = time.monotonic()
             stage.runner.end_job(EndJob(job, "stopped"))
             ended = stage.log.next(JobEnded, job)
             assert (ended.outcome, ended.cause) == (Outcome.PREEMPTED, "stopped; they did not end in time")
+            assert time.monotonic() - told_at < 20, "the site's margin is a second"
             assert len(ranks) > 2
             assert not leftovers.marked(leftovers.JOB_VARIABLE, mark)
 
