@@ -58,12 +58,18 @@ class LaunchCommand:
         files: Contents by absolute path, to be written before the start.
         step: Name of the batch system's own job step, which must be cancelled there when the launcher
             has been killed; empty if there is none.
+        lasting: Words by which a process is started on one node, ``{node}``, in a step of its own that lasts
+            until that process ends; empty where what a rank starts may outlive the launch.
+        before: A program to run to its end before the launch, whether it succeeds or not; empty if there is
+            none. Runners add it.
     """
 
     argv: tuple[str, ...]
     environment: Mapping[str, str]
     files: Mapping[str, str] = field(default_factory=dict)
     step: str = ""
+    lasting: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
 
 
 class Launcher(Protocol):

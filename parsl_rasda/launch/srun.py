@@ -52,4 +52,9 @@ class SrunLauncher:
             *settings.options,
             *program,
         )
-        return LaunchCommand(argv, environment, files, step)
+        lasting = (
+            *("srun", "--unbuffered", "--input=none", "--nodes=1", "--ntasks=1", "--nodelist={node}"),
+            *("--overlap", "--mem=0", "--cpu-bind=none", *((f"--gres=gpu:{gpus}",) if gpus else ())),
+            *("--job-name=parsl-rasda-forkserver", *settings.options),
+        )
+        return LaunchCommand(argv, environment, files, step, lasting)

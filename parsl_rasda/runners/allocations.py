@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from parsl_rasda.handoff import JobOrder
+from parsl_rasda.launch.base import LaunchCommand
 from parsl_rasda.study.sites import ParslSiteSpec
-from parsl_rasda.vocabulary import DEVICE_MASKS, NodeName, NodeSlots
+from parsl_rasda.vocabulary import DEVICE_MASKS, NodeName, NodeSlots, Placement
 
 _SECONDS = (1, 60, 3600)
 _EARLY_S = 30.0  # batch systems look at walltimes twice a minute, and kill before the last second
@@ -63,6 +64,23 @@ class Allocation:
         if warm_start and order.python is not None and order.accelerator != "none":
             return (self.python, "-S", "-E", "-s", self.rank_client, path)
         return (self.python, "-m", "parsl_rasda.runtime", path)
+
+    def with_servers(
+        self, launch: LaunchCommand, program: tuple[str, ...], placement: Placement
+    ) -> LaunchCommand:
+        """Return a launch that first sees to fork servers on its nodes, where ranks cannot start them.
+
+        Args:
+            launch: The command that starts the ranks.
+            program: What it starts for each rank.
+            placement: Where.
+        """
+        if not launch.lasting or self.rank_client not in program:
+            return launch
+        keeper = str(PurePosixPath(self.rank_client).with_name("keeper.py"))
+        nodes = [node.node for node in placement.nodes]
+        words = (self.python, "-S", "-E", "-s", keeper, "ensure", *nodes, "--", *launch.lasting)
+        return replace(launch, before=words)
 
 
 def read_allocation(

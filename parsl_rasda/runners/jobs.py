@@ -113,7 +113,8 @@ class JobDesk:
             directory=order.directory,
         )
         program = allocation.rank_program(order, warm_start=self.site.warm_start)
-        command = asdict(self.launcher.command(placement, program, settings))
+        launch = self.launcher.command(placement, program, settings)
+        command = asdict(allocation.with_servers(launch, program, placement))
         door = asdict(self.control.door)
         task = app.Named(f"trial_{order.trial}_attempt_{order.attempt}", app.run_job)
         future = self.pilots.submit(job.lane, task, order.to_json(), command, job.mark, door)

@@ -7,13 +7,14 @@ GPUs), by a signal that every launcher passes on to the ranks; KILL ends what do
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from parsl_rasda.runners import leftovers, slurm
 
 _PR_SET_PDEATHSIG = 1
 LEAVE = signal.SIGUSR1  # Open MPI passes on TERM too, but then ends its ranks before they have saved
+_BEFORE_S = 30.0
 _READ_BYTES = 65536
 # hydra aborts when more than 64 KiB wait unread for a busy rank 0, and no rank needs old beats.
 _MAX_BACKLOG_BYTES = 4096
@@ -46,6 +48,8 @@ class Launch:
         """
         for path, text in command["files"].items():
             Path(path).write_text(text)
+        if words := command.get("before"):
+            _run_before(words, _environment(command["environment"], mark), log)
         self._mark, self._step = mark, str(command.get("step", ""))
         self._log = log.open("ab", buffering=0)
         self._unread = b""
@@ -150,6 +154,19 @@ class Launch:
         if other:
             self._log.write(other + b"\n")
         return message if isinstance(message, dict) else None
+
+
+def _run_before(words: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+    with log.open("ab") as file, contextlib.suppress(subprocess.TimeoutExpired, OSError):
+        subprocess.run(
+            words,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=file,
+            timeout=_BEFORE_S,
+            check=False,
+        )
 
 
 def _environment(added: Mapping[str, str], mark: str) -> dict[str, str]:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
+import sys
+from pathlib import Path
 
 import pytest
 from forked_ranks import Node, described, family_of, gone
-from rank_launch import eventually, report_of, written_order
+from rank_launch import HERE, PATIENCE_S, eventually, report_of, written_order
 from slurm_cluster import SlurmCluster
 
+from parsl_rasda.launch.base import LaunchSettings
+from parsl_rasda.launch.srun import SrunLauncher
 from parsl_rasda.runners import leftovers
-from parsl_rasda.vocabulary import Outcome
+from parsl_rasda.runners.allocations import Allocation
+from parsl_rasda.runtime.forkserver import client
+from parsl_rasda.vocabulary import NodeName, NodeSlots, Outcome, PilotId, Placement, SiteName
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -49,3 +56,36 @@ def test_whoever_is_killed_takes_the_step_along(node, tmp_path, victim) -> None:
     leftovers.end_marked(leftovers.JOB_VARIABLE, launch.mark, grace_s=0.0)
     eventually(lambda: all(gone(family.values()) for family in families), "all are gone")
     assert len(node.servers()) == 1
+
+
+IN_STEPS = (sys.executable, "-S", "-E", "-s", str(HERE / "in_a_step.py"), client.__file__)
+
+
+def start_as_a_pilot_does(node, orders, *, with_servers):
+    """Start launches inside one allocation, one after another; returns the process."""
+    slots = (NodeSlots(NodeName("n0"), (0, 1)),)
+    placement = Placement(SiteName("site"), PilotId("p"), slots)
+    pilot = Allocation(slots, None, sys.executable, client.__file__)
+    words = []
+    for order in orders:
+        program = (*IN_STEPS, str(Path(order.directory) / "order.json"))
+        settings = LaunchSettings(accelerator="cuda", gpus_per_node=4, directory=order.directory)
+        launch = pilot.with_servers(SrunLauncher().command(placement, program, settings), program, placement)
+        words += [launch.before] if with_servers else []
+        words += [launch.argv]
+    script = "; ".join(shlex.join(part) for part in words)
+    allocation = ("salloc", "--quiet", "--nodes=1", "--gres=gpu:4", "--exclusive")
+    return node.start(orders[0], launcher=allocation, program=("bash", "-c", script))
+
+
+@pytest.mark.parametrize("with_servers", [True, False])
+def test_ranks_of_steps_find_the_server_that_their_pilot_has_ensured(node, tmp_path, with_servers) -> None:
+    with Node(SLURM_CONF=node.environment["SLURM_CONF"], PYTHONUNBUFFERED="1") as fresh:
+        orders = [fresh.order(tmp_path / name, world_size=2, slots=("n0:0", "n0:1")) for name in "ab"]
+        pilot = start_as_a_pilot_does(fresh, orders, with_servers=with_servers)
+        pilot.wait(PATIENCE_S)
+        log = (tmp_path / "a/log.txt").read_text()
+        assert [report_of(order).outcome for order in orders] == [Outcome.REACHED] * 2, log
+        forked = {described(order, rank)["forked"] for order in orders for rank in (0, 1)}
+        assert forked == {with_servers}, log
+        assert ("plain start, without the fork server: none was ensured" in log) is not with_servers

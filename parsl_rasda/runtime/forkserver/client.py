@@ -207,6 +207,21 @@ def _connected(path: str) -> socket.socket:
         return _connection(path)
 
 
+def ensure_server(path: str) -> None:
+    """Start a server here unless there is one, by somebody who stays as long as it does.
+
+    Raises:
+        NoServerError: If it cannot serve.
+    """
+    with alone(os.path.dirname(path)):
+        try:
+            _connection(path).close()
+        except OSError:
+            _check_refusal(path)
+            _sweep(os.path.dirname(path))
+            _start_server(path)
+
+
 def _connection(path: str) -> socket.socket:
     link = socket.socket(socket.AF_UNIX)
     try:
@@ -230,18 +245,21 @@ def _check_refusal(path: str) -> None:
 def is_passing(groups: str) -> bool:
     """Return whether these control groups are those of a Slurm step that ends before its job does."""
     steps = {part for part in groups.replace("\n", "/").split("/") if part.startswith("step_")}
-    return bool(steps - {"step_batch", "step_interactive"})
+    return bool(steps - {"step_batch", "step_interactive", "step_extern"})
 
 
 def _check_lasting() -> None:
     """A server lives where it was started, and a Slurm step takes with it whatever it started."""
+    if is_passing(_control_groups()):
+        raise NoServerError("none was ensured for this node, and one of a rank's own step would end with it")
+
+
+def _control_groups() -> str:
     try:
         with open("/proc/self/cgroup") as file:
-            groups = file.read()
+            return file.read()
     except OSError:
-        return
-    if is_passing(groups):
-        raise NoServerError("inside a Slurm step of its own it would end with the step")
+        return ""
 
 
 def _sweep(directory: str) -> None:
@@ -249,10 +267,11 @@ def _sweep(directory: str) -> None:
     for name in os.listdir(directory):
         path = os.path.join(directory, name)
         try:
-            if name.endswith(".log"):
-                with open(path) as log:
-                    fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    _remove(path[: -len(".log")] + ".sock")
+            if name.endswith((".log", ".step")):
+                with open(path) as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if name.endswith(".log"):
+                        _remove(path[: -len(".log")] + ".sock")
                     os.unlink(path)
             else:
                 age_s = time.time() - os.stat(path).st_mtime

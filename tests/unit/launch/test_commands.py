@@ -130,3 +130,12 @@ def test_a_step_bears_the_name_of_its_attempt_by_which_it_can_be_cancelled() -> 
 def test_a_process_alone_says_so_whatever_step_its_pilot_runs_in() -> None:
     environment = build_launcher("process").command(TWO_GPUS, PROGRAM, LaunchSettings()).environment
     assert (environment["PARSL_RASDA_RANK"], environment["PARSL_RASDA_SIZE"]) == ("0", "1")
+
+
+def test_a_lasting_step_sees_what_the_ranks_steps_see() -> None:
+    command = build_launcher("srun").command(TWO_GPUS, PROGRAM, CUDA)
+    assert " ".join(command.lasting) == (
+        "srun --unbuffered --input=none --nodes=1 --ntasks=1 --nodelist={node} --overlap --mem=0 "
+        "--cpu-bind=none --gres=gpu:4 --job-name=parsl-rasda-forkserver"
+    )
+    assert not [n for n in ("hydra", "openmpi") if build_launcher(n).command(TWO_GPUS, PROGRAM, CUDA).lasting]

@@ -49,6 +49,7 @@ def test_another_interpreter_or_package_needs_another_server(tmp_path, monkeypat
         ("0::/system.slice/slurmstepd.scope/job_7/step_3/user/task_0\n", True),
         ("0::/system.slice/slurmstepd.scope/job_7/step_batch/user/task_0\n", False),
         ("4:memory:/slurm/uid_0/job_7/step_interactive\n", False),
+        ("0::/system.slice/slurmstepd.scope/job_7/step_extern/user/task_special\n", False),
         ("0::/user.slice\n", False),
     ],
 )
