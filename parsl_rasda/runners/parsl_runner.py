@@ -61,6 +61,10 @@ class _Pilot:
     is_retired: bool = False  # released while a stage was at work there: not to be used for jobs again
     is_silent: bool = False  # its manager is lost, and the batch system is being asked why
 
+    def is_over(self, now: float) -> bool:
+        """Whether its walltime was up by then [Unix time, s]."""
+        return self.allocation is not None and self.allocation.is_over(now)
+
 
 @dataclass(slots=True)
 class _Session:
@@ -340,8 +344,14 @@ class ParslRunner:
         if error is not None:
             self._bury(pilot.lane, LaneEnd(words(error), is_preemption=False))
             return
-        is_local = self._open_session.pilots.is_local
-        found = read_allocation(self._site, probe.result(), now=time.time(), is_local=is_local)
+        pilots = self._open_session.pilots
+        found = read_allocation(
+            self._site,
+            probe.result(),
+            now=time.time(),
+            is_local=pilots.is_local,
+            walltime=pilots.walltime,
+        )
         if isinstance(found, str):
             self._bury(pilot.lane, LaneEnd(found, is_preemption=False))
             return
@@ -398,6 +408,7 @@ class ParslRunner:
         pilot = self._pilots.pop(lane, None)
         if pilot is None:
             return
+        end = _at_walltime(end) if pilot.is_over(time.time()) else end
         session = self._open_session
         jobs = session.desk.on_lane(lane)
         if pilot.request is not None:
@@ -498,6 +509,11 @@ class ParslRunner:
         self._early_stages.clear()
         for stage in tuple(self._stages):
             _fail(stage, SiteUnavailableError(self._site.name, "the runner was closed"))
+
+
+def _at_walltime(end: LaneEnd) -> LaneEnd:
+    """Return an end that came with the walltime, which LSF calls a failure and PBS nothing at all."""
+    return end if end.is_preemption else LaneEnd(f"{end.cause}, at its walltime", is_preemption=True)
 
 
 def _slots_per_node(site: ParslSiteSpec) -> int:
