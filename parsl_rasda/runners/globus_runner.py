@@ -429,9 +429,10 @@ class GlobusRunner:
             directory=order.directory,
         )
         program = allocation.rank_program(order, warm_start=self._site.warm_start)
+        launch = self._launcher.command(placement, program, settings)
         arguments = {
             "order": order.to_json(),
-            "launch": asdict(self._launcher.command(placement, program, settings)),
+            "launch": asdict(allocation.with_servers(launch, program, placement)),
             "mark": f"{self._group}/{order.job}",
             "sender": asdict(pilot.sender),
             "python_path": self._python_path,
