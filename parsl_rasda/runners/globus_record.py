@@ -35,6 +35,15 @@ class GlobusRecord:
         self._write({**found, "term": term})
         return term
 
+    def begun(self, call: str) -> int:
+        """Return how often a call has ended; it is under that number that it goes on or begins."""
+        return int(self._read().get("calls", {}).get(call, 0))
+
+    def conclude(self, call: str, begun: int) -> None:
+        """Let a call begin afresh next time."""
+        found = self._read()
+        self._write({**found, "calls": {**found.get("calls", {}), call: begun + 1}})
+
     def _read(self) -> dict[str, Any]:
         try:
             found = json.loads(self._file.read_text())

@@ -121,7 +121,11 @@ class GlobusRunner:
             endpoint=site.endpoint_id,
         )
         self._stages = GlobusStages(
-            when=self._when, silence_s=self._silence_s, endpoint=site.endpoint_id, folder=self._folder
+            when=self._when,
+            silence_s=self._silence_s,
+            endpoint=site.endpoint_id,
+            folder=self._folder,
+            record=self._record,
         )
         self._pilot: _Pilot | None = None
         self._answers = False  # a pilot is up, or was when it was last heard of
@@ -166,6 +170,7 @@ class GlobusRunner:
         self._inbox.put(lambda: self._jobs.end(self._tasks, "the controller leaves"))
         with self._changed:
             self._changed.wait_for(lambda: not self._jobs and self._inbox.empty(), _CLOSE_WAIT_S)
+        self._stop_stages()
         self._await(self._give_up)
         self._post = _discard
         if not self._holds:
@@ -195,11 +200,17 @@ class GlobusRunner:
         """The folder of this run's stages on the site."""
         return Path(self._folder) / "stages"
 
-    def submit_stage(self, function: Callable[..., Any], /, *args: Any) -> Future[Any]:
-        """Run a plain function of a module on the site; its arguments must be plain JSON."""
+    def submit_stage(self, function: Callable[..., Any], /, *args: Any, key: str = "") -> Future[Any]:
+        """Run a plain function of a module on the site, or wait for one that an earlier controller began.
+
+        Args:
+            function: Called by name.
+            args: Plain JSON.
+            key: Tells the call from others with the same arguments.
+        """
         plain = function.function if isinstance(function, Named) else function
         name, outer = f"{plain.__module__}:{plain.__qualname__}", Future[Any]()
-        self._inbox.put(lambda: self._stages.start(self._tasks, outer, name, list(args)))
+        self._inbox.put(lambda: self._stages.start(self._tasks, outer, name, list(args), key))
         return outer
 
     def recover(self, jobs: Iterable[tuple[JobId, int]]) -> list[Event]:
@@ -455,10 +466,17 @@ class GlobusRunner:
         if not self._holds:
             self._stages.give_up()
 
+    def _stop_stages(self) -> None:
+        if self._stages.folders and not self._holds:
+            self._last_word("stop_stages", {"folders": self._stages.folders, "reason": "the controller left"})
+
     def _sweep(self) -> None:
         """End what jobs have left running for the next ones: servers that fork ranks."""
+        self._last_word("sweep", {"mark": str(self._group)})
+
+    def _last_word(self, call: str, arguments: Message) -> None:
         try:
-            self._tasks.submit("sweep", {"mark": str(self._group)}).result(_SWEEP_S)
+            self._tasks.submit(call, arguments).result(_SWEEP_S)
         except (RasdaError, TimeoutError) as error:
             logger.warning("site %s may have processes left: %s", self._site.name, error)
 

@@ -19,27 +19,32 @@ Arguments and results are plain JSON.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import platform
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from parsl_rasda.errors import StageFailedError
 from parsl_rasda.handoff import KNOWN, STOP, JobOrder, JobReport, read_epochs, read_report
 from parsl_rasda.runners import app, evidence, hosts, leftovers
+from parsl_rasda.runners.globus_calls import look_at_stages, stage, stop_stages
+from parsl_rasda.runners.globus_disk import (
+    CLAIM,
+    GONE_S,
+    HEARTBEAT_S,
+    Heartbeat,
+    Message,
+    create,
+    read,
+    silence_of,
+    write,
+)
 from parsl_rasda.vocabulary import JobId, Outcome, TrialId
 
-CLAIM, HEARTBEAT, ANSWER, TERMS = "claim", "heartbeat", "answer.json", "terms"
-HEARTBEAT_S = 1.0
-_GONE_S = 8.0  # for what an earlier controller left to save and leave
-
-Message = dict[str, Any]
+TERMS = "terms"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,53 +87,8 @@ def answer(call: str, arguments: Mapping[str, Any]) -> Any:
         call: A function of this module.
         arguments: By name.
     """
-    calls: tuple[Callable[..., Any], ...] = (describe, run, look, stage, look_at_stages, sweep)
+    calls: tuple[Callable[..., Any], ...] = (describe, run, look, sweep, stage, look_at_stages, stop_stages)
     return {known.__name__: known for known in calls}[call](**arguments)
-
-
-def stage(folder: str, target: str, arguments: Sequence[Any]) -> Message | None:
-    """Call ``package.module:function``, once for each folder however often the task is delivered.
-
-    Args:
-        folder: Of this call, for its claim, its heartbeat and its answer.
-        target: The function.
-        arguments: Plain JSON.
-
-    Returns:
-        ``result``, which must be plain JSON; or ``cause`` (and ``stage``) of a failure; None while another
-        task has the call.
-    """
-    directory = Path(folder)
-    directory.mkdir(parents=True, exist_ok=True)
-    try:
-        (directory / CLAIM).touch(exist_ok=False)
-    except FileExistsError:
-        text = _read(directory / ANSWER)
-        return None if text is None else json.loads(text)
-    module, _, name = target.partition(":")
-    with _StageHeartbeat(directory):
-        try:
-            found = {"result": getattr(importlib.import_module(module), name)(*arguments)}
-            text = json.dumps(found)
-        except StageFailedError as error:
-            text = json.dumps({"cause": error.cause, "stage": error.stage})
-        except Exception as error:  # noqa: BLE001  it becomes the answer
-            text = json.dumps({"cause": f"{type(error).__name__}: {error}"})
-        _write(directory / ANSWER, text)
-    answer: Message = json.loads(text)
-    return answer
-
-
-def look_at_stages(folders: Sequence[str]) -> list[Message]:
-    """Return of each call whether it was ``answered`` and how long it has been silent [s], or None."""
-    return [
-        {
-            "folder": folder,
-            "answered": (Path(folder) / ANSWER).exists(),
-            "silent_s": _silence_s(Path(folder)) if (Path(folder) / CLAIM).exists() else None,
-        }
-        for folder in folders
-    ]
 
 
 def sweep(mark: str) -> int:
@@ -153,10 +113,10 @@ def describe(accelerator: str, sender: Message) -> Message:
         if _number(claim.read_text()) < ours.term and not (claim.parent / "report.json").exists()
     ]
     for directory in unfinished:
-        _write(directory / STOP, "the controller has given it up")
-    give_up = time.monotonic() + _GONE_S
+        write(directory / STOP, "the controller has given it up")
+    give_up = time.monotonic() + GONE_S
     while time.monotonic() < give_up and any(
-        _silence_s(d) < 3 * HEARTBEAT_S and not (d / "report.json").exists() for d in unfinished
+        silence_of(d) < 3 * HEARTBEAT_S and not (d / "report.json").exists() for d in unfinished
     ):
         time.sleep(HEARTBEAT_S / 4)
     ended = leftovers.end_marked(leftovers.RUN_VARIABLE, ours.has_earlier, grace_s=1.0)
@@ -193,17 +153,17 @@ def run(
         return {"block": this_block(), "jobs": []}
     directory = Path(job.directory)
     directory.mkdir(parents=True, exist_ok=True)
-    if not _create(directory / CLAIM, str(ours.term)):
+    if not create(directory / CLAIM, str(ours.term)):
         return {"block": this_block(), "jobs": [_state(directory, job.job, 0)]}
     if _newest_term(ours.folder) > ours.term:
-        _write(directory / STOP, "a later handshake has been there")
+        write(directory / STOP, "a later handshake has been there")
     own = launch["environment"].get("PYTHONPATH") or os.environ.get("PYTHONPATH", "")
     path = os.pathsep.join((*python_path, *([own] if own else [])))
     launch["environment"] |= {
         leftovers.RUN_VARIABLE: ours.process_mark,
         **({"PYTHONPATH": path} if path else {}),
     }
-    if (reason := _read(directory / STOP)) is not None:
+    if (reason := read(directory / STOP)) is not None:
         report = evidence.conclude(directory, job, Outcome.PREEMPTED, f"{reason} before it started")
     else:
         _tell_known(directory, job.epoch)
@@ -211,7 +171,7 @@ def run(
             report = JobReport.from_json(app.run_job(order, launch, mark, None)["report"])
         if vigil.told and report.outcome is Outcome.LOST:
             report = replace(report, outcome=Outcome.PREEMPTED, cause=vigil.told)
-    _write(directory / "report.json", json.dumps(asdict(report)))
+    write(directory / "report.json", json.dumps(asdict(report)))
     return {"block": this_block(), "jobs": [_state(directory, job.job, 0)]}
 
 
@@ -235,21 +195,21 @@ def look(jobs: Sequence[Message], silence_s: float) -> Message:
 
 def _look(asked: Message, silence_s: float) -> Message:
     directory, job = Path(asked["directory"]), JobId.parse(asked["job"])
-    if (known := _read(directory / KNOWN)) is not None and _number(known) < asked["epoch"]:
+    if (known := read(directory / KNOWN)) is not None and _number(known) < asked["epoch"]:
         _tell_known(directory, asked["epoch"])
     reason = asked["stop"] or asked["abandon"]
     if reason is not None and (asked["stop"] or not (directory / CLAIM).exists()):
         directory.mkdir(parents=True, exist_ok=True)
-        _write(directory / STOP, reason)
+        write(directory / STOP, reason)
     if read_report(directory, job) is None:
         claimed = (directory / CLAIM).exists()
-        silent_s = _silence_s(directory)
+        silent_s = silence_of(directory)
         if not claimed and reason is not None:
             outcome = Outcome.PREEMPTED if asked["stop"] else Outcome.LOST
             _conclude(directory, job, outcome, f"{reason} before it started")
         elif claimed and silent_s > silence_s:
             leftovers.end_marked(leftovers.JOB_VARIABLE, asked["mark"], grace_s=2.0)
-            _write(directory / STOP, "it had fallen silent")
+            write(directory / STOP, "it had fallen silent")
             outcome = Outcome.PREEMPTED if asked["stop"] else Outcome.LOST
             _conclude(directory, job, outcome, f"its task on the site had been silent for {silent_s:.0f} s")
     return _state(directory, job, asked["epoch"])
@@ -275,7 +235,7 @@ def _conclude(directory: Path, job: JobId, outcome: Outcome, cause: str) -> None
         checkpoint_epoch=saved[-1].saved_epoch if saved else None,
         at=time.time(),
     )
-    _write(directory / "report.json", json.dumps(asdict(report)))
+    write(directory / "report.json", json.dumps(asdict(report)))
 
 
 def _state(directory: Path, job: JobId, epoch: int) -> Message:
@@ -286,60 +246,6 @@ def _state(directory: Path, job: JobId, epoch: int) -> Message:
         "epochs": [e.to_json() for e in read_epochs(directory, job) if e.epoch > epoch],
         "report": None if report is None else report.to_json(),
     }
-
-
-class Heartbeat:
-    """Shows that the task which watches over a directory lives, while the block lasts."""
-
-    def __init__(self, directory: Path) -> None:
-        """Prepare; the first beat is on entry."""
-        self._directory = directory
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="rasda-heartbeat", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._beat()
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._over.wait(HEARTBEAT_S):
-            self._beat()
-
-    def _beat(self) -> None:
-        beside = self._directory / f"{HEARTBEAT}.new"
-        beside.write_text(str(time.time()))
-        beside.replace(self._directory / HEARTBEAT)
-
-
-class _StageHeartbeat(Heartbeat):
-    """Also ends a stage, and what it has started, when the pilot's manager is gone.
-
-    Nobody would end it else, and it would write into its folder beside the stage that takes its place.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
-        self._parent = os.getppid()
-
-    def __enter__(self) -> Self:
-        os.environ[leftovers.JOB_VARIABLE] = str(self._directory)
-        return super().__enter__()
-
-    def __exit__(self, *what: object) -> None:
-        super().__exit__(*what)
-        os.environ.pop(leftovers.JOB_VARIABLE, None)
-
-    def _watch(self) -> None:
-        while not self._over.wait(HEARTBEAT_S):
-            if os.getppid() != self._parent:
-                leftovers.end_marked(leftovers.JOB_VARIABLE, str(self._directory), grace_s=0.0)
-                os._exit(1)
-            self._beat()
 
 
 class _Vigil(Heartbeat):
@@ -354,34 +260,12 @@ class _Vigil(Heartbeat):
         kill_at = float("inf")
         while not self._over.wait(HEARTBEAT_S):
             self._beat()
-            if self.told is None and (reason := _read(self._directory / STOP)) is not None:
+            if self.told is None and (reason := read(self._directory / STOP)) is not None:
                 self.told, kill_at = reason, time.monotonic() + self._grace_s
             if time.monotonic() > kill_at:
                 self.told = f"{self.told}; its ranks did not end in time"
                 leftovers.end_marked(leftovers.JOB_VARIABLE, self._mark, grace_s=2.0)
                 return
-
-
-def _silence_s(directory: Path) -> float:
-    """Return how old the heartbeat is [s]; without one, how old the claim is."""
-    try:
-        return time.time() - float((directory / HEARTBEAT).read_text())
-    except (OSError, ValueError):
-        return _age_s(directory / CLAIM)
-
-
-def _age_s(path: Path) -> float:
-    try:
-        return time.time() - path.stat().st_mtime
-    except OSError:
-        return 0.0
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text()
-    except OSError:
-        return None
 
 
 def _newest_term(folder: str) -> int:
@@ -391,21 +275,3 @@ def _newest_term(folder: str) -> int:
 
 def _number(text: str) -> int:
     return int(text) if text.isdecimal() else 0
-
-
-def _create(path: Path, text: str) -> bool:
-    """Write a file whole; returns whether there was none."""
-    beside = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.{threading.get_ident()}")
-    beside.write_text(text)
-    try:
-        os.link(beside, path)
-    except FileExistsError:
-        return False
-    finally:
-        beside.unlink()
-    return True
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole, unless there is one."""
-    _create(path, text)

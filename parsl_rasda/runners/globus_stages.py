@@ -1,15 +1,18 @@
 """The stages of one Globus Compute site: sent as tasks, known by what they leave on the site's disk.
 
-Each call has a folder there with its claim, its heartbeat and its answer (`globus_site.stage`): a call
-that is sent twice runs once, and one whose result was lost on the way is answered from the disk. A stage
-may wait for as long as the endpoint's pilot waits in a queue; it has failed when its heartbeat stops, or
-when the endpoint goes away.
+Each call has a folder there with its claim, its heartbeat and its answer (`globus_calls`): a call that is
+sent twice runs once, and one whose result was lost on the way is answered from the disk. The folder's name
+is made of what is called: the next controller waits for a call that a dead one has begun, and begins it
+again only if it has ended. A stage may wait for as long as the endpoint's pilot waits in a queue; it has
+failed when its heartbeat stops, or when the endpoint goes away.
 
 Everything here runs in the runner's one thread.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 import uuid
 from collections.abc import Callable
@@ -19,6 +22,7 @@ from typing import Any
 
 from parsl_rasda.errors import RasdaError, StageFailedError
 from parsl_rasda.runners.globus_link import GlobusLink, RefusedError, Task, UnreachableError
+from parsl_rasda.runners.globus_record import GlobusRecord
 
 Message = dict[str, Any]
 
@@ -26,6 +30,8 @@ Message = dict[str, Any]
 @dataclass(slots=True, eq=False)
 class _Stage:
     outer: Future[Any]
+    call: str
+    begun: int  # how often before
     arguments: Message
     task: Task | None = None
     since: float = field(default_factory=time.monotonic)
@@ -45,6 +51,7 @@ class GlobusStages:
         silence_s: float,
         endpoint: str,
         folder: str,
+        record: GlobusRecord,
     ) -> None:
         """Begin with empty books.
 
@@ -53,7 +60,9 @@ class GlobusStages:
             silence_s: How old a heartbeat may be [s].
             endpoint: Its id, for words.
             folder: The run's own folder on the site.
+            record: Remembers how often each call has ended.
         """
+        self._record, self._sender = record, uuid.uuid4().hex
         self._when, self._endpoint, self._folder = when, endpoint, folder
         self._silence_s, self._patience_s = silence_s, 3 * silence_s
         self._look_every_s = min(max(silence_s / 3, 1.0), 20.0)
@@ -64,10 +73,36 @@ class GlobusStages:
         self._answered = False  # the pilot is up: it may not fall silent any more
         self._silent_since = self._offline_since = float("inf")
 
-    def start(self, link: GlobusLink, outer: Future[Any], target: str, arguments: list[Any]) -> None:
-        """Send a call of ``package.module:function``; ``outer`` gets what it returns, or why it failed."""
-        folder = f"{self._folder}/calls/{uuid.uuid4()}"
-        stage = _Stage(outer, {"folder": folder, "target": target, "arguments": arguments})
+    @property
+    def folders(self) -> list[str]:
+        """The folders of the calls that have not ended."""
+        return list(self._stages)
+
+    def start(
+        self, link: GlobusLink, outer: Future[Any], target: str, arguments: list[Any], key: str = ""
+    ) -> None:
+        """Send a call of ``package.module:function``; ``outer`` gets what it returns, or why it failed.
+
+        Args:
+            link: To the site.
+            outer: Gets the result.
+            target: The function.
+            arguments: Plain JSON.
+            key: Tells the call from others with the same arguments, by other code for example.
+        """
+        content = json.dumps([target, arguments, key], sort_keys=True)
+        call = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+        begun = self._record.begun(call)
+        while self._folder_of(call, begun) in self._stages:
+            begun += 1
+        self._begin(link, outer, call, begun, {"target": target, "arguments": arguments})
+
+    def _folder_of(self, call: str, begun: int) -> str:
+        return f"{self._folder}/calls/{call}/{begun}"
+
+    def _begin(self, link: GlobusLink, outer: Future[Any], call: str, begun: int, what: Message) -> None:
+        folder = self._folder_of(call, begun)
+        stage = _Stage(outer, call, begun, {**what, "folder": folder, "sender": self._sender})
         if not self._stages:
             self._look, self._answered = None, False
             self._look_at = time.monotonic() + self._look_every_s
@@ -144,11 +179,18 @@ class GlobusStages:
             is_waiting = state["silent_s"] is None
             if state["answered"] or (is_waiting and not is_busy and self._has_waited_long(stage)):
                 self._send(link, stage)  # runs once all the same
+            elif not is_waiting and state["silent_s"] > self._silence_s and state["sender"] != self._sender:
+                self._begin_again(link, stage)  # it has died with the controller that sent it
             elif not is_waiting and state["silent_s"] > self._silence_s:
                 words = f"its task there has been silent for {state['silent_s']:.0f} s; the pilot has ended"
                 self._conclude(stage, RefusedError(self._endpoint, words))
             elif stage.task is None:
                 self._send(link, stage)
+
+    def _begin_again(self, link: GlobusLink, stage: _Stage) -> None:
+        del self._stages[stage.folder]
+        self._record.conclude(stage.call, stage.begun)
+        self._begin(link, stage.outer, stage.call, stage.begun + 1, stage.arguments)
 
     def _has_waited_long(self, stage: _Stage) -> bool:
         return time.monotonic() > stage.since + self._patience_s
@@ -160,6 +202,7 @@ class GlobusStages:
     def _conclude(self, stage: _Stage, answer: Message | BaseException) -> None:
         if self._stages.pop(stage.folder, None) is None:
             return
+        self._record.conclude(stage.call, stage.begun)
         if isinstance(answer, BaseException):
             stage.outer.set_exception(answer)
         elif "result" in answer:

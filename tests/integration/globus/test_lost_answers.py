@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import operator
+import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,7 +28,7 @@ from parsl_rasda.orchestration.events import (
     RequestPilot,
 )
 from parsl_rasda.runners import globus_site
-from parsl_rasda.runners.globus_link import GlobusLink, Task, TooLargeError, UnreachableError
+from parsl_rasda.runners.globus_link import GlobusLink, RefusedError, Task, TooLargeError, UnreachableError
 from parsl_rasda.runners.globus_runner import GlobusRunner
 from parsl_rasda.study.sites import GlobusSiteSpec
 from parsl_rasda.testing.runners import EventLog
@@ -241,11 +243,11 @@ def test_a_pilot_that_the_endpoint_has_replaced_is_given_up_without_blame_for_it
 def test_jobs_wait_for_a_worker_where_there_are_fewer_workers_than_slots(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with opened(World(tmp_path)) as world:
+    with opened(World(tmp_path, heartbeat_threshold=6.0)) as world:
         world.link.found = {"workers": 3}
         world.ask()
         pilot = world.log.next(PilotStarted)
-        jobs = [world.send(pilot, trial, inputs={"epoch_s": 2.0}) for trial in ("0000", "0001")]
+        jobs = [world.send(pilot, trial, inputs={"epoch_s": 0.5}) for trial in ("0000", "0001")]
         assert [(e.outcome, e.cause) for e in (world.log.next(JobEnded, job) for job in jobs)] == [
             (Outcome.REACHED, "")
         ] * 2
@@ -338,6 +340,42 @@ def test_a_stage_whose_answers_are_lost_is_answered_from_the_sites_disk(tmp_path
         world.link.says = arrives
         assert world.runner.submit_stage(operator.add, 1, 2).result(20) == 3
     assert arrived == ["stage", "look_at_stages", "look_at_stages", "stage"]
+
+
+def test_the_next_controller_waits_for_a_stage_that_a_dead_one_has_begun(tmp_path: Path) -> None:
+    made = str(tmp_path / "made")
+    with opened(World(tmp_path)) as world:
+        world.link.says = lambda call: call != "stage"
+        abandoned = world.runner.submit_stage(os.mkdir, made, key="a")
+        eventually(lambda: world.link.kept)
+        with opened(World(tmp_path)) as other:
+            assert other.runner.submit_stage(os.mkdir, made, key="a").result(20) is None, "made once"
+            again = other.runner.submit_stage(os.mkdir, made, key="a")
+            with pytest.raises(RefusedError, match="FileExistsError"):
+                again.result(20)
+    assert abandoned.done()
+
+
+def test_a_stage_that_died_with_its_controller_is_begun_again(tmp_path: Path) -> None:
+    with opened(World(tmp_path)) as world:
+        world.link.runs = lambda call: call != "stage"
+        world.runner.submit_stage(operator.add, 1, 2)
+        _, sent = eventually(lambda: world.link.lost)[0]
+        folder = Path(sent["folder"])
+        folder.mkdir(parents=True)
+        (folder / "claim").write_text("a dead one")
+        (folder / "heartbeat").write_text(str(time.time() - 60))
+        with opened(World(tmp_path)) as other:
+            assert other.runner.submit_stage(operator.add, 1, 2).result(20) == 3
+    assert "begun again" in (folder / "stop").read_text()
+
+
+def test_a_controller_that_leaves_ends_its_stages(tmp_path: Path) -> None:
+    with opened(World(tmp_path)) as world:
+        world.link.runs = lambda call: call != "stage"
+        world.runner.submit_stage(operator.add, 1, 2)
+        _, sent = eventually(lambda: world.link.lost)[0]
+    assert (Path(sent["folder"]) / "stop").read_text() == "the controller left"
 
 
 def test_an_offline_endpoint_is_refused_in_words(tmp_path: Path) -> None:

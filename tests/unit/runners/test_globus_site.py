@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runner_tools import eventually
 
 from parsl_rasda.handoff import JobOrder, read_report
-from parsl_rasda.runners import globus_site, leftovers
+from parsl_rasda.runners import globus_disk, globus_site, leftovers
 from parsl_rasda.vocabulary import Outcome, TrialId
 
 PYTHON = sys.executable
@@ -91,7 +92,7 @@ def test_a_silent_attempt_is_over_and_what_wakes_up_later_changes_nothing(tmp_pa
     assert state["report"]["outcome"] == Outcome.LOST
     assert "silent" in state["report"]["cause"]
     assert (directory / "stop").exists(), "ranks that wake up leave at their next step"
-    globus_site._write(directory / "report.json", '{"outcome": "reached"}')
+    globus_disk.write(directory / "report.json", '{"outcome": "reached"}')
     report = read_report(directory, order_at(directory).job)
     assert report is not None
     assert report.outcome is Outcome.LOST, "the first report stands"
@@ -185,22 +186,22 @@ def test_every_call_is_known(call: str) -> None:
 
 
 def call(folder: Path, target: str, *arguments: Any) -> dict[str, Any] | None:
-    return globus_site.stage(str(folder), target, list(arguments))
+    return globus_site.stage(str(folder / "0"), "me", target, list(arguments))
 
 
 def test_a_stage_runs_once_however_often_its_task_comes(tmp_path: Path) -> None:
     made = str(tmp_path / "made")
     assert call(tmp_path / "c", "os:mkdir", made) == {"result": None}
     assert call(tmp_path / "c", "os:mkdir", made) == {"result": None}, "from the disk"
-    (state,) = globus_site.look_at_stages([str(tmp_path / "c")])
+    (state,) = globus_site.look_at_stages([str(tmp_path / "c" / "0")])
     assert state["answered"]
 
 
 def test_a_stage_that_another_task_is_at_is_not_begun_again(tmp_path: Path) -> None:
-    (tmp_path / "c").mkdir()
-    (tmp_path / "c" / "claim").touch()
+    (tmp_path / "c" / "0").mkdir(parents=True)
+    (tmp_path / "c" / "0" / "claim").touch()
     assert call(tmp_path / "c", "os:mkdir", str(tmp_path / "made")) is None
-    (state,) = globus_site.look_at_stages([str(tmp_path / "c")])
+    (state,) = globus_site.look_at_stages([str(tmp_path / "c" / "0")])
     assert not state["answered"]
     assert state["silent_s"] is not None
     assert globus_site.look_at_stages([str(tmp_path / "other")])[0]["silent_s"] is None
@@ -215,3 +216,32 @@ def test_a_stage_that_fails_says_why(tmp_path: Path, target: str, cause: str) ->
     found = call(tmp_path / "c", target)
     assert found is not None
     assert cause in found["cause"]
+
+
+SLOW = """
+import sys
+from parsl_rasda.runners import globus_calls
+globus_calls.stage(sys.argv[1], "me", "os:system", [f"touch {sys.argv[1]}/begun; sleep 60"])
+"""
+
+
+def start_slow(folder: Path) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([PYTHON, "-c", SLOW, str(folder)])
+    eventually((folder / "begun").exists)
+    return process
+
+
+def test_a_stage_that_is_told_to_stop_ends(tmp_path: Path) -> None:
+    process = start_slow(tmp_path / "0")
+    globus_site.stop_stages([str(tmp_path / "0")], "the controller left")
+    assert process.wait(20) == 1
+    assert globus_site.stage(str(tmp_path / "0"), "me", "os:getpid", []) == {"cause": "the controller left"}
+
+
+def test_a_stage_that_is_begun_again_waits_until_the_one_before_has_ended(tmp_path: Path) -> None:
+    process = start_slow(tmp_path / "0")
+    assert globus_site.stage(str(tmp_path / "1"), "me", "operator:add", [1, 2]) == {"result": 3}
+    assert process.wait(1) == 1
+    late = globus_site.stage(str(tmp_path / "0"), "me", "os:mkdir", [str(tmp_path / "made")])
+    assert late == {"cause": "it was begun again"}
+    assert not (tmp_path / "made").exists()
