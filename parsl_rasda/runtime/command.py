@@ -10,8 +10,9 @@ constant of the study, a hyperparameter, or for:
 ``{report}``      JSON file it must write: ``{"val_loss": 0.1}``; ``epoch`` there if it is not ``{until}``
 ``{replicas}`` ``{world_size}`` ``{batch_size}`` ``{seed}``
 
-``RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT`` are set as torchrun would. TERM is passed on; a
-script that then saves and reports an epoch has lost nothing. `workflows.ddp_script` is an example.
+``RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT`` are set as torchrun would. TERM
+is passed on; a script that then saves and reports an epoch has lost nothing. `workflows.ddp_script` is an
+example.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections import deque
 from pathlib import Path
 from typing import IO
@@ -31,11 +32,12 @@ from typing import IO
 from parsl_rasda.errors import TrainingError
 from parsl_rasda.handoff import JobOrder
 from parsl_rasda.runtime.checkpoint import checkpoint_name, publish_checkpoint
-from parsl_rasda.runtime.group import PeersLostError, master_address, publish_address, published_address
+from parsl_rasda.runtime.group import PeersLostError, listening, publish_address, published_address
 from parsl_rasda.runtime.session import Leave, Session
 from parsl_rasda.vocabulary import JSON, Outcome
 
 POLL_S = 0.05
+_PORTS = range(20_000, 30_000)  # below those that Linux gives to whoever asks for any (ip_local_port_range)
 
 
 def run_command(session: Session) -> None:
@@ -122,8 +124,7 @@ def _as_text(value: JSON) -> JSON:
 def _environment(session: Session) -> dict[str, str]:
     context = session.context
     if session.is_main:
-        with socket.create_server((master_address(os.environ), 0)) as probe:
-            host, port = probe.getsockname()[:2]
+        host, port = _meeting_point(session.directory)
         publish_address(session.directory, host, port)
     else:
         host, port = published_address(session.directory)
@@ -132,9 +133,27 @@ def _environment(session: Session) -> dict[str, str]:
         "RANK": str(context.rank),
         "WORLD_SIZE": str(context.size),
         "LOCAL_RANK": str(context.device_index),
+        "LOCAL_WORLD_SIZE": str(context.local_size),
         "MASTER_ADDR": host,
         "MASTER_PORT": str(port),
     }
+
+
+def _meeting_point(directory: Path) -> tuple[str, int]:
+    """Return an address on this node that is free, and that the script's own rank 0 will find free.
+
+    The port is one that the kernel never gives to others by itself, and each attempt begins to look at
+    another.
+    """
+    first = zlib.crc32(str(directory).encode())
+    for i in range(len(_PORTS)):
+        try:
+            with listening(os.environ, _PORTS[(first + i) % len(_PORTS)]) as probe:
+                host, port = probe.getsockname()[:2]
+                return str(host), int(port)
+        except OSError:
+            continue
+    raise PeersLostError(f"no port from {_PORTS.start} to {_PORTS.stop - 1} is free on this node")
 
 
 def _run(argv: list[str], environment: dict[str, str], session: Session) -> tuple[int, str]:

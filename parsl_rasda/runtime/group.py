@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 RENDEZVOUS_S = 120.0
 SILENCE_S = 1800.0  # a rank may be busy for long, say with plots on rank 0
+LOOPBACK = "127.0.0.1"
 BACKENDS = {"cuda": "nccl", "xpu": "xccl", "cpu": "gloo"}
 BACKEND_VARIABLE = "PARSL_RASDA_BACKEND"  # in place of these: gloo lets several ranks share a GPU
+CAN_CHANGE_PATIENCE = ("cuda", "cpu")  # torch knows how for NCCL and gloo
 OWN_DOING = {"OutOfMemoryError", "AcceleratorError"}  # torch's, of kernels whose failure is noticed late
 
 
@@ -43,8 +45,8 @@ class Group:
     """All ranks of a job.
 
     Args:
-        directory: Where the ranks meet: the attempt's own directory, seen by all of them.
-        one_node: Meet in a file, which is fast; else over TCP, at an address in a file.
+        directory: Where rank 0 tells the others its address: the attempt's, seen by all of them.
+        one_node: Meet over the loopback interface.
     """
 
     def __init__(
@@ -59,15 +61,13 @@ class Group:
 
     def _meet(self, directory: Path, *, one_node: bool) -> Store:
         import torch.distributed as dist
-        from torch._C._distributed_c10d import FileStore, TCPStore  # the public names are untyped
+        from torch._C._distributed_c10d import TCPStore  # the public name is untyped
+        from torch.distributed.distributed_c10d import _set_pg_timeout
 
         assert self.device is not None  # noqa: S101 - a group of several is made with one
         patience = timedelta(seconds=RENDEZVOUS_S)
-        store: Store
-        if one_node:
-            store = FileStore(str(directory / "rendezvous"), self.size)
-        elif self.rank == 0:
-            listener = socket.create_server((master_address(os.environ), 0))
+        if self.rank == 0:
+            listener = socket.create_server((LOOPBACK, 0)) if one_node else listening(os.environ)
             host, port = listener.getsockname()[:2]
             store = TCPStore(
                 host, port, self.size, True, patience, False, master_listen_fd=listener.detach()
@@ -77,13 +77,16 @@ class Group:
             host, port = published_address(directory)
             store = TCPStore(host, port, self.size, False, patience)
         store.set_timeout(patience)
+        can_change = self.device.type in CAN_CHANGE_PATIENCE
         dist.init_process_group(
             self._backend,
             store=store,
             rank=self.rank,
             world_size=self.size,
-            timeout=timedelta(seconds=SILENCE_S),
+            timeout=patience if can_change else timedelta(seconds=SILENCE_S),
         )
+        if can_change:  # gloo's ranks wait as long for one that never comes as for one that is busy
+            _set_pg_timeout(timedelta(seconds=SILENCE_S))
         return store
 
     def agree(self, numbers: Sequence[int]) -> tuple[int, ...]:
@@ -176,7 +179,7 @@ def own_address() -> str:
             continue
         if not address.startswith("127."):
             return address
-    return "127.0.0.1"
+    return LOOPBACK
 
 
 def publish_address(directory: Path, host: str, port: int) -> None:
@@ -203,9 +206,15 @@ def published_address(directory: Path) -> tuple[str, int]:
     raise PeersLostError(f"rank 0 published no address within {RENDEZVOUS_S:g} s")
 
 
-def master_address(environ: Mapping[str, str]) -> str:
-    """Return the address where rank 0 listens: MASTER_ADDR, which a site may set, or its own."""
-    return environ.get("MASTER_ADDR") or own_address()
+def listening(environ: Mapping[str, str], port: int = 0) -> socket.socket:
+    """Return a socket where rank 0 listens: at MASTER_ADDR, if that is this node, or at its own address.
+
+    A site's MASTER_ADDR is often the first node of the allocation, and rank 0 on another.
+    """
+    if named := environ.get("MASTER_ADDR"):
+        with suppress(OSError):
+            return socket.create_server((named, port))
+    return socket.create_server((own_address(), port))
 
 
 def _address_of_named_interface() -> str:

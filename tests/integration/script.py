@@ -29,7 +29,8 @@ def finish(epoch):
 
 start = json.loads((Path(arguments.resume) / "state.json").read_text())["epoch"] if arguments.resume else 0
 variables = {
-    name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    name: os.environ.get(name)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 }
 place = Path(arguments.out).parent
 (place / f"rank-{os.environ['RANK']}.json").write_text(json.dumps({**variables, "start": start}))

@@ -63,7 +63,10 @@ def test_a_script_is_told_its_rank_as_torchrun_would(tmp_path) -> None:
     one, two = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
     assert [one["RANK"], one["WORLD_SIZE"], one["LOCAL_RANK"]] == ["0", "2", "0"]
     assert [two["RANK"], two["WORLD_SIZE"], two["LOCAL_RANK"]] == ["1", "2", "1"]
+    assert one["LOCAL_WORLD_SIZE"] == two["LOCAL_WORLD_SIZE"] == "2"
     assert one["MASTER_PORT"] == two["MASTER_PORT"]
+    kernel_gives_from = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert int(one["MASTER_PORT"]) < kernel_gives_from, "nobody gets it in the meantime"
     assert len(epochs_of(order)) == 1
 
 

@@ -22,9 +22,12 @@ SAMPLES = 512
 def main() -> None:
     """Train from where the checkpoint stands to the epoch that is asked for."""
     arguments = parsed()
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)  # else every rank's communication opens the first one
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     rank = dist.get_rank()
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else "cpu"
     torch.manual_seed(arguments.seed)
     model = DistributedDataParallel(nn.Sequential(nn.Linear(3, 32), nn.Tanh(), nn.Linear(32, 1)).to(device))
     optimizer = torch.optim.SGD(model.parameters(), arguments.lr, momentum=arguments.momentum)
