@@ -15,7 +15,7 @@ import pickle
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +23,11 @@ from typing import TYPE_CHECKING, Any
 from parsl_rasda.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Size, Tensor, dtype
     from torch.distributed.checkpoint.metadata import Metadata
     from torch.nn import Module
+
+    Room = Callable[[str, Size, dtype], Tensor | None]
 
 HEADER = "header.json"
 FORMAT = 1
@@ -113,8 +115,14 @@ def check_header(path: Path, header: Mapping[str, Any], names: Iterable[str]) ->
         raise CheckpointError(str(path), f"its {HEADER} has no {', '.join(missing)}")
 
 
-def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
+def read_tensors(path: Path, prefix: str = "", room: Room | None = None) -> dict[str, Tensor]:
     """Return the tensors whose names begin with ``prefix``, on the CPU.
+
+    Args:
+        path: Of the checkpoint.
+        prefix: What is wanted.
+        room: Returns a tensor to read into, given name, shape and type: this rank's part of one, of which no
+            more than the whole of that one is read at a time. None: all of it, on the CPU.
 
     Raises:
         CheckpointError: If the files are damaged, or hold anything but tensors.
@@ -132,11 +140,13 @@ def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
 
     entries = _restricted_metadata(path).state_dict_metadata
     with _torch_checkpoint(path):
-        tensors = {
-            name: torch.empty(entry.size, dtype=entry.properties.dtype)
-            for name, entry in entries.items()
-            if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
-        }
+        tensors = {}
+        for name, entry in entries.items():
+            if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata):
+                place = room(name, entry.size, entry.properties.dtype) if room else None
+                tensors[name] = (
+                    torch.empty(entry.size, dtype=entry.properties.dtype) if place is None else place
+                )
         load(tensors, storage_reader=Reader(path), no_dist=True)
     return tensors
 

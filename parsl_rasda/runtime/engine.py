@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,9 @@ from parsl_rasda.runtime.group import Group
 from parsl_rasda.runtime.learning_rate import Scaling, rate_factor, scaling_rule
 from parsl_rasda.runtime.reduction import ExactTree, OverlappedSum, Reduction
 from parsl_rasda.runtime.replicas import EpochPlan, MicroBatch, carried, is_power_of_two, seed_of
+
+if TYPE_CHECKING:
+    from parsl_rasda.runtime.checkpoint import Room
 
 HEADER_FIELDS = (
     "epoch",
@@ -347,7 +350,7 @@ class Engine:
         found = type(self.optimizer).__name__
         if header["optimizer"] != found:
             raise CheckpointError(str(path), f"it holds the state of {header['optimizer']}, not of {found}")
-        tensors = self._own_parts(read_tensors(path))
+        tensors = read_tensors(path, room=self._rooms())
         weights = {n.removeprefix(MODEL): t for n, t in tensors.items() if n.startswith(MODEL)}
         load_weights(path, self.model, weights)
         states: dict[str, dict[str, Any]] = {
@@ -362,20 +365,20 @@ class Engine:
             self.scaler.load_state_dict(header["scaler"])
         self.position = Position(header["epoch"], header["step"], header["losses"], header["samples"])
 
-    def _own_parts(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return what this rank holds of the tensors of a checkpoint."""
+    def _rooms(self) -> Room | None:
+        """Return what makes room for this rank's parts of a checkpoint; None: it has all."""
         if not self.is_sharded:
-            return tensors
-        from parsl_rasda.runtime.sharding import like
+            return None
+        from parsl_rasda.runtime.sharding import room
 
         mine = self.model.state_dict()
-        owners = {name: name.removeprefix(MODEL) for name in tensors if name.startswith(MODEL)}
-        owners |= {
-            name: name.removeprefix(OPTIMIZER).rpartition(".")[0]
-            for name in tensors
-            if name.startswith(OPTIMIZER)
-        }
-        return {n: like(mine[owners[n]], t) if owners[n] in mine else t for n, t in tensors.items()}
+
+        def of(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
+            is_state = name.startswith(OPTIMIZER)
+            owner = name.removeprefix(OPTIMIZER).rpartition(".")[0] if is_state else name.removeprefix(MODEL)
+            return room(mine.get(owner), shape, dtype)
+
+        return of
 
     def _states(self) -> list[tuple[str, dict[str, Any]]]:
         names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.handoff import Training
@@ -63,12 +63,11 @@ def whole(tensor: Tensor, *, keep: bool) -> Tensor:
     return full.cpu() if keep else torch.empty(0)
 
 
-def like(model_tensor: Tensor, tensor: Tensor) -> Tensor:
-    """Return this rank's part of a whole tensor, divided as another one is."""
-    if not isinstance(model_tensor, DTensor) or tensor.shape != model_tensor.shape:
-        return tensor
-    placed = tensor.to(model_tensor.device, model_tensor.dtype)
-    return distribute_tensor(placed, model_tensor.device_mesh, model_tensor.placements, src_data_rank=None)
+def room(owner: Tensor | None, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
+    """Return room for this rank's part of a tensor, divided as its owner is; None if it stays whole."""
+    if not isinstance(owner, DTensor) or shape != owner.shape:
+        return None
+    return torch.empty_like(owner, dtype=dtype)
 
 
 class ShardedSum:

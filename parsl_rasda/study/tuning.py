@@ -156,7 +156,11 @@ class TrainingSpec(Spec):
         "{replicas} {world_size} {batch_size} {seed}, the searched parameters and the stage's arguments "
         "are filled in.",
     )
-    batch_size: CountOrName = Field(32, description="Samples per replica and step; may be searched.")
+    batch_size: CountOrName = Field(
+        32,
+        description="Samples per replica and step, at most: if the last step would not be full, all are a "
+        "little smaller; may be searched.",
+    )
     lr_scaling: Annotated[Literal["auto", "linear", "sqrt", "none"], BeforeValidator(_off)] = Field(
         "auto",
         description="How the rate follows the replicas; auto: linear for SGD, square root for Adam's family.",
@@ -165,8 +169,9 @@ class TrainingSpec(Spec):
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Arithmetic of the forward pass.")
     reduce: Literal["auto", "exact", "ddp"] = Field(
         "auto",
-        description="exact: gradients added in one fixed order, the same bits at any world size; ddp: "
-        "PyTorch's own; auto: exact where replicas and world size are powers of two.",
+        description="exact: gradients added in one fixed order, the same bits at any world size of the same "
+        "hardware, libraries and threads (on GPUs, kernels that add in no fixed order are refused, with auto "
+        "warned of); ddp: PyTorch's own; auto: exact where replicas and world size are powers of two.",
     )
     sharding: Literal["none", "fsdp"] = Field(
         "none",
