@@ -27,7 +27,7 @@ def program(folder: Path, kind: str, way: str) -> subprocess.CompletedProcess[st
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PATH": path},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 
@@ -48,19 +48,18 @@ def events(run: Path) -> list[dict[str, Any]]:
 def test_a_program_that_ends_takes_its_searches_along_and_the_next_goes_on(
     tmp_path: Path, kind: str, way: str, code: int
 ) -> None:
-    began = time.monotonic()
     ended = program(tmp_path, kind, way)
-    seconds = time.monotonic() - began
+    ended_at = time.time()
     assert ended.returncode == code, ended.stderr
     complaints = [line for line in ended.stderr.splitlines() if "rror" in line or "xception" in line]
     assert not complaints, ended.stderr
     assert not (tmp_path / "run" / "controller.json").exists()
     assert not (tmp_path / "next").exists(), "it waited for its turn"
     seen = events(tmp_path / "run")
-    assert "StudyInterrupted" in [e["type"] for e in seen]
+    (interrupted_at,) = (e["at"] for e in seen if e["type"] == "StudyInterrupted")
+    assert ended_at - interrupted_at < 35, "no job was waited for until it had to be killed"
     assert {e["outcome"] for e in seen if e["type"] == "JobEnded"} == {"preempted"}
     assert sum(e["type"] == "EpochReported" for e in seen) < 2 * 16
-    assert seconds < 60
     finished = program(tmp_path, kind, "finish")
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.strip() == "16"
