@@ -16,13 +16,16 @@ from typing import Any
 
 from parsl_rasda.handoff import DEADLINE_MARGIN_S, EpochReport, JobOrder, JobReport
 from parsl_rasda.runtime.channel import ControlChannel
-from parsl_rasda.runtime.checkpoint import checkpoint_name
 from parsl_rasda.runtime.launch_context import LaunchContext
-from parsl_rasda.runtime.retention import known_epochs, superseded
+from parsl_rasda.runtime.retention import (
+    FETCHED,
+    known_epochs,
+    remove_superseded_attempts,
+    superseded,
+)
 from parsl_rasda.runtime.shared import SharedCheckpoints, fetch, is_url
 from parsl_rasda.vocabulary import Outcome
 
-FETCHED = "resumed"  # the directory of a checkpoint that came from another site
 LAST_WORDS_S = 5.0
 FORKED = "PARSL_RASDA_FORKED"  # set by a fork server, to how long the rank waited for torch to be loaded [s]
 
@@ -68,7 +71,8 @@ class Session:
         self.is_prepared = False
         self.is_unwinding = False
         self.slots: tuple[str, ...] = order.slots
-        self.checkpoints: list[Path] = []  # of this attempt, oldest first
+        self.checkpoints: list[Path] = []  # of this attempt and whole, oldest first
+        self._epoch_of: dict[Path, int] = {}
         self._shared = (
             SharedCheckpoints(order.share_at, self._superseded)
             if order.share_at and context.rank == 0
@@ -107,7 +111,9 @@ class Session:
         """Report the epoch that is now done: to the file, then to the controller."""
         if not self.is_main:
             return
-        checkpoint, saved_epoch = self._reachable(self.checkpoint_here())
+        if not self.history:
+            remove_superseded_attempts(self.directory, self.order.resume_from)
+        checkpoint, saved_epoch = self._reachable()
         report = EpochReport(
             trial=self.order.trial,
             attempt=self.order.attempt,
@@ -126,13 +132,19 @@ class Session:
             os.fsync(file.fileno())
         self.say("epoch", report.to_json())
 
-    def add_checkpoint(self, path: Path) -> None:
-        """Note a checkpoint that is whole; older ones go, except the one before and what may be asked for."""
+    def add_checkpoint(self, path: Path, epoch: int | None = None) -> None:
+        """Note a checkpoint that is whole; older ones go, except the one before and what may be asked for.
+
+        Args:
+            path: Its directory.
+            epoch: Epochs done in it, if others than now.
+        """
         if path in self.checkpoints:
             return
         self.checkpoints.append(path)
+        self._epoch_of[path] = self.epoch if epoch is None else epoch
         if self._shared:
-            self._shared.add(path, self.epoch)
+            self._shared.add(path, self._epoch_of[path])
         places = [str(checkpoint) for checkpoint in self.checkpoints]
         for _ in range(superseded(places, (), None) if self._shared else self._superseded(places)):
             if self._shared and self._shared.needs(self.checkpoints[0]):
@@ -174,16 +186,15 @@ class Session:
             fetch(place, fetched)
         return fetched
 
-    def checkpoint_here(self) -> Path | None:
-        """Return the checkpoint of the epoch boundary that the job stands at, if there is one."""
-        newest = self.checkpoints[-1] if self.checkpoints else None
-        return newest if newest and newest.name == checkpoint_name(self.epoch) else None
-
-    def _reachable(self, newest: Path | None) -> tuple[str | None, int | None]:
-        """Return what can be told of a checkpoint: itself, or the newest copy that all sites reach."""
+    def _reachable(self) -> tuple[str | None, int | None]:
+        """Return the newest checkpoint that others can use, and the epochs done in it if others than now."""
         if self._shared:
             return self._shared.newest or (None, None)
-        return (str(newest) if newest else None), None
+        if not self.checkpoints:
+            return None, None
+        newest = self.checkpoints[-1]
+        epoch = self._epoch_of[newest]
+        return str(newest), None if epoch == self.epoch else epoch
 
     def say(self, op: str, message: Mapping[str, Any]) -> None:
         """Speak to the controller, where there is a channel."""
@@ -192,7 +203,7 @@ class Session:
 
     def close(self, outcome: Outcome, cause: str = "", traceback: str = "") -> None:
         """Write the report of the attempt, unless another rank was first, and say bye."""
-        checkpoint, saved_epoch = self._reachable(self.checkpoints[-1] if self.checkpoints else None)
+        checkpoint, saved_epoch = self._reachable()
         report = JobReport(
             trial=self.order.trial,
             attempt=self.order.attempt,

@@ -27,6 +27,7 @@ from parsl_rasda.errors import CheckpointError, TrainingError
 from parsl_rasda.handoff import EpochReport
 from parsl_rasda.runtime.checkpoint import check_header, checkpoint_name, read_header, write_checkpoint
 from parsl_rasda.runtime.group import Group
+from parsl_rasda.runtime.saving import MOMENT_S, Saver, copied
 from parsl_rasda.runtime.session import Leave, Session
 from parsl_rasda.runtime.shared import is_url
 from parsl_rasda.vocabulary import JSON, Outcome
@@ -77,6 +78,9 @@ class Trial:
         self._in_epoch = self._has_batches = False
         self._began = self._carried_over_s = 0.0
         self._slowest_s = self._last_step = 0.0
+        self._saver = Saver()
+        self._saved: tuple[Path, int] | None = None  # the newest checkpoint, whole or not, and its epoch
+        self._unnoted: list[tuple[Path, int]] = []  # checkpoints that were not whole when last looked at
 
     @property
     def epoch(self) -> int:
@@ -194,7 +198,9 @@ class Trial:
         """Yield one replica's micro-batch after another, on the device; each sample once an epoch.
 
         The order depends on seed and epoch only, and random numbers are seeded for every
-        micro-batch, so augmentation and dropout are the same at any world size.
+        micro-batch, so augmentation and dropout are the same at any world size. Where the samples do not
+        fill the last step they are spread evenly over all: no batch is larger than ``batch_size``, and none
+        is a small rest, which would be noisier than the others and break batch statistics.
 
         Args:
             dataset: A tuple of arrays or tensors, a map-style ``Dataset``, an object with ``__len__``
@@ -220,7 +226,7 @@ class Trial:
             halt=self._must_leave,
         )
         if engine.halted:
-            self._checkpoint()
+            self._checkpoint(wait=True)
             raise Leave(agreed=True)
 
     def step(self, loss: Tensor) -> None:
@@ -298,8 +304,10 @@ class Trial:
         seconds = time.monotonic() - self._began + self._carried_over_s
         self._carried_over_s, self._in_epoch = 0.0, False
         self._session.epoch += 1
-        if self.epoch >= self._session.until or self.epoch % self._order.training.checkpoint_every == 0:
-            self._checkpoint()
+        at_rung = self.epoch >= self._session.until
+        if at_rung or self.epoch % self._order.training.checkpoint_every == 0:
+            self._checkpoint(wait=at_rung)
+        self._note_saved(0.0)
         self._session.ready()
         self._session.record(values, seconds)
         self._session.interruptible = was_interruptible
@@ -339,8 +347,12 @@ class Trial:
         engine.restore(path, header)
         self._carried_over_s = header["seconds"]
 
-    def _checkpoint(self) -> None:
-        """Save where training stands; every rank must call it."""
+    def _checkpoint(self, *, wait: bool) -> None:
+        """Save where training stands; every rank must call it.
+
+        Args:
+            wait: Until it is whole. Else it may be written while training goes on, and reports name it later.
+        """
         began = time.monotonic()
         header: dict[str, Any] = {"epoch": self.epoch, "step": 0}
         if self._engine is not None:
@@ -349,10 +361,25 @@ class Trial:
         header["seconds"] = began - self._began + self._carried_over_s if header["step"] else 0.0
         path = self._session.directory / checkpoint_name(self.epoch, header["step"])
         tensors = self._engine.tensors() if self._engine else {}
-        if self.is_main:
+        self._note_saved(None)
+        self._saved = (path, self.epoch)
+        self._unnoted.append(self._saved)
+        if self.is_main and (wait or not tensors or self._order.share_at):
             write_checkpoint(path, tensors, header)
-        self._session.add_checkpoint(path)
-        self._slowest_s = max(self._slowest_s, time.monotonic() - began)
+        elif self.is_main:
+            copies = copied(tensors)
+            self._saver.start(lambda: write_checkpoint(path, copies, header))
+        self._note_saved(MOMENT_S)
+        self._slowest_s = max(self._slowest_s, time.monotonic() - began, self._saver.longest_s)
+
+    def _note_saved(self, patience_s: float | None) -> None:
+        """Tell the session of checkpoints that are whole by now, or after some patience."""
+        if not self._saver.finish(patience_s):
+            return
+        whole = [(path, epoch) for path, epoch in self._unnoted if path.exists()]
+        for path, epoch in whole:
+            self._session.add_checkpoint(path, epoch)
+        self._unnoted = [saved for saved in self._unnoted if saved not in whole]
 
     def _goes_on_at_start(self) -> bool:
         if self.epoch < self._session.until:
@@ -375,8 +402,9 @@ class Trial:
                 session.schedule = (*session.schedule, (self.epoch, replicas))
         else:
             session.outcome = Outcome.REACHED if answer is Answer.LEAVE else Outcome.PREEMPTED
-            if session.checkpoint_here() is None:
-                self._checkpoint()
+            if self._saved is None or self._saved[1] != self.epoch:
+                self._checkpoint(wait=True)
+            self._note_saved(None)
         session.interruptible = was_interruptible and answer is Answer.GO
 
     def _own_answer(self) -> tuple[int, int, int]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parsl_rasda.handoff import EpochReport
-from parsl_rasda.runtime.retention import KEPT, superseded
+from parsl_rasda.runtime.retention import KEPT, remove_superseded_attempts, superseded
 from parsl_rasda.vocabulary import TrialId
 
 
@@ -45,3 +49,47 @@ def test_what_any_later_controller_would_ask_for_is_never_removed(
         asked = [r.checkpoint for r in reports if r.epoch <= heard and r.checkpoint]
         assert not asked or asked[-1] in kept
     assert len(kept) >= min(KEPT, len(places))
+
+
+def test_checkpoints_of_attempts_that_the_controller_has_left_behind_go_and_no_others(tmp_path) -> None:
+    places = [
+        tmp_path / f"attempt-{number}" / name
+        for number in (1, 2, 10, 11, 12)
+        for name in ("epoch-000001", "epoch-000002-step-00000003", "resumed")
+    ]
+    for place in places:
+        place.mkdir(parents=True)
+        (place.parent / "report.json").touch()
+    remove_superseded_attempts(tmp_path / "attempt-12", str(tmp_path / "attempt-10" / "epoch-000001"))
+    left = [place for place in places if place.exists()]
+    assert {place.parent.name for place in left} == {"attempt-10", "attempt-11", "attempt-12"}
+    assert len(left) == 9
+    assert len(list(tmp_path.glob("*/report.json"))) == 5
+
+
+@pytest.mark.parametrize(
+    "origin", [None, "elsewhere", "/somewhere/else/epoch-000001", "s3://b/t/attempt-1/epoch-000001"]
+)
+def test_nothing_goes_while_no_later_attempt_has_a_checkpoint_of_its_own(tmp_path, origin) -> None:
+    place = tmp_path / "attempt-1" / "epoch-000001"
+    place.mkdir(parents=True)
+    remove_superseded_attempts(tmp_path / "attempt-2", origin)
+    assert place.exists()
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_a_successor_of_any_attempt_finds_the_checkpoint_that_it_is_sent_to(data: st.DataObject) -> None:
+    """Attempts go on from the newest checkpoint of which the controller knows; lost ones wake up later."""
+    with tempfile.TemporaryDirectory() as folder:
+        known, awake = None, []
+        for number in range(1, 8):
+            here = Path(folder) / f"attempt-{number}"
+            assert known is None or Path(known).exists()
+            awake.append((here, known))
+            if data.draw(st.booleans(), label="it is heard of"):
+                (here / "epoch-000001").mkdir(parents=True)
+                known = str(here / "epoch-000001")
+            for place, origin in data.draw(st.lists(st.sampled_from(awake), max_size=3), label="they report"):
+                remove_superseded_attempts(place, origin)
+        assert known is None or Path(known).exists()
