@@ -30,6 +30,7 @@ from parsl_rasda.orchestration.events import (
 )
 from parsl_rasda.pipeline.places import check_folder
 from parsl_rasda.runners import hosts
+from parsl_rasda.runners.allocations import COUNTED
 from parsl_rasda.runners.globus_runner import GlobusRunner
 from parsl_rasda.runners.parsl_runner import ParslRunner
 from parsl_rasda.study import ParslSiteSpec, SiteSpec
@@ -173,7 +174,7 @@ class Doctor:
         if not found:
             advice = "none were seen: is the partition one with GPUs, does the provider ask for them?"
             return Finding("GPUs per node", f"none found, {declared} declared", Verdict.DOUBTFUL, advice)
-        fits = declared in {"auto", found}
+        fits = declared in {"auto", found} or (self.site.accelerator not in COUNTED and declared % found == 0)
         advice = "" if fits else f"set gpus_per_node: {found}, or ask the provider for all of them"
         return Finding(
             "GPUs per node",
@@ -310,6 +311,6 @@ def _small(site: SiteSpec) -> SiteSpec:
             provider["nodes_per_block"] = nodes
         if "walltime" in provider:
             provider["walltime"] = _WALLTIME
-        changes["provider"] = provider
+        changes["provider"] = provider | dict(site.doctor)
     data = site.model_dump(by_alias=True)
     return type(site).model_validate({**data, **changes})

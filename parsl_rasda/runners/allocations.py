@@ -15,6 +15,7 @@ from parsl_rasda.study.sites import ParslSiteSpec
 from parsl_rasda.vocabulary import DEVICE_MASKS, NodeName, NodeSlots, Placement
 
 _SECONDS = (1, 60, 3600)
+COUNTED = frozenset({"cuda", "rocm"})  # what a node shows are slots
 _EARLY_S = 30.0  # batch systems look at walltimes twice a minute, and kill before the last second
 
 logger = logging.getLogger(__name__)
@@ -128,11 +129,15 @@ def _usable_nodes(site: ParslSiteSpec, names: list[str], is_local: bool) -> list
 
 
 def _usable_gpus(site: ParslSiteSpec, found: int) -> int:
-    """Return the slots of a node: as declared, unless its devices were counted and are fewer."""
+    """Return the slots of a node: as declared, unless its devices were counted and are fewer.
+
+    Cards of Intel's are counted, but a slot is a tile, of which a card may have two: there the
+    declaration holds.
+    """
     declared = site.gpus_per_node
     if declared == "auto":
         return found
-    if site.accelerator in DEVICE_MASKS and 0 < found < declared:
+    if site.accelerator in COUNTED and 0 < found < declared:
         logger.warning("fewer GPUs than declared site=%s declared=%d found=%d", site.name, declared, found)
         return found
     return declared

@@ -8,6 +8,7 @@ All methods may block for seconds and are called from one thread, the runner's p
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NewType, Protocol
 
-from parsl_rasda.errors import SiteUnavailableError
+from parsl_rasda.errors import InvalidSettingError, SiteUnavailableError
 from parsl_rasda.runners import pbs, slurm
 from parsl_rasda.study.sites import ParslSiteSpec
 
@@ -114,7 +115,7 @@ class OwnPilots:
         # Until the interchange has missed its heartbeats, it sends tasks to the manager of a dead pilot.
         self._free_from: dict[Lane, float] = {}
         self.is_local = site.provider.type == "LocalProvider"
-        self.address = site.address or (_LOOPBACK if self.is_local else _own_address())
+        self.address = _address_of(site)
 
     @property
     def walltime(self) -> str | None:
@@ -300,6 +301,26 @@ def _last_words(state: Any) -> list[str]:  # parsl.jobs.states.JobStatus, untype
     said = (state.message, state.stderr_summary)
     lines = [line.strip() for text in said if text for line in text.splitlines() if line.strip()]
     return [line[:_LAST_WORDS_CHARACTERS] for line in lines[-_LAST_WORDS_LINES:]]
+
+
+def _address_of(site: ParslSiteSpec) -> str:
+    """Return where a site's pilots reach this machine.
+
+    Raises:
+        InvalidSettingError: If it has no such interface, or that has no address.
+    """
+    from parsl.addresses import address_by_interface
+
+    if isinstance(site.address, str):
+        return site.address
+    if site.address is None:
+        return _LOOPBACK if site.is_local else _own_address()
+    name = site.address.interface
+    try:
+        return str(address_by_interface(name))
+    except OSError as error:
+        there = ", ".join(known for _, known in socket.if_nameindex())
+        raise InvalidSettingError("address.interface", f"{name}: {error.strerror}", there) from error
 
 
 def _own_address() -> str:

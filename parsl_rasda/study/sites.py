@@ -150,6 +150,12 @@ class SiteBase(Spec):
         return None if self.slots_per_pilot is None else self.pilots * self.slots_per_pilot
 
 
+class InterfaceSpec(Spec):
+    """A network interface of this machine."""
+
+    interface: Identifier = Field(description="Its name, for example bond0; `ip -br addr` lists them.")
+
+
 class ParslSiteSpec(SiteBase):
     """A machine that this one reaches through a Parsl provider."""
 
@@ -157,7 +163,15 @@ class ParslSiteSpec(SiteBase):
     nodes: Count | None = Field(
         None, description="Nodes of a pilot; without it, nodes_per_block of the provider, or 1."
     )
-    address: str | None = Field(None, description="Address by which nodes reach this machine.")
+    address: str | InterfaceSpec | None = Field(
+        None,
+        description="Where nodes reach this machine: an address, or {interface: NAME} for that of a network "
+        "interface; without it, that of its host name.",
+    )
+    doctor: Mapping[str, JsonValue] = Field(
+        default_factory=dict,
+        description="The provider's arguments that differ for `doctor`'s small pilot, for example queue.",
+    )
 
     @classmethod
     def problems(cls, plain: Plain) -> Iterator[Problem]:

@@ -8,6 +8,7 @@ import pytest
 
 from parsl_rasda.launch.base import LaunchSettings
 from parsl_rasda.launch.registry import build_launcher
+from parsl_rasda.pipeline.doctor import Doctor
 from parsl_rasda.runners.htex import build_provider
 from parsl_rasda.study import load_site
 from parsl_rasda.study.sites import ParslSiteSpec
@@ -20,9 +21,11 @@ PROGRAM = ("python", "order.json")
 
 SRUN = "srun --unbuffered --input=0 --output=0 --error=all --nodes={nodes} --ntasks={ranks} "
 SRUN += "--ntasks-per-node={each} --distribution=block --nodelist={list} --overlap --mem=0 "
-SRUN += "--cpus-per-task={threads} --cpu-bind=none {gres}--kill-on-bad-exit=1 --wait=0 {more}python order.json"
+SRUN += "--cpus-per-task={threads} --cpu-bind=none {gres}--kill-on-bad-exit=1 --wait=0 "
+SRUN += "{more}python order.json"
 HYDRA = "mpiexec -hosts {list} -ppn {each} -n {ranks} {more}python order.json"
-OPENMPI = "mpiexec --host {counted} -n {ranks} --map-by slot:OVERSUBSCRIBE --bind-to none {variables} {more}python order.json"
+OPENMPI = "mpiexec --host {counted} -n {ranks} --map-by slot:OVERSUBSCRIBE --bind-to none {variables} "
+OPENMPI += "{more}python order.json"
 
 # GPUs of a node, threads of a rank, command, words of the site's own.
 EXPECTED: dict[str, tuple[int, int, str, str]] = {
@@ -67,6 +70,15 @@ def test_each_site_loads_and_parsl_takes_its_provider(name: str) -> None:
     provider = build_provider(site, "echo ready")
     assert type(provider).__name__ == site.provider.type
     assert provider.nodes_per_block == site.nodes_per_pilot
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_doctors_pilot_is_one_that_parsl_takes(name: str, tmp_path: Path) -> None:
+    site = site_of(name).model_copy(update={"work_dir": str(tmp_path)})
+    small = Doctor(site).site
+    assert isinstance(small, ParslSiteSpec)
+    assert small.nodes_per_pilot <= 2
+    assert build_provider(small, "echo ready").nodes_per_block == small.nodes_per_pilot
 
 
 @pytest.mark.parametrize("name", EXPECTED)

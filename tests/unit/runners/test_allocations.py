@@ -68,6 +68,22 @@ def test_the_site_files_number_wins() -> None:
     assert (found.gpus_per_node, found.python) == (2, "/mine")
 
 
+def test_fewer_gpus_than_declared_are_used_as_they_are_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    found = read(site(gpus_per_node=8))
+    assert isinstance(found, Allocation)
+    assert found.gpus_per_node == 4
+    assert "fewer GPUs than declared site=s declared=8 found=4" in caplog.text
+
+
+def test_tiles_of_intels_cards_are_as_many_as_declared(caplog: pytest.LogCaptureFixture) -> None:
+    found = read(site(gpus_per_node=12, accelerator="xpu"), gpus=6)
+    assert isinstance(found, Allocation)
+    assert found.gpus_per_node == 12, "Aurora: six cards of two tiles"
+    assert not caplog.text
+
+
 def test_nodes_of_one_machine_get_names_of_their_own() -> None:
     found = read(site(gpus_per_node=2, accelerator="none"), is_local=True, nodes=["laptop"])
     assert isinstance(found, Allocation)
