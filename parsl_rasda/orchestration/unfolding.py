@@ -103,7 +103,9 @@ class Unfolding:
             self.graph.nodes[self._open[trial.id][1]].update(decision="continue", reason=trial.reason)
             self._begin_stretch(trial, trial.rung)
         node = self.graph.nodes[self._open[trial.id][1]]
-        node["placements"] = "; ".join(filter(None, [node["placements"], _placed(start.placement)]))
+        known, placed = node["placements"].split("; "), _placed(start.placement)
+        if known[-1] != placed:
+            node["placements"] = "; ".join(filter(None, [*known, placed]))
 
 
 def _placed(placement: Placement) -> str:

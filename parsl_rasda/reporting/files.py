@@ -11,7 +11,8 @@ from typing import Any
 
 import networkx as nx
 
-from parsl_rasda.reporting.graph import graphml, mermaid, run_graph, svg
+from parsl_rasda.reporting.graph import graphml, mermaid, run_graph
+from parsl_rasda.reporting.graph_svg import svg
 from parsl_rasda.reporting.html import page
 from parsl_rasda.reporting.overview import run_view
 from parsl_rasda.reporting.runs import Run

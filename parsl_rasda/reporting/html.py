@@ -16,7 +16,8 @@ from typing import TypeAlias
 
 import networkx as nx
 
-from parsl_rasda.reporting.graph import run_graph, svg
+from parsl_rasda.reporting.graph import run_graph
+from parsl_rasda.reporting.graph_svg import svg
 from parsl_rasda.reporting.markup import Child, Markup, copied, element, join, state_word, table
 from parsl_rasda.reporting.overview import advice_on
 from parsl_rasda.reporting.runs import Run, Standing

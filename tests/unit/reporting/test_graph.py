@@ -13,7 +13,8 @@ import pytest
 from parsl_rasda.orchestration.assembly import build_machine
 from parsl_rasda.orchestration.events import Event, Instruction
 from parsl_rasda.orchestration.unfolding import Unfolding
-from parsl_rasda.reporting.graph import READABLE, collapsed, graphml, mermaid, run_graph, svg
+from parsl_rasda.reporting.graph import READABLE, collapsed, graphml, mermaid, run_graph
+from parsl_rasda.reporting.graph_svg import layout, svg
 from parsl_rasda.reporting.runs import read_run
 from parsl_rasda.simulation.rehearsal import Rehearsal, VirtualSite
 from parsl_rasda.vocabulary import SiteName
@@ -35,7 +36,9 @@ def test_each_stretch_of_each_trial_is_a_vertex_after_the_one_before(graph: nx.D
     for vertex, data in found.items():
         assert data["until"] == (1, 2, 4, 8)[data["rung"]]
         assert data["decision"] in {"continue", "stopped", "completed"}
-        assert data["placements"], "it was trained somewhere"
+        placements = data["placements"].split("; ")
+        assert all(placements), "it was trained somewhere"
+        assert all(a != b for a, b in itertools.pairwise(placements)), "each place once"
         before = list(graph.predecessors(vertex))
         assert before == ([f"{data['trial']}/{data['rung'] - 1}"] if data["rung"] else [])
         assert (graph.out_degree(vertex) == 1) == (data["decision"] == "continue")
@@ -57,6 +60,7 @@ def test_the_exports_are_whole_and_well_formed(graph: nx.DiGraph, tmp_path: Path
     picture = ElementTree.fromstring(svg(graph))  # a picture of our own
     boxes = picture.findall("{http://www.w3.org/2000/svg}g")
     assert len(boxes) == len(graph)
+    assert len(set(layout(graph)[0].values())) == len(graph), "no box hides another"
     assert mermaid(graph).count("-->") == graph.number_of_edges()
 
 
@@ -67,6 +71,23 @@ def test_a_thousand_trials_are_drawn_as_one_box_a_rung_and_fate(rehearsals: Any,
     assert len(small) <= 4 * 3
     assert sum(d["count"] for _, d in small.nodes(data=True)) == len(stretches(graph))
     assert "trials to epoch 8" in svg(graph)
+
+
+def test_two_searches_and_their_stages_hide_nobody() -> None:
+    graph: nx.DiGraph = nx.DiGraph()
+    graph.add_nodes_from([("prepare", {"kind": "stage"}), ("evaluate", {"kind": "stage"})])
+    for search, trial, rung in itertools.product(("first", "second"), ("0000", "0001"), (0, 1)):
+        vertex = f"{search}:{trial}/{rung}"
+        known = {"search": search, "trial": trial, "rung": rung, "metric": 0.5, "decision": "stopped"}
+        graph.add_node(vertex, kind="stretch", **known)
+        graph.add_edge(f"{search}:{trial}/{rung - 1}" if rung else "prepare", vertex)
+    graph.add_edges_from([("first:0000/1", "evaluate"), ("prepare", "evaluate")])
+    places, heads = layout(graph)
+    assert len(set(places.values())) == len(graph)
+    assert set(heads) == {"first", "second"}
+    lane = {places["prepare"][1], places["evaluate"][1]}
+    assert lane == {0}
+    assert all(y > 0 for v, (_, y) in places.items() if ":" in v), "lines between stages cross no trial"
 
 
 def test_a_vertex_appears_the_moment_it_is_decided(rehearsals: Any) -> None:
