@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 from parsl_rasda.handoff import JobOrder, JobReport, read_report, report_of_epochs
@@ -26,9 +27,16 @@ _LAUNCHER_BANNER = re.compile(r"^(=|YOUR APPLICATION|This typically|Please see|$
 
 
 def conclude(directory: Path, order: JobOrder, outcome: Outcome, cause: str) -> JobReport:
-    """Return the ranks' own report, or one made of the epochs they left and the given outcome."""
+    """Return the ranks' own report, or one made of the epochs they left and the given outcome.
+
+    Where the job was to leave anyway, ranks that were lost on the way out do not count as a loss.
+    """
     own = read_report(directory, order.job)
-    return own or report_of_epochs(directory, order, outcome, cause)
+    if own is None:
+        return report_of_epochs(directory, order, outcome, cause)
+    if (own.outcome, outcome) == (Outcome.LOST, Outcome.PREEMPTED):
+        return replace(own, outcome=outcome, cause=cause)
+    return own
 
 
 def cause_of_exit(returncode: int, log: Path) -> str:

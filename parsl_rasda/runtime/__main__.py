@@ -193,9 +193,8 @@ def _leave(session: Session, outcome: Outcome, cause: str, trace: str, *, togeth
     for helper in _helpers():
         helper.terminate()
     sys.stderr.flush()
-    if session.context.size > 1 and not together:
-        os.kill(os.getpid(), signal.SIGKILL)  # hydra lets the others run when one merely exits
-    os._exit(1 if failed else 0)
+    is_alone = session.context.size > 1 and not together  # then whoever stands before it ends the launch
+    os._exit(1 if failed or is_alone else 0)
 
 
 def _helpers() -> list[BaseProcess]:

@@ -20,8 +20,6 @@ from parsl_rasda.runtime.launch_context import launched
 from parsl_rasda.runtime.session import write_once
 from parsl_rasda.vocabulary import Outcome
 
-_CRASHES = {signal.SIGILL, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV, signal.SIGSYS}
-
 
 def continue_guarded(order: JobOrder) -> None:
     """Return in a child, which is to be the rank; this process stays before it and never returns.
@@ -53,7 +51,7 @@ def shown_end(order: JobOrder, environ: Mapping[str, str], status: int) -> int:
         environ: The rank's environment.
         status: As in `subprocess`: negative for a death by signal.
     """
-    if order.world_size == 1 or (status <= 0 and -status not in _CRASHES):
+    if order.world_size == 1 or status == 0:
         return status
     how = f"ended by itself, with exit status {status}"
     if status < 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -43,9 +44,13 @@ def place(request, need) -> Iterator[tuple[Node, tuple[str, ...]]]:
 
 
 @pytest.mark.parametrize("start", ["forked", "plain"])
-def test_a_rank_that_exits_takes_the_launch_along_at_once(place, tmp_path, start) -> None:
+@pytest.mark.parametrize(
+    ("end", "how"),
+    [({"exit": 3}, "ended by itself, with exit status 3"), ({"signal": signal.SIGKILL}, "died by SIGKILL")],
+)
+def test_a_rank_that_ends_takes_the_launch_along_at_once(place, tmp_path, start, end, how) -> None:
     node, launcher = place
-    act = {"rank": 1, "exit": 3, "once": str(tmp_path / "scratch/rank-0.json")}
+    act = {"rank": 1, **end, "once": str(tmp_path / "scratch/rank-0.json")}
     order = node.order(tmp_path, world_size=2, config={"epoch_s": 600, "act": act})
     program = None if start == "forked" else rank_command(order)
     launch = node.start(order, launcher=launcher, program=program)
@@ -58,7 +63,7 @@ def test_a_rank_that_exits_takes_the_launch_along_at_once(place, tmp_path, start
     eventually(lambda: not leftovers.marked(leftovers.JOB_VARIABLE, launch.mark), "nothing is left")
     report = report_of(order)
     assert report.outcome is Outcome.LOST, "and rank 0, which the launcher ended, was not called back"
-    assert report.cause == "rank 1 ended by itself, with exit status 3"
+    assert report.cause == f"rank 1 {how}"
 
 
 def test_a_launch_whose_worker_dies_saves_what_it_has(place, tmp_path) -> None:

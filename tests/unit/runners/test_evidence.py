@@ -52,6 +52,14 @@ def test_the_ranks_own_report_wins_over_every_inference(tmp_path: Path) -> None:
     assert evidence.conclude(tmp_path, ORDER, Outcome.LOST, "exit 1") == report
 
 
+def test_what_is_lost_while_it_leaves_was_preempted(tmp_path: Path) -> None:
+    lost = JobReport(TrialId("t0"), 2, Outcome.LOST, 3, "rank 1 died by SIGKILL", "epoch-000003")
+    (tmp_path / "report.json").write_text(json.dumps(lost.to_json()))
+    found = evidence.conclude(tmp_path, ORDER, Outcome.PREEMPTED, "stopped")
+    assert found == replace(lost, outcome=Outcome.PREEMPTED, cause="stopped")
+    assert evidence.conclude(tmp_path, ORDER, Outcome.LOST, "exit 9") == lost
+
+
 def test_a_report_of_another_attempt_counts_for_nothing(tmp_path: Path) -> None:
     report = JobReport(TrialId("t0"), 1, Outcome.REACHED, 4)
     (tmp_path / "report.json").write_text(json.dumps(report.to_json()))
