@@ -116,7 +116,8 @@ class SiteBase(Spec):
     checkpoint_margin_s: Seconds = Field(
         120.0,
         alias="checkpoint_margin",
-        description="How long trials may take to save and leave [s], before the walltime ends or when told to.",
+        description="How long trials may take to save and leave [s], before the walltime ends or when told "
+        "to: more than a training step, a validation and a checkpoint take together.",
     )
     release_idle_after_s: Seconds | None = Field(
         None,
