@@ -14,12 +14,18 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from parsl_rasda.handoff import EpochReport, JobOrder, JobReport
 from parsl_rasda.orchestration.events import EpochReported, Event, JobEnded
 from parsl_rasda.orchestration.orders import end_event, epoch_event
-from parsl_rasda.runners.globus_link import GlobusLink, RefusedError, Task, UnreachableError
+from parsl_rasda.runners.globus_link import (
+    GlobusLink,
+    RefusedError,
+    Task,
+    TooLargeError,
+    UnreachableError,
+)
 from parsl_rasda.vocabulary import JobId, Outcome
 
 Message = dict[str, Any]
@@ -37,10 +43,18 @@ class _Job:
     epoch: int = 0  # the last one posted
     stop: str | None = None  # why it is to leave
     abandon: str | None = None  # why it should be over, if no task has claimed it
+    failure: str | None = None  # how its task has ended without a result
 
     @property
     def id(self) -> JobId:
         return self.order.job
+
+
+class Lost(Protocol):
+    """Is told that the pilot of a site is lost."""
+
+    def __call__(self, outcome: Outcome, cause: str, *, usable: bool = True) -> None:
+        """Take how its jobs have ended, why, and whether another pilot may be of use."""
 
 
 class SiteLostError(Exception):
@@ -63,7 +77,7 @@ class GlobusJobs:
         *,
         post: Callable[[Event], None],
         when: Callable[[Future[Any], Callable[[Any], None]], None],
-        lost: Callable[[Outcome, str], None],
+        lost: Lost,
         silence_s: float,
         endpoint: str,
     ) -> None:
@@ -147,7 +161,7 @@ class GlobusJobs:
             raise SiteLostError(f"endpoint {self._endpoint} has not answered for {self.patience_s:.0f} s")
         if now > self._look_at:
             for job in self._jobs.values():
-                if job.abandon is None and job.task and now > job.since + self.patience_s:
+                if job.failure is None and job.task and now > job.since + self.patience_s:
                     job.abandon = f"no worker of the endpoint took it within {self.patience_s:.0f} s"
             self._look(link, list(self._jobs.values()))
 
@@ -173,8 +187,10 @@ class GlobusJobs:
             self._hear(done.result())
         elif isinstance(error, UnreachableError):
             job.task, job.not_before = None, time.monotonic() + RESEND_S  # it was not taken: send it again
+        elif isinstance(error, TooLargeError):
+            self._lost(Outcome.PREEMPTED, str(error), usable=False)
         else:
-            job.abandon = error.cause if isinstance(error, RefusedError) else str(error)
+            job.failure = error.cause if isinstance(error, RefusedError) else str(error)
             self._look_at = 0.0  # the site's disk has the last word
 
     def _look(self, link: GlobusLink, jobs: list[_Job]) -> None:
@@ -186,7 +202,7 @@ class GlobusJobs:
                 "epoch": job.epoch,
                 "mark": job.task_arguments["mark"],
                 "stop": job.stop,
-                "abandon": job.abandon,
+                "abandon": job.failure or job.abandon,
             }
             for job in jobs
         ]
@@ -219,7 +235,7 @@ class GlobusJobs:
                 job.epoch = event.epoch
             elif isinstance(event, JobEnded):
                 del self._jobs[job.id]
-                why = f"{job.abandon}; " if job.abandon and event.outcome is Outcome.LOST else ""
+                why = f"{job.failure}; " if job.failure and event.outcome is Outcome.LOST else ""
                 event = replace(event, cause=why + event.cause)  # noqa: PLW2901
             self._post(event)
 

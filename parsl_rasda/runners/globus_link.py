@@ -25,6 +25,7 @@ from parsl_rasda.study.sites import GlobusSiteSpec
 
 # The hosted service's limits: 10 MB a request or result, 20 requests in 10 s.
 LIMIT_BYTES = 10_000_000
+_TOO_LARGE = 413
 _ENVELOPE_BYTES = 2_000  # what the SDK adds to a request
 _BATCH = 128
 _BURST, _BURST_WINDOW_S = 8, 4
@@ -40,13 +41,14 @@ logger = logging.getLogger(__name__)
 class TooLargeError(RasdaError):
     """A task has more to say than Globus Compute takes."""
 
-    def __init__(self, what: str, size_bytes: int) -> None:
+    def __init__(self, what: str, size_bytes: int | None) -> None:
         super().__init__(what, size_bytes)
         self.what, self.size_bytes = what, size_bytes
 
     def __str__(self) -> str:
+        size = "too large" if self.size_bytes is None else f"{self.size_bytes / 1e6:.1f} MB"
         return (
-            f"{self.what} is {self.size_bytes / 1e6:.1f} MB, and Globus Compute takes {LIMIT_BYTES / 1e6:g} "
+            f"{self.what} is {size}, and Globus Compute takes {LIMIT_BYTES / 1e6:g} "
             "MB at most. Put large inputs into a file on the site and give its path."
         )
 
@@ -133,7 +135,8 @@ class GlobusLink:
         Raises:
             TooLargeError: If it can never be sent.
         """
-        size = len(json.dumps([call, arguments])) + _ENVELOPE_BYTES
+        packed = json.dumps([call, arguments])  # a text in the request, which is JSON itself
+        size = len(json.dumps(packed)) + _ENVELOPE_BYTES
         if size > LIMIT_BYTES:
             raise TooLargeError(f"What {call!r} has to send to site {self._site.name!r}", size)
         task = Task()
@@ -220,19 +223,19 @@ class GlobusLink:
                 api_burst_limit=_BURST,
                 api_burst_window_s=_BURST_WINDOW_S,
             )
-            if self._function is None:
-                self._function = self._executor.register_function(parsl_rasda_task)
+        self._executor.batch_size = max(1, min(_BATCH, LIMIT_BYTES // self._largest))
+        if self._function is None:
+            self._function = self._executor.register_function(parsl_rasda_task)
         return self._executor
 
     def _send(self, task: Task, call: str, arguments: Mapping[str, Any], size: int) -> None:
         self._largest = max(self._largest, size)
-        self._connect_executor().batch_size = max(1, min(_BATCH, LIMIT_BYTES // self._largest))
-        payload = (self._function, (call, dict(arguments)))
+        words = (call, dict(arguments))
         try:
-            task.inner = self._executor.submit_to_registered_function(*payload)
+            task.inner = self._connect_executor().submit_to_registered_function(self._function, words)
         except RuntimeError:  # the SDK's executor ended when a request was refused
             self._drop_executor()
-            task.inner = self._connect_executor().submit_to_registered_function(*payload)
+            task.inner = self._connect_executor().submit_to_registered_function(self._function, words)
         self._open.add(task)
         task.inner.add_done_callback(lambda done: self._resolved(task, done))
 
@@ -311,6 +314,8 @@ def _translated(site: GlobusSiteSpec, error: BaseException) -> RasdaError:
     if isinstance(error, TaskExecutionFailed):
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return RefusedError(site.endpoint_id, lines[-1] if lines else type(error).__name__)
+    if isinstance(error, GlobusAPIError) and error.http_status == _TOO_LARGE:
+        return TooLargeError(f"What was sent to site {site.name!r}", None)
     temporary = {429, 500, 502, 503, 504}
     if isinstance(error, GlobusAPIError) and error.http_status not in temporary:
         reason = (error.raw_json or {}).get("reason") or error.message

@@ -265,20 +265,28 @@ class GlobusRunner:
         return self._link
 
     def _work(self) -> None:
+        tick_at = 0.0
         while True:
+            now = time.monotonic()
+            if now >= tick_at:  # however much else there is to do
+                tick_at = now + _TICK_S
+                self._act(self._tick)
             try:
-                task = self._inbox.get(timeout=_TICK_S)
-                if task is None:
-                    return
+                task = self._inbox.get(timeout=max(0.0, tick_at - time.monotonic()))
             except queue.Empty:
-                task = self._tick
-            try:
-                task()
-                self._left()
-            except Exception:  # a bug; ending the thread would leave the study waiting for ever
-                logger.exception("could not act on an event")
-            with self._changed:
-                self._changed.notify_all()
+                continue
+            if task is None:
+                return
+            self._act(task)
+
+    def _act(self, task: Callable[[], None]) -> None:
+        try:
+            task()
+            self._left()
+        except Exception:  # a bug; ending the thread would leave the study waiting for ever
+            logger.exception("could not act on an event")
+        with self._changed:
+            self._changed.notify_all()
 
     def _when(self, task: Future[Any], then: Callable[[Any], None]) -> None:
         task.add_done_callback(lambda _: self._inbox.put(lambda: then(task)))
@@ -415,6 +423,7 @@ class GlobusRunner:
         if pilot is None:
             return
         self._answers = False
+        self._refusal = self._refusal if usable else cause
         self._jobs.conclude(outcome, cause)
         self._end_pilot(pilot.request, cause, usable=usable)
 
@@ -436,7 +445,7 @@ class GlobusRunner:
             accelerator=self._site.accelerator,
             gpus_per_node=allocation.gpus_per_node,
             local=len(allocation.nodes) == 1,
-            environment=self._site.environment,
+            environment=self._site.rank_environment,
             directory=order.directory,
         )
         program = allocation.rank_program(order, warm_start=self._site.warm_start)
@@ -452,7 +461,6 @@ class GlobusRunner:
         try:
             self._jobs.start(self._tasks, order, arguments)
         except TooLargeError as error:
-            self._refusal = str(error)
             self._bury(Outcome.PREEMPTED, str(error), usable=False)
 
     # ---------------------------------------------------------------------------------- leaving

@@ -68,6 +68,7 @@ class GlobusStages:
         self._look_every_s = min(max(silence_s / 3, 1.0), 20.0)
         self._stages: dict[str, _Stage] = {}
         self._look: Task | None = None
+        self._question: Future[bool] | None = None
         self._look_at = self._asked_at = 0.0
         self._lost_s = self._patience_s  # after which a look counts as lost on its way, not as queued
         self._answered = False  # the pilot is up: it may not fall silent any more
@@ -129,8 +130,9 @@ class GlobusStages:
         elif now > self._asked_at + self._lost_s:
             self._lost_s *= 2  # a pilot may wait in its queue for hours
             self._ask(link)
-        else:
-            self._when(link.ask_whether_online(), self._heard_state)
+        elif self._question is None or self._question.done():
+            self._question = link.ask_whether_online()
+            self._when(self._question, self._heard_state)
 
     def give_up(self) -> None:
         """Leave every call to its fate."""

@@ -22,7 +22,7 @@ from parsl_rasda.study import load_study
 from tests.integration.globus.bed import REPOSITORY, GlobusBed
 
 COMMAND = Path(sys.executable).parent / "parsl-rasda"
-DEADLINE_S = 90.0
+DEADLINE_S = 240.0
 
 STUDY = """
 name: federated

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import operator
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +28,7 @@ from parsl_rasda.orchestration.events import (
     PilotStarted,
     RequestPilot,
 )
-from parsl_rasda.runners import globus_site
+from parsl_rasda.runners import globus_site, leftovers
 from parsl_rasda.runners.globus_link import GlobusLink, RefusedError, Task, TooLargeError, UnreachableError
 from parsl_rasda.runners.globus_runner import GlobusRunner
 from parsl_rasda.study.sites import GlobusSiteSpec
@@ -58,11 +59,13 @@ class DeafLink(GlobusLink):
         self.block: str | None = None
         self.sent: list[str] = []
         self.lost: list[tuple[str, dict[str, Any]]] = []
+        self.asked: list[dict[str, Any]] = []
         self.workers = ThreadPoolExecutor(8)
 
     def submit(self, call: str, arguments: Mapping[str, Any]) -> Task:
         self.sent.append(call)
         task, told = Task(), json.loads(json.dumps(arguments))
+        self.asked.append(told)
         task.inner = Accepted()
         if isinstance(self.is_online, Exception):
             task.set_exception(self.is_online)
@@ -115,10 +118,10 @@ class World:
             "gpus_per_node": 2,
             "mpi_launcher": "process",
             "python": sys.executable,
-            "heartbeat_threshold": 1.0,
+            "heartbeat_threshold": 3.0,
             **fields,
         }
-        self.folder, self.log, self.links = folder, EventLog(20.0), []
+        self.folder, self.log, self.links = folder, EventLog(60.0), []
         self.runner = GlobusRunner(
             GlobusSiteSpec.model_validate(declared), folder / "runner", connect=self.connect
         )
@@ -201,7 +204,24 @@ def test_a_job_whose_task_was_lost_on_the_way_is_lost_and_says_so(tmp_path: Path
         world.ask()
         ended = world.log.next(JobEnded, world.start())
     assert ended.outcome is Outcome.LOST
-    assert "no worker of the endpoint took it within 3 s" in ended.cause
+    assert "no worker of the endpoint took it within 9 s" in ended.cause
+
+
+def test_a_job_that_was_taken_and_dies_is_not_said_to_have_found_no_worker(tmp_path: Path) -> None:
+    with opened(World(tmp_path)) as world:
+        world.ask()
+        job = world.start(inputs={"epoch_s": 60.0})
+
+        def is_to_be_given_up_if_nobody_has_it() -> bool:
+            return any(one["abandon"] for asked in world.link.asked for one in asked.get("jobs", []))
+
+        eventually(is_to_be_given_up_if_nobody_has_it)
+        mark = next(asked["mark"] for asked in world.link.asked if "order" in asked)
+        for process in leftovers.marked(leftovers.JOB_VARIABLE, mark):
+            os.kill(process.pid, signal.SIGKILL)
+        ended = world.log.next(JobEnded, job)
+    assert ended.outcome is Outcome.LOST
+    assert "no worker" not in ended.cause
 
 
 def test_a_site_that_never_answers_again_is_given_up_with_its_jobs(tmp_path: Path) -> None:
@@ -211,7 +231,7 @@ def test_a_site_that_never_answers_again_is_given_up_with_its_jobs(tmp_path: Pat
         job = world.start()
         ended = world.log.next(PilotEnded)
         assert ended.usable
-        assert "has not answered for 3 s" in ended.cause
+        assert "has not answered for 9 s" in ended.cause
         assert [event.outcome for event in world.log.of(job)] == [Outcome.LOST]
         task = next(task for task in world.link.lost if task[0] == "run")
         world.ask()
@@ -338,7 +358,7 @@ def test_a_stage_whose_answers_are_lost_is_answered_from_the_sites_disk(tmp_path
             return arrived.count(call) > 1
 
         world.link.says = arrives
-        assert world.runner.submit_stage(operator.add, 1, 2).result(20) == 3
+        assert world.runner.submit_stage(operator.add, 1, 2).result(60) == 3
     assert arrived == ["stage", "look_at_stages", "look_at_stages", "stage"]
 
 
@@ -349,10 +369,10 @@ def test_the_next_controller_waits_for_a_stage_that_a_dead_one_has_begun(tmp_pat
         abandoned = world.runner.submit_stage(os.mkdir, made, key="a")
         eventually(lambda: world.link.kept)
         with opened(World(tmp_path)) as other:
-            assert other.runner.submit_stage(os.mkdir, made, key="a").result(20) is None, "made once"
+            assert other.runner.submit_stage(os.mkdir, made, key="a").result(60) is None, "made once"
             again = other.runner.submit_stage(os.mkdir, made, key="a")
             with pytest.raises(RefusedError, match="FileExistsError"):
-                again.result(20)
+                again.result(60)
     assert abandoned.done()
 
 
@@ -366,7 +386,7 @@ def test_a_stage_that_died_with_its_controller_is_begun_again(tmp_path: Path) ->
         (folder / "claim").write_text("a dead one")
         (folder / "heartbeat").write_text(str(time.time() - 60))
         with opened(World(tmp_path)) as other:
-            assert other.runner.submit_stage(operator.add, 1, 2).result(20) == 3
+            assert other.runner.submit_stage(operator.add, 1, 2).result(60) == 3
     assert "begun again" in (folder / "stop").read_text()
 
 

@@ -8,10 +8,18 @@ from uuid import UUID
 
 import globus_compute_sdk.sdk.executor as sdk
 import pytest
+import requests
 from globus_compute_sdk.errors import TaskExecutionFailed
+from globus_sdk import GlobusAPIError, NetworkError
 
 from parsl_rasda.runners import globus_link
-from parsl_rasda.runners.globus_link import GlobusLink, RefusedError, end_watchers
+from parsl_rasda.runners.globus_link import (
+    GlobusLink,
+    RefusedError,
+    TooLargeError,
+    UnreachableError,
+    end_watchers,
+)
 from parsl_rasda.study.sites import GlobusSiteSpec
 
 MINE, OTHER = UUID(int=1), UUID(int=2)
@@ -19,12 +27,25 @@ STALE = "Another instance of this endpoint is running.  (Perhaps on another logi
 
 
 class Executor:
-    """The SDK's, of an endpoint that refuses the first few tasks in the words of the real one."""
+    """The SDK's, of an endpoint that refuses the first few tasks in the words of the real one.
+
+    Attributes:
+        is_away: Whether the service cannot be reached when the function is registered.
+    """
+
+    is_away = False
 
     def __init__(self, refusals: int) -> None:
         self.refusals, self.sent, self.batch_size = refusals, 0, 1
 
+    def register_function(self, function: object) -> str:
+        if self.is_away:
+            self.is_away = False
+            raise NetworkError("no route", OSError())
+        return "the function"
+
     def submit_to_registered_function(self, function: str | None, args: tuple[str, dict[str, int]]) -> Future:
+        assert function == "the function"
         self.sent += 1
         done: Future = Future()
         done.task_id = str(self.sent)
@@ -68,6 +89,30 @@ def test_an_endpoint_that_really_runs_twice_is_refused_in_its_own_words(link, mo
     mended(link, task)
     with pytest.raises(RefusedError, match="on another login node"):
         task.result(0)
+
+
+def test_a_function_that_could_not_be_registered_is_registered_with_the_next_task(link) -> None:
+    link._executor = Executor(refusals=0)
+    link._executor.is_away = True
+    with pytest.raises(UnreachableError, match="no route"):
+        link.submit("look", {}).result(10)
+    assert link.submit("look", {}).result(10) == {"sent": 1}
+
+
+def test_a_task_is_measured_as_it_travels_where_each_quote_is_escaped_twice(link) -> None:
+    link._executor = Executor(refusals=0)
+    with pytest.raises(TooLargeError, match=r"site 'alps' is 1\d\.\d MB"):
+        link.submit("run", {"order": '"' * 3_000_000})
+    assert link.submit("run", {"order": "x" * 3_000_000}).result(10) == {"sent": 1}
+
+
+def test_what_the_service_finds_too_large_is_said_to_be(link) -> None:
+    response = requests.Response()
+    response.status_code, response.url = 413, "http://service/submit"
+    response.request = requests.Request("POST", response.url).prepare()
+    found = globus_link._translated(link._site, GlobusAPIError(response))
+    assert isinstance(found, TooLargeError)
+    assert "What was sent to site 'alps' is too large" in str(found)
 
 
 class Watcher(threading.Thread):
