@@ -96,6 +96,9 @@ class GlobusBed:
             self.kill_endpoint(site)
         for _ in range(2):  # epmd forks away while we look; nobody needs what they would save
             leftovers.end_marked(MARK, str(self.folder), grace_s=0.0)
+            for pid in self._interchanges():  # orphans of user endpoints that were killed
+                kill(pid)
+        eventually(lambda: not self._interchanges())
         for process in self._processes.values():
             process.wait()
         assert not self.processes(), "something was left"
@@ -104,7 +107,13 @@ class GlobusBed:
     def processes(self) -> list[int]:
         """Return the pids of everything that belongs to the bed."""
         marked = [process.pid for process in leftovers.marked(MARK, str(self.folder))]
-        return [*marked, *(pid for site in self.endpoints for pid in self.user_endpoint(site))]
+        titled = [pid for site in self.endpoints for pid in self.user_endpoint(site)]
+        return [*marked, *titled, *self._interchanges()]
+
+    def _interchanges(self) -> list[int]:
+        """Return Parsl's interchanges: their titles overwrite their marks, but they write into the folder."""
+        titled = (pid for pid in process_ids() if command_line(pid).startswith("parsl: HTEX interchange"))
+        return [pid for pid in titled if any(str(self.folder) in place for place in open_files(pid))]
 
     # --------------------------------------------------------------------------------- the broker
 
@@ -200,9 +209,10 @@ class GlobusBed:
     def user_endpoint(self, site: str) -> list[int]:
         """Return the processes that take tasks for a site: they are known by their titles alone."""
         title = f"uep.{self.endpoints[site]}"
-        numbers = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
         return [
-            pid for pid in numbers if command_line(pid).startswith("Globus") and title in command_line(pid)
+            pid
+            for pid in process_ids()
+            if command_line(pid).startswith("Globus") and title in command_line(pid)
         ]
 
     def site_file(self, site: str, work_dir: Path, **fields: Any) -> str:
@@ -270,6 +280,17 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         return
+
+
+def process_ids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def open_files(pid: int) -> list[str]:
+    try:
+        return [str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()]
+    except OSError:
+        return []
 
 
 def command_line(pid: int) -> str:
