@@ -18,6 +18,8 @@ NodeName = NewType("NodeName", str)
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 
 
+CORES_VARIABLE = "PARSL_RASDA_CORES"  # in every rank: the cores of each GPU of a node, `0-7 8-15`
+
 # Which variable hides the GPUs that are not ours, per accelerator.
 DEVICE_MASKS = {
     "cuda": "CUDA_VISIBLE_DEVICES",

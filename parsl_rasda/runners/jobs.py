@@ -109,7 +109,7 @@ class JobDesk:
             accelerator=self.site.accelerator,
             gpus_per_node=allocation.gpus_per_node,
             local=allocation.is_one_machine,
-            environment=self.site.environment,
+            environment=self.site.rank_environment,
             directory=order.directory,
         )
         program = allocation.rank_program(order, warm_start=self.site.warm_start)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from parsl_rasda.errors import InvalidSettingError, TrainingError
 from parsl_rasda.handoff import DEADLINE_MARGIN_S, JobOrder
+from parsl_rasda.runtime.binding import bind
 from parsl_rasda.runtime.channel import ControlChannel, claim_stdout, watch_for_stop
 from parsl_rasda.runtime.forkserver.client import WISHES
 from parsl_rasda.runtime.group import PeersLostError
@@ -55,6 +56,8 @@ def main(argv: Sequence[str]) -> NoReturn:
     except InvalidSettingError as error:
         _leave(Session(order, ALONE), Outcome.FAILED, cause_of(error), traceback.format_exc(), together=True)
     os.environ.update(context.environment)
+    if context.size == order.world_size:  # else it stands for several slots
+        bind(context.gpu)
     session = Session(order, context)
     if order.accelerator == "none" and not session.is_main:
         _hold_the_slot(session)

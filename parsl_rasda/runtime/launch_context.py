@@ -46,6 +46,11 @@ class LaunchContext:
     one_node: bool
     local_size: int = 1
 
+    @property
+    def gpu(self) -> int:
+        """The number of its slot on the node."""
+        return int(self.slot.rpartition(":")[2])
+
 
 def launch_context(order: JobOrder, environ: Mapping[str, str]) -> LaunchContext:
     """Return what the launcher and the order say about this process.

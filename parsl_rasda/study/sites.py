@@ -27,8 +27,10 @@ from parsl_rasda.study.spec import (
     shown,
     variant,
 )
+from parsl_rasda.vocabulary import CORES_VARIABLE
 
 _WALLTIME = re.compile(r"\d+:[0-5]\d:[0-5]\d")
+_CORES = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 _VARIANTS = ("provider", "endpoint_id")
 _LOCAL = "LocalProvider"
 _FIT = ", ".join(
@@ -78,6 +80,12 @@ def _gpus(value: object) -> object:
     raise complaint(value, "a whole number of at least 1, or auto")
 
 
+def _cores(value: str) -> str:
+    if not _CORES.fullmatch(value):
+        raise complaint(value, "cores such as 0-7 or 0-3,8-11")
+    return value
+
+
 def _uuid(value: str) -> str:
     try:
         UUID(value)
@@ -104,6 +112,9 @@ class SiteBase(Spec):
         "cuda", description="What a slot is; none: purely logical, for emulation."
     )
     threads_per_rank: Count = Field(1, description="Threads of a rank's arithmetic.")
+    cores_of_gpu: tuple[Annotated[str, AfterValidator(_cores)], ...] = Field(
+        (), description="Cores next to each GPU of a node, as 0-7 or 0-3,8-11: its rank keeps to them."
+    )
     environment: Mapping[str, str] = Field(
         default_factory=dict, description="Variables of every rank; numbers go in quotes."
     )
@@ -127,6 +138,12 @@ class SiteBase(Spec):
     heartbeat_threshold_s: Annotated[Seconds, Field(gt=0)] = Field(
         30.0, alias="heartbeat_threshold", description="Silence after which a pilot counts as lost [s]."
     )
+
+    @property
+    def rank_environment(self) -> Mapping[str, str]:
+        """The variables of every rank, with those by which it finds its cores."""
+        cores = {CORES_VARIABLE: " ".join(self.cores_of_gpu)} if self.cores_of_gpu else {}
+        return {**cores, **self.environment}
 
     @property
     def nodes_per_pilot(self) -> int:

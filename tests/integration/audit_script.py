@@ -28,6 +28,7 @@ seen = {
     "world_size": int(os.environ["WORLD_SIZE"]),
     "node": os.environ.get("SLURMD_NODENAME") or os.environ.get("FAKE_HOST"),
     "masks": {name: os.environ[name] for name in MASKS if name in os.environ},
+    "cores": sorted(os.sched_getaffinity(0)),
     "began": began,
     "ended": time.time(),
 }

@@ -10,6 +10,7 @@ from parsl_rasda.launch.base import LaunchSettings
 from parsl_rasda.launch.registry import build_launcher
 from parsl_rasda.pipeline.doctor import Doctor
 from parsl_rasda.runners.htex import build_provider
+from parsl_rasda.runtime.binding import own_cores
 from parsl_rasda.study import load_site
 from parsl_rasda.study.sites import ParslSiteSpec
 from parsl_rasda.vocabulary import NodeName, NodeSlots, PilotId, Placement, SiteName
@@ -17,6 +18,7 @@ from parsl_rasda.vocabulary import NodeName, NodeSlots, PilotId, Placement, Site
 FOLDER = Path(__file__).parents[2] / "site_configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 ENVIRONMENT = {"RASDA_ACCOUNT": "project", "RASDA_VENV": "/venv", "RASDA_WORK": "/work"}
+ALL_CORES = frozenset(range(288))
 PROGRAM = ("python", "order.json")
 
 SRUN = "srun --unbuffered --input=0 --output=0 --error=all --nodes={nodes} --ntasks={ranks} "
@@ -104,7 +106,7 @@ def test_each_machine_gets_its_launch_commands(name: str, shape: str) -> None:
         threads_per_rank=site.threads_per_rank,
         accelerator=site.accelerator,
         gpus_per_node=gpus,
-        environment=site.environment,
+        environment=site.rank_environment,
     )
     command = build_launcher(site.mpi_launcher).command(placement, PROGRAM, settings)
     assert " ".join(command.argv) == expected.format(
@@ -121,3 +123,9 @@ def test_each_machine_gets_its_launch_commands(name: str, shape: str) -> None:
     assert site.gpus_per_node == gpus
     assert command.environment["OMP_NUM_THREADS"] == str(threads)
     assert dict(site.environment).items() <= dict(command.environment).items()
+    cores = [own_cores(gpu, command.environment, ALL_CORES) for gpu in range(gpus)]
+    if not name.startswith("template"):
+        assert all(of_one is not None and len(of_one) >= min(threads, 7) for of_one in cores)
+        assert len(frozenset().union(*filter(None, cores))) == sum(len(c or ()) for c in cores), (
+            "no core twice"
+        )
