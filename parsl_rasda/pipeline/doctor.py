@@ -6,7 +6,6 @@ thereby used as a study would use it; `runtime.checkup` is what the jobs run.
 
 from __future__ import annotations
 
-import json
 import logging
 import queue
 import shutil
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from parsl_rasda.errors import SiteUnavailableError
 from parsl_rasda.handoff import JobOrder
@@ -31,9 +31,11 @@ from parsl_rasda.orchestration.events import (
 from parsl_rasda.pipeline.places import check_folder
 from parsl_rasda.runners import hosts
 from parsl_rasda.runners.allocations import COUNTED
+from parsl_rasda.runners.globus_link import GlobusLink
 from parsl_rasda.runners.globus_runner import GlobusRunner
 from parsl_rasda.runners.parsl_runner import ParslRunner
 from parsl_rasda.study import ParslSiteSpec, SiteSpec
+from parsl_rasda.study.sites import GlobusSiteSpec
 from parsl_rasda.vocabulary import DEVICE_MASKS, NodeSlots, Outcome, PilotId, Placement, SiteName, TrialId
 
 _WALLTIME = "00:20:00"
@@ -81,16 +83,23 @@ class _Job:
 class Doctor:
     """One examination of one site."""
 
-    def __init__(self, site: SiteSpec) -> None:
+    def __init__(
+        self, site: SiteSpec, *, connect: Callable[[GlobusSiteSpec, UUID], GlobusLink] = GlobusLink
+    ) -> None:
         """Prepare; nothing is started.
+
+        Args:
+            site: Whose.
+            connect: Opens the way to an endpoint.
 
         Raises:
             RunDirectoryError: If Parsl cannot work in `work_dir`, or without one in the current folder.
         """
         self.site = _small(site)
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        base = Path(site.work_dir) if site.work_dir else Path.cwd()
-        if isinstance(site, ParslSiteSpec):
+        base = Path.cwd()
+        if isinstance(site, ParslSiteSpec):  # that of an endpoint lies elsewhere
+            base = Path(site.work_dir) if site.work_dir else base
             check_folder(base)
         base.mkdir(parents=True, exist_ok=True)
         self.folder = Path(tempfile.mkdtemp(prefix="rasda-doctor-", dir=base))
@@ -98,7 +107,7 @@ class Doctor:
         if isinstance(self.site, ParslSiteSpec):
             self.runner = ParslRunner(self.site, self.folder / "runner")
         else:
-            self.runner = GlobusRunner(self.site, self.folder / "runner")
+            self.runner = GlobusRunner(self.site, self.folder / "runner", connect=connect)
 
     def examine(self, say: Callable[[str], None]) -> Iterator[Finding]:
         """Yield findings as they are made; the pilot is given back at the end, or when nobody listens.
@@ -120,7 +129,12 @@ class Doctor:
             if is_well:
                 shutil.rmtree(self.folder, ignore_errors=True)
             else:
-                say(f"logs are in {self.folder}")
+                say(f"logs are in {self._where}")
+
+    @property
+    def _where(self) -> str:
+        """The folder of the jobs."""
+        return f"{self.runner.folder}, there" if isinstance(self.runner, GlobusRunner) else str(self.folder)
 
     def _findings(self, say: Callable[[str], None]) -> Iterator[Finding]:
         say(f"asking {self.site.name} for a pilot of {self.site.nodes_per_pilot} node(s)")
@@ -241,8 +255,16 @@ class Doctor:
             if not isinstance(event, JobEnded):
                 cause = f"it did not end within {_JOB_S:g} s"
                 event = JobEnded(time.time(), order.job, Outcome.LOST, cause)
-            files = sorted(directory.glob("scratch/rank-*.json"))
-            return _Job(event, gb_s, [json.loads(f.read_text()) for f in files], time.monotonic() - began)
+            seconds = time.monotonic() - began
+            return _Job(event, gb_s, self._ranks_of(order), seconds)
+
+    def _ranks_of(self, order: JobOrder) -> list[dict[str, Any]]:
+        """Return what the ranks of a job have left in its folder, here or behind the endpoint."""
+        if not isinstance(self.runner, GlobusRunner):
+            return hosts.rank_files(order.directory)
+        folder = self.runner.attempt(order.job)
+        found: list[dict[str, Any]] = self.runner.submit_stage(hosts.rank_files, folder).result(_STAGE_S)
+        return found
 
     def _launch(self, shape: str, job: _Job, width: int) -> Finding:
         name = f"all-reduce, {shape}"
@@ -260,7 +282,7 @@ class Doctor:
         return Finding(name, took + speed, Verdict.GOOD)
 
     def _seen(self, ranks: list[dict[str, Any]]) -> Iterator[Finding]:
-        yield Finding("shared folder", str(self.folder.parent), Verdict.GOOD)
+        yield Finding("shared folder", self._where, Verdict.GOOD)
         if self.site.accelerator == "none":
             yield Finding("torch", "not used: slots are only logical", Verdict.NONE)
             return

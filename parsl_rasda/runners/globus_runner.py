@@ -71,7 +71,11 @@ class _Pilot:
 
 
 class GlobusRunner:
-    """The runner of one site behind a Globus Compute endpoint."""
+    """The runner of one site behind a Globus Compute endpoint.
+
+    Attributes:
+        folder: The run's own folder on the site.
+    """
 
     def __init__(
         self,
@@ -106,7 +110,7 @@ class GlobusRunner:
         self._silence_s, self._narrowest = site.heartbeat_threshold_s, narrowest
         self._record = GlobusRecord(directory)
         self._group = self._record.group
-        self._folder = f"{site.work_dir}/{self._group}"
+        self.folder = f"{site.work_dir}/{self._group}"
         self._post: PostEvent = _discard
         self._connect = connect
         self._link: GlobusLink | None = None
@@ -124,7 +128,7 @@ class GlobusRunner:
             when=self._when,
             silence_s=self._silence_s,
             endpoint=site.endpoint_id,
-            folder=self._folder,
+            folder=self.folder,
             record=self._record,
         )
         self._pilot: _Pilot | None = None
@@ -198,7 +202,11 @@ class GlobusRunner:
     @property
     def stages(self) -> Path:
         """The folder of this run's stages on the site."""
-        return Path(self._folder) / "stages"
+        return Path(self.folder) / "stages"
+
+    def attempt(self, job: JobId) -> str:
+        """Return the directory of an attempt on the site."""
+        return f"{self.folder}/trials/{job.trial}/attempt-{job.attempt}"
 
     def submit_stage(self, function: Callable[..., Any], /, *args: Any, key: str = "") -> Future[Any]:
         """Run a plain function of a module on the site, or wait for one that an earlier controller began.
@@ -226,7 +234,7 @@ class GlobusRunner:
             return []
         asked = [
             {
-                "directory": self._attempt(JobId.parse(job)),
+                "directory": self.attempt(JobId.parse(job)),
                 "job": job,
                 "epoch": epoch,
                 "mark": f"{self._group}/{job}",
@@ -325,7 +333,7 @@ class GlobusRunner:
         if self._refusal:
             self._end_pilot(request, self._refusal, usable=False)
             return
-        sender = Sender(self._folder, str(self._group), self._record.next_term())
+        sender = Sender(self.folder, str(self._group), self._record.next_term())
         self._pilot = _Pilot(request, sender, 10 * self._silence_s)
         self._shake_hands(self._pilot)
 
@@ -429,11 +437,8 @@ class GlobusRunner:
 
     # --------------------------------------------------------------------------------------- jobs
 
-    def _attempt(self, job: JobId) -> str:
-        return f"{self._folder}/trials/{job.trial}/attempt-{job.attempt}"
-
     def _start(self, order: JobOrder, placement: Placement) -> None:
-        order = replace(order, directory=self._attempt(order.job), interactive=False)
+        order = replace(order, directory=self.attempt(order.job), interactive=False)
         pilot = self._pilot
         if pilot is None or pilot.request.pilot != placement.pilot or pilot.allocation is None:
             self._jobs.refuse(order, f"pilot {placement.pilot} had gone")

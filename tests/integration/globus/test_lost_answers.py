@@ -28,6 +28,7 @@ from parsl_rasda.orchestration.events import (
     PilotStarted,
     RequestPilot,
 )
+from parsl_rasda.pipeline.doctor import Doctor, Verdict
 from parsl_rasda.runners import globus_site, leftovers
 from parsl_rasda.runners.globus_link import GlobusLink, RefusedError, Task, TooLargeError, UnreachableError
 from parsl_rasda.runners.globus_runner import GlobusRunner
@@ -122,9 +123,8 @@ class World:
             **fields,
         }
         self.folder, self.log, self.links = folder, EventLog(60.0), []
-        self.runner = GlobusRunner(
-            GlobusSiteSpec.model_validate(declared), folder / "runner", connect=self.connect
-        )
+        self.site = GlobusSiteSpec.model_validate(declared)
+        self.runner = GlobusRunner(self.site, folder / "runner", connect=self.connect)
 
     def connect(self, site: GlobusSiteSpec, group: UUID) -> GlobusLink:
         self.links.append(DeafLink(site, group))
@@ -396,6 +396,19 @@ def test_a_controller_that_leaves_ends_its_stages(tmp_path: Path) -> None:
         world.runner.submit_stage(operator.add, 1, 2)
         _, sent = eventually(lambda: world.link.lost)[0]
     assert (Path(sent["folder"]) / "stop").read_text() == "the controller left"
+
+
+def test_doctor_finds_nothing_wrong_behind_an_endpoint_that_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    world = World(tmp_path)
+    doctor = Doctor(world.site, connect=world.connect)
+    findings = list(doctor.examine(lambda _: None))
+    assert not [finding for finding in findings if finding.verdict is Verdict.BAD], findings
+    assert any(finding.what == "all-reduce, 1 node" for finding in findings)
+    assert doctor.folder.parent == tmp_path / "here", "its work_dir is no folder of this machine"
 
 
 def test_an_offline_endpoint_is_refused_in_words(tmp_path: Path) -> None:
