@@ -12,6 +12,7 @@ from parsl_rasda.study.commands import Command, unknown_placeholders
 from parsl_rasda.study.spec import (
     MARK,
     Arguments,
+    Count,
     Identifier,
     Label,
     Loc,
@@ -78,7 +79,23 @@ class StageBase(Spec):
         return tuple(dict.fromkeys([*self.needs, *self.with_, *self.for_each]))
 
 
-class PythonStage(StageBase):
+class ResourcesSpec(Spec):
+    """How much of a site a stage may take: workers beside those of the trials, never their slots."""
+
+    at_once: Count = Field(
+        4, description="Calls of this stage that run at a time on a site; others wait for their turn."
+    )
+
+
+class CalledStage(StageBase):
+    """What the stages may say whose calls become Parsl apps."""
+
+    resources: ResourcesSpec = Field(
+        default_factory=ResourcesSpec, description="What its calls may take of a site: at_once."
+    )
+
+
+class PythonStage(CalledStage):
     """A function that becomes a Parsl app."""
 
     python: Target = Field(
@@ -86,7 +103,7 @@ class PythonStage(StageBase):
     )
 
 
-class CommandStage(StageBase):
+class CommandStage(CalledStage):
     """A program that becomes a Parsl app."""
 
     command: Command = Field(
@@ -104,6 +121,9 @@ class TuneStage(StageBase):
         """Yield a search on each site: it is one search, over all of them."""
         if plain.get("site") == EACH:
             yield Problem(("site",), EACH, "the name of a site; without one, a search uses all of them")
+        if plain.get("for_each"):
+            allowed = "a search of its own for each: one `tune` stage each, or a parameter of its search space"
+            yield Problem(("for_each",), shown(plain["for_each"]), allowed)
 
     @property
     def stages_before(self) -> tuple[str, ...]:
@@ -154,6 +174,12 @@ class StudySpec(Spec):
     def tune_stages(self) -> Mapping[str, TuneStage]:
         """The stages that optimise."""
         return {n: s for n, s in self.stages.items() if isinstance(s, TuneStage)}
+
+    @property
+    def stage_calls_at_once(self) -> int:
+        """How many calls of stages may run at a time on a site: of the widest stage, or none."""
+        called = (s for s in self.stages.values() if not isinstance(s, TuneStage))
+        return max((stage.resources.at_once for stage in called), default=0)
 
     @classmethod
     def problems(cls, plain: Plain) -> Iterator[Problem]:

@@ -47,6 +47,12 @@ MISTAKES: dict[str, tuple[str | int, ...]] = {
         13,
         "site: found each; allowed: the name of a site; without one, a search uses all of them",
     ),
+    "a search for each value": (
+        "    tune:\n      metric",
+        "    for_each: {grid: [32, 64]}\n    tune:\n      metric",
+        13,
+        "for_each: found {grid: [32, 64]}; allowed: a search of its own for each",
+    ),
     "wrong word": (
         "mode: min",
         "mode: minn",
