@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 from forked_ranks import CLIENT, Node, is_server, session_of
-from rank_launch import epochs_of, written_order
+from rank_launch import MPIEXEC, OPENMPI, epochs_of, written_order
 from width_cases import differing
 
 from parsl_rasda.runners import leftovers
@@ -21,11 +21,23 @@ from parsl_rasda.runtime.checkpoint import read_tensors
 EPOCHS = 6
 WIDTHS = (1, 2, 4)
 LATEST_KILL_S = 1.0  # a start takes about a third of it
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 SETTLE_S = 1.0
+ALONE_S = 10.0  # after the end of a launch, for what is left of it to end by itself
+LAUNCHERS = {
+    "hydra": (str(MPIEXEC),),
+    "openmpi": (
+        str(OPENMPI / "mpiexec"),
+        "--allow-run-as-root",
+        "--bind-to",
+        "none",
+        "--host",
+        "localhost:4",
+    ),
+}
 
 
-def endure(folder, kills, seed=0):
+def endure(folder, kills, seed=0, launcher="hydra"):
     """Train trials of six epochs until so many processes have been killed; returns what came of it.
 
     Every attempt is resumed at a width drawn at random from the last checkpoint of the one before. A
@@ -34,7 +46,7 @@ def endure(folder, kills, seed=0):
     rng, facts, done = random.Random(seed), Counter(), Counter()
     shared_memory = abandoned_shared_memory()
     reference = order_of(folder / "reference", 1, 0, None)
-    slowest_s = 0.0
+    slowest_s, longest_left_s = 0.0, 0.0
     with Node() as node:
         if node.finished(reference)[0]:
             raise AssertionError("the undisturbed trial failed")
@@ -44,12 +56,16 @@ def endure(folder, kills, seed=0):
             place, epoch, checkpoint = folder / f"trial-{facts['trials']}", 0, None
             for attempt in range(1000):
                 order = order_of(place / str(attempt), rng.choice(WIDTHS), epoch, checkpoint)
-                victim, took_s = one_attempt(node, order, rng, armed=sum(done.values()) < kills)
+                armed = sum(done.values()) < kills
+                launch, victim, took_s = one_attempt(node, order, rng, LAUNCHERS[launcher], armed=armed)
                 done.update([victim] if victim else [])
                 slowest_s = max(slowest_s, took_s)
+                left_s, orphans = end_of_the_rest(launch)
+                longest_left_s = max(longest_left_s, left_s)
+                facts["orphans"] += orphans
                 for report in reported(order):
                     facts["wrong_reports"] += report.metrics != expected[report.epoch]
-                facts["orphans"] += len(left_of(node))
+                facts["left_behind"] += len(left_of(node))
                 epoch, checkpoint = newest(order, epoch, checkpoint)
                 if epoch == EPOCHS:
                     break
@@ -63,7 +79,11 @@ def endure(folder, kills, seed=0):
         facts["processes_left"] = len(node.processes())
         facts["files_left"] = len(list(node.sockets.iterdir()))
     facts["shared_memory_left"] = len(abandoned_shared_memory() - shared_memory)
-    return {"kills": dict(done), **facts, "slowest_end_after_a_kill_s": round(slowest_s, 2)}
+    times = {
+        "slowest_end_after_a_kill_s": round(slowest_s, 2),
+        "longest_left_after_an_end_s": round(longest_left_s, 2),
+    }
+    return {"kills": dict(done), **facts, **times}
 
 
 def order_of(directory, world_size, epoch, checkpoint):
@@ -77,9 +97,10 @@ def order_of(directory, world_size, epoch, checkpoint):
     )
 
 
-def one_attempt(node, order, rng, *, armed):
-    """Start a launch and kill something of it; returns what, and how long the launch then took to end."""
-    launch = node.start(order)
+def one_attempt(node, order, rng, launcher, *, armed):
+    """Start a launch and kill something of it; returns it, what, and how long the launch then took to end."""
+    words = (*launcher, "-n", str(order.world_size)) if order.world_size > 1 else ()
+    launch = node.start(order, launcher=words)
     victim, took_s = None, 0.0
     try:
         launch.wait(rng.uniform(0.0, LATEST_KILL_S) if armed else PATIENCE_S)
@@ -87,9 +108,18 @@ def one_attempt(node, order, rng, *, armed):
         victim = kill_one(node, launch, rng) if armed else None
         began = time.monotonic()
         launch.wait(PATIENCE_S)
-        took_s = 0.0 if victim == "server" else time.monotonic() - began
+        took_s = 0.0 if victim in {None, "server"} else time.monotonic() - began
+    return launch, victim, took_s
+
+
+def end_of_the_rest(launch):
+    """Return how long something of an ended launch lived on [s], and how much of it had to be ended."""
+    began = time.monotonic()
+    while leftovers.marked(leftovers.JOB_VARIABLE, launch.mark) and time.monotonic() - began < ALONE_S:
+        time.sleep(0.01)
+    took_s, orphans = time.monotonic() - began, leftovers.marked(leftovers.JOB_VARIABLE, launch.mark)
     leftovers.end_marked(leftovers.JOB_VARIABLE, launch.mark, grace_s=0.0)  # as runners do
-    return victim, took_s
+    return took_s, len(orphans)
 
 
 def kill_one(node, launch, rng):

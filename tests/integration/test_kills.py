@@ -5,17 +5,24 @@ from __future__ import annotations
 import os
 
 import pytest
-from kills import endure
+from kills import ALONE_S, endure
+from rank_launch import missing_of
 
+WRONG = (
+    *("wrong_reports", "wrong_trials", "orphans", "left_behind"),
+    *("processes_left", "files_left", "shared_memory_left"),
+)
 KILLS = int(os.environ.get("RASDA_KILLS", "30"))
 
 
 @pytest.mark.mpi
 @pytest.mark.slow
 @pytest.mark.timeout(120 + 20 * KILLS)
-def test_kills_while_ranks_start_leave_nothing_behind_and_nothing_wrong(tmp_path) -> None:
-    found = endure(tmp_path, KILLS)
+@pytest.mark.parametrize("launcher", ["hydra", "openmpi"])
+def test_kills_while_ranks_start_leave_nothing_behind_and_nothing_wrong(tmp_path, need, launcher) -> None:
+    need("openmpi" if launcher == "openmpi" else "mpiexec", also_missing=missing_of(launcher))
+    found = endure(tmp_path, KILLS, launcher=launcher)
     assert sum(found["kills"].values()) == KILLS
-    wrong = ("wrong_reports", "wrong_trials", "orphans", "processes_left", "files_left", "shared_memory_left")
-    assert {name: found[name] for name in wrong} == dict.fromkeys(wrong, 0)
+    assert {name: found[name] for name in WRONG} == dict.fromkeys(WRONG, 0)
     assert found["slowest_end_after_a_kill_s"] < 10.0
+    assert found["longest_left_after_an_end_s"] < ALONE_S
