@@ -71,15 +71,20 @@ def ready_stages(graph: nx.DiGraph[str], done: Mapping[str, StageResult]) -> Ite
 
 
 def check_sites(study: StudySpec, sites: Sequence[SiteName]) -> None:
-    """Refuse a stage that names a site which the run does not have.
+    """Refuse a stage that names a site which the run does not have, or forgets one of several.
 
     Raises:
-        InvalidSettingError: If there is one.
+        InvalidSettingError: If there is one, or an argument by site that is not given for every site.
     """
     for name, stage in study.stages.items():
         if stage.site not in {None, EACH, *sites}:
             allowed = f"one of the sites given: {', '.join(sites)}"
             raise InvalidSettingError(f"stages.{name}.site", stage.site, allowed)
+        for argument, value in stage.with_.items():
+            named = value.keys() & set(sites) if isinstance(value, Mapping) else set()
+            if named and len(named) < len(sites):
+                found, allowed = ", ".join(sorted(named)), f"a value for each site: {', '.join(sites)}"
+                raise InvalidSettingError(f"stages.{name}.with.{argument}", found, allowed)
 
 
 def sites_of(

@@ -76,3 +76,26 @@ def test_a_stage_on_a_site_that_the_run_does_not_have_is_refused() -> None:
     )
     with pytest.raises(InvalidSettingError, match=r"stages\.prepare\.site.*alps, fjord"):
         check_sites(study, SITES)
+
+
+@pytest.mark.parametrize(
+    ("value", "is_refused"),
+    [
+        ({"alps": 1}, True),
+        ({"alps": 1, "lumi": 2}, True),
+        ({"alps": 1, "fjord": 2}, False),
+        ({"x": 1}, False),
+    ],
+)
+def test_an_argument_that_is_given_for_some_of_the_sites_only_is_refused(
+    value: dict[str, int], is_refused: bool
+) -> None:
+    study = StudySpec.model_validate(
+        {"name": "s", "stages": {"prepare": {"command": ["true"], "with": {"data": value}}}}
+    )
+    check_sites(study, SITES[:1])
+    if is_refused:
+        with pytest.raises(InvalidSettingError, match=r"stages\.prepare\.with\.data.*each site: alps, fjord"):
+            check_sites(study, SITES)
+    else:
+        check_sites(study, SITES)
