@@ -225,7 +225,9 @@ class GlobusJobs:
             job = self._jobs.get(JobId.parse(state["job"]))
             if job is not None:
                 self._take(job, state)
-        if answer["block"] != self._block:
+        if answer.get("unfit"):
+            self._lost(Outcome.PREEMPTED, f"endpoint {self._endpoint}: {answer['unfit']}", usable=False)
+        elif answer["block"] != self._block:
             self._lost(Outcome.PREEMPTED, "the endpoint has replaced its pilot by another one")
 
     def _take(self, job: _Job, state: Message) -> None:

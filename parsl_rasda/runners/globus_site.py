@@ -22,9 +22,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +137,8 @@ def run(
 ) -> Message:
     """Run one attempt to its end, unless another task has it, or it was told to stop, or comes too late.
 
-    It does not begin in another pilot than the one it was sent to, whose nodes the launch names.
+    It does not begin in another pilot than the one it was sent to, whose nodes the launch names, nor on a
+    site that does not have its module: what is wrong with the site is no fault of the trial.
 
     Args:
         order: A `handoff.JobOrder`.
@@ -146,19 +149,22 @@ def run(
         grace_s: How long ranks may take to leave [s].
 
     Returns:
-        As `look`.
+        As `look`; ``unfit``: why no job can begin on this site, if that is so.
     """
     job, ours = JobOrder.from_json(order), Sender(**sender)
     if ours.block not in {"", this_block()}:
         return {"block": this_block(), "jobs": []}
+    own = launch["environment"].get("PYTHONPATH") or os.environ.get("PYTHONPATH", "")
+    path = os.pathsep.join((*python_path, *([own] if own else [])))
+    unfit = _missing_module(job, launch, path)
+    if unfit is not None:
+        return {"block": this_block(), "jobs": [], "unfit": unfit}
     directory = Path(job.directory)
     directory.mkdir(parents=True, exist_ok=True)
     if not create(directory / CLAIM, str(ours.term)):
         return {"block": this_block(), "jobs": [_state(directory, job.job, 0)]}
     if _newest_term(ours.folder) > ours.term:
         write(directory / STOP, "a later handshake has been there")
-    own = launch["environment"].get("PYTHONPATH") or os.environ.get("PYTHONPATH", "")
-    path = os.pathsep.join((*python_path, *([own] if own else [])))
     launch["environment"] |= {
         leftovers.RUN_VARIABLE: ours.process_mark,
         **({"PYTHONPATH": path} if path else {}),
@@ -173,6 +179,20 @@ def run(
             report = replace(report, outcome=Outcome.PREEMPTED, cause=vigil.told)
     write(directory / "report.json", json.dumps(asdict(report)))
     return {"block": this_block(), "jobs": [_state(directory, job.job, 0)]}
+
+
+def _missing_module(job: JobOrder, launch: Message, path: str) -> str | None:
+    """Return in words that ranks will not find the module of their training function, or None.
+
+    Only what this Python would find is known: ranks of another one are let go.
+    """
+    if job.python is None or sys.executable not in launch["argv"]:
+        return None
+    package = job.python.partition(":")[0].partition(".")[0]
+    places = [*path.split(os.pathsep), *sys.path, str(Path.cwd())]
+    if package in sys.builtin_module_names or PathFinder.find_spec(package, places) is not None:
+        return None
+    return f"module {package!r} cannot be found there; copy it to the same folder as here, or install it"
 
 
 def look(jobs: Sequence[Message], silence_s: float) -> Message:

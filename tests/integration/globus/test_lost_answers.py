@@ -36,6 +36,7 @@ from parsl_rasda.study.sites import GlobusSiteSpec
 from parsl_rasda.testing.runners import EventLog
 from parsl_rasda.vocabulary import JobId, NodeSlots, Outcome, PilotId, Placement, SiteName, TrialId
 
+EMULATED = "workflows.emulated.train:train"
 ENDPOINT = "11111111-0000-4000-8000-000000000000"
 
 
@@ -151,19 +152,18 @@ class World:
         order = JobOrder(
             study="s",
             trial=TrialId(trial),
-            attempt=1,
             config={"lr": 0.01},
             directory="elsewhere",
             seed=1,
             metric="val_loss",
             mode="min",
-            epoch=0,
             schedule=((0, 1),),
             world_size=1,
-            python="workflows.emulated.train:train",
+            attempt=1,
+            epoch=0,
             slots=placement.slots,
             accelerator="none",
-            **{"until": 2, "max_epochs": 2, "inputs": {"epoch_s": 0.0}, **fields},
+            **{"until": 2, "max_epochs": 2, "inputs": {"epoch_s": 0.0}, "python": EMULATED, **fields},
         )
         self.runner.start_job(order, placement)
         return order.job
@@ -409,6 +409,16 @@ def test_doctor_finds_nothing_wrong_behind_an_endpoint_that_works(
     assert not [finding for finding in findings if finding.verdict is Verdict.BAD], findings
     assert any(finding.what == "all-reduce, 1 node" for finding in findings)
     assert doctor.folder.parent == tmp_path / "here", "its work_dir is no folder of this machine"
+
+
+def test_a_site_without_the_studys_module_is_refused_and_no_trial_pays_for_it(tmp_path: Path) -> None:
+    with opened(World(tmp_path)) as world:
+        world.ask()
+        job = world.start(python="nowhere.train:train")
+        ended = world.log.next(PilotEnded)
+        assert not ended.usable
+        assert "module 'nowhere' cannot be found there; copy it to the same folder" in ended.cause
+        assert [event.outcome for event in world.log.of(job)] == [Outcome.PREEMPTED]
 
 
 def test_an_offline_endpoint_is_refused_in_words(tmp_path: Path) -> None:
