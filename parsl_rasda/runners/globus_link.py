@@ -30,6 +30,11 @@ _ENVELOPE_BYTES = 2_000  # what the SDK adds to a request
 _BATCH = 128
 _BURST, _BURST_WINDOW_S = 8, 4
 _RELOAD_EVERY_S = 10.0
+_LOGIN = (
+    "nobody is logged in to Globus Compute on this machine. Do so once, with python -c "
+    "'from globus_compute_sdk import Client; Client()', or set GLOBUS_COMPUTE_CLIENT_ID and "
+    "GLOBUS_COMPUTE_CLIENT_SECRET."
+)
 # An endpoint whose process for tasks was killed starts no other before the file of the dead one is stale,
 # after three of its heartbeats; until then it refuses every task, in these words.
 _STALE = "Another instance of this endpoint is running"
@@ -200,9 +205,12 @@ class GlobusLink:
     def _connect(self) -> Any:
         from globus_compute_sdk import Client
         from globus_compute_sdk.serialize import ComputeSerializer, JSONData, PureSourceTextInspect
+        from globus_sdk import UserApp
 
         if self._client is None:
             client = Client(do_version_check=False)
+            if isinstance(client.app, UserApp) and client.app.login_required():  # it would ask on stdin
+                raise RefusedError(self._site.endpoint_id, _LOGIN)
             client.fx_serializer = ComputeSerializer(
                 strategy_code=PureSourceTextInspect(), strategy_data=JSONData()
             )

@@ -115,6 +115,16 @@ def test_what_the_service_finds_too_large_is_said_to_be(link) -> None:
     assert "What was sent to site 'alps' is too large" in str(found)
 
 
+def test_without_a_login_the_site_is_refused_in_words_and_nobody_is_asked(
+    link, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setenv("GLOBUS_COMPUTE_USER_DIR", str(tmp_path))
+    for name in ("GLOBUS_COMPUTE_CLIENT_ID", "GLOBUS_COMPUTE_CLIENT_SECRET"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(RefusedError, match="nobody is logged in to Globus Compute on this machine"):
+        link.ask_whether_online().result(60)
+
+
 class Watcher(threading.Thread):
     """What the SDK's thread for a task group shows of itself."""
 
