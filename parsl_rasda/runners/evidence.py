@@ -23,7 +23,9 @@ _SIGNAL_IN_LOG = re.compile(r"(?:\(signal |exited on signal |terminated by signa
 _FIRST_CODE_IN_LOG = re.compile(r"=   EXIT CODE: (\d+)")
 _CLEAN_UP = {signal.SIGTERM, signal.SIGKILL}
 _CRASHES = {signal.SIGILL, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV}
-_LAUNCHER_BANNER = re.compile(r"^(=|YOUR APPLICATION|This typically|Please see|$)")
+_LAUNCHER_BANNER = re.compile(r"^(=|-{4,}$|YOUR APPLICATION|This typically|Please see|Binding policy:|$)")
+# slurmstepd "Detected 1 oom_kill event", srun "task 0: Out Of Memory", the kernel "oom-kill".
+_MEMORY_IN_LOG = re.compile(r"\boom[-_]kill|\bOut Of Memory\b|\bOUT_OF_MEMORY\b")
 
 
 def conclude(directory: Path, order: JobOrder, outcome: Outcome, cause: str) -> JobReport:
@@ -51,6 +53,8 @@ def cause_of_exit(returncode: int, log: Path) -> str:
     number = -returncode if returncode < 0 else said or returncode - _SHELL_SIGNAL_BASE
     words = [line for line in tail if not _LAUNCHER_BANNER.match(line)][-_LOG_TAIL_LINES:]
     last_words = f": {' | '.join(words)}" if words else ""
+    if any(_MEMORY_IN_LOG.search(line) for line in tail):
+        return f"a rank ran out of memory (exit {returncode}){last_words}"
     try:
         name = signal.Signals(number).name
     except ValueError:
@@ -72,6 +76,7 @@ def _tail(log: Path) -> list[str]:
     try:
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - _LOG_TAIL_BYTES))
-            return [line.strip() for line in file.read().decode(errors="replace").splitlines()]
+            text = file.read().decode(errors="replace").replace("\0", "")
+            return [line.strip() for line in text.splitlines()]
     except OSError:
         return []

@@ -98,3 +98,26 @@ def test_an_exit_is_told_in_words(tmp_path: Path, returncode: int, log: str, cau
 
 def test_an_exit_without_a_log_is_told_too(tmp_path: Path) -> None:
     assert evidence.cause_of_exit(-9, tmp_path / "none") == "the launcher died by SIGKILL (exit -9)"
+
+
+@pytest.mark.parametrize("code", [1, 9, 137])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some tasks have been OOM Killed.",
+        "srun: error: n0: task 0: Out Of Memory",
+    ],
+)
+def test_a_rank_that_ran_out_of_memory_is_told_so_whatever_the_exit_code(
+    tmp_path: Path, code: int, line: str
+) -> None:
+    (tmp_path / "log.txt").write_text(line + "\n")
+    assert evidence.cause_of_exit(code, tmp_path / "log.txt") == (
+        f"a rank ran out of memory (exit {code}): {line}"
+    )
+
+
+def test_rules_and_zero_bytes_of_a_launcher_are_no_last_words(tmp_path: Path) -> None:
+    said = "out of resource\n  Binding policy: NONE\n" + "-" * 60 + "\n\0\n"
+    (tmp_path / "log.txt").write_text(said)
+    assert evidence.cause_of_exit(1, tmp_path / "log.txt").endswith("(exit 1): out of resource")
