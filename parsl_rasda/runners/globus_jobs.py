@@ -78,6 +78,7 @@ class GlobusJobs:
         post: Callable[[Event], None],
         when: Callable[[Future[Any], Callable[[Any], None]], None],
         lost: Lost,
+        beside: Callable[[], int],
         silence_s: float,
         endpoint: str,
     ) -> None:
@@ -87,9 +88,11 @@ class GlobusJobs:
             post: Takes the events.
             when: Calls back in the runner's thread when a task is done.
             lost: Called with the cause when a look fails, or another pilot answers: this one is lost.
+            beside: Says how many workers are held by what is no job: stages.
             silence_s: How old a heartbeat may be [s].
             endpoint: Its id, for words.
         """
+        self._beside = beside
         self._post, self._when, self._lost, self._endpoint = post, when, lost, endpoint
         self._silence_s, self.patience_s = silence_s, 3 * silence_s
         self._look_every_s = min(max(silence_s / 3, 1.0), 20.0)
@@ -169,7 +172,7 @@ class GlobusJobs:
         """Send what is not on its way, as far as there are workers."""
         now = time.monotonic()
         waiting = [job for job in self._jobs.values() if job.task is None]
-        room = self._room - (len(self._jobs) - len(waiting))
+        room = max(1, self._room - self._beside()) - (len(self._jobs) - len(waiting))
         for job in waiting:
             if room > 0 and now > job.not_before:
                 room -= 1

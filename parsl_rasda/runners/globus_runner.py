@@ -121,6 +121,7 @@ class GlobusRunner:
             post=self._tell,
             when=self._when,
             lost=self._bury,
+            beside=lambda: len(self._stages.folders),
             silence_s=self._silence_s,
             endpoint=site.endpoint_id,
         )

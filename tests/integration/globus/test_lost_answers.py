@@ -277,6 +277,21 @@ def test_jobs_wait_for_a_worker_where_there_are_fewer_workers_than_slots(
     assert "3 workers, enough for 1 trials at a time, and 2 slots for 2; raise `trials`" in caplog.text
 
 
+def test_jobs_leave_stages_their_workers_and_both_come_to_their_end(tmp_path: Path) -> None:
+    with opened(World(tmp_path)) as world:
+        world.link.found = {"workers": 4}
+        world.ask()
+        pilot = world.log.next(PilotStarted)
+        world.link.says = lambda call: "stage" not in call  # it lasts
+        stage = world.runner.submit_stage(operator.add, 1, 2)
+        jobs = [world.send(pilot, trial, inputs={"epoch_s": 0.5}) for trial in ("0000", "0001")]
+        world.log.next(EpochReported)
+        assert world.link.sent.count("run") == 1, "two workers answer questions, one has the stage"
+        world.link.says = lambda call: True
+        assert stage.result(60) == 3
+        assert {world.log.next(JobEnded, job).outcome for job in jobs} == {Outcome.REACHED}
+
+
 def test_a_site_offers_no_more_gpus_than_it_has_and_trials_leave_before_its_walltime_ends(
     tmp_path: Path,
 ) -> None:
