@@ -11,6 +11,7 @@ import queue
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -39,6 +40,7 @@ from parsl_rasda.study.sites import GlobusSiteSpec
 from parsl_rasda.vocabulary import DEVICE_MASKS, NodeSlots, Outcome, PilotId, Placement, SiteName, TrialId
 
 _WALLTIME = "00:20:00"
+_PILOT_S = 3600.0  # in a queue
 _JOB_S = 300.0
 _STAGE_S = 120.0
 _SKEW_S = 2.0  # above it, deadlines and leases are kept badly
@@ -140,9 +142,12 @@ class Doctor:
         say(f"asking {self.site.name} for a pilot of {self.site.nodes_per_pilot} node(s)")
         began = time.monotonic()
         self.runner.request_pilot(RequestPilot(PilotId("doctor-0"), SiteName(self.site.name)))
-        pilot = self._await(lambda e: isinstance(e, PilotStarted | PilotEnded), None)
+        pilot = self._await(lambda e: isinstance(e, PilotStarted | PilotEnded), _PILOT_S)
         if not isinstance(pilot, PilotStarted):
-            cause = pilot.cause if isinstance(pilot, PilotEnded) else "it did not come"
+            late = (
+                f"it did not come within {_PILOT_S / 60:g} min; a queue for tests (`doctor:`) may be shorter"
+            )
+            cause = pilot.cause if isinstance(pilot, PilotEnded) else late
             raise SiteUnavailableError(self.site.name, cause)
         nodes, wanted = len(pilot.nodes), self.site.nodes_per_pilot
         yield Finding(
@@ -301,6 +306,7 @@ class Doctor:
             Verdict.GOOD if alike else Verdict.DOUBTFUL,
             "" if alike else "nodes differ",
         )
+        yield from _alike(ranks, self.site.accelerator)
         forked = sum(r["forked"] for r in ranks)
         if not self.site.warm_start:
             yield Finding("fork server", "switched off (warm_start: false)", Verdict.NONE)
@@ -310,17 +316,57 @@ class Doctor:
             advice = "ranks start in seconds instead of tenths; see log.txt, or set warm_start: false"
             yield Finding("fork server", "no rank was forked", Verdict.DOUBTFUL, advice)
 
-    def _await(self, wanted: Callable[[Event], bool], timeout_s: float | None) -> Event | None:
-        """Return the next event of interest; None after the time [s], if there is a limit."""
-        give_up = None if timeout_s is None else time.monotonic() + timeout_s
+    def _await(self, wanted: Callable[[Event], bool], timeout_s: float) -> Event | None:
+        """Return the next event of interest; None after the time [s]."""
+        give_up = time.monotonic() + timeout_s
         while True:
-            left_s = None if give_up is None else max(0.0, give_up - time.monotonic())
+            left_s = max(0.0, give_up - time.monotonic())
             try:
                 event = self.events.get(timeout=left_s)
             except queue.Empty:
                 return None
             if wanted(event):
                 return event
+
+
+def _alike(ranks: list[dict[str, Any]], accelerator: str) -> Iterator[Finding]:
+    """Yield whether the clocks, interpreters and masks of a site's ranks are what they must be.
+
+    Ranks of a job look at their clocks when they have just met.
+    """
+    apart_s = max(_span([r["clock"] for r in ranks if r["job"] == job]) for job in {r["job"] for r in ranks})
+    in_step = apart_s < _SKEW_S
+    yield Finding(
+        "clocks of the nodes",
+        f"{apart_s:.1f} s apart",
+        Verdict.GOOD if in_step else Verdict.DOUBTFUL,
+        ""
+        if in_step
+        else "deadlines are kept that much worse: tell the centre, or lengthen checkpoint_margin",
+    )
+    pythons = sorted({r["python"] for r in ranks})
+    if len(pythons) > 1:
+        advice = "set `python` in the site file, or look at what each node's shell puts on its PATH"
+        yield Finding("python of the ranks", ", ".join(pythons), Verdict.BAD, advice)
+    if accelerator in DEVICE_MASKS:
+        yield _masks(ranks, DEVICE_MASKS[accelerator])
+
+
+def _span(clocks: list[float]) -> float:
+    return max(clocks) - min(clocks)
+
+
+def _masks(ranks: list[dict[str, Any]], variable: str) -> Finding:
+    """Return whether each rank saw as many GPUs as ranks of its job were on its node."""
+    there = Counter((r["job"], r["node"]) for r in ranks)
+    wrong = [r for r in ranks if len(r["mask"].get(variable, "").split(",")) != there[r["job"], r["node"]]]
+    if not wrong:
+        return Finding("masks", f"{variable} is right on {len(ranks)} ranks", Verdict.GOOD)
+    worst = wrong[0]
+    node, mask = worst["node"], worst["mask"].get(variable)
+    found = f"{node} has {variable}={mask!r} for {there[worst['job'], node]}"
+    advice = "something sets the mask after us: a wrapper, a module, launcher_options (--gpu-bind)"
+    return Finding("masks", f"{found} ranks", Verdict.BAD, advice)
 
 
 def _small(site: SiteSpec) -> SiteSpec:

@@ -29,6 +29,7 @@ NO_LANE = Lane("")
 _LOOPBACK = "127.0.0.1"
 _SPARE_S = 5.0
 _ENDING_S = 15.0
+_UNREACHED = "No viable ZMQ"  # Parsl's manager, when it has tried all addresses
 _LAST_WORDS_LINES, _LAST_WORDS_CHARACTERS = 3, 300
 _LOOK_AGAIN_S = 1.0
 _ASK = {"SlurmProvider": slurm.ask, "PBSProProvider": pbs.ask}
@@ -230,7 +231,10 @@ class OwnPilots:
         words = [f"the pilot's batch job ended: {state.state.name.lower()}"]
         words += [f"exit {state.exit_code}"] if state.exit_code is not None else []
         is_preemption = state.state in {JobState.CANCELLED, JobState.TIMEOUT}
-        return LaneEnd(", ".join([*words, *_last_words(state)]), is_preemption=is_preemption)
+        said = _last_words(state)
+        if any(_UNREACHED in line for line in said):
+            said.append(f"it did not reach this machine at {self.address}: set `address` in the site file")
+        return LaneEnd(", ".join([*words, *said]), is_preemption=is_preemption)
 
     def _verdict(self, lane: Lane, block: str) -> slurm.Verdict | None:
         """Return what the batch system itself says, where we know how to ask it."""

@@ -29,6 +29,7 @@ def examine(trial: Trial) -> None:
     is_real = bool(trial.inputs.get("torch"))
     for _ in trial.epochs():
         seen: dict[str, Any] = {
+            "job": trial.directory.parent.parent.name,
             "node": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
             "python": ".".join(platform.python_version_tuple()[:2]),
             "forked": FORKED in os.environ,
