@@ -229,6 +229,13 @@ class GlobusSiteSpec(SiteBase):
     )
     nodes: Count = Field(1, description="Nodes of a pilot; the endpoint's nodes_per_block.")
 
+    @classmethod
+    def problems(cls, plain: Plain) -> Iterator[Problem]:
+        """Yield what the endpoint decides, and not the controller."""
+        if plain.get("release_idle_after") is not None:
+            allowed = "idle_s in user_endpoint_config: the endpoint gives an idle pilot back itself"
+            yield Problem(("release_idle_after",), shown(plain["release_idle_after"]), allowed)
+
     @property
     def nodes_per_pilot(self) -> int:
         """Nodes of one allocation."""

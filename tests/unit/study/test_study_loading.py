@@ -290,6 +290,14 @@ def test_a_globus_compute_site_is_told_by_its_endpoint(tmp_path: Path) -> None:
     assert load_site(tmp_path / "dumped.yaml") == site
 
 
+def test_what_an_endpoint_decides_itself_is_no_setting_of_its_site(tmp_path: Path) -> None:
+    (tmp_path / "far.yaml").write_text(
+        "endpoint_id: 4b116d3c-1703-4f8f-9f6f-39921e5864df\nrelease_idle_after: 60\n"
+    )
+    with pytest.raises(InvalidFileError, match="idle_s in user_endpoint_config"):
+        load_site(tmp_path / "far.yaml")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line", "words"),
     [
