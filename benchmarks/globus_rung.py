@@ -58,11 +58,15 @@ def measure(bed: GlobusBed, folder: Path) -> dict[str, Any]:
     cold_s = time.perf_counter() - began
     node = pilot.nodes[0]
     placement = Placement(SiteName("alps"), pilot.pilot, (NodeSlots(node.node, node.gpus[:1]),))
-    plain, rungs, launches = [], [], []
+    plain, asked, rungs, launches = [], [], [], []
+    bare = bare_executor(site)
     for number in range(REPEATS):
         began = time.perf_counter()
-        runner._tasks.submit("look", {"jobs": [], "silence_s": 1.0}).result(60)
+        bare.submit(nothing).result(60)
         plain.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        runner._tasks.submit("look", {"jobs": [], "silence_s": 1.0}).result(60)
+        asked.append(time.perf_counter() - began)
         order = order_of(number, folder)
         began = time.perf_counter()
         runner.start_job(order, placement)
@@ -71,11 +75,13 @@ def measure(bed: GlobusBed, folder: Path) -> dict[str, Any]:
         alone = dataclasses.replace(order, directory=str(folder / f"alone-{number}"), trial=TrialId("alone"))
         began = time.perf_counter()
         launch = {"argv": words(alone), "environment": {}, "files": {}}
-        globus_site.run(alone.to_json(), launch, f"m{number}", f"r{number}", [], grace_s=5.0)
+        sender = {"folder": str(folder / "alone"), "mark": "alone", "term": 1}
+        globus_site.run(alone.to_json(), launch, f"m{number}", sender, [], grace_s=5.0)
         launches.append(time.perf_counter() - began)
         time.sleep(2.0)  # twenty requests in ten seconds are allowed
+    bare.shutdown()
     runner.close()
-    medians = {"plain_round_trip_s": plain, "rung_s": rungs, "launch_alone_s": launches}
+    medians = {"plain_round_trip_s": plain, "look_s": asked, "rung_s": rungs, "launch_alone_s": launches}
     summary = {name: round(statistics.median(values), 3) for name, values in medians.items()}
     overhead_s = summary["rung_s"] - summary["launch_alone_s"]
     return {
@@ -88,6 +94,20 @@ def measure(bed: GlobusBed, folder: Path) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1),
     }
+
+
+def bare_executor(site: GlobusSiteSpec) -> Any:
+    """Return the SDK's own executor on the same pilot, as anybody would use it."""
+    from globus_compute_sdk import Client, Executor
+    from globus_compute_sdk.serialize import ComputeSerializer, JSONData, PureSourceTextInspect
+
+    client = Client(do_version_check=False)
+    client.fx_serializer = ComputeSerializer(strategy_code=PureSourceTextInspect(), strategy_data=JSONData())
+    return Executor(site.endpoint_id, client=client, user_endpoint_config=dict(site.user_endpoint_config))
+
+
+def nothing():  # type: ignore[no-untyped-def]  # travels as source
+    return None
 
 
 def order_of(number: int, folder: Path) -> JobOrder:
