@@ -115,6 +115,42 @@ def test_what_the_service_finds_too_large_is_said_to_be(link) -> None:
     assert "What was sent to site 'alps' is too large" in str(found)
 
 
+class LosesConnections(Executor):
+    """The SDK's, when the broker goes away while a task runs: its future fails, the task runs on."""
+
+    def __init__(self) -> None:
+        super().__init__(refusals=0)
+        self.open: list[Future] = []
+        self.reloads = 0
+
+    def submit_to_registered_function(self, function: str | None, args: tuple[str, dict[str, int]]) -> Future:
+        self.open.append(Future())
+        self.open[-1].task_id = str(len(self.open))
+        return self.open[-1]
+
+    def reload_tasks(self) -> list[Future]:
+        self.reloads += 1
+        if self.reloads == 1:
+            raise NetworkError("no route", OSError())
+        again: Future = Future()
+        again.task_id = self.open[0].task_id
+        again.set_result("done meanwhile")
+        return [again]
+
+
+def test_a_result_whose_connection_broke_is_loaded_again_until_the_service_answers(link, monkeypatch) -> None:
+    monkeypatch.setattr(globus_link, "_RELOAD_EVERY_S", 0.0)
+    link._executor = LosesConnections()
+    task = link.submit("run", {})
+    while task.id is None:
+        threading.Event().wait(0.01)
+    link._executor.open[0].set_exception(ConnectionError("the broker has gone"))
+    assert not task.done(), "it runs on; only the way back is broken"
+    mended(link, task)
+    assert task.result(0) == "done meanwhile"
+    assert link._executor.reloads == 2
+
+
 def test_without_a_login_the_site_is_refused_in_words_and_nobody_is_asked(
     link, tmp_path, monkeypatch
 ) -> None:
