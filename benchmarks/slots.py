@@ -78,6 +78,18 @@ def main() -> None:
     print(text)
     if arguments.out:
         arguments.out.write_text(text + "\n")
+    if not holds(rows):
+        raise SystemExit("the controller's cost per event grows faster than the logarithm of the slots")
+
+
+def holds(rows: list[dict[str, Any]]) -> bool:
+    """Return whether every trial ended well and the cost per event grew at most logarithmically."""
+    first, last = rows[0], rows[-1]
+    allowed = math.log2(last["slots"]) / math.log2(first["slots"])
+    costs = ("controller_ms_per_event", "machine_us_per_event")
+    return all(row["failed"] == row["losses"] == 0 for row in rows) and all(
+        last[cost] <= allowed * first[cost] for cost in costs
+    )
 
 
 def in_a_process_of_its_own(slots: int) -> dict[str, Any]:

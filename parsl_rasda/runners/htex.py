@@ -169,6 +169,9 @@ def build_provider(site: ParslSiteSpec, ours: str) -> Any:  # any of Parsl's pro
     options |= {"nodes_per_block": site.nodes_per_pilot, "worker_init": f"{clock}\n{theirs}\n{ours}\n"}
     if site.provider.type == "SlurmProvider":  # first: a site file that says otherwise is heeded
         options["scheduler_options"] = f"{_NO_REQUEUE}\n{options.get('scheduler_options', '')}"
+        if options.get("exclusive") is False and isinstance(site.gpus_per_node, int):
+            # Of a node that may be shared, Parsl asks for one core, and no step would fit.
+            options.setdefault("cores_per_node", site.threads_per_rank * site.gpus_per_node)
     options |= {"init_blocks": 0, "min_blocks": 0, "max_blocks": 1}
     try:
         return build(launcher=SimpleLauncher(), **options)

@@ -195,6 +195,20 @@ def test_the_job_script_of_a_pilot_is_what_the_batch_system_needs(
     assert (provider.init_blocks, provider.min_blocks, provider.max_blocks) == (0, 0, 1)
 
 
+def test_a_pilot_on_nodes_that_may_be_shared_asks_for_the_cores_of_its_ranks(batch_systems: Path) -> None:
+    shared = {"type": "SlurmProvider", "exclusive": False, "walltime": "01:00:00"}
+    site = ParslSiteSpec.model_validate(
+        {"name": "site", "gpus_per_node": 4, "threads_per_rank": 8, "provider": shared}
+    )
+    provider = build_provider(site, "echo ours")
+    provider.script_dir = str(batch_systems)
+    assert provider.submit("pool --flag", 1, "pilot")
+    (script,) = [path for path in batch_systems.iterdir() if not path.name.endswith(("stdout", "stderr"))]
+    lines = script.read_text().splitlines()
+    assert "#SBATCH --cpus-per-task=32" in lines
+    assert "#SBATCH --exclusive" not in lines
+
+
 def test_the_job_of_a_pilot_under_htcondor_is_one_node_with_its_gpus(batch_systems: Path) -> None:
     site = ParslSiteSpec.model_validate(
         {
