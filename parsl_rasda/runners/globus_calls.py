@@ -137,12 +137,11 @@ class _StageHeartbeat(Heartbeat):
 
     def _watch(self) -> None:
         while not self._over.wait(HEARTBEAT_S):
-            reason = read(self._directory / STOP)
-            if os.getppid() != self._parent:
-                reason = "the pilot has ended"
-            if reason is not None and not (self._directory / ANSWER).exists():
+            reason, is_orphan = read(self._directory / STOP), os.getppid() != self._parent
+            if (reason is not None or is_orphan) and not (self._directory / ANSWER).exists():
                 self._answering.acquire()
                 leftovers.end_marked(leftovers.JOB_VARIABLE, str(self._directory), grace_s=0.0)
-                write(self._directory / ANSWER, json.dumps({"cause": reason}))
+                if reason is not None:  # an orphan falls silent: the next controller begins it again
+                    write(self._directory / ANSWER, json.dumps({"cause": reason}))
                 os._exit(1)
             self._beat()
