@@ -12,7 +12,7 @@ from parsl_rasda.pipeline.doctor import Doctor
 from parsl_rasda.runners.htex import build_provider
 from parsl_rasda.runtime.binding import own_cores
 from parsl_rasda.study import load_site
-from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.study.sites import GlobusSiteSpec, ParslSiteSpec
 from parsl_rasda.vocabulary import NodeName, NodeSlots, PilotId, Placement, SiteName
 
 FOLDER = Path(__file__).parents[2] / "site_configs"
@@ -72,6 +72,41 @@ def test_each_site_loads_and_parsl_takes_its_provider(name: str) -> None:
     provider = build_provider(site, "echo ready")
     assert type(provider).__name__ == site.provider.type
     assert provider.nodes_per_block == site.nodes_per_pilot
+
+
+@pytest.mark.parametrize("name", ["local", "workstation"])
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_one_machine_starts_its_ranks_without_ssh(name: str, ranks: int) -> None:
+    site = site_of(name)
+    nodes = (NodeSlots(NodeName("here"), tuple(range(ranks))),)
+    settings = LaunchSettings(accelerator=site.accelerator, gpus_per_node=4, local=True)
+    placement = Placement(SiteName(name), PilotId("p"), nodes)
+    command = build_launcher(site.mpi_launcher).command(placement, PROGRAM, settings)
+    assert " ".join(command.argv) == f"mpiexec -n {ranks} python order.json"
+    assert command.environment["HYDRA_LAUNCHER"] == command.environment["I_MPI_HYDRA_BOOTSTRAP"] == "fork"
+
+
+@pytest.mark.parametrize(("each", "nodes"), [(1, 1), (2, 1), (4, 1), (4, 4)])
+def test_the_template_of_an_endpoint_loads_and_gets_its_launch_commands(each: int, nodes: int) -> None:
+    site = load_site(str(FOLDER / "globus_endpoint" / "site.yaml"))
+    assert isinstance(site, GlobusSiteSpec)
+    assert (site.nodes, site.gpus_per_node) == (4, 4)
+    asked = {"batch_system": "slurm", "nodes": site.nodes, "gpus_per_node": site.gpus_per_node}
+    assert asked.items() <= dict(site.user_endpoint_config).items(), "the batch system is asked for them"
+    names = [f"n{i}" for i in range(nodes)]
+    slots = tuple(NodeSlots(NodeName(n), tuple(range(each))) for n in names)
+    settings = LaunchSettings(accelerator=site.accelerator, gpus_per_node=4)
+    placement = Placement(SiteName("s"), PilotId("p"), slots)
+    command = build_launcher(site.mpi_launcher).command(placement, PROGRAM, settings)
+    assert " ".join(command.argv) == SRUN.format(
+        nodes=nodes,
+        ranks=each * nodes,
+        each=each,
+        list=",".join(names),
+        threads=1,
+        gres="--gres=gpu:4 ",
+        more="",
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

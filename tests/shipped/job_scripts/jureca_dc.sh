@@ -1,0 +1,19 @@
+#!/bin/bash
+#SBATCH --job-name=NAME
+#SBATCH --output=FOLDER/NAME.stdout
+#SBATCH --error=FOLDER/NAME.stderr
+#SBATCH --nodes=4
+#SBATCH --time=360
+#SBATCH --ntasks-per-node=1
+#SBATCH --no-requeue
+#SBATCH --partition=dc-gpu
+#SBATCH --account=project
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=128
+export PARSL_RASDA_BEGAN=$(date +%s)
+source /venv/bin/activate
+echo ours
+export PARSL_CORES=128
+export JOBNAME="NAME"
+pool --flag
+# sbatch FOLDER/NAME

@@ -1,0 +1,19 @@
+#!/bin/bash
+#SBATCH --job-name=NAME
+#SBATCH --output=FOLDER/NAME.stdout
+#SBATCH --error=FOLDER/NAME.stderr
+#SBATCH --nodes=4
+#SBATCH --time=360
+#SBATCH --ntasks-per-node=1
+#SBATCH --no-requeue
+#SBATCH --partition=standard-g
+#SBATCH --account=project
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=56
+export PARSL_RASDA_BEGAN=$(date +%s)
+source /venv/bin/activate
+echo ours
+export PARSL_CORES=56
+export JOBNAME="NAME"
+pool --flag
+# sbatch FOLDER/NAME
