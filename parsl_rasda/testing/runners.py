@@ -237,26 +237,35 @@ class RunningPilot:
     pilot: PilotStarted
     directory: Path
 
-    def start(self, trial: str, *, width: int = 1, until: int = 2, **fields: Any) -> JobId:
+    def start(self, trial: str, *, width: int = 1, **fields: Any) -> JobId:
         """Start a job on the first slots of the first node."""
         node = self.pilot.nodes[0]
-        placement = Placement(self.pilot.site, self.pilot.pilot, (NodeSlots(node.node, node.gpus[:width]),))
-        values = {"config": {}, "interactive": True, "epoch": 0, **fields}
+        return self.start_at(trial, (NodeSlots(node.node, node.gpus[:width]),), **fields)
+
+    def start_at(self, trial: str, nodes: tuple[NodeSlots, ...], **fields: Any) -> JobId:
+        """Start a job on certain slots; fields are those of its order."""
+        placement = Placement(self.pilot.site, self.pilot.pilot, nodes)
+        values: dict[str, Any] = {
+            "config": {},
+            "interactive": True,
+            "epoch": 0,
+            "until": 2,
+            "metric": "loss",
+            "python": "contract:train",
+            "accelerator": "none",
+            **fields,
+        }
         order = JobOrder(
             study="contract",
             trial=TrialId(trial),
             attempt=1,
             directory=str(self.directory / trial / "attempt-1"),
             seed=1,
-            metric="loss",
             mode="min",
-            until=until,
             max_epochs=8,
-            schedule=((0, width),),
-            world_size=width,
-            python="contract:train",
+            schedule=((0, placement.width),),
+            world_size=placement.width,
             slots=placement.slots,
-            accelerator="none",
             **values,
         )
         self.runner.start_job(order, placement)

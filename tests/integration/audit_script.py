@@ -14,12 +14,13 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--lr", type=float)
 parser.add_argument("--epoch", type=int)
 parser.add_argument("--until", type=int)
-parser.add_argument("--seconds", type=float)
+parser.add_argument("--seconds", type=float, default=0.0)
+parser.add_argument("--ends", type=float, default=0.0, help="Unix time [s]")
 parser.add_argument("--report")
 arguments = parser.parse_args()
 
 began = time.time()
-time.sleep(arguments.seconds)
+time.sleep(max(arguments.seconds, arguments.ends - began))
 rank = int(os.environ["RANK"])
 place = Path(arguments.report).parent
 seen = {

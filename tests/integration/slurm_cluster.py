@@ -61,7 +61,7 @@ InactiveLimit=0
 MinJobAge=600
 SlurmctldTimeout=30
 SlurmdTimeout=10
-JobRequeue=0
+JobRequeue=1
 NodeName=n[0-{last}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first_port}-{last_port}] \
 CPUs=32 Boards=1 SocketsPerBoard=1 CoresPerSocket=32 ThreadsPerCore=1 RealMemory=16000 Gres=gpu:{gpus} \
 State=UNKNOWN
@@ -129,11 +129,18 @@ class SlurmCluster:
         daemon.kill()
         daemon.wait()
 
+    def drain(self, node: str) -> None:
+        """Let a node take no further job; what runs there runs on."""
+        self.run("scontrol", "update", f"nodename={node}", "state=drain", "reason=service")
+
     def revive_nodes(self) -> None:
-        """Start the daemons of failed nodes again."""
+        """Start the daemons of failed nodes again, and take drained ones back."""
         for i in range(self.nodes):
             if f"n{i}" not in self._daemons:
                 self._start_node(f"n{i}")
+        drained = self.run("sinfo", "--noheader", "--Node", "--states=drain", "--format=%N").split()
+        for node in dict.fromkeys(drained):
+            self.run("scontrol", "update", f"nodename={node}", "state=resume")
 
     def revive(self) -> None:
         """Bring back every node, cancel what is left, and wait until all are idle."""
