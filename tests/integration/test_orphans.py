@@ -1,77 +1,198 @@
-"""Whatever of a job is killed, nothing of it lives on: hydra and Open MPI here, srun in `test_slurm`."""
+"""Whatever is killed, nothing of a job lives on: each launcher on this machine, and inside a Slurm job."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, Self
 
 import pytest
-from runner_tools import eventually, local_site, mark_of
+from rank_launch import OPENMPI, missing_of
+from runner_tools import STAND_IN, eventually, mark_of, processes_of
+from slurm_cluster import SlurmCluster
 
-from parsl_rasda.orchestration.events import JobEnded, JobStarted, PilotStarted, RequestPilot
 from parsl_rasda.runners import leftovers
-from parsl_rasda.runners.parsl_runner import ParslRunner
-from parsl_rasda.testing.runners import EventLog, RunningPilot
-from parsl_rasda.vocabulary import Outcome, PilotId, SiteName
 
 pytestmark = [pytest.mark.parsl, pytest.mark.mpi, pytest.mark.slow]
 
-ROOT = Path(__file__).parents[2]
+DEADLINE_S = 120.0
+VICTIMS = ("rank", "launcher", "worker", "manager", "pilot", "controller")
+CONTROLLER = """
+import json, sys
+from pathlib import Path
+from parsl_rasda.orchestration.events import JobEnded, JobStarted, PilotStarted, RequestPilot
+from parsl_rasda.runners.parsl_runner import ParslRunner
+from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.testing.runners import EventLog, RunningPilot
+from parsl_rasda.vocabulary import PilotId, SiteName
+
+folder = Path(sys.argv[1])
+log = EventLog(120)
+runner = ParslRunner(ParslSiteSpec.model_validate(json.loads(sys.argv[2])), folder)
+runner.open(log.post)
+try:
+    runner.request_pilot(RequestPilot(PilotId("site-0"), SiteName("site")))
+    pilot = RunningPilot(runner, log, log.next(PilotStarted), folder)
+    job = pilot.start_at("t0", pilot.pilot.nodes[: int(sys.argv[3])], config={"epoch_s": 600})
+    log.next(JobStarted, job)
+    print("up", flush=True)
+    print(log.next(JobEnded, job).outcome, flush=True)
+    sys.stdin.read()
+finally:
+    runner.close()
+"""
 
 
-@pytest.fixture(params=["hydra", "openmpi"])
-def pilot(
-    request: pytest.FixtureRequest, tmp_path: Path, need: Callable[..., None]
-) -> Iterator[RunningPilot]:
-    """A pilot whose launches use one of the launchers."""
-    provider = {"type": "LocalProvider"}
-    if request.param == "openmpi":
-        folder = Path(os.environ.get("RASDA_OPENMPI", ROOT / ".venv-openmpi" / "bin"))
-        need("openmpi", also_missing="" if (folder / "prterun").exists() else f"prterun in {folder}")
-        provider["worker_init"] = f'export PATH={folder}:"$PATH"'
-    else:
-        need("mpiexec")
-    site = local_site(mpi_launcher=request.param, provider=provider, gpus_per_node=2)
-    runner, log = ParslRunner(site, tmp_path), EventLog()
-    runner.open(log.post)
-    try:
-        runner.request_pilot(RequestPilot(PilotId("local-0"), SiteName("local")))
-        yield RunningPilot(runner, log, log.next(PilotStarted), tmp_path)
-    finally:
-        runner.close()
+def site_of(launcher: str, provider: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    if launcher == "openmpi":  # before MPICH's on the pilot's PATH
+        provider = {**provider, "worker_init": f'export PATH={OPENMPI}:"$PATH"'}
+    return {
+        "name": "site",
+        "provider": provider,
+        "gpus_per_node": 2,
+        "accelerator": "none",
+        "mpi_launcher": launcher,
+        "python": str(STAND_IN),
+        "heartbeat_threshold": 5,
+        "checkpoint_margin": 5,
+        **fields,
+    }
 
 
-def processes_of_job(mark: str) -> dict[int, list[str]]:
-    """Return the processes of a launch by pid, with their command lines."""
+class Controller:
+    """A controller in a process of its own, whose one job is training on two ranks a node."""
+
+    def __init__(self, folder: Path, site: dict[str, Any], nodes: int, environment: dict[str, str]) -> None:
+        self._words = (sys.executable, "-c", CONTROLLER, str(folder), json.dumps(site), str(nodes))
+        self._environment = {**os.environ, **environment}
+        self.folder, self.width = folder, 2 * nodes
+
+    def __enter__(self) -> Self:
+        self.process = subprocess.Popen(
+            self._words,
+            env=self._environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.said() == "up"
+        self.mark = mark_of(self.folder)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:  # the test has failed
+            self.process.kill()
+            self.process.communicate()
+
+    def said(self) -> str:
+        """Return the next line of its output."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def processes_of_job(self) -> dict[int, list[str]]:
+        """Return the processes of the launch by pid, with their command lines."""
+        return _with_words(p.pid for p in leftovers.marked(leftovers.JOB_VARIABLE, f"{self.mark}/t0.1"))
+
+    def pids_of(self, victim: str) -> list[int]:
+        """Return what to kill."""
+        job = self.processes_of_job()
+        ranks = [
+            pid for pid, words in job.items() if words[-2].endswith("order.json") and "stand_in" in words[1]
+        ]
+        roots = [pid for pid in job if _parent_of(pid) not in job]
+        pool = [
+            pid
+            for pid, words in _with_words(processes_of(self.mark)).items()
+            if "python" in words[0] and any(word.endswith("parsl-rasda-workers") for word in words)
+        ]
+        assert len(ranks) == self.width
+        (worker,) = {_parent_of(pid) for pid in roots} & set(processes_of(self.mark))
+        launchers = [pid for pid in roots if _parent_of(pid) == worker]
+        managers = [pid for pid in pool if _parent_of(pid) not in pool]
+        assert len(launchers) == len(managers) == 1
+        return {
+            "rank": ranks[-1:],
+            "launcher": launchers,
+            "worker": [worker],
+            "manager": managers,
+            "pilot": sorted({*pool, worker}),
+            "controller": [self.process.pid],
+        }[victim]
+
+
+def _with_words(pids: Any) -> dict[int, list[str]]:
     found = {}
-    for process in leftovers.marked(leftovers.JOB_VARIABLE, mark):
+    for pid in pids:
         try:
-            found[process.pid] = Path(f"/proc/{process.pid}/cmdline").read_text().split("\0")
+            found[pid] = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
         except OSError:
             continue
     return found
 
 
-def parent_of(pid: int) -> int:
+def _parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-@pytest.mark.parametrize("victim", ["rank", "launcher", "worker"])
-def test_whatever_of_a_job_is_killed_nothing_of_it_lives_on(pilot: RunningPilot, victim: str) -> None:
-    job = pilot.start("t0", width=2, config={"epoch_s": 600})
-    pilot.log.next(JobStarted, job)
-    mark = f"{mark_of(pilot.directory)}/{job}"
-    processes = processes_of_job(mark)
-    ranks = [
-        pid for pid, words in processes.items() if words[-2].endswith("order.json") and "stand_in" in words[1]
-    ]
-    launchers = [pid for pid in processes if parent_of(pid) not in processes]
-    assert len(ranks) == 2
-    assert len(launchers) == 1
-    target = {"rank": ranks[-1], "launcher": launchers[0], "worker": parent_of(launchers[0])}[victim]
-    os.kill(target, signal.SIGKILL)
-    ended = pilot.log.next(JobEnded, job)
-    assert ended.outcome in {Outcome.LOST, Outcome.PREEMPTED}
-    eventually(lambda: not processes_of_job(mark))
+def kill(controller: Controller, victim: str) -> None:
+    """Kill it, and see that the job ends, that nothing of it is left, and then nothing of the run."""
+    for pid in controller.pids_of(victim):
+        os.kill(pid, signal.SIGKILL)
+    see_the_end(controller, is_controller=victim == "controller")
+
+
+def see_the_end(controller: Controller, *, is_controller: bool = False) -> None:
+    if not is_controller:
+        assert controller.said() in {"lost", "preempted"}
+    eventually(lambda: not controller.processes_of_job(), DEADLINE_S)
+    if not is_controller:
+        controller.process.communicate(timeout=DEADLINE_S)
+    eventually(lambda: not processes_of(controller.mark), DEADLINE_S)
+
+
+def need_launcher(need: Callable[..., None], launcher: str) -> None:
+    if launcher == "srun":
+        return
+    need("openmpi" if launcher == "openmpi" else "mpiexec", also_missing=missing_of(launcher))
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+@pytest.mark.parametrize("launcher", ["hydra", "openmpi"])
+def test_whatever_is_killed_nothing_of_the_job_lives_on(
+    tmp_path: Path, need: Callable[..., None], launcher: str, victim: str
+) -> None:
+    need_launcher(need, launcher)
+    site = site_of(launcher, {"type": "LocalProvider"})
+    with Controller(tmp_path, site, nodes=1, environment={}) as controller:
+        kill(controller, victim)
+
+
+@pytest.fixture(scope="module")
+def cluster(need: Callable[..., None]) -> Iterator[SlurmCluster]:
+    need("slurm")
+    with SlurmCluster(nodes=2) as cluster:
+        yield cluster
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize("victim", VICTIMS)
+@pytest.mark.parametrize("launcher", ["srun", "hydra", "openmpi"])
+def test_whatever_is_killed_inside_a_slurm_job_nothing_of_the_job_lives_on(
+    tmp_path: Path, need: Callable[..., None], cluster: SlurmCluster, launcher: str, victim: str
+) -> None:
+    need_launcher(need, launcher)
+    cluster.revive()
+    provider = {"type": "SlurmProvider", "partition": "main", "nodes_per_block": 2, "walltime": "00:10:00"}
+    site = site_of(launcher, provider, address="127.0.0.1")
+    with Controller(tmp_path, site, nodes=2, environment=cluster.environment) as controller:
+        if victim == "pilot":
+            cluster.run("scancel", *cluster.jobs("RUNNING"))
+            see_the_end(controller)
+        else:
+            kill(controller, victim)
+    eventually(lambda: not cluster.jobs("PENDING,RUNNING"), DEADLINE_S)

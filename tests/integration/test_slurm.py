@@ -21,6 +21,7 @@ from slurm_cluster import SlurmCluster
 
 from parsl_rasda.handoff import JobOrder
 from parsl_rasda.orchestration.events import (
+    RELEASED,
     EpochReported,
     JobEnded,
     JobStarted,
@@ -302,6 +303,22 @@ def test_a_pilot_that_ends_in_mid_study_costs_no_retry_and_nothing_of_the_result
     assert [t["losses"] for t in summary["trial_list"]] == [0] * 8
     assert max(repeated(place.folder / "run").values()) <= 1, "the running epoch of each, if at all"
     assert not [f for f in summary["faults"]["list"] if f["what"].startswith("job")]
+
+
+def test_two_pilots_share_a_study_and_one_that_idles_is_given_back(place: Place) -> None:
+    provider = {**SITE["provider"], "nodes_per_block": 1}
+    site = {**SITE, "provider": provider, "pilots": 2, "release_idle_after": 2}
+    study = study_of(num_samples=12, scheduler={"growth": "none", "max_workers": 1})
+    summary = place.run({**study, "with": {**STUDY["with"], "epoch_s": 1.5}}, site)
+    run = place.folder / "run"
+    first, second, *_ = events_of(run, PilotStarted)
+    assert {n.node for n in first.nodes}.isdisjoint(n.node for n in second.nodes)
+    used = {slot.partition(":")[0] for e in events_of(run, EpochReported) for slot in e.slots}
+    assert used >= {n.node for pilot in (first, second) for n in pilot.nodes}, "both worked"
+    given_back = [e for e in events_of(run, PilotEnded) if e.cause == RELEASED]
+    assert given_back, "the last trials fit on one"
+    assert given_back[0].at < max(e.at for e in events_of(run, EpochReported)), "while others trained"
+    assert [t["losses"] for t in summary["trial_list"]] == [0] * 12
 
 
 # ------------------------------------------------------------------------------------------ real training

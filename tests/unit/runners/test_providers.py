@@ -10,7 +10,7 @@ import pytest
 
 from parsl_rasda.errors import InvalidFileError
 from parsl_rasda.runners.hosts import node_names
-from parsl_rasda.runners.htex import build_provider
+from parsl_rasda.runners.htex import build_executor, build_provider
 from parsl_rasda.study import load_site
 from parsl_rasda.study.sites import ParslSiteSpec
 
@@ -251,6 +251,24 @@ def test_providers_that_cannot_hold_a_pilot_are_refused_by_their_line(
         load_site(str(path))
     assert said in str(caught.value)
     assert "site.yaml:" in str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "polling_s"), [("SlurmProvider", 15), ("LocalProvider", 1)])
+def test_parsls_slow_defaults_are_overridden(kind: str, polling_s: int) -> None:
+    site = ParslSiteSpec.model_validate(
+        {"name": "site", "provider": {"type": kind}, "heartbeat_threshold": 12, "address": "127.0.0.1"}
+    )
+    executor = build_executor(
+        site,
+        "site-0",
+        workers=3,
+        address="127.0.0.1",
+        worker_init="",
+        mark="mark",
+        on_states=lambda label, states: None,
+    )
+    assert executor.status_polling_interval == polling_s, "60 of Parsl's"
+    assert (executor.heartbeat_period, executor.heartbeat_threshold) == (2, 12), "30 and 120 of Parsl's"
 
 
 def test_grid_engine_lists_a_node_a_line_with_its_slots(tmp_path: Path) -> None:
