@@ -74,7 +74,7 @@ class Accounts:
         self.last_at = max(self.last_at, event.at)
         match event:
             case PilotStarted():
-                self._pilots[event.pilot] = (event.at, sum(len(n.gpus) for n in event.nodes))
+                self._open_pilot(event)
             case PilotEnded():
                 self._close_pilot(event.pilot, event.at)
                 if event.cause != RELEASED and not self._is_leaving:
@@ -130,6 +130,11 @@ class Accounts:
         self.controllers += 1
         self.started_at, self.finished_at, self.cause = event.at, None, ""
         self._is_leaving = False
+
+    def _open_pilot(self, event: PilotStarted) -> None:
+        self._pilots[event.pilot] = (event.at, sum(len(n.gpus) for n in event.nodes))
+        if event.warning:
+            self.faults.append(Fault(event.at, f"pilot {event.pilot}", event.warning))
 
     def _close_pilot(self, pilot: PilotId, at: float) -> None:
         since, gpus = self._pilots.pop(pilot, (at, 0))

@@ -53,6 +53,7 @@ class PilotStarted:
         deadline: Unix time [s] by which jobs must have left: the allocation's end, less the time that
             the site keeps for checkpoints; or None.
         release_idle_after_s: The site wants it back after so long without work [s]; or None.
+        warning: In what it falls short of the site file, in words.
     """
 
     at: float
@@ -62,6 +63,7 @@ class PilotStarted:
     interactive: bool = True
     deadline: float | None = None
     release_idle_after_s: float | None = None
+    warning: str = ""
 
 
 RELEASED = "released"  # the cause of a pilot's end that we asked for

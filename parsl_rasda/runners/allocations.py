@@ -30,6 +30,7 @@ class Allocation:
         python: The interpreter of ranks there.
         rank_client: The program that has a rank forked (`runtime.forkserver`).
         is_one_machine: All its nodes are the machine that the pilot is on; their names mean nothing.
+        warning: In what it falls short of the site file, in words.
     """
 
     nodes: tuple[NodeSlots, ...]
@@ -37,6 +38,7 @@ class Allocation:
     python: str
     rank_client: str
     is_one_machine: bool = False
+    warning: str = ""
 
     @property
     def gpus_per_node(self) -> int:
@@ -111,7 +113,20 @@ def read_allocation(
     nodes = tuple(NodeSlots(NodeName(n), tuple(range(gpus))) for n in _usable_nodes(site, names, is_local))
     is_one_machine = is_local and (len(names) == 1 or len(nodes) == 1)
     python = site.python or found["executable"]
-    return Allocation(nodes, deadline, python, found["rank_client"], is_one_machine)
+    warning = _shortfall(site, names[0], len(nodes), gpus)
+    if warning:
+        logger.warning("pilot falls short site=%s: %s", site.name, warning)
+    return Allocation(nodes, deadline, python, found["rank_client"], is_one_machine, warning)
+
+
+def _shortfall(site: ParslSiteSpec, node: str, nodes: int, gpus: int) -> str:
+    """Return what a pilot has less of than declared, in words, or nothing."""
+    words = []
+    if nodes < site.nodes_per_pilot:
+        words.append(f"{nodes} nodes of the {site.nodes_per_pilot} declared")
+    if site.gpus_per_node != "auto" and gpus < site.gpus_per_node:
+        words.append(f"{gpus} GPUs on {node} of the {site.gpus_per_node} declared")
+    return f"used with {' and '.join(words)}" if words else ""
 
 
 def _usable_nodes(site: ParslSiteSpec, names: list[str], is_local: bool) -> list[str]:
@@ -122,9 +137,6 @@ def _usable_nodes(site: ParslSiteSpec, names: list[str], is_local: bool) -> list
     declared = site.nodes_per_pilot
     if is_local and len(names) == 1 < declared:
         return [f"node{i}" for i in range(declared)]
-    if len(names) < declared:
-        facts = (site.name, declared, len(names))
-        logger.warning("fewer nodes than declared site=%s declared=%d found=%d", *facts)
     return names[:declared] if is_local else names
 
 
@@ -137,10 +149,7 @@ def _usable_gpus(site: ParslSiteSpec, found: int) -> int:
     declared = site.gpus_per_node
     if declared == "auto":
         return found
-    if site.accelerator in COUNTED and 0 < found < declared:
-        logger.warning("fewer GPUs than declared site=%s declared=%d found=%d", site.name, declared, found)
-        return found
-    return declared
+    return found if site.accelerator in COUNTED and 0 < found < declared else declared
 
 
 def walltime_s(text: str) -> float:

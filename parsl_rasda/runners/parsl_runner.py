@@ -371,6 +371,7 @@ class ParslRunner:
                 allocation.nodes,
                 deadline=allocation.leave_by(self._site.checkpoint_margin_s, now),
                 release_idle_after_s=self._site.release_idle_after_s,
+                warning=allocation.warning,
             )
         )
 

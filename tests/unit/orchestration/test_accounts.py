@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,14 @@ def start(job: str, width: int, *, epoch: int = 0) -> StartJob:
 
 def epoch(at: float, job: str, number: int, seconds: float) -> EpochReported:
     return EpochReported(at, JobId.parse(job), number, {"loss": 1.0}, seconds, None)
+
+
+def test_a_pilot_that_falls_short_is_among_the_faults() -> None:
+    accounts = Accounts()
+    accounts.add(replace(pilot(5.0), warning="used with 4 GPUs on n of the 8 declared"), ())
+    (fault,) = accounts.faults
+    assert (fault.at, fault.what) == (5.0, "pilot a-0")
+    assert fault.cause == "used with 4 GPUs on n of the 8 declared"
 
 
 def test_gpu_time_held_and_busy() -> None:

@@ -74,7 +74,8 @@ def test_fewer_gpus_than_declared_are_used_as_they_are_with_a_warning(
     found = read(site(gpus_per_node=8))
     assert isinstance(found, Allocation)
     assert found.gpus_per_node == 4
-    assert "fewer GPUs than declared site=s declared=8 found=4" in caplog.text
+    assert found.warning == "used with 4 GPUs on n1 of the 8 declared"
+    assert found.warning in caplog.text
 
 
 def test_tiles_of_intels_cards_are_as_many_as_declared(caplog: pytest.LogCaptureFixture) -> None:
@@ -105,6 +106,7 @@ def test_inside_an_allocation_nodes_keep_the_names_that_were_found(declared: int
     found = read(spec, is_local=True, nodes=["n1", "n2", "n3"])
     assert isinstance(found, Allocation)
     assert [node.node for node in found.nodes] == used
+    assert found.warning == ("used with 3 nodes of the 4 declared" if declared == 4 else "")
     assert found.is_one_machine == (declared == 1)
 
 
