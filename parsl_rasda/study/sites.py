@@ -199,6 +199,11 @@ class ParslSiteSpec(SiteBase):
             yield Problem(
                 ("nodes",), f"{shown(nodes)}, but nodes_per_block is {shown(per_block)}", "one of them"
             )
+        cores, gpus = plain.get("cores_of_gpu"), plain.get("gpus_per_node")
+        if isinstance(cores, list) and cores and isinstance(gpus, int) and len(cores) != gpus:
+            yield Problem(
+                ("cores_of_gpu",), f"cores of {len(cores)} GPUs", f"of {gpus}, as gpus_per_node says"
+            )
         pilots, accelerator = plain.get("pilots", 1), plain.get("accelerator", "cuda")
         is_local = mapping_at(plain, "provider").get("type") == _LOCAL
         if is_local and isinstance(pilots, int) and pilots > 1 and accelerator != "none":
