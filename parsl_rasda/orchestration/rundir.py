@@ -74,6 +74,11 @@ class RunDirectory:
             replace_file(file, uuid.uuid4().hex[:12])
         return file.read_text()
 
+    @property
+    def searches_before(self) -> int:
+        """How many searches were set aside here."""
+        return len(list((self.path / "before").glob("*")))
+
     def set_aside(self) -> Path | None:
         """Put the search that was begun here into a folder of its own, below ``before``; return that.
 
@@ -81,10 +86,7 @@ class RunDirectory:
         """
         if not self.journal.exists():
             return None
-        base, number = self.path / "before", 1
-        while (base / str(number)).exists():
-            number += 1
-        aside = base / str(number)
+        aside = self.path / "before" / str(self.searches_before + 1)
         aside.mkdir(parents=True)
         for name in ("trials", "mark", *_REPORTS, "journal.jsonl"):  # the journal last: till then it is here
             if (self.path / name).exists():

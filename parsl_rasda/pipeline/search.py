@@ -82,9 +82,12 @@ class Search:
         orders = self._orders()
         live = [(t.job, t.epoch) for t in history.machine.jobs.values() if t.job is not None]
         there = [(j.id, j.placement.site, epoch) for j, epoch in live if j.placement.site in self.sites]
-        evidence = list(orders.evidence(there, time.time()))
-        evidence += self.runner.recover(there) if isinstance(self.runner, SeveralSites) else []
         alone = len(self.study.tune_stages) == 1
+        evidence = list(orders.evidence(there, time.time()))
+        if isinstance(self.runner, SeveralSites):
+            number = self.directory.searches_before
+            self.runner.begin_search(("" if alone else f"-{self.name}") + (f"-{number}" if number else ""))
+            evidence += self.runner.recover(there)
         watcher = view.search(self.name, history.machine, history.accounts, alone=alone)
         observers = [history.accounts, watcher]
         with Journal(self.directory.journal, self.study.name) as journal:

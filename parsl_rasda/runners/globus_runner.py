@@ -134,6 +134,7 @@ class GlobusRunner:
         )
         self._pilot: _Pilot | None = None
         self._answers = False  # a pilot is up, or was when it was last heard of
+        self._trials = "trials"
         self._refusal = ""  # why no pilot of this site can be of use
         self._holds = 0
 
@@ -207,7 +208,15 @@ class GlobusRunner:
 
     def attempt(self, job: JobId) -> str:
         """Return the directory of an attempt on the site."""
-        return f"{self.folder}/trials/{job.trial}/attempt-{job.attempt}"
+        return f"{self.folder}/{self._trials}/{job.trial}/attempt-{job.attempt}"
+
+    def begin_search(self, suffix: str) -> None:
+        """Keep the attempts of a search apart from those of another one, whose trials have the same names.
+
+        Args:
+            suffix: Of the folder of its trials on the site; none for the only search of a run.
+        """
+        self._trials = f"trials{suffix}"
 
     def submit_stage(self, function: Callable[..., Any], /, *args: Any, key: str = "") -> Future[Any]:
         """Run a plain function of a module on the site, or wait for one that an earlier controller began.
@@ -252,7 +261,8 @@ class GlobusRunner:
         except (RasdaError, TimeoutError) as error:
             logger.warning("site %s cannot say what it has: %s", self._site.name, error)
             states = self._results_kept()
-        found = {state["job"]: state for state in states if state.get("job") in known}
+        places = {str(job): self.attempt(JobId.parse(job)) for job in known}
+        found = {s["job"]: s for s in states if places.get(s["job"]) == s["directory"]}
         return [event for job, state in found.items() for event in events_of(state, known[job])]
 
     def _results_kept(self) -> list[Message]:

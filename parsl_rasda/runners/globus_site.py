@@ -111,7 +111,7 @@ def describe(accelerator: str, sender: Message) -> Message:
     (terms / str(ours.term)).touch()
     unfinished = [
         claim.parent
-        for claim in Path(ours.folder).glob(f"trials/*/attempt-*/{CLAIM}")
+        for claim in Path(ours.folder).glob(f"trials*/*/attempt-*/{CLAIM}")
         if _number(claim.read_text()) < ours.term and not (claim.parent / "report.json").exists()
     ]
     for directory in unfinished:
@@ -262,6 +262,7 @@ def _state(directory: Path, job: JobId, epoch: int) -> Message:
     report = read_report(directory, job)
     return {
         "job": str(job),
+        "directory": str(directory),
         "claimed": (directory / CLAIM).exists(),
         "epochs": [e.to_json() for e in read_epochs(directory, job) if e.epoch > epoch],
         "report": None if report is None else report.to_json(),

@@ -50,6 +50,12 @@ class SeveralSites:
         if end.job in self._jobs:
             self._jobs[end.job].end_job(end)
 
+    def begin_search(self, suffix: str) -> None:
+        """Keep the attempts of a search apart on sites where this machine cannot look."""
+        for runner in self._runners.values():
+            if isinstance(runner, GlobusRunner):
+                runner.begin_search(suffix)
+
     def recover(self, jobs: Iterable[tuple[JobId, SiteName, int]]) -> list[Event]:
         """Return what jobs of a controller that is gone have left where this machine cannot look.
 

@@ -436,6 +436,18 @@ def test_a_site_without_the_studys_module_is_refused_and_no_trial_pays_for_it(tm
         assert [event.outcome for event in world.log.of(job)] == [Outcome.PREEMPTED]
 
 
+def test_two_searches_of_a_run_keep_their_trials_apart(tmp_path: Path) -> None:
+    with opened(World(tmp_path)) as world:
+        for suffix in ("", "-second"):
+            world.runner.begin_search(suffix)
+            world.ask()
+            job = world.start()
+            assert [world.log.next(EpochReported).epoch for _ in range(2)] == [1, 2]
+            assert world.log.next(JobEnded, job).outcome is Outcome.REACHED
+        attempts = {path.parents[1].name for path in (tmp_path / "disk").glob("*/trials*/*/attempt-1")}
+    assert attempts == {"trials", "trials-second"}
+
+
 def test_an_offline_endpoint_is_refused_in_words(tmp_path: Path) -> None:
     with opened(World(tmp_path)) as world:
         world.link.runs, world.link.is_online = (lambda call: False), False
