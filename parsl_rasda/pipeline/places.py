@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeAlias, assert_never
 
 from parsl_rasda.errors import (
     InvalidSettingError,
@@ -24,14 +25,20 @@ from parsl_rasda.runners.app import Named
 from parsl_rasda.runners.globus_runner import GlobusRunner
 from parsl_rasda.runners.parsl_runner import ParslRunner
 from parsl_rasda.runners.several import SeveralSites
-from parsl_rasda.study import CommandStage, ParslSiteSpec, PythonStage, SiteSpec, Stage
+from parsl_rasda.study import CommandStage, ParslSiteSpec, PythonStage, SiteSpec, Stage, TuneStage
 from parsl_rasda.vocabulary import SiteName
+
+_StageCall: TypeAlias = tuple[str, Future[dict[str, Any]]]  # a stage's name, and its call
 
 _PLAIN_ASCII = re.compile(r"[A-Za-z0-9_./+@%:,=~#-]")
 
 
 class Places:
-    """One runner a site, open while the block lasts; pilots are kept from one stage to the next."""
+    """One runner a site, open while the block lasts; pilots are kept from one stage to the next.
+
+    A pilot has a worker for each job that fits and for `stages_at_once` calls of stages. No more calls
+    are let in than that: one too many would take the worker of a job whose slots are held for it.
+    """
 
     def __init__(
         self,
@@ -40,6 +47,7 @@ class Places:
         search_path: Sequence[str],
         *,
         narrowest: int,
+        stages_at_once: int,
     ) -> None:
         """Prepare; nothing is started before the first stage or search asks for it.
 
@@ -48,6 +56,7 @@ class Places:
             directory: The run directory.
             search_path: Folders of the study's own modules.
             narrowest: Slots of the narrowest job of any search.
+            stages_at_once: Calls of stages that run at a time on a site, of all stages together.
 
         Raises:
             RunDirectoryError: If Parsl cannot work in the run directory or in a site's `work_dir`.
@@ -55,8 +64,11 @@ class Places:
         self.sites: Mapping[SiteName, SiteSpec] = {SiteName(s.name): s for s in sites}
         self._search_path, self._stages = tuple(search_path), directory.stages
         self._runners = {
-            name: _runner(site, directory, search_path, narrowest) for name, site in self.sites.items()
+            name: _runner(site, directory, search_path, narrowest, stages_at_once)
+            for name, site in self.sites.items()
         }
+        self._at_once, self._at_work = stages_at_once, {name: list[_StageCall]() for name in self.sites}
+        self._one_at_a_time = threading.Lock()
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -77,9 +89,24 @@ class Places:
         """Return the runner of some of the sites."""
         return SeveralSites({name: self._runners[name] for name in sites})
 
-    def submit(self, name: str, stage: Stage, call: Call) -> Future[dict[str, Any]]:
-        """Start one call of a stage on its site."""
-        runner = self._runners[call.site or next(iter(self._runners))]
+    def submit(self, name: str, stage: Stage, call: Call) -> Future[dict[str, Any]] | None:
+        """Start one call of a stage on its site; None if its stage, or the site, is at work enough."""
+        if isinstance(stage, TuneStage):
+            raise InvalidSettingError(f"stages.{name}", "tune", "a python or a command stage")
+        site = call.site or next(iter(self.sites))
+        with self._one_at_a_time:
+            at_work = [(n, future) for n, future in self._at_work[site] if not future.done()]
+            self._at_work[site] = at_work
+            if len(at_work) >= self._at_once or sum(n == name for n, _ in at_work) >= stage.resources.at_once:
+                return None
+            future = self._start(site, name, stage, call)
+            at_work.append((name, future))
+        return future
+
+    def _start(
+        self, site: SiteName, name: str, stage: PythonStage | CommandStage, call: Call
+    ) -> Future[dict[str, Any]]:
+        runner = self._runners[site]
         folder, submit = self._stages, runner.submit_stage
         if isinstance(runner, GlobusRunner):  # the next controller may find it there
             folder, submit = runner.stages, partial(runner.submit_stage, key=call.key)
@@ -104,7 +131,7 @@ class Places:
                     str(folder),
                 )
             case _:
-                raise InvalidSettingError(f"stages.{name}", "tune", "a python or a command stage")
+                assert_never(stage)
 
 
 def outcome(name: str, future: Future[dict[str, Any]]) -> dict[str, Any]:
@@ -140,12 +167,18 @@ def check_folder(folder: Path) -> None:
 
 
 def _runner(
-    site: SiteSpec, directory: RunDirectory, search_path: Sequence[str], narrowest: int
+    site: SiteSpec,
+    directory: RunDirectory,
+    search_path: Sequence[str],
+    narrowest: int,
+    stages_at_once: int,
 ) -> ParslRunner | GlobusRunner:
     folder, paths = directory.path / "runners" / site.name, tuple(Path(p) for p in search_path)
     if isinstance(site, ParslSiteSpec):
         check_folder(directory.path)
         if site.work_dir:
             check_folder(Path(site.work_dir))
-        return ParslRunner(site, folder, narrowest=narrowest, python_path=paths)
+        return ParslRunner(
+            site, folder, narrowest=narrowest, stages_at_once=stages_at_once, python_path=paths
+        )
     return GlobusRunner(site, folder, narrowest=narrowest, python_path=paths)

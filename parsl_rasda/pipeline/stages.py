@@ -109,7 +109,13 @@ class Session:
         """
         narrowest = min((t.tune.scheduler.num_workers for t in self.study.tune_stages.values()), default=1)
         check_sites(self.study, [SiteName(site.name) for site in self.sites])
-        places = Places(self.sites, self.run_directory, self.search_path, narrowest=narrowest)
+        places = Places(
+            self.sites,
+            self.run_directory,
+            self.search_path,
+            narrowest=narrowest,
+            stages_at_once=self.study.stage_calls_at_once,
+        )
         return self.run_at(places)
 
     def run_at(self, places: Places) -> RunResult:
@@ -249,12 +255,14 @@ class Session:
         found = {call.name: kept_result(folder, call.name, call.key) for call in calls}
         missing = [call for call in calls if found[call.name] is None]
         self._begin(name, calls)
-        waiting = {places.submit(name, stage, call): call for call in missing}
-        while waiting:
-            ended, _ = wait(waiting, timeout=_LOOK_CALLS_S, return_when=FIRST_COMPLETED)
+        queued: Sequence[Call] = missing
+        running: dict[Future[dict[str, Any]], Call] = {}
+        while queued or running:
+            queued = self._submit(name, stage, queued, running, places)
+            ended, _ = wait(running, timeout=_LOOK_CALLS_S, return_when=FIRST_COMPLETED)
             failures: list[RasdaError] = []
             for future in ended:  # results are kept as they come, also beside a failure
-                call = waiting.pop(future)
+                call = running.pop(future)
                 try:
                     found[call.name] = result = outcome(name, future)
                 except StageFailedError as error:
@@ -266,9 +274,30 @@ class Session:
                     keep_result(folder, call.name, call.key, result)
             if failures:
                 raise failures[0]
-            if waiting and self.ending.is_set():
+            if (queued or running) and self.ending.is_set():
                 raise _StageEndedError(StudyState.INTERRUPTED)
+            if not running and queued:  # other stages are at work on its sites
+                self.ending.wait(_LOOK_CALLS_S)
         return not missing, [(found[call.name] or {})["result"] for call in calls]
+
+    def _submit(
+        self,
+        name: str,
+        stage: Stage,
+        queued: Sequence[Call],
+        running: dict[Future[dict[str, Any]], Call],
+        places: Places,
+    ) -> Sequence[Call]:
+        """Start the calls that find room, and return those that do not; one full site delays no other."""
+        left, full = [], set[SiteName | None]()
+        for call in queued:
+            future = None if call.site in full else places.submit(name, stage, call)
+            if future is None:
+                full.add(call.site)
+                left.append(call)
+            else:
+                running[future] = call
+        return left
 
     # ----------------------------------------------------------------------------- its record
 

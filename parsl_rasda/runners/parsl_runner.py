@@ -42,7 +42,7 @@ from parsl_rasda.runners.pilots import NO_LANE, AttachedPilots, Lane, LaneEnd, O
 from parsl_rasda.study.sites import ParslSiteSpec, SiteBase
 from parsl_rasda.vocabulary import JobId, Outcome, PilotId, Placement
 
-_STAGE_WORKERS = 2  # beside one for each job that fits
+_STAGES_AT_ONCE = 2
 _UNKNOWN_SLOTS_PER_NODE = 8  # where only the pilot can count them
 _END_GRACE_S = 1.0  # for processes that should have ended by themselves
 _CLOSE_WAIT_S = 12.0  # grace, TERM to KILL, and some
@@ -89,6 +89,7 @@ class ParslRunner:
         directory: Path,
         *,
         narrowest: int = 1,
+        stages_at_once: int = _STAGES_AT_ONCE,
         python_path: tuple[Path, ...] = (),
     ) -> None:
         """Prepare; nothing is imported or started before `open`.
@@ -97,6 +98,7 @@ class ParslRunner:
             site: Where to run.
             directory: A folder of its own, in the run directory: two runners never share one.
             narrowest: Slots of the narrowest job, which bounds how many run at a time.
+            stages_at_once: Calls of stages that run beside them; more would keep jobs waiting.
             python_path: Folders of user modules, for stages and ranks.
 
         Raises:
@@ -106,7 +108,7 @@ class ParslRunner:
         self._directory, self._grace_s = directory, site.checkpoint_margin_s
         self._launcher: Launcher = build_launcher(site.mpi_launcher)
         slots = site.slots_per_pilot or site.nodes_per_pilot * _slots_per_node(site)
-        workers = max(1, slots // narrowest) + _STAGE_WORKERS
+        workers = max(1, slots // narrowest) + stages_at_once
         paths = (*python_path, Path.cwd())
 
         def build_pilots(mark: str) -> PilotSource:

@@ -196,6 +196,39 @@ def simulate(waits, directory):
 """
 
 
+BESIDE = """
+name: beside
+stages:
+  simulate: {python: "slow:simulate", for_each: {waits: WAITS}, resources: {at_once: 3}}
+  tune:
+    with: {epoch_s: 0.05}
+    tune:
+      metric: val_loss
+      num_samples: 2
+      scheduler: {max_t: 2, max_workers: 2}
+      search_space: {lr: {float: [0.001, 0.1], log: true}}
+      training: {python: "workflows.emulated.train:train"}
+"""
+
+
+def test_trials_train_beside_more_calls_of_a_stage_than_the_pilot_has_workers(folder: Path) -> None:
+    """Every call is at work until both trials have trained: they need workers that no call may take."""
+    (folder / "beside.yaml").write_text(BESIDE.replace("WAITS", json.dumps([True] * 12)))
+    (folder / "slow.py").write_text(WAITING)
+    process = start(folder, "run", "beside.yaml", "--site", "logical.yaml", "--dir", "out", "--json")
+
+    def count(pattern: str) -> int:
+        return len(list((folder / "out").glob(pattern)))
+
+    eventually(lambda: count("stages/simulate/[0-9]*") == 3, 60)
+    eventually(lambda: count("trials/*/attempt-1/epoch-000001") == 2, 60)
+    assert count("stages/simulate/[0-9]*") == 3, "as many as `at_once` says"
+    (folder / "go-on").touch()
+    code, out, err = finish(process)
+    assert code == 0, err
+    assert json.loads(out)["stages"]["simulate"]["result"] == [True] * 12
+
+
 def test_a_killed_controller_leaves_an_interrupted_run_and_what_had_ended_beside_a_slow_call(
     folder: Path,
 ) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,7 +9,9 @@ from parsl_rasda.errors import RunDirectoryError
 from parsl_rasda.orchestration.rundir import RunDirectory
 from parsl_rasda.pipeline.doctor import Doctor
 from parsl_rasda.pipeline.places import Places
-from parsl_rasda.study import ParslSiteSpec
+from parsl_rasda.pipeline.plan import Call
+from parsl_rasda.study import CommandStage, ParslSiteSpec
+from parsl_rasda.vocabulary import SiteName
 
 
 def site(**keys: object) -> ParslSiteSpec:
@@ -18,7 +21,7 @@ def site(**keys: object) -> ParslSiteSpec:
 
 
 def places(folder: Path, **keys: object) -> Places:
-    return Places([site(**keys)], RunDirectory(folder), (), narrowest=1)
+    return Places([site(**keys)], RunDirectory(folder), (), narrowest=1, stages_at_once=4)
 
 
 @pytest.mark.parametrize("character", [*" \t\n\"'$&;|<>()*?[]{}!\\`^", "\N{NO-BREAK SPACE}", "\N{SNOWMAN}"])
@@ -47,3 +50,29 @@ def test_a_link_is_judged_by_where_it_leads(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a-b_c.d/e", "v1+2@x%:,=~#", "Läufe", "試行"])
 def test_other_folders_are_taken(tmp_path: Path, name: str) -> None:
     places(tmp_path / name, work_dir=str(tmp_path / name))
+
+
+SITES = tuple(SiteName(name) for name in ("alps", "fjord"))
+
+
+def stage(at_once: int | None = None) -> CommandStage:
+    resources = {} if at_once is None else {"resources": {"at_once": at_once}}
+    return CommandStage.model_validate({"command": ["true"], **resources})
+
+
+def started(at: Places, name: str, spec: CommandStage, where: SiteName, calls: int = 50) -> list[Any]:
+    futures = (at.submit(name, spec, Call(f"{i:04d}", where, {}, str(i))) for i in range(calls))
+    return [future for future in futures if future is not None]
+
+
+def test_calls_take_no_more_than_the_workers_that_trials_leave_them(tmp_path: Path) -> None:
+    """Nothing is opened: calls stay at work until the test says that they have ended."""
+    sites = [site(name=name) for name in SITES]
+    at = Places(sites, RunDirectory(tmp_path), (), narrowest=1, stages_at_once=3)
+    assert len(started(at, "simulate", stage(2), SITES[0])) == 2, "as the stage says"
+    (one,) = started(at, "render", stage(3), SITES[0])  # with the others, all that the site has
+    assert started(at, "prepare", stage(3), SITES[0]) == []
+    assert len(started(at, "simulate", stage(), SITES[1])) == 3, "another site has workers of its own"
+    one.set_result({})
+    assert started(at, "simulate", stage(2), SITES[0]) == []
+    assert len(started(at, "prepare", stage(3), SITES[0])) == 1

@@ -36,9 +36,13 @@ STAGES = {
 
 @dataclass
 class FakePlaces:
-    """Calls are answered by a function at once; one that answers None is still at work."""
+    """Calls are answered by a function at once; one that answers None is still at work.
+
+    What `has_room` refuses is not taken, as by a site that is at work enough.
+    """
 
     answer: Callable[[str, Call], Any] = lambda stage, call: f"{stage}-{call.name}"
+    has_room: Callable[[str, Call], bool] = lambda stage, call: True
     refusal: Exception | None = None
     sites: dict[str, Any] = field(default_factory=lambda: {"here": HERE})
     asked: list[str] = field(default_factory=list)
@@ -51,7 +55,9 @@ class FakePlaces:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def submit(self, name: str, stage: Any, call: Call) -> Future[dict[str, Any]]:
+    def submit(self, name: str, stage: Any, call: Call) -> Future[dict[str, Any]] | None:
+        if not self.has_room(name, call):
+            return None
         self.asked.append(f"{name}/{call.name}")
         future: Future[dict[str, Any]] = Future()
         try:
@@ -216,3 +222,39 @@ def test_a_stage_at_a_site_that_is_not_there_is_refused_before_anything_is_forgo
     with passage.session() as session, pytest.raises(InvalidSettingError, match="lumi"):
         session.run()
     assert set(passage.states.values()) == {"done"}
+
+
+def test_calls_that_find_no_room_are_tried_again_and_a_full_site_delays_no_other(tmp_path: Path) -> None:
+    """The site here is full until the other one has got all its calls, and then takes one at a time."""
+    passage, there = Passage(tmp_path), HERE.model_copy(update={"name": "there"})
+    stages = {"simulate": {"python": PYTHON, "site": "each", "for_each": {"seed": list(range(4))}}}
+    passage.study = StudySpec.model_validate({"name": "steps", "stages": stages})
+    tried: list[str] = []
+
+    def has_room(stage: str, call: Call) -> bool:
+        tried.append(call.name)
+        is_free = len(tried) % 2 == 0
+        return call.site == "there" or (len(places.asked) >= 4 and is_free)
+
+    places = FakePlaces(has_room=has_room, sites={"here": HERE, "there": there})
+    assert passage.through(places).state is StudyState.DONE
+    here, beyond = ([f"simulate/{site}/{i:04d}" for i in range(4)] for site in ("here", "there"))
+    assert places.asked == [*beyond, *here], "each in its order"
+    assert len(tried) < 20, "a full site is asked once a turn"
+
+
+@pytest.mark.parametrize("is_one_at_work", [False, True])
+def test_what_waits_for_room_is_not_begun_any_more_once_the_run_is_to_end(
+    passage: Passage, is_one_at_work: bool
+) -> None:
+    with passage.session() as session:
+
+        def has_room(stage: str, call: Call) -> bool:
+            if not is_one_at_work or call.name == "0001":
+                session._interrupt(again=False)
+            return is_one_at_work and call.name == "0000"
+
+        places = FakePlaces(lambda stage, call: None, has_room)
+        assert session.run_at(places).state is StudyState.INTERRUPTED  # type: ignore[arg-type]  # as above
+    assert "simulate/0002" not in places.asked
+    assert passage.states["simulate"] == "interrupted"

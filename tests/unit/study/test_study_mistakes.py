@@ -53,6 +53,22 @@ MISTAKES: dict[str, tuple[str | int, ...]] = {
         13,
         "for_each: found {grid: [32, 64]}; allowed: a search of its own for each",
     ),
+    "no call at a time": (
+        "    needs: {fields: simulate}\n",
+        "    needs: {fields: simulate}\n    resources: {at_once: 0}\n",
+        "prepare.resources.at_once: found 0; allowed: greater than or equal to 1",
+    ),
+    "what a stage cannot take": (
+        "    needs: {fields: simulate}\n",
+        "    needs: {fields: simulate}\n    resources: {gpus: 2}\n",
+        "prepare.resources.gpus: found an unknown key; allowed: at_once",
+    ),
+    "calls of a search": (
+        "    tune:\n      metric",
+        "    resources: {at_once: 2}\n    tune:\n      metric",
+        13,
+        "tune.resources: found an unknown key; allowed: needs, with, for_each, site, tune",
+    ),
     "wrong word": (
         "mode: min",
         "mode: minn",
