@@ -122,7 +122,7 @@ class TuneStage(StageBase):
         if plain.get("site") == EACH:
             yield Problem(("site",), EACH, "the name of a site; without one, a search uses all of them")
         if plain.get("for_each"):
-            allowed = "a search of its own for each: one `tune` stage each, or a parameter of its search space"
+            allowed = "a search of its own for each: a `tune` stage, or a parameter of the search space"
             yield Problem(("for_each",), shown(plain["for_each"]), allowed)
 
     @property
