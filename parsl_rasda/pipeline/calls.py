@@ -22,7 +22,14 @@ from parsl_rasda.errors import StageFailedError
 
 
 def call_python(
-    stage: str, target: str, arguments: Mapping[str, Any], directory: str, search_path: Sequence[str]
+    stage: str,
+    target: str,
+    arguments: Mapping[str, Any],
+    directory: str,
+    search_path: Sequence[str],
+    *,
+    files: Sequence[str] = (),
+    inputs: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """Call ``package.module:function`` and return ``{"result": ..., "seconds": ...}``.
 
@@ -32,19 +39,22 @@ def call_python(
         arguments: By name.
         directory: The call's own folder; passed on if the function has a parameter `directory`.
         search_path: Folders to import from, before Python's own.
+        files: The arguments that are files.
+        inputs: Those files, staged by Parsl.
 
     Raises:
-        StageFailedError: If the function raises, or returns what JSON cannot hold.
+        StageFailedError: If a file is not there, or the function raises, or returns what JSON cannot hold.
     """
     sys.path[:0] = [path for path in search_path if path not in sys.path]
     _forget_edited(search_path)
+    staged = _paths_of(stage, files, inputs)
     folder = _emptied(directory)
     begin = time.perf_counter()
     try:
         module, _, name = target.partition(":")
         function = getattr(importlib.import_module(module), name)
         _remember(search_path)
-        given = dict(arguments)
+        given = {**arguments, **staged}
         if "directory" in inspect.signature(function).parameters and "directory" not in given:
             given["directory"] = str(folder)
         result = function(**given)
@@ -55,15 +65,23 @@ def call_python(
 
 
 def call_command(
-    stage: str, words: Sequence[str], arguments: Mapping[str, Any], directory: str
+    stage: str,
+    words: Sequence[str],
+    arguments: Mapping[str, Any],
+    directory: str,
+    *,
+    files: Sequence[str] = (),
+    inputs: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """Run a program in its own folder; its result is ``result.json`` there, else the folder.
 
     Raises:
-        StageFailedError: If it ends with another code than 0, or `result.json` is not JSON.
+        StageFailedError: If a file is not there, it ends with another code than 0, or `result.json` is
+            not JSON.
     """
+    given = {**arguments, **_paths_of(stage, files, inputs)}
     folder = _emptied(directory)
-    values = {k: v if isinstance(v, str) else json.dumps(v) for k, v in arguments.items()}
+    values = {k: v if isinstance(v, str) else json.dumps(v) for k, v in given.items()}
     argv = [word.format(**{"directory": str(folder), **values}) for word in words]
     begin = time.perf_counter()
     log = folder / "log.txt"
@@ -76,6 +94,14 @@ def call_command(
         last = log.read_text(errors="replace").strip().splitlines()[-1:]
         raise StageFailedError(stage, f"{argv[0]} ended with {done.returncode}: {' '.join(last)} (see {log})")
     return {"result": _result_of(stage, folder), "seconds": time.perf_counter() - begin}
+
+
+def _paths_of(stage: str, files: Sequence[str], inputs: Sequence[Any]) -> dict[str, str]:
+    """Return where the files among the arguments lie, which are Parsl's."""
+    for file in inputs:
+        if not Path(file.filepath).exists():
+            raise StageFailedError(stage, f"{file.url}: there is no such file")
+    return {argument: str(file.filepath) for argument, file in zip(files, inputs, strict=True)}
 
 
 def _emptied(directory: str) -> Path:

@@ -26,6 +26,7 @@ from parsl_rasda.runners.globus_runner import GlobusRunner
 from parsl_rasda.runners.parsl_runner import ParslRunner
 from parsl_rasda.runners.several import SeveralSites
 from parsl_rasda.study import CommandStage, ParslSiteSpec, PythonStage, SiteSpec, Stage, TuneStage
+from parsl_rasda.study.files import local_path
 from parsl_rasda.vocabulary import SiteName
 
 _StageCall: TypeAlias = tuple[str, Future[dict[str, Any]]]  # a stage's name, and its call
@@ -63,6 +64,7 @@ class Places:
         """
         self.sites: Mapping[SiteName, SiteSpec] = {SiteName(s.name): s for s in sites}
         self._search_path, self._stages = tuple(search_path), directory.stages
+        self._files = directory.path / "files"  # that Parsl stages for them
         self._runners = {
             name: _runner(site, directory, search_path, narrowest, stages_at_once)
             for name, site in self.sites.items()
@@ -108,8 +110,15 @@ class Places:
     ) -> Future[dict[str, Any]]:
         runner = self._runners[site]
         folder, submit = self._stages, runner.submit_stage
+        arguments = dict(call.arguments)
         if isinstance(runner, GlobusRunner):  # the next controller may find it there
             folder, submit = runner.stages, partial(runner.submit_stage, key=call.key)
+            arguments |= _paths_there(name, call)
+        elif call.files:
+            from parsl_rasda.runners import staging
+
+            staged = staging.files_in(self._files / name / call.name, call.files)
+            submit = partial(runner.submit_stage, files=tuple(call.files), inputs=staged)
         folder = folder / name / call.name
         label = f"stage_{name}_{call.name.replace('/', '_')}"
         match stage:
@@ -118,7 +127,7 @@ class Places:
                     Named(label, calls.call_python),
                     name,
                     stage.python,
-                    dict(call.arguments),
+                    arguments,
                     str(folder),
                     self._search_path,
                 )
@@ -127,7 +136,7 @@ class Places:
                     Named(label, calls.call_command),
                     name,
                     tuple(stage.command),
-                    dict(call.arguments),
+                    arguments,
                     str(folder),
                 )
             case _:
@@ -149,6 +158,16 @@ def outcome(name: str, future: Future[dict[str, Any]]) -> dict[str, Any]:
         raise StageFailedError(name, str(error)) from error
     except Exception as error:
         raise StageFailedError(name, f"{type(error).__name__}: {error}") from error
+
+
+def _paths_there(name: str, call: Call) -> dict[str, str]:
+    """Return the files of a call on a Globus site, which no executor of Parsl's here reaches."""
+    paths = {argument: local_path(url) for argument, url in call.files.items()}
+    for argument, path in paths.items():
+        if path is None:
+            cause = f"{call.files[argument]}: to a Globus site no files are staged; name one that is there"
+            raise StageFailedError(name, f"{argument}: {cause} (file:///...)")
+    return {argument: path for argument, path in paths.items() if path is not None}
 
 
 def check_folder(folder: Path) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -15,6 +15,7 @@ import networkx as nx
 from parsl_rasda.errors import InvalidSettingError, StageFailedError
 from parsl_rasda.study import EACH, CommandStage, PythonStage, Stage, StudySpec, TuneStage
 from parsl_rasda.study.code import code_of
+from parsl_rasda.study.files import file_url, local_path
 from parsl_rasda.study.targets import TargetError
 from parsl_rasda.vocabulary import SiteName
 
@@ -32,6 +33,7 @@ class Call:
         key: Digest of all that the result depends on, which stands as long as the key does: the code,
             the arguments, the files they name, and the keys of the calls they come from.
         inputs: The same without the code: what a search that goes on must have kept.
+        files: URLs by argument; the arguments get the paths of what is staged.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Call:
     arguments: Mapping[str, Any]
     key: str
     inputs: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +146,9 @@ def calls_of(
             arguments = {**here, **{a: value for a, (value, _) in zip(over, chosen, strict=True)}}
             origins = {**needed, **{a: key for a, (_, key) in zip(over, chosen, strict=True)}}
             inputs = _digest([site, arguments, origins, named])
-            calls.append(Call(name, site, arguments, _digest([code, inputs]), inputs))
+            files = {} if site is None else _staged(stage, arguments)
+            plain = {a: value for a, value in arguments.items() if a not in files}
+            calls.append(Call(name, site, plain, _digest([code, inputs]), inputs, files))
     return tuple(calls)
 
 
@@ -165,9 +170,16 @@ def _elements(
         yield list(zip(values, keys, strict=True))
 
 
+def _staged(stage: Stage, arguments: Mapping[str, Any]) -> dict[str, str]:
+    urls = {argument: file_url(arguments[argument]) for argument in stage.with_}
+    return {argument: url for argument, url in urls.items() if url is not None}
+
+
 def _files_in(values: Any) -> list[Any]:
     """Return path, size and time of change of every file that is named among values, also in folders."""
     match values:
+        case str() if path := local_path(values):
+            return _files_in(path)
         case str() if values.startswith("/") and Path(values).exists():
             return _entry(Path(values))
         case Mapping():

@@ -1,6 +1,6 @@
 """Builds Parsl's objects from a site file: provider, executor, data-flow kernel.
 
-The only module that imports Parsl at its top; it is imported where a runner opens.
+With `staging`, the only module that imports Parsl at its top; it is imported where a runner opens.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from parsl.executors.threads import ThreadPoolExecutor
 from parsl.launchers import SimpleLauncher
 
 from parsl_rasda.errors import InvalidSettingError
+from parsl_rasda.runners import staging
 from parsl_rasda.runners.hosts import BEGAN_VARIABLE
 from parsl_rasda.runners.leftovers import RUN_VARIABLE
 from parsl_rasda.study.sites import ParslSiteSpec
@@ -126,6 +127,7 @@ def build_executor(
         max_workers_per_node=workers,
         heartbeat_period=_HEARTBEAT_S,
         heartbeat_threshold=threshold_s,
+        storage_access=staging.providers(),
         block_error_handler=lambda executor, states: on_states(executor.label, states),
     )
     executor.polling_s = _LOCAL_POLLING_S if is_local else _BATCH_POLLING_S

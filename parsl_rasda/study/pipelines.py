@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BeforeValidator, Discriminator, Field, JsonValue, Tag
 
 from parsl_rasda.study.commands import Command, unknown_placeholders
+from parsl_rasda.study.files import file_problems
 from parsl_rasda.study.spec import (
     MARK,
     Arguments,
@@ -54,7 +55,12 @@ class StageBase(Spec):
     needs: Mapping[Identifier, str] = Field(
         default_factory=dict, description="Argument -> stage whose result it gets."
     )
-    with_: Arguments = Field(default_factory=dict, alias="with", description="Argument -> constant.")
+    with_: Arguments = Field(
+        default_factory=dict,
+        alias="with",
+        description="Argument -> constant. Of {file: URL} (file, http, https, ftp), Parsl stages the file, "
+        "and a python or command stage gets its path.",
+    )
     for_each: Mapping[Identifier, ForEach] = Field(
         default_factory=dict,
         description="Argument -> list of values, or stage that returns one: the stage runs once per value, "
@@ -220,6 +226,7 @@ def _stage_problems(name: str, stage: Plain, stages: Plain) -> Iterator[Problem]
                 yield Problem(
                     (key, argument), "a name that is ours", "any other; each stage gets its own folder"
                 )
+    yield from file_problems(stage)
     for problem in unknown_placeholders(stage.get("command"), (*given, DIRECTORY)):
         yield Problem(("command", *problem.loc), problem.found, problem.allowed)
     for problem in command_problems(mapping_at(stage, "tune"), given):

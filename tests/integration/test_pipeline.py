@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from command_line import finish, start
@@ -227,6 +230,50 @@ def test_trials_train_beside_more_calls_of_a_stage_than_the_pilot_has_workers(fo
     code, out, err = finish(process)
     assert code == 0, err
     assert json.loads(out)["stages"]["simulate"]["result"] == [True] * 12
+
+
+FILES = """
+name: files
+stages:
+  read:
+    python: reading:read
+    with: {here: {file: "file://HERE"}, there: {file: "http://127.0.0.1:PORT/mesh.txt"}}
+  show:
+    command: [sh, -c, "cat {mesh} > result.json"]
+    with: {mesh: {file: "http://127.0.0.1:PORT/sizes/mesh.txt"}}
+"""
+READING = """
+from pathlib import Path
+def read(here, there):
+    return [Path(here).read_text(), Path(there).read_text(), Path(there).name]
+"""
+
+
+def test_parsl_stages_files_and_one_that_is_missing_fails_its_stage_in_words(folder: Path) -> None:
+    served = folder / "served"
+    (served / "sizes").mkdir(parents=True)
+    (served / "mesh.txt").write_text("fine")
+    (served / "sizes/mesh.txt").write_text("[8, 16]")
+    (folder / "near.txt").write_text("near")
+    (folder / "reading.py").write_text(READING)
+    handler = partial(SimpleHTTPRequestHandler, directory=str(served))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        text = FILES.replace("HERE", str(folder / "near.txt")).replace("PORT", str(server.server_port))
+        (folder / "files.yaml").write_text(text)
+        words = ("run", "files.yaml", "--site", "logical.yaml", "--json", "--dir")
+        code, out, err = run(folder, *words, "out")
+        assert code == 0, err
+        found = {name: stage["result"] for name, stage in json.loads(out)["stages"].items()}
+        assert found == {"read": ["near", "fine", "mesh.txt"], "show": [8, 16]}
+        (served / "mesh.txt").unlink()
+        code, _, err = run(folder, *words, "missing")
+        server.shutdown()
+        thread.join()
+    assert code == 3
+    assert "Stage 'read' failed: HTTPError: 404" in err
+    assert "mesh.txt" in err
 
 
 def test_a_killed_controller_leaves_an_interrupted_run_and_what_had_ended_beside_a_slow_call(

@@ -90,6 +90,18 @@ def test_an_argument_and_a_file_that_it_names_repeat_what_depends_on_them(projec
     assert project.asked() == {"simulate": 2, "refine": 2, "prepare": 1}
 
 
+def test_a_staged_file_repeats_what_depends_on_it(project: Project) -> None:
+    mesh, everything = project.folder / "mesh.txt", {"simulate": 2, "refine": 2, "prepare": 1}
+    for url in (f"file://{mesh}", "http://127.0.0.1/coarse.h5", "http://127.0.0.1/fine.h5"):
+        project.stages["simulate"]["with"]["mesh"] = {"file": url}
+        assert project.asked() == everything, url
+        assert project.asked() == {}
+    project.stages["simulate"]["with"]["mesh"] = {"file": f"file://{mesh}"}
+    assert project.asked() == everything
+    mesh.write_text("fine, and longer")
+    assert project.asked() == everything
+
+
 def test_one_more_value_anywhere_in_a_list_is_one_more_call(project: Project) -> None:
     project.stages["simulate"]["for_each"] = {"seed": [7, 0, 1]}
     assert project.asked() == {"simulate": 1, "refine": 1, "prepare": 1}

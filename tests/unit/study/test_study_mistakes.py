@@ -69,6 +69,22 @@ MISTAKES: dict[str, tuple[str | int, ...]] = {
         13,
         "tune.resources: found an unknown key; allowed: needs, with, for_each, site, tune",
     ),
+    "a file of an unknown kind": (
+        "with: {grid: 64,",
+        "with: {grid: {file: s3://bucket/mesh.h5},",
+        "simulate.with.grid.file: found 's3://bucket/mesh.h5'; allowed: a URL with the name of a file: file:///",
+    ),
+    "a file without a name": (
+        "with: {grid: 64,",
+        "with: {grid: {file: http://host/},",
+        "simulate.with.grid.file: found 'http://host/'; allowed: a URL with the name of a file",
+    ),
+    "a file for a search": (
+        "    needs: {data: prepare}\n    tune:",
+        "    needs: {data: prepare}\n    with: {mesh: {file: http://host/mesh.h5}}\n    tune:",
+        13,
+        "tune.with.mesh.file: found 'http://host/mesh.h5'; allowed: a path, or what a stage before it",
+    ),
     "wrong word": (
         "mode: min",
         "mode: minn",
