@@ -156,7 +156,9 @@ class StudySpec(Spec):
     """A study: stages that need one another, or a single `tune` at the top level."""
 
     name: Label = Field(description="Name of the study.")
-    seed: Natural = Field(0, description="Seed of the searcher, of the training and of every stage.")
+    seed: Natural = Field(
+        0, description="Seed of the searchers and of the training; a stage has the seeds that it is given."
+    )
     stages: Mapping[Identifier, _AnyStage] = Field(
         min_length=1,
         description="stages (name -> a mapping with one of python, command, tune), or a single `tune`",
