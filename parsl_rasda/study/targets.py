@@ -10,13 +10,14 @@ from __future__ import annotations
 import ast
 import importlib.util
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import TypeGuard
 
+from parsl_rasda.study.annotations import annotated, is_of
 from parsl_rasda.study.pipelines import DIRECTORY
-from parsl_rasda.study.spec import TARGET, Loc, Plain, Problem, listing, mapping_at, suggestion
+from parsl_rasda.study.spec import TARGET, Loc, Plain, Problem, listing, mapping_at, shown, suggestion
 
 _MAX_HOPS = 8  # re-exports followed from one module to the next
 
@@ -38,6 +39,7 @@ class Signature:
     takes_any: bool = False  # **kwargs
     positional: int = 0  # how many parameters can be given by position
     takes_any_positional: bool = False
+    annotations: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 def target_problems(plain: Plain, paths: Sequence[Path]) -> Iterator[Problem]:
@@ -53,7 +55,8 @@ def target_problems(plain: Plain, paths: Sequence[Path]) -> Iterator[Problem]:
         own = mapping_at(stage).get("python")
         training = mapping_at(stage, "tune", "training").get("python")
         if _is_target(own):
-            for problem in _call_problems(("python",), own, given, paths, leading=False):
+            found = [*_call_problems(("python",), own, given, paths, leading=False)]
+            for problem in found or _type_problems(own, mapping_at(stage, "with"), paths):
                 yield Problem((*loc, *problem.loc), problem.found, problem.allowed)
         if _is_target(training):
             where = ("tune", "training", "python")
@@ -152,6 +155,15 @@ def _call_problems(
         found = f"an argument that {target} does not take"
         names = [n for n in signature.names if n != DIRECTORY]
         yield Problem((given[name], name), found, f"{listing(names)}{suggestion(name, names)}")
+
+
+def _type_problems(target: str, constants: Plain, paths: Sequence[Path]) -> Iterator[Problem]:
+    """Yield the constants that are not what the function's annotations say."""
+    signature = signature_of(target, paths)
+    for name, value in constants.items():
+        annotation = signature.annotations.get(name) if signature else None
+        if annotation is not None and not is_of(value, annotation):
+            yield Problem(("with", name), shown(value), f"{annotation}, which {target} says of {name}")
 
 
 def source_file(module: str, paths: Sequence[Path]) -> Path | None:
@@ -305,4 +317,5 @@ def _signature(args: ast.arguments, *, skip: int) -> Signature:
         takes_any=args.kwarg is not None,
         positional=len(positional) - skip,
         takes_any_positional=args.vararg is not None,
+        annotations=annotated(args),
     )

@@ -85,6 +85,11 @@ MISTAKES: dict[str, tuple[str | int, ...]] = {
         13,
         "tune.with.mesh.file: found 'http://host/mesh.h5'; allowed: a path, or what a stage before it",
     ),
+    "a constant of another type": (
+        "with: {grid: 64, viscosity: 2e-3}",
+        "with: {grid: 64, viscosity: thick}",
+        "simulate.with.viscosity: found 'thick'; allowed: float, which steps:simulate says of viscosity",
+    ),
     "wrong word": (
         "mode: min",
         "mode: minn",
