@@ -9,8 +9,8 @@ import pytest
 import yaml
 from runner_tools import eventually
 
-from parsl_rasda.orchestration.events import StartJob
-from parsl_rasda.vocabulary import JobId
+from parsl_rasda.orchestration.events import JobEnded, StartJob
+from parsl_rasda.vocabulary import JobId, Outcome
 from tests.integration.globus.bed import REPOSITORY, GlobusBed
 from tests.integration.globus.folder import DEADLINE_S, LOCAL, Folder, verdict
 
@@ -221,7 +221,11 @@ def deep(folder: Folder, into: str) -> list[StartJob]:
 def moved(folder: Folder, into: str) -> list[StartJob]:
     """Return how the trials went on that had come to a rung when they lost their site."""
     starts = {start.job: start for start in folder.started(into)}
-    return [starts[JobId(start.job.trial, start.job.attempt + 1)] for start in deep(folder, into)]
+    ended = (record.event for record in folder.records(into) if isinstance(record.event, JobEnded))
+    lost = {event.job for event in ended if event.outcome is Outcome.LOST}
+    found = [start.job for start in deep(folder, into) if start.job in lost]
+    assert found
+    return [starts[JobId(job.trial, job.attempt + 1)] for job in found]
 
 
 def test_an_endpoint_that_is_down_at_the_start_joins_when_it_comes_up(
