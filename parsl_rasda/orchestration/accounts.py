@@ -19,6 +19,7 @@ from parsl_rasda.orchestration.events import (
     JobStarted,
     PilotEnded,
     PilotStarted,
+    SiteTroubled,
     StartJob,
     StudyInterrupted,
     StudyStarted,
@@ -75,10 +76,8 @@ class Accounts:
         match event:
             case PilotStarted():
                 self._open_pilot(event)
-            case PilotEnded():
-                self._close_pilot(event.pilot, event.at)
-                if event.cause != RELEASED and not self._is_leaving:
-                    self.faults.append(Fault(event.at, f"pilot {event.pilot}", event.cause))
+            case PilotEnded() | SiteTroubled():
+                self._book_trouble(event)
             case JobStarted() if event.job in self._restarting:
                 self.restarts_s.append(event.at - self._restarting.pop(event.job))
             case EpochReported():
@@ -130,6 +129,14 @@ class Accounts:
         self.controllers += 1
         self.started_at, self.finished_at, self.cause = event.at, None, ""
         self._is_leaving = False
+
+    def _book_trouble(self, event: PilotEnded | SiteTroubled) -> None:
+        what = f"site {event.site}"
+        if isinstance(event, PilotEnded):
+            self._close_pilot(event.pilot, event.at)
+            what = f"pilot {event.pilot}"
+        if event.cause != RELEASED and not self._is_leaving:
+            self.faults.append(Fault(event.at, what, event.cause))
 
     def _open_pilot(self, event: PilotStarted) -> None:
         self._pilots[event.pilot] = (event.at, sum(len(n.gpus) for n in event.nodes))

@@ -157,6 +157,15 @@ class TimePassed:
 
 
 @dataclass(frozen=True, slots=True)
+class SiteTroubled:
+    """Something befell a site that may cost time only: what runs there runs on. It is written down."""
+
+    at: float
+    site: SiteName
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
 class StudyInterrupted:
     """The user pressed Ctrl-C, or the controller was told to leave."""
 
@@ -173,6 +182,7 @@ Event: TypeAlias = (
     | EpochReported
     | JobEnded
     | TimePassed
+    | SiteTroubled
     | StudyInterrupted
 )
 

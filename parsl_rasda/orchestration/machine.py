@@ -25,6 +25,7 @@ from parsl_rasda.orchestration.events import (
     PilotStarted,
     ReleasePilot,
     SearchExhausted,
+    SiteTroubled,
     StudyInterrupted,
     StudyStarted,
     TimePassed,
@@ -74,7 +75,7 @@ class Machine(SlotDesk):
                 self._on_epoch(event)
             case JobEnded():
                 self._on_job_ended(event)
-            case TimePassed():
+            case TimePassed() | SiteTroubled():
                 pass  # what is due is due after every event
             case _:
                 assert_never(event)

@@ -99,11 +99,18 @@ class GlobusJobs:
         self._jobs: dict[JobId, _Job] = {}
         self._looks: list[Task] = []
         self._look_at = self._unanswered_since = 0.0
+        self._away_since: float | None = None  # a look waits to be taken by the service
         self.were_any = False
         self._block, self._room, self._pilots = "", float("inf"), 0
 
     def __bool__(self) -> bool:
         return bool(self._jobs)
+
+    @property
+    def trouble(self) -> str:
+        """Why nobody can be asked for now, in words; empty if somebody can."""
+        away_s = time.monotonic() - self._away_since if self._away_since is not None else 0.0
+        return "Globus Compute takes no tasks for now" if away_s > self._silence_s else ""
 
     def begin_pilot(self, block: str, at_a_time: int | None) -> None:
         """Forget what an earlier pilot did not answer.
@@ -158,7 +165,9 @@ class GlobusJobs:
             self._looks.clear()
             return
         self._looks = [look for look in self._looks if not look.done()]
-        if not self._looks or any(look.id is None for look in self._looks):
+        is_away = any(look.id is None for look in self._looks)
+        self._away_since = (self._away_since or now) if is_away else None
+        if not self._looks or is_away:
             self._unanswered_since = now  # nobody was asked: the service is away, perhaps
         elif now > self._unanswered_since + self.patience_s:
             raise SiteLostError(f"endpoint {self._endpoint} has not answered for {self.patience_s:.0f} s")

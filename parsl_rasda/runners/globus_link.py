@@ -113,7 +113,13 @@ class Task(Future[Any]):
 
 
 class GlobusLink:
-    """One endpoint, in one task group that outlives this process."""
+    """One endpoint, in one task group that outlives this process.
+
+    Attributes:
+        trouble: Why tasks or results do not get through for now; empty while they do.
+    """
+
+    trouble: str = ""
 
     def __init__(self, site: GlobusSiteSpec, group: UUID) -> None:
         """Prepare; nothing is imported or asked before the first task."""
@@ -253,6 +259,7 @@ class GlobusLink:
         failure = None if error is None else _translated(self._site, error)
         if isinstance(failure, UnreachableError) and task.id is not None:
             self._must_reload = True  # it runs on; only the way back is broken
+            self.trouble = f"results do not come back for now: {failure.cause}"
             return
         self._open.discard(task)
         if task.done() or (error is not None and self._is_put_off(task, error)):
@@ -266,6 +273,7 @@ class GlobusLink:
             )
             task.set_exception(RefusedError(self._site.endpoint_id, cause))
         else:
+            self.trouble = ""
             task.set_result(found)
 
     def _is_put_off(self, task: Task, error: BaseException) -> bool:
@@ -276,6 +284,7 @@ class GlobusLink:
             return False
         self._refused_at = now
         self._refused.append(task)
+        self.trouble = "the endpoint's process that takes tasks was killed; the next one may not start yet"
         return True
 
     def _reload(self) -> None:

@@ -33,6 +33,7 @@ from parsl_rasda.orchestration.events import (
     PilotStarted,
     ReleasePilot,
     RequestPilot,
+    SiteTroubled,
 )
 from parsl_rasda.orchestration.ports import PostEvent
 from parsl_rasda.runners import handshake
@@ -44,7 +45,7 @@ from parsl_rasda.runners.globus_record import GlobusRecord
 from parsl_rasda.runners.globus_site import Sender
 from parsl_rasda.runners.globus_stages import GlobusStages
 from parsl_rasda.study.sites import GlobusSiteSpec
-from parsl_rasda.vocabulary import JobId, Outcome, PilotId, Placement
+from parsl_rasda.vocabulary import JobId, Outcome, PilotId, Placement, SiteName
 
 _TICK_S = 0.25
 _CLOSE_WAIT_S = 15.0
@@ -135,6 +136,7 @@ class GlobusRunner:
         self._pilot: _Pilot | None = None
         self._answers = False  # a pilot is up, or was when it was last heard of
         self._trials = "trials"
+        self._is_troubled = False
         self._refusal = ""  # why no pilot of this site can be of use
         self._holds = 0
 
@@ -313,6 +315,7 @@ class GlobusRunner:
     def _tick(self) -> None:
         self._tasks.mend()
         self._stages.watch(self._tasks)
+        self._tell_trouble()
         pilot = self._pilot
         if pilot is None:
             return
@@ -327,6 +330,14 @@ class GlobusRunner:
             self._jobs.watch(self._tasks)
         except SiteLostError as lost:
             self._bury(Outcome.LOST, lost.cause)
+
+    def _tell_trouble(self) -> None:
+        """Write down once what keeps tasks or results from getting through, whenever that begins."""
+        trouble = self._tasks.trouble or self._jobs.trouble
+        if trouble and not self._is_troubled:
+            logger.warning("site=%s %s", self._site.name, trouble)
+            self._post(SiteTroubled(time.time(), SiteName(self._site.name), trouble))
+        self._is_troubled = bool(trouble)
 
     def _await(self, task: Callable[[], None]) -> None:
         """Have something done in our thread, and wait until it is."""

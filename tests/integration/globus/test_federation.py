@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -131,19 +132,26 @@ def test_a_controller_that_is_killed_leaves_nothing_that_resume_would_count_twic
     summary = folder.summary(folder.start("resume", "run", "--json"))
     assert verdict(summary) == alone
     assert all(t["losses"] == 0 for t in summary["trial_list"])
+    assert "controller died; taken up again" in " ".join(folder.status().replace(":", "").split())
     folder.check_books()
 
 
-def test_a_broker_that_is_away_for_a_while_costs_no_result(folder: Folder, alone: dict[str, Any]) -> None:
+def test_a_broker_that_is_away_for_half_a_minute_costs_no_result(
+    folder: Folder, alone: dict[str, Any]
+) -> None:
+    folder.write_study(epoch_s=3.0)
     process = folder.run("alps", "fjord")
     folder.wait_until(lambda: folder.has_epochs("alps"), process)
     folder.bed.stop_broker()
+    back_at = time.monotonic() + 30.0
     try:
         running = [a for a in folder.attempts("alps") if (a / "claim").exists()]
         eventually(lambda: all((a / "report.json").exists() for a in running), 30.0)  # what runs, runs on
+        eventually(lambda: time.monotonic() > back_at, 60.0)
     finally:
         folder.bed.start_broker(wait=True)
     assert verdict(folder.summary(process)) == alone
+    assert "for now" in folder.status(), "it tells what stood still, and why"
     folder.check_books()
 
 
@@ -179,6 +187,8 @@ def test_a_killed_user_endpoint_costs_no_result(folder: Folder, alone: dict[str,
     folder.wait_until(lambda: folder.has_epochs("fjord"), process)
     assert folder.bed.kill_user_endpoint("fjord")
     assert verdict(folder.summary(process)) == alone
+    status = " ".join(folder.status().split())
+    assert "site fjord" in status or "pilot fjord" in status, status
     folder.check_books()
 
 

@@ -27,6 +27,7 @@ from parsl_rasda.orchestration.events import (
     PilotEnded,
     PilotStarted,
     RequestPilot,
+    SiteTroubled,
 )
 from parsl_rasda.pipeline.doctor import Doctor, Verdict
 from parsl_rasda.runners import globus_site, leftovers
@@ -434,6 +435,17 @@ def test_a_site_without_the_studys_module_is_refused_and_no_trial_pays_for_it(tm
         assert not ended.usable
         assert "module 'nowhere' cannot be found there; copy it to the same folder" in ended.cause
         assert [event.outcome for event in world.log.of(job)] == [Outcome.PREEMPTED]
+
+
+def test_what_keeps_answers_from_coming_is_told_once(tmp_path: Path) -> None:
+    with opened(World(tmp_path)) as world:
+        world.link.says = lambda call: call != "run"
+        world.ask()
+        job = world.start(on_pilot=lambda: setattr(world.link, "trouble", "no route"))
+        told = world.log.next(SiteTroubled)
+        world.log.next(JobEnded, job)
+        assert (told.site, told.cause) == ("alps", "no route")
+        assert [type(event) for event in world.log.events].count(SiteTroubled) == 1
 
 
 def test_two_searches_of_a_run_keep_their_trials_apart(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from parsl_rasda.orchestration.events import (
     ReleasePilot,
     RequestPilot,
     SearchExhausted,
+    SiteTroubled,
     StartJob,
     StudyInterrupted,
     StudyStarted,
@@ -86,6 +87,7 @@ events = st.one_of(
     ),
     st.builds(JobEnded, at, jobs, st.sampled_from(Outcome), names, checkpoints),
     st.builds(TimePassed, at),
+    st.builds(SiteTroubled, at, sites, names),
     st.builds(StudyInterrupted, at),
 )
 instructions = st.one_of(

@@ -80,6 +80,7 @@ def test_a_task_that_is_refused_until_a_pid_file_is_stale_is_sent_again(link) ->
     task = link.submit("look", {})
     mended(link, task)
     assert task.result(0) == {"sent": 4}
+    assert not link.trouble
 
 
 def test_an_endpoint_that_really_runs_twice_is_refused_in_its_own_words(link, monkeypatch) -> None:
@@ -89,6 +90,7 @@ def test_an_endpoint_that_really_runs_twice_is_refused_in_its_own_words(link, mo
     mended(link, task)
     with pytest.raises(RefusedError, match="on another login node"):
         task.result(0)
+    assert "was killed" in link.trouble
 
 
 def test_a_function_that_could_not_be_registered_is_registered_with_the_next_task(link) -> None:
