@@ -10,8 +10,7 @@ import pytest
 import yaml
 from runner_tools import eventually
 
-from parsl_rasda.orchestration.events import JobEnded, StartJob
-from parsl_rasda.vocabulary import JobId, Outcome
+from parsl_rasda.orchestration.events import StartJob
 from tests.integration.globus.bed import REPOSITORY, GlobusBed
 from tests.integration.globus.folder import DEADLINE_S, LOCAL, Folder, verdict
 
@@ -229,13 +228,15 @@ def deep(folder: Folder, into: str) -> list[StartJob]:
 
 
 def moved(folder: Folder, into: str) -> list[StartJob]:
-    """Return how the trials went on that had come to a rung when they lost their site."""
-    starts = {start.job: start for start in folder.started(into)}
-    ended = (record.event for record in folder.records(into) if isinstance(record.event, JobEnded))
-    lost = {event.job for event in ended if event.outcome is Outcome.LOST}
-    found = [start.job for start in deep(folder, into) if start.job in lost]
+    """Return how the trials went on elsewhere that had come to a rung when they lost their site."""
+    last = {start.job.trial: start.job.attempt for start in deep(folder, into)}
+    elsewhere = [start for start in folder.started(into) if start.placement.site != "alps"]
+    found = [
+        next(s for s in elsewhere if s.job.trial == trial and s.job.attempt > attempt)
+        for trial, attempt in last.items()
+    ]
     assert found
-    return [starts[JobId(job.trial, job.attempt + 1)] for job in found]
+    return found
 
 
 def test_an_endpoint_that_is_down_at_the_start_joins_when_it_comes_up(
