@@ -43,7 +43,7 @@ tune:
   mode: min
   num_samples: 6
   max_retries: 1
-  scheduler: {max_t: 2, max_workers: 2}
+  scheduler: {grace_period: 2, max_t: 2, max_workers: 2}   # nobody is stopped before it fails
   searcher:
     kind: list
     configs:
