@@ -308,8 +308,10 @@ def test_a_pilot_that_ends_in_mid_study_costs_no_retry_and_nothing_of_the_result
 def test_two_pilots_share_a_study_and_one_that_idles_is_given_back(place: Place) -> None:
     provider = {**SITE["provider"], "nodes_per_block": 1}
     site = {**SITE, "provider": provider, "pilots": 2, "release_idle_after": 2}
-    study = study_of(num_samples=12, scheduler={"growth": "none", "max_workers": 1})
-    summary = place.run({**study, "with": {**STUDY["with"], "epoch_s": 3.0}}, site)
+    # 12 trials for an epoch, 4 for two more, the last one alone for six.
+    ladder = {"variant": "synchronous", "reduction_factor": 3, "max_t": 9}
+    study = study_of(num_samples=12, scheduler={**ladder, "growth": "none", "max_workers": 1})
+    summary = place.run({**study, "with": {**STUDY["with"], "epoch_s": 1.5}}, site)
     run = place.folder / "run"
     first, second, *_ = events_of(run, PilotStarted)
     assert {n.node for n in first.nodes}.isdisjoint(n.node for n in second.nodes)
