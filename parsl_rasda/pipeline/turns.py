@@ -47,7 +47,8 @@ class Turns:
         Args:
             search: Its name, for the log.
             executors: Labels of all that it will use.
-            on_wait: Called again and again while it waits; it leaves the line if this raises.
+            on_wait: Called again and again while it waits, and once more when its turn has come; it
+                leaves the line if this raises.
         """
         mine = _Place(search, frozenset(executors))
         with self._moved:
@@ -68,6 +69,7 @@ class Turns:
             while self._ahead(mine):
                 on_wait()
                 self._moved.wait(_LOOK_S)
+        on_wait()
 
     def _ahead(self, mine: _Place) -> list[_Place]:
         before = self._line[: self._line.index(mine)]

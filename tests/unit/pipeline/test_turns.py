@@ -56,6 +56,14 @@ def test_one_that_gives_up_waiting_is_in_nobodys_way() -> None:
         pass
 
 
+def test_one_whose_turn_comes_when_it_is_too_late_does_not_begin() -> None:
+    def give_up() -> None:
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError), Turns().turn("alone", ["gpu"], give_up):
+        pytest.fail("it began")
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.sets(st.sampled_from("abcd"), min_size=1), min_size=2, max_size=8))
 def test_whatever_they_use_nobody_shares_and_everybody_has_a_turn(wanted: list[set[str]]) -> None:
