@@ -98,19 +98,25 @@ class Controller:
         """Return the processes of the launch by pid, with their command lines."""
         return _with_words(p.pid for p in leftovers.marked(leftovers.JOB_VARIABLE, f"{self.mark}/t0.1"))
 
+    def _ranks(self) -> list[int]:
+        job = self.processes_of_job()
+        return [
+            pid
+            for pid, words in job.items()
+            if len(words) > 2 and "stand_in" in words[1] and words[-2].endswith("order.json")
+        ]
+
     def pids_of(self, victim: str) -> list[int]:
         """Return what to kill."""
-        job = self.processes_of_job()
-        ranks = [
-            pid for pid, words in job.items() if words[-2].endswith("order.json") and "stand_in" in words[1]
-        ]
+        # The first rank has spoken; those of srun trickle in.
+        eventually(lambda: len(self._ranks()) == self.width, DEADLINE_S)
+        job, ranks = self.processes_of_job(), self._ranks()
         roots = [pid for pid in job if _parent_of(pid) not in job]
         pool = [
             pid
             for pid, words in _with_words(processes_of(self.mark)).items()
             if "python" in words[0] and any(word.endswith("parsl-rasda-workers") for word in words)
         ]
-        assert len(ranks) == self.width
         (worker,) = {_parent_of(pid) for pid in roots} & set(processes_of(self.mark))
         launchers = [pid for pid in roots if _parent_of(pid) == worker]
         managers = [pid for pid in pool if _parent_of(pid) not in pool]

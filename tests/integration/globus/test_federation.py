@@ -244,8 +244,9 @@ def test_an_endpoint_that_is_down_at_the_start_joins_when_it_comes_up(
 ) -> None:
     folder.bed.kill_endpoint("alps")
     try:
-        folder.write_study(epoch_s=2.5)
-        folder.write_site("fjord", gpus_per_node=1)  # it is not done too soon
+        eventually(lambda: "alps" not in folder.bed.online())
+        folder.write_study(epoch_s=4.0)
+        folder.write_site("fjord", gpus_per_node=1)  # trials still wait for their first rung when alps joins
         process = folder.run("alps", "fjord")
         folder.wait_until(lambda: "alps" in folder.causes(), process)
         assert folder.has_epochs("fjord"), "the other site carries on"
