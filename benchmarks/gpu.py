@@ -10,7 +10,6 @@ an epoch is the median of all but the first. The exit status is 1 if any bit dif
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -20,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "integration")]
 
 import torch  # noqa: E402
+from claims import conclude  # noqa: E402
 from gpu_functions import trained  # noqa: E402 - the tests' own launches
 from rank_launch import epochs_of, metrics_of  # noqa: E402
 from width_cases import differing, final_state  # noqa: E402
@@ -52,11 +52,10 @@ def main() -> None:
         "samples": arguments.samples,
         "cases": rows,
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text + "\n")
-    sys.exit(not all(row["same_bits"] for name, row in rows.items() if name.startswith("exact")))
+    claims = {
+        f"{name}: the same bits": row["same_bits"] for name, row in rows.items() if name.startswith("exact")
+    }
+    conclude(result, claims, arguments.out)
 
 
 def measured(folder: Path, training: dict[str, str], arguments: argparse.Namespace) -> dict[str, object]:

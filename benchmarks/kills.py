@@ -9,8 +9,6 @@ What is left of a launch is counted before anybody cleans up. Exit status 1 if a
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 import tempfile
 import time
@@ -19,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "integration")]
 
+from claims import conclude  # noqa: E402
 from kills import LAUNCHERS, endure  # noqa: E402 - the tests' own
 
 
@@ -36,16 +35,10 @@ def main() -> None:
         "what": f"random SIGKILLs during restarts, {arguments.launcher}, CPU",
         "seed": arguments.seed,
         "seconds": round(time.monotonic() - began),
-        "cores": os.cpu_count(),
-        "load_after": round(os.getloadavg()[0], 1),
         **found,
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text + "\n")
     bad = ("orphans", "left_behind", "wrong_reports", "wrong_trials", "processes_left", "files_left")
-    sys.exit(any(found[name] for name in (*bad, "shared_memory_left")))
+    conclude(result, {f"no {name}": not found[name] for name in (*bad, "shared_memory_left")}, arguments.out)
 
 
 if __name__ == "__main__":

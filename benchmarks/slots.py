@@ -15,7 +15,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,8 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from claims import conclude
 
 from parsl_rasda.orchestration.assembly import build_machine
 from parsl_rasda.orchestration.events import Event, FinishStudy, Instruction, PilotStarted, StartJob
@@ -74,22 +75,16 @@ def main() -> None:
         print(json.dumps(measure(arguments.one)))
         return
     rows = [in_a_process_of_its_own(slots) for slots in arguments.slots]
-    text = json.dumps(document(rows), indent=1)
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text + "\n")
-    if not holds(rows):
-        raise SystemExit("the controller's cost per event grows faster than the logarithm of the slots")
+    conclude(document(rows), claims_of(rows), arguments.out)
 
 
-def holds(rows: list[dict[str, Any]]) -> bool:
+def claims_of(rows: list[dict[str, Any]]) -> dict[str, bool]:
     """Return whether every trial ended well and the cost per event grew at most logarithmically."""
     first, last = rows[0], rows[-1]
     allowed = math.log2(last["slots"]) / math.log2(first["slots"])
     costs = ("controller_ms_per_event", "machine_us_per_event")
-    return all(row["failed"] == row["losses"] == 0 for row in rows) and all(
-        last[cost] <= allowed * first[cost] for cost in costs
-    )
+    grown = {f"{cost} grows at most as log n": last[cost] <= allowed * first[cost] for cost in costs}
+    return {"every trial ended well": all(row["failed"] == row["losses"] == 0 for row in rows), **grown}
 
 
 def in_a_process_of_its_own(slots: int) -> dict[str, Any]:
@@ -178,10 +173,7 @@ def document(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "what": "controller per job event, real Parsl, logical slots in nodes of four, emulated training",
         "seed": SEED,
-        "python": platform.python_version(),
         "parsl": version("parsl"),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
         "rows": rows,
         "growth": {
             "slots": last["slots"] / first["slots"],

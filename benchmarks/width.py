@@ -12,9 +12,6 @@ Euclidean norm. The exit status is 1 if exact cases differ in a bit or fp64 ones
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import sys
 import tempfile
 from pathlib import Path
@@ -23,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "integration")]
 
 import torch  # noqa: E402
+from claims import conclude  # noqa: E402
 from rank_launch import metrics_of  # noqa: E402 - the tests' own launches
 from width_cases import differing, distance, final_state, legs_of, train_everywhere  # noqa: E402
 
@@ -52,15 +50,10 @@ def main() -> None:
         "what": "relative difference to one rank, R = 4",
         "epochs": arguments.epochs,
         "torch": torch.__version__,
-        "cores": os.cpu_count(),
-        "platform": f"{platform.system()} {platform.machine()}",
         "cases": rows,
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text + "\n")
-    sys.exit(not all(holds(name, found) for name, widths in rows.items() for found in widths.values()))
+    claims = {name: all(holds(name, found) for found in widths.values()) for name, widths in rows.items()}
+    conclude(result, claims, arguments.out)
 
 
 def holds(name: str, found) -> bool:
