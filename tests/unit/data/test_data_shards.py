@@ -52,8 +52,11 @@ def numbers_of(batches) -> list[int]:
 
 
 def open_data_files(folder: Path) -> int:
-    links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
-    return sum(str(folder) in str(link.readlink()) for link in links if link.is_symlink())
+    found = 0
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a thread that reads ahead has closed it meanwhile
+            found += str(folder) in str(link.readlink())
+    return found
 
 
 # -------------------------------------------------------------------------------------- as it should be
