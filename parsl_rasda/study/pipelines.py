@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Discriminator, Field, JsonValue, Tag
 
 from parsl_rasda.study.commands import Command, unknown_placeholders
 from parsl_rasda.study.files import file_problems
+from parsl_rasda.study.space import searched_in
 from parsl_rasda.study.spec import (
     MARK,
     Arguments,
@@ -209,13 +210,7 @@ def is_short_form(data: object) -> bool:
 
 
 def _stage_problems(name: str, stage: Plain, stages: Plain) -> Iterator[Problem]:
-    others = [n for n in stages if n != name]
-    for loc, needed in _wanted(stage):
-        if needed not in stages:
-            yield Problem(loc, f"{shown(needed)}, no stage", _one_of(others, needed))
-        elif loc == _WARM_START and "tune" not in stages[needed]:
-            allowed = _one_of([n for n in others if "tune" in stages[n]], needed)
-            yield Problem(loc, f"{shown(needed)}, which searches nothing", allowed)
+    yield from _need_problems(name, stage, stages)
     given: dict[str, str] = {}
     for key in _GIVERS:
         for argument in mapping_at(stage, key):
@@ -233,6 +228,27 @@ def _stage_problems(name: str, stage: Plain, stages: Plain) -> Iterator[Problem]
         yield Problem(("command", *problem.loc), problem.found, problem.allowed)
     for problem in command_problems(mapping_at(stage, "tune"), given):
         yield Problem(("tune", *problem.loc), problem.found, problem.allowed)
+
+
+def _need_problems(name: str, stage: Plain, stages: Plain) -> Iterator[Problem]:
+    others = [n for n in stages if n != name]
+    for loc, needed in _wanted(stage):
+        if needed not in stages:
+            yield Problem(loc, f"{shown(needed)}, no stage", _one_of(others, needed))
+        elif loc == _WARM_START and "tune" not in stages[needed]:
+            allowed = _one_of([n for n in others if "tune" in stages[n]], needed)
+            yield Problem(loc, f"{shown(needed)}, which searches nothing", allowed)
+        elif loc == _WARM_START:
+            yield from _nothing_shared(name, stage, needed, stages[needed])
+
+
+def _nothing_shared(name: str, stage: Plain, other_name: str, other: Plain) -> Iterator[Problem]:
+    """Yield a warm start from a search whose best configuration says nothing that is searched here."""
+    space, known = (mapping_at(s, "tune", "search_space") for s in (stage, other))
+    searched = searched_in(space)
+    if space and known and not set(searched) & set(known):
+        found = f"{shown(other_name)}, which knows nothing that {name} searches: {listing(known)}"
+        yield Problem(_WARM_START, found, f"a search with one of the parameters {listing(searched)}")
 
 
 def _one_of(names: list[str], word: str) -> str:

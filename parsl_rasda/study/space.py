@@ -143,6 +143,11 @@ def _checked(value: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
 SearchSpaceForm = Annotated[Mapping[str, JsonValue], AfterValidator(_checked)]
 
 
+def searched_in(space: Plain) -> list[str]:
+    """Return the names of the parameters that are no constants."""
+    return [n for n, p in space.items() if isinstance(p, Mapping) and "constant" not in p]
+
+
 def space_problems(space: Plain) -> Iterator[Problem]:
     """Yield every `when` that no value of an earlier parameter can fulfil."""
     earlier: dict[str, Any] = {}

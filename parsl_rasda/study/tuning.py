@@ -108,7 +108,9 @@ class SearcherSpec(Spec):
         "random", description="random, grid, sobol, tpe, gp, cmaes (Optuna's), list, or a plug-in."
     )
     warm_start: str | None = Field(
-        None, description="Another `tune` stage, whose best configuration is tried first."
+        None,
+        description="Another `tune` stage, whose best configuration is tried first; it knows a value of at "
+        "least one parameter that is searched here.",
     )
 
     @property

@@ -361,6 +361,53 @@ def test_a_stage_that_needs_itself_is_a_circle(folder: Path) -> None:
     assert "a circle: own needs own" in [m.found for m in _mistakes(study)]
 
 
+COARSE = """\
+  coarse:
+    tune:
+      metric: val_loss
+      mode: min
+      num_samples: 4
+      scheduler: {kind: asha, max_t: 2}
+      searcher: {kind: random}
+      search_space: {SPACE}
+      training: {python: "steps:train", batch_size: 16}
+"""
+
+
+@pytest.mark.parametrize(
+    ("known", "is_refused"),
+    [
+        ("{width: {int: [4, 64]}, depth: 3}", True),
+        ("{width: {int: [4, 64]}, lr: 0.01}", False),
+        ("{width: {int: [4, 64]}, optimizer: {choice: [sgd, lion]}}", False),
+    ],
+)
+def test_a_warm_start_from_a_search_of_other_things_is_refused(
+    folder: Path, known: str, is_refused: bool
+) -> None:
+    study = folder / "study.yaml"
+    text = study.read_text().replace("kind: tpe,", "kind: tpe, warm_start: coarse,")
+    study.write_text(text + COARSE.replace("{SPACE}", known))
+    if not is_refused:
+        assert load_study(study, environment={}).stages["tune"].stages_before == ("prepare", "coarse")
+        return
+    (mistake,) = _mistakes(study)
+    assert mistake.line == text[: text.index("warm_start")].count("\n") + 1
+    assert str(mistake).endswith(
+        "stages.tune.tune.searcher.warm_start: found 'coarse', which knows nothing that tune searches: "
+        "width, depth; allowed: a search with one of the parameters lr, batch, optimizer, momentum"
+    )
+
+
+def test_a_constant_is_nothing_to_begin_a_search_with(folder: Path) -> None:
+    study = folder / "study.yaml"
+    text = study.read_text().replace("kind: tpe,", "kind: tpe, warm_start: coarse,")
+    study.write_text(
+        text.replace("batch: {choice: [16, 32]}", "batch: 16") + COARSE.replace("{SPACE}", "{batch: 8}")
+    )
+    assert "a search with one of the parameters lr, optimizer, momentum" in str(_mistakes(study)[0])
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
