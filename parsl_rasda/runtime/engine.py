@@ -6,19 +6,17 @@ replicas; the number of ranks decides only where. Nothing here knows of controll
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from parsl_rasda.errors import CheckpointError, InvalidSettingError, TrainingError
+from parsl_rasda.errors import InvalidSettingError, TrainingError
 from parsl_rasda.handoff import Training
 from parsl_rasda.runtime.buffers import RunningBuffers
-from parsl_rasda.runtime.checkpoint import MODEL, OPTIMIZER, load_weights, read_tensors
 from parsl_rasda.runtime.data import Batch, Samples, read_all, seed_everything
 from parsl_rasda.runtime.forward import (
     PRECISIONS,
@@ -30,21 +28,9 @@ from parsl_rasda.runtime.group import Group
 from parsl_rasda.runtime.learning_rate import Scaling, rate_factor, scaling_rule
 from parsl_rasda.runtime.reduction import ExactTree, OverlappedSum, Reduction
 from parsl_rasda.runtime.replicas import EpochPlan, MicroBatch, carried, is_power_of_two, seed_of
+from parsl_rasda.runtime.state import REST_FIELDS, TrainingState
 
-if TYPE_CHECKING:
-    from parsl_rasda.runtime.checkpoint import Room
-
-HEADER_FIELDS = (
-    "epoch",
-    "step",
-    "losses",
-    "samples",
-    "batch_size",
-    "optimizer",
-    "numbers",
-    "options",
-    "scaler",
-)
+HEADER_FIELDS = ("epoch", "step", "losses", "samples", "batch_size", *REST_FIELDS)
 OptimizerFactory: TypeAlias = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
 Schedule: TypeAlias = Sequence[tuple[int, int]]  # (epoch, replicas)
 
@@ -120,6 +106,7 @@ class Engine:
         self.rates = [float(options["lr"]) for options in self.optimizer.param_groups]
         self.scaling = update.scaling or scaling_rule(training.lr_scaling, type(self.optimizer))
         self.scaler = torch.amp.GradScaler(self.device.type) if training.precision == "fp16" else None
+        self._state = TrainingState(model, self.optimizer, self.scaler, group, is_sharded=self.is_sharded)
         self.position = Position()
         self.halted = False
         self._step: _Step | None = None
@@ -306,24 +293,8 @@ class Engine:
     # ----------------------------------------------------------------------------------- checkpoints
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return model and optimizer as tensors by name; parameters have names, not numbers.
-
-        A collective if the model is sharded: rank 0 gets whole tensors, the others nothing of use.
-        """
-        tensors: dict[str, Tensor] = {}
-        for name, value in self.model.state_dict().items():
-            if not isinstance(value, Tensor):
-                raise TrainingError(
-                    f"The model's state {name!r} is not a tensor.", "Keep it out of state_dict()."
-                )
-            tensors[MODEL + name] = value
-        for name, state in self._states():
-            tensors |= {f"{OPTIMIZER}{name}.{key}": v for key, v in state.items() if isinstance(v, Tensor)}
-        if self.is_sharded:
-            from parsl_rasda.runtime.sharding import whole
-
-            return {name: whole(tensor, keep=self.group.rank == 0) for name, tensor in tensors.items()}
-        return tensors
+        """Return model and optimizer as tensors by name; a collective (`TrainingState.tensors`)."""
+        return self._state.tensors()
 
     def header(self) -> dict[str, Any]:
         """Return the rest, as plain JSON; a collective."""
@@ -335,10 +306,7 @@ class Engine:
             "samples": position.samples if position.step else 0,
             "batch_size": self.training.batch_size,
             "seed": self.seed,
-            "optimizer": type(self.optimizer).__name__,
-            "numbers": {name: _numbers(name, state) for name, state in self._states()},
-            "options": [_json_options(options) for options in self.optimizer.param_groups],
-            "scaler": self.scaler.state_dict() if self.scaler else None,
+            **self._state.rest(),
         }
 
     def restore(self, path: Path, header: Mapping[str, Any]) -> None:
@@ -347,55 +315,8 @@ class Engine:
         Raises:
             CheckpointError: If it belongs to another model or optimizer.
         """
-        found = type(self.optimizer).__name__
-        if header["optimizer"] != found:
-            raise CheckpointError(str(path), f"it holds the state of {header['optimizer']}, not of {found}")
-        tensors = read_tensors(path, room=self._rooms())
-        weights = {n.removeprefix(MODEL): t for n, t in tensors.items() if n.startswith(MODEL)}
-        load_weights(path, self.model, weights)
-        states: dict[str, dict[str, Any]] = {
-            name: dict(numbers) for name, numbers in header["numbers"].items()
-        }
-        for name, tensor in tensors.items():
-            if name.startswith(OPTIMIZER):
-                parameter, _, key = name.removeprefix(OPTIMIZER).rpartition(".")
-                states.setdefault(parameter, {})[key] = tensor
-        self._restore_optimizer(path, states, header["options"])
-        if self.scaler and header["scaler"]:
-            self.scaler.load_state_dict(header["scaler"])
+        self._state.restore(path, header)
         self.position = Position(header["epoch"], header["step"], header["losses"], header["samples"])
-
-    def _rooms(self) -> Room | None:
-        """Return what makes room for this rank's parts of a checkpoint; None: it has all."""
-        if not self.is_sharded:
-            return None
-        from parsl_rasda.runtime.sharding import room
-
-        mine = self.model.state_dict()
-
-        def of(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
-            is_state = name.startswith(OPTIMIZER)
-            owner = name.removeprefix(OPTIMIZER).rpartition(".")[0] if is_state else name.removeprefix(MODEL)
-            return room(mine.get(owner), shape, dtype)
-
-        return of
-
-    def _states(self) -> list[tuple[str, dict[str, Any]]]:
-        names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
-        return [(names[parameter], state) for parameter, state in self.optimizer.state.items()]
-
-    def _restore_optimizer(
-        self, path: Path, states: Mapping[str, Any], options: Sequence[Mapping[str, Any]]
-    ) -> None:
-        names = {parameter: name for name, parameter in self.model.named_parameters()}
-        order = [names[p] for group in self.optimizer.param_groups for p in group["params"]]
-        if len(options) != len(self.optimizer.param_groups) or not set(states) <= set(order):
-            raise CheckpointError(str(path), "its optimizer has other parameters")
-        whole = self.optimizer.state_dict()
-        whole["state"] = {index: states[name] for index, name in enumerate(order) if name in states}
-        for group, saved in zip(whole["param_groups"], options, strict=True):
-            group.update({key: tuple(v) if isinstance(v, list) else v for key, v in saved.items()})
-        self.optimizer.load_state_dict(whole)
 
 
 def _own(plan: EpochPlan, step: int, mine: range) -> list[MicroBatch]:
@@ -418,28 +339,3 @@ def _refuse_coupled(model: nn.Module) -> None:
             "SyncBatchNorm couples replicas, which a rank that carries several cannot compute.",
             "Use BatchNorm: statistics are taken per replica and averaged into the running ones.",
         )
-
-
-def _numbers(name: str, state: Mapping[str, Any]) -> dict[str, float | int | bool | None]:
-    numbers = {key: value for key, value in state.items() if not isinstance(value, Tensor)}
-    for key, value in numbers.items():
-        if not isinstance(value, float | int | None):
-            raise TrainingError(
-                f"The optimizer keeps a {type(value).__name__} as {key!r} of {name}: no checkpoint holds it.",
-                "Use an optimizer whose state is tensors and numbers.",
-            )
-    return numbers
-
-
-def _json_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what can be written as JSON; the learning rate is computed, never restored."""
-    kept = {}
-    for key, value in options.items():
-        if key in {"params", "lr", "param_names"}:
-            continue
-        try:
-            json.dumps(value)
-        except TypeError:
-            continue
-        kept[key] = value
-    return kept

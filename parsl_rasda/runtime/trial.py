@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from parsl_rasda.errors import CheckpointError, TrainingError
 from parsl_rasda.handoff import EpochReport
 from parsl_rasda.runtime.checkpoint import check_header, checkpoint_name, read_header, write_checkpoint
+from parsl_rasda.runtime.exact_mean import mean_over
 from parsl_rasda.runtime.group import Group
 from parsl_rasda.runtime.saving import MOMENT_S, Saver, copied
 from parsl_rasda.runtime.session import Leave, Session
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     ModelT = TypeVar("ModelT", bound=nn.Module)
 
 WAIT_SLICE_S = 1.0
-SUM_TERMS = 64  # doubles that do not overlap and add up to any sum of doubles: 40 at most
 
 
 class Answer(IntEnum):
@@ -270,15 +270,7 @@ class Trial:
         Raises:
             TrainingError: If it is a single number: the mean of one rank says nothing at another width.
         """
-        numbers = _numbers(values)
-        terms = _exact_terms(numbers)
-        size, rank = self._group.size, self._group.rank
-        padded = [0.0] * (SUM_TERMS * size)
-        padded[rank * SUM_TERMS : rank * SUM_TERMS + len(terms)] = terms
-        *all_terms, count = self._group.sum([*padded, float(len(numbers))])
-        if not count:
-            raise TrainingError("trial.mean was given no values.", "Evaluate at least one sample.")
-        return _rounded_sum(all_terms) / count
+        return mean_over(self._group, values)
 
     def report(self, **metrics: float) -> None:
         """End the epoch with its metrics, at least the study's; NaN is allowed.
@@ -422,48 +414,3 @@ class Trial:
         if message["op"] == "go" and until > self.epoch:
             return Answer.GO, until, int(message.get("replicas", self.replicas))
         return Answer.LEAVE, 0, 0
-
-
-def _numbers(values: Any) -> list[float]:
-    if hasattr(values, "tolist") and hasattr(values, "reshape"):
-        if not values.shape:
-            raise TrainingError(
-                "trial.mean was given one number, the mean of this rank alone.",
-                "Give it the loss of every sample: reduction='none'.",
-            )
-        flat = values.reshape(-1)
-        return [float(v) for v in (flat.double() if hasattr(flat, "double") else flat).tolist()]
-    if isinstance(values, float | int):
-        raise TrainingError(
-            "trial.mean was given one number, the mean of this rank alone.",
-            "Give it the loss of every sample: reduction='none'.",
-        )
-    numbers: list[float] = []
-    for value in values:
-        numbers += (
-            _numbers(value)
-            if getattr(value, "shape", ())
-            else [float(value.detach() if hasattr(value, "detach") else value)]
-        )
-    return numbers
-
-
-def _exact_terms(numbers: list[float]) -> list[float]:
-    """Return a few doubles whose exact sum is that of the numbers.
-
-    Source:
-        Shewchuk 1997, Adaptive precision floating-point arithmetic, as behind `math.fsum`.
-    """
-    terms: list[float] = []
-    while True:
-        rest = _rounded_sum([*numbers, *(-term for term in terms)])
-        if not rest or not math.isfinite(rest):
-            return [*terms, rest] if rest else terms
-        terms.append(rest)
-
-
-def _rounded_sum(numbers: list[float]) -> float:
-    try:
-        return math.fsum(numbers)
-    except (ValueError, OverflowError):  # infinities of both signs, or beyond the largest double
-        return sum(numbers)
