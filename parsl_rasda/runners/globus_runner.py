@@ -63,6 +63,7 @@ class _Pilot:
     lost_s: float  # after which a handshake counts as lost on its way, not as queued
     handshake: Future[Message] | None = None  # on its way
     shaken_at: float = 0.0
+    shake_at: float = 0.0  # not before
     question: Future[bool] | None = None  # whether the endpoint is online
     asked_at: float = -1e9
     offline_since: float | None = None
@@ -137,6 +138,7 @@ class GlobusRunner:
         self._answers = False  # a pilot is up, or was when it was last heard of
         self._trials = "trials"
         self._is_troubled = False
+        self._spent: str | None = None  # the block of the pilot that was given up as it was about to end
         self._refusal = ""  # why no pilot of this site can be of use
         self._holds = 0
 
@@ -324,6 +326,7 @@ class GlobusRunner:
             return
         deadline = pilot.allocation.deadline
         if deadline is not None and time.time() > deadline + _WALLTIME_GRACE_S:
+            self._spent = pilot.sender.block
             self._bury(Outcome.PREEMPTED, "the pilot's walltime has ended")
             return
         try:
@@ -371,7 +374,7 @@ class GlobusRunner:
             self._when(pilot.question, lambda done: self._heard_state(pilot, done))
         if pilot.handshake is not None and now > pilot.shaken_at + pilot.lost_s:
             pilot.handshake, pilot.lost_s = None, 2 * pilot.lost_s  # a pilot may be queued for hours
-        if pilot.handshake is None and pilot.offline_since is None:
+        if pilot.handshake is None and pilot.offline_since is None and now >= pilot.shake_at:
             arguments = {"accelerator": self._site.accelerator, "sender": asdict(pilot.sender)}
             pilot.shaken_at, pilot.handshake = now, self._tasks.submit("describe", arguments)
             self._when(pilot.handshake, lambda done: self._shaken(pilot, done))
@@ -401,6 +404,10 @@ class GlobusRunner:
         if refusal is not None:
             self._refusal = refusal
             self._refuse(pilot, refusal)
+            return
+        if found["block"] == self._spent:  # still there; the one after it is waited for
+            pilot.handshake, pilot.shake_at = None, time.monotonic() + self._silence_s
+            logger.info("waiting for the next pilot site=%s", self._site.name)
             return
         for warning in handshake.warnings_of(self._site, found, narrowest=self._narrowest):
             logger.warning("%s", warning)
@@ -444,7 +451,7 @@ class GlobusRunner:
         """Give the pilot up if it was to be, and its last job has left."""
         pilot = self._pilot
         if pilot is not None and pilot.is_leaving and not self._jobs:
-            self._pilot = None
+            self._pilot, self._spent = None, pilot.sender.block
             self._end_pilot(pilot.request, "released", usable=True)
 
     def _bury(self, outcome: Outcome, cause: str, *, usable: bool = True) -> None:

@@ -26,6 +26,7 @@ from parsl_rasda.orchestration.events import (
     JobEnded,
     PilotEnded,
     PilotStarted,
+    ReleasePilot,
     RequestPilot,
     SiteTroubled,
 )
@@ -259,6 +260,21 @@ def test_a_pilot_that_the_endpoint_has_replaced_is_given_up_without_blame_for_it
         world.log.next(PilotStarted)
         (stop,) = (tmp_path / "disk").glob("*/trials/0000/attempt-1/stop")
         assert "given it up" in stop.read_text(), "what still ran there has been stopped"
+
+
+def test_a_pilot_that_was_given_back_near_its_end_is_not_offered_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(World(tmp_path)) as world:
+        world.ask()
+        first = world.log.next(PilotStarted)
+        world.runner.release_pilot(ReleasePilot(first.pilot))
+        world.log.next(PilotEnded)
+        world.ask()
+        eventually(lambda: world.link.sent.count("describe") > 2)
+        assert [type(event) for event in world.log.events].count(PilotStarted) == 1
+        monkeypatch.setenv("PARSL_WORKER_POOL_ID", "the one after it")
+        world.log.next(PilotStarted)
 
 
 def test_jobs_wait_for_a_worker_where_there_are_fewer_workers_than_slots(
