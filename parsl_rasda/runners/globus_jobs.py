@@ -228,7 +228,7 @@ class GlobusJobs:
         if error is None:
             self._looks.clear()  # the site answers: who has not been answered was lost on the way
             self._hear(done.result())
-        elif not isinstance(error, UnreachableError):
+        elif not isinstance(error, UnreachableError | TooLargeError):  # it was sent with one too large
             self._lost(Outcome.LOST, str(error))
 
     def _hear(self, answer: Message) -> None:

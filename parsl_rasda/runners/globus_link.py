@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
 import time
 from collections import deque
@@ -26,6 +27,7 @@ from parsl_rasda.study.sites import GlobusSiteSpec
 # The hosted service's limits: 10 MB a request or result, 20 requests in 10 s.
 LIMIT_BYTES = 10_000_000
 _TOO_LARGE = 413
+_RESULT_TOO_LARGE = re.compile(r"MaxResultSizeExceeded\((\d+), \d+\)")  # the endpoint says so
 _ENVELOPE_BYTES = 2_000  # what the SDK adds to a request
 _BATCH = 128
 _BURST, _BURST_WINDOW_S = 8, 4
@@ -54,7 +56,7 @@ class TooLargeError(RasdaError):
         size = "too large" if self.size_bytes is None else f"{self.size_bytes / 1e6:.1f} MB"
         return (
             f"{self.what} is {size}, and Globus Compute takes {LIMIT_BYTES / 1e6:g} "
-            "MB at most. Put large inputs into a file on the site and give its path."
+            "MB at most. Keep what is large in a file on the site, and pass its path."
         )
 
 
@@ -328,8 +330,10 @@ def _translated(site: GlobusSiteSpec, error: BaseException) -> RasdaError:
 
     if isinstance(error, RasdaError):
         return error
-    if isinstance(error, TaskExecutionFailed):
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, TaskExecutionFailed):  # its text has advice after what the site says
+        lines = [line.strip() for line in error.remote_data.splitlines() if line.strip()]
+        if lines and (size := _RESULT_TOO_LARGE.fullmatch(lines[-1])):
+            return TooLargeError(f"What a task at site {site.name!r} returns", int(size[1]))
         return RefusedError(site.endpoint_id, lines[-1] if lines else type(error).__name__)
     if isinstance(error, GlobusAPIError) and error.http_status == _TOO_LARGE:
         return TooLargeError(f"What was sent to site {site.name!r}", None)

@@ -9,7 +9,7 @@ from uuid import UUID
 import globus_compute_sdk.sdk.executor as sdk
 import pytest
 import requests
-from globus_compute_sdk.errors import TaskExecutionFailed
+from globus_compute_sdk.errors import MaxResultSizeExceeded, TaskExecutionFailed
 from globus_sdk import GlobusAPIError, NetworkError
 
 from parsl_rasda.runners import globus_link
@@ -115,6 +115,20 @@ def test_what_the_service_finds_too_large_is_said_to_be(link) -> None:
     found = globus_link._translated(link._site, GlobusAPIError(response))
     assert isinstance(found, TooLargeError)
     assert "What was sent to site 'alps' is too large" in str(found)
+
+
+def test_a_result_that_the_endpoint_finds_too_large_is_said_to_be(link) -> None:
+    said = repr(MaxResultSizeExceeded(11_000_000, 10 * 1024 * 1024))
+    found = globus_link._translated(link._site, TaskExecutionFailed(said, "0"))
+    assert isinstance(found, TooLargeError)
+    assert "What a task at site 'alps' returns is 11.0 MB, and Globus Compute takes 10 MB" in str(found)
+
+
+def test_a_failure_is_told_in_the_words_of_the_site_not_in_the_advice_of_the_sdk(link) -> None:
+    said = "Traceback (most recent call last):\n  ...\nTypeError: cannot serialize a lock\n"
+    found = globus_link._translated(link._site, TaskExecutionFailed(said, "0"))
+    assert isinstance(found, RefusedError)
+    assert found.cause == "TypeError: cannot serialize a lock"
 
 
 class LosesConnections(Executor):
