@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from parsl_rasda.data.plain_shard import PlainShard
 from parsl_rasda.errors import DataError
 
 
@@ -55,8 +54,10 @@ class Zarr3Shard:
     def __init__(self, path: str, group: Any) -> None:
         self._path = path
         self._arrays = dict(sorted(group.arrays()))
+        plain = {name: PlainShard.of(Path(path, name), array) for name, array in self._arrays.items()}
+        self._plain = {name: shard for name, shard in plain.items() if shard is not None}
         for name, array in self._arrays.items():
-            if array.nchunks_initialized < array.nchunks:
+            if name not in self._plain and array.nchunks_initialized < array.nchunks:
                 found = (
                     f"of array {name!r} only {array.nchunks_initialized} of {array.nchunks} chunks are there"
                 )
@@ -70,22 +71,18 @@ class Zarr3Shard:
         """Return a slice of an array."""
         if name not in self._arrays:
             raise DataError(self._path, f"it has no array {name!r}")
+        end = min(end, self._arrays[name].shape[0])
+        plain = self._plain.get(name)
+        if plain is not None and begin < end and plain.has(begin, end):
+            return plain.read(begin, end)
         with _explained(self._path, "it is damaged"):
             values: NDArray[Any] = self._arrays[name][begin:end]
         return values
 
     def announce(self, name: str, begin: int, end: int) -> None:
-        """Let the system fetch a slice, from where it lies in a shard that `write` wrote."""
-        array = self._arrays.get(name)
-        if array is None:
-            return
-        file = Path(self._path, name, array.metadata.encode_chunk_key((0,) * array.ndim))
-        sample_bytes = math.prod(array.shape[1:]) * array.dtype.itemsize
-        with suppress(OSError):  # whoever reads will say what is wrong
-            descriptor = os.open(file, os.O_RDONLY)
-            length = (end - begin) * sample_bytes
-            os.posix_fadvise(descriptor, begin * sample_bytes, length, os.POSIX_FADV_WILLNEED)
-            os.close(descriptor)
+        """Let the system fetch the chunk that begins here, where it knows how."""
+        if name in self._plain and begin < self._arrays[name].shape[0]:
+            self._plain[name].announce(begin)
 
     def close(self) -> None:
         """Close nothing, as nothing is open."""
