@@ -17,7 +17,8 @@ and a training function reads them, each sample once an epoch at any world size:
             ...
 
 Reading order: `layout` and `order` (which sample comes when, as pure functions), `index` and `formats`
-(what is on disk), `files` and `ahead` (open files and the thread that reads ahead), `shards`, `writer`.
+(what is on disk) with `hdf5`, `zarr3`, `plain_shard`, `tfrecord` and `example`, `files` and `ahead` (open
+files and the thread that reads ahead), `shards`, `writer`.
 """
 
 from __future__ import annotations

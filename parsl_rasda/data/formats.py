@@ -1,17 +1,20 @@
-"""File formats of shards behind one interface: HDF5, and Zarr 3 where it is installed.
+"""File formats of shards behind one interface: HDF5, Zarr 3 where it is installed, TFRecords to be read only.
 
-A shard holds one array for each part of a sample; the first dimension of all counts samples.
+A shard holds one array for each part of a sample; the first dimension of all counts samples. Elements are
+numbers, or byte strings (of type ``object``), which may differ in length.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parsl_rasda.data.hdf5 import Hdf5
+from parsl_rasda.data.tfrecord import TFRecord
 from parsl_rasda.data.zarr3 import Zarr3
 from parsl_rasda.errors import InvalidSettingError
 
@@ -45,7 +48,7 @@ class OpenShard(Protocol):
 class Format(Protocol):
     """How shards are stored."""
 
-    suffixes: ClassVar[tuple[str, ...]]
+    patterns: ClassVar[tuple[str, ...]]  # of names, as in a shell
 
     def open(self, path: str) -> OpenShard:
         """Open a shard.
@@ -55,6 +58,10 @@ class Format(Protocol):
         """
         ...
 
+
+class WritableFormat(Format, Protocol):
+    """How shards are written; the first pattern is ``*`` and a suffix, with which their names end."""
+
     def write(
         self, path: str, arrays: Mapping[str, Array], block: int, attributes: Mapping[str, object]
     ) -> None:
@@ -62,11 +69,12 @@ class Format(Protocol):
         ...
 
 
-FORMATS: Mapping[str, Format] = {"hdf5": Hdf5(), "zarr": Zarr3()}
+FORMATS: Mapping[str, WritableFormat] = {"hdf5": Hdf5(), "zarr": Zarr3()}
+ALL_FORMATS: Sequence[Format] = (*FORMATS.values(), TFRecord())
 
 
-def format_named(name: str) -> Format:
-    """Return the format of this name.
+def format_named(name: str) -> WritableFormat:
+    """Return the format that is written under this name.
 
     Raises:
         InvalidSettingError: If there is none.
@@ -82,12 +90,17 @@ def format_of(path: str) -> Format:
     Raises:
         InvalidSettingError: If it tells none.
     """
-    for format_ in FORMATS.values():
-        if path.endswith(format_.suffixes):
+    for format_ in ALL_FORMATS:
+        if any(fnmatchcase(path, pattern) for pattern in format_.patterns):
             return format_
-    raise InvalidSettingError("shard", path, f"a name that ends with {', '.join(suffixes())}")
+    raise InvalidSettingError("shard", path, f"a name like {', '.join(patterns())}")
 
 
-def suffixes() -> Sequence[str]:
-    """Return how names of shards may end."""
-    return [suffix for format_ in FORMATS.values() for suffix in format_.suffixes]
+def is_shard(name: str) -> bool:
+    """Return whether a file of this name is a shard."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns())
+
+
+def patterns() -> Sequence[str]:
+    """Return what names of shards are like."""
+    return [pattern for format_ in ALL_FORMATS for pattern in format_.patterns]

@@ -17,7 +17,7 @@ from parsl_rasda.errors import DataError
 class Hdf5:
     """The format."""
 
-    suffixes: ClassVar[tuple[str, ...]] = (".h5", ".hdf5")
+    patterns: ClassVar[tuple[str, ...]] = ("*.h5", "*.hdf5")
 
     def open(self, path: str) -> Hdf5Shard:
         """Open a shard, without a cache."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from parsl_rasda.data.formats import format_of, suffixes
+from parsl_rasda.data.formats import format_of, is_shard, patterns
 from parsl_rasda.errors import DataError, InvalidSettingError
 
 FORMAT: Final = 1
@@ -72,12 +72,10 @@ def index_of(path: Path, split: str | None, names: Sequence[str] | None) -> Inde
         return _load(path, split, names)
     if split is not None:
         raise InvalidSettingError("split", split, f"none for {path}: it has no {INDEX}")
-    if path.is_dir() and path.suffix not in suffixes():
-        files = sorted(
-            str(p) for p in path.iterdir() if p.suffix in suffixes() and not p.name.startswith(".")
-        )
+    if path.is_dir() and not is_shard(path.name):
+        files = sorted(str(p) for p in path.iterdir() if is_shard(p.name) and not p.name.startswith("."))
         if not files:
-            raise DataError(str(path), f"there is no shard ({', '.join(suffixes())}) and no {INDEX} in it")
+            raise DataError(str(path), f"there is no shard ({', '.join(patterns())}) and no {INDEX} in it")
     else:
         files = [str(path)]
     return joined([_scan(file, names) for file in files])

@@ -21,7 +21,7 @@ from parsl_rasda.errors import DataError, InvalidSettingError
 Array: TypeAlias = NDArray[Any]  # of any element type
 Block: TypeAlias = list[Array]  # neighbouring samples, one array for each part of them
 Places: TypeAlias = tuple[list[int], list[int]]  # of samples: their blocks, and where in there
-Batch: TypeAlias = Any  # a tensor for each array of a sample: a tuple of them, or one by itself
+Batch: TypeAlias = Any  # a tensor (or list of byte strings) for each array: a tuple, or one by itself
 
 WINDOW: Final = 8  # blocks
 BATCHES_AHEAD: Final = 4
@@ -43,7 +43,8 @@ def open_shards(
         path: What `ShardWriter` left (``shards.index``, or its directory), a shard, or a directory of
             shards that something else wrote; several are joined.
         arrays: The parts of a sample, in order, as in ``x, y``; all by default. A single name gives
-            batches of one tensor instead of a tuple. Arrays in groups are named by their path.
+            batches of one tensor instead of a tuple. Arrays in groups are named by their path. TFRecords
+            have one, ``record``, which gives a list of byte strings in place of a tensor.
         split: Which one, where there are several.
         window: Blocks that are mixed when the order is shuffled: more mix better and take more memory.
 
@@ -121,6 +122,12 @@ class Shards:
         )
         return self.stream(range(first, first + size) for first, size in extents)
 
+    def place_of(self, sample: int) -> tuple[str, int]:
+        """Return the file that a sample is in, and its number in there, for those who tell what is wrong."""
+        (block,), (inside,) = self._locate([sample])
+        row, begin, _ = self._slice_of(block)
+        return row.file, begin + inside
+
     def _locate(self, indices: Sequence[int]) -> Places:
         samples = np.asarray(indices, dtype=np.int64)
         if len(samples) and not 0 <= samples.min() <= samples.max() < len(self):
@@ -142,8 +149,8 @@ class Shards:
     def _tensors(self, batch: Block) -> Batch:
         import torch
 
-        tensors = tuple(torch.from_numpy(values) for values in batch)
-        return tensors[0] if self._single else tensors
+        parts = tuple(v.tolist() if v.dtype == object else torch.from_numpy(v) for v in batch)
+        return parts[0] if self._single else parts
 
     def _announced(self, reads: Iterable[Places]) -> Iterator[Places]:
         """Yield the reads, each some reads after the system was told of its blocks."""

@@ -123,7 +123,7 @@ class ShardWriter:
         joined = waiting[0]
         if len(waiting) > 1:
             joined = {name: np.concatenate([values[name] for values in waiting]) for name in self._kinds}
-        suffix = self._format.suffixes[0]
+        suffix = self._format.patterns[0].removeprefix("*")
         file = self.index.parent / f"{split}-{len(self._rows[split]):05d}{suffix}"
         beside = file.with_name(f".{file.stem}.part{suffix}")
         _remove(beside)

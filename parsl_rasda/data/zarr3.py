@@ -17,7 +17,7 @@ from parsl_rasda.errors import DataError
 class Zarr3:
     """The format."""
 
-    suffixes: ClassVar[tuple[str, ...]] = (".zarr",)
+    patterns: ClassVar[tuple[str, ...]] = ("*.zarr",)
 
     def open(self, path: str) -> Zarr3Shard:
         """Open a shard; its files are opened for single reads only."""

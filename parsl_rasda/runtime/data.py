@@ -1,9 +1,9 @@
 """How samples are read: whole micro-batches, from any of the usual kinds of data set.
 
 A data set is one of: a tuple of arrays or tensors of equal length, a single one, a
-`torch.utils.data.TensorDataset`, a `Readable` (reads many samples at once), a `Blockwise` (too large for
-memory: `parsl_rasda.data.open_shards`), or any map-style `torch.utils.data.Dataset` (samples are read one
-by one and collated).
+`torch.utils.data.TensorDataset`, a `Readable` (reads many samples at once; it may be `Ordered` too), a
+`Blockwise` (too large for memory: `parsl_rasda.data.open_shards`), or any map-style
+`torch.utils.data.Dataset` (samples are read one by one and collated).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Order(Protocol):
 
 
 @runtime_checkable
-class Blockwise(Protocol):
+class Ordered(Protocol):
     """A data set that is fast only where neighbours are read together: it has a say in the order."""
 
     def __len__(self) -> int:
@@ -55,6 +55,11 @@ class Blockwise(Protocol):
     def order(self, seed: int, epoch: int) -> Order:
         """Return the order of an epoch, a function of these alone."""
         ...
+
+
+@runtime_checkable
+class Blockwise(Ordered, Protocol):
+    """One that reads ahead by itself, too."""
 
     def stream(self, reads: Iterable[Sequence[int]], *, streams: int) -> Iterator[Batch]:
         """Yield a batch for each list of neighbours in an order, taken from so many places in turn.
@@ -68,12 +73,15 @@ class Samples:
     """Any data set as one that reads many samples at once.
 
     Attributes:
+        ordered: The data set, if it has a say in the order.
         blockwise: The data set, if it is one of these.
     """
 
     def __init__(self, dataset: Any) -> None:
         self.read: Callable[[list[int]], Batch]
         self.blockwise = dataset if isinstance(dataset, Blockwise) else None
+        is_ordered = isinstance(dataset, Readable | Blockwise) and isinstance(dataset, Ordered)
+        self.ordered: Ordered | None = dataset if is_ordered else None
         if isinstance(dataset, TensorDataset):
             dataset = dataset.tensors
         if isinstance(dataset, tuple | list) and dataset and all(hasattr(part, "shape") for part in dataset):
@@ -108,8 +116,8 @@ class Samples:
 
     def order(self, seed: int, epoch: int) -> Order:
         """Return the order of an epoch: the data set's own, or any at all."""
-        if self.blockwise is not None:
-            return self.blockwise.order(seed, epoch)
+        if self.ordered is not None:
+            return self.ordered.order(seed, epoch)
         generator = torch.Generator().manual_seed(seed_of(seed, "order", epoch))
         order: list[int] = torch.randperm(self.length, generator=generator).tolist()
         return order

@@ -12,6 +12,7 @@ from torch import Tensor
 from parsl_rasda.runtime import load_model
 from parsl_rasda.vocabulary import JSON
 from workflows.cv_resnet.image_folder import ImageFolder
+from workflows.cv_resnet.image_records import ImageRecords
 from workflows.cv_resnet.model import build, predictions
 from workflows.cv_resnet.picture import draw
 from workflows.cv_resnet.train import split_of
@@ -71,9 +72,11 @@ def confusions(matrix: Tensor) -> list[tuple[int, int, int]]:
     return [(true, guess, int(wrong[true, guess])) for true, guess in pairs if wrong[true, guess]]
 
 
-def batches(dataset: tuple[Tensor, Tensor] | ImageFolder) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    dataset: tuple[Tensor, Tensor] | ImageFolder | ImageRecords,
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield all images and classes of a split in order, `BATCH` at a time."""
-    if isinstance(dataset, ImageFolder):
+    if not isinstance(dataset, tuple):
         for start in range(0, len(dataset), BATCH):
             yield dataset.read(range(start, min(start + BATCH, len(dataset))))
     else:

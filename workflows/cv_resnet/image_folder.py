@@ -1,35 +1,28 @@
-"""ImageNet and its like: ``train/<class>/*`` and ``val/<class>/*`` image files, read by Pillow.
+"""ImageNet and its like as ``train/<class>/*`` and ``val/<class>/*`` image files.
 
 The folder ``val`` is cut in half, class by class: one half validates and decides, the other is the test that
-is only reported. Training crops at random (Szegedy et al. 2015, arXiv:1409.4842) and flips; everything else
-sees the centre. The random numbers are torch's, which a trial seeds for every micro-batch.
+is only reported.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from numpy.typing import NDArray
 from torch import Tensor
 
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.vocabulary import JSON
+from workflows.cv_resnet.pixels import cropped, normalised
 
 SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's channels, in [0, 1]
-AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)  # of a random crop: part of the image, width over height
-ATTEMPTS = 10  # to find such a crop inside the image
-MARGIN = 256 / 224  # shorter side over crop, outside training
-
-Box = tuple[int, int, int, int]  # left, upper, right, lower
 
 
-def index_images(root: str, directory: str) -> dict[str, JSON]:
+def index_folder(root: str, directory: str) -> dict[str, JSON]:
     """List the images below ``root`` and return where the list is. No image is opened.
 
     Args:
@@ -72,7 +65,7 @@ class ImageFolder:
         """Read the list, no images.
 
         Args:
-            path: What `index_images` returned under ``path``.
+            path: What `index_folder` returned under ``path``.
             split: ``train``, ``validation`` or ``test``; images of ``train`` are cropped at random.
             pixels: Height and width of what is read.
         """
@@ -90,45 +83,14 @@ class ImageFolder:
             InvalidSettingError: If a file is no image, or is cut short.
         """
         rows = [self._rows[index] for index in indices]
-        images = np.stack([self._image(self._root / file) for file, _ in rows])
-        channels_first = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-        mean, deviation = (torch.tensor(values)[:, None, None] for values in (MEAN, DEVIATION))
-        return (channels_first - mean) / deviation, torch.tensor([label for _, label in rows])
+        images = [self._image(self._root / file) for file, _ in rows]
+        return normalised(images), torch.tensor([label for _, label in rows])
 
-    def _image(self, file: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    def _image(self, file: Path) -> NDArray[np.uint8]:
         try:
-            with Image.open(file) as image:
-                # JPEG is decoded at the smallest scale that still has the pixels; other formats ignore this.
-                image.draft("RGB", (2 * self._pixels, 2 * self._pixels))
-                box = random_box(*image.size) if self._is_training else centre_box(*image.size)
-                size = (self._pixels, self._pixels)
-                small = image.convert("RGB").resize(size, Image.Resampling.BILINEAR, box=box)
+            return cropped(file, self._pixels, at_random=self._is_training)
         except OSError as error:
             raise InvalidSettingError(str(file), str(error), "a whole image file") from error
-        pixels = np.asarray(small)
-        if self._is_training and torch.rand(()) < 0.5:
-            pixels = pixels[:, ::-1]
-        return pixels
-
-
-def random_box(width: int, height: int) -> Box:
-    """Return a random part of an image: `AREA` of it, of an `ASPECT`; the centre if none fits."""
-    for _ in range(ATTEMPTS):
-        area = width * height * float(torch.empty(()).uniform_(*AREA))
-        aspect = math.exp(float(torch.empty(()).uniform_(math.log(ASPECT[0]), math.log(ASPECT[1]))))
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            left = int(torch.randint(width - w + 1, ()))
-            upper = int(torch.randint(height - h + 1, ()))
-            return left, upper, left + w, upper + h
-    return centre_box(width, height)
-
-
-def centre_box(width: int, height: int) -> Box:
-    """Return the square in the middle whose side is the shorter one of the image over `MARGIN`."""
-    side = max(1, round(min(width, height) / MARGIN))
-    left, upper = (width - side) // 2, (height - side) // 2
-    return left, upper, left + side, upper + side
 
 
 def _classes(folder: Path) -> dict[str, list[str]]:

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from parsl_rasda.runtime import Trial
 from workflows.cv_resnet.digits import read_digits
 from workflows.cv_resnet.image_folder import ImageFolder
+from workflows.cv_resnet.image_records import ImageRecords
 from workflows.cv_resnet.model import build, predictions
 
 
@@ -24,14 +25,14 @@ def train(trial: Trial) -> None:
         trial: Its configuration has ``network, activation, optimizer, lr, weight_decay``, and for image files
             ``pixels`` and ``readers``, the processes a rank that decode files while it computes.
     """
-    data: Any = trial.inputs["data"]  # plain JSON, made by `digits` or `image_folder`
+    data: Any = trial.inputs["data"]  # plain JSON, made by `digits` or `prepare`
     training, validation = split_of(data, "train", trial.config), split_of(data, "validation", trial.config)
     model, _ = trial.prepare(
         build(trial.config, data),
         lambda parameters, lr: build_optimizer(trial.config, parameters, lr),
         lr=trial.config["lr"],
     )
-    readers = trial.config["readers"] if isinstance(training, ImageFolder) else 0
+    readers = 0 if isinstance(training, tuple) else trial.config["readers"]
     for _ in trial.epochs():
         for images, labels in trial.batches(training, workers=readers):
             trial.step(cross_entropy(model(images), labels))
@@ -41,7 +42,7 @@ def train(trial: Trial) -> None:
 
 def split_of(
     data: Mapping[str, Any], split: str, config: Mapping[str, Any]
-) -> tuple[Tensor, Tensor] | ImageFolder:
+) -> tuple[Tensor, Tensor] | ImageFolder | ImageRecords:
     """Return the images and classes of a split, as a data set for `Trial.batches`.
 
     Args:
@@ -51,6 +52,8 @@ def split_of(
     """
     if data["kind"] == "digits":
         return read_digits(data["path"], split)
+    if data["kind"] == "records":
+        return ImageRecords(data["path"], split, pixels=config["pixels"], classes=len(data["classes"]))
     return ImageFolder(data["path"], split, pixels=config["pixels"])
 
 

@@ -276,7 +276,7 @@ def test_what_is_not_there_is_named(tmp_path) -> None:
     for path in (tmp_path, tmp_path / "no.h5", tmp_path / "no.zarr", tmp_path / "no.json"):
         with pytest.raises(DataError, match=str(path)):
             open_shards(path)
-    with pytest.raises(InvalidSettingError, match=r"ends with \.h5, \.hdf5, \.zarr"):
+    with pytest.raises(InvalidSettingError, match=r"a name like \*\.h5, \*\.hdf5, \*\.zarr, \*\.tfrecord"):
         open_shards(tmp_path / "data.csv")
 
 

@@ -24,14 +24,30 @@ def index(tmp_path_factory):
     return shards.index
 
 
-def epochs_of(index, **options):
+class Decoded:
+    """Samples that take time after they are read, so that processes are to read them, in a given order."""
+
+    def __init__(self, index) -> None:
+        self._shards = open_shards(index)
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def order(self, seed, epoch):
+        return self._shards.order(seed, epoch)
+
+    def read(self, indices):
+        return self._shards.read(indices)
+
+
+def epochs_of(index, *, data_of=open_shards, workers=0, **options):
     """Train and return the samples of each micro-batch, by epoch."""
     trial = local_trial({}, **{"epochs": 3, "batch_size": 4, **options})
     model, _ = trial.prepare(nn.Linear(1, 1), torch.optim.SGD, lr=0.1)
     seen = []
     for _ in trial.epochs():
         seen.append([])
-        for x, numbers in trial.batches(open_shards(index)):
+        for x, numbers in trial.batches(data_of(index), workers=workers):
             assert torch.equal(x[:, 0], numbers / 256)
             seen[-1].append(numbers.tolist())
             trial.step(model(x).square().mean())
@@ -49,6 +65,12 @@ def test_every_sample_once_an_epoch_in_another_order_each_time(index, replicas) 
         assert max(len(batch) for batch in batches) <= 4
     assert epochs == epochs_of(index, replicas=replicas)
     assert epochs[0] != epochs[1] != epochs[2]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_data_set_has_a_say_in_the_order_whoever_reads_it(index, workers) -> None:
+    decoded = epochs_of(index, data_of=Decoded, workers=workers, replicas=2, epochs=2)
+    assert decoded == epochs_of(index, replicas=2, epochs=2)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -12,14 +12,9 @@ from PIL import Image
 
 from parsl_rasda.errors import InvalidSettingError
 from workflows.cv_resnet.digits import SPLITS, read_digits, write_digits
-from workflows.cv_resnet.image_folder import (
-    DEVIATION,
-    MEAN,
-    ImageFolder,
-    centre_box,
-    index_images,
-    random_box,
-)
+from workflows.cv_resnet.image_folder import ImageFolder
+from workflows.cv_resnet.pixels import DEVIATION, MEAN, centre_box, random_box
+from workflows.cv_resnet.prepare import index_images
 
 CLASSES = ("ant", "bee", "cat")
 

@@ -12,8 +12,8 @@ from parsl_rasda.study import load_study
 from tests.unit.workflows.best_trial import best_of
 from workflows.cv_resnet.digits import write_digits
 from workflows.cv_resnet.evaluate import batches, confusion_matrix, confusions, error_of, evaluate
-from workflows.cv_resnet.image_folder import index_images
 from workflows.cv_resnet.model import ACTIVATIONS, NETWORKS, build, parameter_count, predictions
+from workflows.cv_resnet.prepare import index_images
 from workflows.cv_resnet.train import split_of, train
 
 FOLDER = Path(__file__).parents[3] / "workflows" / "cv_resnet"
