@@ -24,6 +24,7 @@ from parsl_rasda.vocabulary import (
     Mode,
     PilotId,
     Placement,
+    SiteName,
     StudyState,
     TrialId,
     TrialState,
@@ -91,9 +92,25 @@ class Life:
     def _wait(self, trial: TrialRecord) -> None:
         """Put a trial into the queue, from its last checkpoint."""
         trial.state = TrialState.WAITING
-        trial.epoch = trial.checkpoint_epoch if trial.checkpoint else 0
-        site = None if self.settings.roaming or trial.checkpoint is None else trial.site
-        self.board.enqueue(Waiting(trial.id, trial.age, trial.epoch, trial.until, trial.replicas, site))
+        trial.rewind()
+        site = self._site_of(trial)
+        self.board.enqueue(Waiting(trial.id, trial.age, trial.epoch, trial.stretch_end, trial.replicas, site))
+
+    def _site_of(self, trial: TrialRecord) -> SiteName | None:
+        """Return the only site that a trial may use, or None.
+
+        One that starts afresh must not outgrow another site that is too small for what it comes to again.
+        """
+        if self.settings.roaming:
+            return None
+        if trial.checkpoint is not None:
+            return trial.site
+        most = trial.schedule[-1][1]
+        if most == trial.replicas:
+            return None
+        width = self.growth.needs(most, self.settings.num_workers)
+        fits = {site: self.board.ledger.can_ever_fit(width, site) for site in self.pilots.sites_up}
+        return None if all(fits.values()) else next((site for site in sorted(fits) if fits[site]), None)
 
     def _conclude(self, trial: TrialRecord, state: TrialState, reason: str) -> None:
         trial.state, trial.reason = state, reason
@@ -124,9 +141,9 @@ class Life:
         trial.state = TrialState.RUNNING
         trial.attempt += 1
         trial.site = placement.site
-        trial.epoch = trial.checkpoint_epoch if trial.checkpoint else 0
+        trial.rewind()
         asks, answered = self.settings.asking, self.pilots.up[placement.pilot].interactive
-        until = self._returns_at(trial, placement) if asks and not answered else trial.until
+        until = self._returns_at(trial, placement) if asks and not answered else trial.stretch_end
         job = Job(JobId(trial.id, trial.attempt), placement, until, asks and answered, since, resized)
         trial.job = job
         self.jobs[job.id] = trial
@@ -139,7 +156,7 @@ class Life:
                 placement,
                 trial.epoch,
                 job.until,
-                tuple(trial.schedule),
+                trial.coming,
                 trial.checkpoint,
             )
         )
@@ -150,7 +167,7 @@ class Life:
         Scripts train to their milestone: what they do on the way may depend on where it is.
         """
         at_start = Running(
-            trial.id, trial.age, placement, self._now, trial.epoch, trial.until, trial.replicas
+            trial.id, trial.age, placement, self._now, trial.epoch, trial.stretch_end, trial.replicas
         )
         return self.growth.returns_at(self.board, at_start)
 
@@ -161,7 +178,7 @@ class Life:
         boundary = trial.epoch + 1 if job.interactive else max(job.until, trial.epoch)
         boundary_at = self._now + delay_s + epoch_s * (boundary - trial.epoch)
         self.board.place(
-            Running(trial.id, trial.age, placement, boundary_at, boundary, trial.until, trial.replicas)
+            Running(trial.id, trial.age, placement, boundary_at, boundary, trial.stretch_end, trial.replicas)
         )
 
     def _end(self, trial: TrialRecord, reason: str) -> None:
@@ -177,7 +194,7 @@ class Life:
 
     def _go_on(self, trial: TrialRecord, decision: Decision) -> None:
         trial.until, trial.rung = decision.until, decision.rung
-        if decision.replicas != trial.replicas:
+        if decision.replicas != trial.schedule[-1][1]:
             trial.schedule.append((trial.epoch, decision.replicas))
 
     def _close(self, pilot: PilotId) -> None:

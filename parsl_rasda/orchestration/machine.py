@@ -109,7 +109,8 @@ class Machine(SlotDesk):
             return  # it died between its last decision and its end
         for site, wanted in event.sites.items():
             self._out.extend(self.pilots.request(site) for _ in range(wanted))
-        for site in sorted({t.site for t in self.trials.values() if t.site} - set(event.sites)):
+        known = {t.site for t in self.trials.values()} | {w.site for w in self.board.waiting}
+        for site in sorted({site for site in known if site} - set(event.sites)):
             self._abandon(site)
 
     def _on_exhausted(self) -> None:
@@ -227,10 +228,12 @@ class Machine(SlotDesk):
 
     def _abandon(self, site: SiteName) -> None:
         """Let the trials of a site that is gone start afresh elsewhere: its checkpoints are out of reach."""
-        for waiting in [w for w in self.board.waiting if w.site == site]:
-            self.board.dequeue(waiting.trial)
+        bound = {w.trial for w in self.board.waiting if w.site == site}
+        for waiting in bound:
+            self.board.dequeue(waiting)
         for trial in self.trials.values():
-            if trial.site == site and not self.settings.roaming and not trial.state.is_final:
+            is_here = trial.site == site or trial.id in bound
+            if is_here and not self.settings.roaming and not trial.state.is_final:
                 trial.checkpoint, trial.checkpoint_epoch, trial.site = None, 0, None
                 if trial.state is TrialState.WAITING:
                     self._wait(trial)

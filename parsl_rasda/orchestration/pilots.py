@@ -54,6 +54,11 @@ class PilotDesk:
         """Whether a pilot of a site is up or awaited."""
         return site in self.requested.values() or any(p.site == site for p in self.up.values())
 
+    @property
+    def sites_up(self) -> set[SiteName]:
+        """Sites with a pilot that is up."""
+        return {pilot.site for pilot in self.up.values()}
+
     def is_given_up(self, site: SiteName) -> bool:
         """Whether the last few pilots of a site came to nothing."""
         return self._failures[site] >= _PATIENCE

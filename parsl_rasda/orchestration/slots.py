@@ -56,9 +56,9 @@ class SlotDesk(Life):
         if requeue:
             self._end(trial, "resize")
         elif target is None or target == job.placement:
-            job.until = trial.until
+            job.until = trial.stretch_end
             self._note_running(trial, job)
-            self._out.append(ContinueJob(job.id, trial.until, trial.replicas))
+            self._out.append(ContinueJob(job.id, trial.stretch_end, trial.replicas))
         else:
             self.board.ledger.take(target.minus(job.placement))
             job.next_placement = target
@@ -70,13 +70,15 @@ class SlotDesk(Life):
             raise RuntimeError(f"trial {trial.id} is at a boundary without a job")
         self.board.unplace(trial.id)
         return Running(
-            trial.id, trial.age, job.placement, self._now, trial.epoch, trial.until, trial.replicas
+            trial.id, trial.age, job.placement, self._now, trial.epoch, trial.stretch_end, trial.replicas
         )
 
     def _move(self, trial: TrialRecord, job: Job, target: Placement) -> None:
         """Start a resized trial on slots that were reserved at its boundary."""
         self.board.ledger.release(job.placement.minus(target))
-        if self.pilots.takes(target.pilot) and self.state is StudyState.RUNNING:
+        trial.rewind()  # what it was to widen for may be lost
+        is_whole = trial.replicas % target.width == 0
+        if is_whole and self.pilots.takes(target.pilot) and self.state is StudyState.RUNNING:
             self._start(trial, target, since=job.ending_at, resized=True)
         else:
             self.board.ledger.release(target)

@@ -42,7 +42,7 @@ class TrialRecord:
         age: Position in the order of creation.
         epoch: Epochs that stand: a checkpoint holds them, or the live job has finished them.
         until: Its next milestone.
-        schedule: ``(epoch, replicas)`` pairs, the coming stretch last.
+        schedule: ``(epoch, replicas)`` pairs: how many from that many epochs on.
         checkpoint: Newest whole checkpoint; None means a start from scratch.
         checkpoint_epoch: Epochs finished in it.
         site: Where the checkpoint is.
@@ -70,9 +70,23 @@ class TrialRecord:
     reason: str = ""
 
     @property
+    def coming(self) -> tuple[tuple[int, int], ...]:
+        """The schedule up to the coming stretch: not the last one where epochs are trained again."""
+        return tuple(pair for pair in self.schedule if pair[0] <= self.epoch)
+
+    @property
     def replicas(self) -> int:
         """Replicas of the coming stretch."""
-        return self.schedule[-1][1]
+        return self.coming[-1][1]
+
+    @property
+    def stretch_end(self) -> int:
+        """Epochs done when the coming stretch ends: at its milestone, or where replicas change before."""
+        return next((epoch for epoch, _ in self.schedule if epoch > self.epoch), self.until)
+
+    def rewind(self) -> None:
+        """Go back to what the checkpoint holds."""
+        self.epoch = self.checkpoint_epoch if self.checkpoint else 0
 
     @property
     def last(self) -> tuple[int, float] | None:

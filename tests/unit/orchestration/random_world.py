@@ -359,6 +359,7 @@ class World:
                     assert live.interactive
                     assert not live.leaving
                     assert until > live.epoch
+                    assert replicas == self._replicas_after(live.epoch)
                     assert replicas % live.start.placement.width == 0, "the width divides the replicas"
                 case ConcludeTrial():
                     assert instruction.trial not in self.concluded, "a trial ends once"
@@ -405,11 +406,16 @@ class World:
         replicas = start.schedule[-1][1]
         assert replicas == self.machine.scheduler.replicas(milestones.index(milestone))
         assert start.until == milestone or placement.width < replicas, "nobody comes back for nothing"
+        assert replicas == self._replicas_after(start.epoch), "also where epochs are trained again"
         assert replicas % placement.width == 0, "the width divides the replicas"
         if start.resume_from is None:
             assert start.epoch == 0
         else:
             assert start.resume_from.endswith(f"/{start.epoch}"), "the checkpoint holds those epochs"
+
+    def _replicas_after(self, epoch: int) -> int:
+        scheduler = self.machine.scheduler
+        return scheduler.replicas(next(k for k, m in enumerate(scheduler.milestones) if m > epoch))
 
     def _carry_out(self, instruction: Instruction) -> None:
         match instruction:

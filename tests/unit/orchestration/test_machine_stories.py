@@ -421,7 +421,10 @@ def test_a_trial_that_outgrows_its_site_starts_afresh_where_it_fits() -> None:
     trial = told.machine.trials[small]
     assert (trial.site, trial.epoch) == ("b", 0)
     assert trial.job is not None
-    assert trial.job.placement.width == 2
+    assert (trial.job.placement.width, trial.job.until) == (1, 1), "each stretch with its own replicas"
+    told.epoch(str(trial.job.id), 1, 0.1)
+    told.ends(str(trial.job.id))
+    assert (trial.site, trial.epoch, trial.job.placement.width) == ("b", 1, 2)
 
 
 def test_a_study_ends_when_the_only_large_enough_site_cannot_be_had() -> None:
@@ -464,6 +467,23 @@ def test_trials_of_a_site_that_is_given_up_start_afresh_elsewhere() -> None:
     assert (start.job.trial, start.epoch, start.placement.site) == ("0000", 0, "b")
 
 
+def test_a_trial_that_starts_afresh_trains_each_stretch_with_its_own_replicas() -> None:
+    """Bit for bit as before: replicas set batch and learning rate."""
+    told = story("none", max_t=4)
+    told.begin(1, a=1, b=1)
+    told.pilot("a-0")
+    told.epoch("0000.1", 1, 0.5)
+    told.epoch("0000.1", 2, 0.4)
+    told.loses("a-0")
+    told.pilot("b-1")
+    for number in (2, 3):
+        told.pilot_ends(f"a-{number}", usable=False)
+    (start,) = of(StartJob, told.pilot_ends("a-4", usable=False))
+    assert (start.epoch, start.until, start.schedule) == (0, 1, ((0, 1),))
+    answers = [of(ContinueJob, told.epoch(str(start.job), epoch, 0.5)) for epoch in (1, 2, 3)]
+    assert [(a.until, a.replicas) for (a,) in answers] == [(2, 2), (4, 4), (4, 4)]
+
+
 def test_trials_of_a_site_that_a_resume_does_not_name_start_afresh() -> None:
     told = story(max_t=4)
     told.begin(1, a=1)
@@ -471,7 +491,7 @@ def test_trials_of_a_site_that_a_resume_does_not_name_start_afresh() -> None:
     told.epoch("0000.1", 1, 0.5)
     told.begin(1, b=1)
     (start,) = of(StartJob, told.pilot("b-1", gpus=1))
-    assert (start.epoch, start.resume_from, start.schedule) == (0, None, ((0, 1), (1, 2)))
+    assert (start.epoch, start.resume_from, start.schedule) == (0, None, ((0, 1),))
 
 
 def test_paused_trials_are_taken_on_past_one_whose_site_is_away() -> None:
