@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from parsl_rasda.orchestration.rundir import RunDirectory
 from parsl_rasda.pipeline.doctor import Doctor
 from parsl_rasda.pipeline.places import Places
 from parsl_rasda.pipeline.plan import Call
+from parsl_rasda.runners.parsl_runner import ParslRunner
 from parsl_rasda.study import CommandStage, ParslSiteSpec
 from parsl_rasda.vocabulary import SiteName
 
@@ -65,8 +67,11 @@ def started(at: Places, name: str, spec: CommandStage, where: SiteName, calls: i
     return [future for future in futures if future is not None]
 
 
-def test_calls_take_no_more_than_the_workers_that_trials_leave_them(tmp_path: Path) -> None:
+def test_calls_take_no_more_than_the_workers_that_trials_leave_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing is opened: calls stay at work until the test says that they have ended."""
+    monkeypatch.setattr(ParslRunner, "submit_stage", lambda *_, **__: Future())
     sites = [site(name=name) for name in SITES]
     at = Places(sites, RunDirectory(tmp_path), (), narrowest=1, stages_at_once=3)
     assert len(started(at, "simulate", stage(2), SITES[0])) == 2, "as the stage says"
