@@ -12,7 +12,7 @@ WRONG = (
     *("wrong_reports", "wrong_trials", "orphans", "left_behind"),
     *("processes_left", "files_left", "shared_memory_left"),
 )
-KILLS = int(os.environ.get("RASDA_KILLS", "30"))
+KILLS = int(os.environ.get("RASDA_KILLS", "16"))
 
 
 @pytest.mark.mpi
