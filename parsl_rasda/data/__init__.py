@@ -16,14 +16,18 @@ and a training function reads them, each sample once an epoch at any world size:
         for frames, power in trial.batches(training):
             ...
 
+Samples that lie in files of another layout are read alike by a `BlockReader` of one's own, which says what
+its blocks are: see `workflows.am_meltpool.dataset`.
+
 Reading order: `layout` and `order` (which sample comes when, as pure functions), `index` and `formats`
 (what is on disk) with `hdf5`, `zarr3`, `plain_shard`, `tfrecord` and `example`, `files` and `ahead` (open
-files and the thread that reads ahead), `shards`, `writer`.
+files and the thread that reads ahead), `blocks`, `shards`, `writer`.
 """
 
 from __future__ import annotations
 
+from parsl_rasda.data.blocks import BlockReader
 from parsl_rasda.data.shards import Shards, open_shards
 from parsl_rasda.data.writer import ShardWriter
 
-__all__ = ["ShardWriter", "Shards", "open_shards"]
+__all__ = ["BlockReader", "ShardWriter", "Shards", "open_shards"]

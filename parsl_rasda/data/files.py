@@ -30,6 +30,9 @@ class OpenFiles:
             after_in_child=self._start_afresh,
         )
 
+    def __len__(self) -> int:
+        return len(self._shards)
+
     @contextmanager
     def opened(self, path: str) -> Iterator[OpenShard]:
         """Return a shard, open until the end of the ``with`` at least.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -66,15 +67,20 @@ class Hdf5Shard:
         return values
 
     def announce(self, name: str, begin: int, end: int) -> None:
-        """Let the system fetch the first chunk of a slice, where datasets are stored in chunks.
+        """Let the system fetch a slice, or its first chunk where the dataset is stored in chunks.
 
         Blocks in random order defeat its own reading ahead: without this, they come half as fast.
         """
         with suppress(OSError, RuntimeError, DataError):  # whoever reads will say what is wrong
             dataset = self._dataset(name)
-            chunk = dataset.id.get_chunk_info_by_coord((begin, *(0 for _ in dataset.shape[1:])))
-            descriptor = self._file.id.get_vfd_handle()
-            os.posix_fadvise(descriptor, chunk.byte_offset, chunk.size, os.POSIX_FADV_WILLNEED)
+            if dataset.chunks:
+                first = (begin, *(0 for _ in dataset.shape[1:]))
+                chunk = dataset.id.get_chunk_info_by_coord(first)
+                offset, size = chunk.byte_offset, chunk.size
+            else:
+                sample = math.prod(dataset.shape[1:]) * dataset.dtype.itemsize
+                offset, size = (dataset.id.get_offset() or 0) + begin * sample, (end - begin) * sample
+            os.posix_fadvise(self._file.id.get_vfd_handle(), offset, size, os.POSIX_FADV_WILLNEED)
 
     def close(self) -> None:
         """Close the file."""

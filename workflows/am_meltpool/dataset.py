@@ -3,7 +3,7 @@
 v1.1 has one file an object, ``C0NN.hdf5``, with groups that are layers; v1.0 has the same below ``/C0NN/``.
 A layer holds ``frame`` (n, H, W) uint8, ``scan_line_index`` (n,), and ``laser_params`` (lines, 2) with speed
 [mm/s] and power [W], which test objects lack. `write_index` looks through all files once and checks them;
-`Clips` then reads slices only.
+`Clips` then reads slices only, block by block and ahead of training.
 
 Source:
     Blanc et al. 2023, Additive Manufacturing Letters 7:100161, and its public baseline: crop around the
@@ -12,6 +12,7 @@ Source:
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
@@ -25,6 +26,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from parsl_rasda.data import BlockReader
+from parsl_rasda.data.blocks import Block
+from parsl_rasda.data.files import OPEN_FILES
+from parsl_rasda.data.index import ArrayType
+from parsl_rasda.data.layout import Layout
 from parsl_rasda.errors import InvalidFileError, InvalidSettingError, Mistake
 from parsl_rasda.vocabulary import JSON
 
@@ -37,7 +43,7 @@ GREY_MEAN, GREY_DEVIATION = 0.45, 0.225  # after division by 255
 TARGETS = ("speed", "power")
 UNITS = ("mm/s", "W")
 NOMINAL = (900.0, 215.0)  # speed [mm/s] and power [W] of a target of 1
-CLIPS_KEPT = 2048  # 27 kB each
+BLOCK, BLOCKS_KEPT = 4, 512  # scan lines that are read together; 110 kB a block
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +146,11 @@ def find_scan_lines(root: str | list[str]) -> list[ScanLine]:
     lines: list[ScanLine] = []
     mistakes: list[Mistake] = []
     for path in paths:
+        if path.suffix not in SUFFIXES:
+            mistakes.append(
+                Mistake(str(path), 0, "file", f"the name {path.name}", f"*{', *'.join(SUFFIXES)}")
+            )
+            continue
         try:
             with h5py.File(path, "r") as file:
                 for object_name, layer in _layers(file, path.stem):
@@ -216,10 +227,11 @@ def _wrong(layer: Any, key: str, found: str, allowed: str) -> InvalidFileError:
     return InvalidFileError([Mistake(layer.file.filename, 0, f"{layer.name}/{key}", found, allowed)])
 
 
-class Clips:
-    """The clips of one split, read when asked for, with their targets.
+class Clips(BlockReader):
+    """The clips of one split with their targets, read in blocks of neighbouring scan lines of a layer.
 
-    No file stays open, so a data set may be made before a fork and used after it.
+    No more files are open than `parsl_rasda.data` allows, and none across a fork. What fits into
+    `BLOCKS_KEPT` is read and cut once only.
     """
 
     def __init__(self, index: str, split: str) -> None:
@@ -237,34 +249,41 @@ class Clips:
             raise InvalidSettingError("split", split, f"one of {', '.join(splits)} of {index}")
         self.lines = [ScanLine(*row) for row in splits[split]]
         self.targets = _targets(self.lines)
-        self._clip = lru_cache(CLIPS_KEPT)(self._load)
+        self._kept = lru_cache(BLOCKS_KEPT)(self._load)
+        layers = itertools.groupby(self.lines, key=lambda line: (line.file, line.group))
+        layout = Layout([len(list(lines)) for _, lines in layers], BLOCK)
+        super().__init__(layout, [ArrayType((FRAMES, SIDE, SIDE), "uint8"), ArrayType((2,), "float32")])
 
-    def __len__(self) -> int:
-        return len(self.lines)
-
-    def read(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return these clips (n, 1, frames, side, side), normalised, and their targets (n, 2).
-
-        Targets of unlabelled lines are NaN.
+    def read_block(self, number: int) -> Block:
+        """Return clips (n, frames, side, side), as grey values, and targets (n, 2).
 
         Raises:
-            InvalidFileError: If a file has become unreadable.
+            DataError: If a file has become unreadable.
         """
-        grey = torch.from_numpy(np.stack([self._clip(int(index)) for index in indices]))[:, None]
-        clips = (grey.float() / 255 - GREY_MEAN) / GREY_DEVIATION
-        return clips, self.targets[list(indices)]
+        return self._kept(number)
 
-    def _load(self, number: int) -> NDArray[np.uint8]:
-        line = self.lines[number]
-        try:
-            with h5py.File(line.file, "r") as file:
-                frames = file[line.group]["frame"][line.start : line.stop]
-        except (OSError, KeyError) as error:
-            where = f"{line.group}/frame[{line.start}:{line.stop}]"
-            raise InvalidFileError(
-                [Mistake(line.file, 0, where, str(error), "what it was when the index was written")]
-            ) from error
-        return clip_of(frames)
+    def announce_block(self, number: int) -> None:
+        """Let the system begin to fetch the frames of a block."""
+        for line in self._lines_of(number):
+            with OPEN_FILES.opened(line.file) as file:
+                file.announce(f"{line.group}/frame", line.start, line.stop)
+
+    def batch_of(self, parts: Block) -> tuple[Tensor, Tensor]:
+        """Return clips (n, 1, frames, side, side), normalised, and targets (n, 2), NaN where unknown."""
+        grey, targets = (torch.from_numpy(part) for part in parts)
+        return (grey[:, None].float() / 255 - GREY_MEAN) / GREY_DEVIATION, targets
+
+    def _load(self, number: int) -> Block:
+        lines = self._lines_of(number)
+        clips = []
+        for line in lines:
+            with OPEN_FILES.opened(line.file) as file:
+                clips.append(clip_of(file.read(f"{line.group}/frame", line.start, line.stop)))
+        return [np.stack(clips), _targets(lines).numpy()]
+
+    def _lines_of(self, block: int) -> list[ScanLine]:
+        (first,), (size,) = self.layout.extents(np.array([block]))
+        return self.lines[first : first + size]
 
 
 def clip_of(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -66,7 +66,7 @@ def predict(model: nn.Module, clips: Clips) -> Tensor:
     """Return the normalised speed and power of each clip, shape ``(clips, 2)``."""
     with torch.no_grad():
         parts = [range(n, min(n + BATCH, len(clips))) for n in range(0, len(clips), BATCH)]
-        return torch.cat([model(clips.read(part)[0]) for part in parts])
+        return torch.cat([model(batch) for batch, _ in clips.stream(parts)])
 
 
 def _errors(predicted: Tensor, truth: Tensor) -> dict[str, float]:

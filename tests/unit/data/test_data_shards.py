@@ -101,10 +101,8 @@ def test_a_pickled_data_set_reads_the_same(shards) -> None:
 def test_each_block_is_read_once_an_epoch_and_as_a_slice(tmp_path, monkeypatch) -> None:
     data = open_shards(write(tmp_path).index)
     read = []
-    plain = Shards._read_block
-    monkeypatch.setattr(
-        Shards, "_read_block", lambda self, number: read.append(number) or plain(self, number)
-    )
+    plain = Shards.read_block
+    monkeypatch.setattr(Shards, "read_block", lambda self, number: read.append(number) or plain(self, number))
     order = data.order(0, 0)
     numbers_of(data.stream(order[at : at + 7] for at in range(0, SAMPLES, 7)))
     assert sorted(read) == list(range(15))  # 7 + 7 + 1: shards of 100, 100 and 15 samples

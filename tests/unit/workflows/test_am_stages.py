@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from parsl_rasda.errors import InvalidFileError, InvalidSettingError
+from parsl_rasda.data.files import OPEN_FILES
+from parsl_rasda.errors import DataError, InvalidFileError, InvalidSettingError
 from parsl_rasda.runtime import local_trial
 from parsl_rasda.study import load_study
 from tests.unit.workflows.best_trial import best_of
@@ -281,13 +285,76 @@ def test_truncated_and_missing_files_are_all_named(files: list[str], tmp_path: P
     assert [mistake.file for mistake in caught.value.mistakes] == [str(short), str(missing)]
 
 
+def test_a_file_of_another_name_is_refused(files: list[str], tmp_path: Path) -> None:
+    other = shutil.copy(files[1], tmp_path / "C028.nc")
+    with pytest.raises(InvalidFileError, match=r"found the name C028\.nc; allowed: \*\.hdf5, \*\.h5"):
+        find_scan_lines([files[0], str(other)])
+
+
 def test_a_file_that_vanishes_after_indexing_is_named(files: list[str], tmp_path: Path) -> None:
     copies = [Path(shutil.copy(path, tmp_path)) for path in files]
     data = write_index([str(path) for path in copies], str(tmp_path))
     clips = Clips(data["index"], "train")
     Path(clips.lines[0].file).unlink()
-    with pytest.raises(InvalidFileError, match=Path(clips.lines[0].file).name):
+    with pytest.raises(DataError, match=f"{Path(clips.lines[0].file).name}: there is no such file"):
         clips.read([0])
+
+
+@pytest.fixture(scope="module")
+def many_objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Forty objects of 7 scan lines in 2 layers; no two lines have the same speed."""
+    root = tmp_path_factory.mktemp("many")
+    speeds = itertools.count(400)
+    for number in range(40):
+        with h5py.File(root / f"C{number:03d}.hdf5", "w") as file:
+            for name, lines in (("layer_0001", 4), ("layer_0002", 3)):
+                layer = file.create_group(name)
+                laser = np.array([(next(speeds), 200.0) for _ in range(lines)])
+                frames = np.repeat(laser[:, 0] % 256, 2).astype(np.uint8)[:, None, None]
+                layer["frame"] = np.tile(frames, (1, 8, 8))
+                layer["scan_line_index"] = np.repeat(np.arange(lines), 2)
+                layer["laser_params"] = laser
+    return write_index(str(root), str(root))
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3, 5, 8, 16])
+def test_every_clip_comes_once_an_epoch_at_any_width_and_from_few_files(
+    replicas: int, many_objects: dict[str, Any]
+) -> None:
+    clips = Clips(many_objects["index"], "train")
+    trial = local_trial({}, epochs=2, batch_size=3, replicas=replicas)
+    model, _ = trial.prepare(nn.Linear(1, 2), torch.optim.SGD, lr=0.0)
+    orders = []
+    for _ in trial.epochs():
+        seen = []
+        for frames, targets in trial.batches(clips):
+            speeds = (targets[:, 0] * NOMINAL[0]).round()
+            brightest = (frames * 0.225 + 0.45).amax(dim=(1, 2, 3, 4)) * 255
+            assert torch.equal(brightest.round(), speeds % 256), "a clip has the targets of its own line"
+            assert len(OPEN_FILES) <= 32
+            seen += speeds.int().tolist()
+            trial.step(model(brightest[:, None] / 255).square().mean())
+        assert sorted(seen) == sorted((clips.targets[:, 0] * NOMINAL[0]).round().int().tolist())
+        orders.append(seen)
+        trial.report(val_loss=0.0)
+    assert orders[0] != orders[1]
+    assert any(t.name == "rasda-read-ahead" for t in _threads_while_reading(clips))
+
+
+def _threads_while_reading(clips: Clips) -> list[threading.Thread]:
+    stream = clips.stream([[n] for n in range(len(clips))])
+    next(stream)
+    found = threading.enumerate()
+    stream.close()
+    return found
+
+
+def test_neighbours_are_read_from_one_layer(many_objects: dict[str, Any]) -> None:
+    clips = Clips(many_objects["index"], "train")
+    for block in range(clips.layout.blocks):
+        first, size = (int(n[0]) for n in clips.layout.extents(np.array([block])))
+        lines = clips.lines[first : first + size]
+        assert len({(line.file, line.group) for line in lines}) == 1
 
 
 @pytest.mark.parametrize(
@@ -334,7 +401,7 @@ SWIN = {
 def test_a_network_beats_the_mean_on_objects_it_never_saw(
     config: dict[str, Any], data: dict[str, Any], tmp_path: Path
 ) -> None:
-    trial = local_trial(config, inputs={"data": data}, epochs=12, batch_size=4, directory=tmp_path)
+    trial = local_trial(config, inputs={"data": data}, epochs=24, batch_size=4, directory=tmp_path)
     train(trial)
     last = trial.history[-1]
     result = evaluate(best_of(trial), data, str(tmp_path))
@@ -342,8 +409,8 @@ def test_a_network_beats_the_mean_on_objects_it_never_saw(
     assert result["val_best_mse"] == pytest.approx(last.metrics["val_loss"], rel=1e-4)
     assert result["test_mean_mse"] == data["mean_mse"]["test"]
     assert result["test_ratio"] == pytest.approx(result["test_best_mse"] / result["test_mean_mse"])
-    assert result["val_ratio"] < 0.6
-    assert result["test_ratio"] < 0.6
+    assert result["val_ratio"] < 0.5
+    assert result["test_ratio"] < 0.5
     squares = [(result[name]["rmse"] / n) ** 2 for name, n in zip(("speed", "power"), NOMINAL, strict=True)]
     assert sum(squares) / 2 == pytest.approx(result["test_best_mse"], rel=1e-4)
     assert result["power"]["r2"] > 0.5
