@@ -21,6 +21,7 @@ from parsl_rasda.orchestration.events import EpochReported, Event, JobEnded
 from parsl_rasda.orchestration.orders import end_event, epoch_event
 from parsl_rasda.runners.globus_link import (
     GlobusLink,
+    PilotLostError,
     RefusedError,
     Task,
     TooLargeError,
@@ -201,6 +202,8 @@ class GlobusJobs:
             job.task, job.not_before = None, time.monotonic() + RESEND_S  # it was not taken: send it again
         elif isinstance(error, TooLargeError):
             self._lost(Outcome.PREEMPTED, str(error), usable=False)
+        elif isinstance(error, PilotLostError):
+            self._lost(Outcome.PREEMPTED, str(error))
         else:
             job.failure = error.cause if isinstance(error, RefusedError) else str(error)
             self._look_at = 0.0  # the site's disk has the last word
@@ -229,7 +232,8 @@ class GlobusJobs:
             self._looks.clear()  # the site answers: who has not been answered was lost on the way
             self._hear(done.result())
         elif not isinstance(error, UnreachableError | TooLargeError):  # it was sent with one too large
-            self._lost(Outcome.LOST, str(error))
+            is_no_fault = isinstance(error, PilotLostError)
+            self._lost(Outcome.PREEMPTED if is_no_fault else Outcome.LOST, str(error))
 
     def _hear(self, answer: Message) -> None:
         """Take what the site says of jobs, and notice if another pilot says it than the one they are on."""

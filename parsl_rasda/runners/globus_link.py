@@ -28,6 +28,7 @@ from parsl_rasda.study.sites import GlobusSiteSpec
 LIMIT_BYTES = 10_000_000
 _TOO_LARGE = 413
 _RESULT_TOO_LARGE = re.compile(r"MaxResultSizeExceeded\((\d+), \d+\)")  # the endpoint says so
+_PILOT_LOST = "errors.ManagerLost: "
 _ENVELOPE_BYTES = 2_000  # what the SDK adds to a request
 _BATCH = 128
 # Of one link; those of a process share the limit, and questions need a rest of it.
@@ -81,6 +82,13 @@ class RefusedError(RasdaError):
 
     def __str__(self) -> str:
         return f"endpoint {self.endpoint}: {self.cause}"
+
+
+class PilotLostError(RefusedError):
+    """The pilot has ended that had the task: its batch job was cancelled, or came to its end."""
+
+    def __init__(self, endpoint: str) -> None:
+        super().__init__(endpoint, "its pilot has ended")
 
 
 class UnsentError(Exception):
@@ -335,7 +343,9 @@ def _translated(site: GlobusSiteSpec, error: BaseException) -> RasdaError:
     if isinstance(error, RasdaError):
         return error
     if isinstance(error, TaskExecutionFailed):  # its text has advice after what the site says
-        lines = [line.strip() for line in error.remote_data.splitlines() if line.strip()]
+        lines = [line.strip() for line in error.remote_data.splitlines() if line.strip(" +-")]
+        if lines and _PILOT_LOST in lines[-1]:
+            return PilotLostError(site.endpoint_id)
         if lines and (size := _RESULT_TOO_LARGE.fullmatch(lines[-1])):
             return TooLargeError(f"What a task at site {site.name!r} returns", int(size[1]))
         return RefusedError(site.endpoint_id, lines[-1] if lines else type(error).__name__)

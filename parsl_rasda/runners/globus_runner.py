@@ -40,7 +40,7 @@ from parsl_rasda.runners import handshake
 from parsl_rasda.runners.allocations import Allocation
 from parsl_rasda.runners.app import Named
 from parsl_rasda.runners.globus_jobs import RESEND_S, GlobusJobs, Message, SiteLostError, events_of
-from parsl_rasda.runners.globus_link import GlobusLink, TooLargeError, UnreachableError
+from parsl_rasda.runners.globus_link import GlobusLink, PilotLostError, TooLargeError, UnreachableError
 from parsl_rasda.runners.globus_record import GlobusRecord
 from parsl_rasda.runners.globus_site import Sender
 from parsl_rasda.runners.globus_stages import GlobusStages
@@ -395,6 +395,9 @@ class GlobusRunner:
             pilot.cause, pilot.offline_since = str(error), pilot.offline_since or time.monotonic()
             if pilot.handshake is done:
                 pilot.handshake = None  # it was not taken: send it again as soon as the service answers
+            return
+        if isinstance(error, PilotLostError):  # the one after it will answer
+            pilot.handshake = None
             return
         if error is not None:
             self._refuse(pilot, str(error))

@@ -32,7 +32,14 @@ from parsl_rasda.orchestration.events import (
 )
 from parsl_rasda.pipeline.doctor import Doctor, Verdict
 from parsl_rasda.runners import globus_site, leftovers
-from parsl_rasda.runners.globus_link import GlobusLink, RefusedError, Task, TooLargeError, UnreachableError
+from parsl_rasda.runners.globus_link import (
+    GlobusLink,
+    PilotLostError,
+    RefusedError,
+    Task,
+    TooLargeError,
+    UnreachableError,
+)
 from parsl_rasda.runners.globus_runner import GlobusRunner
 from parsl_rasda.study.sites import GlobusSiteSpec
 from parsl_rasda.testing.runners import EventLog
@@ -61,6 +68,7 @@ class DeafLink(GlobusLink):
         self.kept: list[tuple[Task, Any]] = []
         self.found: dict[str, Any] = {}
         self.block: str | None = None
+        self.ending = ""
         self.sent: list[str] = []
         self.lost: list[tuple[str, dict[str, Any]]] = []
         self.asked: list[dict[str, Any]] = []
@@ -73,6 +81,9 @@ class DeafLink(GlobusLink):
         task.inner = Accepted()
         if isinstance(self.is_online, Exception):
             task.set_exception(self.is_online)
+        elif call == self.ending:
+            self.ending = ""
+            task.set_exception(PilotLostError(ENDPOINT))
         elif not self.runs(call):
             self.lost.append((call, told))
         elif call == "run":
@@ -80,6 +91,10 @@ class DeafLink(GlobusLink):
         else:
             self.work(task, call, told)
         return task
+
+    def break_off(self, call: str) -> None:
+        """Let the next task of a kind end with its pilot."""
+        self.ending = call
 
     def work(self, task: Task, call: str, told: dict[str, Any]) -> None:
         result = globus_site.answer(call, told)
@@ -260,6 +275,27 @@ def test_a_pilot_that_the_endpoint_has_replaced_is_given_up_without_blame_for_it
         world.log.next(PilotStarted)
         (stop,) = (tmp_path / "disk").glob("*/trials/0000/attempt-1/stop")
         assert "given it up" in stop.read_text(), "what still ran there has been stopped"
+
+
+@pytest.mark.parametrize("call", ["run", "look"])
+def test_what_ends_with_its_pilot_pays_for_nothing(tmp_path: Path, call: str) -> None:
+    with opened(World(tmp_path)) as world:
+        world.ask()
+        job = world.start(on_pilot=lambda: world.link.break_off(call), inputs={"epoch_s": 60.0})
+        ended = world.log.next(PilotEnded)
+        assert ended.usable
+        assert ended.cause == f"endpoint {ENDPOINT}: its pilot has ended"
+        assert [event.outcome for event in world.log.of(job)] == [Outcome.PREEMPTED]
+        world.ask()
+        world.log.next(PilotStarted)
+
+
+def test_a_handshake_whose_pilot_ends_is_made_with_the_next_one(tmp_path: Path) -> None:
+    with opened(World(tmp_path)) as world:
+        world.link.break_off("describe")
+        world.ask()
+        assert world.log.next(PilotStarted)
+    assert world.link.sent.count("describe") == 2
 
 
 def test_a_pilot_that_was_given_back_near_its_end_is_not_offered_again(

@@ -11,10 +11,12 @@ import pytest
 import requests
 from globus_compute_sdk.errors import MaxResultSizeExceeded, TaskExecutionFailed
 from globus_sdk import GlobusAPIError, NetworkError
+from parsl.executors.high_throughput.errors import ManagerLost
 
 from parsl_rasda.runners import globus_link
 from parsl_rasda.runners.globus_link import (
     GlobusLink,
+    PilotLostError,
     RefusedError,
     TooLargeError,
     UnreachableError,
@@ -143,6 +145,14 @@ def test_links_of_one_process_share_what_the_service_takes(link) -> None:
     assert pace(other) == pace(link) == 2 * alone
     other.close()
     assert pace(link) == alone
+
+
+def test_a_task_whose_pilot_has_ended_says_so(link) -> None:
+    said = repr(ManagerLost(b"c0ffee", "n0"))
+    framed = f"{'+' * 68}\nTraceback ...\n{ManagerLost.__module__}.ManagerLost: {said}\n{'-' * 68}"
+    found = globus_link._translated(link._site, TaskExecutionFailed(framed, "0"))
+    assert isinstance(found, PilotLostError)
+    assert str(found) == f"endpoint {link._site.endpoint_id}: its pilot has ended"
 
 
 class LosesConnections(Executor):
