@@ -1,22 +1,25 @@
 """The unfolded graph of a run, as GraphML for tools and Mermaid for pages; `graph_svg` draws it for eyes.
 
 Up to `READABLE` trials each stretch is drawn; above, those that share a rung and a fate are drawn
-as one. GraphML always holds everything.
+as one. Up to `READABLE_CALLS` calls of a stage each is drawn; above, the stage tells their number.
+GraphML always holds everything.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import networkx as nx
 
 from parsl_rasda.orchestration.unfolding import last_stretch, unfold
+from parsl_rasda.reporting.graph_calls import add_stage
 from parsl_rasda.reporting.runs import Run
 from parsl_rasda.vocabulary import Mode
 
-READABLE = 64
+READABLE, READABLE_CALLS = 64, 16
 COLOURS = {
     "stage": "#d9e2ec",
     "continue": "#c6e5c3",
@@ -25,17 +28,17 @@ COLOURS = {
     "pause": "#ffe8cc",
     "stopped": "#f1f3f5",
     "failed": "#ffc9c9",
+    "unfinished": "#ffffff",
 }
 _SHARED = ("kind", "search", "mode", "rung", "until", "replicas", "decision")  # by all vertices of a group
 
-_STAGE_FATES = {"running": "running", "failed": "failed", "no_site": "failed"}
+_STAGE_FATES = {"running": "running", "failed": "failed", "no_site": "failed", "unfinished": "unfinished"}
 
 
 def run_graph(run: Run) -> nx.DiGraph[str]:
-    """Return the graph of a whole run: its stages, and every stretch that its searches decided on."""
+    """Return the graph of a whole run: its stages, their calls, and every stretch that was decided on."""
     whole: nx.DiGraph[str] = nx.DiGraph(name=run.study.name)
     ends: dict[str, str] = {}
-    standings = run.stages
     for name in run.order:
         before = [ends.get(s, s) for s in run.study.stages[name].stages_before]
         history = run.searches.get(name)
@@ -51,10 +54,7 @@ def run_graph(run: Run) -> nx.DiGraph[str]:
             if last:
                 ends[name] = names[last]
                 continue
-        # A stage of one vertex, as is a search without a best trial: later stages hang on it.
-        found = standings[name]
-        whole.add_node(name, kind="stage", label=name, state=found.state.value, reason=found.cause)
-        whole.add_edges_from((b, name) for b in before)
+        add_stage(whole, run, name, ends)  # a search without a best trial, too: later stages hang on it
     return whole
 
 
@@ -77,21 +77,34 @@ def mermaid(graph: nx.DiGraph[str]) -> str:
 
 
 def collapsed(graph: nx.DiGraph[str]) -> nx.DiGraph[str]:
-    """Return the graph, with stretches of one rung and one fate as a single vertex if there are too many."""
+    """Return the graph, with vertices that are too many as one.
+
+    That is: stretches of one rung and one fate, and a stage with its calls.
+    """
     trials = {data["trial"] for _, data in graph.nodes(data=True) if data.get("kind") == "stretch"}
-    if len(trials) <= READABLE:
-        return graph
+    calls = Counter(data["stage"] for _, data in graph.nodes(data=True) if data.get("kind") == "call")
+    group: dict[str, str] = {}
+    for vertex, data in graph.nodes(data=True):
+        match data.get("kind"):
+            case "stretch" if len(trials) > READABLE:
+                search = vertex.partition(data["trial"])[0]
+                group[vertex] = f"{search}{data['rung']}/{data['decision']}"
+            case "call" if calls[data["stage"]] > READABLE_CALLS:
+                group[vertex] = data["stage"]
+            case _:
+                group[vertex] = vertex
     small: nx.DiGraph[str] = nx.DiGraph()
-    group = {v: _group(v, data) for v, data in graph.nodes(data=True)}
     for vertex, data in graph.nodes(data=True):
         name = group[vertex]
-        if data.get("kind") == "stage":
+        if name == vertex:
             small.add_node(name, **data)
-            continue
-        if name not in small:
-            shared = {key: data[key] for key in _SHARED if key in data}
-            small.add_node(name, **shared, count=0, best="", worst="")
-        _count(small.nodes[name], data)
+        elif data["kind"] == "call":
+            small.add_node(name)  # the stage itself says what it is
+        else:
+            if name not in small:
+                shared = {key: data[key] for key in _SHARED if key in data}
+                small.add_node(name, **shared, count=0, best="", worst="")
+            _count(small.nodes[name], data)
     small.add_edges_from((group[a], group[b]) for a, b in graph.edges if group[a] != group[b])
     return small
 
@@ -105,13 +118,6 @@ def _count(node: dict[str, Any], data: Mapping[str, Any]) -> None:
         node["worst"] = metric if node["worst"] == "" else worse(node["worst"], metric)
 
 
-def _group(vertex: str, data: Mapping[str, Any]) -> str:
-    if data.get("kind") == "stage":
-        return vertex
-    search = vertex.partition(data["trial"])[0]
-    return f"{search}{data['rung']}/{data['decision']}"
-
-
 def fate_of(data: Mapping[str, Any]) -> str:
     """Return what became of a vertex: a decision, the end of a stage, or just ``stage``."""
     if data.get("kind") == "stretch":
@@ -122,7 +128,9 @@ def fate_of(data: Mapping[str, Any]) -> str:
 def words_of(data: Mapping[str, Any]) -> list[str]:
     """Return the one or two lines of a box."""
     if data.get("kind") == "stage":
-        return [str(data["label"])]
+        return [str(data["label"]), *([_calls(data)] if "calls" in data else [])]
+    if data.get("kind") == "call":
+        return [str(data["label"]), *filter(None, [str(data["given"])])]
     if "count" in data:
         spread = "" if data["best"] == "" else f"{data['best']:.4g} to {data['worst']:.4g}"
         trials = "1 trial" if data["count"] == 1 else f"{data['count']} trials"
@@ -133,3 +141,8 @@ def words_of(data: Mapping[str, Any]) -> list[str]:
         f"{data['trial']} to epoch {data['until']}, replicas: {data['replicas']}",
         f"{shown} {data['decision']}",
     ]
+
+
+def _calls(data: Mapping[str, Any]) -> str:
+    calls = "1 call" if data["calls"] == 1 else f"{data['calls']} calls"
+    return calls if data["ended"] == data["calls"] else f"{data['ended']} of {calls}"

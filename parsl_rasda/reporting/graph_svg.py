@@ -1,8 +1,8 @@
 """The unfolded graph of a run as a picture: stages and rungs from left to right, a band for each search.
 
-Stages have a lane of their own on top, so that no line from one to the next runs behind trials. In a
-band, a trial has a row: the deepest ones on top, then the better ones; groups of trials are in the
-order of their fates.
+Stages have a lane of their own on top, so that no line from one to the next runs behind calls or trials. In
+a band, a trial has a row: the deepest ones on top, then the better ones; groups of trials are in the order
+of their fates.
 """
 
 from __future__ import annotations
@@ -53,10 +53,18 @@ def svg(graph: nx.DiGraph[str]) -> str:
 def layout(graph: nx.DiGraph[str]) -> tuple[dict[str, Corner], dict[str, Corner]]:
     """Return the upper left corner of each box, no two the same, and where the name of each search goes."""
     column = {v: i for i, layer in enumerate(nx.topological_generations(graph)) for v in layer}
+    kinds: dict[str, list[str]] = {"stage": [], "call": []}
     bands: dict[str, list[str]] = defaultdict(list)
     for vertex, data in graph.nodes(data=True):
-        bands["" if data.get("kind") == "stage" else str(data.get("search", "search"))].append(vertex)
-    places, heads, top = _rows_by_column(bands.pop("", []), column, 0)
+        kind = data.get("kind")
+        (kinds[kind] if kind in kinds else bands[str(data.get("search", "search"))]).append(vertex)
+    places, top = _rows_by_column(kinds["stage"], column, 0)
+    calls, below = _rows_by_column(kinds["call"], column, top)
+    places |= calls
+    searched = {column[v] for vertices in bands.values() for v in vertices}
+    if any(min(searched) <= column[v] <= max(searched) for v in calls if searched):
+        top = below  # else they stand side by side
+    heads: dict[str, Corner] = {}
     for search, vertices in bands.items():
         if len(bands) > 1:
             heads[search] = (min(column[v] for v in vertices) * (_WIDTH + _GAP_X), top + _HEAD // 2)
@@ -68,13 +76,14 @@ def layout(graph: nx.DiGraph[str]) -> tuple[dict[str, Corner], dict[str, Corner]
 
 def _rows_by_column(
     vertices: list[str], column: Mapping[str, int], top: int
-) -> tuple[dict[str, Corner], dict[str, Corner], int]:
+) -> tuple[dict[str, Corner], int]:
+    """Return the corners of boxes, one below the other in each column, and where the next lane begins."""
     used: dict[int, int] = defaultdict(int)
     places = {}
     for vertex in vertices:
         places[vertex] = (column[vertex] * (_WIDTH + _GAP_X), top + used[column[vertex]] * (_HEIGHT + _GAP_Y))
         used[column[vertex]] += 1
-    return places, {}, top + max(used.values(), default=0) * (_HEIGHT + _GAP_Y)
+    return places, top + max(used.values(), default=0) * (_HEIGHT + _GAP_Y)
 
 
 def _band(
@@ -83,8 +92,7 @@ def _band(
     """Return the corners of one search and where the next band begins."""
     if any("count" in graph.nodes[v] for v in vertices):
         ordered = sorted(vertices, key=lambda v: _order_of_fate(graph.nodes[v]["decision"]))
-        places, _, bottom = _rows_by_column(ordered, column, top)
-        return places, bottom
+        return _rows_by_column(ordered, column, top)
     rows = _rows(graph, vertices)
     step = _HEIGHT + _GAP_Y
     return {
@@ -130,7 +138,7 @@ def _box(data: Mapping[str, Any], x: int, y: int) -> list[str]:
     ]
     words = words_of(data)
     for i, text in enumerate(words):
-        baseline = top + (_HEIGHT + 8) // 2 + (i * 13 - 6 * (len(words) - 1))
+        baseline = top + (_HEIGHT + 8) // 2 + (i * 13 - 7 * (len(words) - 1))
         lines.append(f'<text x="{left + 6}" y="{baseline}">{escape(text)}</text>')
     return [*lines, "</g>"]
 

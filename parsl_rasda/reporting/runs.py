@@ -59,7 +59,7 @@ class Run:
         searches: By stage; one that has not begun has no records.
         directories: Where each search keeps its journal.
         records: Of every stage, in the order of the study.
-        kept: Seconds of each call of a stage whose result stands.
+        kept: Of each stage, the seconds of every call whose result stands.
         controller: Who runs the study now, in words, or None.
     """
 
@@ -69,7 +69,7 @@ class Run:
     searches: Mapping[str, History]
     directories: Mapping[str, Path]
     records: Mapping[str, StageRecord]
-    kept: Mapping[str, tuple[float, ...]]
+    kept: Mapping[str, Mapping[str, float]]
     controller: str | None
 
     @property
@@ -167,7 +167,7 @@ class Run:
             at = history.accounts.finished_at or at
         if state is StageState.RUNNING and not self.controller:
             state = StageState.INTERRUPTED
-        seconds = sum(self.kept[name]) if self.kept[name] else None
+        seconds = sum(self.kept[name].values()) if self.kept[name] else None
         ended = len(self.kept[name])
         if history is not None:
             seconds = history.accounts.makespan_s(self._clock(None)) if history.records else None
@@ -193,9 +193,9 @@ def read_run(directory: Path) -> Run:
     return Run(directory, study, sites, histories, directories, records, kept, controller)
 
 
-def _kept_seconds(folder: Path, record: StageRecord) -> tuple[float, ...]:
-    found = (kept_result(folder, call, key) for call, key in record.calls.items())
-    return tuple(float(f.get("seconds", 0.0)) for f in found if f is not None)
+def _kept_seconds(folder: Path, record: StageRecord) -> dict[str, float]:
+    found = ((call, kept_result(folder, call, key)) for call, key in record.calls.items())
+    return {call: float(f.get("seconds", 0.0)) for call, f in found if f is not None}
 
 
 def _stage_document(stage: Standing) -> dict[str, Any]:
