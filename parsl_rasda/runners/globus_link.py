@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, ClassVar
+from typing import Any
 from uuid import UUID
 
 from parsl_rasda.errors import RasdaError
@@ -31,8 +31,7 @@ _RESULT_TOO_LARGE = re.compile(r"MaxResultSizeExceeded\((\d+), \d+\)")  # the en
 _PILOT_LOST = "errors.ManagerLost: "
 _ENVELOPE_BYTES = 2_000  # what the SDK adds to a request
 _BATCH = 128
-# Of one link; those of a process share the limit, and questions need a rest of it.
-_BURST, _BURST_WINDOW_S, _LONGEST_WINDOW_S = 7, 5, 32
+_BURST, _BURST_WINDOW_S = 8, 4
 _RELOAD_EVERY_S = 10.0
 _LOGIN = (
     "nobody is logged in to Globus Compute on this machine. Do so once, with python -c "
@@ -131,7 +130,6 @@ class GlobusLink:
     """
 
     trouble: str = ""
-    _sharing: ClassVar[set[GlobusLink]] = set()  # the links of this process that have begun to ask
 
     def __init__(self, site: GlobusSiteSpec, group: UUID) -> None:
         """Prepare; nothing is imported or asked before the first task."""
@@ -205,7 +203,6 @@ class GlobusLink:
         self._is_closed = True
         self._thread.submit(self._drop_executor).result()
         self._thread.shutdown(wait=True)
-        self._sharing.discard(self)
 
     # ------------------------------------------------------------------------------ in our thread
 
@@ -248,9 +245,8 @@ class GlobusLink:
                 user_endpoint_config=dict(self._site.user_endpoint_config),
                 result_serializers=[JSONData()],
                 api_burst_limit=_BURST,
+                api_burst_window_s=_BURST_WINDOW_S,
             )
-        self._sharing.add(self)
-        self._executor.api_burst_window_s = min(_BURST_WINDOW_S * len(self._sharing), _LONGEST_WINDOW_S)
         self._executor.batch_size = max(1, min(_BATCH, LIMIT_BYTES // self._largest))
         if self._function is None:
             self._function = self._executor.register_function(parsl_rasda_task)

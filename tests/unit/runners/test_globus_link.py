@@ -133,20 +133,6 @@ def test_a_failure_is_told_in_the_words_of_the_site_not_in_the_advice_of_the_sdk
     assert found.cause == "TypeError: cannot serialize a lock"
 
 
-def test_links_of_one_process_share_what_the_service_takes(link) -> None:
-    other = GlobusLink(link._site, OTHER)
-    link._executor, other._executor = Executor(refusals=0), Executor(refusals=0)
-
-    def pace(of: GlobusLink) -> float:
-        of.submit("look", {}).result(10)
-        return of._executor.api_burst_window_s
-
-    alone = pace(link)
-    assert pace(other) == pace(link) == 2 * alone
-    other.close()
-    assert pace(link) == alone
-
-
 def test_a_task_whose_pilot_has_ended_says_so(link) -> None:
     said = repr(ManagerLost(b"c0ffee", "n0"))
     framed = f"{'+' * 68}\nTraceback ...\n{ManagerLost.__module__}.ManagerLost: {said}\n{'-' * 68}"
