@@ -137,7 +137,7 @@ def test_a_file_that_is_cut_short_is_named_when_it_is_listed(root: Path, tmp_pat
 @pytest.mark.parametrize(
     ("record", "found"),
     [
-        (b"no example", "encoding"),
+        (b"no example", "parsing"),
         (example({"x": [1.0]}), r"features \['x'\], image/class/label None"),
         (record_of(0, image_class_label=4), r"image/class/label \[4\]"),
         (record_of(0, image_class_label=0), r"image/class/label \[0\]"),
