@@ -72,11 +72,12 @@ def test_a_folder_of_images_is_listed_with_its_validation_cut_in_half(root: Path
     data = index_images(str(root), str(tmp_path))
     assert data["samples"] == {"train": 9, "validation": 6, "test": 6}
     assert data["classes"] == list(CLASSES)
-    splits = json.loads(Path(str(data["path"])).read_text())["splits"]
-    held_back = [file for split in ("validation", "test") for file, _ in splits[split]]
-    assert sorted(held_back) == sorted(str(file.relative_to(root)) for file in (root / "val").rglob("*.png"))
+    folders = {split: ImageFolder(str(data["path"]), split, pixels=8) for split in SPLITS}
+    files = {split: [folder.file_of(n) for n in range(len(folder))] for split, folder in folders.items()}
+    assert sorted(files["validation"] + files["test"]) == sorted((root / "val").rglob("*.png"))
+    assert files["train"] == sorted((root / "train").rglob("*.JPEG"))
     for split in ("validation", "test"):
-        assert [label for _, label in splits[split]] == [0, 0, 1, 1, 2, 2]
+        assert folders[split].read(range(6))[1].tolist() == [0, 0, 1, 1, 2, 2]
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -130,6 +131,14 @@ def test_folders_that_are_no_image_folders_are_refused(root: Path, tmp_path: Pat
     (root / "train/dog").mkdir()
     with pytest.raises(InvalidSettingError, match=r"dog.*with images"):
         index_images(str(root), str(tmp_path))
+
+
+def test_names_of_any_letters_are_found_again(root: Path, tmp_path: Path) -> None:
+    odd = root / "train" / "ant" / "Ameise – größer 蟻.png"
+    write_image(odd, (9, 9, 9))
+    folder = ImageFolder(str(index_images(str(root), str(tmp_path))["path"]), "train", pixels=8)
+    assert odd in [folder.file_of(n) for n in range(len(folder))]
+    assert folder.read(range(len(folder)))[1].tolist() == [0] * 4 + [1] * 3 + [2] * 3
 
 
 def test_a_validation_folder_that_cannot_be_halved_is_refused(tmp_path: Path) -> None:
