@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, pairwise, takewhile
 from typing import Any
@@ -86,19 +87,37 @@ class SobolSearcher(_Design):
         return self._space.configure(lambda name, parameter: value_at(parameter, point[name]))
 
 
-class ListedSearcher(_Design):
-    """The given configurations, in their order."""
+class _Fixed(_Design):
+    """Configurations that are known beforehand, in their order; what was proposed before is passed over.
+
+    By value, not by count: what came first may have been of another grid, or a warm start.
+    """
 
     def __init__(self, configs: Sequence[Mapping[str, JSON]]) -> None:
         super().__init__()
-        self._listed = tuple(configs)
+        self._untried = iter(configs)
+        self._tried: Counter[str] = Counter()
+
+    def restore(self, trial: TrialId, config: Mapping[str, JSON]) -> None:
+        """Count a configuration as proposed."""
+        if trial not in self._configs:
+            self._tried[_text(config)] += 1
+        super().restore(trial, config)
 
     def _next(self) -> Mapping[str, JSON] | None:
-        index = len(self._configs)
-        return dict(self._listed[index]) if index < len(self._listed) else None
+        for config in self._untried:
+            text = _text(config)
+            if not self._tried[text]:
+                return dict(config)
+            self._tried[text] -= 1
+        return None
 
 
-class GridSearcher(_Design):
+class ListedSearcher(_Fixed):
+    """The given configurations, in their order."""
+
+
+class GridSearcher(_Fixed):
     """Every combination once, in an order drawn from the seed.
 
     Choices, integers and steps give their own levels; other ranges get ``levels`` of them, evenly
@@ -111,7 +130,6 @@ class GridSearcher(_Design):
     def __init__(
         self, space: SearchSpace, *, seed: int, levels: int | None = None, num_samples: int | None = None
     ) -> None:
-        super().__init__()
         if levels is not None and levels < 1:
             raise InvalidSettingError("searcher.levels", levels, "an integer of at least 1")
         self._points = _grid(space, levels if levels is not None else _finest(space, num_samples))
@@ -119,15 +137,11 @@ class GridSearcher(_Design):
             allowed = f"a grid of at most {LARGEST_GRID} points: fewer levels, or wider steps in the space"
             raise InvalidSettingError("searcher.kind", "grid", allowed)
         random.Random(seed).shuffle(self._points)  # noqa: S311 - no secret
+        super().__init__(self._points)
 
     def __len__(self) -> int:
         """Return how many points the grid has; a study with fewer trials tries some of them."""
         return len(self._points)
-
-    def _next(self) -> Mapping[str, JSON] | None:
-        # By value, not by index: after a restart with other samples the grid may be another one.
-        taken = {_text(config) for config in self._configs.values()}
-        return next((point for point in self._points if _text(point) not in taken), None)
 
 
 def value_at(parameter: Parameter, share: float) -> JSON:

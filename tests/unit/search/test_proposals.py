@@ -13,7 +13,7 @@ import pytest
 
 import parsl_rasda.search as chapter
 from parsl_rasda.errors import InvalidSettingError
-from parsl_rasda.search import build_searcher
+from parsl_rasda.search import build_searcher, designs
 from parsl_rasda.search.space import Choice, Constant, Float, Int, SearchSpace
 
 SQUARE = SearchSpace({"x": Float(-5.0, 5.0), "y": Float(-5.0, 5.0)})
@@ -102,6 +102,20 @@ def test_a_larger_budget_refines_the_grid_and_repeats_nothing() -> None:
         fine.restore(str(i), config)
     added = [fine.propose(str(i)) for i in range(4, 9)]
     assert not any(config in known for config in added)
+
+
+def test_a_proposal_of_a_grid_costs_the_same_however_many_came_before(monkeypatch) -> None:
+    compared: list[object] = []
+
+    def text(config: object) -> str:
+        compared.append(config)
+        return json.dumps(config, sort_keys=True)
+
+    monkeypatch.setattr(designs, "_text", text)
+    searcher = build_searcher({"kind": "grid", "num_samples": 400}, SQUARE, mode="min", seed=0)
+    for i in range(400):
+        searcher.propose(str(i))
+    assert len(compared) <= 400
 
 
 def test_a_grid_that_explodes_is_an_error() -> None:

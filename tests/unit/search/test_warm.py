@@ -45,6 +45,27 @@ def test_a_restart_goes_on_as_if_there_had_been_none(kind: str) -> None:
     assert [second.propose(TrialId(f"{i:04d}")) for i in range(3, 6)] == wanted[3:]
 
 
+@pytest.mark.parametrize("died_after", range(4))
+def test_a_list_is_tried_as_a_whole_behind_the_known_configuration(died_after: int) -> None:
+    configs = [{"lr": 0.01, "optimizer": "adamw"}, {"lr": 0.03, "optimizer": "adamw"}]
+
+    def warm() -> WarmStarted:
+        listed = build_searcher({"kind": "list", "configs": configs}, SPACE, mode="min", seed=3)
+        return WarmStarted(listed, SPACE, [KNOWN])
+
+    first, second = warm(), warm()
+    found = []
+    for i in range(4):
+        if i == died_after:
+            first = second
+        found.append(first.propose(TrialId(f"{i:04d}")))
+        if found[-1] is not None and i < died_after:
+            second.restore(TrialId(f"{i:04d}"), found[-1])
+    assert found[0] is not None
+    assert found[0]["lr"] == 0.02
+    assert found[1:] == [*configs, None]
+
+
 def test_a_value_out_of_range_is_not_taken() -> None:
     warm = WarmStarted(
         build_searcher({"kind": "random"}, SPACE, mode="min", seed=3),
