@@ -109,7 +109,7 @@ class Doctor:
         if isinstance(self.site, ParslSiteSpec):
             self.runner = ParslRunner(self.site, self.folder / "runner")
         else:
-            self.runner = GlobusRunner(self.site, self.folder / "runner", connect=connect)
+            self.runner = GlobusRunner(self.site, self.folder / "runner", study="doctor", connect=connect)
 
     def examine(self, say: Callable[[str], None]) -> Iterator[Finding]:
         """Yield findings as they are made; the pilot is given back at the end, or when nobody listens.

@@ -49,6 +49,7 @@ class Places:
         *,
         narrowest: int,
         stages_at_once: int,
+        study: str = "",
     ) -> None:
         """Prepare; nothing is started before the first stage or search asks for it.
 
@@ -58,6 +59,7 @@ class Places:
             search_path: Folders of the study's own modules.
             narrowest: Slots of the narrowest job of any search.
             stages_at_once: Calls of stages that run at a time on a site, of all stages together.
+            study: Name of the study.
 
         Raises:
             RunDirectoryError: If Parsl cannot work in the run directory or in a site's `work_dir`.
@@ -66,7 +68,7 @@ class Places:
         self._search_path, self._stages = tuple(search_path), directory.stages
         self._files = directory.path / "files"  # that Parsl stages for them
         self._runners = {
-            name: _runner(site, directory, search_path, narrowest, stages_at_once)
+            name: _runner(site, directory, search_path, narrowest, stages_at_once, study)
             for name, site in self.sites.items()
         }
         self._at_once, self._at_work = stages_at_once, {name: list[_StageCall]() for name in self.sites}
@@ -191,6 +193,7 @@ def _runner(
     search_path: Sequence[str],
     narrowest: int,
     stages_at_once: int,
+    study: str,
 ) -> ParslRunner | GlobusRunner:
     folder, paths = directory.path / "runners" / site.name, tuple(Path(p) for p in search_path)
     if isinstance(site, ParslSiteSpec):
@@ -200,4 +203,4 @@ def _runner(
         return ParslRunner(
             site, folder, narrowest=narrowest, stages_at_once=stages_at_once, python_path=paths
         )
-    return GlobusRunner(site, folder, narrowest=narrowest, python_path=paths)
+    return GlobusRunner(site, folder, narrowest=narrowest, python_path=paths, study=study)

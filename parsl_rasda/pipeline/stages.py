@@ -115,6 +115,7 @@ class Session:
             self.search_path,
             narrowest=narrowest,
             stages_at_once=self.study.stage_calls_at_once,
+            study=self.study.name,
         )
         return self.run_at(places)
 

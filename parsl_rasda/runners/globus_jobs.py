@@ -243,6 +243,8 @@ class GlobusJobs:
                 self._take(job, state)
         if answer.get("unfit"):
             self._lost(Outcome.PREEMPTED, f"endpoint {self._endpoint}: {answer['unfit']}", usable=False)
+        elif answer.get("taken"):
+            self._lost(Outcome.PREEMPTED, answer["taken"])
         elif answer["block"] != self._block:
             self._lost(Outcome.PREEMPTED, "the endpoint has replaced its pilot by another one")
 

@@ -1,7 +1,8 @@
 """Carries the machine's instructions out on one Globus Compute site.
 
 Its endpoint has one pilot. Whether it is up is asked by a handshake, which is sent again until somebody
-answers or the endpoint has been offline for too long. Jobs are the matter of `globus_jobs`, stages that
+answers or the endpoint has been offline for too long; one that another study uses is waited for as in a
+queue. Jobs are the matter of `globus_jobs`, stages that
 of `globus_stages`.
 
 One thread owns the books and never waits for the service.
@@ -68,6 +69,7 @@ class _Pilot:
     asked_at: float = -1e9
     offline_since: float | None = None
     cause: str = ""
+    taken: str = ""  # by another study, in words
     allocation: Allocation | None = None
     is_leaving: bool = False
 
@@ -86,6 +88,7 @@ class GlobusRunner:
         *,
         python_path: tuple[Path, ...] = (),
         narrowest: int = 1,
+        study: str = "",
         connect: Callable[[GlobusSiteSpec, uuid.UUID], GlobusLink] = GlobusLink,
     ) -> None:
         """Prepare; nothing is imported or started before `open`.
@@ -95,6 +98,7 @@ class GlobusRunner:
             directory: A folder of its own, in the run directory, which remembers the task group.
             python_path: Folders of user modules, where the site has them under the same names.
             narrowest: Slots of the narrowest job.
+            study: Name of the study, for others who would use the same pilot.
             connect: Opens the way to the endpoint, in a task group.
 
         Raises:
@@ -107,6 +111,7 @@ class GlobusRunner:
                 f"site {site.name}: pilots", site.pilots, "1: an endpoint has one pilot; give it more nodes"
             )
         self._site, self._directory, self._grace_s = site, directory, site.checkpoint_margin_s
+        self._study = study
         self._python_path = [str(path) for path in python_path]
         self._launcher = build_launcher(site.mpi_launcher)
         self._silence_s, self._narrowest = site.heartbeat_threshold_s, narrowest
@@ -184,7 +189,7 @@ class GlobusRunner:
         self._await(self._give_up)
         self._post = _discard
         if not self._holds:
-            if self._answers and self._jobs.were_any:
+            if self._answers:
                 self._sweep()
             self._inbox.put(None)
             if self._thread is not None:
@@ -338,9 +343,12 @@ class GlobusRunner:
         """Write down once what keeps tasks or results from getting through, whenever that begins."""
         trouble = self._tasks.trouble or self._jobs.trouble
         if trouble and not self._is_troubled:
-            logger.warning("site=%s %s", self._site.name, trouble)
-            self._post(SiteTroubled(time.time(), SiteName(self._site.name), trouble))
+            self._warn(trouble)
         self._is_troubled = bool(trouble)
+
+    def _warn(self, trouble: str) -> None:
+        logger.warning("site=%s %s", self._site.name, trouble)
+        self._post(SiteTroubled(time.time(), SiteName(self._site.name), trouble))
 
     def _await(self, task: Callable[[], None]) -> None:
         """Have something done in our thread, and wait until it is."""
@@ -358,7 +366,7 @@ class GlobusRunner:
         if self._refusal:
             self._end_pilot(request, self._refusal, usable=False)
             return
-        sender = Sender(self.folder, str(self._group), self._record.next_term())
+        sender = Sender(self.folder, str(self._group), self._record.next_term(), study=self._study)
         self._pilot = _Pilot(request, sender, 10 * self._silence_s)
         self._shake_hands(self._pilot)
 
@@ -411,6 +419,13 @@ class GlobusRunner:
         if found["block"] == self._spent:  # still there; the one after it is waited for
             pilot.handshake, pilot.shake_at = None, time.monotonic() + self._silence_s
             logger.info("waiting for the next pilot site=%s", self._site.name)
+            return
+        taken = handshake.taken_words(self._site, found)
+        if taken:
+            if taken != pilot.taken:
+                self._warn(taken)
+            pilot.taken, pilot.handshake = taken, None  # it is waited for as in a queue
+            pilot.shake_at = time.monotonic() + self._silence_s
             return
         for warning in handshake.warnings_of(self._site, found, narrowest=self._narrowest):
             logger.warning("%s", warning)

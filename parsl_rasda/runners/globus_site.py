@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from parsl_rasda.handoff import KNOWN, STOP, JobOrder, JobReport, read_epochs, read_report
-from parsl_rasda.runners import app, evidence, hosts, leftovers
+from parsl_rasda.runners import app, evidence, globus_claims, hosts, leftovers
 from parsl_rasda.runners.globus_calls import look_at_stages, stage, stop_stages
 from parsl_rasda.runners.globus_disk import (
     CLAIM,
@@ -58,12 +58,14 @@ class Sender:
         mark: Of the run.
         term: Number of the handshake under which it is sent; the run counts them, over all its controllers.
         block: The pilot that it is meant for (`this_block`); any, if empty.
+        study: Name of the study, for words.
     """
 
     folder: str
     mark: str
     term: int
     block: str = ""
+    study: str = ""
 
     @property
     def process_mark(self) -> str:
@@ -74,6 +76,10 @@ class Sender:
         """Whether a process was started by this run under an earlier term."""
         mark, _, term = process_mark.partition("/")
         return mark == self.mark and _number(term) < self.term
+
+    def claim(self) -> str:
+        """Claim the pilot that this is; returns in words which other run has it, if one has."""
+        return globus_claims.take(this_block(), self.mark, self.study)
 
 
 def this_block() -> str:
@@ -94,16 +100,21 @@ def answer(call: str, arguments: Mapping[str, Any]) -> Any:
 
 
 def sweep(mark: str) -> int:
-    """End what a run has left running on this node; returns how many processes that were."""
-    return leftovers.end_marked(leftovers.RUN_VARIABLE, lambda m: m.partition("/")[0] == mark, grace_s=1.0)
+    """End what a run has left on this node, then give the pilot up; returns how many processes that were."""
+    ended = leftovers.end_marked(leftovers.RUN_VARIABLE, lambda m: m.partition("/")[0] == mark, grace_s=1.0)
+    globus_claims.release(this_block(), mark)
+    return ended
 
 
 def describe(accelerator: str, sender: Message) -> Message:
-    """Return what there is here, after ending whatever was sent under earlier terms.
+    """Return what there is here, after ending whatever was sent under earlier terms, and claim it.
 
     Args:
         accelerator: What a slot is.
         sender: A `Sender`, under a new term.
+
+    Returns:
+        As `hosts.describe_allocation`; ``taken``: by whom, in words, if the pilot cannot be had for now.
     """
     ours = Sender(**sender)
     terms = Path(ours.folder) / TERMS
@@ -127,6 +138,7 @@ def describe(accelerator: str, sender: Message) -> Message:
         "python": platform.python_version(),
         "ended": ended,
         "block": this_block(),
+        "taken": ours.claim(),
         "workers": int(os.environ.get("PARSL_WORKER_COUNT", "0")),
         "age_s": leftovers.age_s(os.getppid()),  # of the pilot's manager
     }
@@ -137,8 +149,9 @@ def run(
 ) -> Message:
     """Run one attempt to its end, unless another task has it, or it was told to stop, or comes too late.
 
-    It does not begin in another pilot than the one it was sent to, whose nodes the launch names, nor on a
-    site that does not have its module: what is wrong with the site is no fault of the trial.
+    It does not begin in another pilot than the one it was sent to, whose nodes the launch names, nor in one
+    that another run has taken, nor on a site that does not have its module: what is wrong with the site is
+    no fault of the trial.
 
     Args:
         order: A `handoff.JobOrder`.
@@ -149,11 +162,14 @@ def run(
         grace_s: How long ranks may take to leave [s].
 
     Returns:
-        As `look`; ``unfit``: why no job can begin on this site, if that is so.
+        As `look`; ``taken``, ``unfit``: why no job can begin on this pilot for now, or on this site, if
+        that is so.
     """
     job, ours = JobOrder.from_json(order), Sender(**sender)
     if ours.block not in {"", this_block()}:
         return {"block": this_block(), "jobs": []}
+    if taken := ours.claim():
+        return {"block": this_block(), "jobs": [], "taken": taken}
     own = launch["environment"].get("PYTHONPATH") or os.environ.get("PYTHONPATH", "")
     path = os.pathsep.join((*python_path, *([own] if own else [])))
     unfit = _missing_module(job, launch, path)
@@ -173,7 +189,7 @@ def run(
         report = evidence.conclude(directory, job, Outcome.PREEMPTED, f"{reason} before it started")
     else:
         _tell_known(directory, job.epoch)
-        with _Vigil(directory, mark, grace_s) as vigil:
+        with _Vigil(directory, mark, grace_s, ours) as vigil:
             report = JobReport.from_json(app.run_job(order, launch, mark, None)["report"])
         if vigil.told and report.outcome is Outcome.LOST:
             report = replace(report, outcome=Outcome.PREEMPTED, cause=vigil.told)
@@ -270,17 +286,19 @@ def _state(directory: Path, job: JobId, epoch: int) -> Message:
 
 
 class _Vigil(Heartbeat):
-    """Also ends ranks that were told to leave and do not."""
+    """Also holds the pilot for the run, and ends ranks that were told to leave and do not."""
 
-    def __init__(self, directory: Path, mark: str, grace_s: float) -> None:
+    def __init__(self, directory: Path, mark: str, grace_s: float, sender: Sender) -> None:
         super().__init__(directory)
-        self._mark, self._grace_s = mark, grace_s
+        self._mark, self._grace_s, self._sender = mark, grace_s, sender
         self.told: str | None = None
 
     def _watch(self) -> None:
         kill_at = float("inf")
         while not self._over.wait(HEARTBEAT_S):
             self._beat()
+            if taken := self._sender.claim():  # while this node slept, perhaps
+                write(self._directory / STOP, taken)
             if self.told is None and (reason := read(self._directory / STOP)) is not None:
                 self.told, kill_at = reason, time.monotonic() + self._grace_s
             if time.monotonic() > kill_at:

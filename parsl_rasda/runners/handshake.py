@@ -37,6 +37,21 @@ def refusal_of(site: GlobusSiteSpec, found: Mapping[str, Any]) -> str | None:
     return None
 
 
+def taken_words(site: GlobusSiteSpec, found: Mapping[str, Any]) -> str:
+    """Return in words that another study has the pilot, or nothing.
+
+    Args:
+        site: What was declared.
+        found: What `globus_site.describe` saw there.
+    """
+    if not found["taken"]:
+        return ""
+    return (
+        f"site {site.name}: {found['taken']}; wait for its end, or give this one a pilot of its own with "
+        "`study: NAME` in user_endpoint_config"
+    )
+
+
 def warnings_of(site: GlobusSiteSpec, found: Mapping[str, Any], *, narrowest: int = 1) -> list[str]:
     """Return what differs on a site without breaking anything, in words.
 

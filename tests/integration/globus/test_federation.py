@@ -257,3 +257,26 @@ def test_an_endpoint_that_is_down_at_the_start_joins_when_it_comes_up(
     assert verdict(folder.summary(process)) == alone
     assert folder.has_epochs("alps")
     folder.check_books()
+
+
+def test_a_second_study_on_the_endpoint_waits_until_the_first_has_ended(
+    folder: Folder, alone: dict[str, Any]
+) -> None:
+    folder.write_study(epoch_s=1.0)
+    first = folder.run("alps", into="first")
+    folder.wait_until(lambda: folder.has_epochs("alps"), first)
+    second = folder.run("alps", into="second")
+    folder.wait_until(lambda: "uses this pilot" in " ".join(folder.status("second").split()), second)
+    assert verdict(folder.summary(first)) == alone
+    assert verdict(folder.summary(second)) == alone
+    words = " ".join(folder.status("second").split())
+    assert "site alps: another study (federated, run " in words
+    held: dict[str, list[tuple[float, float]]] = {}
+    for attempt in folder.attempts("alps"):
+        claimed_at = (attempt / "claim").stat().st_mtime
+        ended_at = (attempt / "report.json").stat().st_mtime
+        held.setdefault(attempt.parents[2].name, []).append((claimed_at, ended_at))
+    one, other = sorted(held.values())
+    assert max(ended for _, ended in one) <= min(began for began, _ in other), "no GPU is held twice"
+    for into in ("first", "second"):
+        folder.check_books(into)

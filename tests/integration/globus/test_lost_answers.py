@@ -31,7 +31,7 @@ from parsl_rasda.orchestration.events import (
     SiteTroubled,
 )
 from parsl_rasda.pipeline.doctor import Doctor, Verdict
-from parsl_rasda.runners import globus_site, leftovers
+from parsl_rasda.runners import globus_claims, globus_site, leftovers
 from parsl_rasda.runners.globus_link import (
     GlobusLink,
     PilotLostError,
@@ -128,7 +128,7 @@ class Accepted:
 class World:
     """A runner with a deaf link, and what it posts."""
 
-    def __init__(self, folder: Path, **fields: Any) -> None:
+    def __init__(self, folder: Path, *, study: str = "", **fields: Any) -> None:
         declared = {
             "name": "alps",
             "endpoint_id": ENDPOINT,
@@ -142,7 +142,7 @@ class World:
         }
         self.folder, self.log, self.links = folder, EventLog(60.0), []
         self.site = GlobusSiteSpec.model_validate(declared)
-        self.runner = GlobusRunner(self.site, folder / "runner", connect=self.connect)
+        self.runner = GlobusRunner(self.site, folder / "runner", study=study, connect=self.connect)
 
     def connect(self, site: GlobusSiteSpec, group: UUID) -> GlobusLink:
         self.links.append(DeafLink(site, group))
@@ -311,6 +311,49 @@ def test_a_pilot_that_was_given_back_near_its_end_is_not_offered_again(
         assert [type(event) for event in world.log.events].count(PilotStarted) == 1
         monkeypatch.setenv("PARSL_WORKER_POOL_ID", "the one after it")
         world.log.next(PilotStarted)
+
+
+def test_two_runs_have_a_pilot_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(globus_claims, "FOLDER", tmp_path / "claims")
+    monkeypatch.setenv("PARSL_WORKER_POOL_ID", "pool")
+    with opened(World(tmp_path / "1", study="heat")) as first, opened(World(tmp_path / "2")) as second:
+        first.ask()
+        job = first.start(inputs={"epoch_s": 0.5})
+        second.ask()
+        told = second.log.next(SiteTroubled)
+        assert told.cause.startswith("site alps: another study (heat, run ")
+        assert told.cause.endswith("a pilot of its own with `study: NAME` in user_endpoint_config")
+        assert first.log.next(JobEnded, job).outcome is Outcome.REACHED
+        asked = second.link.sent.count("describe")
+        eventually(lambda: second.link.sent.count("describe") > asked)
+        assert len(second.log.events) == 1, "it waits, and has said so once"
+        first.runner.close()
+        job = second.start()
+        assert second.log.next(JobEnded, job).outcome is Outcome.REACHED
+    assert caplog.text.count("another study") == 1
+
+
+def test_a_pilot_that_another_run_has_got_meanwhile_is_given_up_and_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(globus_claims, "FOLDER", tmp_path / "claims")
+    monkeypatch.setenv("PARSL_WORKER_POOL_ID", "pool")
+    with opened(World(tmp_path)) as world:
+        world.ask()
+        pilot = world.log.next(PilotStarted)
+        for claim in (tmp_path / "claims").glob("pilot-*"):
+            claim.unlink()  # it had no job for long
+        assert not globus_claims.take("pool", "theirs", "heat")
+        job = world.send(pilot)
+        ended = world.log.next(PilotEnded)
+        assert (ended.usable, ended.cause) == (True, "another study (heat, run theirs) uses this pilot")
+        assert [event.outcome for event in world.log.of(job)] == [Outcome.PREEMPTED]
+        world.ask()
+        assert "another study" in world.log.next(SiteTroubled).cause
+        globus_claims.release("pool", "theirs")
+        assert world.log.next(PilotStarted)
 
 
 def test_jobs_wait_for_a_worker_where_there_are_fewer_workers_than_slots(

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from runner_tools import eventually
 
 from parsl_rasda.handoff import JobOrder, read_report
-from parsl_rasda.runners import globus_disk, globus_site, leftovers
+from parsl_rasda.runners import globus_claims, globus_disk, globus_site, leftovers
 from parsl_rasda.vocabulary import Outcome, TrialId
 
 PYTHON = sys.executable
@@ -177,6 +178,46 @@ def test_a_task_for_another_pilot_does_not_begin_and_says_which_one_it_came_to(
     by = {**sender(tmp_path, 1), "block": "17"}
     assert globus_site.run(order, launch, "mark", by, [], grace_s=0.2) == {"block": "18", "jobs": []}
     assert not (tmp_path / "a").exists()
+
+
+@pytest.fixture
+def pilot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Give this process the environment of a worker, in a pilot of that name."""
+    monkeypatch.setattr(globus_claims, "FOLDER", tmp_path / "claims")
+    monkeypatch.setenv("PARSL_WORKER_POOL_ID", "pool")
+    return "pool"
+
+
+def test_a_pilot_that_another_run_uses_is_said_to_be_taken_and_no_job_begins(
+    tmp_path: Path, pilot: str
+) -> None:
+    assert not globus_claims.take(pilot, "theirs", "heat")
+    words = "another study (heat, run theirs) uses this pilot"
+    assert globus_site.describe("none", sender(tmp_path, 1))["taken"] == words
+    order, launch = order_at(tmp_path / "a").to_json(), {"argv": ["false"], "environment": {}, "files": {}}
+    told = globus_site.run(order, launch, "mark", sender(tmp_path, 1), [], grace_s=0.2)
+    assert told == {"block": pilot, "jobs": [], "taken": words}
+    assert not (tmp_path / "a").exists()
+    globus_site.sweep("theirs")
+    assert not globus_site.describe("none", sender(tmp_path, 1))["taken"], "its last word gave it up"
+
+
+@pytest.mark.usefixtures("pilot")
+def test_a_job_holds_its_pilot_and_ends_where_another_run_has_got_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lease is so short that each beat of the job comes too late, as if its node slept."""
+    monkeypatch.setattr(globus_claims, "LEASE_S", 0.0)
+    directory, began = tmp_path / "trials" / "0000" / "attempt-1", tmp_path / "began"
+    script = f"import time; open({str(began)!r}, 'w'); time.sleep(60)"
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(run, directory, script)
+        eventually(began.exists)
+        monkeypatch.setattr(globus_claims, "LEASE_S", 60.0)
+        eventually(lambda: not globus_claims.take("pool", "theirs", "heat"))
+        state = running.result(30)
+    assert state["report"]["outcome"] == Outcome.PREEMPTED
+    assert "another study (heat, run theirs) uses this pilot" in state["report"]["cause"]
 
 
 @pytest.mark.parametrize("call", ["describe", "run", "look", "stage"])
