@@ -70,6 +70,17 @@ RELEASED = "released"  # the cause of a pilot's end that we asked for
 
 
 @dataclass(frozen=True, slots=True)
+class PilotLost:
+    """A pilot that is up is as good as gone: nothing more may start there.
+
+    The `JobEnded` of each of its jobs follows, then its `PilotEnded`.
+    """
+
+    at: float
+    pilot: PilotId
+
+
+@dataclass(frozen=True, slots=True)
 class PilotEnded:
     """An allocation is gone, or could not be had; jobs on it are reported by `JobEnded` first.
 
@@ -175,6 +186,7 @@ class StudyInterrupted:
 Event: TypeAlias = (
     StudyStarted
     | PilotStarted
+    | PilotLost
     | PilotEnded
     | TrialProposed
     | SearchExhausted

@@ -22,6 +22,7 @@ from parsl_rasda.orchestration.events import (
     JobStarted,
     ObserveTrial,
     PilotEnded,
+    PilotLost,
     PilotStarted,
     ReleasePilot,
     SearchExhausted,
@@ -63,6 +64,8 @@ class Machine(SlotDesk):
                 self._on_interrupted()
             case PilotStarted():
                 self._on_pilot_started(event)
+            case PilotLost():
+                self._on_pilot_lost(event)
             case PilotEnded():
                 self._on_pilot_ended(event)
             case TrialProposed():
@@ -194,6 +197,11 @@ class Machine(SlotDesk):
                 self._finish_unfit(needed)
                 return True
         return False
+
+    def _on_pilot_lost(self, event: PilotLost) -> None:
+        if event.pilot in self.pilots.up:
+            self.pilots.lost.add(event.pilot)
+            self._close(event.pilot)
 
     def _on_pilot_ended(self, event: PilotEnded) -> None:
         is_spare = self.pilots.is_spare(event.pilot)

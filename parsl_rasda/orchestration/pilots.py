@@ -22,6 +22,7 @@ class PilotDesk:
         self.up: dict[PilotId, PilotStarted] = {}
         self.requested: dict[PilotId, SiteName] = {}
         self.closing: set[PilotId] = set()  # up, but nothing starts there any more
+        self.lost: set[PilotId] = set()  # of these, those that end by themselves
         self._released: set[PilotId] = set()  # of these, those that were given back
         self._spare: set[PilotId] = set()  # of these, those for want of work
         self._jobs: Counter[PilotId] = Counter()
@@ -87,7 +88,7 @@ class PilotDesk:
             self._failures[event.site] = 0
         elif event.pilot not in self._released and self._came_to_nothing(event, start):
             self._failures[event.site] += 1
-        for books in (self.closing, self._released, self._spare, self._worked, self._fruitful):
+        for books in (self.closing, self.lost, self._released, self._spare, self._worked, self._fruitful):
             books.discard(event.pilot)
         self._jobs.pop(event.pilot, None)
         self._idle_since.pop(event.pilot, None)
@@ -151,7 +152,7 @@ class PilotDesk:
             now: Present time [s].
             tapering: Nothing waits for slots.
         """
-        for pilot in [p for p in self._idle_since if p not in self._released]:
+        for pilot in [p for p in self._idle_since if p not in self._released and p not in self.lost]:
             if pilot not in self.closing:
                 due = self._due(pilot)
                 if not tapering or due is None or now < due:

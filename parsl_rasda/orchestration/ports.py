@@ -17,7 +17,8 @@ class Runner(Protocol):
 
     `post` may be called from any thread and only enqueues. For every `start_job` exactly one
     `JobEnded` is posted, after the job's processes are gone. When a pilot ends, the `JobEnded` of
-    each of its jobs is posted before its `PilotEnded`. The executable definition is
+    each of its jobs is posted before its `PilotEnded`; before those, if nobody asked for its end, a
+    `PilotLost`, so that nothing is started there meanwhile. The executable definition is
     `parsl_rasda.testing.RunnerContract`.
     """
 

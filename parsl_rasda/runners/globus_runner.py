@@ -31,6 +31,7 @@ from parsl_rasda.orchestration.events import (
     EndJob,
     Event,
     PilotEnded,
+    PilotLost,
     PilotStarted,
     ReleasePilot,
     RequestPilot,
@@ -473,12 +474,13 @@ class GlobusRunner:
             self._end_pilot(pilot.request, "released", usable=True)
 
     def _bury(self, outcome: Outcome, cause: str, *, usable: bool = True) -> None:
-        """Report a pilot's jobs as ended, and it; they are ended when the site answers again."""
+        """Report a pilot as lost, its jobs as ended, and it; they are ended when the site answers again."""
         pilot, self._pilot = self._pilot, None
         if pilot is None:
             return
         self._answers = False
         self._refusal = self._refusal if usable else cause
+        self._post(PilotLost(time.time(), pilot.request.pilot))
         self._jobs.conclude(outcome, cause)
         self._end_pilot(pilot.request, cause, usable=usable)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from parsl_rasda.errors import SiteUnavailableError
 from parsl_rasda.handoff import JobOrder
-from parsl_rasda.orchestration.events import RELEASED, PilotEnded, PilotStarted, RequestPilot
+from parsl_rasda.orchestration.events import RELEASED, PilotEnded, PilotLost, PilotStarted, RequestPilot
 from parsl_rasda.orchestration.ports import PostEvent
 from parsl_rasda.runners import app
 from parsl_rasda.runners.allocations import Allocation, read_allocation
@@ -190,6 +190,8 @@ class PilotBooks:
         jobs = self.desk.on_lane(lane)
         if pilot.request is not None:
             self._dying[pilot.request.pilot] = lane
+            if end != _RELEASED:
+                self.post(PilotLost(time.time(), pilot.request.pilot))
         outcome = Outcome.PREEMPTED if end.is_preemption else Outcome.LOST
 
         def dig() -> None:

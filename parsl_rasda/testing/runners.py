@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from parsl_rasda.handoff import JobOrder
 from parsl_rasda.orchestration.events import (
+    RELEASED,
     ContinueJob,
     EndJob,
     EpochReported,
@@ -27,6 +28,7 @@ from parsl_rasda.orchestration.events import (
     JobEnded,
     JobStarted,
     PilotEnded,
+    PilotLost,
     PilotStarted,
     ReleasePilot,
     RequestPilot,
@@ -120,12 +122,14 @@ class FakeRunner:
 
     def release_pilot(self, release: ReleasePilot) -> None:
         """End a pilot; jobs on it end first."""
-        self.lose_pilot(release.pilot, Outcome.PREEMPTED, "released")
+        self.lose_pilot(release.pilot, Outcome.PREEMPTED, RELEASED)
 
     def lose_pilot(self, pilot: PilotId, outcome: Outcome, cause: str) -> None:
         """Let a pilot end as if from outside."""
         site = self._pilots.pop(pilot, None)
         if site is not None:
+            if cause != RELEASED:
+                self._post(PilotLost(self._now(), pilot))
             for job in [j for j, t in self.trainings.items() if t.pilot == pilot]:
                 self._end(job, outcome, cause)
             self._post(PilotEnded(self._now(), pilot, site, cause))

@@ -18,6 +18,7 @@ from parsl_rasda.orchestration.events import (
     JobEnded,
     JobStarted,
     PilotEnded,
+    PilotLost,
     PilotStarted,
     RequestPilot,
 )
@@ -158,6 +159,8 @@ def test_a_pilot_that_dies_ends_its_jobs_and_the_next_one_uses_its_lane(tmp_path
         ended = log.next(PilotEnded)
         assert ended.usable
         assert isinstance(log.of(job)[-1], JobEnded)
+        kinds = [type(e) for e in log.events if isinstance(e, PilotLost | JobEnded | PilotEnded)]
+        assert kinds == [PilotLost, JobEnded, PilotEnded], "nothing is started there meanwhile"
         runner.request_pilot(RequestPilot(PilotId("local-1"), SiteName("local")))
         assert log.next(PilotStarted).pilot == "local-1"
     finally:

@@ -25,6 +25,7 @@ from parsl_rasda.orchestration.events import (
     Event,
     JobEnded,
     PilotEnded,
+    PilotLost,
     PilotStarted,
     ReleasePilot,
     RequestPilot,
@@ -249,6 +250,8 @@ def test_a_site_that_never_answers_again_is_given_up_with_its_jobs(tmp_path: Pat
         ended = world.log.next(PilotEnded)
         assert ended.usable
         assert "has not answered for 9 s" in ended.cause
+        kinds = [type(e) for e in world.log.events if isinstance(e, PilotLost | JobEnded | PilotEnded)]
+        assert kinds == [PilotLost, JobEnded, PilotEnded], "nothing is started there meanwhile"
         assert [event.outcome for event in world.log.of(job)] == [Outcome.LOST]
         task = next(task for task in world.link.lost if task[0] == "run")
         world.ask()

@@ -22,6 +22,7 @@ from parsl_rasda.orchestration.events import (
     JobEnded,
     JobStarted,
     PilotEnded,
+    PilotLost,
     PilotStarted,
     ProposeTrial,
     ReleasePilot,
@@ -300,8 +301,10 @@ class World:
             self.tell(StudyInterrupted(self.now))
 
     def _pilot_goes(self, pilot: PilotId) -> None:
-        """Jobs end first; what the machine starts there meanwhile finds the pilot gone."""
+        """Jobs end first; what the machine starts there meanwhile, if nobody warned it, finds it gone."""
         site, _ = self.up[pilot]
+        if self.rng.random() < 0.5:
+            self.tell(PilotLost(self.now, pilot))
         outcome = self.rng.choice([Outcome.LOST, Outcome.PREEMPTED])
         for job in [j for j, live in self.jobs.items() if live.start.placement.pilot == pilot]:
             self._end(job, outcome)

@@ -6,6 +6,7 @@ from parsl_rasda.orchestration.events import (
     ContinueJob,
     EndJob,
     FinishStudy,
+    PilotLost,
     ReleasePilot,
     RequestPilot,
     StartJob,
@@ -68,6 +69,37 @@ def test_a_script_is_not_told_to_go_on_where_it_never_asks() -> None:
     first_of(told, deadline=None)
     assert of(ContinueJob, told.epoch("0000.1", 1, 0.5)) == []
     assert [s.until for s in of(StartJob, told.ends("0000.1"))] == [2]
+
+
+# ------------------------------------------------------------------------------------------ lost pilots
+
+
+def test_nothing_starts_again_on_a_pilot_that_is_lost() -> None:
+    told = story(max_t=8)
+    told.begin(2, a=1)
+    assert len(of(StartJob, told.pilot("a-0", gpus=2))) == 2
+    assert told.tell(PilotLost, PilotId("a-0")) == []
+    for job in ("0000.1", "0001.1"):
+        assert told.ends(job, Outcome.LOST) == [], "neither a start nor a release: it goes by itself"
+    assert told.pilot_ends("a-0") == [RequestPilot(PilotId("a-1"), SiteName("a"))]
+    assert len(of(StartJob, told.pilot("a-1", gpus=2))) == 2
+
+
+def test_the_jobs_of_a_lost_pilot_go_on_elsewhere_before_it_has_ended() -> None:
+    told = story(max_t=8)
+    told.begin(1, a=1, b=1)
+    told.pilot("a-0", gpus=1)
+    told.pilot("b-1", gpus=1)
+    told.tell(PilotLost, PilotId("a-0"))
+    (start,) = of(StartJob, told.ends("0000.1", Outcome.LOST))
+    assert start.placement.site == "b"
+
+
+def test_words_of_a_pilot_that_is_not_up_are_passed_over() -> None:
+    told = story(max_t=8)
+    told.begin(1, a=1)
+    assert told.tell(PilotLost, PilotId("a-0")) == []
+    assert of(StartJob, told.pilot("a-0"))
 
 
 # ------------------------------------------------------------------------------------------ idle pilots
@@ -137,6 +169,8 @@ def test_a_site_whose_pilots_die_right_after_their_start_is_given_up() -> None:
     told.begin(1, a=1)
     for n in range(3):
         assert of(StartJob, told.pilot(f"a-{n}"))
+        if n:
+            told.tell(PilotLost, PilotId(f"a-{n}"))
         last = told.loses(f"a-{n}")
         assert bool(of(RequestPilot, last)) == (n < 2)
     assert of(FinishStudy, last) == [FinishStudy(StudyState.NO_SITE, "walltime")]
