@@ -76,6 +76,7 @@ class SlotDesk(Life):
     def _move(self, trial: TrialRecord, job: Job, target: Placement) -> None:
         """Start a resized trial on slots that were reserved at its boundary."""
         self.board.ledger.release(job.placement.minus(target))
+        self._close_late()
         trial.rewind()  # what it was to widen for may be lost
         is_whole = trial.replicas % target.width == 0
         if is_whole and self.pilots.takes(target.pilot) and self.state is StudyState.RUNNING:

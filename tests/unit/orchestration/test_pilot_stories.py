@@ -49,6 +49,15 @@ def test_nothing_starts_where_not_one_epoch_could_end() -> None:
     assert of(StartJob, told.pilot("b-0", gpus=1, deadline=1000.0)), "another pilot has the time"
 
 
+def test_a_trial_that_left_to_be_widened_does_not_start_again_where_not_one_epoch_could_end() -> None:
+    told = story(max_t=8)
+    told.begin(1, a=1)
+    told.pilot("a-0", gpus=2, deadline=200.0)
+    assert of(EndJob, told.epoch("0000.1", 1, 0.5)) == [EndJob(JobId.parse("0000.1"), "resize")]
+    told.now = 185.0  # it took long to leave
+    assert told.ends("0000.1") == [ReleasePilot(PilotId("a-0"))]
+
+
 def test_epochs_that_no_pilot_is_long_enough_for_go_on_from_one_to_the_next() -> None:
     told = story(max_t=8)
     first_of(told, deadline=30.0)
