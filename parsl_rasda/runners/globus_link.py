@@ -1,9 +1,9 @@
 """Tasks to one Globus Compute endpoint, and their results, as sturdily as its SDK allows.
 
 The SDK's `Executor` ends for good at the first refused request, its result watcher at a broker that is
-away for too long; both are replaced here, in the same task group, and what the service knows of open
-tasks is loaded again. A future may still never resolve: who waits for one must have another way to know
-(`globus_site.look`). Futures of the SDK are never cancelled.
+away for too long; both are replaced here, in the same task group, and the service is asked once in a while
+for results that have lost their way back. A future may still never resolve: who waits for one must have
+another way to know (`globus_site.look`). Futures of the SDK are never cancelled.
 
 One thread does everything that asks the service something, so that nobody waits for it.
 """
@@ -24,15 +24,13 @@ from uuid import UUID
 from parsl_rasda.errors import RasdaError
 from parsl_rasda.study.sites import GlobusSiteSpec
 
-# The hosted service's limits: 10 MB a request or result, 20 requests in 10 s.
-LIMIT_BYTES = 10_000_000
+LIMIT_BYTES = 10_000_000  # the hosted service's, of a request and of a result
 _TOO_LARGE = 413
 _RESULT_TOO_LARGE = re.compile(r"MaxResultSizeExceeded\((\d+), \d+\)")  # the endpoint says so
 _PILOT_LOST = "errors.ManagerLost: "
 _ENVELOPE_BYTES = 2_000  # what the SDK adds to a request
 _BATCH = 128
-_BURST, _BURST_WINDOW_S = 8, 4
-_RELOAD_EVERY_S = 10.0
+_RELOAD_AFTER_S, _RELOAD_SELDOM_S = 10.0, 300.0
 _LOGIN = (
     "nobody is logged in to Globus Compute on this machine. Do so once, with python -c "
     "'from globus_compute_sdk import Client; Client()', or set GLOBUS_COMPUTE_CLIENT_ID and "
@@ -142,8 +140,8 @@ class GlobusLink:
         self._open: set[Task] = set()
         self._refused: deque[Task] = deque()
         self._refused_at = 0.0
-        self._reload_at = 0.0
-        self._must_reload = False
+        self._cut_off = False  # a task's way back has broken
+        self._reload_at, self._reload_every_s = 0.0, _RELOAD_AFTER_S
         self._is_closed = False
 
     def submit(self, call: str, arguments: Mapping[str, Any]) -> Task:
@@ -177,14 +175,15 @@ class GlobusLink:
         return found
 
     def mend(self) -> None:
-        """Send again what was refused for now, and load results that were lost with a connection."""
+        """Send again what was refused for now, and ask for results that were lost with a connection."""
         if self._refused and time.monotonic() > self._refused_at + _STALE_EVERY_S:
             self._refused_at = time.monotonic()
             while self._refused:
                 task = self._refused.popleft()
                 self._do(task.send, task)
-        if self._must_reload and time.monotonic() > self._reload_at:
-            self._reload_at = time.monotonic() + _RELOAD_EVERY_S
+        if self._cut_off and time.monotonic() > self._reload_at:
+            self._reload_at = time.monotonic() + self._reload_every_s
+            self._reload_every_s = min(2 * self._reload_every_s, _RELOAD_SELDOM_S)
             self._do(self._reload, Future())
 
     def earlier_results(self) -> Future[list[Any]]:
@@ -192,7 +191,11 @@ class GlobusLink:
         found: Future[list[Any]] = Future()
 
         def load() -> None:
-            loaded = [inner for inner in self._connect_executor().reload_tasks() if inner.done()]
+            from parsl_rasda.runners.globus_client import PACER
+
+            executor = self._connect_executor()
+            PACER.wait()
+            loaded = [inner for inner in executor.reload_tasks() if inner.done()]
             found.set_result([inner.result() for inner in loaded if inner.exception() is None])
 
         self._do(load, found)
@@ -219,12 +222,13 @@ class GlobusLink:
             _fail(outer, UnreachableError(self._site.endpoint_id, "the runner was closed"))
 
     def _connect(self) -> Any:
-        from globus_compute_sdk import Client
         from globus_compute_sdk.serialize import ComputeSerializer, JSONData, PureSourceTextInspect
         from globus_sdk import UserApp
 
+        from parsl_rasda.runners.globus_client import PacedClient
+
         if self._client is None:
-            client = Client(do_version_check=False)
+            client = PacedClient(do_version_check=False)
             if isinstance(client.app, UserApp) and client.app.login_required():  # it would ask on stdin
                 raise RefusedError(self._site.endpoint_id, _LOGIN)
             client.fx_serializer = ComputeSerializer(
@@ -244,8 +248,8 @@ class GlobusLink:
                 task_group_id=self._group,
                 user_endpoint_config=dict(self._site.user_endpoint_config),
                 result_serializers=[JSONData()],
-                api_burst_limit=_BURST,
-                api_burst_window_s=_BURST_WINDOW_S,
+                api_burst_limit=8,  # the client paces its requests, as it does all others
+                api_burst_window_s=1,
             )
         self._executor.batch_size = max(1, min(_BATCH, LIMIT_BYTES // self._largest))
         if self._function is None:
@@ -266,17 +270,26 @@ class GlobusLink:
     def _resolved(self, task: Task, done: Any) -> None:
         """Pass a result on; called in one of the SDK's threads."""
         error = UnsentError() if done.cancelled() else done.exception()
-        failure = None if error is None else _translated(self._site, error)
+        if error is None:
+            self._conclude(task, done.result())
+            return
+        failure = _translated(self._site, error)
         if isinstance(failure, UnreachableError) and task.id is not None:
-            self._must_reload = True  # it runs on; only the way back is broken
+            self._reload_every_s, self._cut_off = _RELOAD_AFTER_S, True  # it runs on; its way back is broken
             self.trouble = f"results do not come back for now: {failure.cause}"
-            return
+        else:
+            self._refuse(task, error)
+
+    def _refuse(self, task: Task, error: BaseException) -> None:
         self._open.discard(task)
-        if task.done() or (error is not None and self._is_put_off(task, error)):
+        if not task.done() and not self._is_put_off(task, error):
+            task.set_exception(_translated(self._site, error))
+
+    def _conclude(self, task: Task, found: Any) -> None:
+        self._open.discard(task)
+        if task.done():
             return
-        if failure is not None:
-            task.set_exception(failure)
-        elif isinstance(found := done.result(), dict) and "missing" in found:
+        if isinstance(found, dict) and "missing" in found:
             cause = (
                 f"parsl_rasda cannot be imported there ({found['missing']}; Python {found['python']} at "
                 f"{found['executable']}). Install the same version as here, with the same Python."
@@ -298,17 +311,28 @@ class GlobusLink:
         return True
 
     def _reload(self) -> None:
-        self._must_reload = False
+        """Ask for the results of tasks whose way back has broken: of these alone, whatever the group has."""
+        self._cut_off = False
         waiting = {task.id: task for task in tuple(self._open) if task.id is not None and task.inner.done()}
+        names = list(waiting)
+        self._cut_off |= bool(names)
+        for first in range(0, len(names), _BATCH):
+            asked = names[first : first + _BATCH]
+            found = self._connect().get_batch_result(asked)
+            for name in asked:
+                if "result" in found.get(name, {}):
+                    self._conclude(waiting[name], found[name]["result"])
+                elif name not in found:
+                    self._learn_failure(waiting[name])
+
+    def _learn_failure(self, task: Task) -> None:
+        """Ask how a task has failed: those that have are missing among the results of several."""
         try:
-            loaded = {inner.task_id: inner for inner in self._connect_executor().reload_tasks()}
-        except Exception:
-            self._must_reload = True
-            raise
-        for name, task in waiting.items():
-            if name in loaded:
-                task.inner = loaded[name]
-                task.inner.add_done_callback(lambda done, task=task: self._resolved(task, done))
+            self._connect().get_task(task.id)
+        except Exception as error:
+            if isinstance(_translated(self._site, error), UnreachableError):
+                raise
+            self._refuse(task, error)
 
     def _drop_executor(self) -> None:
         """Let go of the SDK's executor; tasks that the service has go on."""

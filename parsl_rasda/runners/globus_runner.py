@@ -51,7 +51,7 @@ from parsl_rasda.vocabulary import JobId, Outcome, PilotId, Placement, SiteName
 
 _TICK_S = 0.25
 _CLOSE_WAIT_S = 15.0
-_SWEEP_S = 5.0
+_SWEEP_S = 10.0
 _RECOVER_S = 60.0
 _WALLTIME_GRACE_S = 10.0
 

@@ -4,16 +4,21 @@ import inspect
 import threading
 import time
 from concurrent.futures import Future
+from typing import Any
 from uuid import UUID
 
 import globus_compute_sdk.sdk.executor as sdk
 import pytest
 import requests
+from globus_compute_sdk import Client as SDKClient
 from globus_compute_sdk.errors import MaxResultSizeExceeded, TaskExecutionFailed
 from globus_sdk import GlobusAPIError, NetworkError
+from hypothesis import given
+from hypothesis import strategies as st
 from parsl.executors.high_throughput.errors import ManagerLost
 
-from parsl_rasda.runners import globus_link
+from parsl_rasda.runners import globus_client, globus_link
+from parsl_rasda.runners.globus_client import MOST, WINDOW_S, Pacer
 from parsl_rasda.runners.globus_link import (
     GlobusLink,
     PilotLostError,
@@ -147,34 +152,116 @@ class LosesConnections(Executor):
     def __init__(self) -> None:
         super().__init__(refusals=0)
         self.open: list[Future] = []
-        self.reloads = 0
 
     def submit_to_registered_function(self, function: str | None, args: tuple[str, dict[str, int]]) -> Future:
         self.open.append(Future())
         self.open[-1].task_id = str(len(self.open))
         return self.open[-1]
 
-    def reload_tasks(self) -> list[Future]:
-        self.reloads += 1
-        if self.reloads == 1:
+
+class Client:
+    """The SDK's, when it is asked what has become of tasks; the first time, nobody answers.
+
+    Attributes:
+        states: What it says of those that have not failed.
+        failed: Those that have: they are missing among the others, as in the real one.
+    """
+
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+        self.states: dict[str, dict[str, Any]] = {}
+        self.failed: set[str] = set()
+
+    def get_batch_result(self, names: list[str]) -> dict[str, dict[str, Any]]:
+        self.asked.append(names)
+        if len(self.asked) == 1:
             raise NetworkError("no route", OSError())
-        again: Future = Future()
-        again.task_id = self.open[0].task_id
-        again.set_result("done meanwhile")
-        return [again]
+        return {
+            name: {"pending": True, **self.states.get(name, {})} for name in names if name not in self.failed
+        }
+
+    def get_task(self, name: str) -> dict[str, Any]:
+        assert name in self.failed
+        raise TaskExecutionFailed("Traceback\nValueError: no such folder", "0")
 
 
-def test_a_result_whose_connection_broke_is_loaded_again_until_the_service_answers(link, monkeypatch) -> None:
-    monkeypatch.setattr(globus_link, "_RELOAD_EVERY_S", 0.0)
-    link._executor = LosesConnections()
-    task = link.submit("run", {})
-    while task.id is None:
-        threading.Event().wait(0.01)
-    link._executor.open[0].set_exception(ConnectionError("the broker has gone"))
-    assert not task.done(), "it runs on; only the way back is broken"
-    mended(link, task)
-    assert task.result(0) == "done meanwhile"
-    assert link._executor.reloads == 2
+@pytest.fixture
+def broken(link, monkeypatch):
+    """A link whose three tasks have lost their way back, and who is asked for them."""
+    monkeypatch.setattr(globus_link, "_RELOAD_AFTER_S", 0.0)
+    monkeypatch.setattr(globus_link, "_RELOAD_SELDOM_S", 0.0)
+    link._executor, link._client = LosesConnections(), Client()
+    tasks = [link.submit("run", {}) for _ in range(3)]
+    for task in tasks:
+        while task.id is None:
+            threading.Event().wait(0.01)
+    link._executor.open[0].set_result({"came": "before"})
+    for inner in link._executor.open[1:]:
+        inner.set_exception(ConnectionError("the broker has gone"))
+    assert [task.done() for task in tasks] == [True, False, False], "they run on; only the way back is broken"
+    return tasks
+
+
+def test_results_whose_connection_broke_are_asked_for_until_the_service_has_them(link, broken) -> None:
+    client, (_, first, second) = link._client, broken
+    while len(client.asked) < 3:
+        link.mend()
+    assert not first.done()
+    client.states["2"] = {"pending": False, "result": "done meanwhile"}
+    mended(link, first)
+    assert first.result(0) == "done meanwhile"
+    client.failed.add("3")
+    mended(link, second)
+    with pytest.raises(RefusedError, match="ValueError: no such folder"):
+        second.result(0)
+    assert all(set(names) <= {"2", "3"} for names in client.asked), "and nothing else is asked for"
+    asked = len(client.asked)
+    for _ in range(3):
+        link.mend()
+        link._thread.submit(lambda: None).result()
+    assert len(client.asked) <= asked + 1, "nor anything once all have come"
+
+
+def test_the_sdk_still_tells_what_has_become_of_tasks() -> None:
+    assert list(inspect.signature(SDKClient.get_batch_result).parameters) == ["self", "task_id_list"]
+    assert list(inspect.signature(SDKClient.get_task).parameters) == ["self", "task_id"]
+
+
+class Clock:
+    """Time that passes while somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@given(st.lists(st.sampled_from([0.0, 0.1, 1.0, 7.0]), max_size=80))
+def test_no_more_requests_than_the_service_allows_are_made_however_they_come(pauses: list[float]) -> None:
+    clock, made = Clock(), list[float]()
+    pacer = Pacer(MOST, WINDOW_S, clock)
+    for pause_s in pauses:
+        clock.now += pause_s
+        asked_at = clock.now
+        pacer.wait()
+        made.append(clock.now)
+        assert clock.now - asked_at <= WINDOW_S
+    for at in made:
+        assert sum(at <= other < at + 10.0 for other in made) <= 20
+
+
+def test_everything_that_is_asked_waits_in_one_line(monkeypatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(globus_client.PACER, "wait", lambda: asked.append("in turn"))
+    client = object.__new__(globus_client.PacedClient)
+    for name in ("batch_run", "get_batch_result", "get_endpoint_status", "get_result_amqp_url", "get_task"):
+        with pytest.raises((TypeError, AttributeError)):  # it has not logged in
+            getattr(client, name)()
+    assert len(asked) == 5
 
 
 def test_without_a_login_the_site_is_refused_in_words_and_nobody_is_asked(
