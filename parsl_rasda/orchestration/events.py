@@ -85,7 +85,7 @@ class PilotEnded:
     """An allocation is gone, or could not be had; jobs on it are reported by `JobEnded` first.
 
     Attributes:
-        usable: Whether it ever started; a site whose pilots never start is given up.
+        usable: Whether it ever started; a site whose pilots never start is given up, for longer and longer.
     """
 
     at: float

@@ -78,8 +78,10 @@ class Machine(SlotDesk):
                 self._on_epoch(event)
             case JobEnded():
                 self._on_job_ended(event)
-            case TimePassed() | SiteTroubled():
-                pass  # what is due is due after every event
+            case TimePassed():
+                self._on_time_passed()
+            case SiteTroubled():
+                pass  # it is written down
             case _:
                 assert_never(event)
         self._give_back()
@@ -89,8 +91,9 @@ class Machine(SlotDesk):
     @property
     def wake_at(self) -> float | None:
         """When `TimePassed` should be told unless something happens before [s], or None."""
-        wake_at = self.pilots.wake_at
-        return wake_at if wake_at is not None and self._is_tapering and self._is_unfinished else None
+        if self.state is not StudyState.RUNNING or not self._is_unfinished:
+            return None
+        return self.pilots.wake_at if self._is_tapering else self.pilots.rested_at(self._now)
 
     def _on_study_started(self, event: StudyStarted) -> None:
         """Begin, or take up again after a death: nothing of before is running any more."""
@@ -217,9 +220,16 @@ class Machine(SlotDesk):
                 self._out.append(self.pilots.request(event.site))
         elif self.pilots.none_left:
             self._finish(StudyState.NO_SITE, event.cause)
-        elif not self.pilots.has(event.site):
-            self._abandon(event.site)
-            self._allocate()
+        else:
+            self.pilots.rest(event.site, self._now)
+            if not self.pilots.has(event.site):
+                self._abandon(event.site)
+                self._allocate()
+
+    def _on_time_passed(self) -> None:
+        """Ask the sites that have rested; what else is due is due after every event."""
+        if self.state is StudyState.RUNNING:
+            self._ask_again()
 
     def _close_if_ending(self, pilot: PilotId) -> None:
         """Start nothing more on a pilot whose near end makes jobs leave: they would come and go."""

@@ -1,4 +1,4 @@
-"""Which pilots were asked for, which are up, which of them work, and which sites have been given up."""
+"""Which pilots were asked for, which are up, which of them work, and which sites are given up for a while."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from parsl_rasda.orchestration.events import PilotEnded, PilotStarted, RequestPi
 from parsl_rasda.vocabulary import PilotId, SiteName
 
 _LAST_S = 600.0  # before its end, in which a job that leaves untold leaves because of it
-_PATIENCE = 3  # pilots in a row that came to nothing, after which a site is given up
+_PATIENCE = 3  # pilots in a row that came to nothing, after which a site is given up for a while:
+_REST_S, _LONGEST_REST_S = 60.0, 1800.0  # at first, and at most; twice as long from one failure to the next
 _SHORT_S = 60.0  # an idle pilot that ends so soon came to nothing, too
 
 
@@ -29,7 +30,8 @@ class PilotDesk:
         self._idle_since: dict[PilotId, float] = {}  # up and without a job
         self._worked: set[PilotId] = set()  # had a job
         self._fruitful: set[PilotId] = set()  # brought a trial on
-        self._missed: Counter[SiteName] = Counter()  # given back for want of work, and gone
+        self._missed: Counter[SiteName] = Counter()  # gone, and not replaced for now
+        self._rested_at: dict[SiteName, float] = {}  # when a site that was given up may be asked again
         self._failures: Counter[SiteName] = Counter()  # pilots in a row that came to nothing
         self._count = count
 
@@ -61,7 +63,7 @@ class PilotDesk:
         return {pilot.site for pilot in self.up.values()}
 
     def is_given_up(self, site: SiteName) -> bool:
-        """Whether the last few pilots of a site came to nothing."""
+        """Whether the last few pilots of a site came to nothing, so that it is left alone for a while."""
         return self._failures[site] >= _PATIENCE
 
     # ------------------------------------------------------------------------------- coming and going
@@ -118,7 +120,9 @@ class PilotDesk:
         """Note that a trial has got further on a pilot; its site is trusted again."""
         if pilot in self.up:
             self._fruitful.add(pilot)
-            self._failures[self.up[pilot].site] = 0
+            site = self.up[pilot].site
+            self._failures[site] = 0
+            self._rested_at.pop(site, None)
 
     # ------------------------------------------------------------------------------- the end of a pilot
 
@@ -182,14 +186,25 @@ class PilotDesk:
         """Note that a pilot for which there was no work is not replaced, for now."""
         self._missed[site] += 1
 
-    def ask_again(self, waiting: Collection[SiteName | None]) -> Iterator[RequestPilot]:
-        """Yield requests for pilots that were given back for want of work: one at a time for each site.
+    def rest(self, site: SiteName, now: float) -> None:
+        """Note that a pilot of a site that is given up is not replaced, for a while."""
+        doublings = min(self._failures[site] - _PATIENCE, 5)
+        self._rested_at[site] = now + min(_REST_S * 2**doublings, _LONGEST_REST_S)
+        self._missed[site] += 1
+
+    def rested_at(self, now: float) -> float | None:
+        """Return when the next site that was given up may be asked again [s], or None."""
+        return min((at for s, at in self._rested_at.items() if self._missed[s] and at > now), default=None)
+
+    def ask_again(self, waiting: Collection[SiteName | None], now: float) -> Iterator[RequestPilot]:
+        """Yield requests for pilots that were not replaced: one at a time for each site.
 
         Args:
             waiting: Sites that somebody waits for; None is any.
+            now: Present time [s].
         """
         awaited = set(self.requested.values())
         for site in sorted(s for s, n in self._missed.items() if n and s not in awaited):
-            if not {None, site}.isdisjoint(waiting):
+            if now >= self._rested_at.get(site, now) and not {None, site}.isdisjoint(waiting):
                 self._missed[site] -= 1
                 yield self.request(site)

@@ -40,9 +40,14 @@ class SlotDesk(Life):
         if here is not None and here.job is not None:
             self._answer(here, here.job, allocation.here, requeue=allocation.requeue)
         self._propose()
+        self._ask_again()
+
+    def _ask_again(self) -> None:
+        """Ask for pilots that were not replaced when they went, if somebody waits for slots there."""
         if not self._is_tapering and not self._proposing:
             anywhere: set[SiteName | None] = {None} if self._unproposed else set()
-            self._out.extend(self.pilots.ask_again(anywhere | {site for _, site in self.board.kinds}))
+            waiting = anywhere | {site for _, site in self.board.kinds}
+            self._out.extend(self.pilots.ask_again(waiting, self._now))
 
     def _start_all(self, starts: Mapping[TrialId, Placement]) -> None:
         for trial, placement in starts.items():

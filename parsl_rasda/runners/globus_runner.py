@@ -414,7 +414,6 @@ class GlobusRunner:
         found = done.result()
         refusal = handshake.refusal_of(self._site, found)
         if refusal is not None:
-            self._refusal = refusal
             self._refuse(pilot, refusal)
             return
         if found["block"] == self._spent:  # still there; the one after it is waited for

@@ -272,7 +272,7 @@ class World:
     def _mishap(self) -> None:  # noqa: C901 - a list of what can go wrong
         jobs, pilots = list(self.jobs), list(self.up)
         what = self.rng.choice(
-            ["end", "end", "nan", "pilot", "refuse", "stale", "death", "ctrl-c", "end early"]
+            ["end", "end", "nan", "pilot", "refuse", "stale", "death", "ctrl-c", "end early", "pause"]
         )
         if what == "end" and jobs:
             self._end(
@@ -295,6 +295,8 @@ class World:
             self.tell(PilotEnded(self.now, pilot, self.requested.pop(pilot), "refused", usable=False))
         elif what == "stale" and self.stale:
             self._stale_words(self.rng.choice(self.stale))
+        elif what == "pause":
+            self.now += 200.0
         elif what == "death" and self.rng.random() < 0.3:
             self.start_controller()
         elif what == "ctrl-c" and self.rng.random() < 0.3:

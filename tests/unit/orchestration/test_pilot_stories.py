@@ -6,6 +6,7 @@ from parsl_rasda.orchestration.events import (
     ContinueJob,
     EndJob,
     FinishStudy,
+    Instruction,
     PilotLost,
     ReleasePilot,
     RequestPilot,
@@ -13,7 +14,7 @@ from parsl_rasda.orchestration.events import (
     TimePassed,
 )
 from parsl_rasda.vocabulary import JobId, Outcome, PilotId, SiteName, StudyState, TrialId
-from tests.unit.orchestration.test_machine_stories import Story, of, story
+from tests.unit.orchestration.test_machine_stories import Story, of, site_of, story
 
 EPOCH_S = 10.0  # as `Story.epoch` reports
 
@@ -183,6 +184,94 @@ def test_a_site_whose_pilots_die_right_after_their_start_is_given_up() -> None:
         last = told.loses(f"a-{n}")
         assert bool(of(RequestPilot, last)) == (n < 2)
     assert of(FinishStudy, last) == [FinishStudy(StudyState.NO_SITE, "walltime")]
+
+
+def refused(told: Story, pilot: str, times: int = 3) -> Story:
+    """A site refuses several pilots in a row; each request after the first answers the refusal before."""
+    number = int(pilot.partition("-")[2])
+    for _ in range(times):
+        asked = of(RequestPilot, told.pilot_ends(f"{site_of(pilot)}-{number}", usable=False))
+        number = int(asked[0].pilot.partition("-")[2]) if asked else number
+    assert asked == [], "it is given up"
+    return told
+
+
+def two_sites() -> Story:
+    """Two trials for the one GPU of a site that works; the other site has been given up at 6 s."""
+    told = story(max_t=8, max_retries=99)
+    told.begin(2, a=1, b=1)
+    told.pilot("a-0", gpus=1)
+    return refused(told, "b-1")
+
+
+def test_a_site_that_was_given_up_is_asked_again_while_another_carries_on() -> None:
+    told = two_sites()
+    given_up_at = told.now
+    assert told.machine.wake_at == given_up_at + 60.0
+    told.now += 30.0
+    assert of(RequestPilot, told.epoch("0000.1", 1, 0.5)) == [], "not before its time"
+    told.now = given_up_at + 60.0
+    assert told.tell(TimePassed) == [RequestPilot(PilotId("b-4"), SiteName("b"))]
+    assert told.machine.wake_at is None
+    (start,) = of(StartJob, told.pilot("b-4", gpus=1))
+    assert start.placement.site == "b"
+
+
+def test_a_site_that_goes_on_refusing_is_asked_less_and_less_often() -> None:
+    told = two_sites()
+    pauses = []
+    for number in range(4, 12):
+        due = told.machine.wake_at
+        assert due is not None
+        pauses.append(due - told.now)
+        told.now = due
+        assert told.tell(TimePassed) == [RequestPilot(PilotId(f"b-{number}"), SiteName("b"))]
+        assert told.pilot_ends(f"b-{number}", usable=False) == []
+    assert pauses == [60.0, 120.0, 240.0, 480.0, 960.0, 1800.0, 1800.0, 1800.0]
+
+
+def test_a_site_that_was_given_up_is_not_asked_for_what_nobody_waits_for() -> None:
+    told = two_sites()
+    told.ends("0000.1", Outcome.FAILED)
+    assert len(told.machine.jobs) == 1, "the other trial runs, and nobody waits"
+    assert told.machine.wake_at is None
+    told.now += 100.0
+    assert told.tell(TimePassed) == []
+    (job,) = told.machine.jobs
+    told.tell(PilotLost, PilotId("a-0"))
+    assert of(RequestPilot, told.ends(str(job), Outcome.LOST)) == [
+        RequestPilot(PilotId("b-4"), SiteName("b"))
+    ]
+
+
+def test_a_site_that_works_again_is_trusted_again_with_all_its_pilots() -> None:
+    told = story(max_t=8, max_retries=99)
+    told.begin(4, a=1, b=2)
+    told.pilot("a-0", gpus=1)
+    for pilot in ("b-1", "b-2", "b-3", "b-4"):
+        told.pilot_ends(pilot, usable=False)
+    told.now += 200.0
+    assert told.tell(TimePassed) == [RequestPilot(PilotId("b-5"), SiteName("b"))], "one at a time"
+    up = told.pilot("b-5", gpus=1)
+    assert of(RequestPilot, up) == [RequestPilot(PilotId("b-6"), SiteName("b"))]
+
+
+def test_the_end_of_the_last_site_ends_the_study_whatever_rests() -> None:
+    told = two_sites()
+    told.tell(PilotLost, PilotId("a-0"))
+    told.ends("0000.1", Outcome.PREEMPTED)
+    told.pilot_ends("a-0")
+    last = refused_to_the_end(told, "a-4")
+    assert last == [FinishStudy(StudyState.NO_SITE, "walltime")]
+
+
+def refused_to_the_end(told: Story, pilot: str) -> list[Instruction]:
+    site, number = site_of(pilot), int(pilot.partition("-")[2])
+    while True:
+        last = told.pilot_ends(f"{site}-{number}", usable=False)
+        if not of(RequestPilot, last):
+            return last
+        number += 1
 
 
 def test_pilots_that_bring_trials_on_may_die_as_often_as_they_like() -> None:
