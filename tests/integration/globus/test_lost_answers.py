@@ -50,6 +50,13 @@ EMULATED = "workflows.emulated.train:train"
 ENDPOINT = "11111111-0000-4000-8000-000000000000"
 
 
+@pytest.fixture(autouse=True)
+def claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give the node, which this process stands for, a folder of claims of its own."""
+    monkeypatch.setattr(globus_claims, "FOLDER", tmp_path / "claims")
+    return tmp_path / "claims"
+
+
 class DeafLink(GlobusLink):
     """Runs tasks at once, in this process: jobs beside the runner, all else before it goes on.
 
@@ -319,7 +326,6 @@ def test_a_pilot_that_was_given_back_near_its_end_is_not_offered_again(
 def test_two_runs_have_a_pilot_one_after_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(globus_claims, "FOLDER", tmp_path / "claims")
     monkeypatch.setenv("PARSL_WORKER_POOL_ID", "pool")
     with opened(World(tmp_path / "1", study="heat")) as first, opened(World(tmp_path / "2")) as second:
         first.ask()
@@ -339,14 +345,13 @@ def test_two_runs_have_a_pilot_one_after_the_other(
 
 
 def test_a_pilot_that_another_run_has_got_meanwhile_is_given_up_and_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, claims: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(globus_claims, "FOLDER", tmp_path / "claims")
     monkeypatch.setenv("PARSL_WORKER_POOL_ID", "pool")
     with opened(World(tmp_path)) as world:
         world.ask()
         pilot = world.log.next(PilotStarted)
-        for claim in (tmp_path / "claims").glob("pilot-*"):
+        for claim in claims.glob("pilot-*"):
             claim.unlink()  # it had no job for long
         assert not globus_claims.take("pool", "theirs", "heat")
         job = world.send(pilot)
