@@ -19,12 +19,13 @@ from parsl_rasda.orchestration.events import (
     JobStarted,
     PilotEnded,
     PilotStarted,
+    RequestPilot,
     SiteTroubled,
     StartJob,
     StudyInterrupted,
     StudyStarted,
 )
-from parsl_rasda.vocabulary import JobId, Outcome, PilotId, TrialId
+from parsl_rasda.vocabulary import JobId, Outcome, PilotId, SiteName, TrialId
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class Accounts:
         job_gpu_s: Held by jobs, from start to end.
         restarts_s: Each restart at another width: from the boundary to the first step done.
         cause: Why the study ended, if not well.
+        awaited: Pilots that were asked for and have not come: their sites, and since when [s].
     """
 
     started_at: float | None = None
@@ -61,6 +63,7 @@ class Accounts:
     preemptions: int = 0
     controllers: int = 0
     cause: str = ""
+    awaited: dict[PilotId, tuple[SiteName, float]] = field(default_factory=dict)
     _is_leaving: bool = False
     _pilots: dict[PilotId, tuple[float, int]] = field(default_factory=dict)
     _jobs: dict[JobId, tuple[float, int]] = field(default_factory=dict)
@@ -126,6 +129,7 @@ class Accounts:
             self._close_job(job, self.last_at)
         self._resizing.clear()
         self._restarting.clear()
+        self.awaited.clear()
         self.controllers += 1
         self.started_at, self.finished_at, self.cause = event.at, None, ""
         self._is_leaving = False
@@ -133,12 +137,14 @@ class Accounts:
     def _book_trouble(self, event: PilotEnded | SiteTroubled) -> None:
         what = f"site {event.site}"
         if isinstance(event, PilotEnded):
+            self.awaited.pop(event.pilot, None)
             self._close_pilot(event.pilot, event.at)
             what = f"pilot {event.pilot}"
         if event.cause != RELEASED and not self._is_leaving:
             self.faults.append(Fault(event.at, what, event.cause))
 
     def _open_pilot(self, event: PilotStarted) -> None:
+        self.awaited.pop(event.pilot, None)
         self._pilots[event.pilot] = (event.at, sum(len(n.gpus) for n in event.nodes))
         if event.warning:
             self.faults.append(Fault(event.at, f"pilot {event.pilot}", event.warning))
@@ -175,6 +181,8 @@ class Accounts:
 
     def _book_instruction(self, at: float, instruction: Instruction) -> None:
         match instruction:
+            case RequestPilot(pilot, site):
+                self.awaited[pilot] = (site, at)
             case StartJob():
                 self._jobs[instruction.job] = (at, instruction.placement.width)
                 since = self._resizing.pop(instruction.job.trial, None)
@@ -185,5 +193,6 @@ class Accounts:
             case FinishStudy() if self.started_at is not None:
                 self.running_s += at - self.started_at
                 self.finished_at, self.cause = at, instruction.cause
+                self.awaited.clear()
             case _:
                 pass

@@ -42,6 +42,9 @@ def summarise(study: str, machine: Machine, accounts: Accounts, now: float | Non
             {"pilot": p.pilot, "site": p.site, "gpus": sum(len(n.gpus) for n in p.nodes)}
             for p in machine.pilots.up.values()
         ],
+        "awaited": [
+            {"pilot": pilot, "site": site, "since": at} for pilot, (site, at) in accounts.awaited.items()
+        ],
         "rungs": _rungs(machine),
         "trial_list": [_trial(t) for t in trials],
     }
@@ -60,6 +63,7 @@ def no_search(study: str) -> dict[str, Any]:
         **spent([]),
         "measured": {"epoch_s": None, "efficiency": None, "restart_s": None},
         "pilots": [],
+        "awaited": [],
         "rungs": [],
         "trial_list": [],
     }

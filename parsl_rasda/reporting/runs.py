@@ -121,6 +121,7 @@ class Run:
             "gpus": sum(s["gpus"] for s in summaries.values()),
             "gpus_busy": sum(s["gpus_busy"] for s in summaries.values()),
             "pilots": [pilot for s in summaries.values() for pilot in s["pilots"]],
+            "awaited": [pilot for s in summaries.values() for pilot in s["awaited"]],
             "state": self.state.value,
             "cause": self.cause,
             "searches": summaries,
@@ -139,7 +140,7 @@ class Run:
             if not self.searches[name].records:
                 summary["trials"]["total"] = self.searches[name].tune.num_samples
             if standing.state is not StageState.RUNNING:
-                summary |= {"gpus": 0, "gpus_busy": 0, "pilots": []}
+                summary |= {"gpus": 0, "gpus_busy": 0, "pilots": [], "awaited": []}
         return found
 
     def _clock(self, now: float | None) -> float | None:

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from parsl_rasda.reporting.words import config_text, duration, number, share, shortened
+from parsl_rasda.reporting.words import config_text, duration, number, share, shortened, since
 from parsl_rasda.vocabulary import StudyState, TrialState
 
 _FINDINGS = 12  # values of a stage that are listed one by one
@@ -66,7 +66,7 @@ def summary_view(summary: Summary, name: str | None = None) -> RenderableType:
     for trouble, text in troubles(summary):
         grid.add_row(Text(trouble, "bold red"), text)
     state, seconds = summary["state"], summary["makespan_s"]
-    if summary["trial_list"] or summary["pilots"] or seconds:
+    if summary["trial_list"] or summary["pilots"] or summary["awaited"] or seconds:
         words = _ENDINGS[StudyState(state)]
     else:
         words = "failed" if summary["cause"] else "has not begun"
@@ -168,6 +168,8 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str | Text]]:
     )
     for pilot in summary["pilots"] if summary["state"] == StudyState.RUNNING else ():
         yield "pilot", f"{pilot['pilot']}: {pilot['gpus']} GPUs on {pilot['site']}"
+    for pilot in summary["awaited"] if summary["state"] == StudyState.RUNNING else ():
+        yield "waiting", f"for a pilot of {pilot['site']}, {since(pilot['since'])}"
 
 
 def _counts(trials: Mapping[str, int]) -> Text:

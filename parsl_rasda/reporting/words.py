@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from parsl_rasda.vocabulary import JSON
@@ -27,6 +28,11 @@ def duration(seconds: float | None) -> str:
         if whole >= unit_s:
             return f"{whole // unit_s} {unit} {whole % unit_s // part_s} {part}"
     return f"{whole} s"
+
+
+def since(at: float) -> str:
+    """Return the beginning of something that lasts, by the clock here: ``since 12:03:20``."""
+    return f"since {datetime.fromtimestamp(at).astimezone():%H:%M:%S}"
 
 
 def number(value: float | None) -> str:

@@ -18,6 +18,7 @@ from parsl_rasda.orchestration.events import (
     JobStarted,
     PilotEnded,
     PilotStarted,
+    RequestPilot,
     StartJob,
     StudyInterrupted,
     StudyStarted,
@@ -109,6 +110,20 @@ def test_epochs_that_are_trained_again_are_counted_and_stale_ones_are_not() -> N
     books.add(epoch(35.0, "0.2", 2, 10.0), ())
     assert (books.epochs, books.repeated_epochs, books.busy_gpu_s) == (3, 1, 30.0)
     assert [(f.what, f.cause) for f in books.faults] == [("job 0.1", "node down")]
+
+
+def test_pilots_are_awaited_until_they_come_or_are_refused() -> None:
+    books = Accounts()
+    books.add(begin(0.0), (RequestPilot(P, A),))
+    assert books.awaited == {P: (A, 0.0)}
+    books.add(PilotEnded(5.0, P, A, "no", usable=False), (RequestPilot(PilotId("a-1"), A),))
+    assert books.awaited == {PilotId("a-1"): (A, 5.0)}
+    books.add(begin(9.0), (RequestPilot(P, A),))
+    assert books.awaited == {P: (A, 9.0)}
+    books.add(pilot(12.0), (RequestPilot(PilotId("a-2"), A),))
+    assert books.awaited == {PilotId("a-2"): (A, 12.0)}
+    books.add(epoch(20.0, "0.1", 1, 1.0), (FinishStudy(StudyState.DONE),))
+    assert not books.awaited
 
 
 def test_time_between_controllers_counts_neither_as_running_nor_as_held() -> None:

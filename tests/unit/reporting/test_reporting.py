@@ -120,6 +120,17 @@ def test_while_somebody_runs_it_numbers_are_as_of_now(rehearsals, tmp_path) -> N
     assert document["gpu_hours"] == pytest.approx(4 * (100.0 - 12.0) / 3600, abs=1e-5)
 
 
+def test_a_run_tells_which_pilots_it_waits_for_and_since_when(rehearsals, tmp_path) -> None:
+    rehearsals.into(tmp_path, rehearsals.study_of(), torn_after=5.0)
+    (site,) = (site.name for site in read_run(tmp_path).sites)
+    assert read_run(tmp_path).document()["awaited"] == [], "nobody runs it"
+    with RunDirectory(tmp_path).controlled():
+        document = read_run(tmp_path).document(now=6.0)
+    assert [(a["site"], a["since"]) for a in document["awaited"]] == [(site, 0.0)]
+    text = as_text(status_view(document))
+    assert f"waiting  for a pilot of {site}, since " in " ".join(text.split(" ")).replace("   ", "  ")
+
+
 def test_a_search_that_has_not_begun_says_so(rehearsals, tmp_path) -> None:
     rehearsals.into(tmp_path, rehearsals.study_of())
     (tmp_path / "journal.jsonl").unlink()
