@@ -194,16 +194,24 @@ def test_a_killed_user_endpoint_costs_no_result(folder: Folder, alone: dict[str,
 def test_the_trials_of_a_lost_site_restart_elsewhere_from_their_last_reachable_checkpoint(
     folder: Folder, alone: dict[str, Any]
 ) -> None:
-    """Two studies lose the same endpoint: one keeps checkpoints on its sites, the other shares them."""
+    """Two studies lose the same endpoint, on which each has a pilot of its own.
+
+    One keeps checkpoints on its sites, the other shares them.
+    """
     (folder.path / "stuck.py").write_text(STUCK)
     (folder.path / "local.yaml").write_text(LOCAL.replace("gpus_per_node: 2", "gpus_per_node: 1"))
     folder.write_study(
         epoch_s=0.0, **{"workflows.emulated.train:train": "stuck:train", "with: {epoch_s:": STUCK_AT}
     )
     runs = {"own": (), "shared": (f"tune.checkpoints=file://{folder.path}/store",)}
-    processes = {
-        into: folder.run("alps", "local", into=into, settings=settings) for into, settings in runs.items()
-    }
+    options = yaml.safe_load((folder.path / "alps.yaml").read_text())["user_endpoint_config"]
+    processes = {}
+    for into, settings in runs.items():
+        site = folder.bed.site_file(
+            "alps", folder.path / "disk-alps", user_endpoint_config={**options, "study": into}
+        )
+        (folder.path / f"{into}.yaml").write_text(site)
+        processes[into] = folder.run(into, "local", into=into, settings=settings)
     for into, process in processes.items():
         folder.wait_until(lambda into=into: deep(folder, into), process)  # type: ignore[misc]
     folder.bed.kill_endpoint("alps")
