@@ -242,9 +242,10 @@ class GlobusRunner:
         return outer
 
     def recover(self, jobs: Iterable[tuple[JobId, int]]) -> list[Event]:
-        """Return what jobs of a controller that is gone have come to, and stop those that still run.
+        """Return what jobs of a controller that is gone have come to, after ending those that still run.
 
-        The site's disk knows best; where the site does not answer, the service may have their results.
+        The site's disk knows best, once a handshake has let them save and leave; where the site does not
+        answer, the service may have their results.
 
         Args:
             jobs: Each with the epochs it is known to have finished.
@@ -266,6 +267,7 @@ class GlobusRunner:
         try:
             if not self._tasks.ask_whether_online().result(_RECOVER_S):
                 raise UnreachableError(self._site.endpoint_id, "it is offline")
+            self._tasks.submit("describe", self._handshake_of(self._new_sender())).result(_RECOVER_S)
             arguments = {"jobs": asked, "silence_s": self._silence_s}
             states = self._tasks.submit("look", arguments).result(_RECOVER_S)["jobs"]
         except (RasdaError, TimeoutError) as error:
@@ -367,9 +369,14 @@ class GlobusRunner:
         if self._refusal:
             self._end_pilot(request, self._refusal, usable=False)
             return
-        sender = Sender(self.folder, str(self._group), self._record.next_term(), study=self._study)
-        self._pilot = _Pilot(request, sender, 10 * self._silence_s)
+        self._pilot = _Pilot(request, self._new_sender(), 10 * self._silence_s)
         self._shake_hands(self._pilot)
+
+    def _new_sender(self) -> Sender:
+        return Sender(self.folder, str(self._group), self._record.next_term(), study=self._study)
+
+    def _handshake_of(self, sender: Sender) -> Message:
+        return {"accelerator": self._site.accelerator, "sender": asdict(sender)}
 
     def _shake_hands(self, pilot: _Pilot) -> None:
         """Ask, ask again after a while, and refuse the site when its endpoint stays away."""
@@ -384,7 +391,7 @@ class GlobusRunner:
         if pilot.handshake is not None and now > pilot.shaken_at + pilot.lost_s:
             pilot.handshake, pilot.lost_s = None, 2 * pilot.lost_s  # a pilot may be queued for hours
         if pilot.handshake is None and pilot.offline_since is None and now >= pilot.shake_at:
-            arguments = {"accelerator": self._site.accelerator, "sender": asdict(pilot.sender)}
+            arguments = self._handshake_of(pilot.sender)
             pilot.shaken_at, pilot.handshake = now, self._tasks.submit("describe", arguments)
             self._when(pilot.handshake, lambda done: self._shaken(pilot, done))
 

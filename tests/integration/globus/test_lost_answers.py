@@ -614,6 +614,22 @@ def test_a_site_file_without_what_an_endpoint_needs_is_refused(
         World(tmp_path, **{field: value})
 
 
+def test_what_a_job_saves_on_leaving_is_known_to_the_next_controller(tmp_path: Path) -> None:
+    with opened(World(tmp_path)) as world:
+        world.link.says = lambda call: call == "describe"
+        world.ask()
+        job = world.start(until=200, max_epochs=200, inputs={"epoch_s": 0.2})
+        epochs = eventually(lambda: list((tmp_path / "disk").glob("*/trials/0000/attempt-1/epochs.jsonl")))[0]
+        other = World(tmp_path)
+        with opened(other):
+            events = other.runner.recover([(job, 0)])
+            found = [event.epoch for event in events if isinstance(event, EpochReported)]
+            (ended,) = (event for event in events if isinstance(event, JobEnded))
+        assert ended.outcome is Outcome.PREEMPTED
+        assert found == list(range(1, len(epochs.read_text().splitlines()) + 1)), "to the last one"
+        assert ended.checkpoint is not None
+
+
 def test_the_next_controller_learns_what_a_job_has_done_meanwhile(tmp_path: Path) -> None:
     with opened(World(tmp_path)) as world:
         world.link.says = lambda call: call == "describe"
