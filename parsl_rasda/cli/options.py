@@ -42,10 +42,11 @@ def load_inputs(
 
     Raises:
         InvalidFileError: With every mistake of all files together.
-        InvalidSettingError: If a site is named twice, or a stage names one that is not there.
+        InvalidSettingError: If a site is named twice, two are one pilot, or a stage names one that is not
+            there.
         PlacementImpossibleError: If a trial could never have the GPUs it needs.
     """
-    from parsl_rasda.orchestration.admission import check_fit, tune_problems
+    from parsl_rasda.orchestration.admission import check_fit, check_pilots, tune_problems
     from parsl_rasda.pipeline.plan import check_sites
     from parsl_rasda.runners.hosts import counted_here
     from parsl_rasda.study import load_site, load_study
@@ -67,6 +68,7 @@ def load_inputs(
     names = [s.name for s in found]
     if len(set(names)) < len(names):
         raise InvalidSettingError("--site", ", ".join(names), "sites with different names")
+    check_pilots(found, sites)
     if found:
         check_sites(spec, [SiteName(name) for name in names])
         check_fit(spec, found, counted_here(found))

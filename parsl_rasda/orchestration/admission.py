@@ -6,6 +6,7 @@ pilot turns out to be later is for the machine to judge.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from parsl_rasda.errors import InvalidSettingError, PlacementImpossibleError
 from parsl_rasda.orchestration.assembly import build_machine, build_study_searcher
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.placement.ledger import Ledger
-from parsl_rasda.study import SearcherSpec, SiteSpec, StudySpec, TuneSpec
+from parsl_rasda.study import GlobusSiteSpec, SearcherSpec, SiteSpec, StudySpec, TuneSpec
 from parsl_rasda.study.spec import Plain, Problem, problems_in, shown
 from parsl_rasda.vocabulary import NodeName, NodeSlots, PilotId, SiteName
 
@@ -109,6 +110,32 @@ def _without(tune: TuneSpec, option: str) -> TuneSpec:
     return tune.model_copy(
         update={"searcher": SearcherSpec.model_validate({**left, "kind": tune.searcher.kind})}
     )
+
+
+def check_pilots(sites: Sequence[SiteSpec], files: Sequence[str] = ()) -> None:
+    """Refuse two sites that are one pilot, whose slots would count twice.
+
+    Args:
+        sites: Where a study would run.
+        files: What was read for each of them, for the words.
+
+    Raises:
+        InvalidSettingError: If two have the same endpoint and the same values for its template.
+    """
+    seen: dict[str, str] = {}
+    for number, site in enumerate(sites):
+        if isinstance(site, GlobusSiteSpec):
+            words = f"{site.name} ({files[number]})" if files else site.name
+            options = json.dumps(site.user_endpoint_config, sort_keys=True)
+            other = seen.setdefault(f"{site.endpoint_id.lower()} {options}", words)
+            if other != words:
+                found = (
+                    f"{other} and {words}: the same endpoint_id and user_endpoint_config, which is one pilot"
+                )
+                allowed = (
+                    "one of them, or a pilot of its own for one, by `study: NAME` in user_endpoint_config"
+                )
+                raise InvalidSettingError("--site", found, allowed)
 
 
 # ------------------------------------------------------------------------------------------ sizes

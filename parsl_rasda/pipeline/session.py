@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from parsl_rasda.errors import InvalidFileError, Mistake, RunDirectoryError
-from parsl_rasda.orchestration.admission import check_fit, check_searchers, tune_problems
+from parsl_rasda.orchestration.admission import check_fit, check_pilots, check_searchers, tune_problems
 from parsl_rasda.orchestration.history import load_run, save_run, search_path_of
 from parsl_rasda.orchestration.rundir import RunDirectory, replace_file
 from parsl_rasda.orchestration.view import View
@@ -39,7 +39,8 @@ def run_study(
         StageFailedError: If a stage other than a search fails; what came before stands, `resume`
             goes on from there.
         SiteUnavailableError: If no site can run a stage.
-        InvalidSettingError: If a stage names a site that is not there, or a searcher refuses its options.
+        InvalidSettingError: If a stage names a site that is not there, two sites are one pilot, or a
+            searcher refuses its options.
         PlacementImpossibleError: If a trial could never have the GPUs it needs.
     """
     run = RunDirectory(directory.resolve())
@@ -83,6 +84,7 @@ def resume_study(directory: Path, overrides: Sequence[str], *, view: View) -> Ru
 def _admit(study: StudySpec, sites: Sequence[SiteSpec]) -> None:
     """Refuse what could never end well before a stage runs or a pilot is asked for."""
     check_searchers(study)
+    check_pilots(sites)
     check_fit(study, sites, counted_here(sites))
 
 

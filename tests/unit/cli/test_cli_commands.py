@@ -333,6 +333,27 @@ def test_one_site_twice_is_a_mistake(study, site) -> None:
         load_inputs(study, [site, site])
 
 
+ENDPOINT = """
+endpoint_id: 4B116d3c-1703-4f8f-9f6f-39921e5864df
+gpus_per_node: 4
+work_dir: /scratch
+user_endpoint_config: {nodes: 1, trials: 4}
+"""
+
+
+def test_two_sites_that_are_one_pilot_are_a_mistake_with_both_names_and_files(study, tmp_path) -> None:
+    (tmp_path / "alps.yaml").write_text(ENDPOINT)
+    same = ENDPOINT.replace("4B1", "4b1").replace("nodes: 1, trials: 4", "trials: 4, nodes: 1")
+    (tmp_path / "fjord.yaml").write_text(f"name: other\n{same}")
+    files = [str(tmp_path / name) for name in ("alps.yaml", "fjord.yaml")]
+    with pytest.raises(InvalidSettingError) as error:
+        load_inputs(study, files)
+    assert f"alps ({files[0]}) and other ({files[1]}): the same endpoint_id" in str(error.value)
+    assert error.value.exit_code == 2
+    (tmp_path / "fjord.yaml").write_text(ENDPOINT.replace("{nodes", "{study: second, nodes"))
+    assert len(load_inputs(study, files)[1]) == 2
+
+
 @pytest.mark.parametrize("template", Template)
 def test_init_writes_files_that_validate(tmp_path, capsys, template) -> None:
     init(tmp_path / "new", template)
