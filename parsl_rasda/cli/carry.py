@@ -32,6 +32,9 @@ EXIT_CODES = {
 }
 
 
+_SDK = ("globus_compute_sdk", "globus_sdk", "pika")
+
+
 class Ended(Protocol):
     """How a run ended, as the pipeline tells it."""
 
@@ -48,7 +51,7 @@ def carry_through(directory: Path, start: Callable[[View], Ended], *, as_json: b
         RasdaError: If the run was refused: nothing is printed then.
     """
     try:
-        with _watched() as view:
+        with _watched(directory) as view:
             code = EXIT_CODES[start(view).state]
     except KeyboardInterrupt:
         code = EXIT_CODES[StudyState.INTERRUPTED]
@@ -90,12 +93,12 @@ def _where_ranks_wrote(directory: Path) -> str:
 
 
 @contextmanager
-def _watched() -> Iterator[View]:
+def _watched(directory: Path) -> Iterator[View]:
     """Give a view of stderr: live in a terminal, else a line a decision."""
     console = Console(stderr=True)
     live = console.is_terminal and not console.is_dumb_terminal
     view: View = LiveView(console) if live else PlainView(console.file)
-    with _logged(console):
+    with _logged(console), _set_down(directory / "globus.log"):
         try:
             yield view
         finally:
@@ -112,6 +115,26 @@ def _logged(console: Console) -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
+
+
+@contextmanager
+def _set_down(file: Path) -> Iterator[None]:
+    """Keep in a file what Globus Compute's SDK warns of: connections that break, and are mended here.
+
+    Without a handler of its own, Python would print it into the view, tracebacks included.
+    """
+    handler = logging.FileHandler(file, delay=True)
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    loggers = [logging.getLogger(name) for name in _SDK]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        handler.close()
 
 
 class _Handler(logging.Handler):

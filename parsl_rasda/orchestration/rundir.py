@@ -9,6 +9,7 @@
     controller.json                    who runs the study now
     trials/<id>/attempt-<n>/           orders, epochs, checkpoints and reports of each attempt
     stages/<stage>/                    where each stage stands; results and files of its calls
+    globus.log                         what the SDK of Globus Compute warns of
     report.html                        the page that `run` and `report` write
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from parsl_rasda.runners import leftovers
 from parsl_rasda.study import load_study
 from tests.integration.globus.bed import REPOSITORY, GlobusBed
 
+NOISE = re.compile(r"Traceback|globus_compute_sdk|ResultWatcher|AMQP|pika")  # it is in globus.log
 COMMAND = Path(sys.executable).parent / "parsl-rasda"
 DEADLINE_S = 240.0
 
@@ -89,6 +91,7 @@ class Folder:
     def summary(self, process: subprocess.Popen[str]) -> dict[str, Any]:
         out, err = process.communicate(timeout=DEADLINE_S)
         assert process.returncode == 0, err
+        assert not NOISE.search(err), err
         found: dict[str, Any] = json.loads(out)
         return found
 

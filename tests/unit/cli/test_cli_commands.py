@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -151,6 +152,24 @@ def test_a_ctrl_c_before_the_stages_says_how_to_go_on(ended, capsys) -> None:
     out, err = capsys.readouterr()
     assert json.loads(out)["state"] == state.value
     assert ("Resume with:" in err) == (state in {StudyState.NO_SITE, StudyState.INTERRUPTED})
+
+
+def test_what_the_sdk_warns_of_is_kept_in_a_file(finished, capsys) -> None:
+    sdk = logging.getLogger("globus_compute_sdk.sdk.executor")
+
+    def start(view):
+        sdk.info("all is well")
+        logging.getLogger("pika.adapters").error("the broker has gone")
+        return Ended(StudyState.DONE)
+
+    with pytest.raises(typer.Exit):
+        carry_through(finished, start, as_json=True)
+    sdk.warning("nobody listens any more")
+    text = (finished / "globus.log").read_text()
+    assert [line.split(" ", 2)[2] for line in text.splitlines()] == [
+        "ERROR pika.adapters the broker has gone"
+    ]
+    assert "broker" not in capsys.readouterr().err
 
 
 def test_a_run_that_was_refused_prints_nothing(finished, capsys) -> None:
