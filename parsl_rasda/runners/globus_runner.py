@@ -418,7 +418,10 @@ class GlobusRunner:
         if error is not None:
             self._refuse(pilot, str(error))
             return
-        found = done.result()
+        self._judge(pilot, done.result())
+
+    def _judge(self, pilot: _Pilot, found: Message) -> None:
+        """Take the pilot, or wait for another one or its turn, or refuse it."""
         refusal = handshake.refusal_of(self._site, found)
         if refusal is not None:
             self._refuse(pilot, refusal)
