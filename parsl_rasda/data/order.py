@@ -19,6 +19,7 @@ from functools import lru_cache
 from typing import Final
 
 import numpy as np
+from numpy.random import Generator, default_rng  # now: NumPy itself imports it when it is needed first
 
 from parsl_rasda.data.layout import Layout, Numbers
 
@@ -86,5 +87,5 @@ class BlockOrder:
     def _cut(self, sizes: Numbers | np.int64, piece: int) -> Numbers | np.int64:
         return sizes * piece // self._window
 
-    def _random(self, purpose: int, index: int) -> np.random.Generator:
-        return np.random.default_rng((self._seed, self._epoch, purpose, index))
+    def _random(self, purpose: int, index: int) -> Generator:
+        return default_rng((self._seed, self._epoch, purpose, index))
