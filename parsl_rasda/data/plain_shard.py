@@ -51,7 +51,7 @@ class PlainShard:
         if not array.shape:
             return None
         metadata, chunk = array.metadata.to_dict(), tuple(array.chunks)
-        match metadata["codecs"]:
+        match metadata.get("codecs"):  # which Zarr 2 has not
             case [{"name": "sharding_indexed", "configuration": dict(sharding)}]:
                 codecs, index_codecs = tuple(sharding["codecs"]), tuple(sharding["index_codecs"])
                 is_plain = codecs in _CHUNK_CODECS and index_codecs == _INDEX_CODECS

@@ -68,6 +68,12 @@ def test_other_layouts_are_read_by_zarr(layout: dict[str, Any], tmp_path: Path) 
     assert (shard.read("x", 16, 32) == array[16:32]).all()
 
 
+def test_arrays_of_zarr_2_are_read_by_zarr(tmp_path: Path) -> None:
+    group = zarr.create_group(tmp_path / "a.zarr", zarr_format=2)
+    group.create_array("x", shape=(35, 3), dtype="f4", chunks=(16, 3))[:] = 7
+    assert (Zarr3().open(str(tmp_path / "a.zarr")).read("x", 0, 35) == 7).all()
+
+
 @pytest.mark.parametrize(("at", "found"), [(-1, "no index at byte"), (-30, "no index at byte")])
 def test_an_index_that_is_not_as_it_was_written_is_named(tmp_path: Path, at: int, found: str) -> None:
     array_in(tmp_path, **WRITERS_OWN)
