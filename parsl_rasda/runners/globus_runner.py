@@ -1,9 +1,7 @@
 """Carries the machine's instructions out on one Globus Compute site.
 
-Its endpoint has one pilot. Whether it is up is asked by a handshake, which is sent again until somebody
-answers or the endpoint has been offline for too long; one that another study uses is waited for as in a
-queue. Jobs are the matter of `globus_jobs`, stages that
-of `globus_stages`.
+Its endpoint has one pilot. How that is come by is the matter of `globus_pilot`, jobs are that of
+`globus_jobs`, stages that of `globus_stages`.
 
 One thread owns the books and never waits for the service.
 """
@@ -11,14 +9,12 @@ One thread owns the books and never waits for the service.
 from __future__ import annotations
 
 import logging
-import queue
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,40 +35,24 @@ from parsl_rasda.orchestration.events import (
 )
 from parsl_rasda.orchestration.ports import PostEvent
 from parsl_rasda.runners import handshake
-from parsl_rasda.runners.allocations import Allocation
 from parsl_rasda.runners.app import Named
-from parsl_rasda.runners.globus_jobs import RESEND_S, GlobusJobs, Message, SiteLostError, events_of
-from parsl_rasda.runners.globus_link import GlobusLink, PilotLostError, TooLargeError, UnreachableError
+from parsl_rasda.runners.globus_jobs import GlobusJobs, Message, SiteLostError
+from parsl_rasda.runners.globus_link import GlobusLink, TooLargeError
+from parsl_rasda.runners.globus_pilot import GlobusPilot
 from parsl_rasda.runners.globus_record import GlobusRecord
+from parsl_rasda.runners.globus_recovery import recover
 from parsl_rasda.runners.globus_site import Sender
 from parsl_rasda.runners.globus_stages import GlobusStages
+from parsl_rasda.runners.loop import Loop
 from parsl_rasda.study.sites import GlobusSiteSpec
 from parsl_rasda.vocabulary import JobId, Outcome, PilotId, Placement, SiteName
 
 _TICK_S = 0.25
 _CLOSE_WAIT_S = 15.0
 _SWEEP_S = 10.0
-_RECOVER_S = 60.0
 _WALLTIME_GRACE_S = 10.0
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class _Pilot:
-    request: RequestPilot
-    sender: Sender
-    lost_s: float  # after which a handshake counts as lost on its way, not as queued
-    handshake: Future[Message] | None = None  # on its way
-    shaken_at: float = 0.0
-    shake_at: float = 0.0  # not before
-    question: Future[bool] | None = None  # whether the endpoint is online
-    asked_at: float = -1e9
-    offline_since: float | None = None
-    cause: str = ""
-    taken: str = ""  # by another study, in words
-    allocation: Allocation | None = None
-    is_leaving: bool = False
 
 
 class GlobusRunner:
@@ -122,9 +102,7 @@ class GlobusRunner:
         self._post: PostEvent = _discard
         self._connect = connect
         self._link: GlobusLink | None = None
-        self._inbox: queue.Queue[Callable[[], None] | None] = queue.Queue()
-        self._thread: threading.Thread | None = None
-        self._changed = threading.Condition()
+        self._loop: Loop | None = None
         self._jobs = GlobusJobs(
             post=self._tell,
             when=self._when,
@@ -140,7 +118,7 @@ class GlobusRunner:
             folder=self.folder,
             record=self._record,
         )
-        self._pilot: _Pilot | None = None
+        self._pilot: GlobusPilot | None = None
         self._answers = False  # a pilot is up, or was when it was last heard of
         self._trials = "trials"
         self._is_troubled = False
@@ -156,47 +134,42 @@ class GlobusRunner:
         if self._link is not None:
             return  # held open by a pipeline
         self._link = self._connect(self._site, self._group)
-        self._inbox = queue.Queue()
-        self._thread = threading.Thread(target=self._work, name=f"rasda-{self._site.name}", daemon=True)
-        self._thread.start()
+        self._loop = Loop(f"rasda-{self._site.name}", self._tick, _TICK_S)
 
     def request_pilot(self, request: RequestPilot) -> None:
         """Ask the endpoint what it has; answered when its pilot is up."""
-        self._inbox.put(lambda: self._request(request))
+        self._do(lambda: self._request(request))
 
     def release_pilot(self, release: ReleasePilot) -> None:
         """Let every job leave, and the pilot to the endpoint, which ends it when it is idle."""
-        self._inbox.put(lambda: self._release(release.pilot))
+        self._do(lambda: self._release(release.pilot))
 
     def start_job(self, order: JobOrder, placement: Placement) -> None:
         """Send a job to the site; it trains to its milestone without asking."""
-        self._inbox.put(lambda: self._start(order, placement))
+        self._do(lambda: self._start(order, placement))
 
     def continue_job(self, answer: ContinueJob) -> None:
         """Pass over an answer: no job here ever asks."""
 
     def end_job(self, end: EndJob) -> None:
         """Let a job leave at its next step."""
-        self._inbox.put(lambda: self._jobs.end(self._tasks, end.reason, end.job))
+        self._do(lambda: self._jobs.end(self._tasks, end.reason, end.job))
 
     def close(self) -> None:
         """End every job; returns when they are gone, or have been told to go."""
-        if self._link is None:
+        if self._link is None or self._loop is None:
             return
-        self._inbox.put(lambda: self._jobs.end(self._tasks, "the controller leaves"))
-        with self._changed:
-            self._changed.wait_for(lambda: not self._jobs and self._inbox.empty(), _CLOSE_WAIT_S)
+        self._loop.do_now(lambda: self._jobs.end(self._tasks, "the controller leaves"))
+        self._loop.wait_until(lambda: not self._jobs, _CLOSE_WAIT_S)
         self._stop_stages()
-        self._await(self._give_up)
+        self._loop.do_now(self._give_up)
         self._post = _discard
         if not self._holds:
             if self._answers:
                 self._sweep()
-            self._inbox.put(None)
-            if self._thread is not None:
-                self._thread.join()
+            self._loop.end()
             self._link.close()
-            self._link = None
+            self._link = self._loop = None
 
     # ---------------------------------------------------------------------------- beyond the port
 
@@ -238,54 +211,17 @@ class GlobusRunner:
         """
         plain = function.function if isinstance(function, Named) else function
         name, outer = f"{plain.__module__}:{plain.__qualname__}", Future[Any]()
-        self._inbox.put(lambda: self._stages.start(self._tasks, outer, name, list(args), key))
+        self._do(lambda: self._stages.start(self._tasks, outer, name, list(args), key))
         return outer
 
     def recover(self, jobs: Iterable[tuple[JobId, int]]) -> list[Event]:
         """Return what jobs of a controller that is gone have come to, after ending those that still run.
 
-        The site's disk knows best, once a handshake has let them save and leave; where the site does not
-        answer, the service may have their results.
-
         Args:
             jobs: Each with the epochs it is known to have finished.
         """
-        known = {str(job): epoch for job, epoch in jobs}
-        if not known:
-            return []
-        asked = [
-            {
-                "directory": self.attempt(JobId.parse(job)),
-                "job": job,
-                "epoch": epoch,
-                "mark": f"{self._group}/{job}",
-                "stop": "the controller has gone",
-                "abandon": None,
-            }
-            for job, epoch in known.items()
-        ]
-        try:
-            if not self._tasks.ask_whether_online().result(_RECOVER_S):
-                raise UnreachableError(self._site.endpoint_id, "it is offline")
-            self._tasks.submit("describe", self._handshake_of(self._new_sender())).result(_RECOVER_S)
-            arguments = {"jobs": asked, "silence_s": self._silence_s}
-            states = self._tasks.submit("look", arguments).result(_RECOVER_S)["jobs"]
-        except (RasdaError, TimeoutError) as error:
-            logger.warning("site %s cannot say what it has: %s", self._site.name, error)
-            states = self._results_kept()
-        places = {str(job): self.attempt(JobId.parse(job)) for job in known}
-        found = {s["job"]: s for s in states if places.get(s["job"]) == s["directory"]}
-        return [event for job, state in found.items() for event in events_of(state, known[job])]
-
-    def _results_kept(self) -> list[Message]:
-        """Return the results of earlier tasks that the service still has."""
-        try:
-            found = self._tasks.earlier_results().result(_RECOVER_S)
-        except (RasdaError, TimeoutError) as error:
-            logger.warning("nor can the service: %s", error)
-            return []
-        answers = [answer["jobs"] for answer in found if isinstance(answer, dict) and "jobs" in answer]
-        return [state for states in answers for state in states if state["report"]]
+        known = {job: (self.attempt(job), epoch) for job, epoch in jobs}
+        return recover(self._tasks, self._site, self._new_sender(), known) if known else []
 
     # ------------------------------------------------------------------------------ the thread
 
@@ -295,42 +231,23 @@ class GlobusRunner:
             raise RuntimeError("the runner is not open")
         return self._link
 
-    def _work(self) -> None:
-        tick_at = 0.0
-        while True:
-            now = time.monotonic()
-            if now >= tick_at:  # however much else there is to do
-                tick_at = now + _TICK_S
-                self._act(self._tick)
-            try:
-                task = self._inbox.get(timeout=max(0.0, tick_at - time.monotonic()))
-            except queue.Empty:
-                continue
-            if task is None:
-                return
-            self._act(task)
-
-    def _act(self, task: Callable[[], None]) -> None:
-        try:
-            task()
-            self._left()
-        except Exception:  # a bug; ending the thread would leave the study waiting for ever
-            logger.exception("could not act on an event")
-        with self._changed:
-            self._changed.notify_all()
+    def _do(self, task: Callable[[], None]) -> None:
+        if self._loop is not None:
+            self._loop.do(task)
 
     def _when(self, task: Future[Any], then: Callable[[Any], None]) -> None:
-        task.add_done_callback(lambda _: self._inbox.put(lambda: then(task)))
+        task.add_done_callback(lambda _: self._do(lambda: then(task)))
 
     def _tick(self) -> None:
         self._tasks.mend()
         self._stages.watch(self._tasks)
         self._tell_trouble()
+        self._left()
         pilot = self._pilot
         if pilot is None:
             return
         if pilot.allocation is None:
-            self._shake_hands(pilot)
+            pilot.shake_hands(self._tasks)
             return
         deadline = pilot.allocation.deadline
         if deadline is not None and time.time() > deadline + _WALLTIME_GRACE_S:
@@ -353,13 +270,6 @@ class GlobusRunner:
         logger.warning("site=%s %s", self._site.name, trouble)
         self._post(SiteTroubled(time.time(), SiteName(self._site.name), trouble))
 
-    def _await(self, task: Callable[[], None]) -> None:
-        """Have something done in our thread, and wait until it is."""
-        done = threading.Event()
-        self._inbox.put(task)
-        self._inbox.put(done.set)
-        done.wait()
-
     def _tell(self, event: Event) -> None:
         self._post(event)
 
@@ -369,82 +279,30 @@ class GlobusRunner:
         if self._refusal:
             self._end_pilot(request, self._refusal, usable=False)
             return
-        self._pilot = _Pilot(request, self._new_sender(), 10 * self._silence_s)
-        self._shake_hands(self._pilot)
+        self._pilot = GlobusPilot(
+            request,
+            self._new_sender(),
+            self._site,
+            spent=self._spent,
+            when=self._when,
+            up=self._up,
+            refused=self._refused,
+            delayed=self._delayed,
+        )
+        self._pilot.shake_hands(self._tasks)
 
     def _new_sender(self) -> Sender:
         return Sender(self.folder, str(self._group), self._record.next_term(), study=self._study)
 
-    def _handshake_of(self, sender: Sender) -> Message:
-        return {"accelerator": self._site.accelerator, "sender": asdict(sender)}
-
-    def _shake_hands(self, pilot: _Pilot) -> None:
-        """Ask, ask again after a while, and refuse the site when its endpoint stays away."""
-        now = time.monotonic()
-        if pilot.offline_since is not None and now > pilot.offline_since + self._silence_s:
-            self._refuse(pilot, pilot.cause)
-            return
-        again_s = RESEND_S if pilot.offline_since is not None else self._silence_s
-        if (pilot.question is None or pilot.question.done()) and now > pilot.asked_at + again_s:
-            pilot.asked_at, pilot.question = now, self._tasks.ask_whether_online()
-            self._when(pilot.question, lambda done: self._heard_state(pilot, done))
-        if pilot.handshake is not None and now > pilot.shaken_at + pilot.lost_s:
-            pilot.handshake, pilot.lost_s = None, 2 * pilot.lost_s  # a pilot may be queued for hours
-        if pilot.handshake is None and pilot.offline_since is None and now >= pilot.shake_at:
-            arguments = self._handshake_of(pilot.sender)
-            pilot.shaken_at, pilot.handshake = now, self._tasks.submit("describe", arguments)
-            self._when(pilot.handshake, lambda done: self._shaken(pilot, done))
-
-    def _heard_state(self, pilot: _Pilot, done: Future[bool]) -> None:
-        error = done.exception()
-        if error is None and done.result():
-            pilot.offline_since = None
-            return
-        pilot.cause = str(error) if error else f"endpoint {self._site.endpoint_id} is offline; start it there"
-        pilot.offline_since = pilot.offline_since or time.monotonic()
-
-    def _shaken(self, pilot: _Pilot, done: Future[Message]) -> None:
-        if self._pilot is not pilot or pilot.allocation is not None:
-            return
-        error = done.exception()
-        if isinstance(error, UnreachableError):
-            pilot.cause, pilot.offline_since = str(error), pilot.offline_since or time.monotonic()
-            if pilot.handshake is done:
-                pilot.handshake = None  # it was not taken: send it again as soon as the service answers
-            return
-        if isinstance(error, PilotLostError):  # the one after it will answer
-            pilot.handshake = None
-            return
-        if error is not None:
-            self._refuse(pilot, str(error))
-            return
-        self._judge(pilot, done.result())
-
-    def _judge(self, pilot: _Pilot, found: Message) -> None:
-        """Take the pilot, or wait for another one or its turn, or refuse it."""
-        refusal = handshake.refusal_of(self._site, found)
-        if refusal is not None:
-            self._refuse(pilot, refusal)
-            return
-        if found["block"] == self._spent:  # still there; the one after it is waited for
-            pilot.handshake, pilot.shake_at = None, time.monotonic() + self._silence_s
-            logger.info("waiting for the next pilot site=%s", self._site.name)
-            return
-        taken = handshake.taken_words(self._site, found)
-        if taken:
-            if taken != pilot.taken:
-                self._warn(taken)
-            pilot.taken, pilot.handshake = taken, None  # it is waited for as in a queue
-            pilot.shake_at = time.monotonic() + self._silence_s
+    def _up(self, pilot: GlobusPilot, found: Message) -> None:
+        """Offer a pilot that has answered."""
+        if self._pilot is not pilot or pilot.allocation is None:
             return
         for warning in handshake.warnings_of(self._site, found, narrowest=self._narrowest):
             logger.warning("%s", warning)
-        at = time.time()
-        pilot.sender = replace(pilot.sender, block=found["block"])
-        pilot.allocation = handshake.allocation_of(self._site, found, now=at)
-        self._jobs.begin_pilot(found["block"], handshake.jobs_at_a_time(found))
+        self._jobs.begin_pilot(pilot.sender.block, handshake.jobs_at_a_time(found))
         self._answers = True
-        request, allocation = pilot.request, pilot.allocation
+        at, request, allocation = time.time(), pilot.request, pilot.allocation
         self._post(
             PilotStarted(
                 at,
@@ -456,10 +314,17 @@ class GlobusRunner:
             )
         )
 
-    def _refuse(self, pilot: _Pilot, cause: str) -> None:
-        self._pilot = None
-        logger.warning("no pilot site=%s cause=%s", self._site.name, cause)
-        self._end_pilot(pilot.request, cause, usable=False)
+    def _refused(self, pilot: GlobusPilot, cause: str) -> None:
+        """Report that there is no pilot."""
+        if self._pilot is pilot:
+            self._pilot = None
+            logger.warning("no pilot site=%s cause=%s", self._site.name, cause)
+            self._end_pilot(pilot.request, cause, usable=False)
+
+    def _delayed(self, pilot: GlobusPilot, cause: str) -> None:
+        """Write down why a pilot is waited for."""
+        if self._pilot is pilot:
+            self._warn(cause)
 
     def _end_pilot(self, request: RequestPilot, cause: str, *, usable: bool) -> None:
         self._post(PilotEnded(time.time(), request.pilot, request.site, cause, usable))

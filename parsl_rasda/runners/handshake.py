@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
 from parsl_rasda.runners.allocations import Allocation, walltime_s
+from parsl_rasda.runners.globus_site import Sender
 from parsl_rasda.study.sites import GlobusSiteSpec
 from parsl_rasda.vocabulary import DEVICE_MASKS, NodeName, NodeSlots
 
 _FOR_QUESTIONS = 2  # workers that the endpoint's template adds to `trials`
+
+
+def arguments_of(site: GlobusSiteSpec, sender: Sender) -> dict[str, Any]:
+    """Return what a handshake asks with (`globus_site.describe`)."""
+    return {"accelerator": site.accelerator, "sender": asdict(sender)}
 
 
 def refusal_of(site: GlobusSiteSpec, found: Mapping[str, Any]) -> str | None:

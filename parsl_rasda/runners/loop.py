@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -18,12 +19,17 @@ logger = logging.getLogger(__name__)
 class Loop:
     """The two threads of a runner."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(
+        self, name: str, tick: Callable[[], None] | None = None, tick_s: float = float("inf")
+    ) -> None:
         """Start them.
 
         Args:
             name: Of the first; the second has it too.
+            tick: Done in the first once in a while, however much else there is to do.
+            tick_s: How often [s].
         """
+        self._tick, self._tick_s = tick, tick_s
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._changed = threading.Condition()
         self._beside = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-beside")
@@ -62,10 +68,24 @@ class Loop:
         self._thread.join()
 
     def _work(self) -> None:
-        while (task := self._inbox.get()) is not None:
+        tick_at = 0.0
+        while True:
+            now = time.monotonic()
+            if self._tick is not None and now >= tick_at:
+                tick_at = now + self._tick_s
+                self._act(self._tick)
             try:
-                task()
-            except Exception:  # a bug; ending the thread would leave the study waiting for ever
-                logger.exception("could not act on an event")
-            with self._changed:
-                self._changed.notify_all()
+                task = self._inbox.get(timeout=None if self._tick is None else max(0.0, tick_at - now))
+            except queue.Empty:
+                continue
+            if task is None:
+                return
+            self._act(task)
+
+    def _act(self, task: Callable[[], None]) -> None:
+        try:
+            task()
+        except Exception:  # a bug; ending the thread would leave the study waiting for ever
+            logger.exception("could not act on an event")
+        with self._changed:
+            self._changed.notify_all()

@@ -88,7 +88,6 @@ class TestGlobus(RunnerContract):
 
 def die(runner: GlobusRunner) -> None:
     """Let a runner end as if its process were killed, as far as anybody else can see."""
-    runner._inbox.put(None)
-    assert runner._thread is not None
-    runner._thread.join()
+    assert runner._loop is not None
+    runner._loop.end()
     runner._tasks.close()
