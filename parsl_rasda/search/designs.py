@@ -166,7 +166,8 @@ def _between(parameter: Float | Int, share: float) -> float:
 
 
 def _levels(parameter: Parameter, count: int) -> Sequence[JSON]:
-    """Return the values of a parameter on a grid."""
+    """Return the values of a parameter on a grid, and no more than tell that there are too many."""
+    count = min(count, LARGEST_GRID + 1)
     if isinstance(parameter, Choice):
         return parameter.values
     if isinstance(parameter, Constant):

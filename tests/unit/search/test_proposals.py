@@ -124,6 +124,15 @@ def test_a_grid_that_explodes_is_an_error() -> None:
         build_searcher({"kind": "grid"}, space, mode="min", seed=0)
 
 
+def test_more_levels_than_any_grid_has_are_an_error_before_they_are_made(monkeypatch) -> None:
+    monkeypatch.setattr(designs, "LARGEST_GRID", 100)
+    made = []
+    monkeypatch.setattr(designs, "_between", lambda parameter, share: made.append(share) or share)
+    with pytest.raises(InvalidSettingError, match="at most 100 points"):
+        build_searcher({"kind": "grid", "levels": 10**6}, SQUARE, mode="min", seed=0)
+    assert len(made) < 1000
+
+
 def test_a_list_is_proposed_in_its_order_and_then_exhausted() -> None:
     configs = [{"x": 1}, {"x": 1}, {"x": 2}]
     searcher = build_searcher({"kind": "list", "configs": configs}, SQUARE, mode="min", seed=0)
