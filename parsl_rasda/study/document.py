@@ -43,6 +43,7 @@ _CONVERSIONS: dict[str, Callable[[str], JSON]] = {
     f"{_TAG}int": lambda text: int(text, {"0o": 8, "0x": 16}.get(text[:2], 10)),
     f"{_TAG}float": lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
 }
+_PART_OF_ITSELF = "an alias of something it is part of"
 _UNICODE_BREAKS = re.compile("[\x85\u2028\u2029]")
 _VARIABLE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}")
 
@@ -207,7 +208,7 @@ class _Reader:
 
     def _value(self, node: yaml.Node, loc: Loc) -> JSON:
         if any(node is above for above in self._open):
-            self._complain(loc, "an alias of something it is part of", "aliases of finished parts")
+            self._complain(loc, _PART_OF_ITSELF, "aliases of finished parts")
             return None
         self._open.append(node)
         try:
@@ -227,7 +228,7 @@ class _Reader:
     def _mapping(self, node: yaml.MappingNode, loc: Loc) -> JSON:
         mapping: dict[str, JSON] = {}
         for key, value in (*self._merged(node, loc), *(e for e in node.value if e[0].tag != _MERGE)):
-            name = str(key.value) if isinstance(key, yaml.ScalarNode) else "?"
+            name = _spelled(key)
             if key.tag != f"{_TAG}str":
                 self._complain((*loc, name), f"the key {name}, which is no text", "texts as keys", at=key)
             elif name in mapping:
@@ -248,10 +249,15 @@ class _Reader:
                 if not isinstance(other, yaml.MappingNode):
                     self._complain((*loc, "<<"), "what is no mapping", "an alias of a mapping", at=key)
                     continue
+                if any(other is above for above in self._open):
+                    self._complain((*loc, "<<"), _PART_OF_ITSELF, "aliases of finished parts", at=key)
+                    continue
+                self._open.append(other)
                 entries = (*self._merged(other, loc), *(e for e in other.value if e[0].tag != _MERGE))
+                self._open.pop()
                 for entry in entries:
-                    if entry[0].value not in own:
-                        found.setdefault(entry[0].value, entry)
+                    if _spelled(entry[0]) not in own:
+                        found.setdefault(_spelled(entry[0]), entry)
         return list(found.values())
 
     def _scalar(self, node: yaml.Node, loc: Loc) -> JSON:
@@ -282,6 +288,10 @@ class _Reader:
             key = ".".join(map(str, loc))
             mistake = Mistake(self._source, at.start_mark.line + 1, key, found, allowed)
         self._document.mistakes.append(mistake)
+
+
+def _spelled(key: yaml.Node) -> str:
+    return str(key.value) if isinstance(key, yaml.ScalarNode) else "?"
 
 
 def _kind(text: str) -> str:

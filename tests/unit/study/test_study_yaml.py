@@ -92,6 +92,20 @@ def test_a_block_is_repeated_by_merging_it_and_may_be_changed() -> None:
     assert data["d"] == {"x": 1, "y": 2, "z": 3, "w": 4}
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a: &a {<<: *a}\n", "a.<<: found an alias of something it is part of"),
+        ("a: &a {b: &b {<<: *a}, <<: *b}\n", "found an alias of something it is part of"),
+        ("a: &a {b: &b {<<: *a}, <<: *b}\nc: {<<: *b}\n", "c.<<: found an alias of something it is part of"),
+        ("a: &a {? [x] : y}\nb: {<<: *a}\n", "b.?: found the key ?, which is no text"),
+    ],
+)
+def test_a_merge_that_cannot_be_is_a_mistake(text: str, found: str) -> None:
+    mistakes = parse_document(text, "f.yaml", {}).mistakes
+    assert any(found in str(mistake) for mistake in mistakes), mistakes
+
+
 def test_an_unclosed_bracket_is_told_where_it_begins() -> None:
     with pytest.raises(InvalidFileError) as error:
         parse_document("a: [1,\nb: 2\n", "a.yaml", {})
