@@ -20,6 +20,7 @@ from parsl_rasda.orchestration.events import (
     Instruction,
     JobEnded,
     StartJob,
+    StudyStarted,
     TrialProposed,
 )
 from parsl_rasda.orchestration.history import History, NoSearcher
@@ -45,6 +46,8 @@ class Unfolding:
     def add(self, event: Event, instructions: tuple[Instruction, ...]) -> None:
         """Take note of one event, which the machine has handled, and of what followed from it."""
         match event:
+            case StudyStarted():
+                self._live.clear()
             case TrialProposed():
                 self._begin_stretch(self.machine.trials[event.trial], 0)
             case EpochReported() if event.job in self._live:
@@ -84,8 +87,10 @@ class Unfolding:
     def _end_stretch(self, trial: TrialRecord, event: EpochReported) -> None:
         rung, vertex = self._open[trial.id]
         node = self.graph.nodes[vertex]
+        if node["decision"] != "running":
+            return  # it trains on until it is killed
         node["metric"] = trial.history[event.epoch]
-        if event.epoch < node["until"] or node["decision"] != "running":
+        if event.epoch < node["until"]:
             return
         others = self._reached.setdefault(rung, [])
         node.update(compared_with=" ".join(others), reason=trial.reason)
