@@ -123,7 +123,12 @@ class Life:
         self._dismiss()
 
     def _dismiss(self) -> None:
-        """Conclude the paused trials that a complete rung leaves behind."""
+        """Conclude the paused trials that a complete rung leaves behind.
+
+        The scheduler was told that nobody will come any more; a larger budget may have made that untrue.
+        """
+        if self._unproposed:
+            return
         for decision in self.scheduler.dismiss():
             self._conclude(self.trials[decision.trial], TrialState.STOPPED, decision.reason)
 

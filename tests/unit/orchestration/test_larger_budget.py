@@ -1,13 +1,14 @@
-"""A synchronous study that goes on with more trials than it began with."""
+"""A study that goes on with more trials than it began with."""
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from parsl_rasda.orchestration.assembly import build_machine
-from parsl_rasda.orchestration.events import Event, Instruction
+from parsl_rasda.orchestration.events import ConcludeTrial, Event, Instruction
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.simulation.costs import Costs
 from parsl_rasda.simulation.rehearsal import Rehearsal, VirtualSite
@@ -32,13 +33,13 @@ class Recorder:
         return self.machine.handle(event)
 
 
-def build(growth: str) -> Machine:
+def build(growth: str, variant: str = "synchronous") -> Machine:
     return build_machine(
         TuneSpec.model_validate(
             {
                 "metric": "loss",
                 "num_samples": FIRST,
-                "scheduler": {"variant": "synchronous", "max_t": 4, "max_workers": 4, "growth": growth},
+                "scheduler": {"variant": variant, "max_t": 4, "max_workers": 4, "growth": growth},
                 "search_space": {"lr": {"float": [0.1, 1.0]}},
                 "training": {"python": "module:function"},
             }
@@ -72,3 +73,24 @@ def test_trials_of_a_larger_budget_are_a_cohort_of_their_own(growth: str) -> Non
             assert reached(machine, old) == decided
             young = [t for t in machine.trials if t not in old]
             assert reached(machine, young) == {1: 3, 2: 2, 4: 1}, "6 enter, 3 go on, then 1"
+
+
+@pytest.mark.parametrize("growth", ["elastic", "strict", "none"])
+def test_nobody_who_is_paused_is_given_up_before_all_have_come(growth: str) -> None:
+    recorder = Recorder(build(growth, "promotion"))
+    Rehearsal(recorder, SITES, COSTS).run(FIRST)
+
+    class Referee:
+        def add(self, event: Event, instructions: tuple[Instruction, ...]) -> None:
+            for instruction in instructions:
+                if isinstance(instruction, ConcludeTrial) and instruction.state is TrialState.STOPPED:
+                    assert len(machine.trials) == ALL, (cut, instruction)
+
+    for cut in range(len(recorder.events) + 1):
+        machine = build(growth, "promotion")
+        for event in recorder.events[:cut]:
+            machine.handle(event)
+        older_are_better = replace(COSTS, metric=lambda trial, epoch: trial)
+        Rehearsal(machine, SITES, older_are_better, [Referee()]).run(ALL)
+        assert machine.state is StudyState.DONE
+        assert all(t.state in {TrialState.STOPPED, TrialState.COMPLETED} for t in machine.trials.values())
