@@ -127,6 +127,10 @@ class CheckpointError(RasdaError):
         return f"Checkpoint {self.path}: {self.found}"
 
 
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint is gone, or what is left of it cannot be read; an older one may do."""
+
+
 class DataError(RasdaError):
     """A file of samples is missing, damaged, or not what its index says."""
 

@@ -202,6 +202,7 @@ class JobReport:
         checkpoint: Newest whole checkpoint of this attempt, or None; for a preemption in mid-epoch
             it holds the epoch in progress.
         checkpoint_epoch: Epochs done in it, if fewer than ``epoch``.
+        unreadable: The checkpoint it was ordered to go on from, if that is gone or damaged.
     """
 
     trial: TrialId
@@ -213,6 +214,7 @@ class JobReport:
     traceback: str = ""
     at: float = 0.0
     checkpoint_epoch: int | None = None
+    unreadable: str | None = None
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:

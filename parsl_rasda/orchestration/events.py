@@ -150,6 +150,7 @@ class JobEnded:
     Attributes:
         checkpoint: Newest whole checkpoint of the attempt, or None if it made none.
         checkpoint_epoch: Epochs done in it, if fewer than the trial has.
+        unreadable: The checkpoint it was to go on from, if that is gone or damaged: nothing was trained.
     """
 
     at: float
@@ -158,6 +159,7 @@ class JobEnded:
     cause: str = ""
     checkpoint: str | None = None
     checkpoint_epoch: int | None = None
+    unreadable: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

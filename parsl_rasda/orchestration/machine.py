@@ -48,6 +48,7 @@ from parsl_rasda.vocabulary import (
 __all__ = ["Machine", "MachineSettings"]
 
 _SETBACKS = 5  # preemptions in a row without a finished epoch, after which they cost retries
+_FALLBACKS = 5  # checkpoints of a trial that were gone, after which each one costs a retry
 
 
 class Machine(SlotDesk):
@@ -252,7 +253,7 @@ class Machine(SlotDesk):
         for trial in self.trials.values():
             is_here = trial.site == site or trial.id in bound
             if is_here and not self.settings.roaming and not trial.state.is_final:
-                trial.checkpoint, trial.checkpoint_epoch, trial.site = None, 0, None
+                trial.forget()
                 if trial.state is TrialState.WAITING:
                     self._wait(trial)
 
@@ -302,7 +303,7 @@ class Machine(SlotDesk):
         trial.history[event.epoch] = metric
         if event.checkpoint is not None:
             done = event.epoch if event.checkpoint_epoch is None else event.checkpoint_epoch
-            trial.checkpoint, trial.checkpoint_epoch = event.checkpoint, done
+            trial.keep(event.checkpoint, done)
         self._judge(trial, job, self.scheduler.report(trial.id, event.epoch, metric), metric)
 
     def _judge(self, trial: TrialRecord, job: Job, decision: Decision, metric: float) -> None:
@@ -356,9 +357,11 @@ class Machine(SlotDesk):
         if event.outcome is Outcome.PREEMPTED and job.ending is None:
             self._close_if_ending(job.placement.pilot)
         left_well = event.outcome in {Outcome.REACHED, Outcome.PREEMPTED}
-        if left_well and event.checkpoint not in {None, trial.checkpoint}:  # written on leaving
+        if event.unreadable is not None and event.unreadable == trial.checkpoint:
+            trial.fall_back()
+        elif left_well and event.checkpoint is not None and event.checkpoint != trial.checkpoint:
             done = trial.epoch if event.checkpoint_epoch is None else event.checkpoint_epoch
-            trial.checkpoint, trial.checkpoint_epoch = event.checkpoint, done
+            trial.keep(event.checkpoint, done)  # written on leaving
             trial.setbacks = 0
             self.pilots.bore_fruit(job.placement.pilot)
         if job.next_placement is not None and event.outcome is not Outcome.FAILED:
@@ -377,6 +380,9 @@ class Machine(SlotDesk):
             case Outcome.REACHED if job.ending is None and trial.epoch < job.until:
                 self._fail(trial, f"the training function returned after epoch {trial.epoch} of {job.until}")
             case Outcome.REACHED:
+                self._wait(trial)
+            case Outcome.LOST if event.unreadable is not None and trial.fallbacks <= _FALLBACKS:
+                trial.reason = event.cause
                 self._wait(trial)
             case Outcome.PREEMPTED if trial.setbacks < _SETBACKS:
                 trial.setbacks += 1

@@ -129,4 +129,5 @@ def end_event(report: JobReport, now: float) -> JobEnded:
         report.cause,
         report.checkpoint,
         report.checkpoint_epoch,
+        report.unreadable,
     )

@@ -45,8 +45,10 @@ class TrialRecord:
         schedule: ``(epoch, replicas)`` pairs: how many from that many epochs on.
         checkpoint: Newest whole checkpoint; None means a start from scratch.
         checkpoint_epoch: Epochs finished in it.
-        site: Where the checkpoint is.
+        before: The checkpoint before that one, and its epochs, should the newest one be gone.
+        site: Where the checkpoints are.
         losses: Retries spent.
+        fallbacks: Checkpoints that were gone when they were asked for.
         setbacks: Preemptions since the last finished epoch.
         history: ``(epoch, metric)`` as reported; a repeated epoch replaces its first report.
     """
@@ -61,8 +63,10 @@ class TrialRecord:
     epoch: int = 0
     checkpoint: str | None = None
     checkpoint_epoch: int = 0
+    before: tuple[str, int] | None = None
     site: SiteName | None = None
     losses: int = 0
+    fallbacks: int = 0
     setbacks: int = 0
     rung: int = 0
     job: Job | None = None
@@ -83,6 +87,22 @@ class TrialRecord:
     def stretch_end(self) -> int:
         """Epochs done when the coming stretch ends: at its milestone, or where replicas change before."""
         return next((epoch for epoch, _ in self.schedule if epoch > self.epoch), self.until)
+
+    def keep(self, checkpoint: str, epoch: int) -> None:
+        """Note a checkpoint that is whole, and the epochs finished in it."""
+        if self.checkpoint not in {None, checkpoint}:
+            self.before = (str(self.checkpoint), self.checkpoint_epoch)
+        self.checkpoint, self.checkpoint_epoch = checkpoint, epoch
+
+    def fall_back(self) -> None:
+        """Forget the newest checkpoint: the one before takes its place, else the start."""
+        self.checkpoint, self.checkpoint_epoch = self.before or (None, 0)
+        self.before = None
+        self.fallbacks += 1
+
+    def forget(self) -> None:
+        """Forget all checkpoints, and where they are."""
+        self.checkpoint, self.checkpoint_epoch, self.before, self.site = None, 0, None, None
 
     def rewind(self) -> None:
         """Go back to what the checkpoint holds."""

@@ -128,8 +128,10 @@ def _run(session: Session) -> tuple[Outcome, str, str, bool]:
     except Leave as leave:
         return _shared(session, Outcome.PREEMPTED, together=leave.agreed)
     except (PeersLostError, StoreError) as error:
-        return Outcome.LOST, str(error), traceback.format_exc(), False
+        return Outcome.LOST, session.lost_origin or str(error), traceback.format_exc(), False
     except BaseException as error:  # noqa: BLE001 - whatever the user's code raises becomes the report
+        if session.lost_origin:
+            return Outcome.LOST, session.lost_origin, traceback.format_exc(), False
         return Outcome.FAILED, cause_of(error), traceback.format_exc(), False
     return _shared(session, session.outcome or Outcome.REACHED, together=True)
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parsl_rasda.errors import CheckpointError
+from parsl_rasda.errors import CheckpointError, DamagedCheckpointError
 
 if TYPE_CHECKING:
     from torch import Size, Tensor, dtype
@@ -93,12 +93,13 @@ def read_header(path: Path) -> dict[str, Any]:
     """Return what is not a tensor.
 
     Raises:
-        CheckpointError: If this is no checkpoint, or one of another format.
+        DamagedCheckpointError: If this is no checkpoint, or not any more.
+        CheckpointError: If it is one of another format.
     """
     try:
         header = json.loads((path / HEADER).read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(str(path), f"no readable {HEADER}: {error}") from error
+        raise DamagedCheckpointError(str(path), f"no readable {HEADER}: {error}") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise CheckpointError(str(path), f"another format than {FORMAT}")
     return dict(header)
@@ -125,7 +126,8 @@ def read_tensors(path: Path, prefix: str = "", room: Room | None = None) -> dict
             more than the whole of that one is read at a time. None: all of it, on the CPU.
 
     Raises:
-        CheckpointError: If the files are damaged, or hold anything but tensors.
+        DamagedCheckpointError: If files are missing or cut off.
+        CheckpointError: If they hold anything but tensors, or others than there is room for.
     """
     import torch
     from torch.distributed.checkpoint.filesystem import FileSystemReader
@@ -208,7 +210,7 @@ def _restricted_metadata(path: Path) -> Metadata:
     try:
         metadata = _RestrictedUnpickler(io.BytesIO((path / ".metadata").read_bytes())).load()
     except Exception as error:  # a damaged pickle raises anything
-        raise CheckpointError(str(path), f"unreadable metadata: {error}") from error
+        raise DamagedCheckpointError(str(path), f"unreadable metadata: {error}") from error
     if not isinstance(metadata, Metadata):
         raise CheckpointError(str(path), f"its metadata is a {type(metadata).__name__}")
     for name, entry in metadata.state_dict_metadata.items():
@@ -217,6 +219,9 @@ def _restricted_metadata(path: Path) -> Metadata:
     for info in (metadata.storage_data or {}).values():
         if Path(info.relative_path).name != str(info.relative_path):
             raise CheckpointError(str(path), f"it points to {info.relative_path}, outside itself")
+        file = path / info.relative_path
+        if not file.is_file() or file.stat().st_size < info.offset + info.length:
+            raise DamagedCheckpointError(str(path), f"{file.name} is missing or cut off")
     return metadata
 
 

@@ -31,7 +31,7 @@ from typing import IO
 
 from parsl_rasda.errors import TrainingError
 from parsl_rasda.handoff import JobOrder
-from parsl_rasda.runtime.checkpoint import checkpoint_name, publish_checkpoint
+from parsl_rasda.runtime.checkpoint import checkpoint_name, publish_checkpoint, read_header
 from parsl_rasda.runtime.group import PeersLostError, listening, publish_address, published_address
 from parsl_rasda.runtime.session import Leave, Session
 from parsl_rasda.vocabulary import JSON, Outcome
@@ -46,6 +46,7 @@ def run_command(session: Session) -> None:
     Raises:
         TrainingError: If it fails or reports nothing of use.
         PeersLostError: If something from outside killed it.
+        CheckpointError: If the one to resume from is gone.
         Leave: If it was told to leave and has nothing new to show.
     """
     order, directory = session.order, session.directory
@@ -53,7 +54,8 @@ def run_command(session: Session) -> None:
     report = directory / "command-report.json"
     out.mkdir(exist_ok=True)
     if order.resume_from and session.is_main:
-        session.find_checkpoint(order.resume_from)
+        with session.taking_up():
+            read_header(session.find_checkpoint(order.resume_from))
     environment = _environment(session)  # the other ranks wait here for rank 0
     resumed = session.find_checkpoint(order.resume_from) if order.resume_from else None
     argv = filled(order, out=out, report=report, checkpoint=resumed)

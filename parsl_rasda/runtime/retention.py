@@ -43,8 +43,9 @@ def superseded(places: Sequence[str], reports: Sequence[EpochReport], known: int
 def remove_superseded_attempts(directory: Path, resume_from: str | None) -> None:
     """Remove the checkpoints of attempts before the one whose checkpoint was ordered to go on from.
 
-    The controller has noted that one as the trial's newest and never goes back: a successor of this
-    attempt, or of one that it has lost sight of, begins there or later. What is read afterwards
+    The controller has noted that one as the trial's newest and goes back only where that cannot be read
+    any more, as far as there is something left: a successor of this attempt, or of one that it has lost
+    sight of, begins there or later. What is read afterwards
     (`best`, `export`, the next stage) is the trial's newest checkpoint too.
 
     Args:

@@ -10,12 +10,15 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from parsl_rasda.errors import DamagedCheckpointError
 from parsl_rasda.handoff import DEADLINE_MARGIN_S, EpochReport, JobOrder, JobReport
 from parsl_rasda.runtime.channel import ControlChannel
+from parsl_rasda.runtime.checkpoint import HEADER
 from parsl_rasda.runtime.launch_context import LaunchContext
 from parsl_rasda.runtime.retention import (
     FETCHED,
@@ -23,7 +26,7 @@ from parsl_rasda.runtime.retention import (
     remove_superseded_attempts,
     superseded,
 )
-from parsl_rasda.runtime.shared import SharedCheckpoints, fetch, is_url
+from parsl_rasda.runtime.shared import CopyGoneError, SharedCheckpoints, fetch, is_url
 from parsl_rasda.vocabulary import Outcome
 
 LAST_WORDS_S = 5.0
@@ -52,6 +55,7 @@ class Session:
         outcome: How the attempt ends, once that is decided.
         history: What this attempt has reported, on rank 0.
         preempt_cause: Why the job must leave at its next step, or None.
+        lost_origin: What became of the checkpoint that the order names, if it cannot be read; or None.
         interruptible: Whether a signal may unwind the training function where it stands, because
             nothing would be lost that is not lost anyway.
         is_prepared: Whether there is a model in training, which leaves at its next step.
@@ -67,6 +71,7 @@ class Session:
         self.outcome: Outcome | None = None
         self.history: list[EpochReport] = []
         self.preempt_cause: str | None = None
+        self.lost_origin: str | None = None
         self.interruptible = True
         self.is_prepared = False
         self.is_unwinding = False
@@ -167,6 +172,15 @@ class Session:
             deadline = self.order.deadline
             self._shared.finish(None if deadline is None else max(0.0, deadline - LAST_WORDS_S - time.time()))
 
+    @contextmanager
+    def taking_up(self) -> Iterator[None]:
+        """Note, while the ordered checkpoint is read, that it is gone or damaged: the trial has others."""
+        try:
+            yield
+        except (DamagedCheckpointError, CopyGoneError) as error:
+            self.lost_origin = f"{error}; the trial goes on from an older one, or from its start"
+            raise
+
     def find_checkpoint(self, place: str) -> Path:
         """Return the directory of a checkpoint of this trial; rank 0 fetches it if it is not on this site.
 
@@ -174,13 +188,14 @@ class Session:
             place: A directory, or a URL.
 
         Raises:
+            CopyGoneError: If it is not at the URL any more.
             StoreError: If it cannot be fetched.
         """
         if not is_url(place):
             return Path(place)
         attempt, name = place.split("/")[-2:]
         written_here, fetched = self.directory.parent / attempt / name, self.directory / FETCHED
-        if written_here.exists():
+        if (written_here / HEADER).exists():
             return written_here
         if self.is_main and not fetched.exists():
             fetch(place, fetched)
@@ -214,6 +229,7 @@ class Session:
             checkpoint_epoch=saved_epoch,
             traceback=traceback,
             at=time.time(),
+            unreadable=self.order.resume_from if self.lost_origin and outcome is Outcome.LOST else None,
         )
         if write_once(self.directory / "report.json", json.dumps(report.to_json(), indent=1)):
             self.say("bye", report.to_json())

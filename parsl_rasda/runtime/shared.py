@@ -35,6 +35,10 @@ class StoreError(RasdaError):
         return f"The shared checkpoint {self.url} could not be copied: {self.cause}"
 
 
+class CopyGoneError(StoreError):
+    """There is nothing at the URL, or nothing whole; no other try helps."""
+
+
 @dataclass(frozen=True, slots=True)
 class Copy:
     """A checkpoint and how far it got.
@@ -153,6 +157,7 @@ def fetch(url: str, path: Path) -> None:
     """Copy a checkpoint from a URL to a directory, whole or not at all.
 
     Raises:
+        CopyGoneError: If it is not there any more.
         StoreError: If it cannot be read.
     """
     part = path.with_name(path.name + ".tmp")
@@ -178,8 +183,11 @@ def _patiently(url: str, copy: Any) -> None:
         try:
             copy()
         except Exception as error:  # every store of fsspec has errors of its own
-            if attempt == TRIES or isinstance(error, ImportError | FileNotFoundError | ValueError):
-                raise StoreError(url, f"{type(error).__name__}: {error}") from error
+            cause = f"{type(error).__name__}: {error}"
+            if isinstance(error, FileNotFoundError):
+                raise CopyGoneError(url, cause) from error
+            if attempt == TRIES or isinstance(error, ImportError | ValueError):
+                raise StoreError(url, cause) from error
             time.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
         else:
             return

@@ -151,7 +151,7 @@ class Trial:
             clip_norm: Largest norm of a step's gradient, in place of ``training.clip_norm``.
 
         Raises:
-            CheckpointError: If the checkpoint to resume from does not fit.
+            CheckpointError: If the checkpoint to resume from is gone, or does not fit.
             TrainingError: If the model cannot be trained by replicas.
         """
         from parsl_rasda.runtime.engine import Engine, Update
@@ -168,7 +168,8 @@ class Trial:
         engine = Engine(self._group, training, self.seed, model, optimizer, update)
         engine.position.epoch = self.epoch
         if self._order.resume_from:
-            self._restore(engine, self._checkpoint_to_resume(self._order.resume_from))
+            with self._session.taking_up():
+                self._restore(engine, self._checkpoint_to_resume(self._order.resume_from))
         self._engine = engine
         return model, engine.optimizer
 

@@ -27,6 +27,12 @@ def return_early(trial):
     return None
 
 
+def load_in_vain(trial):
+    from parsl_rasda.runtime.checkpoint import read_header
+
+    read_header(trial.directory / "nothing")
+
+
 def print_much(trial):
     for _ in trial.epochs():
         print("noise without an end", end="")

@@ -14,6 +14,7 @@ import pytest
 from command_line import DEADLINE_S, finish, start
 from runner_tools import eventually
 
+from parsl_rasda.orchestration.events import JobEnded, StartJob
 from parsl_rasda.orchestration.journal import read
 
 pytestmark = [pytest.mark.parsl, pytest.mark.slow]
@@ -60,6 +61,39 @@ tune:
     fault_attempts: {int: [1, 2]}
   training:
     python: workflows.emulated.train:train
+"""
+
+VANISHING = """
+name: vanishing
+seed: 5
+tune:
+  metric: val_loss
+  max_retries: 0
+  num_samples: 8
+  scheduler: {variant: synchronous, max_t: 4, max_workers: 4, growth: none}
+  search_space: {lr: {float: [1.0e-4, 1.0e-1], log: true}}
+  training: {python: "vanishing:train", batch_size: 2, warmup: {rescale: 1}}
+"""
+TRAINING = """
+import shutil
+from pathlib import Path
+import torch
+
+X = torch.randn(64, 3, generator=torch.Generator().manual_seed(1))
+Y = X @ torch.tensor([[1.0], [-2.0], [0.5]])
+
+def train(trial):
+    marks = Path(__file__).parent / "marks"
+    mark = marks / f"{trial.directory.parent.parent.name}-{trial.epoch}"
+    if trial.epoch and marks.exists() and not mark.exists():
+        mark.touch()
+        shutil.rmtree(trial._order.resume_from)
+    model, _ = trial.prepare(torch.nn.Linear(3, 1), torch.optim.AdamW, lr=trial.config["lr"])
+    for _ in trial.epochs():
+        for x, y in trial.batches((X, Y)):
+            trial.step((model(x) - y).square().mean())
+        losses = [(model(x) - y).square().mean().detach() for x, y in trial.shard((X, Y))]
+        trial.report(val_loss=trial.mean(losses))
 """
 
 SITE = """
@@ -153,6 +187,30 @@ def test_failures_of_every_kind_leave_the_others_alone_and_say_why(folder: Path)
     assert code == 0
     assert all(words in text for words in ("EmulatedFaultError", "nan", "SIGKILL"))
     wait_until_none_is_left(folder)
+
+
+def test_checkpoints_that_vanish_cost_no_retry_and_change_no_result(folder: Path) -> None:
+    """Each is deleted the first time that it is asked for; the first ones have none before them."""
+    (folder / "vanishing.yaml").write_text(VANISHING)
+    (folder / "vanishing.py").write_text(TRAINING)
+    (folder / "logical.yaml").write_text(SITE.replace("accelerator: none", "accelerator: cpu"))
+    undisturbed = json.loads(run_study(folder, "vanishing.yaml", "undisturbed")[1])
+    (folder / "marks").mkdir()
+    code, out, err = run_study(folder, "vanishing.yaml", "disturbed")
+    assert code == 0, err
+    disturbed = json.loads(out)
+    assert verdict(disturbed) == verdict(undisturbed), "to the last bit"
+    assert {t["losses"] for t in disturbed["trial_list"]} == {0}
+    assert "goes on from an older one, or from its start" in json.dumps(disturbed["faults"])
+    records = list(read(folder / "disturbed" / "journal.jsonl"))
+    again = [
+        i.epoch
+        for r in records
+        if isinstance(r.event, JobEnded) and r.event.unreadable
+        for i in r.instructions
+        if isinstance(i, StartJob) and i.job.trial == r.event.job.trial
+    ]
+    assert {0, 1} <= set(again), "from the start, and from the one before"
 
 
 def test_a_study_without_one_good_trial_exits_with_3(folder: Path) -> None:

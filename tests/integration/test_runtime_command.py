@@ -56,6 +56,14 @@ def test_a_script_trains_to_each_rung_and_resumes_from_its_own_files(tmp_path) -
     assert json.loads((tmp_path / "second/rank-0.json").read_text())["start"] == 2
 
 
+def test_a_script_whose_checkpoint_is_gone_is_not_even_started(tmp_path) -> None:
+    gone = str(tmp_path / "first/epoch-000002")
+    order = script_order(tmp_path / "second", epoch=2, until=5, resume_from=gone)
+    assert finished(rank_command(order))[0] == 1
+    assert (report_of(order).outcome, report_of(order).unreadable) == (Outcome.LOST, gone)
+    assert not (tmp_path / "second/rank-0.json").exists()
+
+
 @pytest.mark.mpi
 def test_a_script_is_told_its_rank_as_torchrun_would(tmp_path) -> None:
     order = script_order(tmp_path, world_size=2)

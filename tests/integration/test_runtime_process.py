@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -245,6 +246,39 @@ def test_a_stop_file_is_heeded_at_the_next_step_and_the_trial_goes_on_at_another
     one, two = read_tensors(tmp_path / "fetched"), read_tensors(Path(report_of(undisturbed).checkpoint))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def cut_header(checkpoint: Path) -> None:
+    (checkpoint / "header.json").write_text("{")
+
+
+def cut_tensors(checkpoint: Path) -> None:
+    for file in checkpoint.glob("*.distcp"):
+        os.truncate(file, file.stat().st_size - 1)
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+@pytest.mark.parametrize("damage", [shutil.rmtree, cut_header, cut_tensors])
+def test_a_rank_says_that_the_checkpoint_it_is_to_go_on_from_is_gone_or_damaged(
+    tmp_path, damage, is_shared
+) -> None:
+    share_at = f"file://{tmp_path}/store/t0/attempt-1" if is_shared else None
+    first = written_order(tmp_path / "alps/t0/attempt-1", until=1, share_at=share_at)
+    assert finished(rank_command(first))[0] == 0
+    place = report_of(first).checkpoint
+    damage(Path(place.removeprefix("file://")))
+    second = written_order(tmp_path / "fjord/t0/attempt-2", attempt=2, epoch=1, resume_from=place)
+    assert finished(rank_command(second))[0] == 1
+    report = report_of(second)
+    assert (report.outcome, report.unreadable, report.checkpoint) == (Outcome.LOST, place, None)
+    assert report.cause.endswith("the trial goes on from an older one, or from its start")
+    assert place.removeprefix("file://") in report.cause or "resumed" in report.cause
+
+
+def test_what_a_function_itself_reads_in_vain_is_its_own_failure(tmp_path) -> None:
+    order = written_order(tmp_path, python="rank_functions:load_in_vain")
+    assert finished(rank_command(order))[0] == 1
+    assert (report_of(order).outcome, report_of(order).unreadable) == (Outcome.FAILED, None)
 
 
 @mpi

@@ -51,6 +51,7 @@ from parsl_rasda.vocabulary import (
 )
 
 PATIENCE = 5  # preemptions in a row that cost no retry
+FALLBACKS = 5  # checkpoints that are gone and cost none
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,8 @@ class World:
         self.losses: Counter[TrialId] = Counter()
         self.setbacks: Counter[TrialId] = Counter()
         self.doomed: set[TrialId] = set()
+        self.gone: set[str | None] = set()
+        self.fallbacks: Counter[TrialId] = Counter()
         self.finished: FinishStudy | None = None
         self.exhausted_at: int | None = None
 
@@ -272,7 +275,10 @@ class World:
     def _mishap(self) -> None:  # noqa: C901 - a list of what can go wrong
         jobs, pilots = list(self.jobs), list(self.up)
         what = self.rng.choice(
-            ["end", "end", "nan", "pilot", "refuse", "stale", "death", "ctrl-c", "end early", "pause"]
+            [
+                *("end", "end", "nan", "pilot", "refuse", "stale", "death", "ctrl-c", "end early", "pause"),
+                "gone",
+            ]
         )
         if what == "end" and jobs:
             self._end(
@@ -282,6 +288,10 @@ class World:
             leaving = [j for j in jobs if self.jobs[j].leaving]
             if leaving:
                 self._end(self.rng.choice(leaving), Outcome.LOST)
+        elif what == "gone" and jobs:
+            fresh = [j for j in jobs if self.jobs[j].epoch == self.jobs[j].start.epoch]
+            if resumed := [j for j in fresh if self.jobs[j].start.resume_from is not None]:
+                self._finds_nothing(self.rng.choice(resumed))
         elif what == "nan" and jobs:
             job = self.rng.choice(jobs)
             live = self.jobs[job]
@@ -314,6 +324,16 @@ class World:
         for live in self.jobs.values():
             live.gone_pilot |= live.start.placement.pilot == pilot
         self.tell(PilotEnded(self.now, pilot, site, "walltime"))
+
+    def _finds_nothing(self, job: JobId) -> None:
+        """The checkpoint that a job was to go on from is gone."""
+        live = self.jobs.pop(job)
+        self.stale.append(job)
+        self.gone.add(live.start.resume_from)
+        self.fallbacks[job.trial] += 1
+        if self.fallbacks[job.trial] > FALLBACKS and not live.leaving:
+            self.losses[job.trial] += 1
+        self.tell(JobEnded(self.now, job, Outcome.LOST, "gone", unreadable=live.start.resume_from))
 
     def _stale_words(self, job: JobId) -> None:
         told = self.rng.choice(
@@ -413,6 +433,7 @@ class World:
         assert start.until == milestone or placement.width < replicas, "nobody comes back for nothing"
         assert replicas == self._replicas_after(start.epoch), "also where epochs are trained again"
         assert replicas % placement.width == 0, "the width divides the replicas"
+        assert start.resume_from not in self.gone, "nobody is sent again to what is not there"
         if start.resume_from is None:
             assert start.epoch == 0
         else:

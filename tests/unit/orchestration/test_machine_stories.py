@@ -86,6 +86,10 @@ class Story:
     def ends(self, job: str, outcome=Outcome.REACHED, checkpoint: str | None = None) -> list[Instruction]:
         return self.tell(JobEnded, JobId.parse(job), outcome, "because", checkpoint)
 
+    def finds_nothing(self, job: str, place: str) -> list[Instruction]:
+        """The checkpoint that a job was to go on from is gone."""
+        return self.tell(JobEnded, JobId.parse(job), Outcome.LOST, "gone", unreadable=place)
+
     def on(self, trial: str, *, leaves: bool = True) -> list[Instruction]:
         """A trial trains for one more epoch, the faster the wider, and leaves if it is told to."""
         record = self.machine.trials[TrialId(trial)]
@@ -212,6 +216,40 @@ def test_losses_are_retried_from_the_last_checkpoint_and_then_fail_the_trial() -
     assert (conclusion.state, conclusion.metric) == (TrialState.FAILED, None)
     assert "because" in conclusion.reason
     assert of(FinishStudy, last) == [FinishStudy(StudyState.FAILED)]
+
+
+def test_a_trial_whose_checkpoint_is_gone_goes_on_from_the_one_before_and_then_from_the_start() -> None:
+    told = story("none", max_t=4, max_retries=0)
+    told.begin(1, a=1)
+    told.pilot("a-0")
+    for epoch in (1, 2):
+        told.epoch("0000.1", epoch, 0.5)
+    told.ends("0000.1", Outcome.PREEMPTED)
+    (start,) = of(StartJob, told.finds_nothing("0000.2", "0000.1/2"))
+    assert (start.epoch, start.resume_from, start.schedule) == (1, "0000.1/1", ((0, 1), (1, 2)))
+    (start,) = of(StartJob, told.finds_nothing("0000.3", "0000.1/1"))
+    assert (start.epoch, start.resume_from, start.schedule) == (0, None, ((0, 1),))
+    trial = told.machine.trials[TrialId("0000")]
+    assert (trial.losses, trial.reason) == (0, "gone")
+    for epoch in (1, 2, 3):
+        told.epoch("0000.4", epoch, 0.5)
+    assert told.state("0000") is TrialState.RUNNING
+    told.epoch("0000.4", 4, 0.5)
+    assert told.state("0000") is TrialState.COMPLETED
+
+
+def test_checkpoints_that_vanish_again_and_again_fail_their_trial_in_the_end() -> None:
+    told = story("none", max_t=4, max_retries=1)
+    told.begin(1, a=1)
+    told.pilot("a-0")
+    for attempt in range(1, 20, 2):
+        told.epoch(f"0000.{attempt}", 1, 0.5)
+        told.ends(f"0000.{attempt}", Outcome.PREEMPTED)
+        told.finds_nothing(f"0000.{attempt + 1}", f"0000.{attempt}/1")
+        if told.state("0000") is TrialState.FAILED:
+            break
+    assert attempt > 9
+    assert "gone" in told.machine.trials[TrialId("0000")].reason
 
 
 def test_preemptions_cost_no_retry_unless_nothing_ever_finishes() -> None:
