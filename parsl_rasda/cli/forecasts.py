@@ -16,22 +16,19 @@ from parsl_rasda.simulation.forecast import Forecast, PolicyForecast
 _MANY_HOURS = 100
 
 
-def forecast_view(
-    study: str, sites: Sequence[str], forecasts: Sequence[Forecast], run: Path | None
-) -> RenderableType:
+def forecast_view(study: str, forecasts: Sequence[Forecast], run: Path | None) -> RenderableType:
     """Return the forecast of each stage: rungs, then policies side by side, then advice.
 
     Args:
         study: Its name.
-        sites: Names of the sites.
         forecasts: One per stage that optimises.
         run: The run that the costs were measured in, or None.
     """
-    return Group(*(_view(study, sites, found, run) for found in forecasts))
+    return Group(*(_view(study, found, run) for found in forecasts))
 
 
-def _view(study: str, sites: Sequence[str], found: Forecast, run: Path | None) -> RenderableType:
-    places = f"{counted(found.gpus, 'GPU')}, {counted(found.nodes, 'node')}: {', '.join(sites)}"
+def _view(study: str, found: Forecast, run: Path | None) -> RenderableType:
+    places = f"{counted(found.gpus, 'GPU')}, {counted(found.nodes, 'node')}: {', '.join(found.sites)}"
     source = f"measured in {run}" if found.is_measured else "assumed (tune.estimates)"
     costs = f"epoch {duration(found.epoch_s)}, restart {duration(found.restart_s)}, {source}"
     return Group(

@@ -42,34 +42,39 @@ def load_inputs(
 
     Raises:
         InvalidFileError: With every mistake of all files together.
-        InvalidSettingError: If a site is named twice, two are one pilot, or a stage names one that is not
-            there.
+        InvalidSettingError: If a site is named twice, or two are one pilot.
         PlacementImpossibleError: If a trial could never have the GPUs it needs.
     """
     from parsl_rasda.orchestration.admission import check_fit, check_pilots, tune_problems
-    from parsl_rasda.pipeline.plan import check_sites
+    from parsl_rasda.orchestration.reach import site_problems
     from parsl_rasda.runners.hosts import counted_here
     from parsl_rasda.study import load_site, load_study
 
-    mistakes: list[Mistake] = []
-    spec: StudySpec | None = None
-    try:
-        spec = load_study(study, overrides, check_tune=tune_problems)
-    except InvalidFileError as error:
-        mistakes += error.mistakes
     found: list[SiteSpec] = []
+    unread: list[Mistake] = []
     for site in sites:
         try:
             found.append(load_site(site))
         except InvalidFileError as error:
-            mistakes += error.mistakes
-    if mistakes or spec is None:
-        raise InvalidFileError(mistakes)
-    names = [s.name for s in found]
+            unread += error.mistakes
+    names = [SiteName(s.name) for s in found]
+    is_clear = bool(names) and not unread and len(set(names)) == len(names)
+    mistakes: list[Mistake] = []
+    spec: StudySpec | None = None
+    try:
+        spec = load_study(
+            study,
+            overrides,
+            check_tune=tune_problems,
+            check_study=lambda spec: site_problems(spec, names) if is_clear else (),
+        )
+    except InvalidFileError as error:
+        mistakes += error.mistakes
+    if mistakes or unread or spec is None:
+        raise InvalidFileError([*mistakes, *unread])
     if len(set(names)) < len(names):
         raise InvalidSettingError("--site", ", ".join(names), "sites with different names")
     check_pilots(found, sites)
     if found:
-        check_sites(spec, [SiteName(name) for name in names])
         check_fit(spec, found, counted_here(found))
     return spec, tuple(found)

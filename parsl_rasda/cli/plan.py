@@ -40,4 +40,4 @@ def plan(
         stages = [asdict(f) for f in forecasts]
         print_json({"study": spec.name, "sites": [s.name for s in sites], "stages": stages})
     else:
-        print_result(forecast_view(spec.name, [s.name for s in sites], forecasts, run))
+        print_result(forecast_view(spec.name, forecasts, run))

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from parsl_rasda.errors import InvalidSettingError, PlacementImpossibleError
 from parsl_rasda.orchestration.assembly import build_machine, build_study_searcher
 from parsl_rasda.orchestration.machine import Machine
+from parsl_rasda.orchestration.reach import constants, usable
 from parsl_rasda.placement.ledger import Ledger
 from parsl_rasda.study import GlobusSiteSpec, SearcherSpec, SiteSpec, StudySpec, TuneSpec
 from parsl_rasda.study.spec import Plain, Problem, problems_in, shown
@@ -156,7 +157,8 @@ def check_fit(study: StudySpec, sites: Sequence[SiteSpec], counted: Mapping[str,
     """
     for name, stage in study.tune_stages.items():
         block = "tune" if len(study.tune_stages) == 1 else f"stages.{name}.tune"
-        check_search_fit(stage.tune, [s for s in sites if stage.site in {None, s.name}], counted, block)
+        given = constants(stage, [SiteName(s.name) for s in sites])
+        check_search_fit(stage.tune, usable(stage, sites, given), counted, block)
 
 
 def check_search_fit(

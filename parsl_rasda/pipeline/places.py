@@ -85,10 +85,6 @@ class Places:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def named(self, site: str | None) -> dict[SiteName, SiteSpec]:
-        """Return the site of that name, or all of them."""
-        return {name: spec for name, spec in self.sites.items() if site in (None, name)}
-
     def runner(self, sites: Sequence[SiteName]) -> SeveralSites:
         """Return the runner of some of the sites."""
         return SeveralSites({name: self._runners[name] for name in sites})

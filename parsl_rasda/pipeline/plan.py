@@ -13,7 +13,8 @@ from typing import Any, assert_never
 import networkx as nx
 
 from parsl_rasda.errors import InvalidSettingError, StageFailedError
-from parsl_rasda.study import EACH, CommandStage, PythonStage, Stage, StudySpec, TuneStage
+from parsl_rasda.orchestration import reach
+from parsl_rasda.study import EACH, CommandStage, PythonStage, SiteSpec, Stage, StudySpec, TuneStage
 from parsl_rasda.study.code import code_of
 from parsl_rasda.study.files import file_url, local_path
 from parsl_rasda.study.targets import TargetError
@@ -74,20 +75,13 @@ def ready_stages(graph: nx.DiGraph[str], done: Mapping[str, StageResult]) -> Ite
 
 
 def check_sites(study: StudySpec, sites: Sequence[SiteName]) -> None:
-    """Refuse a stage that names a site which the run does not have, or forgets one of several.
+    """Refuse a study that does not go with its sites (`reach.site_problems`).
 
     Raises:
-        InvalidSettingError: If there is one, or an argument by site that is not given for every site.
+        InvalidSettingError: For the first thing that is wrong.
     """
-    for name, stage in study.stages.items():
-        if stage.site not in {None, EACH, *sites}:
-            allowed = f"one of the sites given: {', '.join(sites)}"
-            raise InvalidSettingError(f"stages.{name}.site", stage.site, allowed)
-        for argument, value in stage.with_.items():
-            named = value.keys() & set(sites) if isinstance(value, Mapping) else set()
-            if named and len(named) < len(sites):
-                found, allowed = ", ".join(sorted(named)), f"a value for each site: {', '.join(sites)}"
-                raise InvalidSettingError(f"stages.{name}.with.{argument}", found, allowed)
+    for problem in reach.site_problems(study, sites):
+        raise InvalidSettingError(".".join(map(str, problem.loc)), problem.found, problem.allowed)
 
 
 def sites_of(
@@ -102,6 +96,42 @@ def sites_of(
     kept = [r for r in results if isinstance(r, dict) and isinstance(r.get("checkpoint"), str)]
     near = [r.get("site") for r in kept if "://" not in r["checkpoint"]]
     return (next((site for site in sites if site in near), sites[0]),)
+
+
+def made_by(
+    study: StudySpec, name: str, done: Mapping[str, StageResult], sites: Sequence[SiteName]
+) -> reach.Made:
+    """Return what a stage that is done has made, and the only site it ran on, or None; of a search its best.
+
+    Args:
+        study: The study.
+        name: The stage.
+        done: Results, those of the stages it needs among them.
+        sites: Those of the run.
+    """
+    stage, value = study.stages[name], done[name].value
+    if isinstance(stage, TuneStage):
+        return value["checkpoint"], next((site for site in sites if site == value["site"]), None)
+    at = sites_of(stage, done, sites)
+    is_by_site = of_site(value, sites[0], sites) is not value
+    return value, None if is_by_site or len(at) > 1 else at[0]
+
+
+def sites_of_search(
+    study: StudySpec, name: str, done: Mapping[str, StageResult], sites: Sequence[SiteSpec]
+) -> tuple[dict[SiteName, SiteSpec], tuple[str, ...]]:
+    """Return the sites that have all inputs of a search, and a sentence about the others, if there are any.
+
+    Raises:
+        InvalidSettingError: If there is none.
+    """
+    stage, names = study.tune_stages[name], [SiteName(site.name) for site in sites]
+    made = {before: made_by(study, before, done, names) for before in stage.needs.values()}
+    bounds = [*reach.constants(stage, names), *reach.results(stage, made, sites)]
+    for problem in reach.conflicts(name, stage, names, bounds):
+        raise InvalidSettingError(".".join(map(str, problem.loc)), problem.found, problem.allowed)
+    found = reach.usable(stage, sites, bounds)
+    return {SiteName(site.name): site for site in found}, reach.left_out(name, stage, sites, bounds)
 
 
 def of_site(value: Any, site: SiteName, sites: Collection[SiteName]) -> Any:

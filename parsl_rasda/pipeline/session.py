@@ -12,11 +12,12 @@ from parsl_rasda.orchestration.history import load_run, save_run, search_path_of
 from parsl_rasda.orchestration.rundir import RunDirectory, replace_file
 from parsl_rasda.orchestration.view import View
 from parsl_rasda.pipeline.places import check_folder
+from parsl_rasda.pipeline.plan import check_sites
 from parsl_rasda.pipeline.stages import RunResult, Session
 from parsl_rasda.runners.hosts import counted_here
 from parsl_rasda.study import SiteSpec, StudySpec, dump_study, load_study
 from parsl_rasda.study.spec import listing, shown
-from parsl_rasda.vocabulary import JSON
+from parsl_rasda.vocabulary import JSON, SiteName
 
 
 def run_study(
@@ -85,6 +86,7 @@ def _admit(study: StudySpec, sites: Sequence[SiteSpec]) -> None:
     """Refuse what could never end well before a stage runs or a pilot is asked for."""
     check_searchers(study)
     check_pilots(sites)
+    check_sites(study, [SiteName(site.name) for site in sites])
     check_fit(study, sites, counted_here(sites))
 
 

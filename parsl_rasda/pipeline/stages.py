@@ -22,6 +22,7 @@ from typing import Any
 import networkx as nx
 
 from parsl_rasda.errors import RasdaError, RunDirectoryError, SiteUnavailableError, StageFailedError
+from parsl_rasda.orchestration.reach import foreseen
 from parsl_rasda.orchestration.rundir import RunDirectory
 from parsl_rasda.orchestration.stages import (
     StageRecord,
@@ -43,6 +44,7 @@ from parsl_rasda.pipeline.plan import (
     ready_stages,
     result_of,
     sites_of,
+    sites_of_search,
     stage_graph,
     under_kept_names,
 )
@@ -96,6 +98,7 @@ class Session:
     may_restart: bool = False
     searches: list[Search] = field(default_factory=list)
     one_search: threading.Lock = field(default_factory=threading.Lock)
+    told: set[str] = field(default_factory=set)
     ending: threading.Event = field(default_factory=threading.Event)
     interrupted: bool = False
 
@@ -103,12 +106,14 @@ class Session:
         """Run every stage on the study's sites.
 
         Raises:
-            InvalidSettingError: If a stage names a site that is not there.
+            InvalidSettingError: If the study does not go with its sites, or a search with none of them.
             StageFailedError: If a stage fails: the first one, once what else was running has ended.
             SiteUnavailableError: If no site can run a stage.
         """
         narrowest = min((t.tune.scheduler.num_workers for t in self.study.tune_stages.values()), default=1)
         check_sites(self.study, [SiteName(site.name) for site in self.sites])
+        for name in self.study.tune_stages:
+            self._tell(foreseen(self.study, name, self.sites)[1])
         places = Places(
             self.sites,
             self.run_directory,
@@ -189,7 +194,7 @@ class Session:
         calls = calls_of(stage, done, self.search_path, at=at, sites=sites)
         begin = time.perf_counter()
         if isinstance(stage, TuneStage):
-            is_reused, *values = self._search(name, stage, calls[0], _known(stage, done), places)
+            is_reused, *values = self._search(name, stage, calls[0], done, places)
         else:
             is_reused, values = self._call_all(name, stage, calls, places)
         result = result_of(stage, calls, values, at)
@@ -199,9 +204,11 @@ class Session:
         return result
 
     def _search(
-        self, name: str, stage: TuneStage, call: Call, known: list[dict[str, Any]], places: Places
+        self, name: str, stage: TuneStage, call: Call, done: Mapping[str, StageResult], places: Places
     ) -> tuple[bool, Any]:
         """Return whether the search had ended before, and its best trial."""
+        sites, sentences = sites_of_search(self.study, name, done, self.sites)
+        self._tell(sentences)
         alone = len(self.study.tune_stages) == 1
         directory = self.run_directory if alone else RunDirectory(self.run_directory.path / name)
         self._take_up(name, call, directory)
@@ -209,7 +216,6 @@ class Session:
             if self.ending.is_set():
                 raise _StageEndedError(StudyState.INTERRUPTED)
             self._begin(name, [call])
-            sites = places.named(stage.site)
             search = Search(
                 self.study,
                 name,
@@ -219,7 +225,7 @@ class Session:
                 directory,
                 self.run_directory,
                 call.arguments,
-                known,
+                _known(stage, done),
             )
             self.searches.append(search)
             found = search.run(self.view)
@@ -299,6 +305,13 @@ class Session:
             else:
                 running[future] = call
         return left
+
+    def _tell(self, sentences: Sequence[str]) -> None:
+        """Warn of each thing once."""
+        for sentence in sentences:
+            if sentence not in self.told:
+                logger.warning("%s", sentence)
+        self.told.update(sentences)
 
     # ----------------------------------------------------------------------------- its record
 

@@ -15,6 +15,7 @@ from parsl_rasda.orchestration.admission import PilotShape, check_fit, misfit, s
 from parsl_rasda.orchestration.assembly import assumed_times, build_machine
 from parsl_rasda.orchestration.history import History
 from parsl_rasda.orchestration.machine import Machine
+from parsl_rasda.orchestration.reach import foreseen
 from parsl_rasda.simulation.costs import Costs, assumed_costs
 from parsl_rasda.simulation.measured import measured_costs
 from parsl_rasda.simulation.rehearsal import Rehearsal, VirtualSite
@@ -65,6 +66,7 @@ class Forecast:
     """What one `tune` stage will take.
 
     Attributes:
+        sites: Where its trials run.
         epoch_s: Median epoch of a trial on `num_workers` GPUs [s].
         is_measured: Costs come from a run, not from `tune.estimates`.
         advice: Sentences for the user, if there is something to say.
@@ -72,6 +74,7 @@ class Forecast:
 
     stage: str
     trials: int
+    sites: tuple[str, ...]
     gpus: int
     nodes: int
     epoch_s: float
@@ -104,13 +107,14 @@ def forecast_study(
     check_fit(study, sites, counted)
     found = []
     for name, stage in study.tune_stages.items():
-        usable = [s for s in sites if stage.site in {None, s.name}]
+        usable, sentences = foreseen(study, name, sites)
         if not usable:
             allowed = f"one of the sites given: {', '.join(s.name for s in sites)}"
             raise InvalidSettingError(f"stages.{name}.site", stage.site, allowed)
         shapes = {SiteName(s.name): virtual_site(s, counted) for s in usable}
         only = next(iter(runs.values())) if len(runs) == len(study.tune_stages) == 1 else None
-        found.append(forecast(name, stage.tune, shapes, seed=study.seed, measured=runs.get(name, only)))
+        here = forecast(name, stage.tune, shapes, seed=study.seed, measured=runs.get(name, only))
+        found.append(replace(here, advice=(*sentences, *here.advice)))
     return tuple(found)
 
 
@@ -180,6 +184,7 @@ def forecast(
     result = Forecast(
         stage=stage,
         trials=tune.num_samples,
+        sites=tuple(sites),
         gpus=sum(s.pilots * s.nodes * s.gpus_per_node for s in sites.values()),
         nodes=sum(s.pilots * s.nodes for s in sites.values()),
         epoch_s=statistics.median(costs.epoch_s(i, _workers(tune)) for i in range(tune.num_samples)),

@@ -28,6 +28,7 @@ from parsl_rasda.study.tuning import TuneSpec
 _Spec = TypeVar("_Spec")
 _SITE: TypeAdapter[SiteSpec] = TypeAdapter(AnySite)
 _TuneCheck: TypeAlias = Callable[[Plain], Iterable[Problem]]
+_StudyCheck: TypeAlias = Callable[[StudySpec], Iterable[Problem]]
 _OVERRIDE = "key=value, for example tune.num_samples=64 or stages.tune.tune.mode=max"
 _SUFFIXES = (".yaml", ".yml")
 # Arguments of a provider that follow from the site, and have one place to be said.
@@ -46,6 +47,7 @@ def load_study(
     *,
     check_targets: bool = True,
     check_tune: _TuneCheck | None = None,
+    check_study: _StudyCheck | None = None,
     environment: Environment | None = None,
 ) -> StudySpec:
     """Return the study that a file declares.
@@ -58,6 +60,7 @@ def load_study(
             folder and on Python's path; nothing is imported.
         check_tune: What yields mistakes of a `tune` block that its spec cannot know; it gets the block
             as it was written.
+        check_study: What yields mistakes of a study that is right by itself: where it shall run, say.
         environment: Values of ``${NAME}``; by default those of this process.
 
     Raises:
@@ -68,7 +71,11 @@ def load_study(
     _write_out_short_form(document)
     for override in overrides:
         _override(document, override, os.environ if environment is None else environment)
-    return _checked(document, search_path(file) if check_targets else None, check_tune)
+    spec = _checked(document, search_path(file) if check_targets else None, check_tune)
+    mistakes = [document.mistake(problem) for problem in check_study(spec)] if check_study else []
+    if mistakes:
+        raise InvalidFileError(mistakes)
+    return spec
 
 
 def declare_study(declared: Plain, source: str, *, check_tune: _TuneCheck | None = None) -> StudySpec:

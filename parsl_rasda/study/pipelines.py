@@ -71,7 +71,9 @@ class StageBase(Spec):
         None,
         description="Site it runs on, where a study has several; each: on every one, and what needs it gets "
         "the result of its own site. Without it: where the checkpoint of a search lies that it needs, else "
-        "the first one; a search uses all of them.",
+        "the first one; a search uses every site that has all of its inputs. A path that one site has "
+        "returned is on its disk only, which sites without Globus Compute share; numbers and texts are "
+        "everywhere.",
     )
 
     @property

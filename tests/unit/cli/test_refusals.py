@@ -59,8 +59,28 @@ def test_plan_refuses_what_does_not_fit_the_gpus_that_a_run_found(study, finishe
 
 def test_a_stage_on_a_site_that_is_not_there_is_found_before_the_run(study, site) -> None:
     study.write_text(STUDY + "site: elsewhere\n")
-    with pytest.raises(InvalidSettingError, match="one of the sites given: quad"):
+    with pytest.raises(InvalidFileError, match=r"study\.yaml:9: site: .* one of the sites given: quad"):
         validate(study, [site])
+
+
+@pytest.mark.parametrize("command", [plan, validate, run])
+def test_inputs_that_no_site_has_together_are_found_before_the_run(study, site, tmp_path, command) -> None:
+    (tmp_path / "other.yaml").write_text(SITE)
+    study.write_text(STUDY + "with:\n  data: {quad: /q}\n  labels: {other: /o}\n")
+    more = {"directory": tmp_path / "out"} if command is run else {}
+    words = r"study\.yaml:11: with\.labels: found other, but `data` is given for quad only"
+    with pytest.raises(InvalidFileError, match=words):
+        command(study, [site, str(tmp_path / "other.yaml")], **more)
+    assert not (tmp_path / "out").exists()
+
+
+def test_plan_tells_which_site_has_no_trial_and_why(study, site, tmp_path, capsys) -> None:
+    (tmp_path / "other.yaml").write_text(SITE)
+    study.write_text(STUDY + "with: {data: {quad: /q}}\n")
+    plan(study, [site, str(tmp_path / "other.yaml")])
+    words = " ".join(capsys.readouterr().out.split())
+    assert "8 trials on 4 GPUs, 1 node: quad" in words
+    assert "Search tune runs no trial on other: `data` is given for quad only." in words
 
 
 def test_plan_says_that_this_machine_has_no_gpu(study, tmp_path, monkeypatch) -> None:

@@ -7,8 +7,16 @@ from typing import Any
 import pytest
 
 from parsl_rasda.errors import InvalidSettingError
-from parsl_rasda.pipeline.plan import StageResult, calls_of, check_sites, of_site, result_of, sites_of
-from parsl_rasda.study import CommandStage, StudySpec
+from parsl_rasda.pipeline.plan import (
+    StageResult,
+    calls_of,
+    check_sites,
+    of_site,
+    result_of,
+    sites_of,
+    sites_of_search,
+)
+from parsl_rasda.study import CommandStage, GlobusSiteSpec, StudySpec
 from parsl_rasda.vocabulary import SiteName
 
 SITES = (SiteName("alps"), SiteName("fjord"))
@@ -57,6 +65,58 @@ def test_a_stage_goes_where_the_checkpoint_lies_that_it_needs(checkpoint: str, w
     (call,), _ = ran(evaluate, {"tune": best, "prepare": data}, [None])
     assert (call.site, call.name) == (where, "0000")
     assert call.arguments["data"] == where[0]
+
+
+SEARCH = {
+    "metric": "loss",
+    "num_samples": 2,
+    "scheduler": {"max_t": 2},
+    "search_space": {"lr": {"float": [0.1, 1.0]}},
+    "training": {"python": "module:function"},
+}
+
+
+def site(name: str) -> GlobusSiteSpec:
+    endpoint = "00000000-0000-4000-8000-000000000000"
+    return GlobusSiteSpec.model_validate({"name": name, "endpoint_id": endpoint, "work_dir": "/w"})
+
+
+def best(checkpoint: str) -> dict[str, Any]:
+    return {"trial": "0", "checkpoint": checkpoint, "config": {"file": "/no/input"}, "site": "fjord"}
+
+
+@pytest.mark.parametrize(
+    ("first", "result", "where"),
+    [
+        ({"command": ["true"], "site": "fjord"}, "/disk/data", ["fjord"]),
+        ({"command": ["true"]}, "/disk/data", ["alps"]),
+        ({"command": ["true"], "site": "fjord"}, 0.5, ["alps", "fjord"]),
+        ({"command": ["true"], "site": "each"}, {"alps": "/a", "fjord": "/f"}, ["alps", "fjord"]),
+        ({"command": ["true"], "site": "fjord"}, {"alps": "/a", "fjord": "/f"}, ["alps", "fjord"]),
+        ({"tune": SEARCH}, best("/disk/trials/epoch-2"), ["fjord"]),
+        ({"tune": SEARCH}, best("s3://bucket/epoch-2"), ["alps", "fjord"]),
+    ],
+)
+def test_a_search_runs_where_what_it_needs_lies(first: dict[str, Any], result: Any, where: list[str]) -> None:
+    stages = {"first": first, "last": {"needs": {"x": "first"}, "tune": SEARCH}}
+    study = StudySpec.model_validate({"name": "s", "stages": stages})
+    done = {"first": StageResult(result, "key")}
+    found, sentences = sites_of_search(study, "last", done, [site(name) for name in SITES])
+    assert list(found) == where
+    assert len(sentences) == (len(where) < 2)
+
+
+def test_a_search_whose_inputs_turn_out_to_be_on_different_disks_is_refused() -> None:
+    stages = {
+        "one": {"command": ["true"], "site": "alps"},
+        "two": {"command": ["true"], "site": "fjord"},
+        "tune": {"needs": {"a": "one", "b": "two"}, "tune": SEARCH},
+    }
+    study = StudySpec.model_validate({"name": "s", "stages": stages})
+    done = {"one": StageResult("/a", "1"), "two": StageResult("/b", "2")}
+    words = r"stages\.tune\.needs\.b: found 'fjord, but `a`, which stage one made, is on the disk of alps'"
+    with pytest.raises(InvalidSettingError, match=words):
+        sites_of_search(study, "tune", done, [site(name) for name in SITES])
 
 
 def test_only_a_mapping_with_every_site_differs_by_site() -> None:
