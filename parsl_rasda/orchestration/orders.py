@@ -21,11 +21,13 @@ class SiteFacts:
     Attributes:
         work_dir: Folder for attempts there; None is the run directory.
         inputs: Inputs that differ on this site, for example where its copy of the data lies.
+        paths: ``(input, path)`` pairs that it must have, for no trial can do without.
     """
 
     accelerator: str
     work_dir: Path | None = None
     inputs: Mapping[str, JSON] = field(default_factory=dict)
+    paths: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ class OrderDesk:
             python=self.tune.training.python,
             command=self.tune.training.command,
             inputs={**self.inputs, **site.inputs},
+            paths=site.paths,
             training=self.tune.training.resolve(start.config),
             resume_from=start.resume_from,
             share_at=self._shared(start.job),

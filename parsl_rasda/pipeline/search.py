@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from parsl_rasda.orchestration.history import History, rebuild
 from parsl_rasda.orchestration.journal import Journal
 from parsl_rasda.orchestration.orders import OrderDesk, SiteFacts
 from parsl_rasda.orchestration.ports import Runner
+from parsl_rasda.orchestration.reach import paths_in
 from parsl_rasda.orchestration.rundir import RunDirectory
 from parsl_rasda.orchestration.summary import best, cause
 from parsl_rasda.orchestration.view import View
@@ -20,6 +22,8 @@ from parsl_rasda.pipeline.plan import of_site
 from parsl_rasda.runners.several import SeveralSites
 from parsl_rasda.study import SiteSpec, StudySpec, TuneSpec
 from parsl_rasda.vocabulary import JSON, SiteName, StudyState
+
+_MOST_PATHS = 100  # of the inputs, that a site is asked for before each job
 
 
 @dataclass(slots=True)
@@ -108,15 +112,29 @@ class Search:
             self._driver.run(self.tune.num_samples, pilots, evidence)
 
     def _orders(self) -> OrderDesk:
-        facts = {
-            name: SiteFacts(
-                site.accelerator, Path(site.work_dir) if site.work_dir else None, self._inputs_at(name)
-            )
-            for name, site in self.sites.items()
-        }
+        facts = {}
+        for name, site in self.sites.items():
+            inputs, work_dir = self._inputs_at(name), Path(site.work_dir) if site.work_dir else None
+            facts[name] = SiteFacts(site.accelerator, work_dir, inputs, self._paths_at(inputs))
         return OrderDesk(
             self.study.name, self.study.seed, self.tune, self.directory, facts, dict(self.inputs)
         )
+
+    def _paths_at(self, here: Mapping[str, JSON]) -> tuple[tuple[str, str], ...]:
+        """Return the paths among the inputs of a site that it should have: its own, and what stages made.
+
+        Only an input that is a path, or a list of paths, is one for certain: a text with a slash in a mapping
+        may be the name of a group in an HDF5 file.
+        """
+        needed = {name: self.inputs[name] for name in self.study.stages[self.name].needs}
+        texts = (
+            (name, text)
+            for name, value in {**needed, **here}.items()
+            for text in (value if isinstance(value, list) else [value])
+            if isinstance(text, str)
+        )
+        found = ((name, path) for name, text in texts for path in paths_in(text))
+        return tuple(islice(found, _MOST_PATHS))
 
     def _inputs_at(self, site: SiteName) -> dict[str, JSON]:
         """Return the inputs that differ by site: those that are a mapping with the name of every site."""

@@ -150,8 +150,8 @@ def run(
     """Run one attempt to its end, unless another task has it, or it was told to stop, or comes too late.
 
     It does not begin in another pilot than the one it was sent to, whose nodes the launch names, nor in one
-    that another run has taken, nor on a site that does not have its module: what is wrong with the site is
-    no fault of the trial.
+    that another run has taken, nor on a site that does not have its module or its inputs: what is wrong with
+    the site is no fault of the trial.
 
     Args:
         order: A `handoff.JobOrder`.
@@ -172,7 +172,7 @@ def run(
         return {"block": this_block(), "jobs": [], "taken": taken}
     own = launch["environment"].get("PYTHONPATH") or os.environ.get("PYTHONPATH", "")
     path = os.pathsep.join((*python_path, *([own] if own else [])))
-    unfit = _missing_module(job, launch, path)
+    unfit = _missing_module(job, launch, path) or _missing_input(job)
     if unfit is not None:
         return {"block": this_block(), "jobs": [], "unfit": unfit}
     directory = Path(job.directory)
@@ -209,6 +209,14 @@ def _missing_module(job: JobOrder, launch: Message, path: str) -> str | None:
     if package in sys.builtin_module_names or PathFinder.find_spec(package, places) is not None:
         return None
     return f"module {package!r} cannot be found there; copy it to the same folder as here, or install it"
+
+
+def _missing_input(job: JobOrder) -> str | None:
+    """Return in words that an input of the study is not on this site, or None."""
+    for name, path in job.paths:
+        if not Path(path).exists():
+            return f"input {name!r} cannot be found there: {path}"
+    return None
 
 
 def look(jobs: Sequence[Message], silence_s: float) -> Message:

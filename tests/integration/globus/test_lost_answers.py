@@ -540,6 +540,16 @@ def test_a_site_without_the_studys_module_is_refused_and_no_trial_pays_for_it(tm
         assert [event.outcome for event in world.log.of(job)] == [Outcome.PREEMPTED]
 
 
+def test_a_site_without_an_input_of_the_study_is_refused_and_no_trial_pays_for_it(tmp_path: Path) -> None:
+    with opened(World(tmp_path)) as world:
+        world.ask()
+        job = world.start(paths=(("labels", str(tmp_path)), ("data", "/nowhere/data")))
+        ended = world.log.next(PilotEnded)
+        assert not ended.usable
+        assert ended.cause.endswith("input 'data' cannot be found there: /nowhere/data")
+        assert [event.outcome for event in world.log.of(job)] == [Outcome.PREEMPTED]
+
+
 def test_what_keeps_answers_from_coming_is_told_once(tmp_path: Path) -> None:
     with opened(World(tmp_path)) as world:
         world.link.says = lambda call: call != "run"

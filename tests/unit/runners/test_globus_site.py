@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,17 @@ def test_a_job_holds_its_pilot_and_ends_where_another_run_has_got_it(
         state = running.result(30)
     assert state["report"]["outcome"] == Outcome.PREEMPTED
     assert "another study (heat, run theirs) uses this pilot" in state["report"]["cause"]
+
+
+def test_an_attempt_whose_input_is_not_there_does_not_begin(tmp_path: Path) -> None:
+    order = replace(order_at(tmp_path / "a"), paths=(("data", str(tmp_path / "data")),))
+    launch = {"argv": [PYTHON, "-c", "pass"], "environment": {}, "files": {}}
+    arguments = (order.to_json(), launch, "mark", sender(tmp_path, 1), [])
+    told = globus_site.run(*arguments, grace_s=0.2)
+    assert (told["jobs"], told["unfit"]) == ([], f"input 'data' cannot be found there: {tmp_path / 'data'}")
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "data").touch()
+    assert globus_site.run(*arguments, grace_s=0.2)["jobs"], "once it is there"
 
 
 @pytest.mark.parametrize("call", ["describe", "run", "look", "stage"])
