@@ -10,7 +10,7 @@ import pytest
 import yaml
 from runner_tools import eventually
 
-from parsl_rasda.orchestration.events import StartJob
+from parsl_rasda.orchestration.events import SiteTroubled, StartJob
 from tests.integration.globus.bed import REPOSITORY, GlobusBed
 from tests.integration.globus.folder import DEADLINE_S, LOCAL, Folder, verdict
 
@@ -274,7 +274,10 @@ def test_a_second_study_on_the_endpoint_waits_until_the_first_has_ended(
     first = folder.run("alps", into="first")
     folder.wait_until(lambda: folder.has_epochs("alps"), first)
     second = folder.run("alps", into="second")
-    folder.wait_until(lambda: "uses this pilot" in " ".join(folder.status("second").split()), second)
+    folder.wait_until(
+        lambda: any(isinstance(record.event, SiteTroubled) for record in folder.records("second")), second
+    )
+    assert "waiting for a pilot of alps, since" in " ".join(folder.status("second").split())
     assert verdict(folder.summary(first)) == alone
     assert verdict(folder.summary(second)) == alone
     words = " ".join(folder.status("second").split())
