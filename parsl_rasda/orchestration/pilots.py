@@ -192,9 +192,14 @@ class PilotDesk:
         self._rested_at[site] = now + min(_REST_S * 2**doublings, _LONGEST_REST_S)
         self._missed[site] += 1
 
+    @property
+    def resting(self) -> dict[SiteName, float]:
+        """The sites that were given up for a while, and when each may be asked again [s]."""
+        return {site: at for site, at in self._rested_at.items() if self._missed[site]}
+
     def rested_at(self, now: float) -> float | None:
         """Return when the next site that was given up may be asked again [s], or None."""
-        return min((at for s, at in self._rested_at.items() if self._missed[s] and at > now), default=None)
+        return min((at for at in self.resting.values() if at > now), default=None)
 
     def ask_again(self, waiting: Collection[SiteName | None], now: float) -> Iterator[RequestPilot]:
         """Yield requests for pilots that were not replaced: one at a time for each site.

@@ -45,6 +45,7 @@ def summarise(study: str, machine: Machine, accounts: Accounts, now: float | Non
         "awaited": [
             {"pilot": pilot, "site": site, "since": at} for pilot, (site, at) in accounts.awaited.items()
         ],
+        "resting": [{"site": site, "until": at} for site, at in machine.pilots.resting.items()],
         "rungs": _rungs(machine),
         "trial_list": [_trial(t) for t in trials],
     }
@@ -64,6 +65,7 @@ def no_search(study: str) -> dict[str, Any]:
         "measured": {"epoch_s": None, "efficiency": None, "restart_s": None},
         "pilots": [],
         "awaited": [],
+        "resting": [],
         "rungs": [],
         "trial_list": [],
     }

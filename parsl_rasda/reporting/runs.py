@@ -122,6 +122,7 @@ class Run:
             "gpus_busy": sum(s["gpus_busy"] for s in summaries.values()),
             "pilots": [pilot for s in summaries.values() for pilot in s["pilots"]],
             "awaited": [pilot for s in summaries.values() for pilot in s["awaited"]],
+            "resting": [site for s in summaries.values() for site in s["resting"]],
             "state": self.state.value,
             "cause": self.cause,
             "searches": summaries,
@@ -140,7 +141,7 @@ class Run:
             if not self.searches[name].records:
                 summary["trials"]["total"] = self.searches[name].tune.num_samples
             if standing.state is not StageState.RUNNING:
-                summary |= {"gpus": 0, "gpus_busy": 0, "pilots": [], "awaited": []}
+                summary |= {"gpus": 0, "gpus_busy": 0, "pilots": [], "awaited": [], "resting": []}
         return found
 
     def _clock(self, now: float | None) -> float | None:

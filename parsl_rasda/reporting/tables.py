@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from parsl_rasda.reporting.words import config_text, duration, number, share, shortened, since
+from parsl_rasda.reporting.words import clock, config_text, duration, number, share, shortened
 from parsl_rasda.vocabulary import StudyState, TrialState
 
 _FINDINGS = 12  # values of a stage that are listed one by one
@@ -166,10 +166,17 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str | Text]]:
         "epochs",
         f"{summary['epochs']}" + (f", {repeated} of them repeated after a loss" if repeated else ""),
     )
-    for pilot in summary["pilots"] if summary["state"] == StudyState.RUNNING else ():
+    if summary["state"] == StudyState.RUNNING:
+        yield from _places(summary)
+
+
+def _places(summary: Summary) -> Iterator[tuple[str, str]]:
+    for pilot in summary["pilots"]:
         yield "pilot", f"{pilot['pilot']}: {pilot['gpus']} GPUs on {pilot['site']}"
-    for pilot in summary["awaited"] if summary["state"] == StudyState.RUNNING else ():
-        yield "waiting", f"for a pilot of {pilot['site']}, {since(pilot['since'])}"
+    for pilot in summary["awaited"]:
+        yield "waiting", f"for a pilot of {pilot['site']}, since {clock(pilot['since'])}"
+    for site in summary["resting"]:
+        yield "resting", f"{site['site']}, which refused; asked again from {clock(site['until'])} on"
 
 
 def _counts(trials: Mapping[str, int]) -> Text:

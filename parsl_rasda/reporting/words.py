@@ -30,9 +30,9 @@ def duration(seconds: float | None) -> str:
     return f"{whole} s"
 
 
-def since(at: float) -> str:
-    """Return the beginning of something that lasts, by the clock here: ``since 12:03:20``."""
-    return f"since {datetime.fromtimestamp(at).astimezone():%H:%M:%S}"
+def clock(at: float) -> str:
+    """Return when something is, by the clock here: ``12:03:20``."""
+    return f"{datetime.fromtimestamp(at).astimezone():%H:%M:%S}"
 
 
 def number(value: float | None) -> str:

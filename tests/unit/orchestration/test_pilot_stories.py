@@ -208,11 +208,13 @@ def test_a_site_that_was_given_up_is_asked_again_while_another_carries_on() -> N
     told = two_sites()
     given_up_at = told.now
     assert told.machine.wake_at == given_up_at + 60.0
+    assert told.machine.pilots.resting == {"b": given_up_at + 60.0}
     told.now += 30.0
     assert of(RequestPilot, told.epoch("0000.1", 1, 0.5)) == [], "not before its time"
     told.now = given_up_at + 60.0
     assert told.tell(TimePassed) == [RequestPilot(PilotId("b-4"), SiteName("b"))]
     assert told.machine.wake_at is None
+    assert not told.machine.pilots.resting
     (start,) = of(StartJob, told.pilot("b-4", gpus=1))
     assert start.placement.site == "b"
 

@@ -131,6 +131,18 @@ def test_a_run_tells_which_pilots_it_waits_for_and_since_when(rehearsals, tmp_pa
     assert f"waiting  for a pilot of {site}, since " in " ".join(text.split(" ")).replace("   ", "  ")
 
 
+def test_a_run_tells_which_sites_are_left_alone_and_until_when(rehearsals, tmp_path) -> None:
+    rehearsals.into(tmp_path, rehearsals.study_of(), torn_after=5.0)
+    with RunDirectory(tmp_path).controlled():
+        run = read_run(tmp_path)
+        (history,) = run.searches.values()
+        (site,) = (site.name for site in run.sites)
+        history.machine.pilots.rest(site, 600.0)
+        document = run.document(now=601.0)
+    assert [(r["site"], r["until"] > 600.0) for r in document["resting"]] == [(site, True)]
+    assert f"{site}, which refused; asked again from " in as_text(status_view(document))
+
+
 def test_a_search_that_has_not_begun_says_so(rehearsals, tmp_path) -> None:
     rehearsals.into(tmp_path, rehearsals.study_of())
     (tmp_path / "journal.jsonl").unlink()
