@@ -280,6 +280,8 @@ class TuneSpec(Spec):
         training = mapping_at(plain, "training")
         for problem in space_problems(space):
             yield Problem(("search_space", *problem.loc), problem.found, problem.allowed)
+        searcher = mapping_at(plain, "searcher")
+        listed = searcher.get("configs") if searcher.get("kind") == "list" else None
         warmup = mapping_at(training, "warmup")
         for loc, setting in (
             (("batch_size",), training.get("batch_size")),
@@ -289,6 +291,7 @@ class TuneSpec(Spec):
             if isinstance(setting, str) and IDENTIFIER.fullmatch(setting):
                 whole = loc == ("batch_size",)
                 yield from _reference(("training", *loc), setting, space, whole=whole)
+                yield from _listed_without(listed, setting, ".".join(loc), whole=whole)
 
 
 def command_problems(tune: Plain, arguments: Iterable[str]) -> Iterator[Problem]:
@@ -299,7 +302,7 @@ def command_problems(tune: Plain, arguments: Iterable[str]) -> Iterator[Problem]
 
 
 def _reference(loc: tuple[str, ...], name: str, space: Plain, *, whole: bool) -> Iterator[Problem]:
-    kind = "whole numbers" if whole else "numbers"
+    kind = _kind_of_numbers(whole=whole)
     usable = [n for n, p in space.items() if _gives_numbers(p, whole=whole)]
     if name not in space:
         allowed = f"a number, or a parameter of the search space that gives {kind}: {listing(usable)}"
@@ -311,6 +314,18 @@ def _reference(loc: tuple[str, ...], name: str, space: Plain, *, whole: bool) ->
         yield Problem(loc, f"{shown(name)}, which is {parameter}", f"a parameter that always gives {kind}")
 
 
+def _listed_without(configs: object, name: str, setting: str, *, whole: bool) -> Iterator[Problem]:
+    """Yield the configurations of a list from which no trial could be trained."""
+    for number, config in enumerate(configs if isinstance(configs, list | tuple) else ()):
+        if isinstance(config, Mapping) and not _gives_numbers(config.get(name), whole=whole):
+            allowed = f"one that gives training.{setting}, which is {name}: {_kind_of_numbers(whole=whole)}"
+            yield Problem(("searcher", "configs", number), shown(config), allowed)
+
+
+def _kind_of_numbers(*, whole: bool) -> str:
+    return "whole numbers of at least 1" if whole else "numbers of at least 0"
+
+
 def _gives_numbers(parameter: object, *, whole: bool) -> bool:
     if isinstance(parameter, Mapping):
         if parameter.get("when"):
@@ -320,5 +335,8 @@ def _gives_numbers(parameter: object, *, whole: bool) -> bool:
         if "choice" in parameter:
             values = parameter["choice"]
             return isinstance(values, list | tuple) and all(_gives_numbers(v, whole=whole) for v in values)
-        return "int" in parameter or not whole
-    return is_number(parameter) and (isinstance(parameter, int) or not whole)
+        bounds = parameter.get("int", parameter.get("float"))
+        low = bounds[0] if isinstance(bounds, list | tuple) and bounds else None
+        is_enough = not is_number(low) or low >= whole  # bounds that are none are named elsewhere
+        return is_enough and ("int" in parameter or not whole)
+    return is_number(parameter) and (isinstance(parameter, int) or not whole) and parameter >= whole

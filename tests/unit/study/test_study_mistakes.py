@@ -220,13 +220,25 @@ MISTAKES: dict[str, tuple[str | int, ...]] = {
         "batch_size: batch",
         "batch_size: bach",
         "batch_size: found 'bach', no parameter",
-        "whole numbers: batch (did you mean batch?)",
+        "whole numbers of at least 1: batch (did you mean batch?)",
     ),
     "batch of text": (
         "batch_size: batch",
         "batch_size: optimizer",
         "batch_size: found 'optimizer', which is {choice",
         "always gives whole numbers",
+    ),
+    "batch of nothing": (
+        "batch: {choice: [16, 32]}",
+        "batch: {int: [0, 32]}",
+        30,
+        "batch_size: found 'batch', which is {int: [0, 32]}; allowed: a parameter that always gives whole "
+        "numbers of at least 1",
+    ),
+    "list without a batch": (
+        "searcher: {kind: tpe, n_startup_trials: 4}",
+        "searcher:\n        kind: list\n        configs:\n        - {lr: 1, batch: 8}\n        - {lr: 0.1}",
+        "searcher.configs.1: found {lr: 0.1}; allowed: one that gives training.batch_size, which is batch",
     ),
     "warm-up that may be missing": (
         "{initial: 1}",
