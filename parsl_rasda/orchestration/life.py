@@ -63,6 +63,7 @@ class Life:
         self.state = StudyState.RUNNING
         self.jobs: dict[JobId, TrialRecord] = {}
         self.num_samples = 0
+        self._all_there_are = 0  # trials that were wanted when the searcher had no more
         self.board = Board(
             Ledger(),
             Times(settings.assumed),
@@ -75,6 +76,10 @@ class Life:
         self._is_over = False
         self._now = 0.0
         self._out: list[Instruction] = []
+
+    def lacks(self, num_samples: int) -> bool:
+        """Whether trials are missing to so many that the searcher may have."""
+        return num_samples > max(len(self.trials), self._all_there_are)
 
     @property
     def _unproposed(self) -> int:

@@ -99,7 +99,7 @@ class Machine(SlotDesk):
     def _on_study_started(self, event: StudyStarted) -> None:
         """Begin, or take up again after a death: nothing of before is running any more."""
         self.state, self._is_over = StudyState.RUNNING, False
-        self.num_samples = max(event.num_samples, len(self.trials))
+        self.num_samples = event.num_samples if self.lacks(event.num_samples) else len(self.trials)
         self._proposing = False
         self.jobs.clear()
         for pilot in self.pilots.up:
@@ -122,7 +122,7 @@ class Machine(SlotDesk):
 
     def _on_exhausted(self) -> None:
         self._proposing = False
-        self.num_samples = len(self.trials)
+        self._all_there_are, self.num_samples = self.num_samples, len(self.trials)
         self._close_if_full()
         self._allocate()
 

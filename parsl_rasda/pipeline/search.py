@@ -55,8 +55,8 @@ class Search:
         self.directory.path.mkdir(parents=True, exist_ok=True)
         history = rebuild(self.directory, self.study.name, self.tune, seed=self.study.seed, known=self.known)
         self._history = history
-        wanted = self.tune.num_samples
-        if history.machine.state is not StudyState.DONE or wanted > history.machine.num_samples:
+        machine = history.machine
+        if machine.state is not StudyState.DONE or machine.lacks(self.tune.num_samples):
             self._drive(history, view)
         self.state = history.machine.state
         self.cause = cause(history.machine, history.accounts)

@@ -17,6 +17,7 @@ from parsl_rasda.orchestration.events import (
     JobEnded,
     ObserveTrial,
     ProposeTrial,
+    RequestPilot,
     SearchExhausted,
     StartJob,
     StudyStarted,
@@ -197,6 +198,19 @@ def test_an_exhausted_search_ends_the_study_with_what_there_is(tmp_path: Path) -
     assert run.run(6, EVERYWHERE).state is StudyState.DONE
     assert (len(run.machine.trials), run.machine.num_samples) == (2, 2)
     assert sum(isinstance(r.event, SearchExhausted) for r in read(tmp_path / "journal.jsonl")) == 1
+
+
+def test_an_exhausted_search_is_asked_again_for_a_larger_budget_only(tmp_path: Path) -> None:
+    machine, searcher = build_machine(tune()), LoggingSearcher(most=2)
+    asked = []
+    for wanted in (6, 6, 2, 7):
+        run = driver(tmp_path, FakeRunner(curve), machine=machine, searcher=searcher)
+        before = len(list(read(tmp_path / "journal.jsonl")))
+        assert run.run(wanted, EVERYWHERE).state is StudyState.DONE
+        records = list(read(tmp_path / "journal.jsonl"))[before:]
+        asked.append(sum(isinstance(i, RequestPilot) for r in records for i in r.instructions))
+        assert machine.num_samples == 2
+    assert asked == [1, 0, 0, 1]
 
 
 def test_the_searcher_hears_the_same_live_and_in_recovery(tmp_path: Path) -> None:
