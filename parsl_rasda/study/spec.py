@@ -129,8 +129,8 @@ def listing(words: Iterable[str]) -> str:
 
 def suggestion(word: object, options: Iterable[str]) -> str:
     """Return `` (did you mean x?)`` if an option is close to the word, else nothing."""
-    close = difflib.get_close_matches(str(word).lower(), {o.lower(): o for o in options}, n=1)
-    original = {o.lower(): o for o in options}
+    original = {o.lower(): o for o in options if o != word}
+    close = difflib.get_close_matches(str(word).lower(), original, n=1)
     return f" (did you mean {original[close[0]]}?)" if close else ""
 
 
@@ -196,6 +196,8 @@ def _expectation(error: ErrorDetails) -> str:
     if kind == "too_short":
         least = context["min_length"]
         return "at least one entry" if least == 1 else f"at least {least} entries"
+    if kind == "too_long":
+        return f"at most {context['max_length']} entries"
     text = error["msg"].removeprefix("Input should be ")
     if kind in {"literal_error", "enum"}:
         options = re.findall(r"'([^']*)'", str(context["expected"]))

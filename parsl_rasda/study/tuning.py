@@ -85,9 +85,8 @@ class SchedulerSpec(Spec):
             if steps[-1] != most:
                 # A trial keeps its width while its replicas grow: the one must divide the other.
                 found = f"{most}, which num_workers does not reach by scaling_factor"
-                yield Problem(
-                    ("max_workers",), found, f"{listing(map(str, steps))}, {steps[-1] * max(step, 2)}, ..."
-                )
+                more = f", {steps[-1] * step}, ..." if step > 1 else ""
+                yield Problem(("max_workers",), found, listing(map(str, steps)) + more)
 
 
 def _powers(start: int, step: int, most: int) -> Iterator[int]:

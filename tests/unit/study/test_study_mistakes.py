@@ -113,6 +113,22 @@ MISTAKES: dict[str, tuple[str | int, ...]] = {
         "max_workers: 6",
         "max_workers: found 6, which num_workers does not reach by scaling_factor; allowed: 1, 2, 4, 8, ...",
     ),
+    "workers that nothing multiplies": (
+        "max_workers: 8",
+        "scaling_factor: 1\n        max_workers: 8",
+        "max_workers: found 8, which num_workers does not reach by scaling_factor; allowed: 1\n",
+    ),
+    "three bounds": (
+        "[0.0, 0.99]",
+        "[0.0, 0.5, 0.99]",
+        "momentum.float: found [0.0, 0.5, 0.99]; allowed: at most 2 entries",
+    ),
+    "both forms": (
+        "name: cfd\n",
+        "name: cfd\ntune: {}\n",
+        2,
+        "tune: found an unknown key; allowed: name, seed, stages\n",
+    ),
     "unknown key that looks like a tag": (
         "max_t: 8",
         "max_t: 8\n        <odd>: 3",
@@ -307,9 +323,9 @@ def test_a_mistake_names_its_line_what_was_found_and_what_is_allowed(folder: Pat
     good = study.read_text()
     assert good.count(old) == 1, "the change must be unambiguous"
     study.write_text(good.replace(old, new))
-    (mistake,) = (m for m in _mistakes(study) if words[0] in str(m))
+    (mistake,) = (m for m in _mistakes(study) if words[0] in f"{m}\n")
     for word in words:
-        assert word in str(mistake)
+        assert word in f"{mistake}\n"
     assert mistake.file == str(study)
     assert mistake.line in ([n for n in expected if isinstance(n, int)] or _line_of_change(good, old, new))
 
