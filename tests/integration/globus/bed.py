@@ -17,8 +17,8 @@ import tempfile
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -50,13 +50,11 @@ log.file = false
 class GlobusBed:
     """Starts on entry; on exit nothing is left."""
 
-    def __init__(self, *sites: str, window_s: float = 1800.0) -> None:
+    def __init__(self, *sites: str) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="rasda-globus-"))
         self.endpoints = {site: str(uuid.uuid4()) for site in sites}
-        self._window_s = window_s
         self._rabbit_port, self._dist_port, self._epmd_port = free_port(), free_port(), free_port()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._stack = ExitStack()
 
     @property
     def url(self) -> str:
@@ -81,7 +79,7 @@ class GlobusBed:
             self.start_broker(wait=True)
             amqp = f"amqp://bed:bed@127.0.0.1:{self._rabbit_port}/%2F"
             words = (sys.executable, str(STAND_IN), "--amqp", amqp, "--port-file", str(self.folder / "port"))
-            self._start("stand-in", *words, f"--window_s={self._window_s}")
+            self._start("stand-in", *words, PYTHONPATH=str(REPOSITORY))
             self._await("the stand-in", (self.folder / "port").exists)
             for site in self.endpoints:
                 self.start_endpoint(site)
@@ -158,8 +156,26 @@ class GlobusBed:
         """Return how many tasks the service has no result for."""
         return int(self._ask("waiting"))
 
-    def _ask(self, what: str) -> Any:
-        with urllib.request.urlopen(f"{self.url}/{what}") as answer:
+    def kept(self) -> int:
+        """Return how many results wait to be fetched, or have been and would still be there."""
+        return int(self._ask("kept"))
+
+    def requests(self) -> dict[str, int]:
+        """Return how many requests the service has served, and refused for each reason (`limits.Gate`)."""
+        return dict(self._ask("requests"))
+
+    @contextmanager
+    def limits(self, **changes: float) -> Iterator[None]:
+        """Let the service have other limits for a while (`limits.Limits`)."""
+        before = self._ask("limits", changes)
+        try:
+            yield
+        finally:
+            self._ask("limits", before)
+
+    def _ask(self, what: str, body: Any = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        with urllib.request.urlopen(f"{self.url}/{what}", data) as answer:
             return json.load(answer)
 
     def start_endpoint(self, site: str) -> None:
@@ -179,6 +195,17 @@ class GlobusBed:
         environment = {**self.environment, "GLOBUS_COMPUTE_USER_DIR": str(folder.parent)}
         command = (str(VENV_BIN / "globus-compute-endpoint"), "start", site)
         self._start(site, *command, **environment)
+
+    @contextmanager
+    def environment_of(self, site: str, variables: Mapping[str, str]) -> Iterator[None]:
+        """Let user endpoints that start at a site have more variables for a while."""
+        path = self.folder / site / site / "user_environment.yaml"
+        before = path.read_text()
+        path.write_text(yaml.safe_dump({**yaml.safe_load(before), **variables}))
+        try:
+            yield
+        finally:
+            path.write_text(before)
 
     def kill_endpoint(self, site: str) -> None:
         """Kill an endpoint and its user endpoint; managers and launches find out by themselves."""

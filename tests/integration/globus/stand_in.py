@@ -2,9 +2,10 @@
 
 It speaks as much of the wire protocol as an unmodified globus-compute-sdk `Executor` and unmodified
 `globus-compute-endpoint` daemons need, through a real RabbitMQ, and keeps the service's limits: the size
-of a request, requests per ten seconds, and how long a result waits to be fetched. Run as a program::
+of a request and of a result, requests per ten seconds, and how long a result waits to be fetched. Who has
+started it may ask how they were met, and change them. Run as a program::
 
-    python stand_in.py --amqp amqp://user:password@127.0.0.1:5673/%2F --port-file PORT [--window_s 1800]
+    python stand_in.py --amqp amqp://user:password@127.0.0.1:5673/%2F --port-file PORT
 
 It answers to any host name: clients reach it as their HTTP proxy, so that it may have any free port.
 """
@@ -20,7 +21,6 @@ import re
 import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -31,37 +31,31 @@ import pika
 import pika.exceptions
 from globus_compute_common.messagepack import pack, unpack
 from globus_compute_common.messagepack.message_types import EPStatusReport, Result, ResultErrorDetails, Task
+from globus_compute_sdk.errors import MaxResultSizeExceeded
+
+from tests.integration.globus.limits import Gate, Limits, RefusedError
 
 IDENTITY = "11111111-2222-4333-8444-555555555555"  # the one user there is
 USERNAME = "tester@example.org"
 COMPUTE_SCOPE_ID = "facd7ccc-c5f4-42aa-916b-a0e270e2c2a9"
 COMPUTE_SCOPE = f"https://auth.globus.org/scopes/{COMPUTE_SCOPE_ID}/all"
 QUEUE_PREFIX = "tg."
-MAX_REQUEST_BYTES = 10 * 1024 * 1024
-MAX_REQUESTS = 20
-REQUESTS_WINDOW_S = 10.0
-RESULT_WINDOW_S = 1800.0
 SHARED_QUEUES = ("results", "heartbeats")  # from every endpoint to the service
 
 logger = logging.getLogger("stand-in")
-
-
-class RefusedError(Exception):
-    """An answer other than 2xx."""
-
-    def __init__(self, status: int, code: str, reason: str) -> None:
-        super().__init__(status, code, reason)
-        self.status, self.code, self.reason = status, code, reason
 
 
 class Broker(threading.Thread):
     """One connection to RabbitMQ, made anew whenever it breaks: publishes on request, consumes results."""
 
     def __init__(
-        self, url: str, on_message: dict[str, Callable[[bytes], Iterator[tuple[str, bytes]]]]
+        self,
+        url: str,
+        on_message: dict[str, Callable[[bytes], Iterator[tuple[str, bytes]]]],
+        expiration_ms: Callable[[], str],
     ) -> None:
         super().__init__(daemon=True, name="broker")
-        self._url, self._on_message = url, on_message
+        self._url, self._on_message, self._expiration_ms = url, on_message, expiration_ms
         self._ready = threading.Event()
 
     def run(self) -> None:
@@ -96,8 +90,8 @@ class Broker(threading.Thread):
         if not done.wait(10) or errors:
             raise RefusedError(503, "SERVICE_UNAVAILABLE", f"the message broker is away: {errors}")
 
-    def declare(self, queue: str, arguments: dict[str, Any] | None = None) -> None:
-        self.channel.queue_declare(queue, durable=True, arguments=arguments)
+    def declare(self, queue: str) -> None:
+        self.channel.queue_declare(queue, durable=True)
 
     def publish(self, queue: str, body: bytes, **properties: Any) -> None:
         self.channel.basic_publish("", queue, body, pika.BasicProperties(delivery_mode=2, **properties))
@@ -116,7 +110,7 @@ class Broker(threading.Thread):
     def _consume(self, channel: Any, method: Any, _properties: Any, body: bytes) -> None:
         try:
             for queue, out in self._on_message[method.routing_key](body):
-                self.publish(queue, out, timestamp=int(time.time()))
+                self.publish(queue, out, timestamp=int(time.time()), expiration=self._expiration_ms())
         except (TypeError, ValueError, KeyError):
             logger.exception("bad message")
         channel.basic_ack(method.delivery_tag)
@@ -125,28 +119,21 @@ class Broker(threading.Thread):
 class Service:
     """Functions, endpoints and tasks."""
 
-    def __init__(self, amqp_url: str, window_s: float) -> None:
-        self._amqp_url, self._window_s = amqp_url, window_s
+    def __init__(self, amqp_url: str, limits: Limits) -> None:
+        self._amqp_url, self.gate = amqp_url, Gate(limits)
         self._lock = threading.RLock()
-        self._requests: deque[float] = deque()
         self._functions: dict[str, dict[str, Any]] = {}
         self._endpoints: dict[str, dict[str, Any]] = {}
         self._children: dict[tuple[str, str], str] = {}  # user endpoints, by endpoint and configuration
         self._user_endpoints: dict[str, dict[str, Any]] = {}
         self._tasks: dict[str, dict[str, Any]] = {}
-        self._broker = Broker(amqp_url, {"results": self._on_result, "heartbeats": self._on_heartbeat})
+        self._broker = Broker(
+            amqp_url,
+            {"results": self._on_result, "heartbeats": self._on_heartbeat},
+            lambda: str(int(self.gate.limits.result_window_s * 1000)),
+        )
         self._broker.start()
         self._broker.await_ready()
-
-    def count_request(self) -> None:
-        """Refuse a client that asks too often."""
-        with self._lock:
-            now = time.monotonic()
-            while self._requests and self._requests[0] < now - REQUESTS_WINDOW_S:
-                self._requests.popleft()
-            if len(self._requests) >= MAX_REQUESTS:
-                raise RefusedError(429, "TOO_MANY_REQUESTS", f"{MAX_REQUESTS} in {REQUESTS_WINDOW_S:g} s")
-            self._requests.append(now)
 
     def register_function(self, data: dict[str, Any]) -> dict[str, Any]:
         function = str(uuid.uuid4())
@@ -180,6 +167,10 @@ class Service:
         """Return how many tasks have not ended."""
         return sum("completion_t" not in task for task in self._tasks.values())
 
+    def kept(self) -> int:
+        """Return how many tasks have ended whose results can still be fetched."""
+        return sum("completion_t" in task and not self._is_gone(task) for task in self._tasks.values())
+
     def submit(self, endpoint: str, data: dict[str, Any]) -> dict[str, Any]:
         """Start the user endpoint if need be and queue tasks; acknowledged means queued, no more."""
         self.endpoint(endpoint)
@@ -193,7 +184,7 @@ class Service:
 
         def queue_all() -> None:
             self._broker.declare(f"{child}.tasks")
-            self._broker.declare(QUEUE_PREFIX + group, {"x-message-ttl": int(self._window_s * 1000)})
+            self._broker.declare(QUEUE_PREFIX + group)
             stamp = {"content_type": "application/json", "timestamp": int(time.time())}
             self._broker.publish(f"{endpoint}.commands", order, **stamp)
             for body, headers in messages:
@@ -213,9 +204,12 @@ class Service:
         for name in names:
             task = self._tasks.get(name)
             if task is not None:
-                gone = time.time() - float(task.get("completion_t", "inf")) > self._window_s
-                found[name] = {"task_id": name, "status": "abandoned"} if gone else task
+                found[name] = {"task_id": name, "status": "abandoned"} if self._is_gone(task) else task
         return {"response": "batch", "results": found}
+
+    def _is_gone(self, task: dict[str, Any]) -> bool:
+        age_s = time.time() - float(task.get("completion_t", "inf"))
+        return age_s > self.gate.limits.result_window_s
 
     def _child(self, endpoint: str, options: dict[str, Any]) -> str:
         text = json.dumps(options, sort_keys=True)
@@ -285,6 +279,12 @@ class Service:
         task = self._tasks[str(result.task_id)]
         if "completion_t" in task:
             return  # the second of two
+        size, most = len(result.data), self.gate.limits.result_bytes
+        if size > most and not result.is_error:  # in the words of the endpoint, which has a limit of its own
+            error = MaxResultSizeExceeded(size, most)
+            details = ResultErrorDetails(code=type(error).__name__, user_message=str(error))
+            result = Result(task_id=result.task_id, data=repr(error), error_details=details)
+            body = pack(result)
         if result.is_error:
             task.update(status="failed", exception=result.data)
         else:
@@ -338,15 +338,24 @@ class Handler(BaseHTTPRequestHandler):
             return _authorise(path, body)
         if path == "/v2/version":
             return {"api": "stand-in", "min_sdk_version": "2.0.0", "min_ep_version": "2.0.0"}
-        if path == "/online":  # for whoever started it
-            return self.service.online()
-        if path == "/waiting":
-            return self.service.waiting()
+        if path in {"/online", "/waiting", "/kept", "/requests", "/limits"}:  # for whoever started it
+            return self._tell(path, body)
         if not self.headers.get("Authorization", "").startswith("Bearer tok-"):
             raise RefusedError(401, "UNAUTHENTICATED", "no token")
-        if len(body) > MAX_REQUEST_BYTES:
-            raise RefusedError(413, "PAYLOAD_TOO_LARGE", f"{len(body)} of {MAX_REQUEST_BYTES} bytes")
+        self.service.gate.weigh(len(body))
         return self._compute(path, json.loads(body) if body else {})
+
+    def _tell(self, path: str, body: bytes) -> Any:
+        match path:
+            case "/online":
+                return self.service.online()
+            case "/waiting":
+                return self.service.waiting()
+            case "/kept":
+                return self.service.kept()
+            case "/limits":
+                return self.service.gate.change(json.loads(body))
+        return self.service.gate.counted()
 
     def _compute(self, path: str, data: Any) -> Any:  # noqa: C901, PLR0911  a table
         service = self.service
@@ -360,7 +369,7 @@ class Handler(BaseHTTPRequestHandler):
                 return {"status": "ok"}
             case "DELETE", "endpoints", *_:
                 return {"status": "ok"}
-        service.count_request()  # from here on, what clients ask for
+        service.gate.count()  # from here on, what clients ask for
         match (self.command, *(named.groups() if named else (path,))):
             case _, "/v2/get_amqp_result_connection_url":
                 return {"queue_prefix": QUEUE_PREFIX, "connection_url": service._amqp_url}
@@ -415,11 +424,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--amqp", required=True)
     parser.add_argument("--port-file", type=Path, required=True)
-    parser.add_argument("--window_s", type=float, default=RESULT_WINDOW_S)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("pika").setLevel(logging.WARNING)
-    Handler.service = Service(options.amqp, options.window_s)
+    Handler.service = Service(options.amqp, Limits())
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     beside = options.port_file.with_suffix(".new")

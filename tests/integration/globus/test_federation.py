@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import yaml
 from runner_tools import eventually
 
 from parsl_rasda.orchestration.events import SiteTroubled, StartJob
-from tests.integration.globus.bed import REPOSITORY, GlobusBed
+from tests.integration.globus.bed import REPOSITORY
 from tests.integration.globus.folder import DEADLINE_S, LOCAL, Folder, verdict
 
 pytestmark = [pytest.mark.globus, pytest.mark.slow]
@@ -57,22 +56,6 @@ def prepare(directory):
     path.write_text("prepared")
     return path
 """
-
-
-@pytest.fixture
-def folder(tmp_path: Path, bed: GlobusBed) -> Folder:
-    return Folder(tmp_path, bed)
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, bed: GlobusBed) -> dict[str, Any]:
-    """The same study on one site, without Globus Compute."""
-    folder = Folder(tmp_path_factory.mktemp("alone"), bed)
-    folder.write_study(epoch_s=0.1)
-    warming = [folder.run(site, into=f"warm-{site}") for site in bed.endpoints]  # until both are up
-    found = verdict(folder.summary(folder.run("local")))
-    assert [verdict(folder.summary(process)) for process in warming] == [found, found]
-    return found
 
 
 def test_two_sites_share_one_ranking_and_both_do_work(folder: Folder, alone: dict[str, Any]) -> None:
@@ -170,15 +153,6 @@ def test_sites_that_cannot_work_say_why_and_another_one_carries_on(
     assert verdict(folder.summary(process)) == alone
     assert "site alps runs Python 3.10.4, the controller 3.11" in folder.causes()["alps"]
     assert f"no endpoint {nobody}" in folder.causes()["fjord"]
-
-
-def test_an_order_that_is_too_large_is_refused_before_it_is_sent(
-    folder: Folder, alone: dict[str, Any]
-) -> None:
-    folder.write_study(epoch_s=0.1, **{"seed: 5}": "seed: 5, weights: " + "x" * 11_000_000 + "}"})
-    summary = folder.summary(folder.run("alps", "local"))
-    assert verdict(summary) == alone
-    assert "is 11.0 MB, and Globus Compute takes 10 MB" in folder.causes()["alps"]
 
 
 def test_a_killed_user_endpoint_costs_no_result(folder: Folder, alone: dict[str, Any]) -> None:
