@@ -10,16 +10,15 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from audits import AUDIT, audit
 from rank_launch import OPENMPI, missing_of
 from runner_tools import eventually
 from slurm_cluster import SlurmCluster
 
-from parsl_rasda.handoff import JobOrder
 from parsl_rasda.orchestration.events import (
     RELEASED,
     EpochReported,
@@ -74,12 +73,6 @@ _MINE = sorted(os.sched_getaffinity(0))
 CORES = [_MINE[gpu % len(_MINE)] for gpu in range(4)]  # next to each GPU, as it were
 END_TOGETHER = f"{sys.executable} {HERE}/audit_script.py --lr {{{{lr}}}} --ends {{ends}}"
 END_TOGETHER += " --epoch {{epoch}} --until {{until}} --report {{report}}"
-AUDIT = {
-    "command": [
-        *(sys.executable, str(HERE / "audit_script.py"), "--lr", "{lr}", "--seconds", "0.3"),
-        *("--epoch", "{epoch}", "--until", "{until}", "--report", "{report}"),
-    ]
-}
 
 
 @pytest.fixture(scope="module")
@@ -141,38 +134,6 @@ def study_of(**tune: Any) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------ placements
-
-
-def ranks_of(directory: Path) -> Iterator[tuple[JobOrder, list[dict[str, Any]]]]:
-    """Yield every attempt that ran a script, with what its ranks have seen."""
-    for path in sorted(directory.glob("trials/*/attempt-*/order.json")):
-        ranks = [json.loads(rank.read_text()) for rank in path.parent.glob("rank-*.json")]
-        if ranks:
-            yield JobOrder.load(path), sorted(ranks, key=lambda r: int(r["rank"]))
-
-
-def audit(directory: Path, mask: str) -> set[int]:
-    """Check every rank against its placement, and every GPU against time; return the widths seen."""
-    uses: dict[tuple[str, str], list[tuple[float, float, str]]] = {}
-    widths = set()
-    for order, ranks in ranks_of(directory):
-        widths.add(order.world_size)
-        assert len(ranks) == order.world_size == len(order.slots)
-        by_node: dict[str, list[str]] = {}
-        for slot in order.slots:
-            by_node.setdefault(slot.partition(":")[0], []).append(slot.partition(":")[2])
-        for rank, slot in zip(ranks, order.slots, strict=True):
-            node, gpu = slot.split(":")
-            assert rank["node"] == node, "the rank is where the ledger put it"
-            assert rank["masks"][mask].split(",") == by_node[node], "it sees its trial's GPUs and no others"
-            assert rank["masks"][mask].split(",")[rank["local_rank"]] == gpu, (
-                "its own is the one it was given"
-            )
-            uses.setdefault((node, gpu), []).append((rank["began"], rank["ended"], str(order.job)))
-    for gpu, times in uses.items():
-        for (_, ended, one), (began, _, other) in pairwise(sorted(times)):
-            assert ended <= began, f"{gpu} was used by {one} and {other} at a time"
-    return widths
 
 
 def test_64_trials_use_no_gpu_twice_and_none_outside_their_placements(place: Place) -> None:

@@ -62,6 +62,13 @@ def test_pbs_is_asked_for_gpus_and_cores_of_every_node() -> None:
     assert engine["address"] == {"type": "address_by_interface", "ifname": "lo"}
 
 
+@pytest.mark.parametrize(("heartbeat_s", "period_s"), [(None, 15), (10, 5), (1, 1)])
+def test_the_queue_is_looked_at_twice_a_heartbeat(heartbeat_s: int | None, period_s: int) -> None:
+    options = {} if heartbeat_s is None else {"heartbeat_s": heartbeat_s}
+    engine = engine_of(batch_system="slurm", **BATCH, **options)
+    assert engine["job_status_kwargs"]["strategy_period"] == period_s
+
+
 @pytest.mark.parametrize("system", ["slurm", "pbs", "local"])
 def test_the_endpoint_takes_what_the_template_gives(system: str) -> None:
     batch = {} if system == "local" else {**BATCH, "interface": "lo"}
