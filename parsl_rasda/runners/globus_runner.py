@@ -352,7 +352,7 @@ class GlobusRunner:
         pilot, self._pilot = self._pilot, None
         if pilot is None:
             return
-        self._answers = False
+        self._answers = not usable  # a site that is of no use is there all the same, and to be swept
         self._refusal = self._refusal if usable else cause
         self._post(PilotLost(time.time(), pilot.request.pilot))
         self._jobs.conclude(outcome, cause)

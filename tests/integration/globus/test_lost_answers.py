@@ -550,6 +550,16 @@ def test_a_site_without_an_input_of_the_study_is_refused_and_no_trial_pays_for_i
         assert [event.outcome for event in world.log.of(job)] == [Outcome.PREEMPTED]
 
 
+def test_a_site_that_was_refused_is_free_for_the_next_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PARSL_WORKER_POOL_ID", "pool")
+    with opened(World(tmp_path)) as world:
+        world.ask()
+        world.log.next(JobEnded, world.start(python="nowhere.train:train"))
+    assert not globus_claims.take("pool", "theirs", "heat")
+
+
 def test_what_keeps_answers_from_coming_is_told_once(tmp_path: Path) -> None:
     with opened(World(tmp_path)) as world:
         world.link.says = lambda call: call != "run"
