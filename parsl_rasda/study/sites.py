@@ -171,7 +171,24 @@ class SiteBase(Spec):
 class InterfaceSpec(Spec):
     """A network interface of this machine."""
 
-    interface: Identifier = Field(description="Its name, for example bond0; `ip -br addr` lists them.")
+    interface: Label = Field(description="Its name, for example bond0; `ip -br addr` lists them.")
+
+
+def _address(value: object) -> object:
+    if isinstance(value, str | Mapping | InterfaceSpec):
+        return value
+    raise complaint(value, "an address, or {interface: NAME}")
+
+
+def _address_tag(value: object) -> str:
+    return MARK + ("address" if isinstance(value, str) else "interface")
+
+
+_Address = Annotated[
+    Annotated[str, Tag(MARK + "address")] | Annotated[InterfaceSpec, Tag(MARK + "interface")],
+    Discriminator(_address_tag),
+    BeforeValidator(_address),
+]
 
 
 class ParslSiteSpec(SiteBase):
@@ -181,7 +198,7 @@ class ParslSiteSpec(SiteBase):
     nodes: Count | None = Field(
         None, description="Nodes of a pilot; without it, nodes_per_block of the provider, or 1."
     )
-    address: str | InterfaceSpec | None = Field(
+    address: _Address | None = Field(
         None,
         description="Where nodes reach this machine: an address, or {interface: NAME} for that of a network "
         "interface; without it, that of its host name.",

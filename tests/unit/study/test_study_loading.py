@@ -29,6 +29,7 @@ from parsl_rasda.study import (
     load_study,
 )
 from parsl_rasda.study.document import dump_document
+from parsl_rasda.study.sites import InterfaceSpec
 
 SHORT = """\
 name: short
@@ -327,6 +328,9 @@ def test_what_an_endpoint_decides_itself_is_no_setting_of_its_site(tmp_path: Pat
             "allowed: exactly one of provider, endpoint_id (did you mean provider?)",
         ),
         ("provider:", "endpoint_id: x\nprovider:", 1, "found provider and endpoint_id"),
+        ("pilots: 2", "address: 3", 10, ": address: found 3; allowed: an address, or {interface: NAME}"),
+        ("pilots: 2", "address: {interface: a b}", 10, ": address.interface: found 'a b'; allowed: letters"),
+        ("pilots: 2", "address: {device: ib0}", 10, ": address.interface: found nothing; allowed: Its name"),
     ],
 )
 def test_a_mistake_in_a_site_names_its_line(
@@ -336,6 +340,16 @@ def test_a_mistake_in_a_site_names_its_line(
     with pytest.raises(InvalidFileError) as error:
         load_site(tmp_path / "site.yaml", environment={})
     assert [m.line for m in error.value.mistakes if words in str(m)] == [line], str(error.value)
+
+
+@pytest.mark.parametrize("name", ["bond0", "ib0.8001", "br-storage"])
+def test_an_interface_may_have_any_name_that_linux_gives_one(tmp_path: Path, name: str) -> None:
+    (tmp_path / "site.yaml").write_text(f"{SLURM}\naddress: {{interface: {name}}}\n")
+    site = load_site(tmp_path / "site.yaml", environment={})
+    assert isinstance(site, ParslSiteSpec)
+    assert site.address == InterfaceSpec(interface=name)
+    (tmp_path / "dumped.yaml").write_text(dump_site(site))
+    assert load_site(tmp_path / "dumped.yaml") == site
 
 
 @pytest.mark.parametrize("name", ["local", "workstation"])
