@@ -50,8 +50,7 @@ class Hdf5Shard:
 
     def __init__(self, path: str, file: Any) -> None:
         self._path, self._file = path, file
-        self._datasets: dict[str, Any] = {}  # found by name once: it takes longer than many a read
-        self._plain: dict[str, bool] = {}
+        self._datasets: dict[str, _Dataset] = {}  # found by name once: it takes longer than many a read
 
     def arrays(self) -> Mapping[str, tuple[tuple[int, ...], np.dtype[Any], int]]:
         """Return shape, type and samples per chunk of each dataset of numbers, in groups too."""
@@ -70,10 +69,9 @@ class Hdf5Shard:
         with self._explained():
             dataset = self._dataset(name)
             end = min(end, dataset.shape[0])
-            offset = self._offset(name, begin, end)
+            offset = dataset.offset(begin, end)
             if offset is None:
-                values: NDArray[Any] = dataset[begin:end]
-                return values
+                return dataset.read(begin, end)
         values = np.empty((end - begin, *dataset.shape[1:]), dataset.dtype)
         if os.preadv(self._file.id.get_vfd_handle(), [values.data], offset) < values.nbytes:
             found = f"{values.nbytes} bytes at {offset} are not all there"
@@ -87,37 +85,22 @@ class Hdf5Shard:
         """
         with suppress(OSError, RuntimeError, DataError):  # whoever reads will say what is wrong
             dataset = self._dataset(name)
-            offset = self._offset(name, begin, min(end, dataset.shape[0]))
+            offset = dataset.offset(begin, min(end, dataset.shape[0]))
             if offset is not None:
-                size = (end - begin) * math.prod(dataset.shape[1:]) * dataset.dtype.itemsize
+                size = (end - begin) * dataset.sample_bytes
                 os.posix_fadvise(self._file.id.get_vfd_handle(), offset, size, os.POSIX_FADV_WILLNEED)
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
-    def _dataset(self, name: str) -> Any:
+    def _dataset(self, name: str) -> _Dataset:
         if name not in self._datasets:
             dataset = self._file.get(name)
-            if not isinstance(dataset, h5py.Dataset):
+            if not isinstance(dataset, h5py.Dataset) or not dataset.shape:
                 raise DataError(self._path, f"it has no array {name!r}")
-            self._datasets[name], self._plain[name] = dataset, _is_plain(dataset)
+            self._datasets[name] = _Dataset(dataset)
         return self._datasets[name]
-
-    def _offset(self, name: str, begin: int, end: int) -> int | None:
-        """Return at which byte of the file a slice lies as it does in memory, or None if it does not."""
-        dataset = self._datasets[name]
-        if not self._plain[name] or begin >= end:
-            return None
-        if not dataset.chunks:
-            row = math.prod(dataset.shape[1:]) * dataset.dtype.itemsize
-            start = dataset.id.get_offset()
-            return None if start is None else int(start) + begin * row
-        rows = dataset.chunks[0]
-        if begin % rows or end - begin > rows or dataset.chunks[1:] != dataset.shape[1:]:
-            return None
-        offset = dataset.id.get_chunk_info_by_coord((begin, *(0 for _ in dataset.shape[1:]))).byte_offset
-        return None if offset is None else int(offset)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -127,13 +110,43 @@ class Hdf5Shard:
             raise DataError(self._path, f"it is damaged: {error}") from error
 
 
+class _Dataset:
+    """A dataset, and where in the file its samples are; h5py asks HDF5 anew for each of its attributes."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+        self.shape: tuple[int, ...] = dataset.shape
+        self.dtype: np.dtype[Any] = dataset.dtype
+        self.sample_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        self._rows = dataset.chunks[0] if dataset.chunks else 0
+        self._is_plain = _is_plain(dataset)
+
+    def read(self, begin: int, end: int) -> NDArray[Any]:
+        """Return samples as HDF5 reads them."""
+        values: NDArray[Any] = self._dataset[begin:end]
+        return values
+
+    def offset(self, begin: int, end: int) -> int | None:
+        """Return at which byte of the file samples lie as they do in memory, or None if they do not."""
+        if not self._is_plain or begin >= end:
+            return None
+        if not self._rows:
+            start = self._dataset.id.get_offset()
+            return None if start is None else int(start) + begin * self.sample_bytes
+        if begin % self._rows or end - begin > self._rows:
+            return None
+        chunk = self._dataset.id.get_chunk_info_by_coord((begin, *(0 for _ in self.shape[1:])))
+        return None if chunk.byte_offset is None else int(chunk.byte_offset)
+
+
 def _is_plain(dataset: Any) -> bool:
-    """Return whether elements are stored as NumPy has them, in this file, and nothing is done to them."""
+    """Return whether samples are stored in this file as NumPy has them, and in one piece."""
     settings = dataset.id.get_create_plist()
     return bool(
         dataset.shape
         and dataset.dtype.kind in "iuf"
         and h5py.h5t.py_create(dataset.dtype).equal(dataset.id.get_type())
+        and (dataset.chunks is None or dataset.chunks[1:] == dataset.shape[1:])
         and settings.get_nfilters() == 0
         and settings.get_external_count() == 0
         and dataset.file.userblock_size == 0
