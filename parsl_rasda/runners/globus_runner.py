@@ -123,7 +123,7 @@ class GlobusRunner:
         self._trials = "trials"
         self._is_troubled = False
         self._spent: str | None = None  # the block of the pilot that was given up as it was about to end
-        self._refusal = ""  # why no pilot of this site can be of use
+        self._refusal = ""  # why no pilot of this site can be of use to the search
         self._holds = 0
 
     # ------------------------------------------------------------------------ the Runner protocol
@@ -194,12 +194,12 @@ class GlobusRunner:
         return f"{self.folder}/{self._trials}/{job.trial}/attempt-{job.attempt}"
 
     def begin_search(self, suffix: str) -> None:
-        """Keep the attempts of a search apart from those of another one, whose trials have the same names.
+        """Keep a search apart from another one, whose trials have the same names and which had other inputs.
 
         Args:
             suffix: Of the folder of its trials on the site; none for the only search of a run.
         """
-        self._trials = f"trials{suffix}"
+        self._trials, self._refusal = f"trials{suffix}", ""
 
     def submit_stage(self, function: Callable[..., Any], /, *args: Any, key: str = "") -> Future[Any]:
         """Run a plain function of a module on the site, or wait for one that an earlier controller began.

@@ -548,6 +548,11 @@ def test_a_site_without_an_input_of_the_study_is_refused_and_no_trial_pays_for_i
         assert not ended.usable
         assert ended.cause.endswith("input 'data' cannot be found there: /nowhere/data")
         assert [event.outcome for event in world.log.of(job)] == [Outcome.PREEMPTED]
+        world.ask()
+        assert world.log.next(PilotEnded).cause == ended.cause, "for this search it stays refused"
+        world.runner.begin_search("-next")
+        world.ask()
+        assert world.log.next(PilotStarted), "another one has other inputs"
 
 
 def test_a_site_that_was_refused_is_free_for_the_next_study(
