@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NoReturn
 from parsl_rasda.errors import InvalidSettingError, TrainingError
 from parsl_rasda.handoff import DEADLINE_MARGIN_S, JobOrder
 from parsl_rasda.runtime.binding import bind
-from parsl_rasda.runtime.channel import ControlChannel, claim_stdout, watch_for_stop
+from parsl_rasda.runtime.channel import ControlChannel, claim_stdin, claim_stdout, watch_for_stop
 from parsl_rasda.runtime.forkserver.client import WISHES
 from parsl_rasda.runtime.group import PeersLostError
 from parsl_rasda.runtime.guard import continue_guarded
@@ -101,7 +101,9 @@ def _listen(session: Session, control: int) -> None:
     signal.signal(signal.SIGUSR1, on_signal)
     order = session.order
     if order.interactive and session.is_main:
-        session.channel = ControlChannel(control, lease_s=order.lease_s, on_preempt=preempt)
+        session.channel = ControlChannel(
+            claim_stdin(), control, lease_s=order.lease_s, on_preempt=preempt
+        )
     elif session.is_main:
         watch_for_stop(session.directory, preempt)
     if order.deadline is not None:

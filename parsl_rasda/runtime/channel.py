@@ -1,9 +1,9 @@
 r"""Rank 0 and the controller talk by lines through the launcher's stdin and stdout.
 
-Rules, all measured on mpich, Open MPI and srun: stdout belongs to the channel alone (whatever
-prints lands on stderr), a line is one `os.write` that starts with RS (0x1e) so that anything glued
-in front can be cut off, and stdin is drained at all times, for hydra ends a launch that leaves
-64 KiB of it unread. A controller that is silent for too long, or whose pipe ends, is taken for dead.
+Rules, all measured on mpich, Open MPI and srun: stdout and stdin belong to the channel alone (whatever
+prints lands on stderr, whoever reads finds the end), a line is one `os.write` that starts with RS (0x1e)
+so that anything glued in front can be cut off, and stdin is drained at all times, for hydra ends a launch
+that leaves 64 KiB of it unread. A controller that is silent for too long, or whose pipe ends, is taken for dead.
 """
 
 from __future__ import annotations
@@ -32,6 +32,18 @@ def claim_stdout() -> int:
     return control
 
 
+def claim_stdin() -> int:
+    """Return a private copy of stdin; whoever reads it from now on finds its end.
+
+    Programs that a training function starts inherit it, and some read it unasked: the word that they
+    swallow may be the one that the trial waits for.
+    """
+    control, nothing = os.dup(STDIN), os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, STDIN)
+    os.close(nothing)
+    return control
+
+
 def watch_for_stop(directory: Path, on_preempt: Callable[[str], None]) -> None:
     """Where there is no channel, a file says that the job is to leave: call back with what it says."""
 
@@ -51,13 +63,17 @@ class ControlChannel:
     """The rank's end. A thread listens from the first moment on.
 
     Args:
+        stdin: File descriptor to read from.
         stdout: File descriptor to write to.
         lease_s: Silence of the controller [s] that means it is gone.
         on_preempt: Called once, from the listening thread, with the reason to leave.
     """
 
-    def __init__(self, stdout: int, *, lease_s: float, on_preempt: Callable[[str], None]) -> None:
-        self._stdout, self._lease_s, self._on_preempt = stdout, lease_s, on_preempt
+    def __init__(
+        self, stdin: int, stdout: int, *, lease_s: float, on_preempt: Callable[[str], None]
+    ) -> None:
+        self._stdin, self._stdout = stdin, stdout
+        self._lease_s, self._on_preempt = lease_s, on_preempt
         # Not a SimpleQueue: a signal at the end of its time-out makes its `get` wait for ever (Python 3.11).
         self._answers: queue.Queue[Mapping[str, Any]] = queue.Queue()
         threading.Thread(target=self._listen, name="control-channel", daemon=True).start()
@@ -84,8 +100,8 @@ class ControlChannel:
     def _listen(self) -> None:
         buffer, heard = b"", time.monotonic()
         while True:
-            if select.select([STDIN], [], [], min(1.0, self._lease_s / 4))[0]:
-                data = os.read(STDIN, 65536)
+            if select.select([self._stdin], [], [], min(1.0, self._lease_s / 4))[0]:
+                data = os.read(self._stdin, 65536)
                 if not data:
                     self._on_preempt("the controller closed the control channel")
                     return

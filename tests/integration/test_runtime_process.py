@@ -127,6 +127,16 @@ def test_what_a_function_prints_never_reaches_the_channel(tmp_path) -> None:
         assert controller.process.stdout.read() == b""
 
 
+def test_a_program_that_a_function_starts_takes_no_word_of_the_controller(tmp_path) -> None:
+    function = {**SLEEPER, "python": "rank_functions:start_programs"}
+    order = written_order(tmp_path, interactive=True, until=1, **function)
+    with Conversation(rank_command(order)) as controller:
+        controller.hear("ready")
+        assert controller.hear("epoch")["metrics"] == {"val_loss": 0.0}
+        controller.say(op="go", until=2)
+        assert controller.hear("epoch")["epoch"] == 2
+
+
 @pytest.mark.parametrize(
     ("function", "cause"),
     [
