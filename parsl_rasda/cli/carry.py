@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -121,7 +122,8 @@ def _logged(console: Console) -> Iterator[None]:
 def _set_down(file: Path) -> Iterator[None]:
     """Keep in a file what Globus Compute's SDK warns of: connections that break, and are mended here.
 
-    Without a handler of its own, Python would print it into the view, tracebacks included.
+    Without a handler of its own, Python would print it into the view, tracebacks included. That versions
+    differ is said by the handshake with the site, in words that tell what to do.
     """
     handler = logging.FileHandler(file, delay=True)
     handler.setLevel(logging.WARNING)
@@ -130,7 +132,11 @@ def _set_down(file: Path) -> Iterator[None]:
     for logger in loggers:
         logger.addHandler(handler)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", r"\s*Environment differences", UserWarning, "globus_compute_sdk"
+            )
+            yield
     finally:
         for logger in loggers:
             logger.removeHandler(handler)

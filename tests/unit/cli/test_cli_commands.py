@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -160,6 +161,8 @@ def test_what_the_sdk_warns_of_is_kept_in_a_file(finished, capsys) -> None:
     def start(view):
         sdk.info("all is well")
         logging.getLogger("pika.adapters").error("the broker has gone")
+        words, module = "\nEnvironment differences detected between ...", "globus_compute_sdk.sdk.client"
+        warnings.warn_explicit(words, UserWarning, "client.py", 314, module)
         return Ended(StudyState.DONE)
 
     with pytest.raises(typer.Exit):
