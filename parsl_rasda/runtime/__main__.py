@@ -101,9 +101,7 @@ def _listen(session: Session, control: int) -> None:
     signal.signal(signal.SIGUSR1, on_signal)
     order = session.order
     if order.interactive and session.is_main:
-        session.channel = ControlChannel(
-            claim_stdin(), control, lease_s=order.lease_s, on_preempt=preempt
-        )
+        session.channel = ControlChannel(claim_stdin(), control, lease_s=order.lease_s, on_preempt=preempt)
     elif session.is_main:
         watch_for_stop(session.directory, preempt)
     if order.deadline is not None:

@@ -3,7 +3,8 @@ r"""Rank 0 and the controller talk by lines through the launcher's stdin and std
 Rules, all measured on mpich, Open MPI and srun: stdout and stdin belong to the channel alone (whatever
 prints lands on stderr, whoever reads finds the end), a line is one `os.write` that starts with RS (0x1e)
 so that anything glued in front can be cut off, and stdin is drained at all times, for hydra ends a launch
-that leaves 64 KiB of it unread. A controller that is silent for too long, or whose pipe ends, is taken for dead.
+that leaves 64 KiB of it unread. A controller that is silent for too long, or whose pipe ends, is taken for
+dead.
 """
 
 from __future__ import annotations
@@ -69,9 +70,7 @@ class ControlChannel:
         on_preempt: Called once, from the listening thread, with the reason to leave.
     """
 
-    def __init__(
-        self, stdin: int, stdout: int, *, lease_s: float, on_preempt: Callable[[str], None]
-    ) -> None:
+    def __init__(self, stdin: int, stdout: int, *, lease_s: float, on_preempt: Callable[[str], None]) -> None:
         self._stdin, self._stdout = stdin, stdout
         self._lease_s, self._on_preempt = lease_s, on_preempt
         # Not a SimpleQueue: a signal at the end of its time-out makes its `get` wait for ever (Python 3.11).
