@@ -179,6 +179,13 @@ def contains(parameter: Parameter, value: JSON) -> bool:
     return parameter.step is None or parameter.nearest(value) == value
 
 
+def own_form(parameter: Parameter, value: JSON) -> JSON:
+    """Return a value that ``parameter`` can take as it would give it: 2.0 of an integer is 2."""
+    if isinstance(parameter, Choice):
+        return next(each for each in parameter.values if same_value(value, each))
+    return int(value) if isinstance(parameter, Int) and isinstance(value, float) else value
+
+
 def same_value(one: JSON, other: JSON) -> bool:
     """Return whether two values are equal, where True is not 1."""
     return one == other and isinstance(one, bool) == isinstance(other, bool)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.search.base import Searcher
 from parsl_rasda.search.designs import value_at
-from parsl_rasda.search.space import Parameter, SearchSpace, contains
+from parsl_rasda.search.space import Parameter, SearchSpace, contains, own_form
 from parsl_rasda.vocabulary import JSON, TrialId
 
 _MIDDLE = 0.5
@@ -45,7 +45,7 @@ class WarmStarted:
     def _completed(self, known: Mapping[str, JSON]) -> dict[str, JSON]:
         def choose(name: str, parameter: Parameter) -> JSON:
             is_known = name in known and contains(parameter, known[name])
-            return known[name] if is_known else value_at(parameter, _MIDDLE)
+            return own_form(parameter, known[name]) if is_known else value_at(parameter, _MIDDLE)
 
         return self._space.configure(choose)
 

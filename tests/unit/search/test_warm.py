@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from parsl_rasda.errors import InvalidSettingError
@@ -81,3 +83,11 @@ def test_a_value_out_of_range_is_not_taken() -> None:
 def test_a_configuration_of_nothing_in_common_is_refused() -> None:
     with pytest.raises(InvalidSettingError, match="lr, optimizer, momentum"):
         WarmStarted(build_searcher({"kind": "random"}, SPACE, mode="min", seed=3), SPACE, [{"depth": 3}])
+
+
+@pytest.mark.parametrize("kind", ["random", "grid", "tpe"])
+def test_a_known_value_is_taken_in_the_form_that_it_has_here(kind: str) -> None:
+    space = SearchSpace.from_mapping({"depth": {"int": [1, 4]}, "width": {"choice": [8, 16]}, "bias": 1})
+    known = {"depth": 2.0, "width": 16.0}  # of a search over real numbers
+    warm = WarmStarted(build_searcher({"kind": kind}, space, mode="min", seed=3), space, [known])
+    assert json.dumps(warm.propose(TrialId("0000"))) == '{"depth": 2, "width": 16, "bias": 1}'
