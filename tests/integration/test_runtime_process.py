@@ -285,6 +285,15 @@ def test_a_rank_says_that_the_checkpoint_it_is_to_go_on_from_is_gone_or_damaged(
     assert place.removeprefix("file://") in report.cause or "resumed" in report.cause
 
 
+@mpi
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_ranks_together_say_it_too_whoever_finds_out_first(tmp_path, scheme) -> None:
+    place = f"{scheme}{tmp_path}/t0/attempt-1/epoch-000001"
+    order = written_order(tmp_path / "t0/attempt-2", attempt=2, world_size=2, epoch=1, resume_from=place)
+    assert finished(mpi_command(order))[0] != 0
+    assert (report_of(order).outcome, report_of(order).unreadable) == (Outcome.LOST, place)
+
+
 def test_what_a_function_itself_reads_in_vain_is_its_own_failure(tmp_path) -> None:
     order = written_order(tmp_path, python="rank_functions:load_in_vain")
     assert finished(rank_command(order))[0] == 1
