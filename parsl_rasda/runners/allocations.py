@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from parsl_rasda.handoff import JobOrder
-from parsl_rasda.launch.base import LaunchCommand
-from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.launch.base import LaunchCommand, Launcher, LaunchSettings
+from parsl_rasda.study.sites import ParslSiteSpec, SiteBase
 from parsl_rasda.vocabulary import DEVICE_MASKS, NodeName, NodeSlots, Placement
 
 _SECONDS = (1, 60, 3600)
@@ -57,6 +57,29 @@ class Allocation:
     def is_over(self, now: float) -> bool:
         """Whether its time is up at ``now`` [Unix time, s]."""
         return self.deadline is not None and now >= self.deadline - _EARLY_S
+
+    def launch(
+        self, order: JobOrder, placement: Placement, site: SiteBase, launcher: Launcher
+    ) -> LaunchCommand:
+        """Return what starts the ranks of an order on its slots.
+
+        Args:
+            order: With the directory that it has there.
+            placement: Where.
+            site: What was declared.
+            launcher: The site's.
+        """
+        settings = LaunchSettings(
+            options=site.launcher_options,
+            threads_per_rank=site.threads_per_rank,
+            accelerator=site.accelerator,
+            gpus_per_node=self.gpus_per_node,
+            local=self.is_one_machine,
+            environment=site.rank_environment,
+            directory=order.directory,
+        )
+        program = self.rank_program(order, warm_start=site.warm_start)
+        return self.with_servers(launcher.command(placement, program, settings), program, placement)
 
     def rank_program(self, order: JobOrder, *, warm_start: bool) -> tuple[str, ...]:
         """Return what a launcher starts for each rank of an order.

@@ -20,7 +20,6 @@ from typing import Any
 
 from parsl_rasda.errors import InvalidSettingError, RasdaError
 from parsl_rasda.handoff import JobOrder
-from parsl_rasda.launch.base import LaunchSettings
 from parsl_rasda.launch.registry import build_launcher
 from parsl_rasda.orchestration.events import (
     ContinueJob,
@@ -366,21 +365,9 @@ class GlobusRunner:
         if pilot is None or pilot.request.pilot != placement.pilot or pilot.allocation is None:
             self._jobs.refuse(order, f"pilot {placement.pilot} had gone")
             return
-        allocation = pilot.allocation
-        settings = LaunchSettings(
-            options=self._site.launcher_options,
-            threads_per_rank=self._site.threads_per_rank,
-            accelerator=self._site.accelerator,
-            gpus_per_node=allocation.gpus_per_node,
-            local=len(allocation.nodes) == 1,
-            environment=self._site.rank_environment,
-            directory=order.directory,
-        )
-        program = allocation.rank_program(order, warm_start=self._site.warm_start)
-        launch = self._launcher.command(placement, program, settings)
         arguments = {
             "order": order.to_json(),
-            "launch": asdict(allocation.with_servers(launch, program, placement)),
+            "launch": asdict(pilot.allocation.launch(order, placement, self._site, self._launcher)),
             "mark": f"{self._group}/{order.job}",
             "sender": asdict(pilot.sender),
             "python_path": self._python_path,

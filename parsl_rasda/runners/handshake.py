@@ -100,7 +100,8 @@ def allocation_of(site: GlobusSiteSpec, found: Mapping[str, Any], *, now: float)
     walltime, deadline = site.user_endpoint_config.get("walltime"), found["deadline"]
     if deadline is None and isinstance(walltime, str):  # PBS does not tell; a workstation has none
         deadline = now - found["age_s"] + walltime_s(walltime)
-    return Allocation(nodes, deadline, site.python or found["executable"], found["rank_client"])
+    python, is_one_machine = site.python or found["executable"], len(nodes) == 1
+    return Allocation(nodes, deadline, python, found["rank_client"], is_one_machine)
 
 
 def jobs_at_a_time(found: Mapping[str, Any]) -> int | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from parsl_rasda.errors import SiteUnavailableError
 from parsl_rasda.handoff import EpochReport, HandoffError, JobOrder, JobReport, read_epochs
-from parsl_rasda.launch.base import Launcher, LaunchSettings
+from parsl_rasda.launch.base import Launcher
 from parsl_rasda.orchestration.events import ContinueJob, JobStarted
 from parsl_rasda.orchestration.orders import end_event, epoch_event
 from parsl_rasda.orchestration.ports import PostEvent
@@ -103,18 +103,7 @@ class JobDesk:
         if allocation is None:
             self.conclude(job, Outcome.PREEMPTED, f"pilot {placement.pilot} had gone")
             return
-        settings = LaunchSettings(
-            options=self.site.launcher_options,
-            threads_per_rank=self.site.threads_per_rank,
-            accelerator=self.site.accelerator,
-            gpus_per_node=allocation.gpus_per_node,
-            local=allocation.is_one_machine,
-            environment=self.site.rank_environment,
-            directory=order.directory,
-        )
-        program = allocation.rank_program(order, warm_start=self.site.warm_start)
-        launch = self.launcher.command(placement, program, settings)
-        command = asdict(allocation.with_servers(launch, program, placement))
+        command = asdict(allocation.launch(order, placement, self.site, self.launcher))
         door = asdict(self.control.door)
         task = app.Named(f"trial_{order.trial}_attempt_{order.attempt}", app.run_job)
         future = self.pilots.submit(job.lane, task, order.to_json(), command, job.mark, door)
