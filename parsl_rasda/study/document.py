@@ -153,10 +153,13 @@ def parse_document(text: str, source: str, environment: Environment) -> Document
     Raises:
         InvalidFileError: If it is no YAML mapping.
     """
-    node = _compose(text, source)
-    if node is None:
-        raise _only(source, 0, "an empty file", "a YAML mapping (key: value)")
-    document = _Reader(source, environment, Position(source, 1, ())).read(node)
+    try:
+        node = _compose(text, source)
+        if node is None:
+            raise _only(source, 0, "an empty file", "a YAML mapping (key: value)")
+        document = _Reader(source, environment, Position(source, 1, ())).read(node)
+    except RecursionError:
+        raise _only(source, 0, "parts in parts in parts, too many to read", "a flatter file") from None
     if not isinstance(document.data, dict):
         raise _only(source, 1, shown(document.data), "a YAML mapping (key: value)")
     return document

@@ -450,6 +450,7 @@ def test_a_constant_is_nothing_to_begin_a_search_with(folder: Path) -> None:
         (b"name: !!python/object:os.system x\n", "with the tag"),
         (b"name: &a [*a]\n", "an alias of something it is part of"),
         (b"1: x\n", "the key 1, which is no text"),
+        (b"a: " + b"[" * 5000 + b"]" * 5000, "too many to read"),
     ],
 )
 def test_a_file_that_is_no_study_gives_one_clear_error(
