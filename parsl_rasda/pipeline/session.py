@@ -152,5 +152,5 @@ def _changes(
     if isinstance(before, dict) and isinstance(after, dict):
         for key in {**before, **after}:
             yield from _changes(before.get(key), after.get(key), (*loc, key))
-    elif before != after:
+    elif before != after and repr(before) != repr(after):  # what is not a number does not equal itself
         yield loc, before, after

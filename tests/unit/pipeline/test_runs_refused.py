@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from parsl_rasda.errors import InvalidFileError, InvalidSettingError, PlacementImpossibleError
-from parsl_rasda.orchestration.history import save_run
+from parsl_rasda.orchestration.history import load_run, save_run
 from parsl_rasda.orchestration.rundir import RunDirectory
 from parsl_rasda.orchestration.view import NoView
 from parsl_rasda.pipeline.session import check_amendment, resume_study, run_study
-from parsl_rasda.study import ParslSiteSpec, StudySpec
+from parsl_rasda.study import ParslSiteSpec, StudySpec, load_study
 
 SITE = ParslSiteSpec.model_validate(
     {"name": "quad", "provider": {"type": "LocalProvider"}, "accelerator": "none", "gpus_per_node": 4}
@@ -88,6 +89,19 @@ def test_every_setting_that_may_not_change_is_named(
     for part in words:
         assert part in str(error.value)
     assert "num_samples: found 8" not in str(error.value)
+
+
+def test_a_constant_that_is_not_a_number_is_no_change(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "out")
+    save_run(directory, study(search_space={"lr": {"float": [0.1, 1.0]}, "fill": math.nan}), [SITE])
+    was, wanted = (
+        load_run(directory)[0],
+        load_study(directory.study_file, ["tune.num_samples=8"], check_targets=False),
+    )
+    check_amendment(was, wanted)
+    other = load_study(directory.study_file, ["tune.search_space.fill=0.5"], check_targets=False)
+    with pytest.raises(InvalidFileError, match=r"fill: found 0\.5; allowed: nan, as the run has it"):
+        check_amendment(was, other)
 
 
 def test_a_larger_synchronous_study_is_let_in() -> None:
