@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -84,9 +84,8 @@ def _listen(session: Session, control: int) -> None:
         signal.pthread_kill(main_thread, signal.SIGUSR1)
 
     def nudge() -> None:
-        while True:
-            number = awake.recv(1)[0]
-            session.preempt(signal.Signals(number).name)  # else a wake-up call may be taken for the reason
+        for name in _wishes(awake):
+            session.preempt(name)  # else a wake-up call may be taken for the reason
             while not (session.is_prepared or session.is_unwinding or session.outcome):
                 signal.pthread_kill(main_thread, signal.SIGUSR1)
                 time.sleep(NUDGE_S)
@@ -106,6 +105,17 @@ def _listen(session: Session, control: int) -> None:
         watch_for_stop(session.directory, preempt)
     if order.deadline is not None:
         _watch_deadline(order.deadline, preempt)
+
+
+def _wishes(awake: socket.socket) -> Iterator[str]:
+    """Yield the names of the signals that ask the rank to leave.
+
+    Others that Python handles come here too: torch's SIGCHLD, whenever a process that reads ahead has ended.
+    """
+    while True:
+        number = awake.recv(1)[0]
+        if number in WISHES:
+            yield signal.Signals(number).name
 
 
 def _watch_deadline(deadline: float, preempt: Callable[[str], None]) -> None:

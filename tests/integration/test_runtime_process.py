@@ -167,6 +167,13 @@ def test_a_launch_of_the_wrong_width_is_refused(tmp_path) -> None:
 # ------------------------------------------------------------------------------- training for real
 
 
+def test_processes_that_read_ahead_end_with_their_epoch_and_the_trial_goes_on(tmp_path) -> None:
+    order = written_order(tmp_path, config={"lr": 0.02, "workers": 1}, until=2)
+    status, errors = finished(rank_command(order))
+    report = report_of(order)
+    assert (status, report.outcome, report.cause, report.epoch) == (0, Outcome.REACHED, "", 2), errors
+
+
 @mpi
 def test_a_rank_that_raises_ends_the_launch_and_says_why(tmp_path) -> None:
     at = {"epoch": 0, "batch": 2, "what": "raise", "rank": 1}
