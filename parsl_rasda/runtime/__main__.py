@@ -98,6 +98,7 @@ def _listen(session: Session, control: int) -> None:
     threading.Thread(target=nudge, name="nudge", daemon=True).start()
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGUSR1, on_signal)
+    os.register_at_fork(after_in_child=_be_a_helper)
     order = session.order
     if order.interactive and session.is_main:
         session.channel = ControlChannel(claim_stdin(), control, lease_s=order.lease_s, on_preempt=preempt)
@@ -116,6 +117,17 @@ def _wishes(awake: socket.socket) -> Iterator[str]:
         number = awake.recv(1)[0]
         if number in WISHES:
             yield signal.Signals(number).name
+
+
+def _be_a_helper() -> None:
+    """Let a process that the training function forks heed its own signals, and not speak for the rank.
+
+    `multiprocessing` ends those of a pool by SIGTERM. Wishes to leave concern the rank alone: where a batch
+    system sends them to every process of a job, it needs its helpers for the step it is in.
+    """
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def _watch_deadline(deadline: float, preempt: Callable[[str], None]) -> None:
@@ -206,7 +218,7 @@ def _leave(session: Session, outcome: Outcome, cause: str, trace: str, *, togeth
     elif not together:
         _await_report(session, LAST_WORDS_S)  # rank 0 was told to leave too, and dies with this one
     for helper in _helpers():
-        helper.terminate()
+        helper.kill()  # those that read ahead let SIGTERM pass
     sys.stderr.flush()
     is_alone = session.context.size > 1 and not together  # then whoever stands before it ends the launch
     os._exit(1 if failed or is_alone else 0)

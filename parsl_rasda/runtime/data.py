@@ -9,6 +9,7 @@ A data set is one of: a tuple of arrays or tensors of equal length, a single one
 from __future__ import annotations
 
 import random
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -164,13 +165,23 @@ def read_all(
     elif workers:
         todo, pinned = _Reads(reads), device.type == "cuda"
         loader = DataLoader(
-            _Batches(samples), batch_size=None, sampler=todo, num_workers=workers, pin_memory=pinned
+            _Batches(samples),
+            batch_size=None,
+            sampler=todo,
+            num_workers=workers,
+            pin_memory=pinned,
+            worker_init_fn=_let_the_rank_decide,
         )
         batches = iter(loader)
     else:
         batches = map(_Batches(samples).__getitem__, reads)
     for batch in batches:
         yield to_device(batch, device)
+
+
+def _let_the_rank_decide(_worker: int) -> None:
+    """Let SIGTERM pass: sent to all processes of a job it asks the rank to save, which needs its batches."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def seed_everything(seed: int, device: torch.device | None) -> None:

@@ -47,6 +47,20 @@ def start_programs(trial):
         trial.report(val_loss=float(len(read)))
 
 
+def use_a_pool(trial):
+    """Shares work with processes that are ended as `multiprocessing` ends them: by SIGTERM."""
+    import multiprocessing
+
+    if trial.config.get("prepares"):
+        import torch
+
+        trial.prepare(torch.nn.Linear(1, 1), torch.optim.SGD, lr=0.1)
+    for _ in trial.epochs():
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            total = sum(pool.map(abs, range(4)))
+        trial.report(val_loss=float(total))
+
+
 def describe(trial):
     """Tells what this process was started with, then does what its configuration says."""
     note = trial.directory / f"rank-{trial.rank}.json"

@@ -137,6 +137,15 @@ def test_a_program_that_a_function_starts_takes_no_word_of_the_controller(tmp_pa
         assert controller.hear("epoch")["epoch"] == 2
 
 
+@pytest.mark.parametrize("prepares", [False, True])
+def test_ending_the_processes_of_a_pool_does_not_end_the_trial(tmp_path, prepares) -> None:
+    function = {**SLEEPER, "python": "rank_functions:use_a_pool", "config": {"prepares": prepares}}
+    order = written_order(tmp_path, **function)
+    status, errors = finished(rank_command(order), patience_s=30)
+    assert (status, report_of(order).outcome) == (0, Outcome.REACHED), errors
+    assert [m["val_loss"] for m in metrics_of(order)] == [6.0, 6.0, 6.0]
+
+
 @pytest.mark.parametrize(
     ("function", "cause"),
     [
