@@ -81,7 +81,9 @@ def _gpus(value: object) -> object:
 
 
 def _cores(value: str) -> str:
-    if not _CORES.fullmatch(value):
+    parts = value.split(",") if _CORES.fullmatch(value) else []
+    ranges = [[int(core) for core in part.split("-")] for part in parts]
+    if not ranges or any(cores[0] > cores[-1] for cores in ranges):
         raise complaint(value, "cores such as 0-7 or 0-3,8-11")
     return value
 

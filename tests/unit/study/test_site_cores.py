@@ -27,6 +27,7 @@ def test_ranks_get_the_cores_in_a_variable_beside_the_sites_own(tmp_path: Path) 
         ('["0-3"]', "cores of 1 GPUs"),
         ('["0-3", "4-"]', "cores such as 0-7"),
         ('["0-3", "all"]', "cores such as 0-7"),
+        ('["0-3", "7-4"]', "cores such as 0-7"),
     ],
 )
 def test_cores_that_do_not_fit_are_refused_by_their_line(tmp_path: Path, cores: str, said: str) -> None:
