@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 from parsl_rasda.study.targets import TargetError, bindings, followed, parsed, source_file, statements
 
@@ -64,11 +65,13 @@ class _Reader:
             nodes = self._nodes(place)
             found[place] = "\n".join(ast.dump(_bare(node)) for node in nodes)
             waiting += [used for node in nodes for used in self._used(place[0], node)]
-            if place[1] != _EVERYTHING and nodes:
-                waiting.append((place[0], ""))  # what a module does when it is imported
+            if nodes:  # what a module does when it is imported, and the packages that it lies in
+                parts = place[0].split(".")
+                above = [(".".join(parts[:depth]), "") for depth in range(1, len(parts))]
+                waiting += above if place[1] == _EVERYTHING else [*above, (place[0], "")]
         return found
 
-    def _nodes(self, place: Place) -> list[ast.stmt]:
+    def _nodes(self, place: Place) -> Sequence[ast.AST]:
         module, name = place
         tree = self._tree(module)
         if tree is None:
@@ -76,8 +79,9 @@ class _Reader:
         if name == _EVERYTHING:
             return list(tree.body)
         if not name:
-            return [s for s in statements(tree.body) if isinstance(s, ast.Expr | ast.AugAssign | ast.Delete)]
-        return [_only(statement, name) for statement in bindings(tree, name)]
+            return [part for statement in statements(tree.body) for part in _done_at_import(statement)]
+        found = [_only(statement, name) for statement in bindings(tree, name)]
+        return found or [_named(s, name) for s in statements(tree.body) if _takes_all(s)]
 
     def _tree(self, module: str) -> ast.Module | None:
         """Return a module of the study, None if it is none of its own."""
@@ -91,7 +95,7 @@ class _Reader:
                 pass  # not there: whoever runs it will say so
         return self._trees[module]
 
-    def _used(self, module: str, node: ast.stmt) -> Iterator[Place]:
+    def _used(self, module: str, node: ast.AST) -> Iterator[Place]:
         """Yield what a statement refers to: names of its module, and what it imports itself."""
         for part in ast.walk(node):
             match part:
@@ -108,6 +112,32 @@ class _Reader:
                     pass
 
 
+def _done_at_import(statement: ast.stmt) -> list[ast.AST]:
+    """Return what a statement of a module does beside binding names, and what it decides on."""
+    match statement:
+        case ast.Expr(value=ast.Constant()):
+            return []  # a docstring
+        case ast.Expr() | ast.AugAssign() | ast.Delete():
+            return [statement]
+        case ast.If(test=test) | ast.While(test=test):
+            return [test]
+        case ast.For(target=target, iter=values):
+            return [target, values]
+        case ast.With(items=items):
+            return list(items)
+        case _:
+            return []
+
+
+def _takes_all(statement: ast.stmt) -> TypeGuard[ast.ImportFrom]:
+    return isinstance(statement, ast.ImportFrom) and [a.name for a in statement.names] == [_EVERYTHING]
+
+
+def _named(statement: ast.ImportFrom, name: str) -> ast.ImportFrom:
+    """Return an ``import *`` as the import of one name, which it may bind."""
+    return ast.ImportFrom(module=statement.module, names=[ast.alias(name)], level=statement.level)
+
+
 def _only(statement: ast.stmt, name: str) -> ast.stmt:
     """Return an import of several names as one of this name alone."""
     if not isinstance(statement, ast.ImportFrom):
@@ -116,7 +146,7 @@ def _only(statement: ast.stmt, name: str) -> ast.stmt:
     return ast.ImportFrom(module=statement.module, names=names, level=statement.level)
 
 
-def _bare(node: ast.stmt) -> ast.stmt:
+def _bare(node: ast.AST) -> ast.AST:
     """Return a statement without its docstrings."""
     for part in ast.walk(node):
         if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):

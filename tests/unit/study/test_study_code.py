@@ -93,6 +93,29 @@ def test_what_it_uses_counts_wherever_it_is(folder: Path, file: str, old: str, n
     assert edited(folder, file, old, new) != before
 
 
+@pytest.mark.parametrize(
+    ("module", "file", "old", "new"),
+    [
+        ("from helpers import *\n", "helpers.py", "return x\ndef unused", "return 2 * x\ndef unused"),
+        ("if 1 > 0:\n    scale = abs\nelse:\n    scale = int\n", "flow.py", "1 > 0", "1 < 0"),
+        ("scale = {}\nfor i in range(3):\n    scale[i] = i\n", "flow.py", "range(3)", "range(4)"),
+        ("scale = 1\nwhile scale < 9:\n    scale *= 2\n", "flow.py", "< 9", "< 99"),
+        ("from physics.schemes import order as scale\n", "physics/__init__.py", "", "print()"),
+    ],
+    ids=["star", "if", "for", "while", "package"],
+)
+def test_what_decides_on_a_name_counts(folder: Path, module: str, file: str, old: str, new: str) -> None:
+    (folder / "flow.py").write_text(f"{module}def simulate(seed):\n    return scale\n")
+    before = code(folder)
+    assert edited(folder, file, old, new) != before
+
+
+def test_the_docstring_of_a_module_does_not_count(folder: Path) -> None:
+    before = code(folder)
+    (folder / "flow.py").write_text('"""Flows."""\n' + MODULE)
+    assert code(folder) == before
+
+
 def test_installed_packages_do_not_count(folder: Path) -> None:
     (folder / "site-packages").mkdir()
     (folder / "site-packages" / "vendor.py").write_text("x = 1\n")
