@@ -29,7 +29,7 @@ def mean_over(group: Group, values: Any) -> float:
     *all_terms, count = group.sum([*padded, float(len(numbers))])
     if not count:
         raise TrainingError("trial.mean was given no values.", "Evaluate at least one sample.")
-    return _rounded_sum(all_terms) / count
+    return rounded_sum(all_terms) / count
 
 
 def _numbers(values: Any) -> list[float]:
@@ -64,13 +64,14 @@ def _exact_terms(numbers: list[float]) -> list[float]:
     """
     terms: list[float] = []
     while True:
-        rest = _rounded_sum([*numbers, *(-term for term in terms)])
+        rest = rounded_sum([*numbers, *(-term for term in terms)])
         if not rest or not math.isfinite(rest):
             return [*terms, rest] if rest else terms
         terms.append(rest)
 
 
-def _rounded_sum(numbers: list[float]) -> float:
+def rounded_sum(numbers: list[float]) -> float:
+    """Return the exact sum, rounded once; infinite or not a number where the numbers are."""
     try:
         return math.fsum(numbers)
     except (ValueError, OverflowError):  # infinities of both signs, or beyond the largest double

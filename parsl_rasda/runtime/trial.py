@@ -14,7 +14,6 @@ torch is imported when it is needed: a function that only sleeps starts in a ten
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from parsl_rasda.errors import CheckpointError, TrainingError
 from parsl_rasda.handoff import EpochReport
 from parsl_rasda.runtime.checkpoint import check_header, checkpoint_name, read_header, write_checkpoint
-from parsl_rasda.runtime.exact_mean import mean_over
+from parsl_rasda.runtime.exact_mean import mean_over, rounded_sum
 from parsl_rasda.runtime.group import Group
 from parsl_rasda.runtime.saving import MOMENT_S, Saver, copied
 from parsl_rasda.runtime.session import Leave, Session
@@ -293,7 +292,7 @@ class Trial:
             position = self._engine.position
             self._engine.end_epoch()
             if position.step:
-                values.setdefault("train_loss", math.fsum(self._engine.loss_sums()) / position.samples)
+                values.setdefault("train_loss", rounded_sum(self._engine.loss_sums()) / position.samples)
         seconds = time.monotonic() - self._began + self._carried_over_s
         self._carried_over_s, self._in_epoch = 0.0, False
         self._session.epoch += 1

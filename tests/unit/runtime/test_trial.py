@@ -231,6 +231,16 @@ def test_not_a_number_is_a_metric() -> None:
     assert math.isnan(trial.history[0].metrics["val_loss"])
 
 
+def test_losses_that_diverge_both_ways_are_not_a_number() -> None:
+    trial = local_trial({}, replicas=2, batch_size=4)
+    model, _ = trial.prepare(nn.Linear(3, 1), sgd, lr=0.1)
+    for _ in trial.epochs():
+        for sign, (x, y) in zip((1, -1), trial.batches((X[:8], Y[:8])), strict=True):
+            trial.step(loss_of(model, x, y) * sign * math.inf)
+        trial.report(val_loss=1.0)
+    assert math.isnan(trial.history[0].metrics["train_loss"])
+
+
 # --------------------------------------------------------------------------------------------- mean
 
 values = st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=60)
