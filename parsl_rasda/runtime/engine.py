@@ -103,6 +103,7 @@ class Engine:
         self._buffers = RunningBuffers(model, group)
         self._modes: dict[nn.Module, bool] = {}  # in training, of each module
         self.optimizer = make_optimizer(self.parameters, update.rate)
+        self.parameters = _trained(model, self.optimizer)
         self.rates = [float(options["lr"]) for options in self.optimizer.param_groups]
         self.scaling = update.scaling or scaling_rule(training.lr_scaling, type(self.optimizer))
         self.scaler = torch.amp.GradScaler(self.device.type) if training.precision == "fp16" else None
@@ -284,6 +285,11 @@ class Engine:
         )
         if self.update.schedule:
             factor *= self.update.schedule(position)
+        if len(self.optimizer.param_groups) != len(self.rates):
+            raise TrainingError(
+                "The optimizer has another number of groups than at trial.prepare.",
+                "Give it all parameters there; those that are frozen may be thawed later.",
+            )
         for options, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             options["lr"] = rate * factor
 
@@ -322,6 +328,17 @@ class Engine:
 def _own(plan: EpochPlan, step: int, mine: range) -> list[MicroBatch]:
     """Return this rank's micro-batches of a step."""
     return [m for m in plan.step(step)[mine.start : mine.stop] if m.size]
+
+
+def _trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """Return the parameters whose gradients are added: also those that the user may thaw later."""
+    held = {parameter for options in optimizer.param_groups for parameter in options["params"]}
+    if strays := held - set(model.parameters()):
+        raise TrainingError(
+            f"The optimizer has {len(strays)} parameters that are not of the model.",
+            "Make them part of the module that trial.prepare is given.",
+        )
+    return [p for p in model.parameters() if p.requires_grad or p in held]
 
 
 def _shard(model: nn.Module, group: Group, training: Training) -> bool:

@@ -142,6 +142,8 @@ class OverlappedSum:
         self._armed = False
         self._fresh = True
         for parameter in parameters if group.size > 1 else ():
+            if not parameter.requires_grad:
+                continue  # it may be thawed later, and is sent at the end
             parameter.register_post_accumulate_grad_hook(self._arrived)  # type: ignore[no-untyped-call] # torch
 
     def begin(self, *, last: bool) -> None:

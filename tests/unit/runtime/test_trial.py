@@ -116,6 +116,40 @@ def test_parameters_that_take_no_part_stay_as_they_are() -> None:
         assert model.unused.tolist() == [1.0, 1.0]
 
 
+@pytest.mark.parametrize("reduce", ["exact", "ddp"])
+def test_what_is_thawed_later_is_trained_from_then_on(reduce) -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    model[0].requires_grad_(False)
+    trial = local_trial({}, epochs=2, replicas=2, batch_size=4, reduce=reduce)
+    trial.prepare(model, lambda _, lr: torch.optim.SGD(model.parameters(), lr), lr=0.01)
+    for epoch in trial.epochs():
+        model[0].requires_grad_(epoch > 0)
+        for index, (x, y) in enumerate(trial.batches((X[:16], Y[:16]))):
+            if index in {0, 2}:
+                before, expected = model[0].weight.detach().clone(), torch.zeros(2, 3)
+            if epoch:
+                expected += torch.autograd.grad(loss_of(model, x, y), model[0].weight)[0] / 2
+            trial.step(loss_of(model, x, y))
+            if index in {1, 3}:
+                torch.testing.assert_close(model[0].weight, before - 0.02 * expected)
+        trial.report(val_loss=0.0)
+
+
+def test_an_optimizer_of_parameters_outside_the_model_is_refused() -> None:
+    stray = nn.Parameter(torch.zeros(1))
+    with pytest.raises(TrainingError, match="1 parameters that are not of the model"):
+        local_trial({}).prepare(nn.Linear(3, 1), lambda p, lr: torch.optim.SGD([*p, stray], lr), lr=0.1)
+
+
+def test_an_optimizer_that_gets_another_group_later_is_refused() -> None:
+    trial = local_trial({}, batch_size=4)
+    _, optimizer = trial.prepare(nn.Linear(3, 1), sgd, lr=0.1)
+    optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
+    next(trial.epochs())
+    with pytest.raises(TrainingError, match="another number of groups"):
+        next(trial.batches((X, Y)))
+
+
 def test_gradients_are_clipped_once_a_step() -> None:
     trial = local_trial({}, replicas=2, batch_size=4, lr_scaling="none")
     model, _ = trial.prepare(nn.Linear(3, 1, bias=False), torch.optim.SGD, lr=1.0, clip_norm=0.125)
