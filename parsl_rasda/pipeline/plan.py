@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -210,7 +211,7 @@ def _files_in(values: Any) -> list[Any]:
     match values:
         case str() if path := local_path(values):
             return _files_in(path)
-        case str() if values.startswith("/") and Path(values).exists():
+        case str() if values.startswith("/") and os.path.exists(values):  # noqa: PTH110 - Path raises
             return _entry(Path(values))
         case Mapping():
             return [entry for value in values.values() for entry in _files_in(value)]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from parsl_rasda.errors import StageFailedError
 from parsl_rasda.pipeline.calls import call_command
+from parsl_rasda.pipeline.plan import _files_in
 from parsl_rasda.runners.staging import files_in
 from parsl_rasda.study.files import file_url, local_path
 
@@ -39,3 +40,7 @@ def test_only_a_mapping_with_one_url_is_a_file(value: object) -> None:
         isinstance(value, dict) and list(value) == ["file"] and isinstance(value["file"], str)
     )
     assert url is None or local_path(url) is None or url.startswith("file:///")
+
+
+def test_a_long_text_that_begins_with_a_slash_is_no_file() -> None:
+    assert _files_in(["/" + "a" * 5000]) == []
