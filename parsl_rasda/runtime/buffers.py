@@ -22,7 +22,7 @@ class _Buffer:
 
     def __init__(self, name: str, module: nn.Module, key: str, tensor: Tensor) -> None:
         self.name, self._module, self._key, self.tensor = name, module, key, tensor
-        self.is_counter = not tensor.is_floating_point()
+        self.is_counter = not (tensor.is_floating_point() or tensor.is_complex())
         self.before = tensor  # as the step found it: a copy while it is watched
         self.has_changed = False
         self._version = 0
@@ -51,10 +51,16 @@ class _Buffer:
         """Return what is averaged."""
         if self.is_counter:
             return (self.now.long() - self.before.long()).float()  # a difference has few digits
-        return self.now.detach().clone()
+        return _as_real(self.now.detach()).clone()
+
+    def room(self) -> Tensor:
+        """Return a tensor for a mean of such values."""
+        return torch.empty_like(_as_real(self.tensor), dtype=torch.float if self.is_counter else None)
 
     def take(self, mean: Tensor) -> None:
-        if not self.is_counter:
+        if self.tensor.is_complex():
+            self.put(torch.view_as_complex(mean))
+        elif not self.is_counter:
             self.put(mean)
         elif self.tensor.dtype is torch.bool:
             self.put(self.before + mean.round())
@@ -112,9 +118,7 @@ class RunningBuffers:
 
     def room(self) -> list[Tensor]:
         """Return tensors for the sums that `finish` wants, also where there was no micro-batch."""
-        return [
-            torch.empty_like(b.tensor, dtype=torch.float if b.is_counter else None) for b in self._watched
-        ]
+        return [buffer.room() for buffer in self._watched]
 
     @torch.no_grad()
     def finish(self, means: Sequence[Tensor]) -> None:
@@ -133,12 +137,17 @@ class RunningBuffers:
 
 
 def _persistent(model: nn.Module) -> Iterator[_Buffer]:
-    """Yield each buffer that checkpoints hold, once, and numbers only."""
+    """Yield each buffer that checkpoints hold, once."""
     seen: set[int] = set()
     for prefix, module in model.named_modules():
         for key, tensor in module._buffers.items():
             is_kept = tensor is not None and key not in module._non_persistent_buffers_set
-            if tensor is None or not is_kept or tensor.is_complex() or id(tensor) in seen:
+            if tensor is None or not is_kept or id(tensor) in seen:
                 continue
             seen.add(id(tensor))
             yield _Buffer(f"{prefix}.{key}".lstrip("."), module, key, tensor)
+
+
+def _as_real(tensor: Tensor) -> Tensor:
+    """Return complex numbers as pairs of real ones, which can be added up in a fixed order."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor

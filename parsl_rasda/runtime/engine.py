@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from parsl_rasda.errors import InvalidSettingError, TrainingError
 from parsl_rasda.handoff import Training
@@ -93,13 +94,13 @@ class Engine:
         assert group.device is not None  # noqa: S101 - a group with an engine has one
         self.device: torch.device = group.device
         self.group, self.training, self.seed, self.update = group, training, seed, update
+        _refuse_unfit(model)
         self.model = model
         self.is_sharded = training.sharding != "none" and _shard(model, group, training)
         if not self.is_sharded:
             model.to(self.device)
             group.broadcast([t for t in model.state_dict().values() if isinstance(t, Tensor)])
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        _refuse_coupled(model)
         self._buffers = RunningBuffers(model, group)
         self._modes: dict[nn.Module, bool] = {}  # in training, of each module
         self.optimizer = make_optimizer(self.parameters, update.rate)
@@ -350,7 +351,12 @@ def _shard(model: nn.Module, group: Group, training: Training) -> bool:
     return group.size > 1
 
 
-def _refuse_coupled(model: nn.Module) -> None:
+def _refuse_unfit(model: nn.Module) -> None:
+    if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        raise TrainingError(
+            "The model has layers that get their shape from the first batch (LazyModules).",
+            "Give it one, model(example), before trial.prepare(...).",
+        )
     if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
         raise TrainingError(
             "SyncBatchNorm couples replicas, which a rank that carries several cannot compute.",

@@ -24,6 +24,7 @@ class Model(nn.Module):
         self.line, self.norm, self.change = nn.Linear(3, 1), nn.BatchNorm1d(3), change
         self.register_buffer("mask", torch.tensor([0.0, -math.inf]))
         self.register_buffer("mean", torch.full((3,), 0.3))
+        self.register_buffer("wave", torch.full((3,), 0.3 - 0.1j))
         self.register_buffer("count", torch.tensor(2**40))
         self.register_buffer("seen", torch.tensor(False))
         self.register_buffer("cache", torch.zeros(3), persistent=False)
@@ -84,6 +85,7 @@ def test_what_is_frozen_at_an_epoch_stays_frozen_from_then_on() -> None:
 def test_each_step_starts_from_the_same_buffers_and_leaves_their_mean(reduce, replicas) -> None:
     def change(model, x):
         model.mean.mul_(0.5).add_(0.5 * x.mean(0))
+        model.wave.mul_(0.5).add_(0.5j * x.mean(0))
         model.count += 1
         model.seen.fill_(True)
         model.cache = model.cache + 1
@@ -98,6 +100,8 @@ def test_each_step_starts_from_the_same_buffers_and_leaves_their_mean(reduce, re
     )
     assert len(set(weights)) > 1, "the weights differ"
     torch.testing.assert_close(model.mean, mean)
+    wave = sum(w * (0.5 * (0.3 - 0.1j) + 0.5j * x.mean(0)) for w, x in zip(weights, batches, strict=True))
+    torch.testing.assert_close(model.wave, wave)
     torch.testing.assert_close(model.norm.running_mean, norm)
     assert (model.count.item(), model.seen.item()) == (2**40 + 1, True)
     assert model.norm.num_batches_tracked.item() == 1

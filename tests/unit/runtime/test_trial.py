@@ -424,6 +424,11 @@ def test_synchronised_batch_norm_is_refused() -> None:
         local_trial({}).prepare(nn.SyncBatchNorm(3), sgd, lr=0.1)
 
 
+def test_layers_without_a_shape_are_refused() -> None:
+    with pytest.raises(TrainingError, match="shape from the first batch"):
+        local_trial({}).prepare(nn.Sequential(nn.LazyLinear(3)), sgd, lr=0.1)
+
+
 @pytest.mark.parametrize(
     ("option", "value", "replicas"),
     [("precision", "fp8", 1), ("reduce", "sum", 1), ("reduce", "exact", 3), ("lr_scaling", "x", 1)],
