@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from parsl_rasda.reporting.words import clock, config_text, duration, number, share, shortened
+from parsl_rasda.reporting.words import clock, config_text, counted, duration, number, share, shortened
 from parsl_rasda.vocabulary import StudyState, TrialState
 
 _FINDINGS = 12  # values of a stage that are listed one by one
@@ -201,7 +201,10 @@ def troubles(summary: Summary) -> Iterator[tuple[str, str]]:
     told = _by_cause((f["cause"], f["what"]) for f in faults["list"] if f["cause"] not in failed)
     yield from _listed("faults", [f"{what}: {shortened(cause, 200)}" for cause, what in told.items()])
     if faults["preemptions"]:
-        yield "preempted", f"{faults['preemptions']} attempts, taken up again at no cost in retries"
+        yield (
+            "preempted",
+            f"{counted(faults['preemptions'], 'attempt')}, taken up again at no cost in retries",
+        )
 
 
 def _by_cause(found: Iterable[tuple[str, str]]) -> dict[str, str]:
