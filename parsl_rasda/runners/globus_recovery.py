@@ -58,7 +58,7 @@ def _found_there(
             "directory": directory,
             "job": str(job),
             "epoch": epoch,
-            "mark": f"{sender.mark}/{job}",
+            "mark": sender.mark_of(directory),
             "stop": "the controller has gone",
             "abandon": None,
         }

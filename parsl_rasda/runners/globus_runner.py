@@ -368,7 +368,7 @@ class GlobusRunner:
         arguments = {
             "order": order.to_json(),
             "launch": asdict(pilot.allocation.launch(order, placement, self._site, self._launcher)),
-            "mark": f"{self._group}/{order.job}",
+            "mark": pilot.sender.mark_of(order.directory),
             "sender": asdict(pilot.sender),
             "python_path": self._python_path,
             "grace_s": self._grace_s,

@@ -72,6 +72,10 @@ class Sender:
         """What is in the environment of all that this sender starts (`leftovers.RUN_VARIABLE`)."""
         return f"{self.mark}/{self.term}"
 
+    def mark_of(self, directory: str) -> str:
+        """Return what marks the launch of an attempt: searches of a run have jobs of the same names."""
+        return f"{self.mark}{directory.removeprefix(self.folder)}"
+
     def has_earlier(self, process_mark: str) -> bool:
         """Whether a process was started by this run under an earlier term."""
         mark, _, term = process_mark.partition("/")

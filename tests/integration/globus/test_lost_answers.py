@@ -586,6 +586,8 @@ def test_two_searches_of_a_run_keep_their_trials_apart(tmp_path: Path) -> None:
             assert world.log.next(JobEnded, job).outcome is Outcome.REACHED
         attempts = {path.parents[1].name for path in (tmp_path / "disk").glob("*/trials*/*/attempt-1")}
     assert attempts == {"trials", "trials-second"}
+    marks = [asked["mark"] for asked in world.link.asked if "order" in asked]
+    assert len(set(marks)) == 2, "the end of the first one's launch ends what has its mark"
 
 
 def test_an_offline_endpoint_is_refused_in_words(tmp_path: Path) -> None:
