@@ -6,6 +6,7 @@ and shows its traceback. Nothing that takes long to import is imported here.
 
 from __future__ import annotations
 
+import errno
 import sys
 from importlib.metadata import version
 from typing import Annotated
@@ -24,6 +25,8 @@ from parsl_rasda.cli.status import status
 from parsl_rasda.cli.validate import validate
 from parsl_rasda.cli.watch import watch
 from parsl_rasda.errors import RasdaError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 app = typer.Typer(
     name="parsl-rasda",
@@ -45,6 +48,9 @@ def main() -> None:
         say(f"parsl-rasda: {error}")
         sys.exit(error.exit_code)
     except OSError as error:
+        if error.errno in _FULL:  # writes do not say where
+            say(f"parsl-rasda: {error.strerror}. What was written stands: free some space, then resume.")
+            sys.exit(RasdaError.exit_code)
         if error.filename is None:  # not about a place: a bug (a broken pipe has ended in typer, quietly)
             raise
         say(f"parsl-rasda: {error.filename}: {error.strerror}")
