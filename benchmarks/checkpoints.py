@@ -23,8 +23,9 @@ import torch  # noqa: E402
 from claims import conclude  # noqa: E402
 from torch import nn  # noqa: E402
 
-from parsl_rasda.runtime import local_trial, saving  # noqa: E402
+from parsl_rasda.runtime import local_trial  # noqa: E402
 from parsl_rasda.runtime import trial as trial_module  # noqa: E402
+from parsl_rasda.runtime.checkpoints import saver  # noqa: E402
 
 
 def main() -> None:
@@ -60,17 +61,17 @@ def blocked(folder: Path, arguments: argparse.Namespace) -> tuple[list[float], l
     model, _ = trial.prepare(
         nn.Linear(size, size, bias=False), lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9), lr=1e-3
     )
-    times: dict[float | None, list[float]] = {None: [], saving.MOMENT_S: []}
+    times: dict[float | None, list[float]] = {None: [], saver.MOMENT_S: []}
     for epoch in trial.epochs():
         for (x,) in trial.batches((torch.ones(1, size),)):
             trial.step(model(x).square().mean())
         trial._saver.finish()  # an epoch takes longer than a write, or else waits for it
-        patience_s = (saving.MOMENT_S, None)[epoch % 2]
+        patience_s = (saver.MOMENT_S, None)[epoch % 2]
         trial_module.MOMENT_S = patience_s
         began = time.monotonic()
         trial.report(val_loss=0.0)
         times[patience_s].append(time.monotonic() - began)
-    return times[None], times[saving.MOMENT_S][1:-1]  # the first imports torch's checkpoints, the last waits
+    return times[None], times[saver.MOMENT_S][1:-1]  # the first imports torch's checkpoints, the last waits
 
 
 if __name__ == "__main__":

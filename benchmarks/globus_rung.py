@@ -22,13 +22,13 @@ from typing import Any
 import yaml
 from claims import conclude
 
-from parsl_rasda.handoff import JobOrder
+from parsl_rasda.agent import endpoint_tasks
+from parsl_rasda.backends.globus.backend import GlobusBackend
 from parsl_rasda.orchestration.events import JobEnded, PilotStarted, RequestPilot
-from parsl_rasda.runners import globus_site
-from parsl_rasda.runners.globus_runner import GlobusRunner
+from parsl_rasda.protocol import JobSpec
 from parsl_rasda.study.sites import GlobusSiteSpec
-from parsl_rasda.testing.runners import EventLog
-from parsl_rasda.vocabulary import NodeSlots, PilotId, Placement, SiteName, TrialId
+from parsl_rasda.testing.backends import EventLog
+from parsl_rasda.types import NodeSlots, PilotId, Placement, SiteName, TrialId
 from tests.integration.globus.bed import GlobusBed
 
 REPEATS = 12
@@ -47,7 +47,7 @@ def main() -> None:
 def measure(bed: GlobusBed, folder: Path) -> dict[str, Any]:
     """Return medians [s]."""
     site = GlobusSiteSpec.model_validate(yaml.safe_load(bed.site_file("alps", folder / "disk")))
-    runner, log = GlobusRunner(site, folder / "runner"), EventLog(120.0)
+    runner, log = GlobusBackend(site, folder / "runner"), EventLog(120.0)
     runner.open(log.post)
     began = time.perf_counter()
     runner.request_pilot(RequestPilot(PilotId("alps-0"), SiteName("alps")))
@@ -73,7 +73,7 @@ def measure(bed: GlobusBed, folder: Path) -> dict[str, Any]:
         began = time.perf_counter()
         launch = {"argv": words(alone), "environment": {}, "files": {}}
         sender = {"folder": str(folder / "alone"), "mark": "alone", "term": 1}
-        globus_site.run(alone.to_json(), launch, f"m{number}", sender, [], grace_s=5.0)
+        endpoint_tasks.run(alone.to_json(), launch, f"m{number}", sender, [], grace_s=5.0)
         launches.append(time.perf_counter() - began)
         time.sleep(2.0)  # twenty requests in ten seconds are allowed
     bare.shutdown()
@@ -104,8 +104,8 @@ def nothing():  # type: ignore[no-untyped-def]  # travels as source
     return None
 
 
-def order_of(number: int, folder: Path) -> JobOrder:
-    return JobOrder(
+def order_of(number: int, folder: Path) -> JobSpec:
+    return JobSpec(
         study="rung",
         trial=TrialId(f"{number:04d}"),
         attempt=1,
@@ -126,7 +126,7 @@ def order_of(number: int, folder: Path) -> JobOrder:
     )
 
 
-def words(order: JobOrder) -> list[str]:
+def words(order: JobSpec) -> list[str]:
     import sys
 
     return [sys.executable, "-m", "parsl_rasda.runtime", f"{order.directory}/order.json"]

@@ -141,12 +141,12 @@ def ratios(step_s: dict[int, dict[str, float]], kind: str) -> dict[str, float]:
 
 def steps_at(directory: Path, world_size: int, rounds: int) -> dict[str, float]:
     """Return the median time of a step of each kind."""
-    from parsl_rasda.handoff import JobOrder, Training
-    from parsl_rasda.vocabulary import TrialId
+    from parsl_rasda.protocol import JobSpec, Training
+    from parsl_rasda.types import TrialId
 
     directory.mkdir()
     epochs = rounds * 3
-    order = JobOrder(
+    order = JobSpec(
         study="reduction",
         trial=TrialId("t0"),
         attempt=1,

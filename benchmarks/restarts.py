@@ -90,11 +90,11 @@ def main() -> None:
 
 def measure(directory: Path, repeats: int, *, warm_start: bool) -> dict[str, object]:
     """Return the restarts to each width, and rungs crossed on two ranks."""
+    from parsl_rasda.backends.parsl.backend import ParslBackend
     from parsl_rasda.orchestration.events import PilotStarted, RequestPilot
-    from parsl_rasda.runners.parsl_runner import ParslRunner
     from parsl_rasda.study.sites import ParslSiteSpec
-    from parsl_rasda.testing.runners import EventLog
-    from parsl_rasda.vocabulary import PilotId, SiteName
+    from parsl_rasda.testing.backends import EventLog
+    from parsl_rasda.types import PilotId, SiteName
 
     site = ParslSiteSpec.model_validate(
         {
@@ -105,7 +105,7 @@ def measure(directory: Path, repeats: int, *, warm_start: bool) -> dict[str, obj
             "warm_start": warm_start,
         }
     )
-    runner, log = ParslRunner(site, directory, python_path=(HERE.parents[1],)), EventLog(180.0)
+    runner, log = ParslBackend(site, directory, python_path=(HERE.parents[1],)), EventLog(180.0)
     runner.open(log.post)
     try:
         runner.request_pilot(RequestPilot(PilotId("here-0"), SiteName("here")))
@@ -162,13 +162,13 @@ class Restarted:
         return times
 
     def start(self, width: int):
-        from parsl_rasda.handoff import JobOrder, Training
-        from parsl_rasda.vocabulary import NodeSlots, Placement, TrialId
+        from parsl_rasda.protocol import JobSpec, Training
+        from parsl_rasda.types import NodeSlots, Placement, TrialId
 
         self.attempt += 1
         node = self.pilot.nodes[0]
         placement = Placement(self.pilot.site, self.pilot.pilot, (NodeSlots(node.node, node.gpus[:width]),))
-        order = JobOrder(
+        order = JobSpec(
             study="restarts",
             trial=TrialId("t0"),
             attempt=self.attempt,

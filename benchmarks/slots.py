@@ -28,10 +28,10 @@ from claims import conclude
 from parsl_rasda.orchestration.assembly import build_machine
 from parsl_rasda.orchestration.events import Event, FinishStudy, Instruction, PilotStarted, StartJob
 from parsl_rasda.orchestration.journal import read
-from parsl_rasda.orchestration.view import NoView
-from parsl_rasda.pipeline import run_study
+from parsl_rasda.orchestration.progress import NoView
 from parsl_rasda.study import StudySpec
 from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.workflow import run_study
 
 SLOTS = (16, 64, 256, 1024)
 SEED = 11

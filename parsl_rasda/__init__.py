@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from parsl_rasda.pipeline.embedding import Slots, Study, tune
+    from parsl_rasda.api import Slots, Study, tune
 
 __version__ = "0.1.0"
 __all__ = ["Slots", "Study", "tune"]
@@ -17,7 +17,7 @@ __all__ = ["Slots", "Study", "tune"]
 def __getattr__(name: str) -> object:
     """Import on first use: ranks import this package, too, and must start in milliseconds."""
     if name in __all__:
-        from parsl_rasda.pipeline import embedding
+        from parsl_rasda import api
 
-        return getattr(embedding, name)
+        return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

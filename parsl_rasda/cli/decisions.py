@@ -9,7 +9,6 @@ from datetime import datetime
 from typing import TypeAlias
 
 from parsl_rasda.orchestration.events import (
-    ConcludeTrial,
     ContinueJob,
     EndJob,
     Event,
@@ -23,9 +22,10 @@ from parsl_rasda.orchestration.events import (
     StartJob,
     StudyInterrupted,
     StudyStarted,
+    TrialFinished,
 )
 from parsl_rasda.orchestration.machine import Machine
-from parsl_rasda.vocabulary import Outcome, Placement, TrialId
+from parsl_rasda.types import Outcome, Placement, TrialId
 
 Fact: TypeAlias = str | int | float | None
 
@@ -70,7 +70,7 @@ class Narrator:
                 yield Told(at, "promoted", facts)
             case EndJob(job, "paused"):
                 yield Told(at, "paused", {"trial": job.trial})
-            case ConcludeTrial():
+            case TrialFinished():
                 facts = {"trial": instruction.trial, "metric": instruction.metric}
                 yield Told(at, instruction.state.value, {**facts, "reason": instruction.reason})
             case RequestPilot(pilot, site):

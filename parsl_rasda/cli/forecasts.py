@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from parsl_rasda.reporting.words import counted, duration, share
+from parsl_rasda.reporting.format import counted, duration, share
 from parsl_rasda.simulation.forecast import Forecast, PolicyForecast
 
 _MANY_HOURS = 100

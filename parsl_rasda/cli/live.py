@@ -13,12 +13,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from parsl_rasda.cli.progress import Progress, Rung, Snapshot
-from parsl_rasda.orchestration.accounts import Accounts
+from parsl_rasda.cli.search_progress import Progress, Rung, Snapshot
 from parsl_rasda.orchestration.machine import Machine
+from parsl_rasda.orchestration.usage import Usage
+from parsl_rasda.reporting.format import config_text, duration, number
 from parsl_rasda.reporting.tables import STATE_STYLES
-from parsl_rasda.reporting.words import config_text, duration, number
-from parsl_rasda.vocabulary import TrialState
+from parsl_rasda.types import TrialState
 
 _PER_SECOND = 4
 _BAR = 24  # columns
@@ -76,7 +76,7 @@ class LiveView:
         with self._lock:
             self._stages.setdefault(name, _Stage(1, time.monotonic())).cause = cause
 
-    def search(self, stage: str, machine: Machine, accounts: Accounts, *, alone: bool) -> Progress:
+    def search(self, stage: str, machine: Machine, accounts: Usage, *, alone: bool) -> Progress:
         """Return what follows a search."""
         del alone  # its panel has its name in any case
         progress = Progress(stage, machine, accounts)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 import typer
 
 from parsl_rasda.errors import InvalidFileError, InvalidSettingError, Mistake
-from parsl_rasda.vocabulary import SiteName
+from parsl_rasda.types import SiteName
 
 if TYPE_CHECKING:
     from parsl_rasda.study import SiteSpec, StudySpec
@@ -45,9 +45,9 @@ def load_inputs(
         InvalidSettingError: If a site is named twice, or two are one pilot.
         PlacementImpossibleError: If a trial could never have the GPUs it needs.
     """
+    from parsl_rasda.agent.node_probe import counted_here
     from parsl_rasda.orchestration.admission import check_fit, check_pilots, tune_problems
-    from parsl_rasda.orchestration.reach import site_problems
-    from parsl_rasda.runners.hosts import counted_here
+    from parsl_rasda.orchestration.data_locality import site_problems
     from parsl_rasda.study import load_site, load_study
 
     found: list[SiteSpec] = []

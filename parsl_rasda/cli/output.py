@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from parsl_rasda.reporting.words import plain_json
+from parsl_rasda.reporting.format import plain_json
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import IO
 
 from parsl_rasda.cli.decisions import Fact, Narrator, Told
-from parsl_rasda.orchestration.accounts import Accounts
 from parsl_rasda.orchestration.events import Event, Instruction
 from parsl_rasda.orchestration.machine import Machine
+from parsl_rasda.orchestration.usage import Usage
 
 
 class PlainView:
@@ -39,7 +39,7 @@ class PlainView:
         """Write why a stage has no result."""
         self.write(Told(time.time(), "stage-failed", {"name": name, "cause": cause}))
 
-    def search(self, stage: str, machine: Machine, accounts: Accounts, *, alone: bool) -> _Lines:
+    def search(self, stage: str, machine: Machine, accounts: Usage, *, alone: bool) -> _Lines:
         """Return what writes the decisions of a search; unless it is alone, each with its stage."""
         del accounts
         return _Lines(self, Narrator(machine), {} if alone else {"stage": stage})

@@ -10,8 +10,8 @@ def resume(directory: RunFolder, overrides: Overrides = None, as_json: AsJson = 
 
     Only tune.num_samples may be set anew, and only to a larger number.
     """
-    from parsl_rasda.cli.carry import carry_through
-    from parsl_rasda.pipeline.session import resume_study
+    from parsl_rasda.cli.run_and_report import carry_through
+    from parsl_rasda.workflow.entry import resume_study
 
     carry_through(
         directory, lambda view: resume_study(directory, overrides or (), view=view), as_json=as_json

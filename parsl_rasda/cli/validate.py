@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from parsl_rasda.cli.options import Overrides, Sites, StudyFile, load_inputs
-from parsl_rasda.reporting.words import counted
+from parsl_rasda.reporting.format import counted
 
 if TYPE_CHECKING:
     from parsl_rasda.search.base import Searcher

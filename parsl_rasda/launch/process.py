@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from parsl_rasda.launch.base import LaunchCommand, LaunchSettings, rank_environment
-from parsl_rasda.vocabulary import Placement
+from parsl_rasda.types import Placement
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from parsl_rasda.launch.base import LaunchCommand, LaunchSettings, rank_environment, ranks_per_node
-from parsl_rasda.vocabulary import Placement
+from parsl_rasda.types import Placement
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,12 @@ from pydantic import ValidationError
 
 from parsl_rasda.errors import InvalidSettingError, PlacementImpossibleError
 from parsl_rasda.orchestration.assembly import build_machine, build_study_searcher
+from parsl_rasda.orchestration.data_locality import constants, usable
 from parsl_rasda.orchestration.machine import Machine
-from parsl_rasda.orchestration.reach import constants, usable
 from parsl_rasda.placement.ledger import Ledger
 from parsl_rasda.study import GlobusSiteSpec, SearcherSpec, SiteSpec, StudySpec, TuneSpec
 from parsl_rasda.study.spec import Plain, Problem, problems_in, shown
-from parsl_rasda.vocabulary import NodeName, NodeSlots, PilotId, SiteName
+from parsl_rasda.types import NodeName, NodeSlots, PilotId, SiteName
 
 # Harmless parts of a `tune` block, for those that are wrong in ways that its spec tells.
 _STAND_INS = {

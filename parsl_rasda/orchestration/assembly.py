@@ -13,7 +13,7 @@ from parsl_rasda.search.base import Searcher
 from parsl_rasda.search.space import SearchSpace
 from parsl_rasda.search.warm import WarmStarted
 from parsl_rasda.study import TuneSpec
-from parsl_rasda.vocabulary import JSON
+from parsl_rasda.types import JSON
 
 
 def build_machine(tune: TuneSpec) -> Machine:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Protocol, assert_never
 
 from parsl_rasda.errors import JournalError
+from parsl_rasda.orchestration.backend import Backend
 from parsl_rasda.orchestration.events import (
-    ConcludeTrial,
     ContinueJob,
     EndJob,
     Event,
@@ -30,15 +30,15 @@ from parsl_rasda.orchestration.events import (
     StartJob,
     StudyInterrupted,
     StudyStarted,
-    TimePassed,
+    TimerFired,
+    TrialFinished,
     TrialProposed,
 )
+from parsl_rasda.orchestration.job_specs import JobSpecBuilder
 from parsl_rasda.orchestration.journal import Journal, Record
 from parsl_rasda.orchestration.machine import Machine
-from parsl_rasda.orchestration.orders import OrderDesk
-from parsl_rasda.orchestration.ports import Runner
 from parsl_rasda.search.base import Searcher
-from parsl_rasda.vocabulary import PilotId, SiteName, StudyState
+from parsl_rasda.types import PilotId, SiteName, StudyState
 
 _BEAT_S = 10.0
 _BATCH = 256
@@ -63,9 +63,9 @@ class Driver:
 
     machine: Machine
     journal: Journal
-    runner: Runner
+    runner: Backend
     searcher: Searcher
-    orders: OrderDesk
+    orders: JobSpecBuilder
     clock: Callable[[], float]
     observers: Sequence[Observer] = ()
     on_beat: Callable[[], None] = lambda: None
@@ -113,7 +113,7 @@ class Driver:
         except queue.Empty:
             if wake_at is None or self.clock() < wake_at:
                 return None
-            batch = [TimePassed(self.clock())]
+            batch = [TimerFired(self.clock())]
         while len(batch) < _BATCH:
             try:
                 batch.append(self._events.get_nowait())
@@ -175,7 +175,7 @@ class Driver:
                     self.runner.release_pilot(instruction)
                 case FinishStudy():
                     finish = instruction
-                case ProposeTrial() | ObserveTrial() | ConcludeTrial():
+                case ProposeTrial() | ObserveTrial() | TrialFinished():
                     pass  # the searcher has been told when the event was handled
                 case _:
                     assert_never(instruction)
@@ -209,5 +209,5 @@ def teach(searcher: Searcher, instruction: Instruction) -> None:
     """Tell the searcher what it can learn from an instruction."""
     if isinstance(instruction, ObserveTrial):
         searcher.observe(instruction.trial, instruction.epoch, instruction.metric)
-    elif isinstance(instruction, ConcludeTrial):
+    elif isinstance(instruction, TrialFinished):
         searcher.conclude(instruction.trial, instruction.metric)

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from pydantic import JsonValue
 
-from parsl_rasda.vocabulary import (
+from parsl_rasda.types import (
     JobId,
     NodeSlots,
     Outcome,
@@ -163,14 +163,14 @@ class JobEnded:
 
 
 @dataclass(frozen=True, slots=True)
-class TimePassed:
+class TimerFired:
     """Nothing has happened until a time at which the machine wanted to be woken."""
 
     at: float
 
 
 @dataclass(frozen=True, slots=True)
-class SiteTroubled:
+class SiteDegraded:
     """Something befell a site that may cost time only: what runs there runs on. It is written down."""
 
     at: float
@@ -195,8 +195,8 @@ Event: TypeAlias = (
     | JobStarted
     | EpochReported
     | JobEnded
-    | TimePassed
-    | SiteTroubled
+    | TimerFired
+    | SiteDegraded
     | StudyInterrupted
 )
 
@@ -273,7 +273,7 @@ class ObserveTrial:
 
 
 @dataclass(frozen=True, slots=True)
-class ConcludeTrial:
+class TrialFinished:
     """Tell the searcher, the log and the people how a trial ended.
 
     Attributes:
@@ -303,6 +303,6 @@ Instruction: TypeAlias = (
     | ContinueJob
     | EndJob
     | ObserveTrial
-    | ConcludeTrial
+    | TrialFinished
     | FinishStudy
 )

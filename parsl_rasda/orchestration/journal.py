@@ -21,6 +21,8 @@ from parsl_rasda.errors import JournalError
 from parsl_rasda.orchestration.events import Event, Instruction
 
 FORMAT = 1
+# Names under which earlier versions wrote records; they are read for ever.
+_OLD_NAMES = {"SiteTroubled": "SiteDegraded", "TimePassed": "TimerFired", "ConcludeTrial": "TrialFinished"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,7 @@ def encode(record: Event | Instruction) -> dict[str, Any]:
 def decode(data: Mapping[str, Any], union: Any) -> Any:  # Any: one of the union's members
     """Return the record that `encode` wrote, if it is a member of the union."""
     kinds = {kind.__name__: kind for kind in get_args(union)}
-    kind = kinds[data["type"]]
+    kind = kinds[_OLD_NAMES.get(data["type"], data["type"])]
     try:
         return _adapter(kind).validate_python({k: v for k, v in data.items() if k != "type"})
     except ValidationError as error:

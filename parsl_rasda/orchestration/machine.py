@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from typing import assert_never
 
+from parsl_rasda.orchestration.allocator import Allocator
 from parsl_rasda.orchestration.events import (
     EpochReported,
     Event,
@@ -26,18 +27,17 @@ from parsl_rasda.orchestration.events import (
     PilotStarted,
     ReleasePilot,
     SearchExhausted,
-    SiteTroubled,
+    SiteDegraded,
     StudyInterrupted,
     StudyStarted,
-    TimePassed,
+    TimerFired,
     TrialProposed,
 )
-from parsl_rasda.orchestration.life import MachineSettings
-from parsl_rasda.orchestration.slots import SlotDesk
-from parsl_rasda.orchestration.trials import Job, TrialRecord
-from parsl_rasda.placement.board import Waiting
+from parsl_rasda.orchestration.lifecycle import MachineSettings
+from parsl_rasda.orchestration.trial_record import Job, TrialRecord
+from parsl_rasda.placement.cluster_state import PendingTrial
 from parsl_rasda.scheduling.base import Action, Decision
-from parsl_rasda.vocabulary import (
+from parsl_rasda.types import (
     Outcome,
     PilotId,
     SiteName,
@@ -51,7 +51,7 @@ _SETBACKS = 5  # preemptions in a row without a finished epoch, after which they
 _FALLBACKS = 5  # checkpoints of a trial that were gone, after which each one costs a retry
 
 
-class Machine(SlotDesk):
+class Machine(Allocator):
     """Turns events into instructions; see `handle`."""
 
     def handle(self, event: Event) -> tuple[Instruction, ...]:  # noqa: C901  # a line for each event
@@ -79,9 +79,9 @@ class Machine(SlotDesk):
                 self._on_epoch(event)
             case JobEnded():
                 self._on_job_ended(event)
-            case TimePassed():
+            case TimerFired():
                 self._on_time_passed()
-            case SiteTroubled():
+            case SiteDegraded():
                 pass  # it is written down
             case _:
                 assert_never(event)
@@ -91,7 +91,7 @@ class Machine(SlotDesk):
 
     @property
     def wake_at(self) -> float | None:
-        """When `TimePassed` should be told unless something happens before [s], or None."""
+        """When `TimerFired` should be told unless something happens before [s], or None."""
         if self.state is not StudyState.RUNNING or not self._is_unfinished:
             return None
         return self.pilots.wake_at if self._is_tapering else self.pilots.rested_at(self._now)
@@ -168,7 +168,7 @@ class Machine(SlotDesk):
             self._conclude_paused()
             self._finish_well()
 
-    def _can_ever_start(self, waiting: Waiting) -> bool:
+    def _can_ever_start(self, waiting: PendingTrial) -> bool:
         width = self.growth.needs(waiting.replicas, self.settings.num_workers)
         return self.board.ledger.can_ever_fit(width, waiting.site)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator
 
-from parsl_rasda.handoff import DEADLINE_MARGIN_S
 from parsl_rasda.orchestration.events import PilotEnded, PilotStarted, RequestPilot
-from parsl_rasda.vocabulary import PilotId, SiteName
+from parsl_rasda.protocol import DEADLINE_MARGIN_S
+from parsl_rasda.types import PilotId, SiteName
 
 _LAST_S = 600.0  # before its end, in which a job that leaves untold leaves because of it
 _PATIENCE = 3  # pilots in a row that came to nothing, after which a site is given up for a while:
@@ -15,7 +15,7 @@ _REST_S, _LONGEST_REST_S = 60.0, 1800.0  # at first, and at most; twice as long 
 _SHORT_S = 60.0  # an idle pilot that ends so soon came to nothing, too
 
 
-class PilotDesk:
+class PilotRegistry:
     """Keeps the books of pilots; the machine decides when one is wanted."""
 
     def __init__(self, count: int = 0) -> None:
@@ -35,9 +35,9 @@ class PilotDesk:
         self._failures: Counter[SiteName] = Counter()  # pilots in a row that came to nothing
         self._count = count
 
-    def successor(self) -> PilotDesk:
+    def successor(self) -> PilotRegistry:
         """Return the desk of the next controller: empty, but no pilot's id comes twice."""
-        return PilotDesk(self._count)
+        return PilotRegistry(self._count)
 
     @property
     def none_left(self) -> bool:

@@ -7,13 +7,13 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from parsl_rasda.orchestration.accounts import Accounts
 from parsl_rasda.orchestration.machine import Machine
-from parsl_rasda.orchestration.trials import TrialRecord, best_trial
-from parsl_rasda.vocabulary import StudyState, TrialState
+from parsl_rasda.orchestration.trial_record import TrialRecord, best_trial
+from parsl_rasda.orchestration.usage import Usage
+from parsl_rasda.types import StudyState, TrialState
 
 
-def summarise(study: str, machine: Machine, accounts: Accounts, now: float | None = None) -> dict[str, Any]:
+def summarise(study: str, machine: Machine, accounts: Usage, now: float | None = None) -> dict[str, Any]:
     """Return the state of a search; keys are part of the stable contract.
 
     Args:
@@ -71,7 +71,7 @@ def no_search(study: str) -> dict[str, Any]:
     }
 
 
-def spent(books: Sequence[Accounts], now: float | None = None) -> dict[str, Any]:
+def spent(books: Sequence[Usage], now: float | None = None) -> dict[str, Any]:
     """Return what searches have cost together: times, GPU time, restarts and faults.
 
     Args:
@@ -102,7 +102,7 @@ def spent(books: Sequence[Accounts], now: float | None = None) -> dict[str, Any]
     }
 
 
-def cause(machine: Machine, accounts: Accounts) -> str:
+def cause(machine: Machine, accounts: Usage) -> str:
     """Return why a search has no result, in words; empty if it has one or goes on."""
     if machine.state is not StudyState.FAILED:
         return accounts.cause

@@ -14,9 +14,16 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import cast
 
-from parsl_rasda.placement.board import Allocation, Board, GrowthPolicy, Kind, Running, Waiting
+from parsl_rasda.placement.cluster_state import (
+    Allocation,
+    ClusterState,
+    GrowthPolicy,
+    Kind,
+    PendingTrial,
+    RunningTrial,
+)
 from parsl_rasda.plugins import load_plugin
-from parsl_rasda.vocabulary import Placement, SiteName, TrialId
+from parsl_rasda.types import Placement, SiteName, TrialId
 
 _EPSILON_S = 1e-9
 _CHEAP_TASK = 0.15  # in epochs at the first width: what a task may cost for stretches to be divided
@@ -51,11 +58,11 @@ class ElasticGrowth:
         """Return the width at which every trial can start."""
         return min(replicas, num_workers)
 
-    def decide(self, board: Board, now: float, here: Running | None = None) -> Allocation:
+    def decide(self, board: ClusterState, now: float, here: RunningTrial | None = None) -> Allocation:
         """Start whoever waits; then widen into what is left, the longest path first."""
         with _trying(board) as trial_run:
             starts: dict[TrialId, Placement] = {}
-            started: list[Waiting] = []
+            started: list[PendingTrial] = []
             awaited: set[SiteName | None] = {None} if board.new_trials else set()  # sites; None: any
             refused: set[Kind] = set()  # slots only get fewer here: never ask twice
             for waiting in board.queue(refused):
@@ -77,7 +84,7 @@ class ElasticGrowth:
         own = widened.pop(here.trial, None) if here is not None else None
         return Allocation(starts | widened, here=own)
 
-    def returns_at(self, board: Board, running: Running) -> int:
+    def returns_at(self, board: ClusterState, running: RunningTrial) -> int:
         """Return the middle of a stretch to be trained as one task, if the trial may widen then.
 
         Half of what is left at a time, rounded up, as long as tasks are cheap: 24 rehearsals on 32
@@ -107,17 +114,17 @@ class StrictGrowth:
         """Return the full width: less is never used."""
         return replicas
 
-    def returns_at(self, board: Board, running: Running) -> int:
+    def returns_at(self, board: ClusterState, running: RunningTrial) -> int:
         """Return the milestone: nobody widens before."""
         return running.until
 
-    def decide(self, board: Board, now: float, here: Running | None = None) -> Allocation:
+    def decide(self, board: ClusterState, now: float, here: RunningTrial | None = None) -> Allocation:
         """Start what fits at its full width; send ``here`` to the queue if it must grow."""
         if here is not None and here.placement.width != here.replicas:
             return Allocation(requeue=True)
         starts: dict[TrialId, Placement] = {}
         with _trying(board) as trial_run:
-            in_front: Waiting | None = None  # of those who do not fit
+            in_front: PendingTrial | None = None  # of those who do not fit
             refused: set[Kind] = set()  # slots only get fewer here: never ask twice
             for waiting in board.queue(refused):
                 if in_front is not None and board.starts + len(starts) >= in_front.yields_until:
@@ -139,11 +146,11 @@ class NoGrowth:
         """Return the fixed width."""
         return min(replicas, num_workers)
 
-    def returns_at(self, board: Board, running: Running) -> int:
+    def returns_at(self, board: ClusterState, running: RunningTrial) -> int:
         """Return the milestone: nobody widens before."""
         return running.until
 
-    def decide(self, board: Board, now: float, here: Running | None = None) -> Allocation:
+    def decide(self, board: ClusterState, now: float, here: RunningTrial | None = None) -> Allocation:
         """Start what fits."""
         starts: dict[TrialId, Placement] = {}
         with _trying(board) as trial_run:
@@ -163,9 +170,9 @@ class NoGrowth:
 
 
 def _widen(
-    board: Board,
-    here: Running | None,
-    fresh: Sequence[Running],
+    board: ClusterState,
+    here: RunningTrial | None,
+    fresh: Sequence[RunningTrial],
     awaited: Container[SiteName | None],
     trial_run: _TrialRun,
 ) -> dict[TrialId, Placement]:
@@ -178,7 +185,7 @@ def _widen(
     """
     starting = {r.trial for r in fresh}
 
-    def wider(running: Running) -> Placement | None:
+    def wider(running: RunningTrial) -> Placement | None:
         own = running.placement
         if own.site in awaited:
             return None
@@ -205,7 +212,7 @@ def _widen(
     return widened
 
 
-def _pays(board: Board, running: Running, *, is_fresh: bool) -> Callable[[int], bool]:
+def _pays(board: ClusterState, running: RunningTrial, *, is_fresh: bool) -> Callable[[int], bool]:
     """Return whether a width saves more over the certain epochs than getting there costs."""
     certain = running.until - running.boundary_epoch
     now_s = board.epoch_s(running, running.placement.width)
@@ -213,12 +220,14 @@ def _pays(board: Board, running: Running, *, is_fresh: bool) -> Callable[[int], 
     return lambda width: certain * (now_s - board.epoch_s(running, width)) > cost_s + _EPSILON_S
 
 
-def _as_running(waiting: Waiting, placement: Placement, now: float) -> Running:
+def _as_running(waiting: PendingTrial, placement: Placement, now: float) -> RunningTrial:
     """Return a trial that is about to start, as if at a boundary: its launch is due anyway."""
-    return Running(waiting.trial, waiting.age, placement, now, waiting.epoch, waiting.until, waiting.replicas)
+    return RunningTrial(
+        waiting.trial, waiting.age, placement, now, waiting.epoch, waiting.until, waiting.replicas
+    )
 
 
-def _shrunk(board: Board, here: Running, started: Sequence[Waiting]) -> Placement | None:
+def _shrunk(board: ClusterState, here: RunningTrial, started: Sequence[PendingTrial]) -> Placement | None:
     """Return a narrower placement for a wide trial at a boundary, to let waiting trials in."""
     narrowest, width = board.num_workers, here.placement.width
     certain_s = (here.until - here.boundary_epoch) * board.epoch_s(here, width)
@@ -243,7 +252,7 @@ def _shrunk(board: Board, here: Running, started: Sequence[Waiting]) -> Placemen
 class _TrialRun:
     """Slots held while a policy thinks; all are given back at the end."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: ClusterState) -> None:
         self._board = board
         self._undo: list[tuple[bool, Placement]] = []
 
@@ -262,7 +271,7 @@ class _TrialRun:
 
 
 @contextmanager
-def _trying(board: Board) -> Iterator[_TrialRun]:
+def _trying(board: ClusterState) -> Iterator[_TrialRun]:
     trial_run = _TrialRun(board)
     try:
         yield trial_run

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from sortedcontainers import SortedSet
 
 from parsl_rasda.errors import InvalidSettingError
-from parsl_rasda.vocabulary import NodeName, NodeSlots, PilotId, Placement, SiteName
+from parsl_rasda.types import NodeName, NodeSlots, PilotId, Placement, SiteName
 
 
 @dataclass(slots=True)

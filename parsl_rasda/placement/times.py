@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from sortedcontainers import SortedList
 
-from parsl_rasda.vocabulary import SiteName, TrialId
+from parsl_rasda.types import SiteName, TrialId
 
 _ABSURD_S = 1e9  # no epoch lasts 30 years, or a nanosecond: a clock was wrong
 _LEAST_GAIN = -10.0  # binary logarithm of the worst efficiency that is believed

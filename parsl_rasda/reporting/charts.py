@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from parsl_rasda.reporting.format import setting, shortened
 from parsl_rasda.reporting.markup import Markup, element, join
 from parsl_rasda.reporting.scales import Scale, Tick, metric_scale, value_scale
-from parsl_rasda.reporting.words import setting, shortened
 from parsl_rasda.search.space import Choice, Float, Int, Parameter
 
 Summary: TypeAlias = Mapping[str, Any]  # of one search, as `status --json` has it

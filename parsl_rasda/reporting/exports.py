@@ -17,7 +17,7 @@ from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.reporting.files import results_csv, write_whole
 from parsl_rasda.reporting.runs import Run
 from parsl_rasda.search.space import Choice, Constant, Float, Int, Parameter, SearchSpace
-from parsl_rasda.vocabulary import JSON, Mode, TrialState
+from parsl_rasda.types import JSON, Mode, TrialState
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

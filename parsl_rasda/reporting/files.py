@@ -11,13 +11,13 @@ from typing import Any
 
 import networkx as nx
 
+from parsl_rasda.reporting.format import plain_json
 from parsl_rasda.reporting.graph import graphml, mermaid, run_graph
 from parsl_rasda.reporting.graph_svg import svg
 from parsl_rasda.reporting.html import page
 from parsl_rasda.reporting.overview import run_view
 from parsl_rasda.reporting.runs import Run
 from parsl_rasda.reporting.tables import as_text
-from parsl_rasda.reporting.words import plain_json
 
 COLUMNS = ("trial", "state", "epochs", "metric", "replicas", "attempts", "reason")
 

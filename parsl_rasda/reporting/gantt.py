@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 from parsl_rasda.reporting.charts import WIDTH, Summary, fate, picture, rounded
+from parsl_rasda.reporting.format import counted, duration, shortened
 from parsl_rasda.reporting.markup import Markup, element
 from parsl_rasda.reporting.occupancy import Hold, Occupancy, Slot, Stay
 from parsl_rasda.reporting.scales import Scale, time_ticks
-from parsl_rasda.reporting.words import counted, duration, shortened
 
 Rows: TypeAlias = Mapping[Slot, int]
 

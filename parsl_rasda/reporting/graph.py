@@ -14,10 +14,10 @@ from typing import Any
 
 import networkx as nx
 
-from parsl_rasda.orchestration.unfolding import last_stretch, unfold
+from parsl_rasda.orchestration.decision_graph import last_stretch, unfold
 from parsl_rasda.reporting.graph_calls import add_stage
 from parsl_rasda.reporting.runs import Run
-from parsl_rasda.vocabulary import Mode
+from parsl_rasda.types import Mode
 
 READABLE, READABLE_CALLS = 64, 16
 COLOURS = {

@@ -16,7 +16,7 @@ from typing import Any
 import networkx as nx
 
 from parsl_rasda.reporting.graph import COLOURS, collapsed, fate_of, words_of
-from parsl_rasda.vocabulary import Mode
+from parsl_rasda.types import Mode
 
 _WIDTH, _HEIGHT, _GAP_X, _GAP_Y, _MARGIN, _HEAD, _LEGEND = 168, 30, 56, 10, 16, 20, 34
 _LINE = "#adb5bd"

@@ -16,16 +16,16 @@ from typing import TypeAlias
 
 import networkx as nx
 
+from parsl_rasda.reporting.format import duration
 from parsl_rasda.reporting.graph import run_graph
 from parsl_rasda.reporting.graph_svg import svg
 from parsl_rasda.reporting.markup import Child, Markup, copied, element, join, state_word, table
 from parsl_rasda.reporting.overview import advice_on
 from parsl_rasda.reporting.runs import Run, Standing
-from parsl_rasda.reporting.section import search_section
+from parsl_rasda.reporting.search_report import search_section
 from parsl_rasda.reporting.tables import finding
-from parsl_rasda.reporting.words import duration
 from parsl_rasda.study import dump_study
-from parsl_rasda.vocabulary import StageState
+from parsl_rasda.types import StageState
 
 Graph: TypeAlias = "nx.DiGraph[str]"
 

@@ -1,6 +1,6 @@
 """Who held which slots when, as the journal of a search tells it.
 
-Time is that under a controller, as in the books (`Accounts`): while nobody runs a study its clock
+Time is that under a controller, as in the books (`Usage`): while nobody runs a study its clock
 stands still. The areas here are the sums there.
 """
 
@@ -25,7 +25,7 @@ from parsl_rasda.orchestration.events import (
     StudyStarted,
 )
 from parsl_rasda.orchestration.journal import Record
-from parsl_rasda.vocabulary import JobId, NodeSlots, PilotId, Placement, SiteName
+from parsl_rasda.types import JobId, NodeSlots, PilotId, Placement, SiteName
 
 Slot: TypeAlias = tuple[SiteName, str, int]  # the same whichever pilot holds it
 

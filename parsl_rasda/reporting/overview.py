@@ -13,6 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from parsl_rasda.reporting.format import counted, duration
 from parsl_rasda.reporting.runs import Run, Standing
 from parsl_rasda.reporting.tables import (
     STATE_STYLES,
@@ -22,8 +23,7 @@ from parsl_rasda.reporting.tables import (
     status_view,
     summary_view,
 )
-from parsl_rasda.reporting.words import counted, duration
-from parsl_rasda.vocabulary import StageState, StudyState
+from parsl_rasda.types import StageState, StudyState
 
 MEND = "mend the training and run it with another --dir"
 _ENDINGS = {StudyState.FAILED: "failed", StudyState.NO_SITE: "no site or pilot could be had"}

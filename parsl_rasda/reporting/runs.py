@@ -13,12 +13,12 @@ from typing import Any
 
 import networkx as nx
 
-from parsl_rasda.orchestration.history import History, load_run, rebuild
-from parsl_rasda.orchestration.rundir import RunDirectory
-from parsl_rasda.orchestration.stages import StageRecord, kept_result, read_record
+from parsl_rasda.orchestration.replay import History, load_run, rebuild
+from parsl_rasda.orchestration.run_directory import RunDirectory
+from parsl_rasda.orchestration.stage_records import StageRecord, kept_result, read_record
 from parsl_rasda.orchestration.summary import cause, no_search, spent
 from parsl_rasda.study import SiteSpec, StudySpec
-from parsl_rasda.vocabulary import StageState, StudyState
+from parsl_rasda.types import StageState, StudyState
 
 _TROUBLED = {StageState.FAILED, StageState.NO_SITE}
 

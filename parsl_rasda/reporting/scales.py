@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from parsl_rasda.reporting.words import number
+from parsl_rasda.reporting.format import number
 
 Tick: TypeAlias = tuple[float, str]  # value and label
 

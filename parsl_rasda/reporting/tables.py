@@ -12,8 +12,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from parsl_rasda.reporting.words import clock, config_text, counted, duration, number, share, shortened
-from parsl_rasda.vocabulary import StudyState, TrialState
+from parsl_rasda.reporting.format import clock, config_text, counted, duration, number, share, shortened
+from parsl_rasda.types import StudyState, TrialState
 
 _FINDINGS = 12  # values of a stage that are listed one by one
 Summary: TypeAlias = Mapping[str, Any]

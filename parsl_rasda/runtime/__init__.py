@@ -14,7 +14,7 @@ Try a training function without a study::
 
 from __future__ import annotations
 
-from parsl_rasda.runtime.checkpoint import load_model
+from parsl_rasda.runtime.checkpoints.checkpoint import load_model
 from parsl_rasda.runtime.local import local_trial
 from parsl_rasda.runtime.trial import Trial
 

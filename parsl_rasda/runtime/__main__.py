@@ -22,18 +22,18 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from parsl_rasda.errors import InvalidSettingError, TrainingError
-from parsl_rasda.handoff import DEADLINE_MARGIN_S, JobOrder
-from parsl_rasda.runtime.binding import bind
-from parsl_rasda.runtime.channel import ControlChannel, claim_stdin, claim_stdout, watch_for_stop
-from parsl_rasda.runtime.forkserver.client import WISHES
-from parsl_rasda.runtime.group import PeersLostError
-from parsl_rasda.runtime.guard import continue_guarded
-from parsl_rasda.runtime.launch_context import LaunchContext, launch_context
-from parsl_rasda.runtime.seeding import seed_start
-from parsl_rasda.runtime.session import FORKED, LAST_WORDS_S, Leave, Session
-from parsl_rasda.runtime.shared import StoreError
+from parsl_rasda.protocol import DEADLINE_MARGIN_S, JobSpec
+from parsl_rasda.runtime.checkpoints.shared import StoreError
+from parsl_rasda.runtime.engine.group import PeersLostError
+from parsl_rasda.runtime.engine.seeding import seed_start
+from parsl_rasda.runtime.process.attempt import FORKED, LAST_WORDS_S, Leave, Session
+from parsl_rasda.runtime.process.binding import bind
+from parsl_rasda.runtime.process.channel import ControlChannel, claim_stdin, claim_stdout, watch_for_stop
+from parsl_rasda.runtime.process.forkserver.client import WISHES
+from parsl_rasda.runtime.process.launch_context import LaunchContext, launch_context
+from parsl_rasda.runtime.process.rank_parent import continue_guarded
 from parsl_rasda.runtime.trial import Trial
-from parsl_rasda.vocabulary import Outcome
+from parsl_rasda.types import Outcome
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> NoReturn:
     is_forked = FORKED in os.environ  # then a fork server ends it, and a client stands in for it
     if not is_forked:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    order = JobOrder.load(Path(argv[0]))
+    order = JobSpec.load(Path(argv[0]))
     try:
         context = launch_context(order, os.environ)
     except InvalidSettingError as error:
@@ -142,7 +142,7 @@ def _run(session: Session) -> tuple[Outcome, str, str, bool]:
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, WISHES)  # those that came before unwind us here
         if session.order.command:
-            from parsl_rasda.runtime.command import run_command
+            from parsl_rasda.runtime.process.command import run_command
 
             run_command(session)
         else:

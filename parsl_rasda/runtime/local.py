@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from parsl_rasda.handoff import JobOrder, Training
-from parsl_rasda.runtime.checkpoint import read_header
-from parsl_rasda.runtime.launch_context import launch_context
-from parsl_rasda.runtime.seeding import seed_start
-from parsl_rasda.runtime.session import Session
+from parsl_rasda.protocol import JobSpec, Training
+from parsl_rasda.runtime.checkpoints.checkpoint import read_header
+from parsl_rasda.runtime.engine.seeding import seed_start
+from parsl_rasda.runtime.process.attempt import Session
+from parsl_rasda.runtime.process.launch_context import launch_context
 from parsl_rasda.runtime.trial import Trial
-from parsl_rasda.vocabulary import JSON, TrialId
+from parsl_rasda.types import JSON, TrialId
 
 
 def local_trial(
@@ -44,7 +44,7 @@ def local_trial(
     """
     place = Path(directory or tempfile.mkdtemp(prefix="trial-"))
     place.mkdir(parents=True, exist_ok=True)
-    order = JobOrder(
+    order = JobSpec(
         study="local",
         trial=TrialId("local"),
         attempt=0,

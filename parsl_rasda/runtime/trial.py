@@ -23,22 +23,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from parsl_rasda.errors import CheckpointError, TrainingError
-from parsl_rasda.handoff import EpochReport
-from parsl_rasda.runtime.checkpoint import check_header, checkpoint_name, read_header, write_checkpoint
-from parsl_rasda.runtime.exact_mean import mean_over, rounded_sum
-from parsl_rasda.runtime.group import Group
-from parsl_rasda.runtime.saving import MOMENT_S, Saver, copied
-from parsl_rasda.runtime.session import Leave, Session
-from parsl_rasda.runtime.shared import is_url
-from parsl_rasda.vocabulary import JSON, Outcome
+from parsl_rasda.protocol import EpochReport
+from parsl_rasda.runtime.checkpoints.checkpoint import (
+    check_header,
+    checkpoint_name,
+    read_header,
+    write_checkpoint,
+)
+from parsl_rasda.runtime.checkpoints.saver import MOMENT_S, Saver, copied
+from parsl_rasda.runtime.checkpoints.shared import is_url
+from parsl_rasda.runtime.engine.exact_mean import mean_over, rounded_sum
+from parsl_rasda.runtime.engine.group import Group
+from parsl_rasda.runtime.process.attempt import Leave, Session
+from parsl_rasda.types import JSON, Outcome
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from parsl_rasda.runtime.data import Batch
-    from parsl_rasda.runtime.engine import Engine, OptimizerFactory
-    from parsl_rasda.runtime.learning_rate import Scaling
+    from parsl_rasda.runtime.engine.datasets import Batch
+    from parsl_rasda.runtime.engine.engine import Engine, OptimizerFactory
+    from parsl_rasda.runtime.engine.learning_rate import Scaling
 
     ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -106,7 +111,7 @@ class Trial:
     @cached_property
     def device(self) -> torch.device:
         """The device of this rank; the first use imports torch and sets it up."""
-        from parsl_rasda.runtime.devices import own_device
+        from parsl_rasda.runtime.engine.rank_device import own_device
 
         return own_device(self._order, self._session.context.device_index)
 
@@ -153,7 +158,7 @@ class Trial:
             CheckpointError: If the checkpoint to resume from is gone, or does not fit.
             TrainingError: If the model cannot be trained by replicas.
         """
-        from parsl_rasda.runtime.engine import Engine, Update
+        from parsl_rasda.runtime.engine.engine import Engine, Update
 
         if self._engine is not None:
             raise TrainingError("trial.prepare was called twice.", "Combine the models in one nn.Module.")
@@ -209,7 +214,7 @@ class Trial:
             transform: Applied to each batch, on the device.
             workers: Processes that read ahead (none for shards).
         """
-        from parsl_rasda.runtime.data import Samples
+        from parsl_rasda.runtime.engine.datasets import Samples
 
         engine = self._prepared("batches")
         if not self._in_epoch or self._has_batches:
@@ -244,8 +249,8 @@ class Trial:
         Samples are batched in the same way at any world size; give losses of single samples (or of
         batches) to `mean`.
         """
-        from parsl_rasda.runtime.data import Samples, read_all, seed_everything
-        from parsl_rasda.runtime.replicas import carried, seed_of, validation_batches
+        from parsl_rasda.runtime.engine.datasets import Samples, read_all, seed_everything
+        from parsl_rasda.runtime.engine.replicas import carried, seed_of, validation_batches
 
         engine = self._prepared("shard")
         samples = Samples(dataset)
@@ -323,7 +328,7 @@ class Trial:
         return self._session.find_checkpoint(place)
 
     def _restore(self, engine: Engine, path: Path) -> None:
-        from parsl_rasda.runtime.engine import HEADER_FIELDS
+        from parsl_rasda.runtime.engine.engine import HEADER_FIELDS
 
         header = read_header(path)
         check_header(path, header, (*HEADER_FIELDS, "replicas", "seconds"))

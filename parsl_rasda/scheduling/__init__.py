@@ -22,7 +22,7 @@ from parsl_rasda.scheduling.promotion import PromotionScheduler
 from parsl_rasda.scheduling.rungs import build_rungs
 from parsl_rasda.scheduling.stopping import StoppingScheduler
 from parsl_rasda.scheduling.synchronous import SynchronousScheduler
-from parsl_rasda.vocabulary import Mode
+from parsl_rasda.types import Mode
 
 ENTRY_POINTS = "parsl_rasda.schedulers"
 KINDS = ("rasda", "asha")

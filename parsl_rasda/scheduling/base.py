@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from parsl_rasda.vocabulary import TrialId
+from parsl_rasda.types import TrialId
 
 
 class Action(StrEnum):

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from sortedcontainers import SortedList
 
 from parsl_rasda.scheduling.base import Decision
+from parsl_rasda.scheduling.rung_scheduler import Contender, RungScheduler
 from parsl_rasda.scheduling.rungs import Rungs
-from parsl_rasda.scheduling.trials import Contender, RungScheduler
-from parsl_rasda.vocabulary import Mode
+from parsl_rasda.types import Mode
 
 
 @dataclass(slots=True)

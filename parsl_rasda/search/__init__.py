@@ -22,7 +22,7 @@ from parsl_rasda.search.designs import GridSearcher, ListedSearcher, RandomSearc
 from parsl_rasda.search.optuna_searcher import SAMPLERS, OptunaSearcher
 from parsl_rasda.search.space import SearchSpace
 from parsl_rasda.study.spec import suggestion
-from parsl_rasda.vocabulary import Mode
+from parsl_rasda.types import Mode
 
 ENTRY_POINTS = "parsl_rasda.searchers"
 DESIGNS: Mapping[str, type[Any]] = {"random": RandomSearcher, "grid": GridSearcher, "sobol": SobolSearcher}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from parsl_rasda.vocabulary import JSON, TrialId
+from parsl_rasda.types import JSON, TrialId
 
 
 class Searcher(Protocol):

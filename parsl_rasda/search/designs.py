@@ -17,7 +17,7 @@ from typing import Any
 
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.search.space import Choice, Constant, Float, Int, Parameter, SearchSpace
-from parsl_rasda.vocabulary import JSON, TrialId
+from parsl_rasda.types import JSON, TrialId
 
 LARGEST_GRID = 100_000
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from parsl_rasda.search.space import Choice, Constant, Float, Int, Parameter, SearchSpace, same_value
-from parsl_rasda.vocabulary import JSON, Mode, TrialId
+from parsl_rasda.types import JSON, Mode, TrialId
 
 # `searcher.kind` -> the class in `optuna.samplers`.
 SAMPLERS: Mapping[str, str] = {"tpe": "TPESampler", "gp": "GPSampler", "cmaes": "CmaEsSampler"}

@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import TypeAlias
 
 from parsl_rasda.errors import InvalidSettingError
-from parsl_rasda.vocabulary import JSON
+from parsl_rasda.types import JSON
 
 Conditions: TypeAlias = Mapping[str, JSON]  # earlier parameter -> its value, or a list of its values
 

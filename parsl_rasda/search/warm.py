@@ -8,7 +8,7 @@ from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.search.base import Searcher
 from parsl_rasda.search.designs import value_at
 from parsl_rasda.search.space import Parameter, SearchSpace, contains, own_form
-from parsl_rasda.vocabulary import JSON, TrialId
+from parsl_rasda.types import JSON, TrialId
 
 _MIDDLE = 0.5
 

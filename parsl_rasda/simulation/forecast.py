@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.orchestration.admission import PilotShape, check_fit, misfit, slots_per_node, widths_needed
 from parsl_rasda.orchestration.assembly import assumed_times, build_machine
-from parsl_rasda.orchestration.history import History
+from parsl_rasda.orchestration.data_locality import foreseen
 from parsl_rasda.orchestration.machine import Machine
-from parsl_rasda.orchestration.reach import foreseen
+from parsl_rasda.orchestration.replay import History
 from parsl_rasda.simulation.costs import Costs, assumed_costs
 from parsl_rasda.simulation.measured import measured_costs
 from parsl_rasda.simulation.rehearsal import Rehearsal, VirtualSite
 from parsl_rasda.study import ParslSiteSpec, SchedulerSpec, SiteSpec, StudySpec, TuneSpec
-from parsl_rasda.vocabulary import Mode, SiteName
+from parsl_rasda.types import Mode, SiteName
 
 ASHA = "ASHA"
 WORTH_IT = 1.05  # speed-up over ASHA below which RASDA does not pay

@@ -22,11 +22,11 @@ from parsl_rasda.orchestration.events import (
     RequestPilot,
     StartJob,
 )
-from parsl_rasda.orchestration.history import History
 from parsl_rasda.orchestration.journal import Record
+from parsl_rasda.orchestration.replay import History
 from parsl_rasda.placement.times import Times
 from parsl_rasda.simulation.costs import Costs
-from parsl_rasda.vocabulary import JobId, Mode, PilotId, SiteName, TrialId
+from parsl_rasda.types import JobId, Mode, PilotId, SiteName, TrialId
 
 
 def measured_costs(history: History, *, seed: int) -> Costs:

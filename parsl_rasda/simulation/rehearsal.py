@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from parsl_rasda.orchestration.accounts import Accounts
 from parsl_rasda.orchestration.driver import Observer
 from parsl_rasda.orchestration.events import (
     ContinueJob,
@@ -29,8 +28,9 @@ from parsl_rasda.orchestration.events import (
     TrialProposed,
 )
 from parsl_rasda.orchestration.machine import Machine
+from parsl_rasda.orchestration.usage import Usage
 from parsl_rasda.simulation.costs import Costs
-from parsl_rasda.vocabulary import JobId, NodeName, NodeSlots, Outcome, SiteName
+from parsl_rasda.types import JobId, NodeName, NodeSlots, Outcome, SiteName
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +68,13 @@ class Rehearsal:
     ) -> None:
         """Prepare a rehearsal of a machine that has not begun."""
         self.machine, self.sites, self.costs = machine, sites, costs
-        self.accounts = Accounts()
+        self.accounts = Usage()
         self._observers = (self.accounts, *observers)
         self._events: list[tuple[float, int, Event]] = []
         self._order = itertools.count()
         self._jobs: dict[JobId, _Job] = {}
 
-    def run(self, num_samples: int) -> Accounts:
+    def run(self, num_samples: int) -> Usage:
         """Return the books of the whole study; its virtual clock starts at 0 s."""
         self._post(StudyStarted(0.0, num_samples, {site: shape.pilots for site, shape in self.sites.items()}))
         while self._events:

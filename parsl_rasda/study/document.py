@@ -18,7 +18,7 @@ import yaml
 
 from parsl_rasda.errors import InvalidFileError, Mistake
 from parsl_rasda.study.spec import Loc, Problem, shown
-from parsl_rasda.vocabulary import JSON
+from parsl_rasda.types import JSON
 
 Environment: TypeAlias = Mapping[str, str]
 

@@ -22,8 +22,8 @@ from parsl_rasda.study.document import (
 from parsl_rasda.study.pipelines import SHORT_KEYS, SHORT_STAGE, StudySpec, is_short_form
 from parsl_rasda.study.sites import AnySite, SiteSpec
 from parsl_rasda.study.spec import Loc, Plain, Problem, listing, mapping_at, problems_in, shown, suggestion
-from parsl_rasda.study.targets import TargetError, signature_of, target_problems
 from parsl_rasda.study.tuning import TuneSpec
+from parsl_rasda.study_code.targets import TargetError, signature_of, target_problems
 
 _Spec = TypeVar("_Spec")
 _SITE: TypeAdapter[SiteSpec] = TypeAdapter(AnySite)

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Discriminator, Field, JsonValue, Tag
 
 from parsl_rasda.study.commands import Command, unknown_placeholders
 from parsl_rasda.study.files import file_problems
-from parsl_rasda.study.space import searched_in
+from parsl_rasda.study.parameters import searched_in
 from parsl_rasda.study.spec import (
     MARK,
     Arguments,

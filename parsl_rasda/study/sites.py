@@ -27,7 +27,7 @@ from parsl_rasda.study.spec import (
     shown,
     variant,
 )
-from parsl_rasda.vocabulary import CORES_VARIABLE
+from parsl_rasda.types import CORES_VARIABLE
 
 _WALLTIME = re.compile(r"\d+:[0-5]\d:[0-5]\d")
 _CORES = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")

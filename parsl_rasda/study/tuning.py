@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, JsonValue
 
 from parsl_rasda.errors import InvalidSettingError
-from parsl_rasda.handoff import Training
+from parsl_rasda.protocol import Training
 from parsl_rasda.study.commands import Command, unknown_placeholders
+from parsl_rasda.study.parameters import SearchSpaceForm, space_problems
 from parsl_rasda.study.plugins import GrowthKind, SchedulerKind, SearcherKind
-from parsl_rasda.study.space import SearchSpaceForm, space_problems
 from parsl_rasda.study.spec import (
     IDENTIFIER,
     Count,
@@ -32,7 +32,7 @@ from parsl_rasda.study.spec import (
     shown,
     suggestion,
 )
-from parsl_rasda.vocabulary import JSON, Mode
+from parsl_rasda.types import JSON, Mode
 
 TRAINING_PLACEHOLDERS = (
     "until",

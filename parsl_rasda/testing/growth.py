@@ -13,13 +13,19 @@ import random
 from abc import ABC, abstractmethod
 
 from parsl_rasda.orchestration.machine import Machine, MachineSettings
-from parsl_rasda.placement.board import Allocation, Board, GrowthPolicy, Running, Waiting
+from parsl_rasda.placement.cluster_state import (
+    Allocation,
+    ClusterState,
+    GrowthPolicy,
+    PendingTrial,
+    RunningTrial,
+)
 from parsl_rasda.placement.ledger import Ledger
 from parsl_rasda.placement.times import Assumed, Times
 from parsl_rasda.scheduling import build_scheduler
 from parsl_rasda.simulation.costs import assumed_costs
 from parsl_rasda.simulation.rehearsal import Rehearsal, VirtualSite
-from parsl_rasda.vocabulary import (
+from parsl_rasda.types import (
     Mode,
     NodeName,
     NodeSlots,
@@ -34,13 +40,13 @@ BOARDS = 300
 _MAX_EPOCHS = 16
 
 
-def random_board(seed: int) -> tuple[Board, Running | None]:
+def random_board(seed: int) -> tuple[ClusterState, RunningTrial | None]:
     """Return a board in any state that a study can be in, and a trial at an epoch boundary or None."""
     rng = random.Random(seed)  # noqa: S311 - a test
     restart_s, efficiency = rng.choice([0.0, 0.5, 5.0, 200.0]), rng.choice([0.6, 0.9, 1.0])
     assumed = Assumed(rng.choice([1.0, 60.0]), restart_s, efficiency)
     workers = rng.choice([1, 1, 2])
-    board = Board(Ledger(), Times(assumed), num_workers=workers, max_epochs=_MAX_EPOCHS, step=2)
+    board = ClusterState(Ledger(), Times(assumed), num_workers=workers, max_epochs=_MAX_EPOCHS, step=2)
     for index in range(rng.randint(1, 3)):
         gpus = tuple(range(rng.choice([1, 2, 4, 8])))
         nodes = tuple(NodeSlots(NodeName(f"p{index}n{i}"), gpus) for i in range(rng.randint(1, 4)))
@@ -133,12 +139,12 @@ class GrowthPolicyContract(ABC):
 
     def test_on_an_idle_machine_everyone_starts(self) -> None:
         policy = self.build()
-        board = Board(Ledger(), Times(Assumed()), num_workers=1, max_epochs=_MAX_EPOCHS, step=2)
+        board = ClusterState(Ledger(), Times(Assumed()), num_workers=1, max_epochs=_MAX_EPOCHS, step=2)
         gpus = tuple(range(8))
         nodes = tuple(NodeSlots(NodeName(f"n{i}"), gpus) for i in range(8))
         board.ledger.add_pilot(PilotId("p"), SiteName("a"), nodes)
         for age in range(8):
-            board.enqueue(Waiting(TrialId(f"t{age}"), age, 0, 1, 4))
+            board.enqueue(PendingTrial(TrialId(f"t{age}"), age, 0, 1, 4))
         assert set(policy.decide(board, 0.0).starts) == {f"t{age}" for age in range(8)}
 
     def test_a_study_ends_with_every_trial_ended(self) -> None:
@@ -151,18 +157,18 @@ class GrowthPolicyContract(ABC):
                 assert machine.state is StudyState.DONE
                 assert all(t.state.is_final for t in machine.trials.values())
 
-    def _decided(self) -> list[tuple[Board, Running | None, Allocation]]:
+    def _decided(self) -> list[tuple[ClusterState, RunningTrial | None, Allocation]]:
         policy = self.build()
         boards = [random_board(seed) for seed in range(BOARDS)]
         return [(board, here, policy.decide(board, 0.0, here)) for board, here in boards]
 
 
-def _again(seed: int) -> tuple[Board, float, Running | None]:
+def _again(seed: int) -> tuple[ClusterState, float, RunningTrial | None]:
     board, here = random_board(seed)
     return board, 0.0, here
 
 
-def _run(board: Board, age: int, rng: random.Random) -> Running | None:
+def _run(board: ClusterState, age: int, rng: random.Random) -> RunningTrial | None:
     trial = TrialId(f"t{age}")
     epoch, until, replicas = _stretch(board, rng)
     widths = [w for w in board.widths(replicas) if w >= board.num_workers]
@@ -172,18 +178,18 @@ def _run(board: Board, age: int, rng: random.Random) -> Running | None:
     board.ledger.take(placement)
     if rng.random() < 0.7:
         board.times.saw_epoch(trial, placement.width, placement.site, rng.uniform(0.5, 100.0))
-    running = Running(trial, age, placement, rng.uniform(0, 50), epoch, until, replicas)
+    running = RunningTrial(trial, age, placement, rng.uniform(0, 50), epoch, until, replicas)
     board.place(running)
     return running
 
 
-def _let_wait(board: Board, age: int, rng: random.Random) -> None:
+def _let_wait(board: ClusterState, age: int, rng: random.Random) -> None:
     epoch, until, replicas = _stretch(board, rng)
     site = rng.choice([None, None, SiteName("a"), SiteName("b")])
-    board.enqueue(Waiting(TrialId(f"t{age}"), age, epoch, until, replicas, site))
+    board.enqueue(PendingTrial(TrialId(f"t{age}"), age, epoch, until, replicas, site))
 
 
-def _stretch(board: Board, rng: random.Random) -> tuple[int, int, int]:
+def _stretch(board: ClusterState, rng: random.Random) -> tuple[int, int, int]:
     """Return epochs done, the next milestone and the replicas on the way there."""
     rung = rng.randint(0, 4)
     return rng.randrange(2**rung // 2, 2**rung), 2**rung, min(8, board.num_workers * 2**rung)

@@ -12,16 +12,16 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from parsl_rasda.orchestration.accounts import Accounts
 from parsl_rasda.orchestration.events import EpochReported, Event, Instruction
 from parsl_rasda.orchestration.machine import Machine, MachineSettings
-from parsl_rasda.placement.board import GrowthPolicy
+from parsl_rasda.orchestration.usage import Usage
+from parsl_rasda.placement.cluster_state import GrowthPolicy
 from parsl_rasda.placement.growth import build_growth
 from parsl_rasda.placement.times import Assumed
 from parsl_rasda.scheduling.base import Action, Decision
 from parsl_rasda.simulation.costs import Costs
 from parsl_rasda.simulation.rehearsal import Rehearsal, VirtualSite
-from parsl_rasda.vocabulary import Mode, SiteName, TrialId
+from parsl_rasda.types import Mode, SiteName, TrialId
 
 _SPREAD = 0.3  # standard deviation of the logarithm of epoch times
 
@@ -157,7 +157,7 @@ class Rehearsed:
 
     instance: Instance
     machine: Machine
-    accounts: Accounts = field(default_factory=Accounts)
+    accounts: Usage = field(default_factory=Usage)
     records: list[tuple[Event, tuple[Instruction, ...]]] = field(default_factory=list)
     arrivals: dict[tuple[TrialId, int], float] = field(default_factory=dict)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from parsl_rasda.launch.base import LaunchCommand, Launcher, LaunchSettings
-from parsl_rasda.vocabulary import NodeName, NodeSlots, PilotId, Placement, SiteName
+from parsl_rasda.types import NodeName, NodeSlots, PilotId, Placement, SiteName
 
 _PROGRAM = ("python", "-m", "parsl_rasda.runtime", "a file with spaces.json")
 

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 from parsl_rasda.scheduling.base import Action, Decision, Scheduler
-from parsl_rasda.vocabulary import TrialId
+from parsl_rasda.types import TrialId
 
 
 def play(

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 
 from parsl_rasda.search.base import Searcher
 from parsl_rasda.search.space import Choice, Constant, Float, Int, SearchSpace
-from parsl_rasda.vocabulary import TrialId
+from parsl_rasda.types import TrialId
 
 SPACE = SearchSpace(
     {

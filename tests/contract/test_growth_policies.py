@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from parsl_rasda.placement.board import GrowthPolicy
+from parsl_rasda.placement.cluster_state import GrowthPolicy
 from parsl_rasda.placement.growth import build_growth
 from parsl_rasda.testing.growth import GrowthPolicyContract
 

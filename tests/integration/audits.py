@@ -9,8 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from parsl_rasda.handoff import JobOrder, read_report
-from parsl_rasda.vocabulary import Outcome
+from parsl_rasda.protocol import JobSpec, read_report
+from parsl_rasda.types import Outcome
 
 HERE = Path(__file__).parent
 AUDIT = {
@@ -21,10 +21,10 @@ AUDIT = {
 }
 
 
-def ranks_of(directory: Path) -> Iterator[tuple[JobOrder, list[dict[str, Any]]]]:
+def ranks_of(directory: Path) -> Iterator[tuple[JobSpec, list[dict[str, Any]]]]:
     """Yield every attempt that ran a script to its end, with what its ranks have seen."""
     for path in sorted(directory.glob("trials/*/attempt-*/order.json")):
-        order = JobOrder.load(path)
+        order = JobSpec.load(path)
         report = read_report(path.parent, order.job)
         ranks = [json.loads(rank.read_text()) for rank in path.parent.glob("rank-*.json")]
         if ranks and report is not None and report.outcome is Outcome.REACHED:

@@ -9,7 +9,7 @@ from parsl.executors import HighThroughputExecutor, ThreadPoolExecutor
 from parsl.providers import LocalProvider
 
 from parsl_rasda import Slots, Study, tune
-from parsl_rasda.orchestration.view import NoView
+from parsl_rasda.orchestration.progress import NoView
 
 
 class UntilAnEpoch(NoView):

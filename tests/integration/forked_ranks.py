@@ -13,8 +13,8 @@ from pathlib import Path
 
 from rank_launch import ENVIRONMENT, MPIEXEC, PATIENCE_S, eventually, is_alive, written_order
 
-from parsl_rasda.runners import leftovers
-from parsl_rasda.runtime.forkserver import client
+from parsl_rasda.agent import orphan_reaper
+from parsl_rasda.runtime.process.forkserver import client
 
 RANK_VARIABLES = ("PMI_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
 CLIENT = (sys.executable, "-S", "-E", "-s", client.__file__)
@@ -30,7 +30,7 @@ class Node:
             **ENVIRONMENT,
             client.DIRECTORY_VARIABLE: str(self.sockets),
             client.IDLE_VARIABLE: str(idle_s),
-            leftovers.RUN_VARIABLE: self.mark,
+            orphan_reaper.RUN_VARIABLE: self.mark,
             **environment,
         }
 
@@ -38,7 +38,7 @@ class Node:
         return self
 
     def __exit__(self, *_):
-        leftovers.end_marked(leftovers.RUN_VARIABLE, self.mark, grace_s=1.0)
+        orphan_reaper.end_marked(orphan_reaper.RUN_VARIABLE, self.mark, grace_s=1.0)
         shutil.rmtree(self.sockets)
 
     def start(self, order, *, prefix=(), launcher=None, program=None, **options):
@@ -48,7 +48,7 @@ class Node:
             launcher = (str(MPIEXEC), "-n", str(order.world_size)) if order.world_size > 1 else ()
         process = subprocess.Popen(
             (*prefix, *launcher, *(program or (*CLIENT, str(Path(order.directory) / "order.json")))),
-            env={**self.environment, leftovers.JOB_VARIABLE: mark},
+            env={**self.environment, orphan_reaper.JOB_VARIABLE: mark},
             **{
                 "stdin": subprocess.DEVNULL,
                 "stdout": subprocess.DEVNULL,
@@ -73,7 +73,7 @@ class Node:
         return sorted(pid for pid in self.processes() if is_server(pid) and session_of(pid) != pid)
 
     def processes(self):
-        return [process.pid for process in leftovers.marked(leftovers.RUN_VARIABLE, self.mark)]
+        return [process.pid for process in orphan_reaper.marked(orphan_reaper.RUN_VARIABLE, self.mark)]
 
 
 def described(order, rank=0):
@@ -108,7 +108,7 @@ def client_of(order, rank):
 
 def is_server(pid):
     try:
-        return b"parsl_rasda.runtime.forkserver.server" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b"parsl_rasda.runtime.process.forkserver.server" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
 

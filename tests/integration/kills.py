@@ -15,8 +15,8 @@ from forked_ranks import CLIENT, Node, is_server, session_of
 from rank_launch import MPIEXEC, OPENMPI, epochs_of, written_order
 from width_cases import differing
 
-from parsl_rasda.runners import leftovers
-from parsl_rasda.runtime.checkpoint import read_tensors
+from parsl_rasda.agent import orphan_reaper
+from parsl_rasda.runtime.checkpoints.checkpoint import read_tensors
 
 EPOCHS = 6
 WIDTHS = (1, 2, 4)
@@ -75,7 +75,7 @@ def endure(folder, kills, seed=0, launcher="hydra"):
             shutil.rmtree(place)
         if node.finished(order_of(folder / "last", 1, 0, None))[0]:  # starts a server that sweeps
             raise AssertionError("the last trial failed")
-        leftovers.end_marked(leftovers.RUN_VARIABLE, node.mark, grace_s=5.0)
+        orphan_reaper.end_marked(orphan_reaper.RUN_VARIABLE, node.mark, grace_s=5.0)
         facts["processes_left"] = len(node.processes())
         facts["files_left"] = len(list(node.sockets.iterdir()))
     facts["shared_memory_left"] = len(abandoned_shared_memory() - shared_memory)
@@ -115,17 +115,19 @@ def one_attempt(node, order, rng, launcher, *, armed):
 def end_of_the_rest(launch):
     """Return how long something of an ended launch lived on [s], and how much of it had to be ended."""
     began = time.monotonic()
-    while leftovers.marked(leftovers.JOB_VARIABLE, launch.mark) and time.monotonic() - began < ALONE_S:
+    while (
+        orphan_reaper.marked(orphan_reaper.JOB_VARIABLE, launch.mark) and time.monotonic() - began < ALONE_S
+    ):
         time.sleep(0.01)
-    took_s, orphans = time.monotonic() - began, leftovers.marked(leftovers.JOB_VARIABLE, launch.mark)
-    leftovers.end_marked(leftovers.JOB_VARIABLE, launch.mark, grace_s=0.0)  # as runners do
+    took_s, orphans = time.monotonic() - began, orphan_reaper.marked(orphan_reaper.JOB_VARIABLE, launch.mark)
+    orphan_reaper.end_marked(orphan_reaper.JOB_VARIABLE, launch.mark, grace_s=0.0)  # as runners do
     return took_s, len(orphans)
 
 
 def kill_one(node, launch, rng):
     """Kill a process of some kind, each kind being as likely; returns its kind."""
     kinds = {"launcher": [launch.pid], "server": node.servers()}
-    for process in leftovers.marked(leftovers.JOB_VARIABLE, launch.mark):
+    for process in orphan_reaper.marked(orphan_reaper.JOB_VARIABLE, launch.mark):
         if process.pid != launch.pid:
             kinds.setdefault(kind_of(process.pid), []).append(process.pid)
     kind = rng.choice(sorted(kind for kind, pids in kinds.items() if pids))

@@ -28,7 +28,7 @@ def return_early(trial):
 
 
 def load_in_vain(trial):
-    from parsl_rasda.runtime.checkpoint import read_header
+    from parsl_rasda.runtime.checkpoints.checkpoint import read_header
 
     read_header(trial.directory / "nothing")
 
@@ -218,15 +218,15 @@ def evaluate(model, shard):
 
 def run_cases(path):
     """Train many cases in one launch: one group of ranks, one `Trial` after another."""
-    from parsl_rasda.handoff import JobOrder
-    from parsl_rasda.runtime.launch_context import launch_context
-    from parsl_rasda.runtime.session import Leave, Session
+    from parsl_rasda.protocol import JobSpec
+    from parsl_rasda.runtime.process.attempt import Leave, Session
+    from parsl_rasda.runtime.process.launch_context import launch_context
     from parsl_rasda.runtime.trial import Trial
-    from parsl_rasda.vocabulary import Outcome
+    from parsl_rasda.types import Outcome
 
     group = None
     for order_path in sorted(Path(path).glob("*/order.json")):
-        order = JobOrder.load(order_path)
+        order = JobSpec.load(order_path)
         session = Session(order, launch_context(order, os.environ))
         trial = Trial(session)
         if group is not None:

@@ -10,8 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from parsl_rasda.handoff import EpochReport, JobOrder, JobReport, Training
-from parsl_rasda.vocabulary import TrialId
+from parsl_rasda.protocol import EpochReport, JobResult, JobSpec, Training
+from parsl_rasda.types import TrialId
 
 HERE = Path(__file__).parent
 MPIEXEC = Path(sys.executable).parent / "mpiexec"
@@ -29,7 +29,7 @@ def written_order(directory, **changes):
     """Write an order for a trial of the test function `learn`, and return it."""
     directory.mkdir(parents=True, exist_ok=True)
     world_size = changes.get("world_size", 1)
-    order = JobOrder(
+    order = JobSpec(
         **{
             "study": "test",
             "trial": TrialId("t0"),
@@ -77,7 +77,7 @@ def finished(command, environment=None, patience_s=PATIENCE_S):
 
 
 def report_of(order):
-    return JobReport.from_json(json.loads((Path(order.directory) / "report.json").read_text()))
+    return JobResult.from_json(json.loads((Path(order.directory) / "report.json").read_text()))
 
 
 def epochs_of(order):

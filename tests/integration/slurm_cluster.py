@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from parsl_rasda.runners import leftovers
+from parsl_rasda.agent import orphan_reaper
 
 START_S = 60.0
 COMMAND_S = 30.0
@@ -94,7 +94,7 @@ class SlurmCluster:
     def __exit__(self, *_: object) -> None:
         for daemon in self._daemons.values():
             daemon.send_signal(signal.SIGTERM)
-        leftovers.end_marked("SLURM_CONF", self.environment["SLURM_CONF"], grace_s=2.0)
+        orphan_reaper.end_marked("SLURM_CONF", self.environment["SLURM_CONF"], grace_s=2.0)
         for daemon in self._daemons.values():
             daemon.wait()
         shutil.rmtree(self.folder)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A rank without torch: speaks handoff's protocol in a few milliseconds, and dies as it is told to.
+"""A rank without torch: speaks the protocol in a few milliseconds, and dies as it is told to.
 
 A site names it as its `python`; it gets ``-m parsl_rasda.runtime ORDER``. The trial's config scripts
 it: ``epoch_s``; ``die`` {"epoch", "rank", "signal"}; ``raise`` {"epoch"}; ``deaf``: ignores everything.

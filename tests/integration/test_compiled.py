@@ -8,8 +8,8 @@ import pytest
 from rank_launch import finished, metrics_of, mpi_command, rank_command, report_of, written_order
 from width_cases import differing, final_state
 
-from parsl_rasda.handoff import Training
-from parsl_rasda.vocabulary import Outcome
+from parsl_rasda.protocol import Training
+from parsl_rasda.types import Outcome
 
 pytestmark = [pytest.mark.mpi, pytest.mark.slow, pytest.mark.timeout(300)]
 

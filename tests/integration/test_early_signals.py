@@ -10,7 +10,7 @@ import pytest
 from forked_ranks import Node
 from rank_launch import ENVIRONMENT, PATIENCE_S, eventually, rank_command, report_of, written_order
 
-from parsl_rasda.vocabulary import Outcome
+from parsl_rasda.types import Outcome
 
 # Becomes the rank with a signal waiting that it was sent while it was blocked.
 TOLD_BEFORE = """

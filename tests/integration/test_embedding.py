@@ -27,7 +27,7 @@ from parsl.executors import ThreadPoolExecutor
 from parsl.monitoring import MonitoringHub
 
 import parsl_rasda
-from parsl_rasda import Slots, Study, tune
+from parsl_rasda import Slots, Study, api, tune
 from parsl_rasda.errors import (
     InvalidFileError,
     InvalidSettingError,
@@ -35,9 +35,9 @@ from parsl_rasda.errors import (
     RunDirectoryError,
     StageFailedError,
 )
-from parsl_rasda.orchestration.view import NoView
-from parsl_rasda.pipeline import embedding, resume_study
-from parsl_rasda.vocabulary import StudyState
+from parsl_rasda.orchestration.progress import NoView
+from parsl_rasda.types import StudyState
+from parsl_rasda.workflow import resume_study
 
 PROGRAM = Path(__file__).parent / "embedded_program.py"
 REPOSITORY = Path(__file__).parents[2]
@@ -135,7 +135,7 @@ def test_the_examples_of_the_docstrings(loaded: Path) -> None:
     ours = {"Study": Study, "tune": tune, "Slots": without_gpus}
     whole, in_code = (
         textwrap.dedent(block)
-        for text in (embedding.__doc__, Study.__doc__)
+        for text in (api.__doc__, Study.__doc__)
         for block in re.findall(r"^ *::\n\n((?: +.*\n|\n)+?)(?=\n *\w|\Z)", str(text), re.MULTILINE)
     )
     assert run_example(whole, loaded, dict(ours))["final"].result(timeout=60) == 2

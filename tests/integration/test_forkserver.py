@@ -20,10 +20,10 @@ from rank_launch import (
     written_order,
 )
 
-from parsl_rasda.runners import leftovers
-from parsl_rasda.runtime.checkpoint import read_tensors
-from parsl_rasda.runtime.forkserver import client
-from parsl_rasda.vocabulary import Outcome
+from parsl_rasda.agent import orphan_reaper
+from parsl_rasda.runtime.checkpoints.checkpoint import read_tensors
+from parsl_rasda.runtime.process.forkserver import client
+from parsl_rasda.types import Outcome
 
 pytestmark = [pytest.mark.mpi, pytest.mark.timeout(180)]
 
@@ -149,7 +149,9 @@ def test_whoever_is_killed_takes_the_launch_along_and_no_other(node, tmp_path, v
     assert launch.wait(20) != 0
     if victim != "launcher" or world_size == 1:
         eventually(lambda: gone(families[-1].values()), "its family is gone")
-    leftovers.end_marked(leftovers.JOB_VARIABLE, launch.mark, grace_s=0.0)  # as runners do; hydra may linger
+    orphan_reaper.end_marked(
+        orphan_reaper.JOB_VARIABLE, launch.mark, grace_s=0.0
+    )  # as runners do; hydra may linger
     assert gone(pids), [p for p in pids if is_alive(p)]
     assert beside.wait(30) == 0
     assert len(node.servers()) == 1
@@ -216,11 +218,11 @@ def test_the_mark_of_a_job_ends_its_ranks_and_leaves_the_server(node, tmp_path) 
     order = node.order(tmp_path, world_size=2, config={"epoch_s": 600})
     launch = node.start(order)
     families = [family_of(order, rank) for rank in (0, 1)]
-    marked = {p.pid for p in leftovers.marked(leftovers.JOB_VARIABLE, launch.mark)}
+    marked = {p.pid for p in orphan_reaper.marked(orphan_reaper.JOB_VARIABLE, launch.mark)}
     assert {pid for family in families for pid in family.values()} <= marked
     servers = node.servers()
     assert not marked & {*servers}
-    leftovers.end_marked(leftovers.JOB_VARIABLE, launch.mark, grace_s=0.0)
+    orphan_reaper.end_marked(orphan_reaper.JOB_VARIABLE, launch.mark, grace_s=0.0)
     assert all(gone(family.values()) for family in families)
     launch.wait(10)
     assert node.servers() == servers
@@ -231,7 +233,7 @@ def test_the_mark_of_a_run_ends_its_servers_and_leaves_no_file(tmp_path) -> None
         order = node.order(tmp_path, config={"epoch_s": 600})
         launch = node.start(order)
         family_of(order)
-        leftovers.end_marked(leftovers.RUN_VARIABLE, node.mark, grace_s=5.0)
+        orphan_reaper.end_marked(orphan_reaper.RUN_VARIABLE, node.mark, grace_s=5.0)
         launch.wait(10)
         assert node.processes() == []
         assert list(node.sockets.iterdir()) == []

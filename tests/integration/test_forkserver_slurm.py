@@ -13,12 +13,12 @@ from forked_ranks import Node, described, family_of, gone
 from rank_launch import HERE, PATIENCE_S, eventually, report_of, written_order
 from slurm_cluster import SlurmCluster
 
+from parsl_rasda.agent import orphan_reaper
+from parsl_rasda.backends.allocation import Allocation
 from parsl_rasda.launch.base import LaunchSettings
 from parsl_rasda.launch.srun import SrunLauncher
-from parsl_rasda.runners import leftovers
-from parsl_rasda.runners.allocations import Allocation
-from parsl_rasda.runtime.forkserver import client
-from parsl_rasda.vocabulary import NodeName, NodeSlots, Outcome, PilotId, Placement, SiteName
+from parsl_rasda.runtime.process.forkserver import client
+from parsl_rasda.types import NodeName, NodeSlots, Outcome, PilotId, Placement, SiteName
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -53,7 +53,7 @@ def test_whoever_is_killed_takes_the_step_along(node, tmp_path, victim) -> None:
     assert all(described(order, rank)["forked"] for rank in (0, 1))
     os.kill(launch.pid if victim == "launcher" else families[1][victim], signal.SIGKILL)
     assert launch.wait(30) != 0
-    leftovers.end_marked(leftovers.JOB_VARIABLE, launch.mark, grace_s=0.0)
+    orphan_reaper.end_marked(orphan_reaper.JOB_VARIABLE, launch.mark, grace_s=0.0)
     eventually(lambda: all(gone(family.values()) for family in families), "all are gone")
     assert len(node.servers()) == 1
 

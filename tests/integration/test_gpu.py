@@ -14,7 +14,7 @@ from rank_launch import epochs_of, metrics_of, report_of
 from width_cases import differing, final_state
 
 from parsl_rasda.runtime import load_model
-from parsl_rasda.vocabulary import Outcome
+from parsl_rasda.types import Outcome
 
 pytestmark = [pytest.mark.gpu, pytest.mark.mpi, pytest.mark.timeout(900)]
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+from backend_tools import STAND_IN, eventually, mark_of, processes_of
 from rank_launch import OPENMPI, missing_of
-from runner_tools import STAND_IN, eventually, mark_of, processes_of
 from slurm_cluster import SlurmCluster
 
-from parsl_rasda.runners import leftovers
+from parsl_rasda.agent import orphan_reaper
 
 pytestmark = [pytest.mark.parsl, pytest.mark.mpi, pytest.mark.slow]
 
@@ -26,10 +26,10 @@ CONTROLLER = """
 import json, sys
 from pathlib import Path
 from parsl_rasda.orchestration.events import JobEnded, JobStarted, PilotStarted, RequestPilot
-from parsl_rasda.runners.parsl_runner import ParslRunner
+from parsl_rasda.backends.parsl.backend import ParslRunner
 from parsl_rasda.study.sites import ParslSiteSpec
-from parsl_rasda.testing.runners import EventLog, RunningPilot
-from parsl_rasda.vocabulary import PilotId, SiteName
+from parsl_rasda.testing.backends import EventLog, RunningPilot
+from parsl_rasda.types import PilotId, SiteName
 
 folder = Path(sys.argv[1])
 log = EventLog(120)
@@ -96,7 +96,9 @@ class Controller:
 
     def processes_of_job(self) -> dict[int, list[str]]:
         """Return the processes of the launch by pid, with their command lines."""
-        return _with_words(p.pid for p in leftovers.marked(leftovers.JOB_VARIABLE, f"{self.mark}/t0.1"))
+        return _with_words(
+            p.pid for p in orphan_reaper.marked(orphan_reaper.JOB_VARIABLE, f"{self.mark}/t0.1")
+        )
 
     def _ranks(self) -> list[int]:
         job = self.processes_of_job()

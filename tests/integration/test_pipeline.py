@@ -11,8 +11,8 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from backend_tools import eventually
 from command_line import finish, start
-from runner_tools import eventually
 
 pytestmark = [pytest.mark.parsl, pytest.mark.slow]
 

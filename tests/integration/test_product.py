@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from backend_tools import eventually
 from command_line import DEADLINE_S, finish, start
-from runner_tools import eventually
 
 from parsl_rasda.orchestration.events import JobEnded, StartJob
 from parsl_rasda.orchestration.journal import read

@@ -13,9 +13,9 @@ from forked_ranks import Node, described, gone
 from rank_launch import MPIEXEC, OPENMPI, eventually, missing_of, rank_command, report_of, written_order
 from slurm_cluster import SlurmCluster
 
-from parsl_rasda.runners import leftovers
-from parsl_rasda.runners.launches import Launch
-from parsl_rasda.vocabulary import Outcome
+from parsl_rasda.agent import orphan_reaper
+from parsl_rasda.agent.launch import Launch
+from parsl_rasda.types import Outcome
 
 pytestmark = [pytest.mark.mpi, pytest.mark.timeout(240)]
 SRUN = ("srun", "--unbuffered", "--input=0", "--output=0", "--error=all", "--kill-on-bad-exit=1", "--mem=0")
@@ -60,7 +60,7 @@ def test_a_rank_that_ends_takes_the_launch_along_at_once(place, tmp_path, start,
     assert time.monotonic() - began < AT_ONCE_S
     assert described(order)["forked"] == (start == "forked")
     eventually(lambda: gone([described(order)["pid"]]), "rank 0 is gone, and nobody has cleaned up")
-    eventually(lambda: not leftovers.marked(leftovers.JOB_VARIABLE, launch.mark), "nothing is left")
+    eventually(lambda: not orphan_reaper.marked(orphan_reaper.JOB_VARIABLE, launch.mark), "nothing is left")
     report = report_of(order)
     assert report.outcome is Outcome.LOST, "and rank 0, which the launcher ended, was not called back"
     assert report.cause == f"rank 1 {how}"

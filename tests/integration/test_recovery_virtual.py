@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from parsl_rasda.orchestration.accounts import Accounts
 from parsl_rasda.orchestration.driver import replay
 from parsl_rasda.orchestration.events import Event, Instruction
 from parsl_rasda.orchestration.journal import Journal, Record, read
 from parsl_rasda.orchestration.machine import Machine, MachineSettings
 from parsl_rasda.orchestration.summary import best, summarise
+from parsl_rasda.orchestration.usage import Usage
 from parsl_rasda.placement.growth import build_growth
 from parsl_rasda.placement.times import Assumed
 from parsl_rasda.scheduling import build_scheduler
 from parsl_rasda.simulation.costs import Costs, assumed_costs
 from parsl_rasda.simulation.rehearsal import Rehearsal, VirtualSite
-from parsl_rasda.vocabulary import Mode, SiteName, StudyState
+from parsl_rasda.types import Mode, SiteName, StudyState
 
 ASSUMED = Assumed(60.0, 8.0, 0.9)
 TRIALS = 9
@@ -71,8 +71,8 @@ def carry_on(machine: Machine, seed: int) -> list[Record]:
     return recorder.records
 
 
-def recover(records: Iterable[Record], variant: str, growth: str) -> tuple[Machine, Accounts]:
-    machine, accounts = build(variant, growth), Accounts()
+def recover(records: Iterable[Record], variant: str, growth: str) -> tuple[Machine, Usage]:
+    machine, accounts = build(variant, growth), Usage()
     replay(records, machine, NoSearcher(), [accounts])
     return machine, accounts
 
@@ -89,7 +89,7 @@ def result(machine: Machine) -> object:
 def test_a_journal_read_back_tells_the_same_story(tmp_path: Path, variant: str, growth: str) -> None:
     for seed in range(5):
         machine = build(variant, growth)
-        records, accounts = carry_on(machine, seed), Accounts()
+        records, accounts = carry_on(machine, seed), Usage()
         for record in records:
             accounts.add(record.event, record.instructions)
         path = tmp_path / f"{seed}.jsonl"

@@ -24,10 +24,10 @@ from rank_launch import (
     written_order,
 )
 
-from parsl_rasda.runtime.command import filled
+from parsl_rasda.runtime.process.command import filled
 from parsl_rasda.study.commands import unknown_placeholders
 from parsl_rasda.study.loading import load_study
-from parsl_rasda.vocabulary import Outcome
+from parsl_rasda.types import Outcome
 
 ROOT = Path(__file__).parents[2]
 

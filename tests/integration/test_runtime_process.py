@@ -25,9 +25,9 @@ from rank_launch import (
     written_order,
 )
 
-from parsl_rasda.runtime.checkpoint import read_header, read_tensors
-from parsl_rasda.runtime.shared import fetch
-from parsl_rasda.vocabulary import Outcome
+from parsl_rasda.runtime.checkpoints.checkpoint import read_header, read_tensors
+from parsl_rasda.runtime.checkpoints.shared import fetch
+from parsl_rasda.types import Outcome
 
 SLEEPER = {"python": "rank_functions:sleep", "accelerator": "none", "config": {}}
 mpi = pytest.mark.mpi

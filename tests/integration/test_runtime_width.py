@@ -8,7 +8,7 @@ import pytest
 from rank_launch import epochs_of, metrics_of, report_of
 from width_cases import differing, distance, final_state, legs_of, train_everywhere, written_shards
 
-from parsl_rasda.runtime.checkpoint import read_header
+from parsl_rasda.runtime.checkpoints.checkpoint import read_header
 
 pytestmark = [pytest.mark.mpi, pytest.mark.timeout(180)]
 

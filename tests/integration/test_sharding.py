@@ -10,8 +10,8 @@ import pytest
 import torch
 from rank_launch import HERE, MPIEXEC, epochs_of, finished, metrics_of, report_of, written_order
 
-from parsl_rasda.handoff import Training
-from parsl_rasda.runtime.checkpoint import read_header, read_tensors
+from parsl_rasda.protocol import Training
+from parsl_rasda.runtime.checkpoints.checkpoint import read_header, read_tensors
 
 pytestmark = [pytest.mark.mpi, pytest.mark.timeout(240)]
 

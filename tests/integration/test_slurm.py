@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 from audits import AUDIT, audit
+from backend_tools import eventually
 from rank_launch import OPENMPI, missing_of
-from runner_tools import eventually
 from slurm_cluster import SlurmCluster
 
+from parsl_rasda.agent import orphan_reaper
+from parsl_rasda.backends.parsl.backend import ParslBackend
 from parsl_rasda.orchestration.events import (
     RELEASED,
     EpochReported,
@@ -29,11 +31,9 @@ from parsl_rasda.orchestration.events import (
     RequestPilot,
 )
 from parsl_rasda.orchestration.journal import read
-from parsl_rasda.runners import leftovers
-from parsl_rasda.runners.parsl_runner import ParslRunner
 from parsl_rasda.study.sites import ParslSiteSpec
-from parsl_rasda.testing.runners import EventLog, RunningPilot
-from parsl_rasda.vocabulary import JobId, NodeSlots, Outcome, PilotId, SiteName
+from parsl_rasda.testing.backends import EventLog, RunningPilot
+from parsl_rasda.types import JobId, NodeSlots, Outcome, PilotId, SiteName
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -155,7 +155,7 @@ def test_trials_of_1_and_2_gpus_share_a_node_beside_trials_of_4_8_and_16(
     provider = {**SITE["provider"], "nodes_per_block": 5}
     site = {**SITE, "name": "slurm", "accelerator": "cuda", "provider": provider}
     site["cores_of_gpu"] = [str(core) for core in CORES]
-    runner, log = ParslRunner(ParslSiteSpec.model_validate(site), tmp_path / "runner"), EventLog(DEADLINE_S)
+    runner, log = ParslBackend(ParslSiteSpec.model_validate(site), tmp_path / "runner"), EventLog(DEADLINE_S)
     runner.open(log.post)
     try:
         runner.request_pilot(RequestPilot(PilotId("slurm-0"), SiteName("slurm")))
@@ -409,7 +409,7 @@ def mark_of(place: Place) -> str:
 def pids_of(place: Place, word: str) -> list[int]:
     """Return processes of the run with an argument that ends so."""
     found = []
-    for process in leftovers.marked(leftovers.RUN_VARIABLE, mark_of(place)):
+    for process in orphan_reaper.marked(orphan_reaper.RUN_VARIABLE, mark_of(place)):
         try:
             words = command_of(process.pid)
         except OSError:
@@ -427,7 +427,7 @@ def status_of(place: Place) -> str:
 
 
 def assert_no_orphans(place: Place, mark: str) -> None:
-    eventually(lambda: not leftovers.marked(leftovers.RUN_VARIABLE, mark))
+    eventually(lambda: not orphan_reaper.marked(orphan_reaper.RUN_VARIABLE, mark))
     eventually(lambda: not place.cluster.jobs("PENDING,RUNNING"))
 
 
@@ -492,8 +492,8 @@ from dataclasses import asdict
 from pathlib import Path
 from parsl_rasda.launch.base import LaunchSettings
 from parsl_rasda.launch.srun import SrunLauncher
-from parsl_rasda.runners.launches import Launch
-from parsl_rasda.vocabulary import NodeName, NodeSlots, PilotId, Placement, SiteName
+from parsl_rasda.agent.launch import Launch
+from parsl_rasda.types import NodeName, NodeSlots, PilotId, Placement, SiteName
 
 def ranks():
     paths = Path().glob("pid-*")

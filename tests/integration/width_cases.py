@@ -10,8 +10,8 @@ from rank_functions import samples
 from rank_launch import HERE, MPIEXEC, finished, report_of, written_order
 
 from parsl_rasda.data import ShardWriter
-from parsl_rasda.handoff import Training
-from parsl_rasda.runtime.checkpoint import read_tensors
+from parsl_rasda.protocol import Training
+from parsl_rasda.runtime.checkpoints.checkpoint import read_tensors
 
 WIDTHS = (1, 2, 4)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from parsl_rasda.runners.htex import build_provider
+from parsl_rasda.backends.parsl.htex import build_provider
 from parsl_rasda.study import load_site
 from parsl_rasda.study.sites import ParslSiteSpec
 

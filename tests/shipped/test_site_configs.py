@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from parsl_rasda.backends.parsl.htex import build_provider
+from parsl_rasda.doctor.examination import Doctor
 from parsl_rasda.launch.base import LaunchSettings
 from parsl_rasda.launch.registry import build_launcher
-from parsl_rasda.pipeline.doctor import Doctor
-from parsl_rasda.runners.htex import build_provider
-from parsl_rasda.runtime.binding import own_cores
+from parsl_rasda.runtime.process.binding import own_cores
 from parsl_rasda.study import load_site
 from parsl_rasda.study.sites import GlobusSiteSpec, ParslSiteSpec
-from parsl_rasda.vocabulary import NodeName, NodeSlots, PilotId, Placement, SiteName
+from parsl_rasda.types import NodeName, NodeSlots, PilotId, Placement, SiteName
 
 FOLDER = Path(__file__).parents[2] / "site_configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))

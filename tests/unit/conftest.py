@@ -14,12 +14,12 @@ from parsl_rasda.orchestration.assembly import build_machine
 from parsl_rasda.orchestration.events import Event, Instruction, TrialProposed
 from parsl_rasda.orchestration.journal import Journal, Record
 from parsl_rasda.orchestration.machine import Machine
-from parsl_rasda.orchestration.rundir import RunDirectory
-from parsl_rasda.orchestration.stages import StageRecord, keep_result, write_record
+from parsl_rasda.orchestration.run_directory import RunDirectory
+from parsl_rasda.orchestration.stage_records import StageRecord, keep_result, write_record
 from parsl_rasda.simulation.costs import Costs
 from parsl_rasda.simulation.rehearsal import Rehearsal, VirtualSite
 from parsl_rasda.study import StudySpec, dump_study
-from parsl_rasda.vocabulary import JSON, SiteName, StageState
+from parsl_rasda.types import JSON, SiteName, StageState
 
 SITE = """
 provider: {type: LocalProvider}

@@ -32,7 +32,7 @@ from parsl_rasda.data.files import OPEN_FILES
 from parsl_rasda.data.index import ArrayType
 from parsl_rasda.data.layout import Layout
 from parsl_rasda.errors import InvalidFileError, InvalidSettingError, Mistake
-from parsl_rasda.vocabulary import JSON
+from parsl_rasda.types import JSON
 
 SPLITS = ("train", "validation", "test", "unlabelled")
 HOLD_OUT = ("object", "scan_line")

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from parsl_rasda.runtime import load_model
-from parsl_rasda.vocabulary import JSON
+from parsl_rasda.types import JSON
 from workflows.am_meltpool.dataset import NOMINAL, TARGETS, UNITS, Clips
 from workflows.am_meltpool.models import build
 

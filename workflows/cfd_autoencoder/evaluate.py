@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from parsl_rasda.runtime import load_model
-from parsl_rasda.vocabulary import JSON
+from parsl_rasda.types import JSON
 from workflows.cfd_autoencoder.fields import SPLITS, open_fields
 from workflows.cfd_autoencoder.model import build, sample_errors
 from workflows.cfd_autoencoder.picture import Example, draw

@@ -13,7 +13,7 @@ import numpy as np
 
 from parsl_rasda.data import ShardWriter
 from parsl_rasda.errors import InvalidSettingError
-from parsl_rasda.vocabulary import JSON
+from parsl_rasda.types import JSON
 from workflows.cfd_autoencoder.fields import DTYPES, SPLITS, Array, scaled
 
 LABELS = ("turbulence", "cavity")

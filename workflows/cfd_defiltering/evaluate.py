@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from parsl_rasda.data import open_shards
 from parsl_rasda.runtime import load_model
-from parsl_rasda.vocabulary import JSON
+from parsl_rasda.types import JSON
 from workflows.cfd_defiltering.model import build, sample_errors
 from workflows.cfd_defiltering.picture import draw
 

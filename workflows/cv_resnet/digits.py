@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from parsl_rasda.errors import InvalidSettingError
-from parsl_rasda.vocabulary import JSON
+from parsl_rasda.types import JSON
 
 SPLITS = ("train", "validation", "test")
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from parsl_rasda.runtime import load_model
-from parsl_rasda.vocabulary import JSON
+from parsl_rasda.types import JSON
 from workflows.cv_resnet.image_folder import ImageFolder
 from workflows.cv_resnet.image_records import ImageRecords
 from workflows.cv_resnet.model import build, predictions

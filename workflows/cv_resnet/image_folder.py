@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from parsl_rasda.errors import InvalidSettingError
-from parsl_rasda.vocabulary import JSON
+from parsl_rasda.types import JSON
 from workflows.cv_resnet.pixels import cropped, normalised
 
 SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}

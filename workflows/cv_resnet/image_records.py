@@ -26,7 +26,7 @@ from parsl_rasda.data.index import ArrayType, Row, save
 from parsl_rasda.data.order import BlockOrder
 from parsl_rasda.data.tfrecord import RECORD, indexed
 from parsl_rasda.errors import DataError, InvalidSettingError
-from parsl_rasda.vocabulary import JSON
+from parsl_rasda.types import JSON
 from workflows.cv_resnet.pixels import cropped, normalised
 
 IMAGE, LABEL = "image/encoded", "image/class/label"

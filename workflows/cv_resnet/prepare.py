@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from parsl_rasda.vocabulary import JSON
+from parsl_rasda.types import JSON
 from workflows.cv_resnet.image_folder import index_folder
 from workflows.cv_resnet.image_records import has_records, index_records
 

@@ -24,8 +24,8 @@ from typing import Any, Self
 
 import yaml
 
-from parsl_rasda.runners import leftovers
-from tests.integration.runner_tools import eventually
+from parsl_rasda.agent import orphan_reaper
+from tests.integration.backend_tools import eventually
 
 MARK = "RASDA_GLOBUS_BED"
 START_S = 120.0
@@ -93,7 +93,7 @@ class GlobusBed:
         for site in self.endpoints:  # first, so that nobody starts anything any more
             self.kill_endpoint(site)
         for _ in range(2):  # epmd forks away while we look; nobody needs what they would save
-            leftovers.end_marked(MARK, str(self.folder), grace_s=0.0)
+            orphan_reaper.end_marked(MARK, str(self.folder), grace_s=0.0)
             for pid in self._interchanges():  # orphans of user endpoints that were killed
                 kill(pid)
         eventually(lambda: not self._interchanges())
@@ -104,7 +104,7 @@ class GlobusBed:
 
     def processes(self) -> list[int]:
         """Return the pids of everything that belongs to the bed."""
-        marked = [process.pid for process in leftovers.marked(MARK, str(self.folder))]
+        marked = [process.pid for process in orphan_reaper.marked(MARK, str(self.folder))]
         titled = [pid for site in self.endpoints for pid in self.user_endpoint(site)]
         return [*marked, *titled, *self._interchanges()]
 
@@ -226,7 +226,7 @@ class GlobusBed:
     def kill_pilot(self, site: str) -> int:
         """Kill what manages the workers of a site, as the end of its batch job does; returns how many."""
         folder = f"/{site}/uep.{self.endpoints[site]}"
-        marked = [process.pid for process in leftovers.marked(MARK, str(self.folder))]
+        marked = [process.pid for process in orphan_reaper.marked(MARK, str(self.folder))]
         words = {pid: command_line(pid) for pid in marked}
         found = [pid for pid in marked if "parsl-rasda-workers" in words[pid] and folder in words[pid]]
         for pid in found:

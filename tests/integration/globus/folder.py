@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from runner_tools import eventually
+from backend_tools import eventually
 
-from parsl_rasda.handoff import JobOrder, read_epochs
+from parsl_rasda.agent import orphan_reaper
 from parsl_rasda.orchestration.events import JobEnded, PilotEnded, StartJob
-from parsl_rasda.orchestration.history import rebuild
 from parsl_rasda.orchestration.journal import Record, read
-from parsl_rasda.orchestration.rundir import RunDirectory
-from parsl_rasda.runners import leftovers
+from parsl_rasda.orchestration.replay import rebuild
+from parsl_rasda.orchestration.run_directory import RunDirectory
+from parsl_rasda.protocol import JobSpec, read_epochs
 from parsl_rasda.study import load_study
 from tests.integration.globus.bed import REPOSITORY, GlobusBed
 
@@ -125,12 +125,12 @@ class Folder:
     def ranks(self) -> list[int]:
         """Return every process that a run of this folder has started on a site."""
         runs = {path.name for path in self.path.glob("disk-*/*")}
-        found = leftovers.marked(leftovers.RUN_VARIABLE, lambda mark: mark.partition("/")[0] in runs)
+        found = orphan_reaper.marked(orphan_reaper.RUN_VARIABLE, lambda mark: mark.partition("/")[0] in runs)
         return [process.pid for process in found]
 
     def seconds(self, site: str) -> list[float]:
         """Return how long each epoch on a site took [s]."""
-        orders = [JobOrder.load(attempt / "order.json") for attempt in self.attempts(site)]
+        orders = [JobSpec.load(attempt / "order.json") for attempt in self.attempts(site)]
         return [e.seconds for o in orders for e in read_epochs(Path(o.directory), o.job)]
 
     def check_books(self, into: str = "run") -> None:

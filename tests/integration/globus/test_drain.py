@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from parsl_rasda.orchestration.events import JobEnded, StartJob
-from parsl_rasda.vocabulary import Outcome
+from parsl_rasda.types import Outcome
 from tests.integration.globus.folder import LOCAL, Folder, verdict
 
 pytestmark = [pytest.mark.globus, pytest.mark.slow]

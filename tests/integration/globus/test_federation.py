@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import yaml
-from runner_tools import eventually
+from backend_tools import eventually
 
-from parsl_rasda.orchestration.events import SiteTroubled, StartJob
+from parsl_rasda.orchestration.events import SiteDegraded, StartJob
 from tests.integration.globus.bed import REPOSITORY
 from tests.integration.globus.folder import DEADLINE_S, LOCAL, Folder, verdict
 
@@ -249,7 +249,7 @@ def test_a_second_study_on_the_endpoint_waits_until_the_first_has_ended(
     folder.wait_until(lambda: folder.has_epochs("alps"), first)
     second = folder.run("alps", into="second")
     folder.wait_until(
-        lambda: any(isinstance(record.event, SiteTroubled) for record in folder.records("second")), second
+        lambda: any(isinstance(record.event, SiteDegraded) for record in folder.records("second")), second
     )
     assert "waiting for a pilot of alps, since" in " ".join(folder.status("second").split())
     assert verdict(folder.summary(first)) == alone

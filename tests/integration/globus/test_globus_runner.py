@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from runner_tools import eventually
+from backend_tools import eventually
 
+from parsl_rasda.backends.globus.backend import GlobusBackend
+from parsl_rasda.orchestration.backend import Backend
 from parsl_rasda.orchestration.events import (
     EndJob,
     EpochReported,
@@ -15,11 +17,9 @@ from parsl_rasda.orchestration.events import (
     PilotStarted,
     RequestPilot,
 )
-from parsl_rasda.orchestration.ports import Runner
-from parsl_rasda.runners.globus_runner import GlobusRunner
 from parsl_rasda.study.sites import GlobusSiteSpec
-from parsl_rasda.testing.runners import EventLog, RunnerContract, RunningPilot
-from parsl_rasda.vocabulary import Outcome, PilotId, SiteName
+from parsl_rasda.testing.backends import BackendContract, EventLog, RunningPilot
+from parsl_rasda.types import Outcome, PilotId, SiteName
 from tests.integration.globus.bed import GlobusBed
 
 STAND_IN = Path(__file__).parents[1] / "stand_in_rank.py"
@@ -32,7 +32,7 @@ def site_of(bed: GlobusBed, folder: Path, name: str = "alps", **fields: object) 
     return GlobusSiteSpec.model_validate({**declared, "checkpoint_margin": 2.0, **fields})
 
 
-class TestGlobus(RunnerContract):
+class TestGlobus(BackendContract):
     site = SiteName("alps")
 
     @pytest.fixture(autouse=True)
@@ -41,8 +41,8 @@ class TestGlobus(RunnerContract):
         for name, value in bed.environment.items():
             monkeypatch.setenv(name, value)
 
-    def build(self, directory: Path) -> Runner:
-        return GlobusRunner(site_of(self.bed, directory), directory / "runner")
+    def build(self, directory: Path) -> Backend:
+        return GlobusBackend(site_of(self.bed, directory), directory / "runner")
 
     def test_a_pilot_comes_with_its_slots(self, tmp_path: Path) -> None:
         with self.stage(tmp_path) as stage:
@@ -65,7 +65,7 @@ class TestGlobus(RunnerContract):
 
     def test_the_service_knows_what_a_site_that_is_down_cannot_tell(self, tmp_path: Path) -> None:
         """A controller dies; its job ends; then its site goes down before the next controller comes."""
-        first, second = (GlobusRunner(site_of(self.bed, tmp_path), tmp_path / "runner") for _ in range(2))
+        first, second = (GlobusBackend(site_of(self.bed, tmp_path), tmp_path / "runner") for _ in range(2))
         log, waiting = EventLog(), self.bed.waiting()
         first.open(log.post)
         first.request_pilot(RequestPilot(PilotId("local-0"), self.site))
@@ -86,7 +86,7 @@ class TestGlobus(RunnerContract):
         assert found[-1].outcome is Outcome.REACHED
 
 
-def die(runner: GlobusRunner) -> None:
+def die(runner: GlobusBackend) -> None:
     """Let a runner end as if its process were killed, as far as anybody else can see."""
     assert runner._loop is not None
     runner._loop.end()

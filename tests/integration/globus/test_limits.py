@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runner_tools import eventually
+from backend_tools import eventually
 
-from parsl_rasda.handoff import JobOrder, read_epochs
 from parsl_rasda.orchestration.events import EpochReported
+from parsl_rasda.protocol import JobSpec, read_epochs
 from tests.integration.globus.folder import DEADLINE_S, LOCAL, Folder, verdict
 
 pytestmark = [pytest.mark.globus, pytest.mark.slow]
@@ -136,8 +136,8 @@ def test_results_that_nobody_fetched_in_time_are_read_from_the_sites_disk(
     folder.check_books()
 
 
-def orders(folder: Folder) -> list[JobOrder]:
-    return [JobOrder.load(a / "order.json") for site in folder.bed.endpoints for a in folder.attempts(site)]
+def orders(folder: Folder) -> list[JobSpec]:
+    return [JobSpec.load(a / "order.json") for site in folder.bed.endpoints for a in folder.attempts(site)]
 
 
 def epochs_known(folder: Folder) -> set[tuple[str, int]]:

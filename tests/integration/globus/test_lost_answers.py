@@ -16,10 +16,20 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from runner_tools import eventually
+from backend_tools import eventually
 
+from parsl_rasda.agent import endpoint_tasks, orphan_reaper, pilot_lease
+from parsl_rasda.backends.globus.backend import GlobusBackend
+from parsl_rasda.backends.globus.client import (
+    EndpointClient,
+    PilotLostError,
+    RefusedError,
+    Task,
+    TooLargeError,
+    UnreachableError,
+)
+from parsl_rasda.doctor.examination import Doctor, Verdict
 from parsl_rasda.errors import InvalidSettingError
-from parsl_rasda.handoff import JobOrder
 from parsl_rasda.orchestration.events import (
     EpochReported,
     Event,
@@ -29,22 +39,12 @@ from parsl_rasda.orchestration.events import (
     PilotStarted,
     ReleasePilot,
     RequestPilot,
-    SiteTroubled,
+    SiteDegraded,
 )
-from parsl_rasda.pipeline.doctor import Doctor, Verdict
-from parsl_rasda.runners import globus_claims, globus_site, leftovers
-from parsl_rasda.runners.globus_link import (
-    GlobusLink,
-    PilotLostError,
-    RefusedError,
-    Task,
-    TooLargeError,
-    UnreachableError,
-)
-from parsl_rasda.runners.globus_runner import GlobusRunner
+from parsl_rasda.protocol import JobSpec
 from parsl_rasda.study.sites import GlobusSiteSpec
-from parsl_rasda.testing.runners import EventLog
-from parsl_rasda.vocabulary import JobId, NodeSlots, Outcome, PilotId, Placement, SiteName, TrialId
+from parsl_rasda.testing.backends import EventLog
+from parsl_rasda.types import JobId, NodeSlots, Outcome, PilotId, Placement, SiteName, TrialId
 
 EMULATED = "workflows.emulated.train:train"
 ENDPOINT = "11111111-0000-4000-8000-000000000000"
@@ -53,11 +53,11 @@ ENDPOINT = "11111111-0000-4000-8000-000000000000"
 @pytest.fixture(autouse=True)
 def claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give the node, which this process stands for, a folder of claims of its own."""
-    monkeypatch.setattr(globus_claims, "FOLDER", tmp_path / "claims")
+    monkeypatch.setattr(pilot_lease, "FOLDER", tmp_path / "claims")
     return tmp_path / "claims"
 
 
-class DeafLink(GlobusLink):
+class DeafLink(EndpointClient):
     """Runs tasks at once, in this process: jobs beside the runner, all else before it goes on.
 
     What comes of them is the test's to say.
@@ -105,7 +105,7 @@ class DeafLink(GlobusLink):
         self.ending = call
 
     def work(self, task: Task, call: str, told: dict[str, Any]) -> None:
-        result = globus_site.answer(call, told)
+        result = endpoint_tasks.answer(call, told)
         found = {**result, **self.found} if call == "describe" else result
         if call == "look" and self.block is not None:
             found = {**found, "block": self.block}
@@ -150,9 +150,9 @@ class World:
         }
         self.folder, self.log, self.links = folder, EventLog(60.0), []
         self.site = GlobusSiteSpec.model_validate(declared)
-        self.runner = GlobusRunner(self.site, folder / "runner", study=study, connect=self.connect)
+        self.runner = GlobusBackend(self.site, folder / "runner", study=study, connect=self.connect)
 
-    def connect(self, site: GlobusSiteSpec, group: UUID) -> GlobusLink:
+    def connect(self, site: GlobusSiteSpec, group: UUID) -> EndpointClient:
         self.links.append(DeafLink(site, group))
         return self.links[-1]
 
@@ -174,7 +174,7 @@ class World:
     def send(self, pilot: PilotStarted, trial: str = "0000", **fields: Any) -> JobId:
         slot = NodeSlots(pilot.nodes[0].node, (0,))
         placement = Placement(SiteName("alps"), pilot.pilot, (slot,))
-        order = JobOrder(
+        order = JobSpec(
             study="s",
             trial=TrialId(trial),
             config={"lr": 0.01},
@@ -204,7 +204,7 @@ def opened(world: World) -> Iterator[World]:
 
 
 def describe(folder: Path, term: int = 1) -> dict[str, Any]:
-    return globus_site.describe("none", {"folder": str(folder), "mark": "nobody", "term": term})
+    return endpoint_tasks.describe("none", {"folder": str(folder), "mark": "nobody", "term": term})
 
 
 def ends(log: EventLog) -> list[Event]:
@@ -242,7 +242,7 @@ def test_a_job_that_was_taken_and_dies_is_not_said_to_have_found_no_worker(tmp_p
 
         eventually(is_to_be_given_up_if_nobody_has_it)
         mark = next(asked["mark"] for asked in world.link.asked if "order" in asked)
-        for process in leftovers.marked(leftovers.JOB_VARIABLE, mark):
+        for process in orphan_reaper.marked(orphan_reaper.JOB_VARIABLE, mark):
             os.kill(process.pid, signal.SIGKILL)
         ended = world.log.next(JobEnded, job)
     assert ended.outcome is Outcome.LOST
@@ -263,7 +263,7 @@ def test_a_site_that_never_answers_again_is_given_up_with_its_jobs(tmp_path: Pat
         task = next(task for task in world.link.lost if task[0] == "run")
         world.ask()
         world.log.next(PilotStarted)
-    (late,) = globus_site.answer(*task)["jobs"]
+    (late,) = endpoint_tasks.answer(*task)["jobs"]
     assert late["report"]["cause"] == "a later handshake has been there before it started"
     assert not late["epochs"], "should its task come after all, it does not begin"
 
@@ -331,7 +331,7 @@ def test_two_runs_have_a_pilot_one_after_the_other(
         first.ask()
         job = first.start(inputs={"epoch_s": 0.5})
         second.ask()
-        told = second.log.next(SiteTroubled)
+        told = second.log.next(SiteDegraded)
         assert told.cause.startswith("site alps: another study (heat, run ")
         assert told.cause.endswith("a pilot of its own with `study: NAME` in user_endpoint_config")
         assert first.log.next(JobEnded, job).outcome is Outcome.REACHED
@@ -353,14 +353,14 @@ def test_a_pilot_that_another_run_has_got_meanwhile_is_given_up_and_waited_for(
         pilot = world.log.next(PilotStarted)
         for claim in claims.glob("pilot-*"):
             claim.unlink()  # it had no job for long
-        assert not globus_claims.take("pool", "theirs", "heat")
+        assert not pilot_lease.take("pool", "theirs", "heat")
         job = world.send(pilot)
         ended = world.log.next(PilotEnded)
         assert (ended.usable, ended.cause) == (True, "another study (heat, run theirs) uses this pilot")
         assert [event.outcome for event in world.log.of(job)] == [Outcome.PREEMPTED]
         world.ask()
-        assert "another study" in world.log.next(SiteTroubled).cause
-        globus_claims.release("pool", "theirs")
+        assert "another study" in world.log.next(SiteDegraded).cause
+        pilot_lease.release("pool", "theirs")
         assert world.log.next(PilotStarted)
 
 
@@ -417,7 +417,7 @@ def test_a_handshake_that_comes_again_beside_running_jobs_leaves_them_alone(tmp_
         (claim,) = (tmp_path / "disk").glob("*/trials/0000/attempt-1/claim")
         folder = str(claim.parents[3])
         sender = {"folder": folder, "mark": Path(folder).name, "term": int(claim.read_text())}
-        globus_site.describe("none", sender)
+        endpoint_tasks.describe("none", sender)
         assert not (claim.parent / "stop").exists()
         assert world.log.next(JobEnded, job).outcome is Outcome.REACHED
 
@@ -562,7 +562,7 @@ def test_a_site_that_was_refused_is_free_for_the_next_study(
     with opened(World(tmp_path)) as world:
         world.ask()
         world.log.next(JobEnded, world.start(python="nowhere.train:train"))
-    assert not globus_claims.take("pool", "theirs", "heat")
+    assert not pilot_lease.take("pool", "theirs", "heat")
 
 
 def test_what_keeps_answers_from_coming_is_told_once(tmp_path: Path) -> None:
@@ -570,10 +570,10 @@ def test_what_keeps_answers_from_coming_is_told_once(tmp_path: Path) -> None:
         world.link.says = lambda call: call != "run"
         world.ask()
         job = world.start(on_pilot=lambda: setattr(world.link, "trouble", "no route"))
-        told = world.log.next(SiteTroubled)
+        told = world.log.next(SiteDegraded)
         world.log.next(JobEnded, job)
         assert (told.site, told.cause) == ("alps", "no route")
-        assert [type(event) for event in world.log.events].count(SiteTroubled) == 1
+        assert [type(event) for event in world.log.events].count(SiteDegraded) == 1
 
 
 def test_two_searches_of_a_run_keep_their_trials_apart(tmp_path: Path) -> None:
@@ -630,7 +630,7 @@ def test_another_torch_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFix
 def test_more_than_ten_megabytes_are_refused_before_they_are_sent(tmp_path: Path) -> None:
     site = GlobusSiteSpec.model_validate({"name": "alps", "endpoint_id": ENDPOINT, "work_dir": "/x"})
     with pytest.raises(TooLargeError, match=r"site 'alps' is 12\.0 MB, and Globus Compute takes 10 MB"):
-        GlobusLink(site, UUID(int=1)).submit("run", {"order": "x" * 12_000_000})
+        EndpointClient(site, UUID(int=1)).submit("run", {"order": "x" * 12_000_000})
 
 
 @pytest.mark.parametrize(("field", "value"), [("work_dir", None), ("pilots", 2)])

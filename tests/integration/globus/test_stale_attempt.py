@@ -9,15 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from runner_tools import eventually
+from backend_tools import eventually
 
-from parsl_rasda.handoff import JobOrder, read_report
-from parsl_rasda.runners import globus_site, leftovers
-from parsl_rasda.vocabulary import JobId, Outcome, TrialId
+from parsl_rasda.agent import endpoint_tasks, orphan_reaper
+from parsl_rasda.protocol import JobSpec, read_report
+from parsl_rasda.types import JobId, Outcome, TrialId
 
 
-def order(folder: Path, attempt: int, **fields: Any) -> JobOrder:
-    return JobOrder(
+def order(folder: Path, attempt: int, **fields: Any) -> JobSpec:
+    return JobSpec(
         study="s",
         trial=TrialId("0000"),
         attempt=attempt,
@@ -37,16 +37,18 @@ def order(folder: Path, attempt: int, **fields: Any) -> JobOrder:
     )
 
 
-def run(folder: Path, job: JobOrder) -> dict[str, Any]:
+def run(folder: Path, job: JobSpec) -> dict[str, Any]:
     argv = [sys.executable, "-m", "parsl_rasda.runtime", f"{job.directory}/order.json"]
     launch = {"argv": argv, "environment": {}, "files": {}}
     sender = {"folder": str(folder), "mark": folder.name, "term": 1}
-    (state,) = globus_site.run(job.to_json(), launch, mark_of(job), sender, sys.path, grace_s=120.0)["jobs"]
+    (state,) = endpoint_tasks.run(job.to_json(), launch, mark_of(job), sender, sys.path, grace_s=120.0)[
+        "jobs"
+    ]
     found: dict[str, Any] = state
     return found
 
 
-def mark_of(job: JobOrder) -> str:
+def mark_of(job: JobSpec) -> str:
     return f"{job.directory}/{job.attempt}"
 
 
@@ -60,7 +62,7 @@ def test_a_stale_attempt_that_returns_after_its_successor_changes_nothing_on_dis
     with ThreadPoolExecutor(1) as tasks:
         first = tasks.submit(run, tmp_path, stale)
         eventually(lambda: list(directory.glob("epoch-*/header.json")))
-        frozen = [process.pid for process in leftovers.marked(leftovers.JOB_VARIABLE, mark_of(stale))]
+        frozen = [process.pid for process in orphan_reaper.marked(orphan_reaper.JOB_VARIABLE, mark_of(stale))]
         for pid in frozen:
             os.kill(pid, signal.SIGSTOP)
         try:
@@ -70,7 +72,7 @@ def test_a_stale_attempt_that_returns_after_its_successor_changes_nothing_on_dis
                 "epoch": 0,
                 "mark": "on a node that is away",
             }
-            answer = globus_site.look([{**asked, "stop": None, "abandon": None}], silence_s=-1.0)
+            answer = endpoint_tasks.look([{**asked, "stop": None, "abandon": None}], silence_s=-1.0)
             (state,) = answer["jobs"]
             assert state["report"]["outcome"] == Outcome.LOST
             kept = Path(state["report"]["checkpoint"])

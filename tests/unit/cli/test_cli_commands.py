@@ -10,12 +10,12 @@ import pytest
 import typer
 from rich.console import ConsoleDimensions
 
-from parsl_rasda.cli.carry import carry_through
 from parsl_rasda.cli.export import Target, export
 from parsl_rasda.cli.init import Template, copy_template, init
 from parsl_rasda.cli.options import load_inputs
 from parsl_rasda.cli.plan import plan
 from parsl_rasda.cli.report import report
+from parsl_rasda.cli.run_and_report import carry_through
 from parsl_rasda.cli.status import status
 from parsl_rasda.cli.validate import validate
 from parsl_rasda.cli.watch import fitting_view, watch
@@ -25,10 +25,10 @@ from parsl_rasda.errors import (
     RunDirectoryError,
     StageFailedError,
 )
-from parsl_rasda.orchestration.stages import StageRecord, write_record
+from parsl_rasda.orchestration.stage_records import StageRecord, write_record
 from parsl_rasda.reporting.runs import read_run
 from parsl_rasda.reporting.tables import as_text
-from parsl_rasda.vocabulary import StageState, StudyState
+from parsl_rasda.types import StageState, StudyState
 
 STUDY = """
 name: small

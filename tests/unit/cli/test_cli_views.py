@@ -10,21 +10,21 @@ from rich.console import Console
 from parsl_rasda.cli.decisions import Narrator
 from parsl_rasda.cli.live import LiveView, search_panel
 from parsl_rasda.cli.plain import PlainView
-from parsl_rasda.cli.progress import Progress
-from parsl_rasda.orchestration.accounts import Accounts
+from parsl_rasda.cli.search_progress import Progress
 from parsl_rasda.orchestration.assembly import build_machine
 from parsl_rasda.orchestration.events import JobEnded, PilotEnded
 from parsl_rasda.orchestration.journal import read
 from parsl_rasda.orchestration.summary import best
+from parsl_rasda.orchestration.usage import Usage
 from parsl_rasda.reporting.runs import read_run
 from parsl_rasda.reporting.tables import as_text
-from parsl_rasda.vocabulary import JobId, Outcome, PilotId, SiteName
+from parsl_rasda.types import JobId, Outcome, PilotId, SiteName
 
 
 def follow(directory, attach):
     """Play a run to a view as the driver does: machine first, then accounts, then the view."""
     (stage,) = read_run(directory).study.tune_stages.values()
-    machine, accounts = build_machine(stage.tune), Accounts()
+    machine, accounts = build_machine(stage.tune), Usage()
     observer = attach(machine, accounts)
     for record in read(directory / "journal.jsonl"):
         machine.handle(record.event)
@@ -198,7 +198,7 @@ def test_a_live_view_follows_searches_and_leaves_the_screen(finished) -> None:
 
 def test_a_live_view_before_its_pilot_says_what_it_waits_for(finished) -> None:
     machine = build_machine(read_run(finished).searches["tune"].tune)
-    text = as_text(search_panel(Progress("tune", machine, Accounts()).snapshot()))
+    text = as_text(search_panel(Progress("tune", machine, Usage()).snapshot()))
     assert "waiting for a pilot" in text
     assert "none yet" in text
 

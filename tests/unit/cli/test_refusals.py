@@ -84,7 +84,7 @@ def test_plan_tells_which_site_has_no_trial_and_why(study, site, tmp_path, capsy
 
 
 def test_plan_says_that_this_machine_has_no_gpu(study, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("parsl_rasda.runners.hosts.gpu_count", lambda accelerator: 0)
+    monkeypatch.setattr("parsl_rasda.agent.node_probe.gpu_count", lambda accelerator: 0)
     here = tmp_path / "here.yaml"
     here.write_text("provider: {type: LocalProvider}\n")
     with pytest.raises(InvalidSettingError, match="this machine shows no cuda device"):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from parsl_rasda.data.layout import Layout
 from parsl_rasda.data.order import BlockOrder
-from parsl_rasda.runtime.replicas import EpochPlan, carried
+from parsl_rasda.runtime.engine.replicas import EpochPlan, carried
 
 rows = st.lists(st.integers(1, 70), min_size=1, max_size=6)
 blocks = st.integers(1, 20)

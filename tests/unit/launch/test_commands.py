@@ -9,7 +9,7 @@ import pytest
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.launch.base import LaunchSettings
 from parsl_rasda.launch.registry import build_launcher
-from parsl_rasda.vocabulary import NodeName, NodeSlots, PilotId, Placement, SiteName
+from parsl_rasda.types import NodeName, NodeSlots, PilotId, Placement, SiteName
 
 PROGRAM = ("python", "-m", "parsl_rasda.runtime", "order.json")
 CUDA = LaunchSettings(accelerator="cuda", gpus_per_node=4, threads_per_rank=8)

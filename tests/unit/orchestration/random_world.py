@@ -12,7 +12,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from parsl_rasda.orchestration.events import (
-    ConcludeTrial,
     ContinueJob,
     EndJob,
     EpochReported,
@@ -31,14 +30,15 @@ from parsl_rasda.orchestration.events import (
     StartJob,
     StudyInterrupted,
     StudyStarted,
-    TimePassed,
+    TimerFired,
+    TrialFinished,
     TrialProposed,
 )
 from parsl_rasda.orchestration.machine import Machine, MachineSettings
 from parsl_rasda.placement.growth import build_growth
 from parsl_rasda.placement.times import Assumed
 from parsl_rasda.scheduling import build_scheduler
-from parsl_rasda.vocabulary import (
+from parsl_rasda.types import (
     JobId,
     Mode,
     NodeName,
@@ -140,7 +140,7 @@ class World:
         self.jobs: dict[JobId, LiveJob] = {}
         self.attempts: Counter[TrialId] = Counter()
         self.stale: list[JobId] = []
-        self.concluded: dict[TrialId, ConcludeTrial] = {}
+        self.concluded: dict[TrialId, TrialFinished] = {}
         self.losses: Counter[TrialId] = Counter()
         self.setbacks: Counter[TrialId] = Counter()
         self.doomed: set[TrialId] = set()
@@ -217,7 +217,7 @@ class World:
     def _progress(self) -> None:
         wake_at = self.machine.wake_at
         if wake_at is not None and self.now >= wake_at:
-            self.tell(TimePassed(self.now))
+            self.tell(TimerFired(self.now))
             assert self.machine.wake_at is None or self.machine.wake_at > self.now, "it would never sleep"
             return
         pilots, jobs = list(self.requested), list(self.jobs)
@@ -386,7 +386,7 @@ class World:
                     assert until > live.epoch
                     assert replicas == self._replicas_after(live.epoch)
                     assert replicas % live.start.placement.width == 0, "the width divides the replicas"
-                case ConcludeTrial():
+                case TrialFinished():
                     assert instruction.trial not in self.concluded, "a trial ends once"
                     self.concluded[instruction.trial] = instruction
                     if instruction.state == "failed":

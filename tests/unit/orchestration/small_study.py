@@ -7,15 +7,15 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from parsl_rasda.orchestration.accounts import Accounts
 from parsl_rasda.orchestration.assembly import build_machine, build_study_searcher
 from parsl_rasda.orchestration.driver import Driver
+from parsl_rasda.orchestration.job_specs import JobSpecBuilder, SiteFacts
 from parsl_rasda.orchestration.journal import Journal
-from parsl_rasda.orchestration.orders import OrderDesk, SiteFacts
-from parsl_rasda.orchestration.rundir import RunDirectory
+from parsl_rasda.orchestration.run_directory import RunDirectory
+from parsl_rasda.orchestration.usage import Usage
 from parsl_rasda.study import TuneSpec
-from parsl_rasda.testing.runners import FakeRunner
-from parsl_rasda.vocabulary import SiteName
+from parsl_rasda.testing.backends import FakeBackend
+from parsl_rasda.types import SiteName
 
 SITE = SiteName("a")
 
@@ -38,11 +38,11 @@ def curve(order: Any, epoch: int) -> dict[str, float]:
     return {"loss": float(order.config["lr"]) + 1.0 / epoch}
 
 
-def desk(directory: Path, spec: TuneSpec) -> OrderDesk:
-    return OrderDesk("study", 7, spec, RunDirectory(directory), {SITE: SiteFacts("none")})
+def desk(directory: Path, spec: TuneSpec) -> JobSpecBuilder:
+    return JobSpecBuilder("study", 7, spec, RunDirectory(directory), {SITE: SiteFacts("none")})
 
 
-def driver(directory: Path, runner: FakeRunner, spec: TuneSpec | None = None, **values: Any) -> Driver:
+def driver(directory: Path, runner: FakeBackend, spec: TuneSpec | None = None, **values: Any) -> Driver:
     spec = spec or tune()
     ticks = count(1)
     clock: Callable[[], float] = values.pop("clock", lambda: float(next(ticks)))
@@ -53,6 +53,6 @@ def driver(directory: Path, runner: FakeRunner, spec: TuneSpec | None = None, **
         values.pop("searcher", build_study_searcher(spec, 7)),
         desk(directory, spec),
         clock,
-        values.pop("observers", [Accounts()]),
+        values.pop("observers", [Usage()]),
         **values,
     )

@@ -22,7 +22,7 @@ from parsl_rasda.orchestration.admission import (
 from parsl_rasda.orchestration.assembly import build_machine
 from parsl_rasda.placement.ledger import Ledger
 from parsl_rasda.study import ParslSiteSpec, StudySpec, TuneSpec, load_study
-from parsl_rasda.vocabulary import NodeName, NodeSlots, PilotId, SiteName
+from parsl_rasda.types import NodeName, NodeSlots, PilotId, SiteName
 
 
 def tune(**scheduler: Any) -> dict[str, Any]:

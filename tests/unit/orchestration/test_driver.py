@@ -6,11 +6,9 @@ from pathlib import Path
 import pytest
 
 from parsl_rasda.errors import JournalError
-from parsl_rasda.orchestration.accounts import Accounts
 from parsl_rasda.orchestration.assembly import build_machine
 from parsl_rasda.orchestration.driver import replay
 from parsl_rasda.orchestration.events import (
-    ConcludeTrial,
     EndJob,
     EpochReported,
     FinishStudy,
@@ -21,11 +19,13 @@ from parsl_rasda.orchestration.events import (
     SearchExhausted,
     StartJob,
     StudyStarted,
+    TrialFinished,
     TrialProposed,
 )
 from parsl_rasda.orchestration.journal import Journal, Record, read
-from parsl_rasda.testing.runners import FakeRunner, Fault
-from parsl_rasda.vocabulary import JobId, Outcome, StudyState, TrialId, TrialState
+from parsl_rasda.orchestration.usage import Usage
+from parsl_rasda.testing.backends import FakeBackend, Fault
+from parsl_rasda.types import JobId, Outcome, StudyState, TrialId, TrialState
 from tests.unit.orchestration.small_study import SITE, curve, driver, tune
 
 EVERYWHERE = {SITE: 1}
@@ -56,7 +56,7 @@ class LoggingSearcher:
         self.told.append(("conclude", trial, metric))
 
 
-class SuspiciousRunner(FakeRunner):
+class SuspiciousRunner(FakeBackend):
     """Reads the journal before it does anything: what it is told must be there."""
 
     def __init__(self, journal: Path, **values) -> None:
@@ -99,7 +99,7 @@ def test_a_study_is_carried_through_and_written_down_before_it_is_acted_on(
 
 
 def test_orders_say_all_that_ranks_must_know(tmp_path: Path) -> None:
-    runner = FakeRunner(curve, nodes=2, gpus_per_node=2)
+    runner = FakeBackend(curve, nodes=2, gpus_per_node=2)
     driver(tmp_path, runner, tune(scheduler={"variant": "promotion"})).run(6, EVERYWHERE)
     first = runner.orders[0]
     assert (first.study, first.trial, first.attempt, first.epoch, first.until) == ("study", "0000", 1, 0, 1)
@@ -115,7 +115,7 @@ def test_orders_say_all_that_ranks_must_know(tmp_path: Path) -> None:
 def test_ctrl_c_lets_jobs_leave_and_the_study_can_go_on(tmp_path: Path) -> None:
     reasons: list[str] = []
 
-    class Impatient(FakeRunner):
+    class Impatient(FakeBackend):
         def continue_job(self, answer):
             run.interrupt()
             super().continue_job(answer)
@@ -129,12 +129,12 @@ def test_ctrl_c_lets_jobs_leave_and_the_study_can_go_on(tmp_path: Path) -> None:
     assert run.run(6, EVERYWHERE) == FinishStudy(StudyState.INTERRUPTED)
     assert "interrupted" in reasons
     assert not run.machine.jobs
-    again = driver(tmp_path, FakeRunner(curve), machine=run.machine, searcher=run.searcher)
+    again = driver(tmp_path, FakeBackend(curve), machine=run.machine, searcher=run.searcher)
     assert again.run(6, EVERYWHERE).state is StudyState.DONE
 
 
 def test_a_second_ctrl_c_ends_at_once_whatever_still_runs(tmp_path: Path) -> None:
-    class Stubborn(FakeRunner):
+    class Stubborn(FakeBackend):
         closed = False
 
         def start_job(self, order, placement):
@@ -154,9 +154,9 @@ def test_a_second_ctrl_c_ends_at_once_whatever_still_runs(tmp_path: Path) -> Non
 
 
 def test_what_happened_without_a_controller_is_booked_but_not_acted_on(tmp_path: Path) -> None:
-    first = driver(tmp_path, FakeRunner(curve))
+    first = driver(tmp_path, FakeBackend(curve))
     events = [StudyStarted(1.0, 1, EVERYWHERE)]
-    runner = FakeRunner(curve)
+    runner = FakeBackend(curve)
     runner.open(events.append)
     for instruction in first._record([events.pop()]):  # a controller that dies with one job running
         runner.request_pilot(instruction)
@@ -167,7 +167,7 @@ def test_what_happened_without_a_controller_is_booked_but_not_acted_on(tmp_path:
         EpochReported(50.0, job, 1, {"loss": 0.5}, 1.0, "c1"),
         JobEnded(51.0, job, Outcome.PREEMPTED, "lease", "c1"),
     ]
-    later = FakeRunner(curve)
+    later = FakeBackend(curve)
     second = driver(tmp_path, later, machine=first.machine, searcher=first.searcher)
     assert second.run(1, EVERYWHERE, evidence).state is StudyState.DONE
     assert later.orders[0].epoch == 1, "the epoch was not trained again"
@@ -181,7 +181,7 @@ def test_what_happened_without_a_controller_is_booked_but_not_acted_on(tmp_path:
 
 
 def test_proposals_are_answered_before_anything_else(tmp_path: Path) -> None:
-    driver(tmp_path, FakeRunner(curve)).run(6, EVERYWHERE)
+    driver(tmp_path, FakeBackend(curve)).run(6, EVERYWHERE)
     records = list(read(tmp_path / "journal.jsonl"))
     for record, following in pairwise(records):
         asked = [i.trial for i in record.instructions if isinstance(i, ProposeTrial)]
@@ -194,7 +194,7 @@ def test_proposals_are_answered_before_anything_else(tmp_path: Path) -> None:
 
 
 def test_an_exhausted_search_ends_the_study_with_what_there_is(tmp_path: Path) -> None:
-    run = driver(tmp_path, FakeRunner(curve), searcher=LoggingSearcher(most=2))
+    run = driver(tmp_path, FakeBackend(curve), searcher=LoggingSearcher(most=2))
     assert run.run(6, EVERYWHERE).state is StudyState.DONE
     assert (len(run.machine.trials), run.machine.num_samples) == (2, 2)
     assert sum(isinstance(r.event, SearchExhausted) for r in read(tmp_path / "journal.jsonl")) == 1
@@ -204,7 +204,7 @@ def test_an_exhausted_search_is_asked_again_for_a_larger_budget_only(tmp_path: P
     machine, searcher = build_machine(tune()), LoggingSearcher(most=2)
     asked = []
     for wanted in (6, 6, 2, 7):
-        run = driver(tmp_path, FakeRunner(curve), machine=machine, searcher=searcher)
+        run = driver(tmp_path, FakeBackend(curve), machine=machine, searcher=searcher)
         before = len(list(read(tmp_path / "journal.jsonl")))
         assert run.run(wanted, EVERYWHERE).state is StudyState.DONE
         records = list(read(tmp_path / "journal.jsonl"))[before:]
@@ -217,7 +217,7 @@ def test_the_searcher_hears_the_same_live_and_in_recovery(tmp_path: Path) -> Non
     faults = {JobId(TrialId("0001"), 1): Fault(1, Outcome.FAILED, "raised")}
     live, recovered = LoggingSearcher(), LoggingSearcher()
     spec = tune(num_samples=12)
-    driver(tmp_path, FakeRunner(curve, faults=faults), spec, searcher=live).run(12, EVERYWHERE)
+    driver(tmp_path, FakeBackend(curve, faults=faults), spec, searcher=live).run(12, EVERYWHERE)
     assert {kind for kind, *_ in live.told} == {"configuration", "observe", "conclude"}
     assert ("conclude", "0001", None) in live.told
     replay(read(tmp_path / "journal.jsonl"), build_machine(spec), recovered, [])
@@ -226,24 +226,24 @@ def test_the_searcher_hears_the_same_live_and_in_recovery(tmp_path: Path) -> Non
 
 def test_a_proposal_knows_what_was_just_learnt(tmp_path: Path) -> None:
     searcher = LoggingSearcher()
-    driver(tmp_path, FakeRunner(curve, gpus_per_node=1), searcher=searcher).run(6, EVERYWHERE)
+    driver(tmp_path, FakeBackend(curve, gpus_per_node=1), searcher=searcher).run(6, EVERYWHERE)
     records = list(read(tmp_path / "journal.jsonl"))
     both = [
         r
         for r in records
         if any(isinstance(i, ProposeTrial) for i in r.instructions)
-        and any(isinstance(i, ObserveTrial | ConcludeTrial) for i in r.instructions)
+        and any(isinstance(i, ObserveTrial | TrialFinished) for i in r.instructions)
     ]
     for record in both:
         asked = next(i.trial for i in record.instructions if isinstance(i, ProposeTrial))
         before = searcher.told[: searcher.told.index(("configuration", asked))]
         for i in record.instructions:
-            if isinstance(i, ConcludeTrial):
+            if isinstance(i, TrialFinished):
                 assert ("conclude", i.trial, i.metric) in before
 
 
 def test_a_replay_that_decides_otherwise_is_refused(tmp_path: Path) -> None:
-    driver(tmp_path, FakeRunner(curve)).run(6, EVERYWHERE)
+    driver(tmp_path, FakeBackend(curve)).run(6, EVERYWHERE)
     records = list(read(tmp_path / "journal.jsonl"))
     records[9] = Record(records[9].event, (EndJob(JobId(TrialId("0000"), 1), "stopped"),))
     with pytest.raises(JournalError, match=r"journal.jsonl:1[01]: this version .* decides otherwise"):
@@ -251,7 +251,7 @@ def test_a_replay_that_decides_otherwise_is_refused(tmp_path: Path) -> None:
 
 
 def test_sites_that_refuse_end_the_study_without_one(tmp_path: Path) -> None:
-    run = driver(tmp_path, FakeRunner(curve, refusals=9))
+    run = driver(tmp_path, FakeBackend(curve, refusals=9))
     assert run.run(6, EVERYWHERE) == FinishStudy(StudyState.NO_SITE, "the batch system said no")
     assert run.run(6, EVERYWHERE).state is StudyState.NO_SITE
     assert run.run(6, EVERYWHERE).state is StudyState.NO_SITE
@@ -265,8 +265,8 @@ def test_losses_and_preemptions_on_the_way_leave_no_trace_but_faults(tmp_path: P
         JobId(TrialId("0002"), 1): Fault(1, Outcome.PREEMPTED, "walltime"),
         JobId(TrialId("0003"), 1): Fault(1, Outcome.FAILED, "ValueError"),
     }
-    accounts = Accounts()
-    run = driver(tmp_path, FakeRunner(curve, faults=faults), observers=[accounts])
+    accounts = Usage()
+    run = driver(tmp_path, FakeBackend(curve, faults=faults), observers=[accounts])
     assert run.run(6, EVERYWHERE).state is StudyState.DONE
     failed = {t.id for t in run.machine.trials.values() if t.state is TrialState.FAILED}
     assert failed == {"0003"}
@@ -278,7 +278,7 @@ def test_the_controller_shows_that_it_lives_also_when_it_is_busy(tmp_path: Path)
     beats: list[float] = []
     now = count(0, 5)  # seconds pass whenever somebody looks at the clock
     run = driver(
-        tmp_path, FakeRunner(curve), clock=lambda: float(next(now)), on_beat=lambda: beats.append(1.0)
+        tmp_path, FakeBackend(curve), clock=lambda: float(next(now)), on_beat=lambda: beats.append(1.0)
     )
     run.run(6, EVERYWHERE)
     assert len(beats) >= next(now) / 5 / 20, "no silence of more than a few beats"
@@ -286,7 +286,7 @@ def test_the_controller_shows_that_it_lives_also_when_it_is_busy(tmp_path: Path)
 
 
 def test_a_runner_is_closed_whatever_happens(tmp_path: Path) -> None:
-    class Broken(FakeRunner):
+    class Broken(FakeBackend):
         closed = False
 
         def start_job(self, order, placement):
@@ -309,7 +309,7 @@ def test_a_journal_that_cannot_be_written_stops_the_study_before_it_acts(tmp_pat
                 raise OSError("no space left on device")
             super().append(records)
 
-    runner = FakeRunner(curve)
+    runner = FakeBackend(curve)
     run = driver(tmp_path, runner, journal=Full(tmp_path / "journal.jsonl", "study"))
     with pytest.raises(OSError, match="no space left"):
         run.run(6, EVERYWHERE)

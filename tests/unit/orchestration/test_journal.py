@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from parsl_rasda.errors import JournalError
 from parsl_rasda.orchestration.events import (
-    ConcludeTrial,
     ContinueJob,
     EndJob,
     EpochReported,
@@ -30,15 +29,16 @@ from parsl_rasda.orchestration.events import (
     ReleasePilot,
     RequestPilot,
     SearchExhausted,
-    SiteTroubled,
+    SiteDegraded,
     StartJob,
     StudyInterrupted,
     StudyStarted,
-    TimePassed,
+    TimerFired,
+    TrialFinished,
     TrialProposed,
 )
 from parsl_rasda.orchestration.journal import Journal, Record, read
-from parsl_rasda.vocabulary import (
+from parsl_rasda.types import (
     JobId,
     NodeName,
     NodeSlots,
@@ -88,8 +88,8 @@ events = st.one_of(
         st.lists(names, max_size=3).map(tuple),
     ),
     st.builds(JobEnded, at, jobs, st.sampled_from(Outcome), names, checkpoints),
-    st.builds(TimePassed, at),
-    st.builds(SiteTroubled, at, sites, names),
+    st.builds(TimerFired, at),
+    st.builds(SiteDegraded, at, sites, names),
     st.builds(StudyInterrupted, at),
 )
 instructions = st.one_of(
@@ -102,7 +102,7 @@ instructions = st.one_of(
     st.builds(ContinueJob, jobs, st.integers(1, 99), st.integers(1, 99)),
     st.builds(EndJob, jobs, names),
     st.builds(ObserveTrial, trials, st.integers(1, 99), numbers),
-    st.builds(ConcludeTrial, trials, st.sampled_from(TrialState), st.none() | numbers, names),
+    st.builds(TrialFinished, trials, st.sampled_from(TrialState), st.none() | numbers, names),
     st.builds(FinishStudy, st.sampled_from(StudyState), names),
 )
 records = st.builds(Record, events, st.lists(instructions, max_size=4).map(tuple))

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 
 from parsl_rasda.orchestration.assembly import build_machine
-from parsl_rasda.orchestration.events import ConcludeTrial, Event, Instruction
+from parsl_rasda.orchestration.events import Event, Instruction, TrialFinished
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.simulation.costs import Costs
 from parsl_rasda.simulation.rehearsal import Rehearsal, VirtualSite
 from parsl_rasda.study import TuneSpec
-from parsl_rasda.vocabulary import SiteName, StudyState, TrialState
+from parsl_rasda.types import SiteName, StudyState, TrialState
 
 FIRST, ALL = 5, 11
 # Younger trials are better: whoever were compared with them would lose.
@@ -83,7 +83,7 @@ def test_nobody_who_is_paused_is_given_up_before_all_have_come(growth: str) -> N
     class Referee:
         def add(self, event: Event, instructions: tuple[Instruction, ...]) -> None:
             for instruction in instructions:
-                if isinstance(instruction, ConcludeTrial) and instruction.state is TrialState.STOPPED:
+                if isinstance(instruction, TrialFinished) and instruction.state is TrialState.STOPPED:
                     assert len(machine.trials) == ALL, (cut, instruction)
 
     for cut in range(len(recorder.events) + 1):

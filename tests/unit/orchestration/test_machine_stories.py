@@ -6,7 +6,6 @@ from collections.abc import Callable
 import pytest
 
 from parsl_rasda.orchestration.events import (
-    ConcludeTrial,
     ContinueJob,
     EndJob,
     EpochReported,
@@ -24,10 +23,11 @@ from parsl_rasda.orchestration.events import (
     StartJob,
     StudyInterrupted,
     StudyStarted,
+    TrialFinished,
     TrialProposed,
 )
 from parsl_rasda.orchestration.machine import Machine
-from parsl_rasda.vocabulary import (
+from parsl_rasda.types import (
     JobId,
     NodeName,
     NodeSlots,
@@ -141,10 +141,10 @@ def test_a_study_from_the_first_pilot_to_the_last_trial() -> None:
     ]
     stopped = told.epoch("0001.1", 1, 0.6)
     assert of(EndJob, stopped) == [EndJob(JobId.parse("0001.1"), "stopped")]
-    assert of(ConcludeTrial, stopped)[0].state is TrialState.STOPPED
+    assert of(TrialFinished, stopped)[0].state is TrialState.STOPPED
     assert told.ends("0001.1") == []
     last = told.epoch("0000.1", 2, 0.4)
-    assert of(ConcludeTrial, last)[0].state is TrialState.COMPLETED
+    assert of(TrialFinished, last)[0].state is TrialState.COMPLETED
     assert told.ends("0000.1") == [FinishStudy(StudyState.DONE)]
 
 
@@ -212,7 +212,7 @@ def test_losses_are_retried_from_the_last_checkpoint_and_then_fail_the_trial() -
     (again,) = of(StartJob, told.ends("0000.1", Outcome.LOST))
     assert (str(again.job), again.epoch, again.resume_from) == ("0000.2", 1, "0000.1/1")
     last = told.ends("0000.2", Outcome.LOST)
-    (conclusion,) = of(ConcludeTrial, last)
+    (conclusion,) = of(TrialFinished, last)
     assert (conclusion.state, conclusion.metric) == (TrialState.FAILED, None)
     assert "because" in conclusion.reason
     assert of(FinishStudy, last) == [FinishStudy(StudyState.FAILED)]
@@ -269,8 +269,8 @@ def test_user_code_that_raises_or_returns_early_fails_its_trial_at_once() -> Non
     told = story(max_t=4)
     told.begin(2, a=1)
     told.pilot("a-0", gpus=2)
-    (raised,) = of(ConcludeTrial, told.ends("0000.1", Outcome.FAILED))
-    (returned,) = of(ConcludeTrial, told.ends("0001.1", Outcome.REACHED))
+    (raised,) = of(TrialFinished, told.ends("0000.1", Outcome.FAILED))
+    (returned,) = of(TrialFinished, told.ends("0001.1", Outcome.REACHED))
     assert (raised.state, returned.state) == (TrialState.FAILED, TrialState.FAILED)
     assert "returned after epoch 0" in returned.reason
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parsl_rasda.vocabulary import StudyState
+from parsl_rasda.types import StudyState
 from tests.unit.orchestration.random_world import Setup, Shape, World
 
 VARIANTS = ("stopping", "promotion", "synchronous")

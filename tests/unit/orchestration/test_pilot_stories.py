@@ -11,9 +11,9 @@ from parsl_rasda.orchestration.events import (
     ReleasePilot,
     RequestPilot,
     StartJob,
-    TimePassed,
+    TimerFired,
 )
-from parsl_rasda.vocabulary import JobId, Outcome, PilotId, SiteName, StudyState, TrialId
+from parsl_rasda.types import JobId, Outcome, PilotId, SiteName, StudyState, TrialId
 from tests.unit.orchestration.test_machine_stories import Story, of, site_of, story
 
 EPOCH_S = 10.0  # as `Story.epoch` reports
@@ -133,20 +133,20 @@ def test_an_idle_pilot_is_given_back_when_the_study_tapers() -> None:
     due = told.machine.wake_at
     assert due == told.now + 60.0
     told.now = due - 2.0
-    assert told.tell(TimePassed) == [], "not before its time"
-    assert told.tell(TimePassed) == [ReleasePilot(PilotId("a-1"))]
+    assert told.tell(TimerFired) == [], "not before its time"
+    assert told.tell(TimerFired) == [ReleasePilot(PilotId("a-1"))]
     assert told.machine.wake_at is None
-    assert told.tell(TimePassed) == [], "once"
+    assert told.tell(TimerFired) == [], "once"
     assert told.pilot_ends("a-1") == [], "there is no work for another"
 
 
 def test_a_pilot_that_works_is_never_given_back() -> None:
     told = tapering()
     told.now += 1000.0
-    assert of(ReleasePilot, told.tell(TimePassed)) == [ReleasePilot(PilotId("a-1"))]
+    assert of(ReleasePilot, told.tell(TimerFired)) == [ReleasePilot(PilotId("a-1"))]
     told.pilot_ends("a-1")
     told.now += 1000.0
-    assert told.tell(TimePassed) == []
+    assert told.tell(TimerFired) == []
     assert of(ContinueJob, told.epoch("0000.1", 2, 0.4))
 
 
@@ -160,7 +160,7 @@ def test_a_pilot_that_was_given_back_is_asked_for_again_when_somebody_waits() ->
     told.epoch("0002.1", 1, 0.9)
     told.ends("0002.1")
     told.now += 60.0
-    assert told.tell(TimePassed) == [ReleasePilot(PilotId("a-1"))]
+    assert told.tell(TimerFired) == [ReleasePilot(PilotId("a-1"))]
     told.pilot_ends("a-1")
     assert told.loses("a-0") == [RequestPilot(PilotId("a-2"), SiteName("a"))], (
         "in place of the one that ended"
@@ -212,7 +212,7 @@ def test_a_site_that_was_given_up_is_asked_again_while_another_carries_on() -> N
     told.now += 30.0
     assert of(RequestPilot, told.epoch("0000.1", 1, 0.5)) == [], "not before its time"
     told.now = given_up_at + 60.0
-    assert told.tell(TimePassed) == [RequestPilot(PilotId("b-4"), SiteName("b"))]
+    assert told.tell(TimerFired) == [RequestPilot(PilotId("b-4"), SiteName("b"))]
     assert told.machine.wake_at is None
     assert not told.machine.pilots.resting
     (start,) = of(StartJob, told.pilot("b-4", gpus=1))
@@ -227,7 +227,7 @@ def test_a_site_that_goes_on_refusing_is_asked_less_and_less_often() -> None:
         assert due is not None
         pauses.append(due - told.now)
         told.now = due
-        assert told.tell(TimePassed) == [RequestPilot(PilotId(f"b-{number}"), SiteName("b"))]
+        assert told.tell(TimerFired) == [RequestPilot(PilotId(f"b-{number}"), SiteName("b"))]
         assert told.pilot_ends(f"b-{number}", usable=False) == []
     assert pauses == [60.0, 120.0, 240.0, 480.0, 960.0, 1800.0, 1800.0, 1800.0]
 
@@ -238,7 +238,7 @@ def test_a_site_that_was_given_up_is_not_asked_for_what_nobody_waits_for() -> No
     assert len(told.machine.jobs) == 1, "the other trial runs, and nobody waits"
     assert told.machine.wake_at is None
     told.now += 100.0
-    assert told.tell(TimePassed) == []
+    assert told.tell(TimerFired) == []
     (job,) = told.machine.jobs
     told.tell(PilotLost, PilotId("a-0"))
     assert of(RequestPilot, told.ends(str(job), Outcome.LOST)) == [
@@ -253,7 +253,7 @@ def test_a_site_that_works_again_is_trusted_again_with_all_its_pilots() -> None:
     for pilot in ("b-1", "b-2", "b-3", "b-4"):
         told.pilot_ends(pilot, usable=False)
     told.now += 200.0
-    assert told.tell(TimePassed) == [RequestPilot(PilotId("b-5"), SiteName("b"))], "one at a time"
+    assert told.tell(TimerFired) == [RequestPilot(PilotId("b-5"), SiteName("b"))], "one at a time"
     up = told.pilot("b-5", gpus=1)
     assert of(RequestPilot, up) == [RequestPilot(PilotId("b-6"), SiteName("b"))]
 

@@ -7,20 +7,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parsl_rasda.errors import InvalidSettingError
-from parsl_rasda.placement.board import Board, Running, Waiting
+from parsl_rasda.placement.cluster_state import ClusterState, PendingTrial, RunningTrial
 from parsl_rasda.placement.growth import build_growth
 from parsl_rasda.placement.ledger import Ledger
 from parsl_rasda.placement.times import Assumed, Times
 from parsl_rasda.testing.growth import random_board
-from parsl_rasda.vocabulary import NodeName, NodeSlots, PilotId, SiteName, TrialId
+from parsl_rasda.types import NodeName, NodeSlots, PilotId, SiteName, TrialId
 
 SEEDS = range(2000)
 EPSILON_S = 1e-6
 
 
-def board(restart_s: float = 0.1, *, epoch_s: float = 1.0, efficiency: float = 0.9, **sites: int) -> Board:
+def board(
+    restart_s: float = 0.1, *, epoch_s: float = 1.0, efficiency: float = 0.9, **sites: int
+) -> ClusterState:
     """One pilot with one node a site."""
-    made = Board(
+    made = ClusterState(
         Ledger(), Times(Assumed(epoch_s, restart_s, efficiency)), num_workers=1, max_epochs=16, step=2
     )
     for site, gpus in sites.items():
@@ -30,26 +32,28 @@ def board(restart_s: float = 0.1, *, epoch_s: float = 1.0, efficiency: float = 0
 
 
 def run(
-    on: Board, trial: str, *, width: int, replicas: int, site: str = "a", at: float = 1.0, **named
-) -> Running:
+    on: ClusterState, trial: str, *, width: int, replicas: int, site: str = "a", at: float = 1.0, **named
+) -> RunningTrial:
     placement = on.ledger.find(width, site=SiteName(site))
     assert placement is not None
     on.ledger.take(placement)
     epoch, until = named.get("epoch", 8), named.get("until", 16)
-    running = Running(TrialId(trial), int(trial[1:]), placement, at, epoch, until, replicas)
+    running = RunningTrial(TrialId(trial), int(trial[1:]), placement, at, epoch, until, replicas)
     on.place(running)
     return running
 
 
-def stands(on: Board, running: Running) -> Running:
+def stands(on: ClusterState, running: RunningTrial) -> RunningTrial:
     """The trial is at its boundary now."""
     on.unplace(running.trial)
     return running
 
 
-def queue(on: Board, trial: str, *, replicas: int = 1, epoch: int = 0, site: str | None = None) -> None:
+def queue(
+    on: ClusterState, trial: str, *, replicas: int = 1, epoch: int = 0, site: str | None = None
+) -> None:
     on.enqueue(
-        Waiting(TrialId(trial), int(trial[1:]), epoch, 2 * epoch or 1, replicas, site and SiteName(site))
+        PendingTrial(TrialId(trial), int(trial[1:]), epoch, 2 * epoch or 1, replicas, site and SiteName(site))
     )
 
 
@@ -255,7 +259,7 @@ def test_strict_never_starves_a_wide_trial_behind_an_endless_stream_of_narrow_on
 ) -> None:
     """Each second some narrow ones come, for some seconds each: 8 slots are never free by themselves."""
     policy, made = build_growth("strict"), board(a=8)
-    ends: list[tuple[int, Running]] = [(9, run(made, f"t{i}", width=1, replicas=1)) for i in range(busy)]
+    ends: list[tuple[int, RunningTrial]] = [(9, run(made, f"t{i}", width=1, replicas=1)) for i in range(busy)]
     queue(made, "t100", replicas=8, epoch=8)
     passed, age = 0, 101
     for now in range(300):
@@ -275,7 +279,7 @@ def test_strict_never_starves_a_wide_trial_behind_an_endless_stream_of_narrow_on
         for trial, placement in started.items():
             made.admit(trial)
             made.ledger.take(placement)
-            running = Running(trial, int(trial[1:]), placement, 0.0, 0, 1, 1)
+            running = RunningTrial(trial, int(trial[1:]), placement, 0.0, 0, 1, 1)
             made.place(running)
             ends.append((now + last, running))
     raise AssertionError("the wide trial never started")

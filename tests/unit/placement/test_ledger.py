@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.placement.ledger import Ledger
-from parsl_rasda.vocabulary import NodeName, NodeSlots, PilotId, Placement, SiteName
+from parsl_rasda.types import NodeName, NodeSlots, PilotId, Placement, SiteName
 
 A, B = SiteName("a"), SiteName("b")
 OPERATIONS = 600  # times 170 examples: 102,000

@@ -14,7 +14,7 @@ from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.reporting.exports import to_csv, to_mlflow, to_optuna
 from parsl_rasda.reporting.runs import read_run
 from parsl_rasda.search import SearchSpace, build_searcher
-from parsl_rasda.vocabulary import TrialId
+from parsl_rasda.types import TrialId
 
 SPACE = {
     "lr": {"float": [0.001, 0.1], "log": True},

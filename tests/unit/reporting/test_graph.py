@@ -11,15 +11,15 @@ import networkx as nx
 import pytest
 
 from parsl_rasda.orchestration.assembly import build_machine
+from parsl_rasda.orchestration.decision_graph import Unfolding
 from parsl_rasda.orchestration.events import Event, Instruction
-from parsl_rasda.orchestration.stages import StageRecord, keep_result, write_record
-from parsl_rasda.orchestration.unfolding import Unfolding
+from parsl_rasda.orchestration.stage_records import StageRecord, keep_result, write_record
 from parsl_rasda.reporting.graph import READABLE, READABLE_CALLS, collapsed, graphml, mermaid, run_graph
 from parsl_rasda.reporting.graph_svg import layout, svg
 from parsl_rasda.reporting.runs import read_run
 from parsl_rasda.simulation.rehearsal import Rehearsal, VirtualSite
 from parsl_rasda.study import StudySpec
-from parsl_rasda.vocabulary import SiteName, StageState
+from parsl_rasda.types import SiteName, StageState
 
 
 @pytest.fixture

@@ -16,14 +16,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parsl_rasda.orchestration.rundir import RunDirectory
-from parsl_rasda.orchestration.stages import StageRecord, write_record
+from parsl_rasda.orchestration.run_directory import RunDirectory
+from parsl_rasda.orchestration.stage_records import StageRecord, write_record
 from parsl_rasda.reporting.html import page
 from parsl_rasda.reporting.markup import element
 from parsl_rasda.reporting.runs import read_run
 from parsl_rasda.simulation.rehearsal import VirtualSite
 from parsl_rasda.study import StudySpec
-from parsl_rasda.vocabulary import StageState
+from parsl_rasda.types import StageState
 
 HOSTILE = "</pre></script><script>document.title='gone'</script>\"'><img src=x onerror=alert(1)>&amp;"
 VOID = {"meta"}

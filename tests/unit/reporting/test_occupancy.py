@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parsl_rasda.orchestration.accounts import Accounts
 from parsl_rasda.orchestration.assembly import build_machine
 from parsl_rasda.orchestration.events import (
     EndJob,
@@ -23,9 +22,10 @@ from parsl_rasda.orchestration.events import (
     StudyStarted,
 )
 from parsl_rasda.orchestration.journal import Record
+from parsl_rasda.orchestration.usage import Usage
 from parsl_rasda.reporting.occupancy import Occupancy, occupancy_of
 from parsl_rasda.simulation.rehearsal import Rehearsal, VirtualSite
-from parsl_rasda.vocabulary import JobId, NodeName, NodeSlots, Outcome, PilotId, Placement, SiteName, TrialId
+from parsl_rasda.types import JobId, NodeName, NodeSlots, Outcome, PilotId, Placement, SiteName, TrialId
 
 SITE, PILOT, NODE = SiteName("here"), PilotId("here-0"), NodeName("n0")
 
@@ -63,7 +63,7 @@ def test_areas_are_the_sums_in_the_books_and_no_slot_is_held_twice(
     machine = build_machine(study.tune_stages["tune"].tune)
     Rehearsal(machine, {SITE: VirtualSite(nodes, gpus)}, make.costs_of(), [keeper]).run(trials)
     records = keeper.records[: max(1, int(kept * len(keeper.records)))]
-    accounts = Accounts()
+    accounts = Usage()
     for record in records:
         accounts.add(record.event, record.instructions)
     now = accounts.last_at + 30.0
@@ -93,7 +93,7 @@ def test_the_clock_stands_still_while_nobody_runs_the_study() -> None:
     def start(job: JobId, gpus: tuple[int, ...]) -> StartJob:
         return StartJob(job, {}, Placement(SITE, PILOT, (NodeSlots(NODE, gpus),)), 0, 1, ((0, 1),), None)
 
-    occupancy, books = Occupancy(), Accounts()
+    occupancy, books = Occupancy(), Usage()
     told: list[tuple[Event, tuple[Instruction, ...]]] = [
         (StudyStarted(1000.0, 1, {SITE: 1}), ()),
         (PilotStarted(1010.0, PILOT, SITE, slots), (start(job, (0,)),)),

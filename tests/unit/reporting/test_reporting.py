@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parsl_rasda.errors import RunDirectoryError
-from parsl_rasda.orchestration.rundir import RunDirectory
+from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.reporting.files import COLUMNS, results_csv, write_report
+from parsl_rasda.reporting.format import config_text, duration, number, plain_json, share, shortened
 from parsl_rasda.reporting.runs import read_run
 from parsl_rasda.reporting.tables import as_text, status_view, summary_view, trials_view
-from parsl_rasda.reporting.words import config_text, duration, number, plain_json, share, shortened
 from parsl_rasda.study import StudySpec
 
 

@@ -16,8 +16,8 @@ from parsl_rasda.cli.export import Target, export
 from parsl_rasda.cli.report import report
 from parsl_rasda.cli.status import status
 from parsl_rasda.cli.watch import watch
-from parsl_rasda.orchestration.rundir import RunDirectory
-from parsl_rasda.orchestration.stages import (
+from parsl_rasda.orchestration.run_directory import RunDirectory
+from parsl_rasda.orchestration.stage_records import (
     StageRecord,
     forget_record,
     keep_result,
@@ -30,7 +30,7 @@ from parsl_rasda.reporting.runs import read_run
 from parsl_rasda.reporting.tables import as_text
 from parsl_rasda.simulation.rehearsal import VirtualSite
 from parsl_rasda.study import StudySpec, dump_study
-from parsl_rasda.vocabulary import StageState
+from parsl_rasda.types import StageState
 
 PYTHON = "workflows.emulated.train:train"
 RESUME = "go on with: parsl-rasda resume"

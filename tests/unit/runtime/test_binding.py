@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parsl_rasda.runtime.binding import own_cores
-from parsl_rasda.vocabulary import CORES_VARIABLE
+from parsl_rasda.runtime.process.binding import own_cores
+from parsl_rasda.types import CORES_VARIABLE
 
 LUMI = {CORES_VARIABLE: "49-55 57-63 17-23 25-31 1-7 9-15 33-39 41-47"}
 ALL = frozenset(range(64))
@@ -39,7 +39,10 @@ def test_a_rank_is_never_bound_to_cores_that_it_may_not_use(allowed: frozenset[i
 
 def test_a_process_binds_itself() -> None:
     mine = sorted(os.sched_getaffinity(0))
-    code = "import os; from parsl_rasda.runtime.binding import bind; bind(0); print(os.sched_getaffinity(0))"
+    code = """import os
+from parsl_rasda.runtime.process.binding import bind
+bind(0)
+print(os.sched_getaffinity(0))"""
     environ = {**os.environ, CORES_VARIABLE: str(mine[-1])}
     said = subprocess.run(
         (sys.executable, "-c", code), env=environ, capture_output=True, text=True, check=True

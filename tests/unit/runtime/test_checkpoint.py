@@ -14,8 +14,8 @@ from torch import nn
 
 from parsl_rasda.errors import CheckpointError
 from parsl_rasda.runtime import load_model, local_trial
-from parsl_rasda.runtime.checkpoint import read_header, read_tensors, write_checkpoint
-from parsl_rasda.runtime.shared import store
+from parsl_rasda.runtime.checkpoints.checkpoint import read_header, read_tensors, write_checkpoint
+from parsl_rasda.runtime.checkpoints.shared import store
 
 TENSORS = {
     "model.weight": torch.arange(6.0).reshape(2, 3),

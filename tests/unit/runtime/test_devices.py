@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from parsl_rasda.runtime.devices import make_deterministic
+from parsl_rasda.runtime.engine.rank_device import make_deterministic
 
 
 @pytest.fixture(autouse=True)

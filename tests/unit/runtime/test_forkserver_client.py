@@ -7,15 +7,15 @@ import sys
 
 import pytest
 
-from parsl_rasda.runners import leftovers
-from parsl_rasda.runtime.forkserver import client
+from parsl_rasda.agent import orphan_reaper
+from parsl_rasda.runtime.process.forkserver import client
 
 HERE = {"PATH": "/bin", "OMP_NUM_THREADS": "1", client.RUN_VARIABLE: "r"}
 
 
 def test_client_and_runners_mean_the_same_marks() -> None:
-    assert client.RUN_VARIABLE == leftovers.RUN_VARIABLE
-    assert client.JOB_VARIABLE == leftovers.JOB_VARIABLE
+    assert client.RUN_VARIABLE == orphan_reaper.RUN_VARIABLE
+    assert client.JOB_VARIABLE == orphan_reaper.JOB_VARIABLE
 
 
 @pytest.mark.parametrize(

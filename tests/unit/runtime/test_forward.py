@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from parsl_rasda.runtime import local_trial
-from parsl_rasda.runtime.forward import compile_forward, run_in_precision
+from parsl_rasda.runtime.engine.forward import compile_forward, run_in_precision
 
 X = torch.ones(2, 3)
 

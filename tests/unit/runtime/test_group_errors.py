@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from parsl_rasda.runtime.group import Group, PeersLostError
+from parsl_rasda.runtime.engine.group import Group, PeersLostError
 
 
 @dataclass

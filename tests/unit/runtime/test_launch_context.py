@@ -5,10 +5,10 @@ import socket
 import pytest
 
 from parsl_rasda.errors import InvalidSettingError
-from parsl_rasda.handoff import JobOrder
-from parsl_rasda.runtime import group
-from parsl_rasda.runtime.launch_context import launch_context
-from parsl_rasda.vocabulary import TrialId
+from parsl_rasda.protocol import JobSpec
+from parsl_rasda.runtime.engine import group
+from parsl_rasda.runtime.process.launch_context import launch_context
+from parsl_rasda.types import TrialId
 
 OMPI = {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
 PMI = {"PMI_RANK": "1", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1"}
@@ -16,8 +16,8 @@ SLURM = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1"}
 SLOTS = ("n1:4", "n1:6", "n2:0", "n2:3")
 
 
-def order(**changes) -> JobOrder:
-    return JobOrder(
+def order(**changes) -> JobSpec:
+    return JobSpec(
         **{
             "study": "s", "trial": TrialId("t"), "attempt": 1, "config": {}, "directory": "d", "seed": 0,
             "metric": "m", "mode": "min", "epoch": 0, "until": 1, "max_epochs": 1, "schedule": ((0, 4),),

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parsl_rasda.errors import InvalidSettingError
-from parsl_rasda.runtime.learning_rate import rate_factor, scaling_rule
+from parsl_rasda.runtime.engine.learning_rate import rate_factor, scaling_rule
 
 lengths = st.floats(0.01, 5.0)
 RULES = [scaling_rule(name, object) for name in ("linear", "sqrt", "none")]

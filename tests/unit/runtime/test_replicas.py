@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parsl_rasda.errors import TrainingError
-from parsl_rasda.runtime.replicas import EpochPlan, carried, is_power_of_two, seed_of, validation_batches
+from parsl_rasda.runtime.engine.replicas import (
+    EpochPlan,
+    carried,
+    is_power_of_two,
+    seed_of,
+    validation_batches,
+)
 
 counts = st.integers(1, 300)
 widths = st.integers(1, 16)

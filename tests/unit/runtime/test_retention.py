@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parsl_rasda.handoff import EpochReport
-from parsl_rasda.runtime.retention import KEPT, remove_superseded_attempts, superseded
-from parsl_rasda.vocabulary import TrialId
+from parsl_rasda.protocol import EpochReport
+from parsl_rasda.runtime.checkpoints.retention import KEPT, remove_superseded_attempts, superseded
+from parsl_rasda.types import TrialId
 
 
 def report(epoch: int, checkpoint: str | None) -> EpochReport:

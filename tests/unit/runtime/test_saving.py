@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from parsl_rasda.runtime import local_trial
-from parsl_rasda.runtime.checkpoint import read_tensors
-from parsl_rasda.runtime.saving import Saver
+from parsl_rasda.runtime.checkpoints.checkpoint import read_tensors
+from parsl_rasda.runtime.checkpoints.saver import Saver
 
 X = torch.ones(8, 1)
 

@@ -18,7 +18,9 @@ STARTS = {
 
 
 def run(*lines: str) -> str:
-    code = "\n".join(("import random, sys", "from parsl_rasda.runtime.seeding import seed_start", *lines))
+    code = "\n".join(
+        ("import random, sys", "from parsl_rasda.runtime.engine.seeding import seed_start", *lines)
+    )
     return subprocess.run((sys.executable, "-c", code), check=True, capture_output=True, text=True).stdout
 
 

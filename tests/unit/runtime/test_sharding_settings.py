@@ -6,8 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from parsl_rasda.errors import InvalidSettingError
-from parsl_rasda.handoff import Training
-from parsl_rasda.runtime.sharding import check_sharding
+from parsl_rasda.protocol import Training
+from parsl_rasda.runtime.engine.sharding import check_sharding
 from parsl_rasda.study.tuning import TrainingSpec
 
 REFUSED = [{"reduce": "exact"}, {"precision": "fp16"}, {"compile": True}]

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from parsl_rasda.runtime import shared
-from parsl_rasda.runtime.checkpoint import HEADER
-from parsl_rasda.runtime.shared import SharedCheckpoints, StoreError, fetch, store
+from parsl_rasda.runtime.checkpoints import shared
+from parsl_rasda.runtime.checkpoints.checkpoint import HEADER
+from parsl_rasda.runtime.checkpoints.shared import SharedCheckpoints, StoreError, fetch, store
 
 
 def checkpoint(folder: Path, epoch: int) -> Path:

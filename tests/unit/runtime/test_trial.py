@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 from parsl_rasda.errors import CheckpointError, InvalidSettingError, TrainingError
-from parsl_rasda.handoff import EpochReport
+from parsl_rasda.protocol import EpochReport
 from parsl_rasda.runtime import local_trial
 
 X = torch.randn(50, 3, generator=torch.Generator().manual_seed(1))

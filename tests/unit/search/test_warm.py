@@ -10,7 +10,7 @@ from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.search import build_searcher
 from parsl_rasda.search.space import SearchSpace
 from parsl_rasda.search.warm import WarmStarted
-from parsl_rasda.vocabulary import TrialId
+from parsl_rasda.types import TrialId
 
 SPACE = SearchSpace.from_mapping(
     {

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parsl_rasda.errors import InvalidSettingError, PlacementImpossibleError
-from parsl_rasda.orchestration.history import rebuild
-from parsl_rasda.orchestration.rundir import RunDirectory
+from parsl_rasda.orchestration.replay import rebuild
+from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.simulation.forecast import Forecast, forecast, forecast_study, virtual_site
 from parsl_rasda.simulation.measured import counted_gpus, measured_costs
 from parsl_rasda.simulation.rehearsal import VirtualSite
 from parsl_rasda.study import ParslSiteSpec, StudySpec
-from parsl_rasda.vocabulary import SiteName
+from parsl_rasda.types import SiteName
 
 FOUR = {SiteName("here"): VirtualSite(nodes=2, gpus_per_node=2)}
 

@@ -11,14 +11,14 @@ import pytest
 from benchmarks import policy
 from parsl_rasda.orchestration.events import StartJob
 from parsl_rasda.orchestration.machine import Machine, MachineSettings
-from parsl_rasda.placement.board import Board, Running
+from parsl_rasda.placement.cluster_state import ClusterState, RunningTrial
 from parsl_rasda.placement.growth import ElasticGrowth, build_growth
 from parsl_rasda.placement.times import Assumed
 from parsl_rasda.scheduling import build_scheduler
 from parsl_rasda.simulation.costs import Costs, assumed_costs
 from parsl_rasda.simulation.rehearsal import Rehearsal, VirtualSite
 from parsl_rasda.testing.instances import Instance, rehearse
-from parsl_rasda.vocabulary import Mode, SiteName, StudyState
+from parsl_rasda.types import Mode, SiteName, StudyState
 
 A = SiteName("a")
 HONEST = 1e-9
@@ -149,7 +149,7 @@ def test_halves_are_faster_than_whole_stretches_and_train_the_same_epochs() -> N
     """At what a task costs behind Globus Compute, in epochs of minutes."""
 
     class Whole(ElasticGrowth):
-        def returns_at(self, board: Board, running: Running) -> int:
+        def returns_at(self, board: ClusterState, running: RunningTrial) -> int:
             return running.until
 
     ratios = []

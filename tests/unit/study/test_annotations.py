@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from parsl_rasda.study.annotations import is_of
+from parsl_rasda.study_code.annotations import is_of
 
 
 @pytest.mark.parametrize(

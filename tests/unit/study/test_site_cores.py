@@ -8,7 +8,7 @@ import pytest
 
 from parsl_rasda.errors import InvalidFileError
 from parsl_rasda.study import load_site
-from parsl_rasda.vocabulary import CORES_VARIABLE
+from parsl_rasda.types import CORES_VARIABLE
 
 SITE = "provider: {type: SlurmProvider}\ngpus_per_node: 2\n"
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from parsl_rasda.study.code import code_of
-from parsl_rasda.study.targets import TargetError
+from parsl_rasda.study_code.code import code_of
+from parsl_rasda.study_code.targets import TargetError
 
 MODULE = """
 import math

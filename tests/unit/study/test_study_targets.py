@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from parsl_rasda.study.targets import Signature, TargetError, signature_of
+from parsl_rasda.study_code.targets import Signature, TargetError, signature_of
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from parsl_rasda.errors import InvalidFileError
 from parsl_rasda.study.document import dump_document, parse_document
-from parsl_rasda.vocabulary import JSON
+from parsl_rasda.types import JSON
 
 
 def read(text: str, **environment: str) -> JSON:

@@ -1,0 +1,220 @@
+"""What runs on a pilot: one task per job, which starts the launch, watches over it and reports.
+
+These functions are what Parsl sends to workers, by name; their arguments and results are plain
+JSON. `run_job` relays between rank 0 and the controller, and ends the launch when it is told to,
+when the controller or Parsl's manager is gone, and when the ranks have reported but hang. It
+returns when every process of the launch is gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from parsl_rasda.agent import exit_diagnosis, node_probe, orphan_reaper
+from parsl_rasda.agent.control_relay import ControlAddress, ControlClient, Message
+from parsl_rasda.agent.launch import LEAVE, Launch
+from parsl_rasda.protocol import JobResult, JobSpec, read_epochs
+from parsl_rasda.types import Outcome
+
+_HELLO_S = 30.0  # for the controller's leave to start
+_POLL_MS = 50
+_ENDING_POLL_MS = 5  # nothing wakes us when a process ends that has closed its output
+_LOOK_S = 2.0  # between looks at the file system, which all trials share
+_LINGER_S = 10.0  # for a launch to end after its ranks have reported
+_TERM_TO_KILL_S = 5.0
+_LEASE_GRACE_S = 10.0
+
+logger = logging.getLogger(__name__)
+
+
+class Named:
+    """A function under the name that Parsl's logs and monitoring will show for its task."""
+
+    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+        """Name a function; it must be importable where the task runs."""
+        self.__name__ = name
+        self.function = function
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """Call the function."""
+        return self.function(*arguments, **named)
+
+
+def run_job(order: Message, launch: Message, mark: str, door: Message | None) -> Message:
+    """Run one attempt to its end.
+
+    Args:
+        order: A `protocol.JobSpec`.
+        launch: A `launch.base.LaunchCommand`.
+        mark: Marks every process of the launch (`orphan_reaper.JOB_VARIABLE`).
+        door: A `control_relay.ControlAddress`, or None where the controller cannot be reached from here.
+
+    Returns:
+        ``report``: a `protocol.JobResult`; ``epochs``: every `protocol.EpochReport` that is on disk.
+    """
+    job = JobSpec.from_json(order)
+    directory = Path(job.directory)
+    if door is None:
+        report = _launch(job, launch, mark, None)
+    else:
+        with ControlClient(ControlAddress(**door), str(job.job)) as link:
+            refusal = _ask_to_start(link)
+            if refusal is None:
+                report = _launch(job, launch, mark, link)
+            else:
+                report = exit_diagnosis.conclude(directory, job, Outcome.PREEMPTED, refusal)
+    epochs = read_epochs(directory, job.job)
+    return {"report": report.to_json(), "epochs": [e.to_json() for e in epochs]}
+
+
+def end_job(mark: str, grace_s: float) -> int:
+    """End what is left on this node of a launch whose worker died; returns how many processes."""
+    return orphan_reaper.end_marked(orphan_reaper.JOB_VARIABLE, mark, grace_s=grace_s, first=LEAVE)
+
+
+def describe_allocation(accelerator: str) -> Message:
+    """Return what the runner must know of the pilot it has got; see `node_probe`."""
+    return node_probe.describe_allocation(accelerator)
+
+
+def _ask_to_start(link: ControlClient) -> str | None:
+    """Return None if this attempt may start, or why it may not."""
+    link.send({"op": "hello"})
+    answer_by = time.monotonic() + _HELLO_S
+    while (left_s := answer_by - time.monotonic()) > 0:
+        answer = link.receive(left_s)
+        if answer is not None and answer["op"] == "start":
+            return None
+        if answer is not None and answer["op"] != "beat":
+            return "told to leave before it started"
+    return f"the controller did not answer within {_HELLO_S:g} s"
+
+
+def _launch(order: JobSpec, command: Message, mark: str, link: ControlClient | None) -> JobResult:
+    directory = Path(order.directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    order.save(directory / "order.json")
+    log = directory / "log.txt"
+    try:
+        launch = Launch(command, mark, log)
+    except OSError as error:
+        cause = f"cannot start {command['argv'][0]!r}: {error.strerror}"
+        return exit_diagnosis.conclude(directory, order, Outcome.LOST, cause)
+    try:
+        told = _Watch(order, launch, link).until_it_ends()
+    finally:
+        launch.kill()
+        late = launch.close()
+    if link is not None:
+        for message in late:
+            link.send(message)
+    if told:
+        return exit_diagnosis.conclude(directory, order, Outcome.PREEMPTED, told)
+    cause = exit_diagnosis.cause_of_exit(launch.returncode or 0, log)
+    return exit_diagnosis.conclude(directory, order, Outcome.LOST, cause)
+
+
+class _Watch:
+    """Watches over one launch, in the thread that started it."""
+
+    def __init__(self, order: JobSpec, launch: Launch, link: ControlClient | None) -> None:
+        self._order = order
+        self._launch = launch
+        self._link = link
+        self._parent = os.getppid()
+        self._heard_at = time.monotonic()
+        self._look_at = 0.0
+        self._told = ""  # why it must leave before its time, for people
+        self._next_force: tuple[float, Callable[[], None]] | None = None
+        self._asked: Message | None = None  # the epoch that rank 0 waits with
+
+    def until_it_ends(self) -> str:
+        """Relay until the launch has ended; return why it was made to, or an empty string."""
+        import zmq
+
+        poller = zmq.Poller()
+        poller.register(self._launch.stdout, zmq.POLLIN)
+        if self._link is not None:
+            poller.register(self._link.socket, zmq.POLLIN)
+        while True:
+            ready = dict(poller.poll(_ENDING_POLL_MS if self._launch.is_silent else _POLL_MS))
+            if self._launch.stdout in ready:
+                self._from_ranks()
+                if self._launch.is_silent:
+                    poller.unregister(self._launch.stdout)
+            if self._link is not None and self._link.socket in ready:
+                self._from_controller(self._link)
+            if self._launch.returncode is not None:
+                return self._told
+            self._launch.flush()
+            self._check_clocks()
+
+    def _from_ranks(self) -> None:
+        for message in self._launch.read():
+            if message.get("op") == "epoch":
+                self._asked = message
+            if message.get("op") == "bye":
+                self._force_after(_LINGER_S)
+            if self._link is not None:
+                self._link.send(message)
+
+    def _from_controller(self, link: ControlClient) -> None:
+        while (message := link.receive()) is not None:
+            self._heard_at = time.monotonic()
+            match message["op"]:
+                case "beat":
+                    if self._order.interactive:
+                        self._launch.write(message, is_optional=True)
+                    if self._asked is not None:
+                        link.send(self._asked)  # its answer may have been lost
+                case "go":
+                    if self._asked is not None and message["epoch"] == self._asked["epoch"]:
+                        self._asked = None
+                        self._launch.write(message)
+                case "leave" | "preempt" as op:
+                    self._asked = None
+                    self._leave(op, message["reason"], message["grace_s"])
+                case _:
+                    logger.debug("ignored message job=%s op=%s", self._order.job, message["op"])
+
+    def _check_clocks(self) -> None:
+        now = time.monotonic()
+        if self._next_force is not None and now >= self._next_force[0]:
+            self._next_force[1]()
+        elif self._next_force is None:
+            if now >= self._look_at:
+                self._look_at = now + _LOOK_S
+                if self._has_report():
+                    self._force_after(_LINGER_S)
+            if self._link is not None and now - self._heard_at > self._order.lease_s:
+                silence = f"the controller was silent for {self._order.lease_s:g} s"
+                self._leave("preempt", silence, _LEASE_GRACE_S)
+            elif os.getppid() != self._parent:
+                self._leave("preempt", "Parsl's manager on this node died", _LEASE_GRACE_S)
+
+    def _has_report(self) -> bool:
+        """Whether any rank has reported: one that failed need not be the one that speaks to us."""
+        return (Path(self._order.directory) / "report.json").exists()
+
+    def _leave(self, op: str, reason: str, grace_s: float) -> None:
+        self._told = reason
+        if self._order.interactive:
+            self._launch.write({"op": op})
+        else:
+            self._launch.leave()
+        self._force_after(grace_s)
+
+    def _force_after(self, grace_s: float) -> None:
+        when = time.monotonic() + grace_s
+        if self._next_force is None or when < self._next_force[0]:
+            self._next_force = (when, self._terminate)
+
+    def _terminate(self) -> None:
+        self._told = f"{self._told or 'the ranks had reported'}; they did not end in time"
+        self._launch.terminate()
+        self._next_force = (time.monotonic() + _TERM_TO_KILL_S, self._launch.kill)

@@ -1,0 +1,145 @@
+"""What an allocation consists of, asked from inside it: nodes, GPUs, versions, its end.
+
+Runs on the pilot. Imports neither torch nor Parsl.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from parsl_rasda.agent import pbs, slurm
+from parsl_rasda.devices import visible_devices
+from parsl_rasda.types import DEVICE_MASKS
+
+if TYPE_CHECKING:
+    from parsl_rasda.study import SiteSpec
+
+BEGAN_VARIABLE = "PARSL_RASDA_BEGAN"  # Unix time [s] at which a pilot's job script began
+_PACKAGES = ("parsl_rasda", "parsl", "torch")
+_COMMAND_TIMEOUT_S = 30
+
+
+def describe_allocation(accelerator: str) -> dict[str, Any]:
+    """Return what the runner must know of the allocation it runs in, as plain JSON.
+
+    ``nodes`` are in the batch system's order, ``gpus`` are those of the first node, ``deadline`` is
+    the Unix time [s] of the allocation's end or None where the batch system does not tell, ``age_s``
+    [s] is how long ago the pilot's job script began.
+    """
+    return {
+        "nodes": list(node_names(os.environ)),
+        "gpus": gpu_count(accelerator),
+        "executable": sys.executable,
+        "rank_client": str(Path(__file__).parents[1] / "runtime" / "process" / "forkserver" / "client.py"),
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        "versions": {name: _version_of(name) for name in _PACKAGES},
+        "deadline": end_of_allocation(os.environ),
+        "age_s": _age_s(os.environ),
+    }
+
+
+def end_of_allocation(environment: Mapping[str, str]) -> float | None:
+    """Return when the allocation ends [Unix time, s]: by Slurm's variable, or by asking Slurm or PBS."""
+    if end := environment.get("SLURM_JOB_END_TIME"):
+        return float(end)
+    if job := environment.get("SLURM_JOB_ID"):
+        return slurm.end_time(job)
+    if job := environment.get("PBS_JOBID"):
+        return pbs.end_time(job)
+    return None
+
+
+def rank_files(directory: str) -> list[dict[str, Any]]:
+    """Return what ranks of `runtime.site_probe` have left in the directory of their job."""
+    return [json.loads(path.read_text()) for path in sorted(Path(directory).glob("scratch/rank-*.json"))]
+
+
+def node_names(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the allocation's nodes, each once: Slurm's, PBS's, LSF's, Grid Engine's, or this machine."""
+    if nodes := environment.get("SLURM_JOB_NODELIST"):
+        command = ("scontrol", "show", "hostnames", nodes)
+        listing = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=_COMMAND_TIMEOUT_S
+        )
+        return _each_once(listing.stdout)
+    for variable in ("PBS_NODEFILE", "LSB_DJOB_HOSTFILE"):
+        if path := environment.get(variable):
+            return _each_once(Path(path).read_text())
+    if path := environment.get("PE_HOSTFILE"):  # host, slots, queue and processors in a line
+        return _each_once("\n".join(line.split()[0] for line in Path(path).read_text().splitlines() if line))
+    return (platform.node() or "localhost",)
+
+
+def gpu_count(accelerator: str) -> int:
+    """Return the slots of this node: the GPUs that this process may use, or cores where slots are cores.
+
+    Asks the driver's tools and device files, never torch: that would take seconds and might leave a
+    context on a GPU. Devices that a mask such as CUDA_VISIBLE_DEVICES hides do not count.
+    """
+    if accelerator not in DEVICE_MASKS:
+        return _core_count()
+    installed = _installed(accelerator)
+    there = installed or _granted_by_slurm()
+    visible = visible_devices(accelerator, os.environ)
+    if visible is None or not there:
+        return there
+    return sum(not (installed and name.isdecimal() and int(name) >= installed) for name in visible)
+
+
+def counted_here(sites: Iterable[SiteSpec]) -> dict[str, int]:
+    """Return the slots of this machine for each site that is this machine and leaves them to be counted."""
+    return {s.name: gpu_count(s.accelerator) for s in sites if s.is_local and s.gpus_per_node == "auto"}
+
+
+def _age_s(environment: Mapping[str, str]) -> float:
+    began = environment.get(BEGAN_VARIABLE)
+    return max(0.0, time.time() - float(began)) if began else 0.0
+
+
+def _each_once(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(text.split()))
+
+
+def _installed(accelerator: str) -> int:
+    if accelerator == "cuda":
+        return _listed("nvidia-smi", "-L") or len(_devices("nvidia[0-9]*"))
+    return len(_devices("dri/renderD*"))
+
+
+def _core_count() -> int:
+    """Return the cores that this process may use, which taskset or a batch system may have bound."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux has it
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _devices(pattern: str) -> list[Path]:
+    return sorted(Path("/dev").glob(pattern))
+
+
+def _listed(*command: str) -> int:
+    if shutil.which(command[0]) is None:
+        return 0
+    listing = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_COMMAND_TIMEOUT_S)
+    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
+
+
+def _granted_by_slurm() -> int:
+    granted = os.environ.get("SLURM_GPUS_ON_NODE", "")
+    return int(granted) if granted.isdigit() else 0
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,79 @@
+"""What PBS Pro says of a job: when it must end, and who ended it.
+
+Parsl calls every job that PBS has finished with completed, whatever became of it.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from parsl_rasda.agent.slurm import Verdict, said
+
+_BY_SIGNAL = (256, 128)  # an exit status of a job above one of them is that and the signal: PBS's, a shell's
+_UNITS_S = (1, 60, 3600)
+# What PBS itself ends a job for. Source: PBS Professional Reference Guide, "Job Exit Status Codes".
+_WALLTIME, _MEMORY = -29, -27
+_MESSAGES = {
+    int(signal.SIGTERM): ("it was told to end from outside", True),
+    int(signal.SIGKILL): ("it was killed, perhaps for its memory", False),
+}
+
+
+def ask(job: str) -> Verdict | None:
+    """Return why a job ended, or None if it has not, or PBS does not know it any more."""
+    return read_verdict(job, said("qstat", "-x", "-f", "-F", "json", job))
+
+
+def end_time(job: str) -> float | None:
+    """Return when a running job must end [Unix time, s], or None if nothing says so."""
+    return read_end_time(said("qstat", "-f", "-F", "json", job))
+
+
+def read_end_time(shown: str) -> float | None:
+    """Return a job's start and its walltime, added [Unix time, s], from what ``qstat`` says of it."""
+    job = _job(shown)
+    try:
+        began = time.mktime(time.strptime(job["stime"], "%a %b %d %H:%M:%S %Y"))
+        clock = [int(part) for part in reversed(job["Resource_List"]["walltime"].split(":"))]
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return None
+    return began + sum(n * unit for n, unit in zip(clock, _UNITS_S, strict=False))
+
+
+def read_verdict(job: str, shown: str) -> Verdict | None:
+    """Return what ``qstat`` says of a job's end, or None if it still runs, or waits for the first time."""
+    fields = _job(shown)
+    if fields.get("job_state") == "Q" and fields.get("run_count", 0) not in {0, 1, "0", "1"}:
+        return Verdict(f"PBS job {job} was put back into the queue", is_preemption=True)
+    status = fields.get("Exit_status")
+    if fields.get("job_state") != "F" or not isinstance(status, int):
+        return None
+    words, is_preemption = _who_ended(status)
+    return Verdict(f"PBS job {job} has ended: {words}", is_preemption)
+
+
+def _who_ended(status: int) -> tuple[str, bool]:
+    """Return who ended a job, in words, and whether it was taken back."""
+    for number in (status - base for base in _BY_SIGNAL if status > base):
+        words, is_preemption = _MESSAGES.get(number, ("it failed", False))
+        return f"{words}, signal {number}", is_preemption
+    if status == _WALLTIME:
+        return "its walltime was over", True
+    if status == _MEMORY:
+        return "it used more memory than it may", False
+    if status < 0:
+        return f"a node failed before or while it ran, exit code {status}", True
+    return (f"it failed, exit code {status}", False) if status else ("it ended by itself", False)
+
+
+def _job(shown: str) -> Mapping[str, Any]:  # JSON
+    """Return the one job of an answer, or nothing."""
+    try:
+        (job,) = json.loads(shown)["Jobs"].values()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    return job if isinstance(job, dict) else {}

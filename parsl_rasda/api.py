@@ -1,0 +1,307 @@
+"""A search as one app of somebody's own Parsl program.
+
+::
+
+    prepared = prepare(simulate(100))                       # their own apps
+    study = Study.from_yaml("study.yaml")
+    best = tune(study, data=prepared, slots=Slots("gpu", nodes=4, gpus_per_node=4))
+    final = evaluate(best)
+
+The search runs in a thread of its own: while it waits for trials, no thread of Parsl's waits with it.
+What happens in that thread is told in `embedded`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from parsl_rasda.errors import InvalidSettingError, RasdaError, RunDirectoryError, StageFailedError
+from parsl_rasda.orchestration.admission import check_search_fit, tune_problems
+from parsl_rasda.orchestration.progress import NoView, View
+from parsl_rasda.orchestration.run_directory import RunDirectory
+from parsl_rasda.study import (
+    ParslSiteSpec,
+    StudySpec,
+    TuneStage,
+    declare_site,
+    declare_study,
+    load_study,
+)
+from parsl_rasda.study.spec import listing
+
+if TYPE_CHECKING:
+    from parsl.dataflow.dflow import DataFlowKernel
+    from parsl.dataflow.futures import AppFuture
+
+_INTERNAL = "_parsl_internal"  # Parsl's own threads for join apps; ours return at once
+_OUR_ARGUMENTS = ("study", "slots", "directory", "view", "data_flow_kernel")
+
+
+@dataclass(frozen=True, init=False)
+class Study:
+    """A study of one search, for use in a Parsl program.
+
+    ::
+
+        study = Study(
+            tune={
+                "metric": "val_loss",
+                "num_samples": 16,
+                "scheduler": {"max_t": 8, "max_workers": 4},
+                "search_space": {"lr": {"float": [1e-4, 1e-1], "log": True}},
+                "training": {"python": "train:train"},
+            },
+            name="cavity",
+        )
+
+    Attributes:
+        spec: What its run directory will say: the search without the stages around it.
+        needs: Names of the inputs that `tune` must be given.
+    """
+
+    spec: StudySpec
+    needs: tuple[str, ...]
+
+    def __init__(self, tune: Mapping[str, Any], *, name: str = "study", seed: int = 0) -> None:
+        """Declare a study in code.
+
+        Args:
+            tune: What stands below ``tune`` in a study file.
+            name: Its name.
+            seed: Of the searcher and of the training.
+
+        Raises:
+            InvalidFileError: With every mistake.
+        """
+        declared = {"name": name, "seed": seed, "tune": tune}
+        self._become(declare_study(declared, "Study", check_tune=tune_problems), None)
+
+    @classmethod
+    def from_yaml(
+        cls, path: str | os.PathLike[str], overrides: Sequence[str] = (), *, stage: str | None = None
+    ) -> Self:
+        """Return a search of a study file; the stages around it are the program's.
+
+        Args:
+            path: The file.
+            overrides: ``key=value`` each, as of ``parsl-rasda run --set``.
+            stage: Which search, if the file has several.
+
+        Raises:
+            InvalidFileError: With every mistake of the file.
+            InvalidSettingError: If it has no such search, or several and none was named.
+        """
+        study = cls.__new__(cls)
+        study._become(load_study(path, overrides, check_tune=tune_problems), stage)
+        return study
+
+    @property
+    def search(self) -> tuple[str, TuneStage]:
+        """The name and the declaration of its search."""
+        return next(iter(self.spec.tune_stages.items()))
+
+    def _become(self, whole: StudySpec, name: str | None) -> None:
+        searches = whole.tune_stages
+        if name is None and len(searches) == 1:
+            (name,) = searches
+        if name is None or name not in searches:
+            raise InvalidSettingError("stage", name, f"a search of {whole.name}: {listing(searches)}")
+        stage = searches[name]
+        needs = (*stage.needs, *stage.for_each)
+        for ours in set(needs).intersection(_OUR_ARGUMENTS):
+            raise InvalidSettingError(
+                f"stages.{name}.needs", ours, "another name: tune() has an argument of this one"
+            )
+        if stage.tune.searcher.warm_start:
+            allowed = "nothing in a program, where no other search is known"
+            key = f"stages.{name}.tune.searcher.warm_start"
+            raise InvalidSettingError(key, stage.tune.searcher.warm_start, allowed)
+        alone = stage.model_copy(update={"needs": {}, "for_each": {}, "site": None})
+        object.__setattr__(self, "spec", whole.model_copy(update={"stages": {name: alone}}))
+        object.__setattr__(self, "needs", needs)
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """GPU slots behind an executor of a Parsl program; they belong to one search at a time.
+
+    Attributes:
+        executor: Label of the executor. It needs a worker for each trial that runs at a time.
+        nodes: Nodes of one block.
+        gpus_per_node: GPUs of each; with ``accelerator="cpu"``, ranks.
+        accelerator: ``cuda``, ``rocm``, ``xpu``, ``cpu``, or ``none`` for purely logical slots.
+        mpi_launcher: ``hydra``, ``openmpi``, ``srun``, or ``process`` for one process a trial.
+        settings: Further keys of a site file, for example ``environment``.
+
+    Raises:
+        InvalidFileError: With every mistake.
+    """
+
+    executor: str
+    nodes: int = 1
+    gpus_per_node: int = 1
+    accelerator: str = "cuda"
+    mpi_launcher: str = "hydra"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what a site file could not say."""
+        self.site()
+
+    def site(self) -> ParslSiteSpec:
+        """Return the site that they amount to."""
+        declared = {
+            "name": self.executor,
+            "provider": {"type": "LocalProvider"},  # the executor's own provider stays in charge
+            "nodes": self.nodes,
+            "gpus_per_node": self.gpus_per_node,
+            "accelerator": self.accelerator,
+            "mpi_launcher": self.mpi_launcher,
+            # Where this program finds its modules, its ranks must find them too.
+            "environment": {"PYTHONPATH": os.pathsep.join(_own_modules())},
+            **self.settings,
+        }
+        site = declare_site(declared, f"Slots({self.executor!r})")
+        if not isinstance(site, ParslSiteSpec):
+            raise InvalidSettingError("settings", listing(self.settings), "keys of a site behind Parsl")
+        return site
+
+
+def tune(
+    study: Study,
+    *,
+    slots: Slots | Sequence[Slots],
+    directory: str | os.PathLike[str] | None = None,
+    view: View | None = None,
+    data_flow_kernel: DataFlowKernel | None = None,
+    **inputs: Any,
+) -> AppFuture:
+    """Start a search in a Parsl program and return the future of its best trial.
+
+    The result is a mapping: ``trial``, ``metric``, ``epoch``, ``config``, ``checkpoint``, ``replicas``,
+    ``site``. If there is none, the future's exception is a `RasdaError`, with what caused it as its cause.
+
+    Slots belong to one search at a time: a second one on the same executor waits until the first has
+    ended. If the program ends Parsl, trials save and leave, and the same call goes on from there.
+
+    Args:
+        study: What to search.
+        slots: Where: behind one executor, or several.
+        directory: Run directory; one that holds a run of this study, with the same values as inputs,
+            is taken up again, also with more trials. What lies behind a path is the program's care.
+            Without it, a new one below ``runs/``.
+        view: Who watches.
+        data_flow_kernel: Parsl's kernel; by default the one that is loaded.
+        inputs: Arguments for the training function, in ``trial.inputs``; futures and Files are
+            waited for, as in any app. A mapping with the label of every executor gives each its own.
+
+    Raises:
+        InvalidSettingError: If Parsl has no executor of that label, or an input that the study needs
+            is missing.
+        RunDirectoryError: If no run directory can be made.
+        PlacementImpossibleError: If a trial could never have the slots it needs.
+        NoDataFlowKernelError: Parsl's, if none is loaded.
+    """
+    import parsl
+    from parsl.dataflow.futures import AppFuture
+
+    from parsl_rasda.workflow.embedded import Embedded
+
+    kernel = data_flow_kernel or parsl.dfk()
+    sites = _sites([slots] if isinstance(slots, Slots) else slots, kernel.executors)
+    name, stage = study.search
+    _check_inputs(study, inputs, directory)
+    check_search_fit(stage.tune, sites, {})
+    run = RunDirectory(_run_directory(study.spec.name, directory).resolve())
+    search = Embedded(kernel, study.spec, sites, run, view or NoView())
+
+    def begin(**arrived: Any) -> Future[Any]:
+        return search.begin(arrived)
+
+    begin.__name__ = f"rasda_{study.spec.name}"
+    ended = kernel.submit(
+        begin,
+        app_args=(),
+        app_kwargs=inputs,
+        executors=[_INTERNAL],
+        cache=False,
+        ignore_for_cache=None,
+        join=True,
+    )
+    best = AppFuture(ended.task_record)
+    ended.add_done_callback(lambda done: _hand_over(name, done, best))
+    return best
+
+
+def _hand_over(stage: str, ended: Future[Any], best: Future[Any]) -> None:
+    """Pass a task's result on, or its failure without what Parsl wraps around it."""
+    error = ended.exception()
+    if error is None:
+        best.set_result(ended.result())
+    else:
+        best.set_exception(_ours(stage, error))
+
+
+def _ours(stage: str, error: BaseException) -> RasdaError:
+    from parsl.dataflow.errors import DependencyError, JoinError
+
+    if isinstance(error, JoinError) and isinstance(error.__cause__, RasdaError):
+        return error.__cause__
+    root = (isinstance(error, DependencyError) and error.__cause__) or error
+    what = "an input could not be had: " if root is not error else ""
+    failed = StageFailedError(stage, f"{what}{type(root).__name__}: {root}")
+    failed.__cause__ = error
+    return failed
+
+
+def _sites(slots: Sequence[Slots], executors: Mapping[str, Any]) -> list[ParslSiteSpec]:
+    labels = [label for label in executors if label != _INTERNAL]
+    named = [each.executor for each in slots]
+    for executor in named:
+        if executor not in labels:
+            raise InvalidSettingError(
+                "slots.executor", executor, f"a label of the loaded executors: {listing(labels)}"
+            )
+    if not named or len(named) > len(set(named)):
+        raise InvalidSettingError("slots", listing(named), "at least one executor, each of them once")
+    return [each.site() for each in slots]
+
+
+def _check_inputs(study: Study, inputs: Mapping[str, Any], directory: object) -> None:
+    missing = [need for need in study.needs if need not in inputs]
+    if missing:
+        found = f"no {listing(missing)}"
+        raise InvalidSettingError("tune", found, f"what the study needs: {listing(study.needs)}")
+    if not isinstance(directory, str | os.PathLike | None):
+        allowed = "the path of the run directory; an input of the training needs another name"
+        raise InvalidSettingError("directory", type(directory).__name__, allowed)
+
+
+def _own_modules() -> list[str]:
+    """Return the folders that this program imports from, beside what is installed."""
+    installed = (sys.prefix, sys.base_prefix)
+    return [str(Path(path).resolve()) for path in sys.path if not path.startswith(installed)]
+
+
+def _run_directory(study: str, directory: str | os.PathLike[str] | None) -> Path:
+    """Return the directory that was asked for, or make one that nobody else has."""
+    if directory is not None:
+        return Path(directory)
+    taken = 1
+    while True:
+        made = Path("runs") / (study if taken == 1 else f"{study}-{taken}")
+        try:
+            made.mkdir(parents=True)
+        except FileExistsError:
+            taken += 1
+        except OSError as error:
+            advice = "Choose another one (directory=...)."
+            raise RunDirectoryError(str(made), f"cannot be made: {error.strerror}", advice) from error
+        else:
+            return made

@@ -1,0 +1,182 @@
+"""What a pilot turned out to be: its nodes and slots, its end, and whether it can be used at all."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from parsl_rasda.launch.base import LaunchCommand, Launcher, LaunchSettings
+from parsl_rasda.protocol import JobSpec
+from parsl_rasda.study.sites import ParslSiteSpec, SiteBase
+from parsl_rasda.types import DEVICE_MASKS, NodeName, NodeSlots, Placement
+
+_SECONDS = (1, 60, 3600)
+COUNTED = frozenset({"cuda", "rocm"})  # what a node shows are slots
+_EARLY_S = 30.0  # batch systems look at walltimes twice a minute, and kill before the last second
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """A pilot that can be used.
+
+    Attributes:
+        deadline: Unix time [s] at which it ends, or None.
+        python: The interpreter of ranks there.
+        rank_client: The program that has a rank forked (`runtime.process.forkserver`).
+        is_one_machine: All its nodes are the machine that the pilot is on; their names mean nothing.
+        warning: In what it falls short of the site file, in words.
+    """
+
+    nodes: tuple[NodeSlots, ...]
+    deadline: float | None
+    python: str
+    rank_client: str
+    is_one_machine: bool = False
+    warning: str = ""
+
+    @property
+    def gpus_per_node(self) -> int:
+        """Slots of a whole node."""
+        return max(len(node.gpus) for node in self.nodes)
+
+    def leave_by(self, margin_s: float, now: float) -> float | None:
+        """Return when jobs must have left [Unix time, s]: a margin before the end, or None.
+
+        An allocation too short for the margin gives half of itself to work.
+        """
+        if self.deadline is None:
+            return None
+        return self.deadline - min(margin_s, max(0.0, self.deadline - now) / 2)
+
+    def is_over(self, now: float) -> bool:
+        """Whether its time is up at ``now`` [Unix time, s]."""
+        return self.deadline is not None and now >= self.deadline - _EARLY_S
+
+    def launch(
+        self, order: JobSpec, placement: Placement, site: SiteBase, launcher: Launcher
+    ) -> LaunchCommand:
+        """Return what starts the ranks of an order on its slots.
+
+        Args:
+            order: With the directory that it has there.
+            placement: Where.
+            site: What was declared.
+            launcher: The site's.
+        """
+        settings = LaunchSettings(
+            options=site.launcher_options,
+            threads_per_rank=site.threads_per_rank,
+            accelerator=site.accelerator,
+            gpus_per_node=self.gpus_per_node,
+            local=self.is_one_machine,
+            environment=site.rank_environment,
+            directory=order.directory,
+        )
+        program = self.rank_program(order, warm_start=site.warm_start)
+        return self.with_servers(launcher.command(placement, program, settings), program, placement)
+
+    def rank_program(self, order: JobSpec, *, warm_start: bool) -> tuple[str, ...]:
+        """Return what a launcher starts for each rank of an order.
+
+        Emulated trials and scripts never need torch in the rank itself, and start fast without a fork.
+        """
+        path = str(Path(order.directory) / "order.json")
+        if warm_start and order.python is not None and order.accelerator != "none":
+            return (self.python, "-S", "-E", "-s", self.rank_client, path)
+        return (self.python, "-m", "parsl_rasda.runtime", path)
+
+    def with_servers(
+        self, launch: LaunchCommand, program: tuple[str, ...], placement: Placement
+    ) -> LaunchCommand:
+        """Return a launch that first sees to fork servers on its nodes, where ranks cannot start them.
+
+        Args:
+            launch: The command that starts the ranks.
+            program: What it starts for each rank.
+            placement: Where.
+        """
+        if not launch.lasting or self.rank_client not in program:
+            return launch
+        keeper = str(PurePosixPath(self.rank_client).with_name("keeper.py"))
+        nodes = [node.node for node in placement.nodes]
+        words = (self.python, "-S", "-E", "-s", keeper, "ensure", *nodes, "--", *launch.lasting)
+        return replace(launch, before=words)
+
+
+def read_allocation(
+    site: ParslSiteSpec, found: Mapping[str, Any], *, now: float, is_local: bool, walltime: str | None
+) -> Allocation | str:
+    """Return what a site's pilot offers, or why it cannot be used.
+
+    Args:
+        site: What was asked for.
+        found: What `node_probe.describe_allocation` saw there.
+        now: Unix time [s].
+        is_local: Whether the pilot is this very machine, or the allocation that it stands in.
+        walltime: Of the pilot, as its provider asked for it; counts where the batch system does not tell.
+    """
+    ours, theirs = version("parsl_rasda"), found["versions"]["parsl_rasda"]
+    if ours != theirs:
+        return f"parsl_rasda is {theirs or 'not installed'} on the pilot and {ours} here; install the same"
+    names = found["nodes"]
+    gpus = _usable_gpus(site, found["gpus"])
+    if not gpus:
+        return f"no {site.accelerator} device was found on {names[0]}; set gpus_per_node or accelerator"
+    if is_local and len(names) == 1 < site.nodes_per_pilot and site.accelerator in DEVICE_MASKS:
+        return f"{names[0]} is one machine, whose GPUs would count once for each node; set nodes: 1"
+    deadline = found["deadline"]
+    if deadline is None and walltime is not None:
+        deadline = now - found["age_s"] + walltime_s(walltime)
+    nodes = tuple(NodeSlots(NodeName(n), tuple(range(gpus))) for n in _usable_nodes(site, names, is_local))
+    is_one_machine = is_local and (len(names) == 1 or len(nodes) == 1)
+    python = site.python or found["executable"]
+    warning = _shortfall(site, names[0], len(nodes), gpus)
+    if warning:
+        logger.warning("pilot falls short site=%s: %s", site.name, warning)
+    return Allocation(nodes, deadline, python, found["rank_client"], is_one_machine, warning)
+
+
+def _shortfall(site: ParslSiteSpec, node: str, nodes: int, gpus: int) -> str:
+    """Return what a pilot has less of than declared, in words, or nothing."""
+    words = []
+    if nodes < site.nodes_per_pilot:
+        words.append(f"{nodes} nodes of the {site.nodes_per_pilot} declared")
+    if site.gpus_per_node != "auto" and gpus < site.gpus_per_node:
+        words.append(f"{gpus} GPUs on {node} of the {site.gpus_per_node} declared")
+    return f"used with {' and '.join(words)}" if words else ""
+
+
+def _usable_nodes(site: ParslSiteSpec, names: list[str], is_local: bool) -> list[str]:
+    """Return the nodes that were found; of an allocation that we stand in, as many as were declared.
+
+    One machine stands for as many as were declared, under names of their own.
+    """
+    declared = site.nodes_per_pilot
+    if is_local and len(names) == 1 < declared:
+        return [f"node{i}" for i in range(declared)]
+    return names[:declared] if is_local else names
+
+
+def _usable_gpus(site: ParslSiteSpec, found: int) -> int:
+    """Return the slots of a node: as declared, unless its devices were counted and are fewer.
+
+    Cards of Intel's are counted, but a slot is a tile, of which a card may have two: there the
+    declaration holds.
+    """
+    declared = site.gpus_per_node
+    if declared == "auto":
+        return found
+    return found if site.accelerator in COUNTED and 0 < found < declared else declared
+
+
+def walltime_s(text: str) -> float:
+    """Return the seconds of a Parsl walltime, ``[days-]HH:MM:SS``."""
+    days, _, clock = text.rpartition("-")
+    parts = [float(part) for part in reversed(clock.split(":"))]
+    return float(days or 0) * 86400 + sum(n * unit for n, unit in zip(parts, _SECONDS, strict=False))

@@ -1,0 +1,408 @@
+"""Carries the machine's instructions out on one Globus Compute site.
+
+Its endpoint has one pilot. How that is come by is the matter of `globus_pilot`, jobs are that of
+`globus_jobs`, stages that of `globus_stages`.
+
+One thread owns the books and never waits for the service.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from parsl_rasda.agent.endpoint_tasks import TaskContext
+from parsl_rasda.agent.job import Named
+from parsl_rasda.backends.actor import Actor
+from parsl_rasda.backends.globus import handshake
+from parsl_rasda.backends.globus.client import EndpointClient, TooLargeError
+from parsl_rasda.backends.globus.jobs import GlobusJobs, Message, SiteLostError
+from parsl_rasda.backends.globus.pilot import GlobusPilot
+from parsl_rasda.backends.globus.record import GlobusRecord
+from parsl_rasda.backends.globus.recovery import recover
+from parsl_rasda.backends.globus.stages import GlobusStages
+from parsl_rasda.errors import InvalidSettingError, RasdaError
+from parsl_rasda.launch.registry import build_launcher
+from parsl_rasda.orchestration.backend import PostEvent
+from parsl_rasda.orchestration.events import (
+    ContinueJob,
+    EndJob,
+    Event,
+    PilotEnded,
+    PilotLost,
+    PilotStarted,
+    ReleasePilot,
+    RequestPilot,
+    SiteDegraded,
+)
+from parsl_rasda.protocol import JobSpec
+from parsl_rasda.study.sites import GlobusSiteSpec
+from parsl_rasda.types import JobId, Outcome, PilotId, Placement, SiteName
+
+_TICK_S = 0.25
+_CLOSE_WAIT_S = 15.0
+_SWEEP_S = 10.0
+_WALLTIME_GRACE_S = 10.0
+
+logger = logging.getLogger(__name__)
+
+
+class GlobusBackend:
+    """The runner of one site behind a Globus Compute endpoint.
+
+    Attributes:
+        folder: The run's own folder on the site.
+    """
+
+    def __init__(
+        self,
+        site: GlobusSiteSpec,
+        directory: Path,
+        *,
+        python_path: tuple[Path, ...] = (),
+        narrowest: int = 1,
+        study: str = "",
+        connect: Callable[[GlobusSiteSpec, uuid.UUID], EndpointClient] = EndpointClient,
+    ) -> None:
+        """Prepare; nothing is imported or started before `open`.
+
+        Args:
+            site: Where to run.
+            directory: A folder of its own, in the run directory, which remembers the task group.
+            python_path: Folders of user modules, where the site has them under the same names.
+            narrowest: Slots of the narrowest job.
+            study: Name of the study, for others who would use the same pilot.
+            connect: Opens the way to the endpoint, in a task group.
+
+        Raises:
+            InvalidSettingError: If the site file lacks what only a Globus Compute site needs.
+        """
+        if site.work_dir is None:
+            raise InvalidSettingError(f"site {site.name}: work_dir", None, "a folder on the site")
+        if site.pilots != 1:
+            raise InvalidSettingError(
+                f"site {site.name}: pilots", site.pilots, "1: an endpoint has one pilot; give it more nodes"
+            )
+        self._site, self._directory, self._grace_s = site, directory, site.checkpoint_margin_s
+        self._study = study
+        self._python_path = [str(path) for path in python_path]
+        self._launcher = build_launcher(site.mpi_launcher)
+        self._silence_s, self._narrowest = site.heartbeat_threshold_s, narrowest
+        self._record = GlobusRecord(directory)
+        self._group = self._record.group
+        self.folder = f"{site.work_dir}/{self._group}"
+        self._post: PostEvent = _discard
+        self._connect = connect
+        self._link: EndpointClient | None = None
+        self._loop: Actor | None = None
+        self._jobs = GlobusJobs(
+            post=self._tell,
+            when=self._when,
+            lost=self._bury,
+            beside=lambda: len(self._stages.folders),
+            silence_s=self._silence_s,
+            endpoint=site.endpoint_id,
+        )
+        self._stages = GlobusStages(
+            when=self._when,
+            silence_s=self._silence_s,
+            endpoint=site.endpoint_id,
+            folder=self.folder,
+            record=self._record,
+        )
+        self._pilot: GlobusPilot | None = None
+        self._answers = False  # a pilot is up, or was when it was last heard of
+        self._trials = "trials"
+        self._is_troubled = False
+        self._spent: str | None = None  # the block of the pilot that was given up as it was about to end
+        self._refusal = ""  # why no pilot of this site can be of use to the search
+        self._holds = 0
+
+    # ------------------------------------------------------------------------ the Runner protocol
+
+    def open(self, post: PostEvent) -> None:
+        """Begin: events go to ``post`` from now on."""
+        self._post = post
+        if self._link is not None:
+            return  # held open by a pipeline
+        self._link = self._connect(self._site, self._group)
+        self._loop = Actor(f"rasda-{self._site.name}", self._tick, _TICK_S)
+
+    def request_pilot(self, request: RequestPilot) -> None:
+        """Ask the endpoint what it has; answered when its pilot is up."""
+        self._do(lambda: self._request(request))
+
+    def release_pilot(self, release: ReleasePilot) -> None:
+        """Let every job leave, and the pilot to the endpoint, which ends it when it is idle."""
+        self._do(lambda: self._release(release.pilot))
+
+    def start_job(self, order: JobSpec, placement: Placement) -> None:
+        """Send a job to the site; it trains to its milestone without asking."""
+        self._do(lambda: self._start(order, placement))
+
+    def continue_job(self, answer: ContinueJob) -> None:
+        """Pass over an answer: no job here ever asks."""
+
+    def end_job(self, end: EndJob) -> None:
+        """Let a job leave at its next step."""
+        self._do(lambda: self._jobs.end(self._tasks, end.reason, end.job))
+
+    def close(self) -> None:
+        """End every job; returns when they are gone, or have been told to go."""
+        if self._link is None or self._loop is None:
+            return
+        self._loop.do_now(lambda: self._jobs.end(self._tasks, "the controller leaves"))
+        self._loop.wait_until(lambda: not self._jobs, _CLOSE_WAIT_S)
+        self._stop_stages()
+        self._loop.do_now(self._give_up)
+        self._post = _discard
+        if not self._holds:
+            if self._answers:
+                self._sweep()
+            self._loop.end()
+            self._link.close()
+            self._link = self._loop = None
+
+    # ---------------------------------------------------------------------------- beyond the port
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep the connection through ``open`` and ``close`` of single stages."""
+        self.open(_discard)
+        self._holds += 1
+        try:
+            yield
+        finally:
+            self._holds -= 1
+            self.close()
+
+    @property
+    def stages(self) -> Path:
+        """The folder of this run's stages on the site."""
+        return Path(self.folder) / "stages"
+
+    def attempt(self, job: JobId) -> str:
+        """Return the directory of an attempt on the site."""
+        return f"{self.folder}/{self._trials}/{job.trial}/attempt-{job.attempt}"
+
+    def begin_search(self, suffix: str) -> None:
+        """Keep a search apart from another one, whose trials have the same names and which had other inputs.
+
+        Args:
+            suffix: Of the folder of its trials on the site; none for the only search of a run.
+        """
+        self._trials, self._refusal = f"trials{suffix}", ""
+
+    def submit_stage(self, function: Callable[..., Any], /, *args: Any, key: str = "") -> Future[Any]:
+        """Run a plain function of a module on the site, or wait for one that an earlier controller began.
+
+        Args:
+            function: Called by name.
+            args: Plain JSON.
+            key: Tells the call from others with the same arguments.
+        """
+        plain = function.function if isinstance(function, Named) else function
+        name, outer = f"{plain.__module__}:{plain.__qualname__}", Future[Any]()
+        self._do(lambda: self._stages.start(self._tasks, outer, name, list(args), key))
+        return outer
+
+    def recover(self, jobs: Iterable[tuple[JobId, int]]) -> list[Event]:
+        """Return what jobs of a controller that is gone have come to, after ending those that still run.
+
+        Args:
+            jobs: Each with the epochs it is known to have finished.
+        """
+        known = {job: (self.attempt(job), epoch) for job, epoch in jobs}
+        return recover(self._tasks, self._site, self._new_sender(), known) if known else []
+
+    # ------------------------------------------------------------------------------ the thread
+
+    @property
+    def _tasks(self) -> EndpointClient:
+        if self._link is None:
+            raise RuntimeError("the runner is not open")
+        return self._link
+
+    def _do(self, task: Callable[[], None]) -> None:
+        if self._loop is not None:
+            self._loop.do(task)
+
+    def _when(self, task: Future[Any], then: Callable[[Any], None]) -> None:
+        task.add_done_callback(lambda _: self._do(lambda: then(task)))
+
+    def _tick(self) -> None:
+        self._tasks.mend()
+        self._stages.watch(self._tasks)
+        self._tell_trouble()
+        self._left()
+        pilot = self._pilot
+        if pilot is None:
+            return
+        if pilot.allocation is None:
+            pilot.shake_hands(self._tasks)
+            return
+        deadline = pilot.allocation.deadline
+        if deadline is not None and time.time() > deadline + _WALLTIME_GRACE_S:
+            self._spent = pilot.sender.block
+            self._bury(Outcome.PREEMPTED, "the pilot's walltime has ended")
+            return
+        try:
+            self._jobs.watch(self._tasks)
+        except SiteLostError as lost:
+            self._bury(Outcome.LOST, lost.cause)
+
+    def _tell_trouble(self) -> None:
+        """Write down once what keeps tasks or results from getting through, whenever that begins."""
+        trouble = self._tasks.trouble or self._jobs.trouble
+        if trouble and not self._is_troubled:
+            self._warn(trouble)
+        self._is_troubled = bool(trouble)
+
+    def _warn(self, trouble: str) -> None:
+        logger.warning("site=%s %s", self._site.name, trouble)
+        self._post(SiteDegraded(time.time(), SiteName(self._site.name), trouble))
+
+    def _tell(self, event: Event) -> None:
+        self._post(event)
+
+    # ------------------------------------------------------------------------------------- pilots
+
+    def _request(self, request: RequestPilot) -> None:
+        if self._refusal:
+            self._end_pilot(request, self._refusal, usable=False)
+            return
+        self._pilot = GlobusPilot(
+            request,
+            self._new_sender(),
+            self._site,
+            spent=self._spent,
+            when=self._when,
+            up=self._up,
+            refused=self._refused,
+            delayed=self._delayed,
+        )
+        self._pilot.shake_hands(self._tasks)
+
+    def _new_sender(self) -> TaskContext:
+        return TaskContext(self.folder, str(self._group), self._record.next_term(), study=self._study)
+
+    def _up(self, pilot: GlobusPilot, found: Message) -> None:
+        """Offer a pilot that has answered."""
+        if self._pilot is not pilot or pilot.allocation is None:
+            return
+        for warning in handshake.warnings_of(self._site, found, narrowest=self._narrowest):
+            logger.warning("%s", warning)
+        self._jobs.begin_pilot(pilot.sender.block, handshake.jobs_at_a_time(found))
+        self._answers = True
+        at, request, allocation = time.time(), pilot.request, pilot.allocation
+        self._post(
+            PilotStarted(
+                at,
+                request.pilot,
+                request.site,
+                allocation.nodes,
+                interactive=False,
+                deadline=allocation.leave_by(self._site.checkpoint_margin_s, at),
+            )
+        )
+
+    def _refused(self, pilot: GlobusPilot, cause: str) -> None:
+        """Report that there is no pilot."""
+        if self._pilot is pilot:
+            self._pilot = None
+            logger.warning("no pilot site=%s cause=%s", self._site.name, cause)
+            self._end_pilot(pilot.request, cause, usable=False)
+
+    def _delayed(self, pilot: GlobusPilot, cause: str) -> None:
+        """Write down why a pilot is waited for."""
+        if self._pilot is pilot:
+            self._warn(cause)
+
+    def _end_pilot(self, request: RequestPilot, cause: str, *, usable: bool) -> None:
+        self._post(PilotEnded(time.time(), request.pilot, request.site, cause, usable))
+
+    def _release(self, pilot_id: PilotId) -> None:
+        pilot = self._pilot
+        if pilot is None or pilot.request.pilot != pilot_id:
+            return
+        if pilot.allocation is None:
+            self._pilot = None
+            self._end_pilot(pilot.request, "released", usable=True)
+            return
+        pilot.is_leaving = True
+        self._jobs.end(self._tasks, "released")
+
+    def _left(self) -> None:
+        """Give the pilot up if it was to be, and its last job has left."""
+        pilot = self._pilot
+        if pilot is not None and pilot.is_leaving and not self._jobs:
+            self._pilot, self._spent = None, pilot.sender.block
+            self._end_pilot(pilot.request, "released", usable=True)
+
+    def _bury(self, outcome: Outcome, cause: str, *, usable: bool = True) -> None:
+        """Report a pilot as lost, its jobs as ended, and it; they are ended when the site answers again."""
+        pilot, self._pilot = self._pilot, None
+        if pilot is None:
+            return
+        self._answers = not usable  # a site that is of no use is there all the same, and to be swept
+        self._refusal = self._refusal if usable else cause
+        self._post(PilotLost(time.time(), pilot.request.pilot))
+        self._jobs.conclude(outcome, cause)
+        self._end_pilot(pilot.request, cause, usable=usable)
+
+    # --------------------------------------------------------------------------------------- jobs
+
+    def _start(self, order: JobSpec, placement: Placement) -> None:
+        order = replace(order, directory=self.attempt(order.job), interactive=False)
+        pilot = self._pilot
+        if pilot is None or pilot.request.pilot != placement.pilot or pilot.allocation is None:
+            self._jobs.refuse(order, f"pilot {placement.pilot} had gone")
+            return
+        arguments = {
+            "order": order.to_json(),
+            "launch": asdict(pilot.allocation.launch(order, placement, self._site, self._launcher)),
+            "mark": pilot.sender.mark_of(order.directory),
+            "sender": asdict(pilot.sender),
+            "python_path": self._python_path,
+            "grace_s": self._grace_s,
+        }
+        try:
+            self._jobs.start(self._tasks, order, arguments)
+        except TooLargeError as error:
+            self._bury(Outcome.PREEMPTED, str(error), usable=False)
+
+    # ---------------------------------------------------------------------------------- leaving
+
+    def _give_up(self) -> None:
+        """Let go of whatever is left."""
+        self._jobs.conclude(Outcome.PREEMPTED, "the controller left")
+        pilot, self._pilot = self._pilot, None
+        if pilot is not None:
+            self._end_pilot(pilot.request, "the controller left", usable=True)
+        if not self._holds:
+            self._stages.give_up()
+
+    def _stop_stages(self) -> None:
+        if self._stages.folders and not self._holds:
+            self._last_word("stop_stages", {"folders": self._stages.folders, "reason": "the controller left"})
+
+    def _sweep(self) -> None:
+        """End what jobs have left running for the next ones: servers that fork ranks."""
+        self._last_word("sweep", {"mark": str(self._group)})
+
+    def _last_word(self, call: str, arguments: Message) -> None:
+        try:
+            self._tasks.submit(call, arguments).result(_SWEEP_S)
+        except (RasdaError, TimeoutError) as error:
+            logger.warning("site %s may have processes left: %s", self._site.name, error)
+
+
+def _discard(_: object) -> None:
+    """Nobody listens."""

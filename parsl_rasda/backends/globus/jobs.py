@@ -1,0 +1,275 @@
+"""The jobs of one Globus Compute site: sent as tasks, followed by looks at the site's disk.
+
+What happens to a job is known from its task's result or, when that does not come, from what the site's
+disk says: every few seconds one task looks at all open jobs (`endpoint_tasks.look`), brings their new
+epochs, and says which are over. Silence is judged twice: a job's by its heartbeat, on the site's own
+clock, and the site's by looks that the service has taken and nobody answers.
+
+Everything here runs in the runner's one thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from parsl_rasda.backends.globus.client import (
+    EndpointClient,
+    PilotLostError,
+    RefusedError,
+    Task,
+    TooLargeError,
+    UnreachableError,
+)
+from parsl_rasda.orchestration.events import EpochReported, Event, JobEnded
+from parsl_rasda.orchestration.job_specs import end_event, epoch_event
+from parsl_rasda.protocol import EpochReport, JobResult, JobSpec
+from parsl_rasda.types import JobId, Outcome
+
+Message = dict[str, Any]
+
+RESEND_S = 2.0
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    order: JobSpec
+    task_arguments: Message
+    task: Task | None = None
+    since: float = field(default_factory=time.monotonic)  # when it was sent
+    not_before: float = 0.0  # when it may be sent again
+    epoch: int = 0  # the last one posted
+    stop: str | None = None  # why it is to leave
+    abandon: str | None = None  # why it should be over, if no task has claimed it
+    failure: str | None = None  # how its task has ended without a result
+
+    @property
+    def id(self) -> JobId:
+        return self.order.job
+
+
+class Lost(Protocol):
+    """Is told that the pilot of a site is lost."""
+
+    def __call__(self, outcome: Outcome, cause: str, *, usable: bool = True) -> None:
+        """Take how its jobs have ended, why, and whether another pilot may be of use."""
+
+
+class SiteLostError(Exception):
+    """Nothing that was sent to the site can be counted on any more."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+
+class GlobusJobs:
+    """Keeps the books of the jobs of one site.
+
+    Attributes:
+        were_any: Whether a job was ever sent.
+    """
+
+    def __init__(
+        self,
+        *,
+        post: Callable[[Event], None],
+        when: Callable[[Future[Any], Callable[[Any], None]], None],
+        lost: Lost,
+        beside: Callable[[], int],
+        silence_s: float,
+        endpoint: str,
+    ) -> None:
+        """Begin with empty books.
+
+        Args:
+            post: Takes the events.
+            when: Calls back in the runner's thread when a task is done.
+            lost: Called with the cause when a look fails, or another pilot answers: this one is lost.
+            beside: Says how many workers are held by what is no job: stages.
+            silence_s: How old a heartbeat may be [s].
+            endpoint: Its id, for words.
+        """
+        self._beside = beside
+        self._post, self._when, self._lost, self._endpoint = post, when, lost, endpoint
+        self._silence_s, self.patience_s = silence_s, 3 * silence_s
+        self._look_every_s = min(max(silence_s / 3, 1.0), 20.0)
+        self._jobs: dict[JobId, _Job] = {}
+        self._looks: list[Task] = []
+        self._look_at = self._unanswered_since = 0.0
+        self._away_since: float | None = None  # a look waits to be taken by the service
+        self.were_any = False
+        self._block, self._room, self._pilots = "", float("inf"), 0
+
+    def __bool__(self) -> bool:
+        return bool(self._jobs)
+
+    @property
+    def trouble(self) -> str:
+        """Why nobody can be asked for now, in words; empty if somebody can."""
+        away_s = time.monotonic() - self._away_since if self._away_since is not None else 0.0
+        return "Globus Compute takes no tasks for now" if away_s > self._silence_s else ""
+
+    def begin_pilot(self, block: str, at_a_time: int | None) -> None:
+        """Forget what an earlier pilot did not answer.
+
+        Args:
+            block: Which pilot it is, as its answers say.
+            at_a_time: How many jobs find a worker there, or None if that is not known.
+        """
+        self._block, self._room = block, at_a_time or float("inf")
+        self._pilots += 1
+        self._looks.clear()
+
+    def start(self, link: EndpointClient, order: JobSpec, arguments: Message) -> None:
+        """Send a job.
+
+        Raises:
+            TooLargeError: If it can never be sent; it is in the books all the same.
+        """
+        job = _Job(order, arguments, epoch=order.epoch)
+        self._jobs[job.id] = job
+        self.were_any = True
+        self._send_waiting(link)
+
+    def refuse(self, order: JobSpec, cause: str) -> None:
+        """End a job that never began."""
+        self._post(JobEnded(time.time(), order.job, Outcome.PREEMPTED, cause))
+
+    def end(self, link: EndpointClient, reason: str, job_id: JobId | None = None) -> None:
+        """Let a job, or all of them, leave at its next step."""
+        found = [job for job in self._jobs.values() if job.stop is None and job_id in {None, job.id}]
+        for job in found:
+            job.stop = reason
+        if found:
+            self._look(link, found)
+
+    def conclude(self, outcome: Outcome, cause: str) -> None:
+        """Report every job as ended; what is left of them there ends when the site answers again."""
+        for job in tuple(self._jobs.values()):
+            del self._jobs[job.id]
+            ended = Outcome.PREEMPTED if job.stop else outcome
+            self._post(JobEnded(time.time(), job.id, ended, cause))
+
+    def watch(self, link: EndpointClient) -> None:
+        """Send what was not taken again, and look at every job once in a while.
+
+        Raises:
+            SiteLostError: If nobody has answered for too long.
+        """
+        now = time.monotonic()
+        self._send_waiting(link)
+        if not self._jobs:
+            self._looks.clear()
+            return
+        self._looks = [look for look in self._looks if not look.done()]
+        is_away = any(look.id is None for look in self._looks)
+        self._away_since = (self._away_since or now) if is_away else None
+        if not self._looks or is_away:
+            self._unanswered_since = now  # nobody was asked: the service is away, perhaps
+        elif now > self._unanswered_since + self.patience_s:
+            raise SiteLostError(f"endpoint {self._endpoint} has not answered for {self.patience_s:.0f} s")
+        if now > self._look_at:
+            for job in self._jobs.values():
+                if job.failure is None and job.task and now > job.since + self.patience_s:
+                    job.abandon = f"no worker of the endpoint took it within {self.patience_s:.0f} s"
+            self._look(link, list(self._jobs.values()))
+
+    def _send_waiting(self, link: EndpointClient) -> None:
+        """Send what is not on its way, as far as there are workers."""
+        now = time.monotonic()
+        waiting = [job for job in self._jobs.values() if job.task is None]
+        room = max(1, self._room - self._beside()) - (len(self._jobs) - len(waiting))
+        for job in waiting:
+            if room > 0 and now > job.not_before:
+                room -= 1
+                self._send(link, job)
+
+    def _send(self, link: EndpointClient, job: _Job) -> None:
+        job.task, job.since = link.submit("run", job.task_arguments), time.monotonic()
+        self._when(job.task, lambda done: self._returned(job, done))
+
+    def _returned(self, job: _Job, done: Task) -> None:
+        if self._jobs.get(job.id) is not job or job.task is not done:
+            return  # concluded before
+        error = done.exception()
+        if error is None:
+            self._hear(done.result())
+        elif isinstance(error, UnreachableError):
+            job.task, job.not_before = None, time.monotonic() + RESEND_S  # it was not taken: send it again
+        elif isinstance(error, TooLargeError):
+            self._lost(Outcome.PREEMPTED, str(error), usable=False)
+        elif isinstance(error, PilotLostError):
+            self._lost(Outcome.PREEMPTED, str(error))
+        else:
+            job.failure = error.cause if isinstance(error, RefusedError) else str(error)
+            self._look_at = 0.0  # the site's disk has the last word
+
+    def _look(self, link: EndpointClient, jobs: list[_Job]) -> None:
+        self._look_at = time.monotonic() + self._look_every_s
+        asked = [
+            {
+                "directory": job.order.directory,
+                "job": str(job.id),
+                "epoch": job.epoch,
+                "mark": job.task_arguments["mark"],
+                "stop": job.stop,
+                "abandon": job.failure or job.abandon,
+            }
+            for job in jobs
+        ]
+        look = link.submit("look", {"jobs": asked, "silence_s": self._silence_s})
+        self._looks.append(look)
+        pilots = self._pilots
+        self._when(look, lambda done: self._looked(done) if pilots == self._pilots else None)
+
+    def _looked(self, done: Task) -> None:
+        error = done.exception()
+        if error is None:
+            self._looks.clear()  # the site answers: who has not been answered was lost on the way
+            self._hear(done.result())
+        elif not isinstance(error, UnreachableError | TooLargeError):  # it was sent with one too large
+            is_no_fault = isinstance(error, PilotLostError)
+            self._lost(Outcome.PREEMPTED if is_no_fault else Outcome.LOST, str(error))
+
+    def _hear(self, answer: Message) -> None:
+        """Take what the site says of jobs, and notice if another pilot says it than the one they are on."""
+        for state in answer["jobs"]:
+            job = self._jobs.get(JobId.parse(state["job"]))
+            if job is not None:
+                self._take(job, state)
+        if answer.get("unfit"):
+            self._lost(Outcome.PREEMPTED, f"endpoint {self._endpoint}: {answer['unfit']}", usable=False)
+        elif answer.get("taken"):
+            self._lost(Outcome.PREEMPTED, answer["taken"])
+        elif answer["block"] != self._block:
+            self._lost(Outcome.PREEMPTED, "the endpoint has replaced its pilot by another one")
+
+    def _take(self, job: _Job, state: Message) -> None:
+        """Take what a task says of a job: its epochs, and its end if it has come."""
+        for event in events_of(state, job.epoch):
+            if isinstance(event, EpochReported):
+                job.epoch = event.epoch
+            elif isinstance(event, JobEnded):
+                del self._jobs[job.id]
+                why = f"{job.failure}; " if job.failure and event.outcome is Outcome.LOST else ""
+                event = replace(event, cause=why + event.cause)  # noqa: PLW2901
+            self._post(event)
+
+
+def events_of(state: Message, epoch: int) -> Iterator[EpochReported | JobEnded]:
+    """Yield what has become of a job.
+
+    Args:
+        state: What `endpoint_tasks.run` or `endpoint_tasks.look` says of it.
+        epoch: The last one known.
+    """
+    for text in state["epochs"]:
+        reached = EpochReport.from_json(text)
+        if reached.epoch > epoch:
+            yield epoch_event(reached, time.time())
+    if state["report"] is not None:
+        yield end_event(JobResult.from_json(state["report"]), time.time())

@@ -1,0 +1,181 @@
+"""Builds Parsl's objects from a site file: provider, executor, data-flow kernel.
+
+With `staging`, the only module that imports Parsl at its top; it is imported where a runner opens.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import parsl.providers
+from parsl.config import Config
+from parsl.dataflow.dflow import DataFlowKernel
+from parsl.executors import HighThroughputExecutor
+from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
+from parsl.executors.status_handling import BlockProviderExecutor
+from parsl.executors.threads import ThreadPoolExecutor
+from parsl.launchers import SimpleLauncher
+
+from parsl_rasda.agent.node_probe import BEGAN_VARIABLE
+from parsl_rasda.agent.orphan_reaper import RUN_VARIABLE
+from parsl_rasda.backends.parsl import staging
+from parsl_rasda.errors import InvalidSettingError
+from parsl_rasda.study.sites import ParslSiteSpec
+
+_LOCAL_POLLING_S = 1
+_BATCH_POLLING_S = 15  # Parsl's providers say 60: a minute of a dead pilot's GPUs, for every pilot
+_HEARTBEAT_S = 2  # also how soon a killed worker is noticed
+_STRATEGY_S = 1
+_NO_REQUEUE = "#SBATCH --no-requeue"  # run a second time, a pilot finds its study elsewhere
+# A script of this package, found on the pilot's PATH as Parsl's own would be; same arguments.
+_LAUNCH_COMMAND = DEFAULT_LAUNCH_CMD.replace("process_worker_pool.py", "parsl-rasda-workers", 1)
+
+BlockStates = Mapping[str, Any]  # parsl.jobs.states.JobStatus by block id; Parsl is untyped
+
+
+class PilotExecutor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl is untyped
+    """An executor whose one block is asked for and given back by us, never by Parsl's strategy.
+
+    Parsl asks the interchange for the state of blocks without a time limit; were it dead, the
+    asking thread would hang, and the shutdown with it. Here only the provider is asked.
+    """
+
+    polling_s = _BATCH_POLLING_S
+
+    @property
+    def status_polling_interval(self) -> int:
+        """Seconds between questions to the batch system."""
+        return self.polling_s
+
+    def status(self) -> BlockStates:
+        """Return the state of every block, from the provider alone."""
+        states: BlockStates = BlockProviderExecutor.status(self)
+        return states
+
+    def scale_in(self, blocks: int, max_idletime: float | None = None) -> list[str]:
+        """Give blocks back, busy or not."""
+        ended: list[str] = BlockProviderExecutor.scale_in(self, blocks)
+        return ended
+
+    def cancel(self, block: str) -> None:
+        """Give a block back unless it has ended: scancel tries for ten seconds to end what is ending."""
+        state = self.status_facade.get(block)
+        if state is None or not state.terminal:
+            self.scale_in_facade(1)
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the interchange has ended: nothing will come back from this executor."""
+        return self.interchange_proc is not None and self.interchange_proc.poll() is not None
+
+
+def build_kernel(run_dir: Path) -> DataFlowKernel:
+    """Return a data-flow kernel of our own, to which executors are added as pilots are asked for."""
+    config = Config(
+        # Parsl wants at least one executor and takes a pool of two threads if there is none.
+        executors=[ThreadPoolExecutor(label="controller", max_threads=1)],
+        run_dir=str(run_dir),
+        strategy="none",
+        strategy_period=_STRATEGY_S,
+        retries=0,  # a retry without the machine's knowledge would run beside its own
+        usage_tracking=0,
+        initialize_logging=False,
+    )
+    return DataFlowKernel(config)
+
+
+def build_executor(
+    site: ParslSiteSpec,
+    label: str,
+    *,
+    workers: int,
+    address: str,
+    worker_init: str,
+    mark: str,
+    on_states: Callable[[str, BlockStates], None],
+) -> PilotExecutor:
+    """Return an executor for one pilot at a time.
+
+    Args:
+        site: Names the provider and its arguments.
+        label: Parsl's name for the executor.
+        workers: Tasks at a time: jobs and stages.
+        address: Where pilots reach this machine; nothing is bound elsewhere.
+        mark: Marks the interchange as ours (`orphan_reaper`).
+        worker_init: Shell lines to run after the site's own, before Parsl's manager.
+        on_states: Called from Parsl's poller with the label and the state of every block.
+
+    Raises:
+        InvalidSettingError: If the provider is unknown, or refuses its arguments.
+    """
+    is_local = site.provider.type == "LocalProvider"
+    threshold_s = max(int(site.heartbeat_threshold_s), _HEARTBEAT_S + 1)
+    executor = PilotExecutor(
+        label=label,
+        provider=build_provider(site, worker_init),
+        interchange_launch_cmd=(
+            *("/usr/bin/env", f"{RUN_VARIABLE}={mark}"),
+            *(sys.executable, "-m", "parsl_rasda.backends.parsl.interchange"),
+        ),
+        launch_cmd=_LAUNCH_COMMAND,
+        address=address,
+        cores_per_worker=1e-9,  # workers only wait for their launches
+        max_workers_per_node=workers,
+        heartbeat_period=_HEARTBEAT_S,
+        heartbeat_threshold=threshold_s,
+        storage_access=staging.providers(),
+        block_error_handler=lambda executor, states: on_states(executor.label, states),
+    )
+    executor.polling_s = _LOCAL_POLLING_S if is_local else _BATCH_POLLING_S
+    return executor
+
+
+def worker_init(mark: str, python_path: tuple[Path, ...]) -> str:
+    """Return the shell lines that every pilot of ours needs."""
+    paths = ":".join(str(path) for path in python_path)
+    return "\n".join(
+        (
+            f"cd {shlex.quote(str(Path.cwd()))}",
+            f"export {RUN_VARIABLE}={mark}",
+            # Stages run side by side: torch's default, a thread a core for each, stalls them all.
+            "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}",
+            # Last, so that a launcher from the site's modules comes before one from the environment.
+            f'export PATH="$PATH":{shlex.quote(str(Path(sys.executable).parent))}',
+            f'export PYTHONPATH={shlex.quote(paths)}${{PYTHONPATH:+":$PYTHONPATH"}}',
+        )
+    )
+
+
+def build_provider(site: ParslSiteSpec, ours: str) -> Any:  # any of Parsl's providers, which are untyped
+    """Return the provider of a site's pilots, one allocation each.
+
+    Args:
+        site: Names it and its arguments.
+        ours: Shell lines to run after the site's ``worker_init``.
+
+    Raises:
+        InvalidSettingError: If it is unknown, or refuses its arguments.
+    """
+    options = dict(site.provider.options)
+    theirs = options.pop("worker_init", "")
+    try:
+        build = getattr(parsl.providers, site.provider.type)
+    except AttributeError:
+        known = ", ".join(name for name in parsl.providers.__all__ if name.endswith("Provider"))
+        raise InvalidSettingError("provider.type", site.provider.type, known) from None
+    clock = f"export {BEGAN_VARIABLE}=$(date +%s)"  # modules may take minutes of a walltime
+    options |= {"nodes_per_block": site.nodes_per_pilot, "worker_init": f"{clock}\n{theirs}\n{ours}\n"}
+    if site.provider.type == "SlurmProvider":  # first: a site file that says otherwise is heeded
+        options["scheduler_options"] = f"{_NO_REQUEUE}\n{options.get('scheduler_options', '')}"
+        if options.get("exclusive") is False and isinstance(site.gpus_per_node, int):
+            # Of a node that may be shared, Parsl asks for one core, and no step would fit.
+            options.setdefault("cores_per_node", site.threads_per_rank * site.gpus_per_node)
+    options |= {"init_blocks": 0, "min_blocks": 0, "max_blocks": 1}
+    try:
+        return build(launcher=SimpleLauncher(), **options)
+    except TypeError as error:
+        raise InvalidSettingError(f"provider ({site.provider.type})", str(error), "its arguments") from error

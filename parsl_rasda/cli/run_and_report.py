@@ -1,0 +1,153 @@
+"""What `run` and `resume` share: watch a run, then say how it ended."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import typer
+from rich.console import Console, Group
+from rich.text import Text
+
+from parsl_rasda.cli.live import LiveView
+from parsl_rasda.cli.output import print_json, print_result, say
+from parsl_rasda.cli.plain import PlainView
+from parsl_rasda.errors import SiteUnavailableError, StageFailedError
+from parsl_rasda.orchestration.progress import View
+from parsl_rasda.orchestration.run_directory import RunDirectory
+from parsl_rasda.reporting.files import write_page
+from parsl_rasda.reporting.overview import MEND, has_no_success, outcome_view, resume_command
+from parsl_rasda.reporting.runs import Run, read_run
+from parsl_rasda.types import StudyState
+
+EXIT_CODES = {
+    StudyState.DONE: 0,
+    StudyState.FAILED: 3,
+    StudyState.NO_SITE: 4,
+    StudyState.INTERRUPTED: 130,
+    StudyState.RUNNING: 130,
+}
+
+
+_SDK = ("globus_compute_sdk", "globus_sdk", "pika")
+
+
+class Ended(Protocol):
+    """How a run ended, as the pipeline tells it."""
+
+    @property
+    def state(self) -> StudyState:
+        """How it ended."""
+        ...
+
+
+def carry_through(directory: Path, start: Callable[[View], Ended], *, as_json: bool) -> None:
+    """Let a run take its course under a view, print what it has come to, and exit with its code.
+
+    Raises:
+        RasdaError: If the run was refused: nothing is printed then.
+    """
+    try:
+        with _watched(directory) as view:
+            code = EXIT_CODES[start(view).state]
+    except KeyboardInterrupt:
+        code = EXIT_CODES[StudyState.INTERRUPTED]
+    except (StageFailedError, SiteUnavailableError) as error:
+        say(f"parsl-rasda: {error}")
+        code = error.exit_code
+    if RunDirectory(directory).study_file.exists():  # else it was ended before it began
+        _tell(read_run(directory), as_json=as_json)
+    raise typer.Exit(code)
+
+
+def _tell(run: Run, *, as_json: bool) -> None:
+    report = _report(run)
+    if as_json:
+        print_json(run.document())
+    else:
+        where = f"all of it is in {run.directory}{f'; open {report}' if report else ''}"
+        print_result(Group(outcome_view(run), Text(where, "dim")))
+    if run.state is StudyState.DONE:
+        return
+    if run.trouble is None or run.trouble[1].is_curable:
+        say(f"Resume with: {resume_command(run.directory)}")
+    elif has_no_success(run, run.trouble[0]):
+        say(f"No trial succeeded: {MEND}{_where_ranks_wrote(run.directory)}")
+
+
+def _report(run: Run) -> Path | None:
+    """Write report.html, and return it; a full disk must not change how the run has ended."""
+    try:
+        return write_page(run)
+    except OSError as error:
+        say(f"report.html could not be written: {error}")
+        return None
+
+
+def _where_ranks_wrote(directory: Path) -> str:
+    first = min(directory.rglob("attempt-1/log.txt"), default=None)
+    return f". What the ranks of the first trial wrote: {first}" if first else ""
+
+
+@contextmanager
+def _watched(directory: Path) -> Iterator[View]:
+    """Give a view of stderr: live in a terminal, else a line a decision."""
+    console = Console(stderr=True)
+    live = console.is_terminal and not console.is_dumb_terminal
+    view: View = LiveView(console) if live else PlainView(console.file)
+    with _logged(console), _set_down(directory / "globus.log"):
+        try:
+            yield view
+        finally:
+            view.close()
+
+
+@contextmanager
+def _logged(console: Console) -> Iterator[None]:
+    """Show warnings of ours above the live view; those of Parsl are in its own log."""
+    handler = _Handler(console)
+    logger = logging.getLogger("parsl_rasda")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+@contextmanager
+def _set_down(file: Path) -> Iterator[None]:
+    """Keep in a file what Globus Compute's SDK warns of: connections that break, and are mended here.
+
+    Without a handler of its own, Python would print it into the view, tracebacks included. That versions
+    differ is said by the handshake with the site, in words that tell what to do.
+    """
+    handler = logging.FileHandler(file, delay=True)
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    loggers = [logging.getLogger(name) for name in _SDK]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", r"\s*Environment differences", UserWarning, "globus_compute_sdk"
+            )
+            yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        handler.close()
+
+
+class _Handler(logging.Handler):
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.WARNING)
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.print(Text(self.format(record)), soft_wrap=True)

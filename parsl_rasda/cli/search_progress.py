@@ -1,0 +1,170 @@
+"""Where a search stands, kept up to date event by event, so that showing it costs nothing."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import Counter, deque
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from parsl_rasda.cli.decisions import Narrator, Told
+from parsl_rasda.orchestration.events import EpochReported, Event, Instruction
+from parsl_rasda.orchestration.machine import Machine
+from parsl_rasda.orchestration.trial_record import best_trial
+from parsl_rasda.orchestration.usage import Usage
+from parsl_rasda.types import Mode, TrialId, TrialState
+
+_TOLD = 8
+
+
+@dataclass(slots=True)
+class Rung:
+    """One rung: who has reached it, and the best metric there."""
+
+    epochs: int
+    replicas: int
+    reached: int = 0
+    best: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The trial that is best by its last metric, as in the summary: what the search would return now."""
+
+    trial: TrialId
+    epoch: int
+    metric: float
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a display shows of a search."""
+
+    stage: str
+    metric: str
+    total: int
+    states: dict[TrialState, int]
+    gpus: int
+    busy: int
+    epochs: int
+    restarts: int
+    faults: int
+    rungs: tuple[Rung, ...]
+    best: Best | None
+    told: tuple[Told, ...]
+
+
+class Progress:
+    """Folds the events of one search; the display's thread takes snapshots."""
+
+    def __init__(self, stage: str, machine: Machine, accounts: Usage) -> None:
+        """Begin where a machine stands, in the middle of a search perhaps."""
+        self._stage, self._machine, self._accounts = stage, machine, accounts
+        self._narrator = Narrator(machine)
+        self._lock = threading.Lock()
+        self._told: deque[Told] = deque(maxlen=_TOLD)
+        self._states: dict[TrialId, TrialState] = {}
+        self._counts: Counter[TrialState] = Counter()
+        self._best: Best | None = None
+        milestones = machine.scheduler.milestones
+        self._rungs = {m: Rung(m, machine.scheduler.replicas(k)) for k, m in enumerate(milestones)}
+        self._reached: set[tuple[TrialId, int]] = set()
+        for trial in machine.trials.values():
+            for epoch, metric in trial.history.items():
+                self._book_metric(trial.id, epoch, metric)
+        self._book_states(machine.trials)
+        self._find_best()
+        self._books = self._read_books()
+
+    def add(self, event: Event, instructions: tuple[Instruction, ...]) -> None:
+        """Take note of one event; the machine may be ahead of it."""
+        with self._lock:
+            self._told.extend(self._narrator.tell(event, instructions))
+            if isinstance(event, EpochReported):
+                metric = event.metrics.get(self._machine.settings.metric, math.nan)
+                self._book_metric(event.job.trial, event.epoch, float(metric))
+            touched = {t for part in (event, *instructions) if (t := _trial_of(part)) is not None}
+            self._book_states(touched if touched else tuple(self._machine.trials))
+            self._rank(touched)
+            self._books = self._read_books()
+
+    def snapshot(self) -> Snapshot:
+        """Return where the search stands; may be called from any thread."""
+        with self._lock:
+            gpus, busy, epochs, restarts, faults, total = self._books
+            return Snapshot(
+                self._stage,
+                self._machine.settings.metric,
+                total,
+                dict(self._counts),
+                gpus,
+                busy,
+                epochs,
+                restarts,
+                faults,
+                tuple(Rung(r.epochs, r.replicas, r.reached, r.best) for r in self._rungs.values()),
+                self._best,
+                tuple(self._told),
+            )
+
+    def _read_books(self) -> tuple[int, int, int, int, int, int]:
+        a = self._accounts
+        restarts, faults = len(a.restarts_s), len(a.faults)
+        return a.gpus, a.busy_gpus, a.epochs, restarts, faults, self._machine.num_samples
+
+    def _book_states(self, trials: Iterable[TrialId]) -> None:
+        for trial in trials:
+            record = self._machine.trials.get(trial)
+            if record is None:
+                continue
+            before = self._states.get(trial)
+            if before is not None:
+                self._counts[before] -= 1
+            self._states[trial] = record.state
+            self._counts[record.state] += 1
+
+    def _book_metric(self, trial: TrialId, epoch: int, metric: float) -> None:
+        rung = self._rungs.get(epoch)
+        if rung is not None and (trial, epoch) not in self._reached:
+            self._reached.add((trial, epoch))
+            rung.reached += 1
+        if not math.isfinite(metric):
+            return
+        if rung is not None and self._is_better(metric, rung.best):
+            rung.best = metric
+
+    def _rank(self, touched: Collection[TrialId]) -> None:
+        """Compare trials that something has happened to with the best one; anew if it is among them."""
+        if self._best is None or self._best.trial in touched:
+            self._find_best()
+            return
+        rivals = {t: found for t in touched if (found := self._machine.trials.get(t)) is not None}
+        rival = best_trial(rivals, self._machine.settings.mode)
+        if (
+            rival is not None
+            and rival.last is not None
+            and not self._is_better(self._best.metric, rival.last[1])
+        ):
+            self._find_best()
+
+    def _find_best(self) -> None:
+        found = best_trial(self._machine.trials, self._machine.settings.mode)
+        if found is None or found.last is None:
+            self._best = None
+        else:
+            epoch, metric = found.last
+            self._best = Best(found.id, epoch, metric, dict(found.config))
+
+    def _is_better(self, metric: float, than: float | None) -> bool:
+        if than is None:
+            return True
+        return metric < than if self._machine.settings.mode is Mode.MIN else metric > than
+
+
+def _trial_of(part: Event | Instruction) -> TrialId | None:
+    job = getattr(part, "job", None)
+    found: TrialId | None = job.trial if job is not None else getattr(part, "trial", None)
+    return found

@@ -1,0 +1,136 @@
+"""From `StartJob` to the order that ranks understand, and back from what a dead job left on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from parsl_rasda.orchestration.events import EpochReported, Event, JobEnded, StartJob
+from parsl_rasda.orchestration.run_directory import RunDirectory
+from parsl_rasda.protocol import EpochReport, JobResult, JobSpec, read_epochs, read_report
+from parsl_rasda.study import TuneSpec
+from parsl_rasda.types import JSON, JobId, SiteName, TrialId
+
+
+@dataclass(frozen=True, slots=True)
+class SiteFacts:
+    """What an order must know of the site its job runs on.
+
+    Attributes:
+        work_dir: Folder for attempts there; None is the run directory.
+        inputs: Inputs that differ on this site, for example where its copy of the data lies.
+        paths: ``(input, path)`` pairs that it must have, for no trial can do without.
+    """
+
+    accelerator: str
+    work_dir: Path | None = None
+    inputs: Mapping[str, JSON] = field(default_factory=dict)
+    paths: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpecBuilder:
+    """Writes orders for one `tune` stage.
+
+    Attributes:
+        inputs: Results of the stages it needs, and constants, by argument name.
+    """
+
+    study: str
+    seed: int
+    tune: TuneSpec
+    directory: RunDirectory
+    sites: Mapping[SiteName, SiteFacts]
+    inputs: Mapping[str, JSON] = field(default_factory=dict)
+
+    def order(self, start: StartJob, *, interactive: bool, deadline: float | None) -> JobSpec:
+        """Return the order of one attempt."""
+        site = self.sites[start.placement.site]
+        return JobSpec(
+            study=self.study,
+            trial=start.job.trial,
+            attempt=start.job.attempt,
+            config=dict(start.config),
+            directory=str(self.attempt(start.job, start.placement.site)),
+            seed=trial_seed(self.seed, start.job.trial),
+            metric=self.tune.metric,
+            mode=self.tune.mode.value,
+            epoch=start.epoch,
+            until=start.until,
+            max_epochs=self.tune.scheduler.max_t,
+            schedule=start.schedule,
+            world_size=start.placement.width,
+            python=self.tune.training.python,
+            command=self.tune.training.command,
+            inputs={**self.inputs, **site.inputs},
+            paths=site.paths,
+            training=self.tune.training.resolve(start.config),
+            resume_from=start.resume_from,
+            share_at=self._shared(start.job),
+            slots=start.placement.slots,
+            accelerator=site.accelerator,
+            interactive=interactive and self.tune.training.command is None,
+            deadline=deadline,
+        )
+
+    def attempt(self, job: JobId, site: SiteName) -> Path:
+        """Return the directory of an attempt on a site."""
+        base = self.sites[site].work_dir  # which other runs use, too
+        own = base / f"{self.study}-{self.directory.mark}" if base is not None else None
+        return self.directory.attempt(job, own).resolve()
+
+    def _shared(self, job: JobId) -> str | None:
+        """Return the folder of an attempt where all sites reach it, if checkpoints are shared."""
+        base = self.tune.checkpoints
+        if base is None:
+            return None
+        return f"{base.rstrip('/')}/{self.study}-{self.directory.mark}/{job.trial}/attempt-{job.attempt}"
+
+    def evidence(self, jobs: Iterable[tuple[JobId, SiteName, int]], at: float) -> Iterator[Event]:
+        """Yield what jobs left on disk while no controller was listening, oldest first per job.
+
+        Args:
+            jobs: Each with its site and the epochs that its trial is known to have finished.
+            at: Present time [s], for those that did not say when they ended.
+        """
+        for job, site, known in jobs:
+            folder = self.attempt(job, site)
+            yield from (epoch_event(r, at) for r in read_epochs(folder, job) if r.epoch > known)
+            report = read_report(folder, job)
+            if report is not None:
+                yield end_event(report, at)
+
+
+def trial_seed(seed: int, trial: TrialId) -> int:
+    """Return a 31-bit seed that depends on the study's seed and the trial alone."""
+    digest = hashlib.blake2b(f"{seed}/{trial}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def epoch_event(report: EpochReport, now: float) -> EpochReported:
+    """Return the event of an epoch; it happened ``now`` [s] if the report does not say when."""
+    return EpochReported(
+        report.at or now,
+        JobId(report.trial, report.attempt),
+        report.epoch,
+        report.metrics,
+        report.seconds,
+        report.checkpoint,
+        report.slots,
+        report.checkpoint_epoch,
+    )
+
+
+def end_event(report: JobResult, now: float) -> JobEnded:
+    """Return the event of an attempt's end; it happened ``now`` [s] if the report does not say when."""
+    return JobEnded(
+        report.at or now,
+        JobId(report.trial, report.attempt),
+        report.outcome,
+        report.cause,
+        report.checkpoint,
+        report.checkpoint_epoch,
+        report.unreadable,
+    )

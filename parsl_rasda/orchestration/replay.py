@@ -1,0 +1,130 @@
+"""A run as its journal tells it: for `status`, `report`, `plan --from` and `resume`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from parsl_rasda.errors import RunDirectoryError
+from parsl_rasda.orchestration.assembly import build_machine, build_study_searcher
+from parsl_rasda.orchestration.driver import Observer, replay
+from parsl_rasda.orchestration.journal import Record, read
+from parsl_rasda.orchestration.machine import Machine
+from parsl_rasda.orchestration.run_directory import RunDirectory, replace_file
+from parsl_rasda.orchestration.summary import summarise
+from parsl_rasda.orchestration.usage import Usage
+from parsl_rasda.search.base import Searcher
+from parsl_rasda.study import SiteSpec, StudySpec, TuneSpec, dump_site, dump_study, load_site, load_study
+from parsl_rasda.types import JSON, TrialId
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What a journal tells of one `tune` stage.
+
+    Attributes:
+        records: Every event and what followed from it, in order.
+    """
+
+    study: str
+    tune: TuneSpec
+    machine: Machine
+    searcher: Searcher
+    accounts: Usage
+    records: Sequence[Record]
+
+    def summary(self, now: float | None = None) -> dict[str, Any]:
+        """Return the JSON document of `status`."""
+        return summarise(self.study, self.machine, self.accounts, now)
+
+
+class NoSearcher:
+    """Stands in where nobody will be asked for another configuration."""
+
+    def propose(self, trial: TrialId) -> None:
+        """Propose nothing."""
+
+    def restore(self, trial: TrialId, config: Mapping[str, JSON]) -> None:
+        """Learn nothing."""
+
+    def observe(self, trial: TrialId, epoch: int, metric: float) -> None:
+        """Learn nothing."""
+
+    def conclude(self, trial: TrialId, metric: float | None) -> None:
+        """Learn nothing."""
+
+
+def save_run(
+    directory: RunDirectory, study: StudySpec, sites: Sequence[SiteSpec], search_path: Sequence[Path] = ()
+) -> None:
+    """Write down what a run is started with: enough to take it up on another login node.
+
+    Args:
+        directory: The run directory.
+        study: What is run.
+        sites: Where.
+        search_path: Folders where the study's functions are, before Python's own path.
+    """
+    directory.sites.mkdir(parents=True, exist_ok=True)
+    for site in sites:
+        replace_file(directory.sites / f"{site.name}.yaml", dump_site(site))
+    paths = [str(path.resolve()) for path in search_path]
+    replace_file(directory.origin, json.dumps({"search_path": paths}))
+    replace_file(directory.study_file, dump_study(study))
+
+
+def search_path_of(directory: RunDirectory) -> list[str]:
+    """Return the folders where the functions of a run's study are."""
+    try:
+        paths: list[str] = json.loads(directory.origin.read_text())["search_path"]
+    except (OSError, ValueError, KeyError) as error:
+        found = f"origin.json cannot be read ({error})"
+        raise RunDirectoryError(str(directory.path), found, "Start a new run from the study file.") from error
+    return paths
+
+
+def load_run(directory: RunDirectory) -> tuple[StudySpec, tuple[SiteSpec, ...]]:
+    """Return what a run was started with.
+
+    Raises:
+        RunDirectoryError: If the directory is not one of a run.
+    """
+    if not directory.study_file.is_file():
+        found = "is not a run directory (no study.yaml in it)"
+        raise RunDirectoryError(
+            str(directory.path), found, "Start one with `parsl-rasda run STUDY --dir DIR`."
+        )
+    study = load_study(directory.study_file, check_targets=False)
+    return study, tuple(load_site(path) for path in sorted(directory.sites.glob("*.yaml")))
+
+
+def rebuild(
+    directory: RunDirectory,
+    study: str,
+    tune: TuneSpec,
+    *,
+    seed: int | None = None,
+    known: Sequence[Mapping[str, JSON]] = (),
+    observers: Sequence[Observer] = (),
+) -> History:
+    """Return a `tune` stage as its journal tells it; without a journal, one that has not begun.
+
+    Args:
+        directory: Where its journal is.
+        study: Name of the study.
+        tune: What the stage declares.
+        seed: Seed of the study if its searcher is needed (to go on), else None.
+        known: Configurations that the searcher tries first.
+        observers: Others who want to see the records, beside the accounts.
+
+    Raises:
+        JournalError: If the journal is damaged, or was written by a version that decides otherwise.
+    """
+    machine, accounts = build_machine(tune), Usage()
+    searcher = NoSearcher() if seed is None else build_study_searcher(tune, seed, known)
+    records = tuple(read(directory.journal)) if directory.journal.exists() else ()
+    replay(records, machine, searcher, [accounts, *observers])
+    return History(study, tune, machine, searcher, accounts, records)

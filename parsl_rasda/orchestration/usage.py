@@ -1,0 +1,198 @@
+"""The books of a study: GPU time, restarts, faults and decisions, folded from what happened.
+
+The live view, `status`, `report` and the simulator all read these; nothing else counts anything.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from parsl_rasda.orchestration.events import (
+    RELEASED,
+    EndJob,
+    EpochReported,
+    Event,
+    FinishStudy,
+    Instruction,
+    JobEnded,
+    JobStarted,
+    PilotEnded,
+    PilotStarted,
+    RequestPilot,
+    SiteDegraded,
+    StartJob,
+    StudyInterrupted,
+    StudyStarted,
+)
+from parsl_rasda.types import JobId, Outcome, PilotId, SiteName, TrialId
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that went wrong, in words."""
+
+    at: float
+    what: str
+    cause: str
+
+
+@dataclass(slots=True)
+class Usage:
+    """Sums over a study. Times in [s], GPU times in [GPU s].
+
+    Attributes:
+        busy_gpu_s: Inside epochs.
+        job_gpu_s: Held by jobs, from start to end.
+        restarts_s: Each restart at another width: from the boundary to the first step done.
+        cause: Why the study ended, if not well.
+        awaited: Pilots that were asked for and have not come: their sites, and since when [s].
+    """
+
+    started_at: float | None = None
+    finished_at: float | None = None
+    last_at: float = 0.0
+    running_s: float = 0.0
+    busy_gpu_s: float = 0.0
+    job_gpu_s: float = 0.0
+    pilot_gpu_s: float = 0.0
+    epochs: int = 0
+    repeated_epochs: int = 0
+    restarts_s: list[float] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    preemptions: int = 0
+    controllers: int = 0
+    cause: str = ""
+    awaited: dict[PilotId, tuple[SiteName, float]] = field(default_factory=dict)
+    _is_leaving: bool = False
+    _pilots: dict[PilotId, tuple[float, int]] = field(default_factory=dict)
+    _jobs: dict[JobId, tuple[float, int]] = field(default_factory=dict)
+    _resizing: dict[TrialId, float] = field(default_factory=dict)
+    _restarting: dict[JobId, float] = field(default_factory=dict)
+    _done: Counter[TrialId] = field(default_factory=Counter)
+
+    def add(self, event: Event, instructions: tuple[Instruction, ...]) -> None:
+        """Book one event and what followed from it."""
+        if isinstance(event, StudyStarted):
+            self._new_controller(event)
+        self.last_at = max(self.last_at, event.at)
+        match event:
+            case PilotStarted():
+                self._open_pilot(event)
+            case PilotEnded() | SiteDegraded():
+                self._book_trouble(event)
+            case JobStarted() if event.job in self._restarting:
+                self.restarts_s.append(event.at - self._restarting.pop(event.job))
+            case EpochReported():
+                self._book_epoch(event)
+            case JobEnded():
+                self._book_end(event)
+            case StudyInterrupted():
+                self._is_leaving = True  # what ends from now on ends by that
+            case _:
+                pass
+        for instruction in instructions:
+            self._book_instruction(event.at, instruction)
+
+    def makespan_s(self, now: float | None = None) -> float:
+        """Return the time under a controller so far [s]; time between controllers does not count."""
+        if self.started_at is None or self.finished_at is not None:
+            return self.running_s
+        until = self.last_at if now is None else now
+        return self.running_s + max(0.0, until - self.started_at)
+
+    def held_gpu_s(self, now: float | None = None) -> float:
+        """Return GPU time of all pilots so far [GPU s]."""
+        until = self.finished_at
+        if until is None:  # at its end a study gives its pilots back, though a pipeline may keep them
+            until = self.last_at if now is None else now
+        return self.pilot_gpu_s + sum(n * max(0.0, until - at) for at, n in self._pilots.values())
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of the pilots that are up."""
+        return sum(n for _, n in self._pilots.values())
+
+    @property
+    def busy_gpus(self) -> int:
+        """GPUs held by live jobs."""
+        return sum(n for _, n in self._jobs.values())
+
+    def _new_controller(self, event: StudyStarted) -> None:
+        """Close what an earlier controller left open when it died."""
+        if self.started_at is not None and self.finished_at is None:
+            self.running_s += self.last_at - self.started_at
+            self.faults.append(Fault(self.last_at, "controller", "died; taken up again"))
+        for pilot in tuple(self._pilots):
+            self._close_pilot(pilot, self.last_at)
+        for job in tuple(self._jobs):
+            self._close_job(job, self.last_at)
+        self._resizing.clear()
+        self._restarting.clear()
+        self.awaited.clear()
+        self.controllers += 1
+        self.started_at, self.finished_at, self.cause = event.at, None, ""
+        self._is_leaving = False
+
+    def _book_trouble(self, event: PilotEnded | SiteDegraded) -> None:
+        what = f"site {event.site}"
+        if isinstance(event, PilotEnded):
+            self.awaited.pop(event.pilot, None)
+            self._close_pilot(event.pilot, event.at)
+            what = f"pilot {event.pilot}"
+        if event.cause != RELEASED and not self._is_leaving:
+            self.faults.append(Fault(event.at, what, event.cause))
+
+    def _open_pilot(self, event: PilotStarted) -> None:
+        self.awaited.pop(event.pilot, None)
+        self._pilots[event.pilot] = (event.at, sum(len(n.gpus) for n in event.nodes))
+        if event.warning:
+            self.faults.append(Fault(event.at, f"pilot {event.pilot}", event.warning))
+
+    def _close_pilot(self, pilot: PilotId, at: float) -> None:
+        since, gpus = self._pilots.pop(pilot, (at, 0))
+        self.pilot_gpu_s += gpus * max(0.0, at - since)
+
+    def _close_job(self, job: JobId, at: float) -> None:
+        since, width = self._jobs.pop(job, (at, 0))
+        self.job_gpu_s += width * max(0.0, at - since)
+
+    def _book_epoch(self, event: EpochReported) -> None:
+        if event.job not in self._jobs:
+            return  # a stale attempt
+        self.epochs += 1
+        self.busy_gpu_s += self._jobs[event.job][1] * event.seconds
+        if event.epoch <= self._done[event.job.trial]:
+            self.repeated_epochs += 1
+        self._done[event.job.trial] = max(self._done[event.job.trial], event.epoch)
+        if event.job in self._restarting:
+            self.restarts_s.append(max(0.0, event.at - event.seconds - self._restarting.pop(event.job)))
+
+    def _book_end(self, event: JobEnded) -> None:
+        if event.job not in self._jobs:
+            return
+        self._close_job(event.job, event.at)
+        self._restarting.pop(event.job, None)
+        if event.outcome is Outcome.PREEMPTED:
+            self.preemptions += 1
+        is_ours = self._is_leaving and event.outcome is Outcome.LOST
+        if event.outcome in {Outcome.LOST, Outcome.FAILED} and not is_ours:
+            self.faults.append(Fault(event.at, f"job {event.job}", event.cause))
+
+    def _book_instruction(self, at: float, instruction: Instruction) -> None:
+        match instruction:
+            case RequestPilot(pilot, site):
+                self.awaited[pilot] = (site, at)
+            case StartJob():
+                self._jobs[instruction.job] = (at, instruction.placement.width)
+                since = self._resizing.pop(instruction.job.trial, None)
+                if since is not None:
+                    self._restarting[instruction.job] = since
+            case EndJob(job, "resize"):
+                self._resizing[job.trial] = at
+            case FinishStudy() if self.started_at is not None:
+                self.running_s += at - self.started_at
+                self.finished_at, self.cause = at, instruction.cause
+                self.awaited.clear()
+            case _:
+                pass

@@ -1,0 +1,266 @@
+"""Who waits for slots and who holds them: what a growth policy looks at.
+
+The machine keeps the board up to date; a policy reads it, and may hold slots on the ledger while
+it thinks, as long as it gives them back.
+"""
+
+from __future__ import annotations
+
+import bisect
+import heapq
+from collections import Counter
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+from sortedcontainers import SortedDict
+
+from parsl_rasda.placement.ledger import Ledger
+from parsl_rasda.placement.times import Times
+from parsl_rasda.types import Placement, SiteName, TrialId
+
+Kind: TypeAlias = tuple[int, SiteName | None]
+"""Replicas and site of a waiting trial: where one of a kind does not fit, none does."""
+
+
+@dataclass(slots=True)
+class PendingTrial:
+    """A trial that needs slots: new, resumed, lost, or (under `strict`) at its next width.
+
+    Attributes:
+        age: Position in the order of creation; older trials have smaller ages.
+        site: The only site it may use, because its checkpoint is there; None if anywhere.
+        yields_until: Count of starts (`ClusterState.starts`) up to which others may start before it.
+    """
+
+    trial: TrialId
+    age: int
+    epoch: int
+    until: int
+    replicas: int
+    site: SiteName | None = None
+    yields_until: int = 0
+
+    @property
+    def kind(self) -> Kind:
+        """What decides where it fits."""
+        return self.replicas, self.site
+
+
+@dataclass(slots=True)
+class RunningTrial:
+    """A trial that holds slots.
+
+    Attributes:
+        boundary_at: When its next epoch ends, as foreseen [s].
+        boundary_epoch: Epochs done then.
+        until: Its next milestone: epochs up to there are certain.
+        replicas: The widest it may be.
+    """
+
+    trial: TrialId
+    age: int
+    placement: Placement
+    boundary_at: float
+    boundary_epoch: int
+    until: int
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """What a policy decided, now.
+
+    Attributes:
+        starts: Waiting trials that start, each on its placement.
+        here: The new placement of the trial at a boundary, or None to keep what it has.
+        requeue: The trial at a boundary gives its slots up and waits for its full width.
+    """
+
+    starts: Mapping[TrialId, Placement] = field(default_factory=dict)
+    here: Placement | None = None
+    requeue: bool = False
+
+
+class GrowthPolicy(Protocol):
+    """Decides on which slots trials start and when they change their width.
+
+    The executable definition is `parsl_rasda.testing.GrowthPolicyContract`.
+    """
+
+    def decide(self, board: ClusterState, now: float, here: RunningTrial | None = None) -> Allocation:
+        """Return what starts and what becomes of ``here``, the trial at an epoch boundary.
+
+        The same board gives the same answer; the ledger is left as it was found.
+        """
+        ...
+
+    def needs(self, replicas: int, num_workers: int) -> int:
+        """Return the slots without which a trial of so many replicas cannot start."""
+        ...
+
+    def returns_at(self, board: ClusterState, running: RunningTrial) -> int:
+        """Return the epoch at which a job that cannot be asked shall come back, at its milestone or before.
+
+        Args:
+            board: What the policy looks at.
+            running: The trial that starts, as at a boundary.
+        """
+        ...
+
+
+class ClusterState:
+    """The ledger, the times, the waiting queue and the running trials, kept in order."""
+
+    def __init__(self, ledger: Ledger, times: Times, *, num_workers: int, max_epochs: int, step: int) -> None:
+        """Create an empty board.
+
+        Args:
+            ledger: Free and held slots.
+            times: Epoch and restart times.
+            num_workers: Width at which trials start.
+            max_epochs: Epochs of a complete trial.
+            step: Ratio between neighbouring widths (smallest prime of the scaling factor).
+        """
+        self.ledger, self.times = ledger, times
+        self.num_workers, self.max_epochs, self.step = num_workers, max_epochs, step
+        self.new_trials = 0  # wanted, but not proposed yet: they wait as well
+        self.starts = 0  # how often a waiting trial got its slots
+        self.running: dict[TrialId, RunningTrial] = {}
+        self._waiting: dict[TrialId, PendingTrial] = {}
+        self._lines: dict[Kind, SortedDict] = {}  # each (-epoch, age) -> Waiting, and never empty
+        self._leaving: dict[TrialId, tuple[SiteName, int]] = {}  # slots that its job is about to free
+        self._leaving_at: Counter[SiteName] = Counter()
+        self._ends: SortedDict = SortedDict()  # (-end if it stays as wide, age) -> TrialId, growable only
+        self._end_keys: dict[TrialId, tuple[float, int]] = {}
+
+    # ------------------------------------------------------------------------------- waiting
+
+    @property
+    def waiting(self) -> tuple[PendingTrial, ...]:
+        """Trials that wait, the deepest first, then the oldest."""
+        return tuple(self.queue())
+
+    @property
+    def kinds(self) -> Collection[Kind]:
+        """Kinds of trials that wait: a few, however many wait."""
+        return self._lines.keys()
+
+    def queue(self, refused: Container[Kind] = ()) -> Iterator[PendingTrial]:
+        """Yield trials that wait, in order, but none of a kind that has been added to ``refused``."""
+        lines = ((kind, iter(line.items())) for kind, line in self._lines.items())
+        heads = [(*next(line), kind, line) for kind, line in lines]
+        heapq.heapify(heads)
+        while heads:
+            _, waiting, kind, line = heads[0]
+            if kind not in refused:
+                yield waiting
+            behind = next(line, None) if kind not in refused else None
+            if behind is None:
+                heapq.heappop(heads)
+            else:
+                heapq.heapreplace(heads, (*behind, kind, line))
+
+    def waiting_for(self, site: SiteName) -> int:
+        """Return how many trials wait that may use a site, those not proposed yet among them."""
+        known = sum(len(line) for (_, where), line in self._lines.items() if where in {None, site})
+        return known + self.new_trials
+
+    def enqueue(self, waiting: PendingTrial) -> None:
+        """Let a trial wait; each of those who are in the study by now may start once before it."""
+        self.dequeue(waiting.trial)
+        waiting.yields_until = self.starts + len(self.running) + len(self._waiting) + self.new_trials
+        self._waiting[waiting.trial] = waiting
+        self._lines.setdefault(waiting.kind, SortedDict())[-waiting.epoch, waiting.age] = waiting
+
+    def dequeue(self, trial: TrialId) -> None:
+        """Take a trial out of the queue, if it is there."""
+        waiting = self._waiting.pop(trial, None)
+        if waiting is not None:
+            line = self._lines[waiting.kind]
+            del line[-waiting.epoch, waiting.age]
+            if not line:
+                del self._lines[waiting.kind]
+
+    def admit(self, trial: TrialId) -> None:
+        """Take a trial out of the queue because it starts."""
+        self.dequeue(trial)
+        self.starts += 1
+
+    # ------------------------------------------------------------------------------- running
+
+    def place(self, running: RunningTrial) -> None:
+        """Note that a trial runs, or runs differently from before."""
+        self.unplace(running.trial)
+        self.running[running.trial] = running
+        if running.placement.width < running.replicas and running.until > running.boundary_epoch:
+            key = self.rank(running)
+            self._ends[key] = running.trial
+            self._end_keys[running.trial] = key
+
+    def unplace(self, trial: TrialId) -> None:
+        """Note that a trial no longer runs, and has left."""
+        self.running.pop(trial, None)
+        site, slots = self._leaving.pop(trial, (None, 0))
+        if site is not None:
+            self._leaving_at[site] -= slots
+        key = self._end_keys.pop(trial, None)
+        if key is not None:
+            del self._ends[key]
+
+    def leave(self, trial: TrialId, site: SiteName, slots: int) -> None:
+        """Note that a trial runs no longer, and that so many slots will be free once its job has left."""
+        self.unplace(trial)
+        self._leaving[trial] = (site, slots)
+        self._leaving_at[site] += slots
+
+    def leaving_at(self, site: SiteName) -> int:
+        """Slots of one site that are about to be free."""
+        return self._leaving_at[site]
+
+    def rank(self, running: RunningTrial) -> tuple[float, int]:
+        """Return the place of a trial among those that want to widen: who would end last comes first."""
+        epoch_s = self.epoch_s(running, running.placement.width)
+        end = running.boundary_at + epoch_s * (self.max_epochs - running.boundary_epoch)
+        return -end, running.age
+
+    def epoch_s(self, running: RunningTrial, width: int) -> float:
+        """Return the time of one epoch of a trial at a width [s]."""
+        return self.times.epoch_s(running.trial, width, running.placement.site)
+
+    def growable(self) -> Iterator[tuple[tuple[float, int], RunningTrial]]:
+        """Running trials that could still widen before their next rung, by `rank` when last placed."""
+        return ((key, self.running[trial]) for key, trial in self._ends.items())
+
+    # ------------------------------------------------------------------------------- widths
+
+    def widths(self, replicas: int) -> tuple[int, ...]:
+        """Return the world sizes a trial may have, ascending: divisors of its replicas."""
+        return _widths(self.num_workers, self.step, replicas)
+
+    def widest(
+        self,
+        replicas: int,
+        site: SiteName,
+        own: Placement | None,
+        accept: Callable[[int], bool] = lambda _: True,
+    ) -> Placement | None:
+        """Return the widest placement above ``own`` that fits and is accepted, or None."""
+        ladder = self.widths(replicas)
+        floor = own.width if own is not None else 0
+        room = self.ledger.free_at(site) + floor
+        for width in reversed(ladder[bisect.bisect_right(ladder, floor) :]):
+            if width <= room and accept(width):
+                found = self.ledger.find(width, site=site, own=own)
+                if found is not None:
+                    return found
+        return None
+
+
+def _widths(start: int, step: int, replicas: int) -> tuple[int, ...]:
+    widths, width = [], start
+    while width < replicas:
+        if replicas % width == 0:
+            widths.append(width)
+        width *= step
+    return (*widths, replicas)

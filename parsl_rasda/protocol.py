@@ -1,0 +1,281 @@
+r"""The versioned JSON between the controller and the ranks.
+
+`JobSpec` goes down (a file in the attempt's directory), `EpochReport` and `JobResult` come back
+(files beside it, and over the control channel where there is one). Standard library only: ranks
+start in milliseconds.
+
+An attempt's directory, ``trials/<trial>/attempt-<n>/``, is private to one fencing token: a stale
+attempt that wakes up can write nowhere else. It holds::
+
+    order.json          the JobSpec
+    epochs.jsonl        one EpochReport a line, synced before anything is said of it
+    epoch-000004/       a checkpoint (renamed into place when whole)
+    report.json         the JobResult, last
+    log.txt             stdout and stderr of the launch
+    stop                without a control channel: why the attempt must leave at its next step
+
+Control channel: rank 0 writes lines ``\x1e{json}\n`` on its original stdout and reads ``{json}\n``
+from stdin. Rank to controller: ``{"op": "ready", "once_s": 2.4}`` (first step done; seconds of the start
+that no later one on this node will need), ``{"op": "epoch", ...EpochReport}``,
+``{"op": "bye", ...JobResult}``. Controller to rank: ``{"op": "go", "until": 4, "replicas": 2}``,
+``{"op": "leave"}`` (at this epoch boundary), ``{"op": "preempt"}`` (checkpoint at the next step, leave),
+``{"op": "beat"}`` (the controller lives).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+from parsl_rasda.errors import RasdaError
+from parsl_rasda.types import JSON, JobId, Outcome, TrialId
+
+FORMAT = 1
+DEADLINE_MARGIN_S = 10.0  # before its deadline, a rank begins to leave
+RECORD_SEPARATOR = b"\x1e"
+STOP = "stop"
+KNOWN = "known"  # in an attempt without a channel: how many epochs the controller has heard of
+
+
+class ProtocolError(RasdaError):
+    """An order or a report that this version does not understand."""
+
+    def __init__(self, what: str, found: object) -> None:
+        super().__init__(what, found)
+        self.what, self.found = what, found
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what}: found format {self.found!r}, this parsl_rasda speaks {FORMAT}. "
+            "Install the same version on the site as on the controller."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How a trial trains, the same for every trial of a study. See `study.TrainingSpec`."""
+
+    batch_size: int = 32  # samples per replica and step
+    lr_scaling: str = "auto"  # auto | linear | sqrt | none
+    warmup_initial: float = 0.0  # epochs, from 0 to the full rate
+    warmup_rescale: float = 0.0  # epochs, from the rate before a resize to the one after
+    precision: str = "fp32"  # fp32 | bf16 | fp16
+    reduce: str = "auto"  # auto | exact | ddp
+    sharding: str = "none"  # none | fsdp
+    clip_norm: float | None = None
+    checkpoint_every: int = 1  # epochs; rungs and preemptions always checkpoint
+    compile: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """Everything ranks need to train one trial from one epoch to another.
+
+    Attributes:
+        schedule: ``(epoch, replicas)`` pairs: from that many finished epochs on, that many replicas.
+            The first epoch is 0; the last pair holds for the coming stretch.
+        epoch: Epochs already done; training resumes there.
+        until: Epochs done when the job must ask (`interactive`) or end.
+        paths: ``(input, path)`` pairs: absolute paths that the site of the job must have.
+        resume_from: Checkpoint directory or URL, or None to start afresh.
+        share_at: URL of a folder that all sites reach, for copies of this attempt's checkpoints, or None.
+        deadline: Unix time [s] by which ranks must be gone, or None.
+        slots: ``node:gpu`` of each rank, in rank order; a rank masks its node's GPUs itself, before
+            torch is imported (Slurm rewrites masks that are set outside the step).
+        lease_s: Silence of the controller [s] after which interactive ranks leave as preempted.
+    """
+
+    study: str
+    trial: TrialId
+    attempt: int
+    config: Mapping[str, JSON]
+    directory: str
+    seed: int
+    metric: str
+    mode: str
+    epoch: int
+    until: int
+    max_epochs: int
+    schedule: tuple[tuple[int, int], ...]
+    world_size: int
+    python: str | None = None  # "module:function"
+    command: tuple[str, ...] | None = None
+    inputs: Mapping[str, JSON] = field(default_factory=dict)
+    paths: tuple[tuple[str, str], ...] = ()
+    training: Training = field(default_factory=Training)
+    resume_from: str | None = None
+    share_at: str | None = None
+    slots: tuple[str, ...] = ()
+    accelerator: str = "cpu"  # cuda | rocm | xpu | cpu | none
+    interactive: bool = False
+    deadline: float | None = None
+    lease_s: float = 60.0
+    format: int = FORMAT
+
+    @property
+    def job(self) -> JobId:
+        """The id of this attempt."""
+        return JobId(self.trial, self.attempt)
+
+    @property
+    def replicas(self) -> int:
+        """Replicas of the coming stretch."""
+        return self.schedule[-1][1]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON, fit for a file or a Globus Compute submission."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Return the order that `to_json` wrote.
+
+        Raises:
+            HandoffError: If another format wrote it.
+        """
+        values = _known(cls, data)
+        values["training"] = Training(**_known(Training, data.get("training", {}), versioned=False))
+        values["schedule"] = tuple((int(e), int(r)) for e, r in data["schedule"])
+        values["slots"] = tuple(data.get("slots", ()))
+        values["paths"] = tuple((str(name), str(path)) for name, path in data.get("paths", ()))
+        if values.get("command") is not None:
+            values["command"] = tuple(values["command"])
+        return cls(**values)
+
+    def save(self, path: Path) -> None:
+        """Write the order as a file."""
+        path.write_text(json.dumps(self.to_json(), indent=1))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read the order from a file."""
+        return cls.from_json(json.loads(path.read_text()))
+
+
+@dataclass(frozen=True, slots=True)
+class EpochReport:
+    """One finished epoch. ``metrics`` holds at least the study's metric; NaN is allowed.
+
+    Attributes:
+        epoch: Epochs now done.
+        seconds: Wall time of this epoch's training and evaluation [s], without waiting for decisions.
+        checkpoint: Newest whole checkpoint of the attempt, a directory or a URL, or None.
+        checkpoint_epoch: Epochs done in it, if fewer: copies to a URL are written while training goes on.
+        slots: ``node:gpu`` of each rank, as the ranks themselves saw them, in rank order.
+    """
+
+    trial: TrialId
+    attempt: int
+    epoch: int
+    metrics: Mapping[str, float]
+    seconds: float
+    checkpoint: str | None = None
+    at: float = 0.0
+    slots: tuple[str, ...] = ()
+    checkpoint_epoch: int | None = None
+    format: int = FORMAT
+
+    @property
+    def saved_epoch(self) -> int:
+        """Epochs done in the checkpoint."""
+        return self.epoch if self.checkpoint_epoch is None else self.checkpoint_epoch
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Return the report that `to_json` wrote."""
+        values = _known(cls, data)
+        values["metrics"] = {str(k): float(v) for k, v in data["metrics"].items()}
+        values["slots"] = tuple(data.get("slots", ()))
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """How an attempt ended, in the words that `status` will show.
+
+    Attributes:
+        checkpoint: Newest whole checkpoint of this attempt, or None; for a preemption in mid-epoch
+            it holds the epoch in progress.
+        checkpoint_epoch: Epochs done in it, if fewer than ``epoch``.
+        unreadable: The checkpoint it was ordered to go on from, if that is gone or damaged.
+    """
+
+    trial: TrialId
+    attempt: int
+    outcome: Outcome
+    epoch: int
+    cause: str = ""
+    checkpoint: str | None = None
+    traceback: str = ""
+    at: float = 0.0
+    checkpoint_epoch: int | None = None
+    unreadable: str | None = None
+    format: int = FORMAT
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Return the report that `to_json` wrote."""
+        values = _known(cls, data)
+        values["outcome"] = Outcome(values["outcome"])
+        return cls(**values)
+
+
+def read_epochs(directory: Path, job: JobId) -> list[EpochReport]:
+    """Return the epochs an attempt has synced to disk, oldest first; a torn last line is left out."""
+    try:
+        lines = (directory / "epochs.jsonl").read_text().splitlines()
+    except OSError:
+        return []
+    epochs = []
+    for line in lines:
+        try:
+            epoch = EpochReport.from_json(json.loads(line))
+        except (ValueError, KeyError, TypeError, ProtocolError):
+            continue
+        if (epoch.trial, epoch.attempt) == (job.trial, job.attempt):
+            epochs.append(epoch)
+    return epochs
+
+
+def read_report(directory: Path, job: JobId) -> JobResult | None:
+    """Return the report that the ranks wrote for this very attempt, or None."""
+    try:
+        report = JobResult.from_json(json.loads((directory / "report.json").read_text()))
+    except (OSError, ValueError, KeyError, TypeError, ProtocolError):
+        return None
+    return report if (report.trial, report.attempt) == (job.trial, job.attempt) else None
+
+
+def report_of_epochs(directory: Path, order: JobSpec, outcome: Outcome, cause: str) -> JobResult:
+    """Return a report for an attempt that wrote none, made of the epochs it has left."""
+    epochs = read_epochs(directory, order.job)
+    saved = [e for e in epochs if e.checkpoint is not None]
+    return JobResult(
+        trial=order.trial,
+        attempt=order.attempt,
+        outcome=outcome,
+        epoch=epochs[-1].epoch if epochs else order.epoch,
+        cause=cause,
+        checkpoint=saved[-1].checkpoint if saved else None,
+        checkpoint_epoch=saved[-1].saved_epoch if saved else None,
+        at=time.time(),
+    )
+
+
+def _known(cls: Any, data: Mapping[str, Any], *, versioned: bool = True) -> dict[str, Any]:
+    if versioned and data.get("format") != FORMAT:
+        raise ProtocolError(cls.__name__, data.get("format"))
+    names = {f.name for f in fields(cls)}
+    return {k: v for k, v in data.items() if k in names}

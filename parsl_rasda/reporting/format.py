@@ -1,0 +1,79 @@
+"""Numbers and records in few words, the same in every table."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from parsl_rasda.types import JSON
+
+_MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time in the two units that matter: ``0.31 s``, ``4.2 s``, ``12 min 3 s``, ``3 h 20 min``."""
+    if seconds is None:
+        return "-"
+    if seconds < _MINUTE_S:
+        return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
+    whole = round(seconds)
+    for unit_s, unit, part_s, part in (
+        (_DAY_S, "d", _HOUR_S, "h"),
+        (_HOUR_S, "h", _MINUTE_S, "min"),
+        (_MINUTE_S, "min", 1, "s"),
+    ):
+        if whole >= unit_s:
+            return f"{whole // unit_s} {unit} {whole % unit_s // part_s} {part}"
+    return f"{whole} s"
+
+
+def clock(at: float) -> str:
+    """Return when something is, by the clock here: ``12:03:20``."""
+    return f"{datetime.fromtimestamp(at).astimezone():%H:%M:%S}"
+
+
+def number(value: float | None) -> str:
+    """Return a metric or a setting with the digits that matter."""
+    return "-" if value is None else f"{value:.5g}"
+
+
+def share(fraction: float | None) -> str:
+    """Return a fraction in percent."""
+    return "-" if fraction is None else f"{100 * fraction:.0f} %"
+
+
+def config_text(config: Mapping[str, Any]) -> str:
+    """Return a configuration on one line."""
+    return "  ".join(f"{k}={setting(v)}" for k, v in config.items())
+
+
+def setting(value: Any) -> str:  # Any: a JSON value
+    """Return a value of a configuration in few letters."""
+    if isinstance(value, float):
+        return number(value)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return ``1 trial``, ``2 trials``."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def shortened(value: Any, width: int = 100) -> str:  # Any: whatever a user's function returned
+    """Return a value as JSON, cut to a width."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def plain_json(value: Any) -> JSON:  # Any: whatever a user's function returned
+    """Return a value that every JSON reader understands: numbers that are not finite become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): plain_json(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_json(v) for v in value]
+    return value if value is None or isinstance(value, bool | int | str) else str(value)

@@ -1,0 +1,364 @@
+"""A prepared model in training: the one place where weights change.
+
+What it computes is a function of the configuration, the seed, the position and the schedule of
+replicas; the number of ranks decides only where. Nothing here knows of controllers or reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from parsl_rasda.errors import InvalidSettingError, TrainingError
+from parsl_rasda.protocol import Training
+from parsl_rasda.runtime.checkpoints.state import REST_FIELDS, TrainingState
+from parsl_rasda.runtime.engine.buffers import RunningBuffers
+from parsl_rasda.runtime.engine.datasets import Batch, Samples, read_all, seed_everything
+from parsl_rasda.runtime.engine.forward import (
+    PRECISIONS,
+    compile_forward,
+    run_in_precision,
+    warn_if_nothing_compiled,
+)
+from parsl_rasda.runtime.engine.group import Group
+from parsl_rasda.runtime.engine.learning_rate import Scaling, rate_factor, scaling_rule
+from parsl_rasda.runtime.engine.reduction import ExactTree, OverlappedSum, Reduction
+from parsl_rasda.runtime.engine.replicas import EpochPlan, MicroBatch, carried, is_power_of_two, seed_of
+
+HEADER_FIELDS = ("epoch", "step", "losses", "samples", "batch_size", *REST_FIELDS)
+OptimizerFactory: TypeAlias = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
+Schedule: TypeAlias = Sequence[tuple[int, int]]  # (epoch, replicas)
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What the learning rate depends on: options of `prepare`, resolved.
+
+    Attributes:
+        rate: The learning rate that is scaled and warmed up.
+        scaling: How it follows the replicas; None for ``training.lr_scaling``.
+        schedule: A further factor, a function of the position [epochs].
+        clip_norm: Largest norm of a step's gradient, or None.
+    """
+
+    rate: float
+    scaling: Scaling | None = None
+    schedule: Callable[[float], float] | None = None
+    clip_norm: float | None = None
+
+
+@dataclass(slots=True)
+class _Step:
+    """One update in progress on this rank."""
+
+    index: int
+    of: int
+    reduction: Reduction
+    halt: Callable[[], bool]
+    micro_batch: MicroBatch | None = None  # waiting for its loss
+    is_last: bool = False
+
+
+@dataclass(slots=True)
+class Position:
+    """Where training stands: epochs done, steps done in the next, and the losses seen in it."""
+
+    epoch: int = 0
+    step: int = 0
+    losses: list[float] = field(default_factory=list)  # per replica, the sum over its samples
+    samples: int = 0  # that the losses are of
+
+
+class Engine:
+    """Model, optimizer and everything that updates them."""
+
+    def __init__(
+        self,
+        group: Group,
+        training: Training,
+        seed: int,
+        model: nn.Module,
+        make_optimizer: OptimizerFactory,
+        update: Update,
+    ) -> None:
+        if training.precision not in PRECISIONS:
+            raise InvalidSettingError("training.precision", training.precision, ", ".join(PRECISIONS))
+        if training.reduce not in {"auto", "exact", "ddp"}:
+            raise InvalidSettingError("training.reduce", training.reduce, "auto, exact, ddp")
+        assert group.device is not None  # noqa: S101 - a group with an engine has one
+        self.device: torch.device = group.device
+        self.group, self.training, self.seed, self.update = group, training, seed, update
+        _refuse_unfit(model)
+        self.model = model
+        self.is_sharded = training.sharding != "none" and _shard(model, group, training)
+        if not self.is_sharded:
+            model.to(self.device)
+            group.broadcast([t for t in model.state_dict().values() if isinstance(t, Tensor)])
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self._buffers = RunningBuffers(model, group)
+        self._modes: dict[nn.Module, bool] = {}  # in training, of each module
+        self.optimizer = make_optimizer(self.parameters, update.rate)
+        self.parameters = _trained(model, self.optimizer)
+        self.rates = [float(options["lr"]) for options in self.optimizer.param_groups]
+        self.scaling = update.scaling or scaling_rule(training.lr_scaling, type(self.optimizer))
+        self.scaler = torch.amp.GradScaler(self.device.type) if training.precision == "fp16" else None
+        self._state = TrainingState(model, self.optimizer, self.scaler, group, is_sharded=self.is_sharded)
+        self.position = Position()
+        self.halted = False
+        self._step: _Step | None = None
+        self._losses = torch.zeros(0)
+        self._reductions: dict[tuple[str, int], Reduction] = {}
+        run_in_precision(model, self.device.type, PRECISIONS[training.precision])
+        if training.compile:
+            compile_forward(model)
+
+    # ------------------------------------------------------------------------------------- training
+
+    def batches(
+        self,
+        samples: Samples,
+        schedule: Schedule,
+        *,
+        transform: Callable[[Batch], Batch] | None,
+        workers: int,
+        halt: Callable[[], bool],
+    ) -> Iterator[Batch]:
+        """Yield this rank's micro-batches from the position on; ends early once `halted`."""
+        plan = EpochPlan(len(samples), schedule[-1][1], self.training.batch_size)
+        mine = carried(self.group.rank, self.group.size, plan.replicas)
+        position, reduction = self.position, self._reduction(plan.replicas)
+        if self.is_sharded and plan.samples // plan.steps < plan.replicas:
+            raise TrainingError(
+                "A step has fewer samples than replicas, which ranks of a sharded model cannot share.",
+                "Use more samples, or `training.sharding: none`.",
+            )
+        todo = range(position.step, plan.steps)
+        self._begin_losses(mine, plan)
+        order = samples.order(self.seed, position.epoch)
+        reads = (
+            (self._seed_of("read", m), order[m.begin : m.begin + m.size])
+            for index in todo
+            for m in _own(plan, index, mine)
+        )
+        ahead = read_all(samples, reads, self.device, workers=workers, streams=len(mine))
+        self.train()
+        self._buffers.begin_epoch()
+        for index in todo:
+            micro_batches = _own(plan, index, mine)
+            self._set_rate(position.epoch + (index + 0.5) / plan.steps, schedule)
+            self._buffers.begin_step()
+            step = self._step = _Step(index, plan.steps, reduction, halt)
+            for micro_batch in micro_batches:
+                batch = next(ahead)
+                self._begin(step, micro_batch, is_last=micro_batch is micro_batches[-1])
+                yield transform(batch) if transform else batch
+                if step.micro_batch is not None:
+                    raise TrainingError(
+                        "A batch was left without an update.", "Call trial.step(loss) for each."
+                    )
+            if not micro_batches:
+                self._finish(step)
+            if self.halted:
+                return
+
+    def train(self) -> None:
+        """Go on training after `evaluate`, with what the user has frozen (``norm.eval()``) still frozen."""
+        if not self.model.training:
+            self.model.train()
+            for module, mode in self._modes.items():
+                module.training = mode
+
+    def evaluate(self) -> None:
+        """Put the model in eval mode."""
+        if self.model.training:
+            self._modes = {module: module.training for module in self.model.modules()}
+        self.model.eval()
+
+    def backward(self, loss: Tensor) -> bool:
+        """Use the loss of the micro-batch that was yielded. Returns whether the weights changed."""
+        step = self._step
+        if step is None or step.micro_batch is None:
+            raise TrainingError(
+                "trial.step was called without a batch.", "Call it once for each of trial.batches(...)."
+            )
+        if loss.dim():
+            raise TrainingError(
+                f"The loss has shape {tuple(loss.shape)}.", "Give trial.step the mean over the batch."
+            )
+        micro_batch, step.micro_batch = step.micro_batch, None
+        self._losses[micro_batch.replica] += loss.detach().double() * micro_batch.size
+        weighted = loss * (micro_batch.weight * step.reduction.scale)
+        (self.scaler.scale(weighted) if self.scaler else weighted).backward()  # type: ignore[no-untyped-call] # torch
+        step.reduction.add(self._buffers.values(), micro_batch.weight)
+        if step.is_last:
+            self._finish(step)
+        return step.is_last
+
+    def end_epoch(self) -> None:
+        """All steps of the epoch are done.
+
+        Raises:
+            TrainingError: If they are not.
+        """
+        step = self._step
+        if step is not None and self.position.step < step.of:
+            raise TrainingError(
+                f"trial.batches was left after {self.position.step} of {step.of} steps.",
+                "Let the loop end by itself; for shorter epochs, give it fewer samples.",
+            )
+        self.position = Position(self.position.epoch + 1)
+        self._step = None
+        if self.training.compile:
+            warn_if_nothing_compiled(self.model)
+
+    def loss_sums(self) -> list[float]:
+        """Return the losses of the epoch so far, per replica; a collective."""
+        return self.group.sum(self._losses.tolist())
+
+    def _begin(self, step: _Step, micro_batch: MicroBatch, *, is_last: bool) -> None:
+        """Make everything random and everything that runs along a function of the replica alone."""
+        step.micro_batch, step.is_last = micro_batch, is_last
+        self._buffers.begin()
+        step.reduction.begin(last=is_last)
+        seed_everything(self._seed_of("compute", micro_batch), self.device)
+
+    @torch.no_grad()
+    def _finish(self, step: _Step) -> None:
+        means = self._buffers.room()
+        self.halted = step.reduction.finish(means, halt=step.halt())
+        self._buffers.finish(means)
+        if self.scaler:
+            self.scaler.unscale_(self.optimizer)
+        if self.update.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.update.clip_norm)
+        if self.scaler:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.step()
+        self.position.step = step.index + 1
+
+    def _reduction(self, replicas: int) -> Reduction:
+        size = self.group.size
+        kind = self.training.reduce
+        can_be_exact = is_power_of_two(replicas) and is_power_of_two(size)
+        if kind == "exact" and not can_be_exact:
+            raise InvalidSettingError(
+                "training.reduce", f"exact with {replicas} replicas", "powers of two, or ddp"
+            )
+        if kind == "auto":
+            kind = "exact" if can_be_exact else "ddp"
+        kind = "sharded" if self.is_sharded else kind
+        key = (kind, replicas if kind == "exact" else 0)
+        if key not in self._reductions:
+            self._reductions[key] = self._new_reduction(kind, replicas // size)
+        return self._reductions[key]
+
+    def _new_reduction(self, kind: str, carried: int) -> Reduction:
+        if kind == "exact":
+            return ExactTree(self.group, self.parameters, carried)
+        if kind == "sharded":
+            from parsl_rasda.runtime.engine.sharding import ShardedSum
+
+            return ShardedSum(self.group, self.model)
+        return OverlappedSum(self.group, self.parameters)
+
+    def _begin_losses(self, mine: range, plan: EpochPlan) -> None:
+        """Take up the sums of this rank's own replicas; each has one owner, so their sum is exact."""
+        sums = self.position.losses or [0.0] * plan.replicas
+        own = [value if replica in mine else 0.0 for replica, value in enumerate(sums)]
+        self._losses = torch.tensor(own, dtype=torch.float64, device=self.device)
+        self.position.samples = plan.samples
+
+    def _set_rate(self, position: float, schedule: Schedule) -> None:
+        factor = rate_factor(
+            position,
+            schedule,
+            self.scaling,
+            initial=self.training.warmup_initial,
+            rescale=self.training.warmup_rescale,
+        )
+        if self.update.schedule:
+            factor *= self.update.schedule(position)
+        if len(self.optimizer.param_groups) != len(self.rates):
+            raise TrainingError(
+                "The optimizer has another number of groups than at trial.prepare.",
+                "Give it all parameters there; those that are frozen may be thawed later.",
+            )
+        for options, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            options["lr"] = rate * factor
+
+    def _seed_of(self, purpose: str, micro_batch: MicroBatch) -> int:
+        return seed_of(self.seed, purpose, self.position.epoch, micro_batch.step, micro_batch.replica)
+
+    # ----------------------------------------------------------------------------------- checkpoints
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return model and optimizer as tensors by name; a collective (`TrainingState.tensors`)."""
+        return self._state.tensors()
+
+    def header(self) -> dict[str, Any]:
+        """Return the rest, as plain JSON; a collective."""
+        position = self.position
+        return {
+            "epoch": position.epoch,
+            "step": position.step,
+            "losses": self.loss_sums() if position.step else [],
+            "samples": position.samples if position.step else 0,
+            "batch_size": self.training.batch_size,
+            "seed": self.seed,
+            **self._state.rest(),
+        }
+
+    def restore(self, path: Path, header: Mapping[str, Any]) -> None:
+        """Continue exactly where a checkpoint was written.
+
+        Raises:
+            CheckpointError: If it belongs to another model or optimizer.
+        """
+        self._state.restore(path, header)
+        self.position = Position(header["epoch"], header["step"], header["losses"], header["samples"])
+
+
+def _own(plan: EpochPlan, step: int, mine: range) -> list[MicroBatch]:
+    """Return this rank's micro-batches of a step."""
+    return [m for m in plan.step(step)[mine.start : mine.stop] if m.size]
+
+
+def _trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """Return the parameters whose gradients are added: also those that the user may thaw later."""
+    held = {parameter for options in optimizer.param_groups for parameter in options["params"]}
+    if strays := held - set(model.parameters()):
+        raise TrainingError(
+            f"The optimizer has {len(strays)} parameters that are not of the model.",
+            "Make them part of the module that trial.prepare is given.",
+        )
+    return [p for p in model.parameters() if p.requires_grad or p in held]
+
+
+def _shard(model: nn.Module, group: Group, training: Training) -> bool:
+    from parsl_rasda.runtime.engine.sharding import check_sharding, shard
+
+    check_sharding(training)
+    if group.size > 1:
+        shard(model, group)
+    return group.size > 1
+
+
+def _refuse_unfit(model: nn.Module) -> None:
+    if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        raise TrainingError(
+            "The model has layers that get their shape from the first batch (LazyModules).",
+            "Give it one, model(example), before trial.prepare(...).",
+        )
+    if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+        raise TrainingError(
+            "SyncBatchNorm couples replicas, which a rank that carries several cannot compute.",
+            "Use BatchNorm: statistics are taken per replica and averaged into the running ones.",
+        )

@@ -1,0 +1,383 @@
+"""The stand-in of one rank under its launcher: it has the rank forked, or becomes the rank itself.
+
+    python -S -E -s client.py ORDER.json
+
+Standard library only and imported by nothing before it runs: it starts in milliseconds where torch
+takes seconds. The server imports it too, for what both ends must agree on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import hashlib
+import json
+import os
+import resource
+import signal
+import socket
+import stat
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+_PARTS = ("engine", "checkpoints", "process", "process/forkserver")  # of `runtime`, that a rank is made of
+RUN_VARIABLE = "PARSL_RASDA_RUN"  # as in `agent.orphan_reaper`
+JOB_VARIABLE = "PARSL_RASDA_JOB"
+DIRECTORY_VARIABLE = "PARSL_RASDA_FORKSERVERS"  # where sockets lie, in place of /tmp
+IDLE_VARIABLE = "PARSL_RASDA_FORKSERVER_IDLE_S"
+
+WISHES = (signal.SIGTERM, signal.SIGUSR1)  # to leave; blocked as long as they would kill a rank
+SIGNALS = (*WISHES, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
+ACCEPTED = b"A"
+LISTENING = b"L"
+LISTENING_FD = 3
+MARK_BYTES = 255  # of the server's environment, where its ranks write their job's mark
+PR_SET_PDEATHSIG = 1
+
+# Read when libraries are loaded: too late after a fork, so each combination has a server of its own.
+_IDENTITY = (
+    *("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "LD_", "MALLOC_"),
+    *("TORCH_", "PYTORCH_", "PYTHON", RUN_VARIABLE),
+)
+_OF_ONE_LAUNCH = ("PMI", "OMPI_", "PRTE_", "HYDI_", "HYDRA_", "MPI", JOB_VARIABLE)
+_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+_REFUSED_FOR_S = 3600.0
+_ATTEMPTS = 3
+_LIMITS = 16  # RLIM_NLIMITS of Linux
+STATUS = struct.Struct("!i")
+SIZE = struct.Struct("!I")
+
+
+class NoServerError(OSError):
+    """There is no fork server to be had, for this reason."""
+
+
+def main(arguments: list[str]) -> NoReturn:
+    """Be a rank, in person or by proxy, and leave as it leaves."""
+    _die_with_launcher()
+    early: list[int] = []
+    for number in SIGNALS:
+        signal.signal(number, lambda n, _frame: early.append(n))
+    try:
+        link = _ask_for_rank(arguments)
+    except OSError as error:
+        sys.stderr.write(f"parsl_rasda: plain start, without the fork server: {error}\n")
+        sys.stderr.flush()
+        _become_rank(arguments, early)
+    _stand_in(link, early)
+
+
+# ------------------------------------------------------------------------------- what both ends know
+
+
+def identity(environ: dict[str, str]) -> str:
+    """Return the name of the server that can serve us: equal only if a fork equals a start."""
+    package = os.path.abspath(__file__)
+    for _ in range(4):
+        package = os.path.dirname(package)
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    beside = os.path.dirname(os.path.dirname(os.path.abspath(sys.executable)))  # -S: no venv's prefix
+    sites = [os.path.join(prefix, "lib", version, "site-packages") for prefix in {sys.prefix, beside}]
+    known = (
+        (os.path.abspath(sys.executable), sys.version, os.uname().nodename),
+        [(site, _installed(site)) for site in sorted(sites)],
+        [
+            source
+            for part in (
+                "",
+                "runtime",
+                *(f"runtime/{part}" for part in ("engine", "checkpoints", "process", "process/forkserver")),
+            )
+            for source in _sources(os.path.join(package, part))
+        ],
+        sorted((name, value) for name, value in environ.items() if name.startswith(_IDENTITY)),
+    )
+    return hashlib.blake2b(repr(known).encode(), digest_size=10).hexdigest()
+
+
+def private_directory(environ: dict[str, str]) -> str:
+    """Return the folder of sockets on this node, which nobody else may enter.
+
+    Raises:
+        NoServerError: If somebody else made it, or could enter.
+    """
+    path = environ.get(DIRECTORY_VARIABLE) or f"/tmp/parsl-rasda-{os.getuid()}"  # noqa: S108 - checked below
+    os.makedirs(path, 0o700, exist_ok=True)
+    found = os.lstat(path)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise NoServerError(f"{path} is not a folder that only we may enter")
+    return path
+
+
+@contextmanager
+def alone(directory: str) -> Iterator[None]:
+    """One process at a time begins or ends a server in a folder."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def refusal(path: str) -> str:
+    """Return where a server says why it cannot serve."""
+    return path[: -len(".sock")] + ".refused"
+
+
+def log_of(path: str) -> str:
+    """Return where a server prints; it holds a shared lock on it as long as it or a rank of it lives."""
+    return path[: -len(".sock")] + ".log"
+
+
+def _installed(site: str) -> list[str]:
+    try:
+        names = os.listdir(site)
+    except OSError:
+        return []
+    return sorted(name for name in names if name.endswith((".dist-info", ".egg-link", ".pth")))
+
+
+def _sources(folder: str) -> list[tuple[str, int, int]]:
+    with os.scandir(folder) as entries:
+        found = [(e.path, e.stat()) for e in entries if e.name.endswith(".py")]
+    return sorted((path, s.st_mtime_ns, s.st_size) for path, s in found)
+
+
+# ----------------------------------------------------------------------------------------- the client
+
+
+def _die_with_launcher() -> None:
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    is_orphan = parent == 1 and any(name in os.environ for name in _RANK_VARIABLES)
+    if is_orphan or os.getppid() != parent:  # it died before we asked
+        os._exit(1)
+
+
+def _ask_for_rank(arguments: list[str]) -> socket.socket:
+    """Return the link to the supervisor of a rank that takes our place."""
+    environ = dict(os.environ)
+    path = os.path.join(private_directory(environ), identity(environ) + ".sock")
+    descriptors = [0, 1, 2]
+    if "PMI_FD" in environ:  # mpi4py in the rank speaks to the launcher there
+        descriptors.append(int(environ["PMI_FD"]))
+    text = json.dumps(_request(arguments, environ)).encode()
+    for _ in range(_ATTEMPTS):
+        link = _connected(path)
+        try:
+            socket.send_fds(link, [SIZE.pack(len(text))], descriptors)
+            link.sendall(text)
+            if link.recv(1) == ACCEPTED:
+                return link
+        except OSError:  # it went away before it took us
+            pass
+        link.close()
+    raise NoServerError("the fork server ends again and again")
+
+
+def _request(arguments: list[str], environ: dict[str, str]) -> dict[str, Any]:
+    """Return all that a process is started with, as JSON."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return {
+        "asked_at": time.monotonic(),
+        "arguments": arguments,
+        "environment": environ,
+        "directory": os.getcwd(),
+        "umask": umask,
+        "cpus": sorted(os.sched_getaffinity(0)),
+        "priority": os.getpriority(os.PRIO_PROCESS, 0),
+        "limits": {kind: resource.getrlimit(kind) for kind in range(_LIMITS)},
+    }
+
+
+def _connected(path: str) -> socket.socket:
+    """Return a connection to the server, which is started if there is none."""
+    try:
+        return _connection(path)
+    except OSError:
+        pass
+    with alone(os.path.dirname(path)):  # the others wait here, then find the one that was started
+        try:
+            return _connection(path)
+        except OSError:
+            pass
+        _check_refusal(path)
+        _check_lasting()
+        _sweep(os.path.dirname(path))
+        _start_server(path)
+        return _connection(path)
+
+
+def ensure_server(path: str) -> None:
+    """Start a server here unless there is one, by somebody who stays as long as it does.
+
+    Raises:
+        NoServerError: If it cannot serve.
+    """
+    with alone(os.path.dirname(path)):
+        try:
+            _connection(path).close()
+        except OSError:
+            _check_refusal(path)
+            _sweep(os.path.dirname(path))
+            _start_server(path)
+
+
+def _connection(path: str) -> socket.socket:
+    link = socket.socket(socket.AF_UNIX)
+    try:
+        link.connect(path)
+    except OSError:
+        link.close()
+        raise
+    return link
+
+
+def _check_refusal(path: str) -> None:
+    try:
+        with open(refusal(path)) as file:
+            reason, age_s = file.read(), time.time() - os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return
+    if age_s < _REFUSED_FOR_S:
+        raise NoServerError(reason)
+
+
+def is_passing(groups: str) -> bool:
+    """Return whether these control groups are those of a Slurm step that ends before its job does."""
+    steps = {part for part in groups.replace("\n", "/").split("/") if part.startswith("step_")}
+    return bool(steps - {"step_batch", "step_interactive", "step_extern"})
+
+
+def _check_lasting() -> None:
+    """A server lives where it was started, and a Slurm step takes with it whatever it started."""
+    if is_passing(_control_groups()):
+        raise NoServerError("none was ensured for this node, and one of a rank's own step would end with it")
+
+
+def _control_groups() -> str:
+    try:
+        with open("/proc/self/cgroup") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def _sweep(directory: str) -> None:
+    """Remove what killed servers have left; their locks went with them."""
+    for name in os.listdir(directory):
+        path = os.path.join(directory, name)
+        try:
+            if name.endswith((".log", ".step")):
+                with open(path) as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if name.endswith(".log"):
+                        _remove(path[: -len(".log")] + ".sock")
+                    os.unlink(path)
+            else:
+                age_s = time.time() - os.stat(path).st_mtime
+                is_old = name.endswith(".refused") and age_s > _REFUSED_FOR_S
+                if is_old or ".sock." in name or name.endswith(".part"):  # nobody else starts one now
+                    os.unlink(path)
+        except OSError:  # it lives, or another has swept
+            continue
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+
+
+def _start_server(path: str) -> None:
+    """Start a daemon and wait until it listens; torch it imports while we queue."""
+    began, reading = time.monotonic(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _be_daemon(path, reading[1])
+        finally:
+            os._exit(1)
+    os.waitpid(pid, 0)
+    os.close(reading[1])
+    word = os.read(reading[0], 1)
+    os.close(reading[0])
+    if word != LISTENING:
+        raise NoServerError(f"it did not start within {time.monotonic() - began:.1f} s, see {log_of(path)}")
+
+
+def _be_daemon(path: str, writing: int) -> None:
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    null = os.open(os.devnull, os.O_RDWR)
+    log = os.open(log_of(path), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    # A pipe of the launcher that stays open would keep the launcher alive.
+    kept = [os.dup2(fd, 64 + i, inheritable=False) for i, fd in enumerate((null, log, log, writing))]
+    for number, descriptor in enumerate(kept):
+        os.dup2(descriptor, number)
+    os.closerange(LISTENING_FD + 1, 4096)
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))  # undo the binding of the first rank
+    environ = {n: v for n, v in os.environ.items() if not n.startswith(_OF_ONE_LAUNCH)}
+    environ |= {
+        JOB_VARIABLE: "." * MARK_BYTES,
+        "OPENBLAS_NUM_THREADS": "1",  # its threads start with NumPy, and no thread survives a fork
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # so that nobody who asks for GPUs starts the driver
+    }
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    program = "parsl_rasda.runtime.process.forkserver.server"
+    os.execve(sys.executable, [sys.executable, "-m", program, path], environ)
+
+
+def _become_rank(arguments: list[str], early: list[int]) -> NoReturn:
+    signal.pthread_sigmask(signal.SIG_BLOCK, WISHES)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    for caught in early:
+        os.kill(os.getpid(), caught)
+    os.execv(sys.executable, [sys.executable, "-m", "parsl_rasda.runtime", *arguments])
+
+
+def _stand_in(link: socket.socket, early: list[int]) -> NoReturn:
+    """Pass signals on until the rank ends, and end as it did."""
+
+    def forward(number: int, _frame: object) -> None:
+        try:
+            link.sendall(bytes([number]))
+        except OSError:
+            return
+
+    for number in SIGNALS:
+        signal.signal(number, forward)
+    for caught in early:
+        forward(caught, None)
+    text = b""
+    while len(text) < STATUS.size:
+        part = link.recv(STATUS.size - len(text))
+        if not part:
+            os.kill(os.getpid(), signal.SIGKILL)  # the supervisor was killed, and the rank with it
+        text += part
+    leave_as(int(STATUS.unpack(text)[0]))
+
+
+def leave_as(status: int) -> NoReturn:
+    """End as a rank has ended; a negative status is a death by signal."""
+    if status < 0:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if status != -signal.SIGKILL:
+            signal.signal(-status, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {-status})
+        os.kill(os.getpid(), -status)
+    os._exit(status & 255)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,198 @@
+"""The server of one node: loads torch once, never touches a GPU, and forks a supervisor for each rank.
+
+``python -m parsl_rasda.runtime.process.forkserver.server SOCKET``, started by a client. It listens before it
+imports torch, so that clients queue and need not poll. It has one thread and runs no operation of torch,
+ever: neither OpenMP's threads nor a CUDA context survive a fork. Should it find that it cannot
+guarantee this, it says why in a file and leaves; ranks then start plainly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gc
+import importlib
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from pathlib import Path
+
+from parsl_rasda.runtime.process.forkserver import client
+from parsl_rasda.runtime.process.forkserver.process_tree import adopt_orphans, children
+
+IDLE_S = 300.0
+LOOK_S = 5.0
+LISTEN_BACKLOG = 256
+MODULES = (
+    *("numpy", "torch", "torch._dynamo", "torch.distributed", "torch.distributed.checkpoint"),
+    *("torch.distributed.checkpoint.state_dict", "torch.optim", "torch.utils.data", "h5py"),
+    *(
+        "parsl_rasda.runtime.__main__",
+        "parsl_rasda.runtime.engine.engine",
+        "parsl_rasda.runtime.engine.rank_device",
+    ),
+    *("multiprocessing.resource_tracker", "parsl_rasda.runtime.process.forkserver.supervisor"),
+)
+OPTIONAL = {"h5py"}
+GPU_FILES = ("/dev/nvidia", "/dev/kfd", "/dev/dri", "/dev/accel")
+
+
+class ForkServer:
+    """Accepts clients and keeps count of the ranks that live."""
+
+    def __init__(self, path: str) -> None:
+        """Begin to listen at a socket that only this user can reach."""
+        self._path = path
+        self._idle_s = float(os.environ.get(client.IDLE_VARIABLE, IDLE_S))
+        self._listener = socket.socket(socket.AF_UNIX)
+        beside = f"{path}.{os.getpid()}"
+        self._listener.bind(beside)
+        os.chmod(beside, 0o600)
+        self._listener.listen(LISTEN_BACKLOG)
+        self._inode = os.stat(beside).st_ino
+        os.rename(beside, path)
+        self._supervisors: set[int] = set()
+        self._is_told_to_leave = False
+        self._ready_at = 0.0
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        adopt_orphans()
+
+    def serve(self) -> None:
+        """Fork ranks until nobody has wanted one for long, or until told to leave."""
+        self._ready_at = time.monotonic()
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, self._leave_soon)
+        busy_at = time.monotonic()
+        while not self._is_told_to_leave and self._is_ours():
+            if not self._supervisors and time.monotonic() - busy_at > self._idle_s:
+                break
+            sources = [self._listener.fileno(), self._wake_read]
+            ready, _, _ = select.select(sources, [], [], min(LOOK_S, self._idle_s))
+            if self._wake_read in ready:
+                os.read(self._wake_read, 4096)
+            if self._listener.fileno() in ready:
+                self._take(self._listener.accept()[0])
+            self._bury()
+            if ready:
+                busy_at = time.monotonic()
+        self._leave()
+
+    def refuse(self, reason: str) -> None:
+        """Tell clients to start plainly, and leave."""
+        note = Path(client.refusal(self._path))
+        note.with_suffix(".part").write_text(reason)
+        note.with_suffix(".part").rename(note)
+        self._remove_files()
+
+    def _leave_soon(self, *_: object) -> None:
+        self._is_told_to_leave = True
+
+    def _is_ours(self) -> bool:
+        """Whether clients still find this server, and no later one."""
+        try:
+            return os.stat(self._path).st_ino == self._inode
+        except OSError:
+            return False
+
+    def _leave(self) -> None:
+        self._remove_files()  # nobody new finds us after this ...
+        self._listener.setblocking(False)
+        try:
+            while True:
+                self._take(self._listener.accept()[0])  # ... and whoever came before is served
+        except BlockingIOError:
+            return
+
+    def _remove_files(self) -> None:
+        with client.alone(os.path.dirname(self._path)):
+            if self._is_ours():
+                os.unlink(self._path)
+                Path(client.log_of(self._path)).unlink(missing_ok=True)
+
+    def _bury(self) -> None:
+        """Forget supervisors that have ended, and end what came home because one was killed."""
+        try:
+            while pid := os.waitpid(-1, os.WNOHANG)[0]:
+                self._supervisors.discard(pid)
+        except ChildProcessError:
+            self._supervisors.clear()
+        for child in children():
+            if child not in self._supervisors:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+
+    def _take(self, link: socket.socket) -> None:
+        from parsl_rasda.runtime.process.forkserver.supervisor import supervise
+
+        peer = link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        if struct.unpack("3i", peer)[1] != os.getuid():
+            link.close()
+            return
+        pid = os.fork()
+        if pid == 0:
+            try:
+                signal.set_wakeup_fd(-1)
+                for descriptor in (self._wake_read, self._wake_write):
+                    os.close(descriptor)
+                self._listener.close()
+                supervise(link, self._ready_at)
+            finally:
+                os._exit(1)
+        self._supervisors.add(pid)
+        link.close()
+
+
+def load() -> str:
+    """Import what ranks need; returns why this process must not be forked, or an empty string."""
+    for name in MODULES:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # noqa: BLE001 - whatever it is, ranks start plainly and will say more
+            if name not in OPTIONAL:
+                return f"it cannot import {name}: {type(error).__name__}: {error}"
+    threads = len(os.listdir("/proc/self/task"))
+    if threads > 1:
+        return f"importing torch started {threads - 1} threads, which no fork survives"
+    if _has_gpu():
+        return "importing torch opened a GPU, which no fork survives"
+    gc.collect()
+    gc.freeze()  # or the first collection of each rank would copy every page
+    return ""
+
+
+def _has_gpu() -> bool:
+    """Whether a driver was started. torch's `is_initialized` misses much: only a fork can tell."""
+    torch = sys.modules["torch"]
+    probe = os.fork()
+    if probe == 0:
+        os._exit(int(torch.cuda._is_in_bad_fork()))
+    is_poisoned = os.waitpid(probe, 0)[1] != 0
+    links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+    opened = [os.readlink(link) for link in links if os.path.lexists(link)]
+    return is_poisoned or torch.cuda.is_initialized() or any(name.startswith(GPU_FILES) for name in opened)
+
+
+def main(path: str) -> None:
+    """Listen, load, serve."""
+    began = time.monotonic()
+    fcntl.flock(sys.stdout, fcntl.LOCK_SH)  # held by our ranks' supervisors too: see client.log_of
+    server = ForkServer(path)
+    os.write(client.LISTENING_FD, client.LISTENING)
+    os.close(client.LISTENING_FD)
+    reason = load()
+    if reason:
+        server.refuse(reason)
+        return
+    sys.stdout.write(f"pid {os.getpid()} ready after {time.monotonic() - began:.2f} s\n")
+    sys.stdout.flush()
+    server.serve()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
+    os._exit(0)  # quickly, and without what libraries do at exit: ranks may share it

@@ -1,0 +1,198 @@
+"""The parent of one forked rank: relays signals and status, and leaves nothing behind.
+
+It stands between the server and the rank so that ranks outlive the server, and so that a death on either
+side is seen at once: if the client goes, the rank is killed; if this process is killed, so is the rank.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import importlib
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from parsl_rasda.errors import RasdaError
+from parsl_rasda.protocol import JobSpec
+from parsl_rasda.runtime import __main__ as runtime_main
+from parsl_rasda.runtime.process.attempt import FORKED
+from parsl_rasda.runtime.process.forkserver import client
+from parsl_rasda.runtime.process.forkserver.process_tree import adopt_orphans, children, die_with
+from parsl_rasda.runtime.process.rank_parent import shown_end
+
+ENV_START_FIELD = 50 - 3  # of /proc/self/stat, behind pid, name and state
+SPARE_FD = 64
+STANDARD = (0, 1, 2)
+MOST_DESCRIPTORS = 8
+REAP_S = 1.0
+
+
+def supervise(link: socket.socket, ready_at: float) -> NoReturn:
+    """Fork the rank that the client asks for, and stay until it and all its helpers are gone.
+
+    Args:
+        link: To the client.
+        ready_at: When torch was loaded, by the monotonic clock that all processes here share [s].
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.setsid()
+    adopt_orphans()  # helpers of the rank come home when it dies
+    request, descriptors = _received(link)
+    _mark(request["environment"].get(client.JOB_VARIABLE, ""))
+    request["environment"][FORKED] = f"{max(0.0, ready_at - request['asked_at']):.3f}"
+    wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    me = os.getpid()
+    link.sendall(client.ACCEPTED)
+    signal.pthread_sigmask(signal.SIG_BLOCK, client.WISHES)
+    rank = os.fork()
+    if rank == 0:
+        try:
+            die_with(me)
+            signal.set_wakeup_fd(-1)
+            for descriptor in (wake_read, wake_write):
+                os.close(descriptor)
+            link.close()
+            _be_rank(request, descriptors)
+        finally:
+            os._exit(1)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    status = _watch(link, rank, wake_read)
+    _reap()
+    if status is not None:
+        shown = _shown_end(request, os.waitstatus_to_exitcode(status))
+        with contextlib.suppress(OSError):
+            link.sendall(client.STATUS.pack(shown))
+    os._exit(0)
+
+
+def _received(link: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    head, descriptors, _, _ = socket.recv_fds(link, client.SIZE.size, MOST_DESCRIPTORS)
+    if len(head) < client.SIZE.size:
+        os._exit(0)  # the client is gone
+    (size,) = client.SIZE.unpack(head)
+    text = b""
+    while len(text) < size:
+        part = link.recv(size - len(text))
+        if not part:
+            os._exit(0)
+        text += part
+    return json.loads(text), descriptors
+
+
+def _mark(mark: str) -> None:
+    """Write the job's mark into the environment that others see of this process and its children.
+
+    /proc shows what a process was started with, which no setenv changes: only writing over it does.
+    """
+    text = f"{mark}\0".encode()
+    if len(text) > client.MARK_BYTES:
+        return
+    start = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[ENV_START_FIELD])
+    environment = b"\0" + Path("/proc/self/environ").read_bytes()
+    found = environment.find(f"\0{client.JOB_VARIABLE}=.".encode())
+    if found >= 0:
+        ctypes.memmove(start + found + len(client.JOB_VARIABLE) + 1, text, len(text))
+
+
+def _watch(link: socket.socket, rank: int, wake: int) -> int | None:
+    """Pass signals on until the rank has ended; returns how, or None if the client went first."""
+    while True:
+        ready, _, _ = select.select([link.fileno(), wake], [], [])
+        if wake in ready:
+            os.read(wake, 4096)
+            pid, status = os.waitpid(rank, os.WNOHANG)
+            if pid:
+                return status
+        if link.fileno() in ready:
+            try:
+                signals = link.recv(64)
+            except OSError:
+                signals = b""
+            if not signals:
+                os.kill(rank, signal.SIGKILL)
+                os.waitpid(rank, 0)
+                return None
+            for number in signals:
+                os.kill(rank, number)
+
+
+def _shown_end(request: Mapping[str, Any], status: int) -> int:
+    """Return how the client shall end."""
+    try:
+        order = JobSpec.load(Path(request["directory"], request["arguments"][0]))
+        return shown_end(order, request["environment"], status)
+    except (RasdaError, OSError, ValueError, KeyError, TypeError, IndexError):  # then it could not be a rank
+        return status
+
+
+def _reap() -> None:
+    """End what the rank has left: its helpers, and theirs as they come home."""
+    end = time.monotonic() + REAP_S
+    while time.monotonic() < end:
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return
+        for child in children():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        time.sleep(0.005)
+
+
+def _be_rank(request: Mapping[str, Any], descriptors: list[int]) -> NoReturn:
+    """Be what the client would have been by a plain start."""
+    environment = request["environment"]
+    _take_descriptors(environment, descriptors)
+    for number in (*client.SIGNALS, signal.SIGCHLD):
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    os.setsid()
+    os.chdir(request["directory"])
+    os.umask(request["umask"])
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(0, request["cpus"])
+    for kind, limits in request["limits"].items():
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(int(kind), tuple(limits))
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, request["priority"])
+    os.environ.clear()
+    os.environ.update(environment)
+    for name, descriptor, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+        setattr(sys, name, open(descriptor, mode, buffering=1, closefd=False))  # noqa: SIM115 - for life
+    atexit._clear()
+    sys.argv = [runtime_main.__file__, *request["arguments"]]
+    sys.path[0] = str(Path.cwd())
+    sys.modules["__main__"] = runtime_main  # what `spawn` of multiprocessing looks at
+    importlib.invalidate_caches()
+    try:
+        runtime_main.main(request["arguments"])
+    except BaseException:
+        traceback.print_exc()  # before it could write a report
+        raise
+
+
+def _take_descriptors(environment: Mapping[str, str], descriptors: list[int]) -> None:
+    wanted = list(STANDARD)
+    if len(descriptors) > len(STANDARD):
+        wanted.append(int(environment["PMI_FD"]))
+    spare = [os.dup2(d, SPARE_FD + i, inheritable=False) for i, d in enumerate(descriptors)]
+    for descriptor in descriptors:
+        os.close(descriptor)
+    for number, descriptor in zip(wanted, spare, strict=True):
+        os.dup2(descriptor, number)
+        os.close(descriptor)

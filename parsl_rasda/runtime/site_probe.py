@@ -1,0 +1,81 @@
+"""A training function that trains nothing: it looks at the machine, for `parsl-rasda doctor`.
+
+Each rank writes what it sees into the attempt's folder; rank 0 reports the bandwidth of an
+all-reduce as the metric ``gb_s``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+from parsl_rasda.runtime.process.attempt import FORKED
+from parsl_rasda.types import DEVICE_MASKS
+
+if TYPE_CHECKING:
+    from parsl_rasda.runtime.trial import Trial
+
+_MIB = 1 << 20
+_BYTES = {"cpu": 8 * _MIB, "cuda": 256 * _MIB, "xpu": 256 * _MIB}
+_ROUNDS = 5
+
+
+def examine(trial: Trial) -> None:
+    """Write down what this rank sees, and measure how fast the ranks add gradients."""
+    is_real = bool(trial.inputs.get("torch"))
+    for _ in trial.epochs():
+        seen: dict[str, Any] = {
+            "job": trial.directory.parent.parent.name,
+            "node": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
+            "python": ".".join(platform.python_version_tuple()[:2]),
+            "forked": FORKED in os.environ,
+            "mask": {name: os.environ[name] for name in DEVICE_MASKS.values() if name in os.environ},
+        }
+        gb_s = 0.0
+        if is_real:
+            trial.mean([0.0])  # the ranks have met
+            seen |= {"clock": time.time(), **_versions(trial)}
+            gb_s = _all_reduce_gb_s(trial)
+        (trial.directory / f"rank-{trial.rank}.json").write_text(json.dumps(seen))
+        trial.report(gb_s=gb_s)
+
+
+def _versions(trial: Trial) -> dict[str, Any]:
+    import torch
+
+    device = trial.device
+    found: dict[str, Any] = {"torch": torch.__version__, "device": "cpu", "cuda": None, "nccl": None}
+    if device.type == "cuda":
+        found["device"] = torch.cuda.get_device_name(device)
+        found["cuda"] = torch.version.hip or torch.version.cuda
+        found["nccl"] = ".".join(str(n) for n in torch.cuda.nccl.version())  # type: ignore[no-untyped-call]  # torch
+    elif device.type == "xpu":
+        found["device"] = torch.xpu.get_device_name(device)
+    return found
+
+
+def _all_reduce_gb_s(trial: Trial) -> float:
+    """Return the bus bandwidth of an all-reduce [GB/s]: what the slowest link carries; 0 for one rank.
+
+    Source: the definition of NVIDIA's nccl-tests, ``busbw = bytes / time * 2 (n - 1) / n``.
+    """
+    import torch
+    import torch.distributed as dist
+
+    if trial.world_size == 1:
+        return 0.0
+    size = _BYTES[trial.device.type]
+    tensor = torch.ones(size // 4, dtype=torch.float32, device=trial.device)
+    dist.all_reduce(tensor)
+    trial.mean([0.0])  # also waits for the device
+    began = time.monotonic()
+    for _ in range(_ROUNDS):
+        dist.all_reduce(tensor)
+    trial.mean([float(tensor[0] > 0)])
+    seconds = (time.monotonic() - began) / _ROUNDS
+    ranks = trial.world_size
+    return size / seconds * 2 * (ranks - 1) / ranks / 1e9

@@ -1,0 +1,183 @@
+"""What every variant of successive halving keeps of its trials, apart from the rule itself.
+
+`RungScheduler` admits trials, watches them between rungs, ends them, and answers for those that
+have ended. What happens *at* a rung is the one method that a variant adds.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+from parsl_rasda.scheduling.base import Action, Decision
+from parsl_rasda.scheduling.rungs import Rungs
+from parsl_rasda.types import Mode, TrialId
+
+
+@dataclass(slots=True, eq=False)
+class Contender:
+    """One trial as the scheduler sees it.
+
+    Attributes:
+        age: Order of admission; the older trial wins a tie.
+        rung: Rung that its present (or last) stretch ends at.
+        epoch: Epochs done at its last report.
+        cost: Its last metric, the sign turned so that lower is better; infinite if not finite.
+        last: The latest decision about it.
+    """
+
+    trial: TrialId
+    age: int
+    rung: int = 0
+    epoch: int = 0
+    cost: float = math.inf
+    last: Decision = field(init=False)
+
+    @property
+    def key(self) -> tuple[float, int]:
+        """Rank among others: the better metric first, the older trial on a tie."""
+        return (self.cost, self.age)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was stopped, for whatever reason."""
+        return self.last.action is Action.STOP
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether it waits at a rung."""
+        return self.last.action is Action.PAUSE
+
+
+class RungScheduler(ABC):
+    """Successive halving without its rule; see `base.Scheduler` for what the methods promise."""
+
+    def __init__(self, rungs: Rungs, mode: Mode = Mode.MIN, metric: str = "metric") -> None:
+        self.rungs = rungs
+        self._sign = 1.0 if mode is Mode.MIN else -1.0
+        self._metric = metric
+        self._contenders: dict[TrialId, Contender] = {}
+
+    @property
+    def milestones(self) -> tuple[int, ...]:
+        """Epochs at which trials are judged, ascending; the last one is `max_t`."""
+        return self.rungs.milestones
+
+    def replicas(self, rung: int) -> int:
+        """Return the replicas on the stretch that ends at ``milestones[rung]``."""
+        return self.rungs.replicas(rung)
+
+    def add(self, trial: TrialId) -> Decision:
+        """Admit a trial; a known one gets its latest decision again."""
+        return self._known(trial).last
+
+    def report(self, trial: TrialId, epoch: int, metric: float) -> Decision:
+        """Return what becomes of the trial; a paused or ended one gets its decision again."""
+        contender = self._known(trial)
+        if contender.last.action is not Action.CONTINUE:
+            return contender.last
+        contender.epoch = epoch
+        finite = math.isfinite(metric)
+        contender.cost = self._sign * metric if finite else math.inf
+        reached = self.rungs.reached(epoch)
+        if reached < contender.rung:
+            if not finite:
+                decision = self._stop(contender, self._not_finite(metric))
+                self._withdraw(contender)
+                return decision
+            return self._decide(contender, Action.CONTINUE, self._ahead(contender))
+        return self._judge(contender, reached, metric)
+
+    def remove(self, trial: TrialId) -> None:
+        """Take out a trial that failed; one that has ended stays as it is."""
+        contender = self._known(trial)
+        if not contender.has_ended:
+            self._stop(contender, "the trial failed")
+            self._withdraw(contender)
+
+    def close(self) -> None:  # noqa: B027 - most variants wait for nobody
+        """Say that no further trial will be added."""
+
+    def resume_next(self) -> Decision | None:
+        """Return None: without pauses nothing resumes."""
+        return None
+
+    def dismiss(self) -> tuple[Decision, ...]:
+        """Return nothing: without pauses nobody waits."""
+        return ()
+
+    @abstractmethod
+    def _judge(self, contender: Contender, reached: int, metric: float) -> Decision:
+        """Apply the rule to a contender whose report has reached rung ``reached`` or above."""
+
+    def _withdraw(self, contender: Contender) -> None:  # noqa: B027 - only some rules count the absent
+        """Learn that a contender was stopped, unjudged, while it ran or was paused."""
+
+    def _admit(self, contender: Contender) -> None:  # noqa: B027 - only some rules count the present
+        """Learn of a new contender."""
+
+    def _known(self, trial: TrialId) -> Contender:
+        contender = self._contenders.get(trial)
+        if contender is None:
+            contender = Contender(trial, age=len(self._contenders))
+            self._contenders[trial] = contender
+            self._decide(contender, Action.CONTINUE, self._ahead(contender))
+            self._admit(contender)
+        return contender
+
+    def _advance(
+        self, contender: Contender, reason: str, compared: int = 0, threshold: float | None = None
+    ) -> Decision:
+        contender.rung += 1
+        return self._decide(contender, Action.CONTINUE, reason, compared, threshold)
+
+    def _pause(
+        self, contender: Contender, reason: str, compared: int = 0, threshold: float | None = None
+    ) -> Decision:
+        return self._decide(contender, Action.PAUSE, reason, compared, threshold)
+
+    def _stop(
+        self, contender: Contender, reason: str, compared: int = 0, threshold: float | None = None
+    ) -> Decision:
+        return self._decide(contender, Action.STOP, reason, compared, threshold)
+
+    def _complete(self, contender: Contender) -> Decision:
+        contender.rung = self.rungs.last
+        return self._decide(contender, Action.STOP, f"reached max_t {self.milestones[-1]}", completed=True)
+
+    def _decide(
+        self,
+        contender: Contender,
+        action: Action,
+        reason: str,
+        compared: int = 0,
+        threshold: float | None = None,
+        *,
+        completed: bool = False,
+    ) -> Decision:
+        rung = contender.rung
+        contender.last = Decision(
+            trial=contender.trial,
+            action=action,
+            until=self.milestones[rung] if action is Action.CONTINUE else contender.epoch,
+            replicas=self.rungs.replicas(rung),
+            rung=rung,
+            completed=completed,
+            reason=reason,
+            compared=compared,
+            threshold=threshold,
+        )
+        return contender.last
+
+    def _ahead(self, contender: Contender) -> str:
+        return f"next judged at epoch {self.milestones[contender.rung]}"
+
+    def _not_finite(self, metric: float) -> str:
+        return f"{self._metric} {metric} is not finite"
+
+    def _metric_of(self, cost: float) -> float | None:
+        return self._sign * cost if math.isfinite(cost) else None
+
+    def _text(self, cost: float) -> str:
+        return f"{self._metric} {self._sign * cost:.6g}"

@@ -1,0 +1,156 @@
+"""What a function does, as text that changes when that may change; nothing is imported or run.
+
+A function's code is its own definition and, followed by name, whatever it uses of its module and of
+the study's other modules. Comments, docstrings, layout and neighbours do not count, and neither do
+installed packages: they change with an environment, not with a study.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypeGuard
+
+from parsl_rasda.study_code.targets import TargetError, bindings, followed, parsed, source_file, statements
+
+_INSTALLED = {"site-packages", "dist-packages"}
+_EVERYTHING = "*"
+
+Place = tuple[str, str]  # a module and a name in it
+
+
+def code_of(target: str, paths: Sequence[Path]) -> str:
+    """Return the code behind ``package.module:function``.
+
+    Args:
+        target: The function.
+        paths: Folders of the study's own modules, before Python's own path.
+
+    Raises:
+        TargetError: If there is no such module.
+    """
+    module, _, name = target.partition(":")
+    reader = _Reader(tuple(path.resolve() for path in paths))
+    file = source_file(module, paths)
+    if file is None or not reader.is_own(module, file):
+        return file.read_text(errors="replace") if file else ""
+    return "\n".join(f"{place} {text}" for place, text in sorted(reader.closure((module, name)).items()))
+
+
+class _Reader:
+    """Follows names through the modules of a study."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+        self._trees: dict[str, ast.Module | None] = {}
+
+    def is_own(self, module: str, file: Path) -> bool:
+        """Whether a module is one of the study's, and not installed."""
+        resolved = file.resolve()
+        return (
+            module.partition(".")[0] != "parsl_rasda"
+            and _INSTALLED.isdisjoint(resolved.parts)
+            and any(resolved.is_relative_to(path) for path in self._paths)
+        )
+
+    def closure(self, start: Place) -> dict[Place, str]:
+        """Return the code of a place and of all that it uses."""
+        found: dict[Place, str] = {}
+        waiting = [start]
+        while waiting:
+            place = waiting.pop()
+            if place in found:
+                continue
+            nodes = self._nodes(place)
+            found[place] = "\n".join(ast.dump(_bare(node)) for node in nodes)
+            waiting += [used for node in nodes for used in self._used(place[0], node)]
+            if nodes:  # what a module does when it is imported, and the packages that it lies in
+                parts = place[0].split(".")
+                above = [(".".join(parts[:depth]), "") for depth in range(1, len(parts))]
+                waiting += above if place[1] == _EVERYTHING else [*above, (place[0], "")]
+        return found
+
+    def _nodes(self, place: Place) -> Sequence[ast.AST]:
+        module, name = place
+        tree = self._tree(module)
+        if tree is None:
+            return []
+        if name == _EVERYTHING:
+            return list(tree.body)
+        if not name:
+            return [part for statement in statements(tree.body) for part in _done_at_import(statement)]
+        found = [_only(statement, name) for statement in bindings(tree, name)]
+        return found or [_named(s, name) for s in statements(tree.body) if _takes_all(s)]
+
+    def _tree(self, module: str) -> ast.Module | None:
+        """Return a module of the study, None if it is none of its own."""
+        if module not in self._trees:
+            self._trees[module] = None
+            try:
+                file = source_file(module, self._paths)
+                if file is not None and self.is_own(module, file):
+                    self._trees[module] = parsed(module, file)
+            except TargetError:
+                pass  # not there: whoever runs it will say so
+        return self._trees[module]
+
+    def _used(self, module: str, node: ast.AST) -> Iterator[Place]:
+        """Yield what a statement refers to: names of its module, and what it imports itself."""
+        for part in ast.walk(node):
+            match part:
+                case ast.Name(id=name):
+                    yield module, name
+                case ast.Import(names=aliases):
+                    yield from ((alias.name, _EVERYTHING) for alias in aliases)
+                case ast.ImportFrom(names=aliases):
+                    for alias in aliases:
+                        origin, name = followed(part, alias.asname or alias.name, module, self._paths)
+                        yield origin, name
+                        yield f"{origin}.{name}", _EVERYTHING  # if it is a module
+                case _:
+                    pass
+
+
+def _done_at_import(statement: ast.stmt) -> list[ast.AST]:
+    """Return what a statement of a module does beside binding names, and what it decides on."""
+    match statement:
+        case ast.Expr(value=ast.Constant()):
+            return []  # a docstring
+        case ast.Expr() | ast.AugAssign() | ast.Delete():
+            return [statement]
+        case ast.If(test=test) | ast.While(test=test):
+            return [test]
+        case ast.For(target=target, iter=values):
+            return [target, values]
+        case ast.With(items=items):
+            return list(items)
+        case _:
+            return []
+
+
+def _takes_all(statement: ast.stmt) -> TypeGuard[ast.ImportFrom]:
+    return isinstance(statement, ast.ImportFrom) and [a.name for a in statement.names] == [_EVERYTHING]
+
+
+def _named(statement: ast.ImportFrom, name: str) -> ast.ImportFrom:
+    """Return an ``import *`` as the import of one name, which it may bind."""
+    return ast.ImportFrom(module=statement.module, names=[ast.alias(name)], level=statement.level)
+
+
+def _only(statement: ast.stmt, name: str) -> ast.stmt:
+    """Return an import of several names as one of this name alone."""
+    if not isinstance(statement, ast.ImportFrom):
+        return statement
+    names = [alias for alias in statement.names if name == (alias.asname or alias.name)]
+    return ast.ImportFrom(module=statement.module, names=names, level=statement.level)
+
+
+def _bare(node: ast.AST) -> ast.AST:
+    """Return a statement without its docstrings."""
+    for part in ast.walk(node):
+        if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            first = part.body[0]
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and len(part.body) > 1:
+                part.body = part.body[1:]
+    return node

@@ -1,0 +1,156 @@
+"""Runs a study in a directory, for the first time or again; refuses what does not fit the directory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from parsl_rasda.agent.node_probe import counted_here
+from parsl_rasda.errors import InvalidFileError, Mistake, RunDirectoryError
+from parsl_rasda.orchestration.admission import check_fit, check_pilots, check_searchers, tune_problems
+from parsl_rasda.orchestration.progress import View
+from parsl_rasda.orchestration.replay import load_run, save_run, search_path_of
+from parsl_rasda.orchestration.run_directory import RunDirectory, replace_file
+from parsl_rasda.study import SiteSpec, StudySpec, dump_study, load_study
+from parsl_rasda.study.spec import listing, shown
+from parsl_rasda.types import JSON, SiteName
+from parsl_rasda.workflow.dag import check_sites
+from parsl_rasda.workflow.run import RunResult, Session
+from parsl_rasda.workflow.site_pool import check_folder
+
+
+def run_study(
+    study: StudySpec, sites: Sequence[SiteSpec], directory: Path, *, search_path: Sequence[Path], view: View
+) -> RunResult:
+    """Run a study in a new directory, or again in one that it was run in before.
+
+    There, whatever still stands is not repeated. Code and arguments may have changed: what depends on
+    them runs again, searches included; the settings of a search may not.
+
+    Args:
+        study: What to run.
+        sites: Where.
+        directory: Its run directory; created.
+        search_path: Folders where the study's functions are, before Python's own path.
+        view: Who watches.
+
+    Raises:
+        RunDirectoryError: If the directory holds a search of another study, or is being run.
+        StageFailedError: If a stage other than a search fails; what came before stands, `resume`
+            goes on from there.
+        SiteUnavailableError: If no site can run a stage.
+        InvalidSettingError: If a stage names a site that is not there, two sites are one pilot, or a
+            searcher refuses its options.
+        PlacementImpossibleError: If a trial could never have the GPUs it needs.
+    """
+    run = RunDirectory(directory.resolve())
+    check_folder(run.path)
+    refuse_other_search(run, study)
+    _admit(study, sites)
+    with run.controlled():
+        save_run(run, study, sites, search_path)
+        paths = search_path_of(run)
+        return Session(study, tuple(sites), run, paths, view, may_restart=True).run()
+
+
+def resume_study(directory: Path, overrides: Sequence[str], *, view: View) -> RunResult:
+    """Take a run up where it ended, after any death.
+
+    Args:
+        directory: Its run directory.
+        overrides: ``key=value``; only the number of trials may change.
+        view: Who watches.
+
+    Raises:
+        RunDirectoryError: If the directory is not one of a run, or is being run.
+        InvalidFileError: If an override changes more than the number of trials, or makes it smaller.
+        InvalidSettingError: If a searcher cannot have so many.
+        PlacementImpossibleError: If a trial could never have the GPUs it needs.
+    """
+    run = RunDirectory(directory.resolve())
+    study, sites = load_run(run)
+    wanted = study
+    if overrides:
+        wanted = load_study(run.study_file, overrides, check_targets=False, check_tune=tune_problems)
+    check_amendment(study, wanted)
+    _admit(wanted, sites)
+    paths = search_path_of(run)
+    with run.controlled():
+        if wanted != study:
+            replace_file(run.study_file, dump_study(wanted))
+        return Session(wanted, sites, run, paths, view).run()
+
+
+def _admit(study: StudySpec, sites: Sequence[SiteSpec]) -> None:
+    """Refuse what could never end well before a stage runs or a pilot is asked for."""
+    check_searchers(study)
+    check_pilots(sites)
+    check_sites(study, [SiteName(site.name) for site in sites])
+    check_fit(study, sites, counted_here(sites))
+
+
+def refuse_other_search(run: RunDirectory, study: StudySpec, *, may_grow: bool = False) -> None:
+    """Refuse a directory in which the search of another study has begun.
+
+    Args:
+        run: The directory.
+        study: What is to be run there.
+        may_grow: Of a search in a program: more trials are the same study, other inputs are not.
+
+    Raises:
+        RunDirectoryError: If it is not the same.
+    """
+    if run.study_file.exists() and not run.origin.exists():
+        advice = "Choose another directory (--dir); a run would write over it."
+        raise RunDirectoryError(str(run.path), "holds a study.yaml that is not of a run", advice)
+    if not (any(run.path.glob("journal.jsonl")) or any(run.path.glob("*/journal.jsonl"))):
+        return
+    differs = [
+        ".".join(loc)
+        for loc, old, new in _changes(*_documents(load_run(run)[0], study))
+        if not (_is_more_trials(loc, old, new) if may_grow else _is_free(loc, study))
+    ]
+    if differs:
+        found = f"holds the search of another study, which differs in {listing(differs)}"
+        advice = f"Go on with it by `parsl-rasda resume {run.path}`, or choose another directory (--dir)."
+        raise RunDirectoryError(str(run.path), found, advice)
+
+
+def _is_free(loc: Sequence[str], study: StudySpec) -> bool:
+    """Whether a setting may change in a run: what other stages do, and inputs, are known by their results."""
+    return loc[:1] == ("stages",) and not (loc[1] in study.tune_stages and loc[2:3] in {(), ("tune",)})
+
+
+def _is_more_trials(loc: Sequence[str], old: Any, new: Any) -> bool:
+    return loc[2:] == ("tune", "num_samples") and new >= old
+
+
+def check_amendment(study: StudySpec, wanted: StudySpec) -> None:
+    """Refuse every change but a larger number of trials: what was decided must stay decided."""
+    mistakes = []
+    for loc, old, new in _changes(*_documents(study, wanted)):
+        key = ".".join(loc[2:] if len(study.tune_stages) == 1 and loc[2:3] == ("tune",) else loc)
+        if loc[2:] != ("tune", "num_samples"):
+            allowed = f"{shown(old)}, as the run has it: only tune.num_samples may change"
+            mistakes.append(Mistake("--set", 0, key, shown(new), allowed))
+        elif new < old:
+            mistakes.append(Mistake("--set", 0, key, shown(new), f"at least {old}, the number the run has"))
+    if mistakes:
+        raise InvalidFileError(mistakes)
+
+
+def _documents(before: StudySpec, after: StudySpec) -> tuple[JSON, JSON]:
+    one, other = (study.model_dump(mode="json", by_alias=True) for study in (before, after))
+    return one, other
+
+
+def _changes(
+    before: JSON, after: JSON, loc: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+    """Yield (place, value, other value) wherever two documents differ."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in {**before, **after}:
+            yield from _changes(before.get(key), after.get(key), (*loc, key))
+    elif before != after and repr(before) != repr(after):  # what is not a number does not equal itself
+        yield loc, before, after

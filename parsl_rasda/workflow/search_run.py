@@ -1,0 +1,142 @@
+"""One `tune` stage of a run: its machine, journal, searcher and driver put together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from parsl_rasda.backends.multi_site import MultiSiteBackend
+from parsl_rasda.orchestration.backend import Backend
+from parsl_rasda.orchestration.data_locality import paths_in
+from parsl_rasda.orchestration.driver import Driver
+from parsl_rasda.orchestration.job_specs import JobSpecBuilder, SiteFacts
+from parsl_rasda.orchestration.journal import Journal
+from parsl_rasda.orchestration.progress import View
+from parsl_rasda.orchestration.replay import History, rebuild
+from parsl_rasda.orchestration.run_directory import RunDirectory
+from parsl_rasda.orchestration.summary import best, cause
+from parsl_rasda.study import SiteSpec, StudySpec, TuneSpec
+from parsl_rasda.types import JSON, SiteName, StudyState
+from parsl_rasda.workflow.dag import of_site
+
+_MOST_PATHS = 100  # of the inputs, that a site is asked for before each job
+
+
+@dataclass(slots=True)
+class Search:
+    """Runs a search to its end, from wherever its journal says it stands.
+
+    Attributes:
+        directory: Where its journal and its trials are.
+        claimed: The directory of the whole run, which this controller has claimed.
+    """
+
+    study: StudySpec
+    name: str
+    tune: TuneSpec
+    sites: Mapping[SiteName, SiteSpec]
+    runner: Backend
+    directory: RunDirectory
+    claimed: RunDirectory
+    inputs: Mapping[str, JSON]
+    known: Sequence[Mapping[str, JSON]] = ()
+    state: StudyState = StudyState.RUNNING
+    cause: str = ""
+    _history: History | None = None
+    _driver: Driver | None = None
+    _is_leaving: bool = False
+
+    def run(self, view: View) -> Any:
+        """Return the best trial as the next stage receives it; None if `state` is not DONE after it."""
+        self.directory.path.mkdir(parents=True, exist_ok=True)
+        history = rebuild(self.directory, self.study.name, self.tune, seed=self.study.seed, known=self.known)
+        self._history = history
+        machine = history.machine
+        if machine.state is not StudyState.DONE or machine.lacks(self.tune.num_samples):
+            self._drive(history, view)
+        self.state = history.machine.state
+        self.cause = cause(history.machine, history.accounts)
+        return best(history.machine) if self.state is StudyState.DONE else None
+
+    @property
+    def is_reused(self) -> bool:
+        """Whether it had ended well before, so that nothing was run."""
+        return self._driver is None
+
+    def interrupt(self) -> None:
+        """Let running trials save and leave."""
+        self._is_leaving = True
+        if self._driver is not None:
+            self._driver.interrupt()
+
+    def abandon(self) -> None:
+        """Leave at once."""
+        if self._driver is not None:
+            self._driver.abandon()
+
+    def summary(self) -> dict[str, Any]:
+        """Return the JSON document of the search as it stands."""
+        return self._history.summary() if self._history else {}
+
+    def _drive(self, history: History, view: View) -> None:
+        orders = self._orders()
+        live = [(t.job, t.epoch) for t in history.machine.jobs.values() if t.job is not None]
+        there = [(j.id, j.placement.site, epoch) for j, epoch in live if j.placement.site in self.sites]
+        alone = len(self.study.tune_stages) == 1
+        evidence = list(orders.evidence(there, time.time()))
+        if isinstance(self.runner, MultiSiteBackend):
+            number = self.directory.searches_before
+            self.runner.begin_search(("" if alone else f"-{self.name}") + (f"-{number}" if number else ""))
+            evidence += self.runner.recover(there)
+        watcher = view.search(self.name, history.machine, history.accounts, alone=alone)
+        observers = [history.accounts, watcher]
+        with Journal(self.directory.journal, self.study.name) as journal:
+            self._driver = Driver(
+                history.machine,
+                journal,
+                self.runner,
+                history.searcher,
+                orders,
+                time.time,
+                observers,
+                on_beat=self.claimed.beat,
+                on_write=self.claimed.verify,
+            )
+            if self._is_leaving:  # it was told before there was a driver to tell
+                self._driver.interrupt()
+            pilots = {name: site.pilots for name, site in self.sites.items()}
+            self._driver.run(self.tune.num_samples, pilots, evidence)
+
+    def _orders(self) -> JobSpecBuilder:
+        facts = {}
+        for name, site in self.sites.items():
+            inputs, work_dir = self._inputs_at(name), Path(site.work_dir) if site.work_dir else None
+            facts[name] = SiteFacts(site.accelerator, work_dir, inputs, self._paths_at(inputs))
+        return JobSpecBuilder(
+            self.study.name, self.study.seed, self.tune, self.directory, facts, dict(self.inputs)
+        )
+
+    def _paths_at(self, here: Mapping[str, JSON]) -> tuple[tuple[str, str], ...]:
+        """Return the paths among the inputs of a site that it should have: its own, and what stages made.
+
+        Only an input that is a path, or a list of paths, is one for certain: a text with a slash in a mapping
+        may be the name of a group in an HDF5 file.
+        """
+        needed = {name: self.inputs[name] for name in self.study.stages[self.name].needs}
+        texts = (
+            (name, text)
+            for name, value in {**needed, **here}.items()
+            for text in (value if isinstance(value, list) else [value])
+            if isinstance(text, str)
+        )
+        found = ((name, path) for name, text in texts for path in paths_in(text))
+        return tuple(islice(found, _MOST_PATHS))
+
+    def _inputs_at(self, site: SiteName) -> dict[str, JSON]:
+        """Return the inputs that differ by site: those that are a mapping with the name of every site."""
+        here = {name: of_site(value, site, self.sites) for name, value in self.inputs.items()}
+        return {name: value for name, value in here.items() if value is not self.inputs[name]}

@@ -1,0 +1,60 @@
+"""The runner inside a Parsl program that has its own executors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from backend_tools import local_site
+
+from parsl_rasda.backends.parsl.backend import ParslBackend
+from parsl_rasda.backends.parsl.pilot_source import AttachedPilots
+from parsl_rasda.errors import SiteUnavailableError
+from parsl_rasda.orchestration.backend import Backend
+from parsl_rasda.testing.backends import BackendContract
+
+pytestmark = [pytest.mark.parsl, pytest.mark.mpi]
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    from parsl.config import Config
+    from parsl.dataflow.dflow import DataFlowKernel
+    from parsl.executors.threads import ThreadPoolExecutor
+
+    threads = ThreadPoolExecutor(label="gpu", max_threads=4)
+    run_dir = str(tmp_path_factory.mktemp("parsl"))
+    kernel = DataFlowKernel(Config([threads], run_dir=run_dir, initialize_logging=False, strategy="none"))
+    yield kernel
+    kernel.cleanup()
+
+
+class TestAttached(BackendContract):
+    @pytest.fixture(autouse=True)
+    def _kernel(self, kernel: Any) -> None:
+        self.kernel = kernel
+
+    def build(self, directory: Path) -> Backend:
+        return ParslBackend.attached(self.kernel, "gpu", local_site(), directory)
+
+    def test_the_program_keeps_its_kernel(self, tmp_path: Path) -> None:
+        with self.stage(tmp_path):
+            pass
+        assert self.kernel.submit(pow, [3, 2], ["gpu"], False, None, {}).result(10) == 9
+
+
+def test_once_the_program_has_ended_parsl_a_task_is_refused_by_its_future(tmp_path: Path) -> None:
+    from parsl.config import Config
+    from parsl.dataflow.dflow import DataFlowKernel
+    from parsl.executors.threads import ThreadPoolExecutor
+
+    threads = ThreadPoolExecutor(label="gpu", max_threads=1)
+    kernel = DataFlowKernel(Config([threads], run_dir=str(tmp_path), initialize_logging=False))
+    pilots = AttachedPilots(kernel, "gpu")
+    lane = pilots.begin()
+    assert pilots.submit(lane, pow, 3, 2).result(10) == 9
+    kernel.cleanup()
+    with pytest.raises(SiteUnavailableError, match="the program has ended Parsl"):
+        pilots.submit(lane, pow, 3, 2).result(10)

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+import os
+import platform
+import stat
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from parsl_rasda.agent.node_probe import (
+    BEGAN_VARIABLE,
+    counted_here,
+    describe_allocation,
+    end_of_allocation,
+    gpu_count,
+    node_names,
+)
+from parsl_rasda.study import ParslSiteSpec
+
+
+def test_pbs_lists_a_node_once_per_core_and_we_once() -> None:
+    def listing(path: Path) -> str:
+        path.write_text("n2\nn2\nn1\nn1\n")
+        return str(path)
+
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = listing(Path(folder) / "nodes")
+        assert node_names({"PBS_NODEFILE": path}) == ("n2", "n1")
+        assert node_names({"LSB_DJOB_HOSTFILE": path}) == ("n2", "n1")
+
+
+def test_slurm_is_asked_to_spell_its_list_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames n[1-2]" ] && printf "n1\\nn2\\n"\n')
+    scontrol.chmod(scontrol.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert node_names({"SLURM_JOB_NODELIST": "n[1-2]"}) == ("n1", "n2")
+
+
+@pytest.fixture
+def batch_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a Slurm and a PBS on the PATH that know one job each."""
+    job = {"stime": "Wed Nov 25 09:00:00 2026", "Resource_List": {"walltime": "00:20:00"}}
+    pbs = json.dumps({"Jobs": {"8.server": job}})
+    for name, words, answer in (
+        ("scontrol", "--oneliner show job 7", "JobId=7 JobState=RUNNING EndTime=2026-11-25T10:00:00"),
+        ("qstat", "-f -F json 8.server", pbs),
+    ):
+        command = tmp_path / name
+        command.write_text(f'#!/bin/sh\n[ "$*" = "{words}" ] && echo \'{answer}\'\n')
+        command.chmod(command.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+
+
+def at(hour: int, minute: int) -> float:
+    return time.mktime((2026, 11, 25, hour, minute, 0, 0, 0, -1))
+
+
+@pytest.mark.usefixtures("batch_systems")
+@pytest.mark.parametrize(
+    ("environment", "end"),
+    [
+        ({"SLURM_JOB_ID": "7"}, at(10, 0)),
+        ({"SLURM_JOB_ID": "7", "SLURM_JOB_END_TIME": "1500"}, 1500.0),
+        ({"SLURM_JOB_ID": "6"}, None),
+        ({"PBS_JOBID": "8.server"}, at(9, 20)),
+        ({"PBS_JOBID": "9.server"}, None),
+        ({}, None),
+    ],
+)
+def test_an_allocations_end_is_what_the_batch_system_says(
+    environment: dict[str, str], end: float | None
+) -> None:
+    assert end_of_allocation(environment) == end
+
+
+def test_a_pilots_age_counts_from_its_job_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(BEGAN_VARIABLE, str(int(time.time()) - 300))
+    assert 300 <= describe_allocation("none")["age_s"] < 360
+    monkeypatch.delenv(BEGAN_VARIABLE)
+    assert describe_allocation("none")["age_s"] == 0.0
+
+
+def test_without_a_batch_system_it_is_this_machine() -> None:
+    assert node_names({}) == (platform.node(),)
+
+
+def test_cores_that_this_process_may_use_are_slots_where_there_is_no_accelerator() -> None:
+    mine = os.sched_getaffinity(0)
+    assert gpu_count("cpu") == gpu_count("none") == len(mine)
+    try:
+        os.sched_setaffinity(0, {min(mine)})
+        assert gpu_count("cpu") == 1
+    finally:
+        os.sched_setaffinity(0, mine)
+
+
+@pytest.mark.parametrize(
+    ("mask", "count"),
+    [
+        (None, 4),
+        ("2,3", 2),
+        ("3", 1),
+        ("", 0),
+        ("0,1,2,3,4,5", 4),
+        ("GPU-a,GPU-b", 2),
+        ("MIG-a,MIG-b,MIG-c", 3),
+    ],
+)
+def test_gpus_that_a_mask_hides_do_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mask: str | None, count: int
+) -> None:
+    listing = tmp_path / "nvidia-smi"
+    listing.write_text('#!/bin/sh\nfor i in 0 1 2 3; do echo "GPU $i: NVIDIA H100 (UUID: GPU-$i)"; done\n')
+    listing.chmod(listing.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if mask is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", mask)
+    assert gpu_count("cuda") == count
+
+
+def test_gpus_that_only_slurm_knows_of_are_those_of_its_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr("parsl_rasda.agent.node_probe._devices", lambda pattern: [])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,7")
+    assert gpu_count("cuda") == 0, "a mask alone makes no GPU"
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "2")
+    assert gpu_count("cuda") == 2
+
+
+def test_only_this_machine_is_counted_here() -> None:
+    sites = [
+        ParslSiteSpec.model_validate({"name": kind, "provider": {"type": kind}, "accelerator": "cpu"})
+        for kind in ("LocalProvider", "SlurmProvider")
+    ]
+    assert counted_here(sites) == {"LocalProvider": gpu_count("cpu")}
+
+
+def test_an_allocation_describes_itself_as_plain_json() -> None:
+    found = describe_allocation("none")
+    assert found["python"] == f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert found["executable"] == sys.executable
+    assert set(found["versions"]) == {"parsl_rasda", "parsl", "torch"}

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+import pytest
+
+from parsl_rasda.backends.allocation import Allocation, read_allocation, walltime_s
+from parsl_rasda.launch.base import LaunchSettings
+from parsl_rasda.launch.srun import SrunLauncher
+from parsl_rasda.protocol import JobSpec
+from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.types import NodeName, NodeSlots, PilotId, Placement, SiteName, TrialId
+
+FOUND: dict[str, Any] = {
+    "nodes": ["n1", "n2"],
+    "gpus": 4,
+    "executable": "/site/python",
+    "rank_client": "/site/client.py",
+    "python": "3.11",
+    "versions": {"parsl_rasda": version("parsl_rasda")},
+    "deadline": None,
+    "age_s": 0.0,
+}
+ORDER = JobSpec(
+    study="s",
+    trial=TrialId("t0"),
+    attempt=1,
+    config={},
+    directory="/run/t0",
+    seed=1,
+    metric="loss",
+    mode="min",
+    epoch=0,
+    until=2,
+    max_epochs=8,
+    schedule=((0, 1),),
+    world_size=1,
+    python="module:function",
+)
+
+
+def site(**fields: Any) -> ParslSiteSpec:
+    declared = {"name": "s", "provider": {"type": "SlurmProvider"}, "nodes": 2, "accelerator": "cuda"}
+    return ParslSiteSpec.model_validate(declared | fields)
+
+
+def read(
+    spec: ParslSiteSpec, *, is_local: bool = False, walltime: str | None = None, **found: Any
+) -> Allocation | str:
+    return read_allocation(spec, FOUND | found, now=1000.0, is_local=is_local, walltime=walltime)
+
+
+def test_the_pilot_counts_the_gpus_where_the_site_file_does_not() -> None:
+    slots = (0, 1, 2, 3)
+    assert read(site()) == Allocation(
+        (NodeSlots(NodeName("n1"), slots), NodeSlots(NodeName("n2"), slots)),
+        None,
+        "/site/python",
+        "/site/client.py",
+    )
+
+
+def test_the_site_files_number_wins() -> None:
+    found = read(site(gpus_per_node=2, python="/mine"))
+    assert isinstance(found, Allocation)
+    assert (found.gpus_per_node, found.python) == (2, "/mine")
+
+
+def test_fewer_gpus_than_declared_are_used_as_they_are_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    found = read(site(gpus_per_node=8))
+    assert isinstance(found, Allocation)
+    assert found.gpus_per_node == 4
+    assert found.warning == "used with 4 GPUs on n1 of the 8 declared"
+    assert found.warning in caplog.text
+
+
+def test_tiles_of_intels_cards_are_as_many_as_declared(caplog: pytest.LogCaptureFixture) -> None:
+    found = read(site(gpus_per_node=12, accelerator="xpu"), gpus=6)
+    assert isinstance(found, Allocation)
+    assert found.gpus_per_node == 12, "Aurora: six cards of two tiles"
+    assert not caplog.text
+
+
+def test_nodes_of_one_machine_get_names_of_their_own() -> None:
+    found = read(site(gpus_per_node=2, accelerator="none"), is_local=True, nodes=["laptop"])
+    assert isinstance(found, Allocation)
+    assert [node.node for node in found.nodes] == ["node0", "node1"]
+    assert found.is_one_machine
+
+
+def test_one_machine_does_not_offer_its_gpus_once_for_each_node() -> None:
+    assert read(site(), is_local=True, nodes=["laptop"]) == (
+        "laptop is one machine, whose GPUs would count once for each node; set nodes: 1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("declared", "used"), [(1, ["n1"]), (2, ["n1", "n2"]), (3, ["n1", "n2", "n3"]), (4, ["n1", "n2", "n3"])]
+)
+def test_inside_an_allocation_nodes_keep_the_names_that_were_found(declared: int, used: list[str]) -> None:
+    spec = site(provider={"type": "LocalProvider"}, nodes=declared, gpus_per_node=2)
+    found = read(spec, is_local=True, nodes=["n1", "n2", "n3"])
+    assert isinstance(found, Allocation)
+    assert [node.node for node in found.nodes] == used
+    assert found.warning == ("used with 3 nodes of the 4 declared" if declared == 4 else "")
+    assert found.is_one_machine == (declared == 1)
+
+
+def test_a_pilot_without_gpus_is_refused_in_words() -> None:
+    assert read(site(), gpus=0) == "no cuda device was found on n1; set gpus_per_node or accelerator"
+
+
+def test_a_pilot_with_another_version_is_refused_in_words() -> None:
+    assert "parsl_rasda is 0.0.1 on the pilot" in str(read(site(), versions={"parsl_rasda": "0.0.1"}))
+
+
+def test_the_batch_systems_end_wins_over_the_walltime() -> None:
+    assert deadline_of(walltime="01:00:00") == 4600.0
+    assert deadline_of(walltime="01:00:00", deadline=4000.0) == 4000.0
+    assert deadline_of() is None
+
+
+def deadline_of(**fields: Any) -> float | None:
+    found = read(site(), **fields)
+    assert isinstance(found, Allocation)
+    return found.deadline
+
+
+def test_a_walltime_counts_from_the_job_script_not_from_the_first_task() -> None:
+    assert deadline_of(walltime="01:00:00", age_s=90.0) == 4510.0
+
+
+def test_an_allocation_whose_deadline_is_here_is_over() -> None:
+    found = read(site(), deadline=2000.0)
+    assert isinstance(found, Allocation)
+    assert [found.is_over(now) for now in (1900.0, 1990.0, 2100.0)] == [False, True, True]
+    without = read(site())
+    assert isinstance(without, Allocation)
+    assert not without.is_over(1e12)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("00:30:00", 1800), ("1-02:00:00", 93600), ("10:00", 600), ("90", 90)]
+)
+def test_walltimes_are_read_as_parsl_writes_them(text: str, seconds: float) -> None:
+    assert walltime_s(text) == seconds
+
+
+PLAIN = ("/site/python", "-m", "parsl_rasda.runtime", "/run/t0/order.json")
+FORKED = ("/site/python", "-S", "-E", "-s", "/site/client.py", "/run/t0/order.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "warm_start", "program"),
+    [
+        ({}, True, FORKED),
+        ({}, False, PLAIN),
+        ({"accelerator": "none"}, True, PLAIN),
+        ({"python": None, "command": ("train",)}, True, PLAIN),
+    ],
+)
+def test_only_ranks_that_need_torch_are_forked(changes, warm_start, program) -> None:
+    allocation = read(site())
+    assert isinstance(allocation, Allocation)
+    assert allocation.rank_program(replace(ORDER, **changes), warm_start=warm_start) == program
+
+
+def test_launches_whose_ranks_cannot_start_fork_servers_see_to_them_first() -> None:
+    allocation = read(site())
+    assert isinstance(allocation, Allocation)
+    slots = (NodeSlots(NodeName("n1"), (0,)), NodeSlots(NodeName("n2"), (0,)))
+    placement = Placement(SiteName("s"), PilotId("p"), slots)
+    launch = SrunLauncher().command(placement, FORKED, LaunchSettings())
+    words = allocation.with_servers(launch, FORKED, placement).before
+    ensure = ("/site/python", "-S", "-E", "-s", "/site/keeper.py", "ensure", "n1", "n2", "--")
+    assert words == (*ensure, *launch.lasting)
+    assert allocation.with_servers(launch, PLAIN, placement) == launch, "nobody would ask them"
+    started = replace(launch, lasting=())
+    assert allocation.with_servers(started, FORKED, placement) == started, "ranks can start one"

@@ -1,0 +1,84 @@
+"""Searches of one program take turns on the executors they share."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parsl_rasda.workflow.executor_queue import Turns, turns_of
+
+WAIT_S = 10
+
+
+class Kernel:
+    """As far as turns are concerned, any object."""
+
+
+def test_the_second_on_an_executor_waits_for_the_first_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    turns, waits, had = Turns(), threading.Event(), threading.Event()
+
+    def second() -> None:
+        with turns.turn("second", ["gpu", "more"], waits.set):
+            had.set()
+
+    with caplog.at_level("INFO"), ThreadPoolExecutor(1) as thread:
+        with turns.turn("first", ["gpu"]):
+            thread.submit(second)
+            assert waits.wait(WAIT_S)
+            assert not had.is_set()
+        assert had.wait(WAIT_S)
+    assert "waits for its turn search=second executors=gpu,more behind=first" in caplog.text
+
+
+def test_searches_on_different_executors_or_of_different_programs_do_not_meet() -> None:
+    one, other = Kernel(), Kernel()
+    with (
+        turns_of(one).turn("a", ["gpu"]),
+        turns_of(one).turn("b", ["cpu"]),
+        turns_of(other).turn("c", ["gpu"]),
+    ):
+        assert turns_of(one) is turns_of(one)
+
+
+def test_one_that_gives_up_waiting_is_in_nobodys_way() -> None:
+    turns = Turns()
+
+    def give_up() -> None:
+        raise TimeoutError
+
+    with turns.turn("first", ["gpu"]), pytest.raises(TimeoutError), turns.turn("second", ["gpu"], give_up):
+        pass
+    with turns.turn("third", ["gpu"]):
+        pass
+
+
+def test_one_whose_turn_comes_when_it_is_too_late_does_not_begin() -> None:
+    def give_up() -> None:
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError), Turns().turn("alone", ["gpu"], give_up):
+        pytest.fail("it began")
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sets(st.sampled_from("abcd"), min_size=1), min_size=2, max_size=8))
+def test_whatever_they_use_nobody_shares_and_everybody_has_a_turn(wanted: list[set[str]]) -> None:
+    turns, together = Turns(), threading.Barrier(len(wanted))
+    used: set[str] = set()
+    clashes: list[set[str]] = []
+
+    def search(labels: set[str]) -> bool:
+        together.wait(WAIT_S)
+        with turns.turn("search", labels):
+            clashes.append(used & labels)
+            used.update(labels)
+            used.difference_update(labels)
+        return True
+
+    with ThreadPoolExecutor(len(wanted)) as threads:
+        assert all(threads.map(search, wanted, timeout=WAIT_S))
+    assert not any(clashes)
