@@ -1,0 +1,64 @@
+"""Files that are whole or not there: written beside their place, synced, then put into it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Write a file so that a death leaves the old one or the new one, never half of it.
+
+    Raises:
+        OSError: If the file system refuses; the old file stands.
+    """
+    with _beside(path, content) as part:
+        part.replace(path)
+    sync_folder(path.parent)
+
+
+def create_file(path: Path, content: str | bytes) -> bool:
+    """Write a file unless there is one: the first writer wins, on whatever host.
+
+    Returns:
+        Whether it was this call that wrote it.
+
+    Raises:
+        OSError: If the file system refuses.
+    """
+    with _beside(path, content) as part:
+        try:
+            os.link(part, path)
+        except FileExistsError:
+            return False
+    sync_folder(path.parent)
+    return True
+
+
+def sync_folder(folder: Path) -> None:
+    """Make sure that the names in a folder survive a crash of the machine."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _beside(path: Path, content: str | bytes) -> Iterator[Path]:
+    """Give a synced file of a name that no other writer has; what is left of it goes."""
+    part = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.{threading.get_ident()}.part")
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield part
+    finally:
+        with suppress(FileNotFoundError):
+            part.unlink()
