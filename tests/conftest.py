@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ["PARSL_RASDA_VALIDATE"] = "1"  # every machine checks its invariants, in child processes too
+
 # Programs of each part; RASDA_REQUIRE names the parts that must be there ("all", or "slurm,mpiexec").
 PARTS = {
     "slurm": ("slurmctld", "slurmd", "munged", "srun", "sbatch", "scontrol"),

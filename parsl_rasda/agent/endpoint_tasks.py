@@ -25,7 +25,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -200,7 +200,7 @@ def run(
             report = JobResult.from_json(agent_job.run_job(order, launch, mark, None)["report"])
         if vigil.told and report.outcome is Outcome.LOST:
             report = replace(report, outcome=Outcome.PREEMPTED, cause=vigil.told)
-    write(directory / "report.json", json.dumps(asdict(report)))
+    write(directory / "report.json", json.dumps(report.to_json()))
     return {"block": this_block(), "jobs": [_state(directory, job.job, 0)]}
 
 
@@ -283,10 +283,9 @@ def _conclude(directory: Path, job: JobId, outcome: Outcome, cause: str) -> None
         epoch=epochs[-1].epoch if epochs else 0,
         cause=cause,
         checkpoint=saved[-1].checkpoint if saved else None,
-        checkpoint_epoch=saved[-1].saved_epoch if saved else None,
         at=time.time(),
     )
-    write(directory / "report.json", json.dumps(asdict(report)))
+    write(directory / "report.json", json.dumps(report.to_json()))
 
 
 def _state(directory: Path, job: JobId, epoch: int) -> Message:

@@ -81,7 +81,7 @@ class Narrator:
                 pass
 
     def _start(self, at: float, start: StartJob) -> Told:
-        trial, width = start.job.trial, start.placement.width
+        trial, width = start.job.trial, start.placement.world_size
         before, was_until = self._width.get(trial), self._until.get(trial, start.until)
         self._until[trial], self._width[trial] = start.until, width
         if start.job.attempt == 1:

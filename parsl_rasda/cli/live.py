@@ -76,10 +76,10 @@ class LiveView:
         with self._lock:
             self._stages.setdefault(name, _Stage(1, time.monotonic())).cause = cause
 
-    def search(self, stage: str, machine: Machine, accounts: Usage, *, alone: bool) -> Progress:
+    def search(self, stage: str, machine: Machine, usage: Usage, *, alone: bool) -> Progress:
         """Return what follows a search."""
         del alone  # its panel has its name in any case
-        progress = Progress(stage, machine, accounts)
+        progress = Progress(stage, machine, usage)
         with self._lock:
             self._searches[stage] = progress
         return progress

@@ -39,9 +39,9 @@ class PlainView:
         """Write why a stage has no result."""
         self.write(Told(time.time(), "stage-failed", {"name": name, "cause": cause}))
 
-    def search(self, stage: str, machine: Machine, accounts: Usage, *, alone: bool) -> _Lines:
+    def search(self, stage: str, machine: Machine, usage: Usage, *, alone: bool) -> _Lines:
         """Return what writes the decisions of a search; unless it is alone, each with its stage."""
-        del accounts
+        del usage
         return _Lines(self, Narrator(machine), {} if alone else {"stage": stage})
 
     def close(self) -> None:

@@ -60,9 +60,9 @@ class Snapshot:
 class Progress:
     """Folds the events of one search; the display's thread takes snapshots."""
 
-    def __init__(self, stage: str, machine: Machine, accounts: Usage) -> None:
+    def __init__(self, stage: str, machine: Machine, usage: Usage) -> None:
         """Begin where a machine stands, in the middle of a search perhaps."""
-        self._stage, self._machine, self._accounts = stage, machine, accounts
+        self._stage, self._machine, self._usage = stage, machine, usage
         self._narrator = Narrator(machine)
         self._lock = threading.Lock()
         self._told: deque[Told] = deque(maxlen=_TOLD)
@@ -111,7 +111,7 @@ class Progress:
             )
 
     def _read_books(self) -> tuple[int, int, int, int, int, int]:
-        a = self._accounts
+        a = self._usage
         restarts, faults = len(a.restarts_s), len(a.faults)
         return a.gpus, a.busy_gpus, a.epochs, restarts, faults, self._machine.num_samples
 

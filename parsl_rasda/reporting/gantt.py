@@ -127,7 +127,7 @@ def _placed(stay: Stay) -> str:
     nodes = stay.placement.nodes
     words = [f"{n.node}:{','.join(map(str, n.gpus))}" for n in nodes[:_NAMED]]
     words += [f"and {len(nodes) - _NAMED} nodes more"] if len(nodes) > _NAMED else []
-    return f"{counted(stay.placement.width, 'GPU')} ({' '.join(words)})"
+    return f"{counted(stay.placement.world_size, 'GPU')} ({' '.join(words)})"
 
 
 def _stretches(rows: Iterator[int] | Sequence[int]) -> Iterator[tuple[int, int]]:

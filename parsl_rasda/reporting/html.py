@@ -138,6 +138,6 @@ def _study(run: Run) -> Markup:
 
 
 def _footer(run: Run) -> Markup:
-    last = max((h.accounts.last_at for h in run.searches.values()), default=0.0)
+    last = max((h.usage.last_at for h in run.searches.values()), default=0.0)
     at = f"; last event {datetime.fromtimestamp(last, UTC):%Y-%m-%d %H:%M:%S} UTC" if last else ""
     return element("footer", f"{run.directory.absolute()}{at}; parsl_rasda {version('parsl_rasda')}")

@@ -59,7 +59,7 @@ class Search:
         if machine.state is not StudyState.DONE or machine.lacks(self.tune.num_samples):
             self._drive(history, view)
         self.state = history.machine.state
-        self.cause = cause(history.machine, history.accounts)
+        self.cause = cause(history.machine, history.usage)
         return best(history.machine) if self.state is StudyState.DONE else None
 
     @property
@@ -87,13 +87,13 @@ class Search:
         live = [(t.job, t.epoch) for t in history.machine.jobs.values() if t.job is not None]
         there = [(j.id, j.placement.site, epoch) for j, epoch in live if j.placement.site in self.sites]
         alone = len(self.study.tune_stages) == 1
-        evidence = list(orders.evidence(there, time.time()))
+        missed = list(orders.events_on_disk(there, time.time()))
         if isinstance(self.runner, MultiSiteBackend):
             number = self.directory.searches_before
             self.runner.begin_search(("" if alone else f"-{self.name}") + (f"-{number}" if number else ""))
-            evidence += self.runner.recover(there)
-        watcher = view.search(self.name, history.machine, history.accounts, alone=alone)
-        observers = [history.accounts, watcher]
+            missed += self.runner.recover(there)
+        watcher = view.search(self.name, history.machine, history.usage, alone=alone)
+        observers = [history.usage, watcher]
         with Journal(self.directory.journal, self.study.name) as journal:
             self._driver = Driver(
                 history.machine,
@@ -103,13 +103,13 @@ class Search:
                 orders,
                 time.time,
                 observers,
-                on_beat=self.claimed.beat,
+                on_heartbeat=self.claimed.beat,
                 on_write=self.claimed.verify,
             )
             if self._is_leaving:  # it was told before there was a driver to tell
                 self._driver.interrupt()
             pilots = {name: site.pilots for name, site in self.sites.items()}
-            self._driver.run(self.tune.num_samples, pilots, evidence)
+            self._driver.run(self.tune.num_samples, pilots, missed)
 
     def _orders(self) -> JobSpecBuilder:
         facts = {}

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from parsl_rasda.errors import RasdaError
+from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.runtime.checkpoints.checkpoint import HEADER
 from parsl_rasda.runtime.checkpoints.retention import superseded
 
@@ -74,10 +75,11 @@ class SharedCheckpoints:
         self._thread: threading.Thread | None = None
 
     @property
-    def newest(self) -> tuple[str, int] | None:
-        """The URL of the newest whole copy and the epochs done in it, or None."""
+    def newest(self) -> Checkpoint | None:
+        """The newest whole copy, or None."""
         with self._changed:
-            return (self._url_of(self._whole[-1]), self._whole[-1].epoch) if self._whole else None
+            newest = self._whole[-1] if self._whole else None
+            return Checkpoint(self._url_of(newest), newest.epoch) if newest else None
 
     def add(self, path: Path, epoch: int) -> None:
         """Let a checkpoint be copied, in place of one that waits."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from parsl_rasda.errors import DamagedCheckpointError
-from parsl_rasda.protocol import DEADLINE_MARGIN_S, EpochReport, JobResult, JobSpec
+from parsl_rasda.protocol import DEADLINE_MARGIN_S, Checkpoint, EpochReport, JobResult, JobSpec
 from parsl_rasda.runtime.checkpoints.checkpoint import HEADER
 from parsl_rasda.runtime.checkpoints.retention import (
     FETCHED,
@@ -118,15 +118,13 @@ class Session:
             return
         if not self.history:
             remove_superseded_attempts(self.directory, self.order.resume_from)
-        checkpoint, saved_epoch = self._reachable()
         report = EpochReport(
             trial=self.order.trial,
             attempt=self.order.attempt,
             epoch=self.epoch,
             metrics=metrics,
             seconds=seconds,
-            checkpoint=checkpoint,
-            checkpoint_epoch=saved_epoch,
+            checkpoint=self._reachable(),
             at=time.time(),
             slots=self.slots,
         )
@@ -201,15 +199,14 @@ class Session:
             fetch(place, fetched)
         return fetched
 
-    def _reachable(self) -> tuple[str | None, int | None]:
-        """Return the newest checkpoint that others can use, and the epochs done in it if others than now."""
+    def _reachable(self) -> Checkpoint | None:
+        """Return the newest checkpoint that others can use."""
         if self._shared:
-            return self._shared.newest or (None, None)
+            return self._shared.newest
         if not self.checkpoints:
-            return None, None
+            return None
         newest = self.checkpoints[-1]
-        epoch = self._epoch_of[newest]
-        return str(newest), None if epoch == self.epoch else epoch
+        return Checkpoint(str(newest), self._epoch_of[newest])
 
     def say(self, op: str, message: Mapping[str, Any]) -> None:
         """Speak to the controller, where there is a channel."""
@@ -218,15 +215,13 @@ class Session:
 
     def close(self, outcome: Outcome, cause: str = "", traceback: str = "") -> None:
         """Write the report of the attempt, unless another rank was first, and say bye."""
-        checkpoint, saved_epoch = self._reachable()
         report = JobResult(
             trial=self.order.trial,
             attempt=self.order.attempt,
             outcome=outcome,
             epoch=self.epoch,
             cause=cause,
-            checkpoint=checkpoint,
-            checkpoint_epoch=saved_epoch,
+            checkpoint=self._reachable(),
             traceback=traceback,
             at=time.time(),
             unreadable=self.order.resume_from if self.lost_origin and outcome is Outcome.LOST else None,

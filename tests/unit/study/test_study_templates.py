@@ -83,7 +83,7 @@ def test_the_cfd_template_trains_and_tests_on_what_the_stages_before_it_made(
     trial = local_trial(config, inputs={"data": data}, epochs=2, directory=tmp_path / "trial", batch_size=8)
     template.train(trial)
     assert len(trial.history) == 2
-    best = {"config": config, "checkpoint": trial.history[-1].checkpoint}
+    best = {"config": config, "checkpoint": trial.history[-1].checkpoint.path}
     assert template.evaluate(best, data)["network"] > 0
 
 
@@ -104,7 +104,7 @@ def test_the_am_template_reads_speed_and_power_off_unseen_objects(
     losses = [report.metrics["val_loss"] for report in trial.history]
     assert len(losses) == 6
     assert min(losses) < data["mean_mse"]["validation"]
-    best = {"config": config, "checkpoint": trial.history[-1].checkpoint}
+    best = {"config": config, "checkpoint": trial.history[-1].checkpoint.path}
     found = template.evaluate(best, data)
     assert set(found) == {"speed_mm_s", "power_w", "error_over_mean"}
     assert found["error_over_mean"] < 1, "better than always guessing the mean"
@@ -121,7 +121,7 @@ def test_the_cv_template_tells_classes_of_unseen_images(
     template.train(trial)
     accuracies = [report.metrics["val_accuracy"] for report in trial.history]
     assert accuracies[-1] > 0.4, "four classes: a guess is right in a quarter"
-    best = {"config": config, "checkpoint": trial.history[-1].checkpoint}
+    best = {"config": config, "checkpoint": trial.history[-1].checkpoint.path}
     found = template.evaluate(best, data)
     assert set(found) == {"accuracy", "disc", "ring", "plus", "cross"}
     assert found["accuracy"] > 0.4
