@@ -15,13 +15,13 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+from parsl_rasda.diagnostics import suggestion
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.plugins import load_plugin
 from parsl_rasda.search.base import Searcher
 from parsl_rasda.search.designs import GridSearcher, ListedSearcher, RandomSearcher, SobolSearcher
 from parsl_rasda.search.optuna_searcher import SAMPLERS, OptunaSearcher
 from parsl_rasda.search.space import SearchSpace
-from parsl_rasda.study.spec import suggestion
 from parsl_rasda.types import Mode
 
 ENTRY_POINTS = "parsl_rasda.searchers"

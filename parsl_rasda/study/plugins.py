@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from parsl_rasda.study.spec import complaint, listing, suggestion
+from parsl_rasda.diagnostics import listing, refused, suggestion
 
 SCHEDULERS = "parsl_rasda.schedulers"
 SEARCHERS = "parsl_rasda.searchers"
@@ -29,7 +29,7 @@ class _Known:
             return kind
         names = (*self.built_in, *sorted(entry_points(group=self.group).names))
         if kind not in names:
-            raise complaint(kind, f"{listing(names)}{suggestion(kind, names)}")
+            raise refused(kind, f"{listing(names)}{suggestion(kind, names)}")
         return kind
 
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from parsl_rasda.errors import InvalidFileError, InvalidSettingError, Mistake
+from parsl_rasda.errors import Diagnostic, InvalidFileError, InvalidSettingError
 from parsl_rasda.search.space import SearchSpace
 from parsl_rasda.study import (
     CommandStage,
@@ -452,9 +452,9 @@ def test_no_wrong_value_anywhere_gives_anything_but_an_error_with_a_place(
     (folder / "mutated.yaml").write_text(dump_document(plain))
     try:
         (load_study if which == "study" else load_site)(folder / "mutated.yaml", environment={})
-        mistakes: tuple[Mistake, ...] = ()
+        mistakes: tuple[Diagnostic, ...] = ()
     except InvalidFileError as error:
-        mistakes = error.mistakes or (Mistake("", 0, "", "an error without a mistake", ""),)
+        mistakes = error.mistakes or (Diagnostic((), "an error without a mistake", ""),)
     assert all(m.line >= 1 and m.key for m in mistakes)
 
 
