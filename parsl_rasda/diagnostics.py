@@ -5,14 +5,16 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, TypeAlias, TypeGuard, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-from parsl_rasda.errors import Diagnostic, Loc
+from parsl_rasda.errors import Diagnostic, InvalidFileError, Loc
 
 Plain: TypeAlias = Mapping[str, Any]  # parsed YAML that may still be wrong in every way
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 MARK = "\0"  # begins the name of a union's variant; no key of a YAML file can
 _KIND = "diagnostic"
@@ -101,6 +103,23 @@ def diagnostics_in(
         yield _in_our_words(each, model, tuple(words))
 
 
+def checked(model: type[_Model], data: Mapping[str, object], key: str) -> _Model:
+    """Return the model of values given in code.
+
+    Args:
+        model: What they must be.
+        data: The values.
+        key: What messages call the whole.
+
+    Raises:
+        InvalidFileError: With every mistake.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise InvalidFileError([found.below(key) for found in diagnostics_in(error, model)]) from None
+
+
 def keys_of(model: type[BaseModel]) -> tuple[str, ...]:
     """Return the keys that a file may use, in the order of the manual."""
     return tuple(field.alias or name for name, field in model.model_fields.items())
@@ -118,8 +137,8 @@ def _in_our_words(error: ErrorDetails, model: type[BaseModel] | None, words: Seq
     if kind == _KIND:
         return Diagnostic(loc, context["found"], context["allowed"])
     if kind == "extra_forbidden":
-        is_direct = model is not None and len(loc) == 1
-        return unknown_key(loc, keys_of(model) if is_direct else ("known keys",), words)
+        keys = keys_of(model) if model is not None and len(loc) == 1 else ("known keys",)
+        return unknown_key(loc, keys, words)
     if kind == "missing":
         return Diagnostic(loc, "nothing", _description(model, loc) or "a value")
     return Diagnostic(loc, shown(error["input"]), _expectation(error))

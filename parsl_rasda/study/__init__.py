@@ -26,7 +26,7 @@ from parsl_rasda.study.loading import (
     load_study,
 )
 from parsl_rasda.study.pipelines import EACH, CommandStage, PythonStage, Stage, StudySpec, TuneStage
-from parsl_rasda.study.sites import GlobusSiteSpec, ParslSiteSpec, SiteSpec
+from parsl_rasda.study.sites import GlobusSiteSpec, ParslSiteSpec, PluginSiteSpec, SiteSpec
 from parsl_rasda.study.tuning import SchedulerSpec, SearcherSpec, TrainingSpec, TuneSpec
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "CommandStage",
     "GlobusSiteSpec",
     "ParslSiteSpec",
+    "PluginSiteSpec",
     "PythonStage",
     "SchedulerSpec",
     "SearcherSpec",

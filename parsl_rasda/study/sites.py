@@ -9,15 +9,26 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag
 
-from parsl_rasda.diagnostics import MARK, Plain, is_number, mapping_at, refused, shown
+from parsl_rasda.diagnostics import MARK, Plain, is_number, listing, mapping_at, refused, shown
 from parsl_rasda.errors import Diagnostic
-from parsl_rasda.study.plugins import LauncherKind
-from parsl_rasda.study.spec import Count, Flag, Identifier, Label, Seconds, Spec, exactly_one, variant
+from parsl_rasda.plugins import BACKENDS, LAUNCHERS, Choice
+from parsl_rasda.study.spec import (
+    Count,
+    Flag,
+    Identifier,
+    Label,
+    PluginSpec,
+    Seconds,
+    Spec,
+    chosen_from,
+    exactly_one,
+    variant,
+)
 from parsl_rasda.types import CORES_VARIABLE
 
 _WALLTIME = re.compile(r"\d+:[0-5]\d:[0-5]\d")
 _CORES = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
-_VARIANTS = ("provider", "endpoint_id")
+_VARIANTS = ("provider", "endpoint_id", "backend")
 _LOCAL = "LocalProvider"
 _FIT = ", ".join(
     f"{name}Provider" for name in ("Local", "Slurm", "PBSPro", "Torque", "LSF", "GridEngine", "Condor")
@@ -90,10 +101,10 @@ class SiteBase(Spec):
         "auto", description="GPUs of a node, or cores where accelerator is cpu; auto: the pilot counts them."
     )
     pilots: Count = Field(1, description="Allocations held at a time, each of `nodes` nodes.")
-    mpi_launcher: LauncherKind = Field(
+    mpi_launcher: Annotated[Choice, chosen_from(LAUNCHERS)] = Field(
         "hydra",
         description="hydra (MPICH, Intel MPI), openmpi, srun, process (one process per trial, whatever its "
-        "width), or a plug-in.",
+        "width), or a plug-in, with options as {kind: NAME, option: value}.",
     )
     launcher_options: tuple[str, ...] = Field((), description="Words to add to the launcher's command.")
     accelerator: Literal["cuda", "rocm", "xpu", "cpu", "none"] = Field(
@@ -254,13 +265,41 @@ class GlobusSiteSpec(SiteBase):
         return self.nodes
 
 
+class PluginSiteSpec(SiteBase, PluginSpec):
+    """A machine that a plug-in reaches. Keys that are not ours are options of its backend."""
+
+    group = BACKENDS
+    chosen_by = "backend"
+
+    backend: str = Field(description="The plug-in: the name of an entry point in parsl_rasda.backends.")
+    nodes: Count = Field(1, description="Nodes of a pilot.")
+
+    @classmethod
+    def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
+        """Yield a backend that has a key of its own, or does not exist, and mistakes in its options."""
+        backend = plain.get("backend")
+        if backend in cls.group.built_in:
+            others = [name for name in cls.group.names() if name not in cls.group.built_in]
+            allowed = f"provider or endpoint_id in its place, or a plug-in: {listing(others)}"
+            yield Diagnostic(("backend",), shown(backend), allowed)
+        else:
+            yield from super().problems(plain)
+
+    @property
+    def nodes_per_pilot(self) -> int:
+        """Nodes of one allocation."""
+        return self.nodes
+
+
 def _tag(value: object) -> str | None:
     return variant(value, _VARIANTS)
 
 
-SiteSpec: TypeAlias = ParslSiteSpec | GlobusSiteSpec
+SiteSpec: TypeAlias = ParslSiteSpec | GlobusSiteSpec | PluginSiteSpec
 AnySite: Any = Annotated[
-    Annotated[ParslSiteSpec, Tag(MARK + "provider")] | Annotated[GlobusSiteSpec, Tag(MARK + "endpoint_id")],
+    Annotated[ParslSiteSpec, Tag(MARK + "provider")]
+    | Annotated[GlobusSiteSpec, Tag(MARK + "endpoint_id")]
+    | Annotated[PluginSiteSpec, Tag(MARK + "backend")],
     Discriminator(_tag),
     BeforeValidator(exactly_one(*_VARIANTS)),
 ]

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
@@ -33,9 +34,11 @@ from parsl_rasda.diagnostics import (
     keys_of,
     listing,
     refused,
+    shown,
     suggestion,
 )
 from parsl_rasda.errors import Diagnostic
+from parsl_rasda.plugins import Choice, PluginGroup
 
 
 class Spec(BaseModel):
@@ -92,6 +95,52 @@ def _plain(value: object) -> object:
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
     return value
+
+
+class PluginSpec(Spec):
+    """The base of a block whose key `chosen_by` names a plug-in: keys that are not ours are its options."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, JsonValue]
+
+    group: ClassVar[PluginGroup]
+    chosen_by: ClassVar[str] = "kind"
+
+    @classmethod
+    def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
+        """Yield a plug-in that does not exist, and mistakes in its options."""
+        kind = plain.get(cls.chosen_by, cls.model_fields[cls.chosen_by].default)
+        if isinstance(kind, str):
+            ours = cls.keys()
+            options = {key: value for key, value in plain.items() if key not in ours}
+            for found in cls.group.problems({**options, "kind": kind}, ours):
+                yield replace(found, loc=(cls.chosen_by,)) if found.loc == ("kind",) else found
+
+    @property
+    def options(self) -> Mapping[str, JsonValue]:
+        """The options of the plug-in."""
+        return self.model_extra or {}
+
+    @property
+    def choice(self) -> Choice:
+        """The plug-in and its options."""
+        return {**self.options, "kind": str(getattr(self, self.chosen_by))}
+
+
+def chosen_from(group: PluginGroup) -> BeforeValidator:
+    """Return the check of a field that is the name of a plug-in, or a mapping of ``kind`` and its options."""
+
+    def check(value: object) -> object:
+        if isinstance(value, Mapping):
+            if not isinstance(value.get("kind"), str):
+                raise all_as_error(group.name, [Diagnostic(("kind",), shown(value.get("kind")), "a name")])
+        elif not isinstance(value, str):
+            raise refused(value, "a name, or a mapping of kind and options")
+        if found := [*group.problems(value, ("kind",))]:
+            raise all_as_error(group.name, found)
+        return value if isinstance(value, str) or len(value) > 1 else value["kind"]
+
+    return BeforeValidator(check)
 
 
 # ------------------------------------------------------------------------------------ kinds of values

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from parsl_rasda.diagnostics import Plain, is_number, listing, mapping_at, refused, shown, suggestion
 from parsl_rasda.errors import Diagnostic, InvalidSettingError
+from parsl_rasda.plugins import GROWTH_POLICIES, SCHEDULERS, SEARCHERS, Choice
 from parsl_rasda.protocol import Training
 from parsl_rasda.study.commands import Command, unknown_placeholders
 from parsl_rasda.study.parameters import SearchSpaceForm, space_problems
-from parsl_rasda.study.plugins import GrowthKind, SchedulerKind, SearcherKind
-from parsl_rasda.study.spec import IDENTIFIER, Count, Flag, Identifier, Natural, Number, Seconds, Spec, Target
+from parsl_rasda.study.spec import (
+    IDENTIFIER,
+    Count,
+    Flag,
+    Identifier,
+    Natural,
+    Number,
+    PluginSpec,
+    Seconds,
+    Spec,
+    Target,
+    chosen_from,
+)
 from parsl_rasda.types import JSON, Mode
 
 TRAINING_PLACEHOLDERS = (
@@ -30,11 +42,16 @@ TRAINING_PLACEHOLDERS = (
 )
 
 
-class SchedulerSpec(Spec):
-    """Who trains on, how long, and on how many replicas."""
+SchedulerVariant: TypeAlias = Literal["stopping", "promotion", "synchronous"]
 
-    kind: SchedulerKind = Field("rasda", description="rasda, asha (a fixed number of workers), or a plug-in.")
-    variant: Literal["stopping", "promotion", "synchronous"] = Field(
+
+class SchedulerSpec(PluginSpec):
+    """Who trains on, how long, and on how many replicas. Keys that are not ours are options of a plug-in."""
+
+    group = SCHEDULERS
+
+    kind: str = Field("rasda", description="rasda, asha (replicas never grow), or a plug-in.")
+    variant: SchedulerVariant = Field(
         "stopping",
         description="stopping: judged against earlier results, at once; promotion: paused until among the "
         "best (ASHA 2018); synchronous: waits for the whole rung, decides the same in any order.",
@@ -47,15 +64,16 @@ class SchedulerSpec(Spec):
     scaling_factor: Count = Field(2, description="Replicas grow by this factor at each rung; 1: never.")
     num_workers: Count = Field(1, description="Replicas of a new trial.")
     max_workers: Count | None = Field(None, description="Most replicas of a trial; without it, no limit.")
-    growth: GrowthKind = Field(
+    growth: Annotated[Choice, chosen_from(GROWTH_POLICIES)] = Field(
         "elastic",
         description="elastic: into idle GPUs only, nobody waits; strict: waits for the full width, as in "
-        "the paper; none: the width of the start; or a plug-in.",
+        "the paper; none: the width of the start; or a plug-in, with options as {kind: NAME, option: value}.",
     )
 
     @classmethod
     def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
-        """Yield limits that lie below what they limit."""
+        """Yield what is wrong with a plug-in, and limits that lie below what they limit."""
+        yield from super().problems(plain)
         for low, high in (("grace_period", "max_t"), ("num_workers", "max_workers")):
             least, most = plain.get(low, 1), plain.get(high)
             if isinstance(least, int) and isinstance(most, int) and least > most > 0:
@@ -80,13 +98,12 @@ def _powers(start: int, step: int, most: int) -> Iterator[int]:
         start *= step
 
 
-class SearcherSpec(Spec):
-    """Which configurations are tried. Keys beside `kind` are options of the searcher."""
+class SearcherSpec(PluginSpec):
+    """Which configurations are tried. Keys that are not ours are options of the searcher."""
 
-    model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, JsonValue]
+    group = SEARCHERS
 
-    kind: SearcherKind = Field(
+    kind: str = Field(
         "random", description="random, grid, sobol, tpe, gp, cmaes (Optuna's), list, or a plug-in."
     )
     warm_start: str | None = Field(
@@ -94,11 +111,6 @@ class SearcherSpec(Spec):
         description="Another `tune` stage, whose best configuration is tried first; it knows a value of at "
         "least one parameter that is searched here.",
     )
-
-    @property
-    def options(self) -> Mapping[str, JsonValue]:
-        """The keys beside `kind`."""
-        return self.model_extra or {}
 
 
 def _count_or_name(value: object) -> object:
