@@ -9,7 +9,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag
 
-from parsl_rasda.diagnostics import MARK, Plain, is_number, listing, mapping_at, refused, shown
+from parsl_rasda.diagnostics import MARK, Plain, is_number, listing, mapping_at, refused, shown, suggestion
 from parsl_rasda.errors import Diagnostic
 from parsl_rasda.plugins import BACKENDS, LAUNCHERS, Choice
 from parsl_rasda.study.spec import (
@@ -277,13 +277,14 @@ class PluginSiteSpec(SiteBase, PluginSpec):
     @classmethod
     def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
         """Yield a backend that has a key of its own, or does not exist, and mistakes in its options."""
-        backend = plain.get("backend")
-        if backend in cls.group.built_in:
-            others = [name for name in cls.group.names() if name not in cls.group.built_in]
-            allowed = f"provider or endpoint_id in its place, or a plug-in: {listing(others)}"
-            yield Diagnostic(("backend",), shown(backend), allowed)
-        else:
+        backend, built_in = plain.get("backend"), cls.group.built_in
+        others = [name for name in cls.group.names() if name not in built_in]
+        if backend in others:
             yield from super().problems(plain)
+        elif isinstance(backend, str):
+            hint = "provider or endpoint_id in its place, or " if backend in built_in else ""
+            allowed = f"{hint}a plug-in: {listing(others)}{suggestion(backend, others)}"
+            yield Diagnostic(("backend",), shown(backend), allowed)
 
     @property
     def nodes_per_pilot(self) -> int:
