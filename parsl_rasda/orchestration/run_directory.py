@@ -19,6 +19,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import threading
 import time
 import uuid
@@ -30,6 +31,7 @@ from parsl_rasda.errors import RunDirectoryError
 from parsl_rasda.types import JobId
 
 _REPORTS = ("results.csv", "best.json", "summary.txt", "report.html")  # of a search
+_PLAIN_ASCII = re.compile(r"[A-Za-z0-9_./+@%:,=~#-]")
 _SILENCE_S = 120.0  # a controller on another host that has been silent for so long is dead
 
 _held: set[tuple[int, Path]] = set()  # by threads of a process: on disk, they all have one identity
@@ -193,6 +195,21 @@ class RunDirectory:
         self.verify()
         with contextlib.suppress(OSError):
             os.utime(self._claim)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that Parsl's command lines, which quote nothing, would tear apart: pilots never come.
+
+    Raises:
+        RunDirectoryError: If its path, links followed, has a blank or a character special to shells.
+    """
+    path = str(folder.resolve())
+    for character in path:
+        if not (_PLAIN_ASCII.match(character) or (not character.isascii() and character.isalpha())):
+            found = f"has {character!r} in its path, with which Parsl starts no pilot"
+            raise RunDirectoryError(
+                path, found, "Choose one of letters, digits and _ . / + @ % : , = ~ # - only."
+            )
 
 
 def _identity() -> dict[str, str | int | None]:

@@ -17,6 +17,7 @@ SCHEDULERS = "parsl_rasda.schedulers"
 SEARCHERS = "parsl_rasda.searchers"
 LAUNCHERS = "parsl_rasda.launchers"
 GROWTH_POLICIES = "parsl_rasda.growth"
+BACKENDS = "parsl_rasda.backends"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +40,4 @@ SearcherKind = Annotated[
 ]
 LauncherKind = Annotated[str, AfterValidator(_Known(LAUNCHERS, ("hydra", "openmpi", "srun", "process")))]
 GrowthKind = Annotated[str, AfterValidator(_Known(GROWTH_POLICIES, ("elastic", "strict", "none")))]
+BackendKind = Annotated[str, AfterValidator(_Known(BACKENDS, ()))]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 from uuid import UUID
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag
 
-from parsl_rasda.study.plugins import LauncherKind
+from parsl_rasda.plugins import load_plugin
+from parsl_rasda.study.plugins import BACKENDS, BackendKind, LauncherKind
 from parsl_rasda.study.spec import (
     MARK,
     Count,
@@ -27,11 +29,11 @@ from parsl_rasda.study.spec import (
     shown,
     variant,
 )
-from parsl_rasda.types import CORES_VARIABLE
+from parsl_rasda.types import CORES_VARIABLE, Capabilities
 
 _WALLTIME = re.compile(r"\d+:[0-5]\d:[0-5]\d")
 _CORES = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
-_VARIANTS = ("provider", "endpoint_id")
+_VARIANTS = ("provider", "endpoint_id", "backend")
 _LOCAL = "LocalProvider"
 _FIT = ", ".join(
     f"{name}Provider" for name in ("Local", "Slurm", "PBSPro", "Torque", "LSF", "GridEngine", "Condor")
@@ -153,9 +155,33 @@ class SiteBase(Spec):
         raise NotImplementedError
 
     @property
+    def capabilities(self) -> Capabilities:
+        """In what it differs from other sites."""
+        return Capabilities()
+
+    @property
+    def pilot_identity(self) -> str:
+        """What two sites have in common that are one pilot; empty where each asks for pilots of its own."""
+        return ""
+
+    @property
     def is_local(self) -> bool:
         """Whether its pilots are this machine, or the allocation that it stands in."""
         return False
+
+    def for_trial(self, nodes: int, walltime: str) -> Self:
+        """Return the site with one pilot of at most so many nodes: for `doctor`, and it starts sooner.
+
+        Args:
+            nodes: At most.
+            walltime: ``HH:MM:SS``, where the site file has one.
+        """
+        changes = {"pilots": 1, "nodes": min(nodes, self.nodes_per_pilot), **self._trial(nodes, walltime)}
+        return self.model_validate({**self.model_dump(by_alias=True), **changes})
+
+    def _trial(self, nodes: int, walltime: str) -> dict[str, object]:
+        """Return what else a trial changes."""
+        return {}
 
     @property
     def slots_per_pilot(self) -> int | None:
@@ -241,6 +267,12 @@ class ParslSiteSpec(SiteBase):
         found = self.provider.options.get("nodes_per_block", 1)
         return self.nodes or (found if isinstance(found, int) else 1)
 
+    def _trial(self, nodes: int, walltime: str) -> dict[str, object]:
+        small = {"nodes_per_block": min(nodes, self.nodes_per_pilot), "walltime": walltime}
+        provider = self.provider.model_dump()
+        changed = {key: value for key, value in small.items() if key in provider}
+        return {"provider": {**provider, **changed, **self.doctor}}
+
 
 class GlobusSiteSpec(SiteBase):
     """A machine reached through a Globus Compute endpoint."""
@@ -261,18 +293,73 @@ class GlobusSiteSpec(SiteBase):
             yield Problem(("release_idle_after",), shown(plain["release_idle_after"]), allowed)
 
     @property
+    def capabilities(self) -> Capabilities:
+        """In what it differs from other sites."""
+        return Capabilities(sees_run_directory=False, has_control=False)
+
+    @property
+    def pilot_identity(self) -> str:
+        """An endpoint has one pilot for each set of values of its template."""
+        return f"{self.endpoint_id.lower()} {json.dumps(self.user_endpoint_config, sort_keys=True)}"
+
+    @property
     def nodes_per_pilot(self) -> int:
         """Nodes of one allocation."""
         return self.nodes
+
+
+class PluginSiteSpec(SiteBase):
+    """A machine that a backend of an installed package reaches."""
+
+    backend: BackendKind = Field(description="Name of a backend, as a package offers it.")
+    options: Mapping[str, JsonValue] = Field(default_factory=dict, description="The backend's own settings.")
+    nodes: Count = Field(1, description="Nodes of a pilot.")
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the backend declares of itself."""
+        found = getattr(load_plugin(BACKENDS, self.backend, key="backend", built_in=()), "capabilities", None)
+        return found if isinstance(found, Capabilities) else Capabilities()
+
+    @property
+    def nodes_per_pilot(self) -> int:
+        """Nodes of one allocation."""
+        return self.nodes
+
+
+class ExecutorSite(SiteBase):
+    """Slots behind an executor of a program that has loaded Parsl; its name is the executor's label.
+
+    No file declares one: `for_resume` is what a run directory keeps of it.
+    """
+
+    nodes: Count = Field(1, description="Nodes of one block.")
+
+    @classmethod
+    def problems(cls, plain: Plain) -> Iterator[Problem]:
+        """Yield what only the owner of the executor decides."""
+        if plain.get("pilots", 1) != 1:
+            yield Problem(("pilots",), shown(plain["pilots"]), "1: an executor is one pilot")
+
+    @property
+    def nodes_per_pilot(self) -> int:
+        """Nodes of one block."""
+        return self.nodes
+
+    def for_resume(self) -> ParslSiteSpec:
+        """Return the site that takes its place where the program is not: this machine."""
+        return ParslSiteSpec.model_validate({**self.model_dump(by_alias=True), "provider": {"type": _LOCAL}})
 
 
 def _tag(value: object) -> str | None:
     return variant(value, _VARIANTS)
 
 
-SiteSpec: TypeAlias = ParslSiteSpec | GlobusSiteSpec
+SiteSpec: TypeAlias = ParslSiteSpec | GlobusSiteSpec | PluginSiteSpec
 AnySite: Any = Annotated[
-    Annotated[ParslSiteSpec, Tag(MARK + "provider")] | Annotated[GlobusSiteSpec, Tag(MARK + "endpoint_id")],
+    Annotated[ParslSiteSpec, Tag(MARK + "provider")]
+    | Annotated[GlobusSiteSpec, Tag(MARK + "endpoint_id")]
+    | Annotated[PluginSiteSpec, Tag(MARK + "backend")],
     Discriminator(_tag),
     BeforeValidator(exactly_one(*_VARIANTS)),
 ]

@@ -325,7 +325,7 @@ def test_what_an_endpoint_decides_itself_is_no_setting_of_its_site(tmp_path: Pat
             "provider:",
             "providr:",
             1,
-            "allowed: exactly one of provider, endpoint_id (did you mean provider?)",
+            "allowed: exactly one of provider, endpoint_id, backend (did you mean provider?)",
         ),
         ("provider:", "endpoint_id: x\nprovider:", 1, "found provider and endpoint_id"),
         ("pilots: 2", "address: 3", 10, ": address: found 3; allowed: an address, or {interface: NAME}"),
