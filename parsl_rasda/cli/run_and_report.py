@@ -17,7 +17,7 @@ from parsl_rasda.cli.live import LiveView
 from parsl_rasda.cli.output import print_json, print_result, say
 from parsl_rasda.cli.plain import PlainView
 from parsl_rasda.errors import SiteUnavailableError, StageFailedError
-from parsl_rasda.orchestration.progress import View
+from parsl_rasda.orchestration.progress import ProgressReporter
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.reporting.files import write_page
 from parsl_rasda.reporting.overview import MEND, has_no_success, outcome_view, resume_command
@@ -45,7 +45,7 @@ class Ended(Protocol):
         ...
 
 
-def carry_through(directory: Path, start: Callable[[View], Ended], *, as_json: bool) -> None:
+def carry_through(directory: Path, start: Callable[[ProgressReporter], Ended], *, as_json: bool) -> None:
     """Let a run take its course under a view, print what it has come to, and exit with its code.
 
     Raises:
@@ -94,11 +94,11 @@ def _where_ranks_wrote(directory: Path) -> str:
 
 
 @contextmanager
-def _watched(directory: Path) -> Iterator[View]:
+def _watched(directory: Path) -> Iterator[ProgressReporter]:
     """Give a view of stderr: live in a terminal, else a line a decision."""
     console = Console(stderr=True)
     live = console.is_terminal and not console.is_dumb_terminal
-    view: View = LiveView(console) if live else PlainView(console.file)
+    view: ProgressReporter = LiveView(console) if live else PlainView(console.file)
     with _logged(console), _set_down(directory / "globus.log"):
         try:
             yield view

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import networkx as nx
 import yaml
 
-from parsl_rasda.orchestration.replay import History
+from parsl_rasda.orchestration.replay import ReplayedSearch
 from parsl_rasda.reporting.charts import PANELS, Summary, beyond, hyperparameters, learning_curves
 from parsl_rasda.reporting.format import counted, duration, number, setting, share
 from parsl_rasda.reporting.gantt import slots_over_time
@@ -30,7 +30,7 @@ _LADDER = (
 )
 
 
-def search_section(history: History, summary: Summary, graph: Graph, clock: float | None) -> Markup:
+def search_section(history: ReplayedSearch, summary: Summary, graph: Graph, clock: float | None) -> Markup:
     """Return everything about a search; one that has not begun says so.
 
     Args:
@@ -49,7 +49,9 @@ def search_section(history: History, summary: Summary, graph: Graph, clock: floa
     return element("div", lead, *parts, class_=many)
 
 
-def _parts(history: History, summary: Summary, graph: Graph, clock: float | None) -> Iterator[Markup | None]:
+def _parts(
+    history: ReplayedSearch, summary: Summary, graph: Graph, clock: float | None
+) -> Iterator[Markup | None]:
     yield _figures(summary)
     yield _best(summary)
     yield _troubles(summary)

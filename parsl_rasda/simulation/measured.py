@@ -23,13 +23,13 @@ from parsl_rasda.orchestration.events import (
     StartJob,
 )
 from parsl_rasda.orchestration.journal import Record
-from parsl_rasda.orchestration.replay import History
+from parsl_rasda.orchestration.replay import ReplayedSearch
 from parsl_rasda.placement.times import Times
 from parsl_rasda.simulation.costs import Costs
 from parsl_rasda.types import JobId, Mode, PilotId, SiteName, TrialId
 
 
-def measured_costs(history: History, *, seed: int) -> Costs:
+def measured_costs(history: ReplayedSearch, *, seed: int) -> Costs:
     """Return what a run measured; where it measured nothing, what its study assumes.
 
     A trial that the run had costs and scores what it did there: epochs beyond its last one keep its
@@ -76,7 +76,7 @@ def measured_costs(history: History, *, seed: int) -> Costs:
     )
 
 
-def counted_gpus(histories: Iterable[History]) -> dict[str, int]:
+def counted_gpus(histories: Iterable[ReplayedSearch]) -> dict[str, int]:
     """Return the GPUs per node that runs found on their sites."""
     return {
         record.event.site: max(len(n.gpus) for n in record.event.nodes)

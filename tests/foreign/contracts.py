@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from parsl_rasda.backends.registry import build_backend
 from parsl_rasda.launch.registry import build_launcher
+from parsl_rasda.orchestration.backend import BackendContext
 from parsl_rasda.placement.growth import build_growth
 from parsl_rasda.scheduling import build_scheduler
 from parsl_rasda.search import build_searcher
+from parsl_rasda.study import PluginSiteSpec
 from parsl_rasda.testing import (
     BackendContract,
     GrowthPolicyContract,
@@ -39,10 +42,6 @@ class TestLauncher(LauncherContract):
 
 class TestBackend(BackendContract):
     def build(self, directory: Path):
-        from parsl_rasda.backends.registry import build_backend
-
-        from parsl_rasda.orchestration.backend import BackendContext
-        from parsl_rasda.study import PluginSiteSpec
 
         site = PluginSiteSpec(backend="emulated", decay=1.0, gpus_per_node=4)
         return build_backend(site, BackendContext(directory))

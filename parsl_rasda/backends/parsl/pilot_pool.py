@@ -22,7 +22,7 @@ from parsl_rasda.errors import SiteUnavailableError
 from parsl_rasda.orchestration.backend import PostEvent
 from parsl_rasda.orchestration.events import RELEASED, PilotEnded, PilotLost, PilotStarted, RequestPilot
 from parsl_rasda.protocol import JobSpec
-from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.study.sites import SiteBase
 from parsl_rasda.types import Outcome, PilotId, Placement
 
 _MOP_UP_GRACE_S = 3.0
@@ -53,7 +53,7 @@ class PilotPool:
         stages: Those that have not ended.
     """
 
-    site: ParslSiteSpec
+    site: SiteBase
     source: PilotSource
     desk: JobTracker
     loop: Actor
