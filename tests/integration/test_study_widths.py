@@ -9,8 +9,11 @@ from command_line import finish, start
 
 from parsl_rasda.orchestration.events import StartJob
 from parsl_rasda.orchestration.journal import read
-from workflows.cfd_defiltering.prepare import write_shards
-from workflows.cfd_defiltering.simulate import simulate
+from tests.workflow_folder import workflow_folder
+
+with workflow_folder("cfd_defiltering"):
+    from prepare import write_shards
+    from simulate import simulate
 
 pytestmark = [pytest.mark.parsl, pytest.mark.mpi, pytest.mark.slow]
 
@@ -32,7 +35,7 @@ tune:
     width: {{choice: [6, 8]}}
     activation: {{choice: [relu, gelu, silu, tanh]}}
   training:
-    python: workflows.cfd_defiltering.train:train
+    python: train:train
     batch_size: 4
     warmup: {{initial: 1, rescale: 1}}
     clip_norm: 1.0

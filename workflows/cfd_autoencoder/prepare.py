@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import h5py
 import numpy as np
 
+from fields import DTYPES, SPLITS, Array, scaled
 from parsl_rasda.data import ShardWriter
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.types import JSON
-from workflows.cfd_autoencoder.fields import DTYPES, SPLITS, Array, scaled
 
 LABELS = ("turbulence", "cavity")
 

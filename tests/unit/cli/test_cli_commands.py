@@ -389,7 +389,7 @@ def test_init_writes_files_that_validate(tmp_path, capsys, template) -> None:
 def test_init_overwrites_nothing(tmp_path) -> None:
     (tmp_path / "train.py").write_text("mine")
     with pytest.raises(InvalidSettingError, match=r"train\.py"):
-        copy_template("minimal", tmp_path)
+        copy_template(Template.MINIMAL, tmp_path)
     assert [f.name for f in tmp_path.iterdir()] == ["train.py"]
     assert (tmp_path / "train.py").read_text() == "mine"
 

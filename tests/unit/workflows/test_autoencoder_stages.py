@@ -14,15 +14,17 @@ from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.runtime import local_trial
 from parsl_rasda.study import load_study
 from tests.unit.workflows.best_trial import best_of
-from workflows.cfd_autoencoder.evaluate import evaluate, principal_components
-from workflows.cfd_autoencoder.fields import SPLITS, open_fields, scaled
-from workflows.cfd_autoencoder.model import ACTIVATIONS, Autoencoder, parameter_count, sample_errors
-from workflows.cfd_autoencoder.prepare import LABELS, write_shards
-from workflows.cfd_autoencoder.simulate import simulate_cavity
-from workflows.cfd_autoencoder.train import train
-from workflows.cfd_defiltering.simulate import simulate
+from tests.workflow_folder import workflow_folder
 
-FOLDER = Path(__file__).parents[3] / "workflows" / "cfd_autoencoder"
+with workflow_folder("cfd_autoencoder") as FOLDER:
+    from evaluate import evaluate, principal_components
+    from fields import SPLITS, open_fields, scaled
+    from model import ACTIVATIONS, Autoencoder, parameter_count, sample_errors
+    from prepare import LABELS, write_shards
+    from simulate import simulate
+    from simulate_cavity import simulate_cavity
+    from train import train
+
 GRID = 24
 
 

@@ -14,11 +14,14 @@ from parsl_rasda.data import open_shards
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.runtime import local_trial
 from tests.unit.workflows.best_trial import best_of
-from workflows.cfd_defiltering.evaluate import evaluate
-from workflows.cfd_defiltering.model import Defilter, mean_square_error, parameter_count
-from workflows.cfd_defiltering.prepare import SPLITS, gaussian_filter, write_shards
-from workflows.cfd_defiltering.simulate import simulate
-from workflows.cfd_defiltering.train import train
+from tests.workflow_folder import workflow_folder
+
+with workflow_folder("cfd_defiltering"):
+    from evaluate import evaluate
+    from model import Defilter, mean_square_error, parameter_count
+    from prepare import SPLITS, gaussian_filter, write_shards
+    from simulate import simulate
+    from train import train
 
 SEEDS = (0, 1, 9)
 

@@ -10,13 +10,15 @@ from PIL import Image
 from parsl_rasda.runtime import local_trial
 from parsl_rasda.study import load_study
 from tests.unit.workflows.best_trial import best_of
-from workflows.cv_resnet.digits import write_digits
-from workflows.cv_resnet.evaluate import batches, confusion_matrix, confusions, error_of, evaluate
-from workflows.cv_resnet.model import ACTIVATIONS, NETWORKS, build, parameter_count, predictions
-from workflows.cv_resnet.prepare import index_images
-from workflows.cv_resnet.train import split_of, train
+from tests.workflow_folder import workflow_folder
 
-FOLDER = Path(__file__).parents[3] / "workflows" / "cv_resnet"
+with workflow_folder("cv_resnet") as FOLDER:
+    from digits import write_digits
+    from evaluate import batches, confusion_matrix, confusions, error_of, evaluate
+    from model import ACTIVATIONS, NETWORKS, build, parameter_count, predictions
+    from prepare import index_images
+    from train import split_of, train
+
 CONFIG = {"lr": 5e-3, "weight_decay": 1e-4, "optimizer": "adam", "activation": "relu", "network": "small"}
 
 
