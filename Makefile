@@ -1,11 +1,13 @@
-# `make demo` and `make test` work on a fresh machine: each builds .venv first.
+# `make demo` and `make test` work on a fresh machine: each builds .venv first, with what it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+FOR_DEMO := $(VENV)/.installed-demo
+FOR_ALL := $(VENV)/.installed
 
 .PHONY: demo test lint install clean
-demo: install
+demo: $(FOR_DEMO)
 	$(BIN)/parsl-rasda run workflows/cfd_defiltering/study.yaml --site local --dir $$(mktemp -d -p . runs.XXXXXX)/cfd_defiltering
 
 test: install
@@ -15,14 +17,18 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	for folder in workflows/*/; do $(BIN)/mypy $$folder || exit 1; done
 	$(BIN)/lint-imports
 
-install: $(STAMP)
-$(STAMP): pyproject.toml constraints.txt
+install: $(FOR_ALL)
+$(FOR_ALL): $(FOR_DEMO)
+	$(PIP) -e '.[dev]'
+	touch $@
+$(FOR_DEMO): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	touch $(STAMP)
+	$(PIP) torch
+	$(PIP) -e '.[demo]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) runs runs.*

@@ -11,8 +11,7 @@ import typer
 
 from parsl_rasda.errors import InvalidSettingError
 
-
-# What is copied, in a wheel or in a checkout: workflows/ lies beside the package there.
+# What is copied: in a wheel inside the package, in a checkout beside it.
 _PACKAGE = Path(__file__).resolve().parents[1]
 _PLACES = (_PACKAGE / "workflows", _PACKAGE.parent / "workflows")
 _SITE = "site.yaml"
@@ -62,7 +61,8 @@ def copy_template(template: Template, directory: Path) -> tuple[Path, ...]:
         InvalidSettingError: If one of them is there already; then nothing is written.
     """
     workflows = next(place for place in _PLACES if (place / _SITE).is_file())
-    sources = [f for f in sorted((workflows / _FOLDERS.get(template, template.value)).iterdir()) if f.is_file()]
+    folder = workflows / _FOLDERS.get(template, template.value)
+    sources = [file for file in sorted(folder.iterdir()) if file.is_file()]
     if all(f.name != _SITE for f in sources):
         sources.append(workflows / _SITE)
     there = [str(directory / f.name) for f in sources if (directory / f.name).exists()]

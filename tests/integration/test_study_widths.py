@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from command_line import finish, start
@@ -11,7 +12,7 @@ from parsl_rasda.orchestration.events import StartJob
 from parsl_rasda.orchestration.journal import read
 from tests.workflow_folder import workflow_folder
 
-with workflow_folder("cfd_defiltering"):
+with workflow_folder("cfd_defiltering") as CFD:
     from prepare import write_shards
     from simulate import simulate
 
@@ -59,6 +60,8 @@ def data(tmp_path_factory):
 def studies(tmp_path_factory, data):
     """Run the study on 1, 2 and 4 slots; the last one waits for the full width of every trial."""
     folder = tmp_path_factory.mktemp("studies")
+    for module in ("train.py", "model.py"):
+        shutil.copy(CFD / module, folder)
     return {slots: ran(folder, data, slots, "strict" if slots == 4 else "elastic") for slots in (1, 2, 4)}
 
 
