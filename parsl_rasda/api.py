@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from parsl_rasda.diagnostics import listing
 from parsl_rasda.errors import InvalidSettingError, RasdaError, RunDirectoryError, StageFailedError
 from parsl_rasda.orchestration.admission import check_search_fit, tune_problems
 from parsl_rasda.orchestration.progress import NoView, View
@@ -33,7 +34,6 @@ from parsl_rasda.study import (
     declare_study,
     load_study,
 )
-from parsl_rasda.study.spec import listing
 
 if TYPE_CHECKING:
     from parsl.dataflow.dflow import DataFlowKernel

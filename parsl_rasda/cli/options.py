@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
-from parsl_rasda.errors import InvalidFileError, InvalidSettingError, Mistake
+from parsl_rasda.errors import Diagnostic, InvalidFileError, InvalidSettingError
 from parsl_rasda.types import SiteName
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def load_inputs(
     from parsl_rasda.study import load_site, load_study
 
     found: list[SiteSpec] = []
-    unread: list[Mistake] = []
+    unread: list[Diagnostic] = []
     for site in sites:
         try:
             found.append(load_site(site))
@@ -59,7 +59,7 @@ def load_inputs(
             unread += error.mistakes
     names = [SiteName(s.name) for s in found]
     is_clear = bool(names) and not unread and len(set(names)) == len(names)
-    mistakes: list[Mistake] = []
+    mistakes: list[Diagnostic] = []
     spec: StudySpec | None = None
     try:
         spec = load_study(

@@ -40,6 +40,8 @@ def _about_search(tune: TuneSpec, searcher: Searcher) -> str:
 
 
 def _about_site(site: SiteSpec) -> str:
+    from parsl_rasda.plugins import kind_of
+
     per_node = "GPUs counted there" if site.gpus_per_node == "auto" else f"{site.gpus_per_node} GPUs each"
     nodes = site.nodes_per_pilot
-    return f"{site.pilots} x {counted(nodes, 'node')}, {per_node}, {site.mpi_launcher}"
+    return f"{site.pilots} x {counted(nodes, 'node')}, {per_node}, {kind_of(site.mpi_launcher)}"

@@ -33,6 +33,7 @@ from parsl_rasda.orchestration.events import (
     PilotStarted,
     RequestPilot,
 )
+from parsl_rasda.plugins import kind_of
 from parsl_rasda.protocol import JobSpec
 from parsl_rasda.study import ParslSiteSpec, SiteSpec
 from parsl_rasda.study.sites import GlobusSiteSpec
@@ -277,9 +278,8 @@ class Doctor:
         name = f"all-reduce, {shape}"
         if job.ended.outcome is not Outcome.REACHED:
             said = f"{job.ended.outcome}: {job.ended.cause}"
-            return Finding(
-                name, said, Verdict.BAD, f"look at mpi_launcher ({self.site.mpi_launcher}) and its log"
-            )
+            launcher = kind_of(self.site.mpi_launcher)
+            return Finding(name, said, Verdict.BAD, f"look at mpi_launcher ({launcher}) and its log")
         took = f"{width} rank{'s' * (width > 1)} in {job.seconds:.1f} s"
         speed = f", {job.gb_s:.2f} GB/s" if job.gb_s else ""
         expected = width if self.site.accelerator != "none" else 1

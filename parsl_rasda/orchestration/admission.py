@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from parsl_rasda.errors import InvalidSettingError, PlacementImpossibleError
+from parsl_rasda.diagnostics import Plain, diagnostics_in, shown
+from parsl_rasda.errors import Diagnostic, InvalidSettingError, PlacementImpossibleError
 from parsl_rasda.orchestration.assembly import build_machine, build_study_searcher
 from parsl_rasda.orchestration.data_locality import constants, usable
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.placement.ledger import Ledger
 from parsl_rasda.study import GlobusSiteSpec, SearcherSpec, SiteSpec, StudySpec, TuneSpec
-from parsl_rasda.study.spec import Plain, Problem, problems_in, shown
 from parsl_rasda.types import NodeName, NodeSlots, PilotId, SiteName
 
 # Harmless parts of a `tune` block, for those that are wrong in ways that its spec tells.
@@ -50,7 +50,7 @@ class PilotShape(NamedTuple):
 # --------------------------------------------------------------------------------------- settings
 
 
-def tune_problems(plain: Plain) -> Iterator[Problem]:
+def tune_problems(plain: Plain) -> Iterator[Diagnostic]:
     """Yield what the scheduler, the growth policy or the searcher of a `tune` block would refuse.
 
     Its spec does not know their options. A part that the spec refuses is left out, so that one
@@ -88,7 +88,7 @@ def _sound_parts(plain: Plain) -> TuneSpec | None:
         try:
             return TuneSpec.model_validate({**_STAND_INS, **sound} if wrong else sound)
         except ValidationError as error:
-            found = {p.loc[0] for p in problems_in(error) if p.loc}
+            found = {p.loc[0] for p in diagnostics_in(error) if p.loc}
             if found <= wrong:
                 return None
             wrong |= found
@@ -102,8 +102,8 @@ def _refusal(build: Callable[..., object], *arguments: object) -> InvalidSetting
     return None
 
 
-def _problem(refusal: InvalidSettingError) -> Problem:
-    return Problem(tuple(refusal.key.split(".")), shown(refusal.found), refusal.allowed)
+def _problem(refusal: InvalidSettingError) -> Diagnostic:
+    return Diagnostic(tuple(refusal.key.split(".")), shown(refusal.found), refusal.allowed)
 
 
 def _without(tune: TuneSpec, option: str) -> TuneSpec:

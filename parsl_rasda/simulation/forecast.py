@@ -16,6 +16,7 @@ from parsl_rasda.orchestration.assembly import assumed_times, build_machine
 from parsl_rasda.orchestration.data_locality import foreseen
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.replay import History
+from parsl_rasda.plugins import kind_of
 from parsl_rasda.simulation.costs import Costs, assumed_costs
 from parsl_rasda.simulation.measured import measured_costs
 from parsl_rasda.simulation.rehearsal import Rehearsal, VirtualSite
@@ -196,6 +197,13 @@ def forecast(
     return replace(result, advice=tuple(_advice(tune, result)))
 
 
+def _changed(method: SchedulerSpec, changes: Mapping[str, str]) -> SchedulerSpec:
+    """Return a method with another scheduler; options are those of the one that was declared."""
+    if not changes:
+        return method
+    return SchedulerSpec.model_validate({**method.model_dump(exclude={*method.options}), **changes})
+
+
 def _policies(tune: TuneSpec) -> tuple[str, dict[str, TuneSpec]]:
     """Return the name of the declared policy, and what is compared by name."""
     method = tune.scheduler
@@ -204,12 +212,12 @@ def _policies(tune: TuneSpec) -> tuple[str, dict[str, TuneSpec]]:
         "RASDA strict": {"kind": "rasda", "growth": "strict"},
         ASHA: {"kind": "asha", "growth": "none"},
     }
-    declared = ASHA if method.kind == "asha" else f"{method.kind.upper()} {method.growth}"
+    declared = ASHA if method.kind == "asha" else f"{method.kind.upper()} {kind_of(method.growth)}"
     if declared not in variants:
         variants = {declared: {}, **variants}
     # Virtual metrics are smaller where a trial is better.
     return declared, {
-        name: tune.model_copy(update={"mode": Mode.MIN, "scheduler": method.model_copy(update=changes)})
+        name: tune.model_copy(update={"mode": Mode.MIN, "scheduler": _changed(method, changes)})
         for name, changes in variants.items()
     }
 

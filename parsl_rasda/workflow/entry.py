@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from parsl_rasda.agent.node_probe import counted_here
-from parsl_rasda.errors import InvalidFileError, Mistake, RunDirectoryError
+from parsl_rasda.diagnostics import listing, shown
+from parsl_rasda.errors import Diagnostic, InvalidFileError, RunDirectoryError
 from parsl_rasda.orchestration.admission import check_fit, check_pilots, check_searchers, tune_problems
 from parsl_rasda.orchestration.progress import View
 from parsl_rasda.orchestration.replay import load_run, save_run, search_path_of
 from parsl_rasda.orchestration.run_directory import RunDirectory, replace_file
 from parsl_rasda.study import SiteSpec, StudySpec, dump_study, load_study
-from parsl_rasda.study.spec import listing, shown
 from parsl_rasda.types import JSON, SiteName
 from parsl_rasda.workflow.dag import check_sites
 from parsl_rasda.workflow.run import RunResult, Session
@@ -133,9 +133,10 @@ def check_amendment(study: StudySpec, wanted: StudySpec) -> None:
         key = ".".join(loc[2:] if len(study.tune_stages) == 1 and loc[2:3] == ("tune",) else loc)
         if loc[2:] != ("tune", "num_samples"):
             allowed = f"{shown(old)}, as the run has it: only tune.num_samples may change"
-            mistakes.append(Mistake("--set", 0, key, shown(new), allowed))
+            mistakes.append(Diagnostic((key,), shown(new), allowed, "--set"))
         elif new < old:
-            mistakes.append(Mistake("--set", 0, key, shown(new), f"at least {old}, the number the run has"))
+            least = f"at least {old}, the number the run has"
+            mistakes.append(Diagnostic((key,), shown(new), least, "--set"))
     if mistakes:
         raise InvalidFileError(mistakes)
 

@@ -15,7 +15,7 @@ from parsl_rasda.testing.schedulers import play
 
 
 def build(variant: str, **more: object) -> Scheduler:
-    return build_scheduler({"variant": variant, "metric": "loss", **more})
+    return build_scheduler({"variant": variant, "metric": "loss", "max_t": 8, **more})
 
 
 def test_a_trial_worse_than_the_median_of_the_earlier_ones_stops() -> None:
