@@ -45,24 +45,24 @@ class Named:
         return self.function(*arguments, **named)
 
 
-def run_job(order: Message, launch: Message, mark: str, door: Message | None) -> Message:
+def run_job(order: Message, launch: Message, mark: str, address: Message | None) -> Message:
     """Run one attempt to its end.
 
     Args:
         order: A `protocol.JobSpec`.
         launch: A `launch.base.LaunchCommand`.
         mark: Marks every process of the launch (`orphan_reaper.JOB_VARIABLE`).
-        door: A `control_relay.ControlAddress`, or None where the controller cannot be reached from here.
+        address: A `control_relay.ControlAddress`, or None where the controller cannot be reached from here.
 
     Returns:
         ``report``: a `protocol.JobResult`; ``epochs``: every `protocol.EpochReport` that is on disk.
     """
     job = JobSpec.from_json(order)
     directory = Path(job.directory)
-    if door is None:
+    if address is None:
         report = _launch(job, launch, mark, None)
     else:
-        with ControlClient(ControlAddress(**door), str(job.job)) as link:
+        with ControlClient(ControlAddress(**address), str(job.job)) as link:
             refusal = _ask_to_start(link)
             if refusal is None:
                 report = _launch(job, launch, mark, link)

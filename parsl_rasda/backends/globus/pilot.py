@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from parsl_rasda.agent.endpoint_tasks import TaskContext
-from parsl_rasda.backends.allocation import Allocation
+from parsl_rasda.backends.allocation import PilotAllocation
 from parsl_rasda.backends.globus import handshake
 from parsl_rasda.backends.globus.client import EndpointClient, PilotLostError, UnreachableError
 from parsl_rasda.backends.globus.jobs import RESEND_S, Message
@@ -63,7 +63,7 @@ class GlobusPilot:
             delayed: Is told once why it is waited for.
         """
         self.request, self.sender = request, sender
-        self.allocation: Allocation | None = None
+        self.allocation: PilotAllocation | None = None
         self.is_leaving = False
         self._site, self._spent = site, spent
         self._when, self._up, self._refused, self._delayed = when, up, refused, delayed

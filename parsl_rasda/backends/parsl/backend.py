@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from parsl_rasda.agent import node_probe, orphan_reaper
-from parsl_rasda.agent.control_relay import ControlServer, Message
+from parsl_rasda.agent.control_relay import Message
 from parsl_rasda.backends.actor import Actor
+from parsl_rasda.backends.parsl.control_server import ControlServer
 from parsl_rasda.backends.parsl.jobs import JobTracker
 from parsl_rasda.backends.parsl.pilot_pool import PilotPool
 from parsl_rasda.backends.parsl.pilot_source import (

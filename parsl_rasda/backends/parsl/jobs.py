@@ -14,8 +14,9 @@ from pathlib import Path
 
 from parsl_rasda.agent import exit_diagnosis
 from parsl_rasda.agent import job as agent_job
-from parsl_rasda.agent.control_relay import ControlServer, Message
-from parsl_rasda.backends.allocation import Allocation
+from parsl_rasda.agent.control_relay import Message
+from parsl_rasda.backends.allocation import PilotAllocation
+from parsl_rasda.backends.parsl.control_server import ControlServer
 from parsl_rasda.backends.parsl.pilot_source import ExecutorLabel, PilotSource, words
 from parsl_rasda.errors import SiteUnavailableError
 from parsl_rasda.launch.base import Launcher
@@ -98,7 +99,7 @@ class JobTracker:
         self.jobs[job.id] = job
 
     def start(
-        self, order: JobSpec, placement: Placement, lane: ExecutorLabel, allocation: Allocation | None
+        self, order: JobSpec, placement: Placement, lane: ExecutorLabel, allocation: PilotAllocation | None
     ) -> None:
         """Send a job to a lane; without an allocation it ends at once."""
         job = Job(order, lane, f"{self.mark}/{order.job}")
@@ -107,9 +108,9 @@ class JobTracker:
             self.conclude(job, Outcome.PREEMPTED, f"pilot {placement.pilot} had gone")
             return
         command = asdict(allocation.launch(order, placement, self.site, self.launcher))
-        door = asdict(self.control.door)
+        address = asdict(self.control.control_address)
         task = agent_job.Named(f"trial_{order.trial}_attempt_{order.attempt}", agent_job.run_job)
-        future = self.pilots.submit(job.lane, task, order.to_json(), command, job.mark, door)
+        future = self.pilots.submit(job.lane, task, order.to_json(), command, job.mark, address)
         future.add_done_callback(lambda done: self.do(lambda: self._returned(job, done)))
 
     def hear(self, job_id: JobId, message: Message) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from parsl_rasda.agent import job as agent_job
 from parsl_rasda.agent.control_relay import Message
 from parsl_rasda.backends.actor import Actor
-from parsl_rasda.backends.allocation import Allocation, read_allocation
+from parsl_rasda.backends.allocation import PilotAllocation, read_allocation
 from parsl_rasda.backends.parsl.jobs import JobTracker
 from parsl_rasda.backends.parsl.pilot_source import NO_EXECUTOR, ExecutorLabel, LaneEnd, PilotSource, words
 from parsl_rasda.errors import SiteUnavailableError
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 class _Pilot:
     request: RequestPilot | None  # None: held for stages, free to be adopted
     lane: ExecutorLabel = NO_EXECUTOR  # known once it is in the queue
-    allocation: Allocation | None = None  # known once it is up
+    allocation: PilotAllocation | None = None  # known once it is up
     is_leaving: bool = False  # held, but its jobs have not all left
     is_retired: bool = False  # released while a stage was at work there: not to be used for jobs again
     is_silent: bool = False  # its manager is lost, and the batch system is being asked why
