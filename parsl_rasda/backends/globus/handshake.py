@@ -22,7 +22,7 @@ def arguments_of(site: GlobusSiteSpec, sender: TaskContext) -> dict[str, Any]:
 
 
 def refusal_of(site: GlobusSiteSpec, found: Mapping[str, Any]) -> str | None:
-    """Return why a site cannot be used, in words, or None.
+    """Return why a site cannot be used, for people, or None.
 
     Args:
         site: What was declared.
@@ -44,8 +44,8 @@ def refusal_of(site: GlobusSiteSpec, found: Mapping[str, Any]) -> str | None:
     return None
 
 
-def taken_words(site: GlobusSiteSpec, found: Mapping[str, Any]) -> str:
-    """Return in words that another study has the pilot, or nothing.
+def taken_message(site: GlobusSiteSpec, found: Mapping[str, Any]) -> str:
+    """Return a message that another study has the pilot, or nothing.
 
     Args:
         site: What was declared.
@@ -60,7 +60,7 @@ def taken_words(site: GlobusSiteSpec, found: Mapping[str, Any]) -> str:
 
 
 def warnings_of(site: GlobusSiteSpec, found: Mapping[str, Any], *, narrowest: int = 1) -> list[str]:
-    """Return what differs on a site without breaking anything, in words.
+    """Return what differs on a site without breaking anything, for people.
 
     Args:
         site: What was declared.

@@ -1,4 +1,4 @@
-"""The controller's end of the control channel to the agents that watch over launches; see `agent.control_relay`."""
+"""The controller's end of the channel to the agents that watch over launches (`agent.control_relay`)."""
 
 from __future__ import annotations
 
