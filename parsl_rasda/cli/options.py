@@ -45,7 +45,7 @@ def load_inputs(
         InvalidSettingError: If a site is named twice, or two are one pilot.
         PlacementImpossibleError: If a trial could never have the GPUs it needs.
     """
-    from parsl_rasda.agent.node_probe import counted_here
+    from parsl_rasda.backends.allocation import counted_here
     from parsl_rasda.orchestration.admission import check_fit, check_pilots, tune_problems
     from parsl_rasda.orchestration.data_locality import site_problems
     from parsl_rasda.study import load_site, load_study

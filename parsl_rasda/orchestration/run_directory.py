@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from parsl_rasda.errors import RunDirectoryError
+from parsl_rasda.processes import identify
 from parsl_rasda.types import JobId
 
 _REPORTS = ("results.csv", "best.json", "summary.txt", "report.html")  # of a search
@@ -201,12 +202,8 @@ def _identity() -> dict[str, str | int | None]:
 
 def _start_ticks(pid: int) -> str | None:
     """Return when a process of this host started, or None if it is gone (a zombie is)."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    state, *fields = stat.rpartition(")")[2].split()
-    return None if state in {"Z", "X"} else fields[18]
+    process = identify(pid)
+    return None if process is None else str(process.start)
 
 
 def replace_file(file: Path, text: str) -> None:

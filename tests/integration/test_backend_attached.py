@@ -53,8 +53,8 @@ def test_once_the_program_has_ended_parsl_a_task_is_refused_by_its_future(tmp_pa
     threads = ThreadPoolExecutor(label="gpu", max_threads=1)
     kernel = DataFlowKernel(Config([threads], run_dir=str(tmp_path), initialize_logging=False))
     pilots = AttachedPilots(kernel, "gpu")
-    lane = pilots.begin()
-    assert pilots.submit(lane, pow, 3, 2).result(10) == 9
+    label = pilots.start()
+    assert pilots.submit(label, pow, 3, 2).result(10) == 9
     kernel.cleanup()
     with pytest.raises(SiteUnavailableError, match="the program has ended Parsl"):
-        pilots.submit(lane, pow, 3, 2).result(10)
+        pilots.submit(label, pow, 3, 2).result(10)

@@ -84,7 +84,7 @@ def mended(link: EndpointClient, task: Future) -> None:
 
 def test_a_task_that_is_refused_until_a_pid_file_is_stale_is_sent_again(link) -> None:
     link._executor = Executor(refusals=3)
-    task = link.submit("look", {})
+    task = link.submit("poll", {})
     mended(link, task)
     assert task.result(0) == {"sent": 4}
     assert not link.trouble
@@ -93,7 +93,7 @@ def test_a_task_that_is_refused_until_a_pid_file_is_stale_is_sent_again(link) ->
 def test_an_endpoint_that_really_runs_twice_is_refused_in_its_own_words(link, monkeypatch) -> None:
     monkeypatch.setattr(client, "_STALE_PATIENCE_S", 0.05)
     link._executor = Executor(refusals=10**6)
-    task = link.submit("look", {})
+    task = link.submit("poll", {})
     mended(link, task)
     with pytest.raises(RefusedError, match="on another login node"):
         task.result(0)
@@ -104,8 +104,8 @@ def test_a_function_that_could_not_be_registered_is_registered_with_the_next_tas
     link._executor = Executor(refusals=0)
     link._executor.is_away = True
     with pytest.raises(UnreachableError, match="no route"):
-        link.submit("look", {}).result(10)
-    assert link.submit("look", {}).result(10) == {"sent": 1}
+        link.submit("poll", {}).result(10)
+    assert link.submit("poll", {}).result(10) == {"sent": 1}
 
 
 def test_a_task_is_measured_as_it_travels_where_each_quote_is_escaped_twice(link) -> None:
