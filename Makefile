@@ -6,12 +6,19 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 FOR_DEMO := $(VENV)/.installed-demo
 FOR_ALL := $(VENV)/.installed
 
-.PHONY: demo test lint install clean
+.PHONY: demo test test-unit lint install clean
 demo: $(FOR_DEMO)
 	$(BIN)/parsl-rasda run workflows/cfd_defiltering/study.yaml --site local --dir $$(mktemp -d -p . runs.XXXXXX)/cfd_defiltering
 
 test: install
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --hypothesis-profile=ci $(PYTEST_ARGS)
+
+# What answers in a minute: no processes of seconds, few examples, one thread for each of two workers.
+# pytest keeps the test modules that it has rewritten, wherever bytecode is not written otherwise.
+test-unit: export OMP_NUM_THREADS = 1
+test-unit: unexport PYTHONDONTWRITEBYTECODE
+test-unit: install
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" tests/unit tests/contract $(PYTEST_ARGS)
 
 lint: install
 	$(BIN)/ruff check .

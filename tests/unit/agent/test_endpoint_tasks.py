@@ -112,6 +112,7 @@ def test_an_attempt_that_lives_is_left_alone(tmp_path: Path) -> None:
     assert not (directory / "stop").exists()
 
 
+@pytest.mark.slow
 def test_ranks_that_do_not_heed_the_stop_file_are_ended(tmp_path: Path) -> None:
     script = (
         "import signal, time; from pathlib import Path\n"

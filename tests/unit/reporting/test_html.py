@@ -266,6 +266,7 @@ def test_whatever_is_put_into_an_element_is_text_again_when_it_is_read(text: str
         assert "".join(found.text) == text
 
 
+@pytest.mark.slow
 def test_a_thousand_trials_are_one_or_two_megabytes(
     rehearsals: Any, tmp_path: Path, record_property: Any
 ) -> None:

@@ -399,6 +399,7 @@ SWIN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [CNN, SWIN], ids=["cnn", "swin"])
 def test_a_network_beats_the_mean_on_objects_it_never_saw(
     config: dict[str, Any], data: dict[str, Any], tmp_path: Path

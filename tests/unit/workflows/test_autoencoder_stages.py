@@ -145,6 +145,7 @@ def test_principal_components_lose_what_their_singular_values_say() -> None:
     assert float(sample_errors(principal_components(samples, 64), [samples]).max()) < 1e-10
 
 
+@pytest.mark.slow
 def test_the_autoencoder_beats_pca_of_its_size_on_flows_it_never_saw(
     data: dict[str, object], tmp_path: Path
 ) -> None:

@@ -167,6 +167,7 @@ def config() -> dict[str, object]:
     return {"lr": 0.01, "optimizer": "adamw", "weight_decay": 1e-4, "width": 6, "activation": "tanh"}
 
 
+@pytest.mark.slow
 def test_the_best_network_beats_the_filter_on_flows_it_never_saw(
     config: dict[str, object], data: dict[str, object], tmp_path: Path
 ) -> None:

@@ -50,6 +50,7 @@ def test_the_network_is_built_of_the_activation_that_is_searched(activation: str
     assert torch.isfinite(model(torch.randn(4, 1, 8, 8))).all()
 
 
+@pytest.mark.slow
 def test_the_best_network_knows_digits_that_decided_nothing(data: dict[str, object], tmp_path: Path) -> None:
     trial = local_trial(
         CONFIG, inputs={"data": data}, epochs=4, batch_size=16, warmup_initial=1, directory=tmp_path
