@@ -1,7 +1,7 @@
-"""The unfolded graph of a run, as GraphML for tools and Mermaid for pages; `graph_svg` draws it for eyes.
+"""The decision graph of a run, as GraphML for tools and Mermaid for pages; `graph_svg` draws it.
 
-Up to `READABLE` trials each stretch is drawn; above, those that share a rung and a fate are drawn
-as one. Up to `READABLE_CALLS` calls of a stage each is drawn; above, the stage tells their number.
+Up to `READABLE` trials, each stretch is drawn; above, stretches that share a rung and a fate are drawn
+as one. Up to `READABLE_CALLS` calls of a stage, each is drawn; above, the stage shows their number.
 GraphML always holds everything.
 """
 
@@ -69,7 +69,7 @@ def mermaid(graph: nx.DiGraph[str]) -> str:
     names = {vertex: f"v{i}" for i, vertex in enumerate(drawn)}
     lines = ["flowchart LR"]
     for vertex, data in drawn.nodes(data=True):
-        text = " ".join(words_of(data)).replace('"', "'")
+        text = " ".join(lines_of(data)).replace('"', "'")
         lines.append(f'  {names[vertex]}["{text}"]:::{fate_of(data)}')
     lines += [f"  {names[a]} --> {names[b]}" for a, b in drawn.edges]
     lines += [f"  classDef {fate} fill:{colour},stroke:#868e96" for fate, colour in COLOURS.items()]
@@ -125,7 +125,7 @@ def fate_of(data: Mapping[str, Any]) -> str:
     return _STAGE_FATES.get(data.get("state", ""), "stage")
 
 
-def words_of(data: Mapping[str, Any]) -> list[str]:
+def lines_of(data: Mapping[str, Any]) -> list[str]:
     """Return the one or two lines of a box."""
     if data.get("kind") == "stage":
         return [str(data["label"]), *([_calls(data)] if "calls" in data else [])]

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.orchestration.stage_records import StageRecord, write_record
 from parsl_rasda.reporting.html import page
-from parsl_rasda.reporting.markup import element
 from parsl_rasda.reporting.runs import read_run
+from parsl_rasda.reporting.templates import render
 from parsl_rasda.simulation.rehearsal import VirtualSite
 from parsl_rasda.study import StudySpec
 from parsl_rasda.types import StageState
@@ -252,18 +252,20 @@ def test_what_comes_from_the_user_stays_text(hostile: Path) -> None:
     assert any(HOSTILE in text for text in found.texts["p"]), "the cause"
 
 
-@given(text=st.text(), attribute=st.text())
-def test_whatever_is_put_into_an_element_is_text_again_when_it_is_read(text: str, attribute: str) -> None:
+@given(text=st.text(min_size=1), attribute=st.text())
+def test_whatever_is_put_into_a_template_is_text_again_when_it_is_read(text: str, attribute: str) -> None:
     def shown(value: str) -> bool:
         return all(
             c >= " " and c != "\x7f" and not 0xD800 <= ord(c) < 0xE000 and c not in "\ufffe\uffff"
             for c in value
         )
 
-    found = Reader(element("p", text, class_=attribute))
-    assert found.tags == ["p"]
+    box = {"x": 0, "y": 0, "width": 1, "height": 1, "colour": attribute, "facts": text, "lines": [(0, text)]}
+    values = {"width": 1, "height": 1, "curves": [], "heads": {}, "legend": []}
+    found = Reader(render("graph.svg", boxes=[box], **values))
+    assert found.tags == ["svg", "defs", "marker", "path", "g", "title", "rect", "text"]
     if shown(text):
-        assert "".join(found.text) == text
+        assert "".join(found.texts["title"]) == "".join(found.texts["text"]) == text
 
 
 def test_a_thousand_trials_are_one_or_two_megabytes(
@@ -292,7 +294,7 @@ const at = svg.getPointAtLength(0).matrixTransform(svg.getScreenCTM());
 svg.dispatchEvent(new PointerEvent("pointermove", {bubbles: true, clientX: at.x, clientY: at.y}));
 const seen = {
   rows,
-  told: document.getElementById("told").textContent,
+  tooltip: document.getElementById("tooltip").textContent,
   hot: document.querySelectorAll(".hot").length,
   fits: document.documentElement.scrollWidth <= innerWidth,
 };
@@ -341,8 +343,8 @@ def test_the_table_sorts_and_a_curve_tells_its_trial(finished: Path, browser: An
     seen = json.loads(Reader(shown).texts["body"][0])
     best = run.document()["best"]
     assert seen["rows"] == [f"{i:04d}" for i in range(8)]
-    assert f"trial: {best['trial']}" in seen["told"]
-    assert "lr: " in seen["told"]
+    assert f"trial: {best['trial']}" in seen["tooltip"]
+    assert "lr: " in seen["tooltip"]
     assert seen["hot"] >= 4, "the same trial in every picture, and its row"
     assert seen["fits"], "a narrow window scrolls pictures and tables, not the page"
 
