@@ -7,15 +7,18 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from parsl_rasda.orchestration.events import JobEnded
+from parsl_rasda.orchestration.journal import Journal, Record
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.orchestration.stage_records import StageRecord, write_record
 from parsl_rasda.reporting.html import page
@@ -23,7 +26,7 @@ from parsl_rasda.reporting.runs import read_run
 from parsl_rasda.reporting.templates import render
 from parsl_rasda.simulation.rehearsal import VirtualSite
 from parsl_rasda.study import StudySpec
-from parsl_rasda.types import StageState
+from parsl_rasda.types import JobId, Outcome, StageState
 
 HOSTILE = "</pre></script><script>document.title='gone'</script>\"'><img src=x onerror=alert(1)>&amp;"
 VOID = {"meta"}
@@ -229,30 +232,41 @@ def test_several_searches_have_a_section_each(rehearsals: Any, tmp_path: Path) -
 
 @pytest.fixture
 def hostile(rehearsals: Any, tmp_path: Path) -> Path:
-    """A run with settings and causes that are markup, and a terminal's colours."""
+    """A run with a name, settings, causes and reasons that are markup, and a terminal's colours."""
     directory = tmp_path / "hostile"
     choices = [HOSTILE, "\x1b[31mred\x1b[0m\x00"]
+    study = rehearsals.study_of(search_space={"lr": {"float": [0.001, 0.1]}, "how": {"choice": choices}})
     rehearsals.into(
         directory,
-        rehearsals.study_of(search_space={"lr": {"float": [0.001, 0.1]}, "how": {"choice": choices}}),
+        study,
         config_of=lambda trial: {"lr": 0.001 * (trial + 1), "how": choices[trial % 2]},
+        torn_after=30.0,
     )
-    write_record(directory / "stages" / "tune", StageRecord(StageState.FAILED, at=1.0, cause=HOSTILE))
+    machine = read_run(directory).searches["tune"].machine
+    with Journal(directory / "journal.jsonl", study.name) as journal:
+        event = JobEnded(31.0, JobId.parse("0000.1"), Outcome.FAILED, HOSTILE)
+        journal.append([Record(event, machine.handle(event))])
+    write_record(directory / "stages" / "tune", StageRecord(StageState.FAILED, at=40.0, cause=HOSTILE))
     return directory
 
 
 def test_what_comes_from_the_user_stays_text(hostile: Path) -> None:
-    found = read(hostile)
+    run = read_run(hostile)
+    found = Reader(page(replace(run, study=run.study.model_copy(update={"name": HOSTILE}))))
     script = (files("parsl_rasda.reporting") / "page" / "report.js").read_text()
     assert found.texts["script"] == [script]
     assert "img" not in found.tags
-    cells = [cell for row in found.rows for cell in row]
-    assert HOSTILE in cells
-    assert "red\N{REPLACEMENT CHARACTER}" in cells
+    assert found.texts["h1"] == [HOSTILE], "the name of the study"
+    assert found.texts["title"][0] == f"{HOSTILE}: failed"
+    trials = {row[0]: row for row in found.rows if row}
+    assert trials["0000"][6] == HOSTILE, "the reason of a trial"
+    assert trials["0002"][8] == HOSTILE, "a setting"
+    assert trials["0001"][8] == "red\N{REPLACEMENT CHARACTER}"
     assert any(HOSTILE in text for text in found.texts["p"]), "the cause"
 
 
 @given(text=st.text(min_size=1), attribute=st.text())
+@example(text=HOSTILE, attribute=HOSTILE)
 def test_whatever_is_put_into_a_template_is_text_again_when_it_is_read(text: str, attribute: str) -> None:
     def shown(value: str) -> bool:
         return all(
