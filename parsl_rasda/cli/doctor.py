@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from parsl_rasda.cli.options import AsJson
-from parsl_rasda.cli.output import print_json, print_result, say
+from parsl_rasda.cli.output import print_json, print_message, print_result
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,9 +33,9 @@ def doctor(site: OneSite = "local", as_json: AsJson = False) -> None:
 
     found: list[Finding] = []
     try:
-        for finding in Doctor(load_site(site)).examine(say):
+        for finding in Doctor(load_site(site)).examine(print_message):
             found.append(finding)
-            say(f"  {finding.what}: {finding.found}")
+            print_message(f"  {finding.what}: {finding.found}")
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     is_fit = all(f.verdict is not Verdict.BAD for f in found)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from parsl_rasda.cli.options import RunFolder
-from parsl_rasda.cli.output import say
+from parsl_rasda.cli.output import print_message
 
 
 class Target(StrEnum):
@@ -39,7 +39,7 @@ def export(
 
     files = export_run(read_run(directory), to.value)
     if not files:
-        say(f"nothing to export: no search of {directory} has begun")
+        print_message(f"nothing to export: no search of {directory} has begun")
     for file in files:
         typer.echo(f"wrote {file}")
         if HOW_TO_OPEN[to]:

@@ -32,6 +32,6 @@ def print_result(renderable: RenderableType) -> None:
         typer.echo(as_text(renderable), nl=False)
 
 
-def say(text: str) -> None:
+def print_message(text: str) -> None:
     """Print a line for people, on stderr."""
     typer.echo(text, err=True)

@@ -10,9 +10,9 @@ def resume(directory: RunFolder, overrides: Overrides = None, as_json: AsJson = 
 
     Only tune.num_samples may be set anew, and only to a larger number.
     """
-    from parsl_rasda.cli.run_and_report import carry_through
+    from parsl_rasda.cli.run_and_report import run_and_report
     from parsl_rasda.workflow.entry import resume_study
 
-    carry_through(
+    run_and_report(
         directory, lambda view: resume_study(directory, overrides or (), view=view), as_json=as_json
     )

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
-from parsl_rasda.reporting.format import setting, shortened
+from parsl_rasda.reporting.format import truncated, value_text
 from parsl_rasda.reporting.scales import Scale, Tick, metric_scale, value_scale
 from parsl_rasda.search.space import Choice, Float, Int, Parameter
 
@@ -136,7 +136,7 @@ def hyperparameters(summary: Summary, space: Mapping[str, Parameter]) -> list[Ch
     """
     trials = [t for t in back_to_front(summary) if t["metric"] is not None]
     varying = [
-        n for n in _names(trials) if len({setting(t["config"][n]) for t in trials if n in t["config"]}) > 1
+        n for n in _names(trials) if len({value_text(t["config"][n]) for t in trials if n in t["config"]}) > 1
     ]
     width, height = 340, 250
     y = metric_frame_scale([t["metric"] for t in trials], height - _BOTTOM, _TOP + 8, summary["mode"])
@@ -206,19 +206,19 @@ def _parameter_axis(
         log = parameter.log if isinstance(parameter, Float | Int) else False
         scale = value_scale(values, start, stop, log=log)
         return scale, scale.ticks(4), [scale(v) for v in values]
-    labels = sorted({setting(v) for v in values}, key=_by_value(values))
+    labels = sorted({value_text(v) for v in values}, key=_by_value(values))
     scale = Scale(-0.5, len(labels) - 0.5, start, stop)
     every = math.ceil(len(labels) / 8)
     letters = max(3, int(44 * every / len(labels)))
-    ticks = [(float(i), shortened(label, letters)) for i, label in enumerate(labels)][::every]
+    ticks = [(float(i), truncated(label, letters)) for i, label in enumerate(labels)][::every]
     order = {label: i for i, label in enumerate(labels)}
     # Side by side within a value, in a way that is the same whenever the page is made.
     offsets = (0.5 * ((i * 0.618) % 1 - 0.5) for i in range(len(values)))
-    return scale, ticks, [scale(order[setting(v)] + o) for v, o in zip(values, offsets, strict=True)]
+    return scale, ticks, [scale(order[value_text(v)] + o) for v, o in zip(values, offsets, strict=True)]
 
 
 def _by_value(values: Sequence[Any]) -> Any:  # Any: a sort key of JSON values
-    places = {setting(v): v for v in values}
+    places = {value_text(v): v for v in values}
     numeric = all(isinstance(v, int | float) for v in values)
     return (lambda label: places[label]) if numeric else str
 

@@ -40,17 +40,17 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.5g}"
 
 
-def share(fraction: float | None) -> str:
+def percent(fraction: float | None) -> str:
     """Return a fraction in percent."""
     return "-" if fraction is None else f"{100 * fraction:.0f} %"
 
 
 def config_text(config: Mapping[str, Any]) -> str:
     """Return a configuration on one line."""
-    return "  ".join(f"{k}={setting(v)}" for k, v in config.items())
+    return "  ".join(f"{k}={value_text(v)}" for k, v in config.items())
 
 
-def setting(value: Any) -> str:  # Any: a JSON value
+def value_text(value: Any) -> str:  # Any: a JSON value
     """Return a value of a configuration in few letters."""
     if isinstance(value, float):
         return number(value)
@@ -62,7 +62,7 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def shortened(value: Any, width: int = 100) -> str:  # Any: whatever a user's function returned
+def truncated(value: Any, width: int = 100) -> str:  # Any: whatever a user's function returned
     """Return a value as JSON, cut to a width."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= width else text[: width - 1] + "…"

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 from parsl_rasda.reporting.charts import WIDTH, Chart, Shape, Summary, chart, fate, rounded, shape
-from parsl_rasda.reporting.format import counted, duration, shortened
+from parsl_rasda.reporting.format import counted, duration, truncated
 from parsl_rasda.reporting.occupancy import Hold, Occupancy, Slot, Stay
 from parsl_rasda.reporting.scales import Scale, time_ticks
 
@@ -59,7 +59,7 @@ def _hold_bars(hold: Hold, rows: Rows, x: Scale, row: float) -> Iterator[Shape]:
 def _stay_bars(stay: Stay, fates: str, rows: Rows, x: Scale, row: float) -> Iterator[Shape]:
     """Yield a bar for each block of neighbouring rows; the time before its first epoch is hatched over."""
     note = f"attempt {stay.job.attempt} on {_placed(stay)}: {duration(stay.begin)} to {duration(stay.end)}"
-    note += f", {shortened(stay.ending, 120)}" if stay.ending else ""
+    note += f", {truncated(stay.ending, 120)}" if stay.ending else ""
     begun = stay.end if stay.trained_from is None else stay.trained_from
     for first, count in _stretches(rows[slot] for slot in stay.slots):
         yield _bar(

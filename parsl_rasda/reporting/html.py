@@ -22,9 +22,9 @@ from parsl_rasda.reporting.format import duration
 from parsl_rasda.reporting.graph import run_graph
 from parsl_rasda.reporting.graph_svg import svg
 from parsl_rasda.reporting.overview import advice_on
-from parsl_rasda.reporting.runs import Run, Standing
+from parsl_rasda.reporting.runs import Run, StageStatus
 from parsl_rasda.reporting.search_report import search_report
-from parsl_rasda.reporting.tables import finding
+from parsl_rasda.reporting.tables import result_text
 from parsl_rasda.reporting.templates import render
 from parsl_rasda.study import dump_study
 from parsl_rasda.types import StageState
@@ -83,19 +83,19 @@ def _stages(run: Run) -> Iterator[dict[str, str]]:
         }
 
 
-def _calls(stage: Standing) -> str:
+def _calls(stage: StageStatus) -> str:
     if not stage.calls or stage.state is StageState.WAITING:
         return ""
     return str(stage.calls) if stage.ended == stage.calls else f"{stage.ended} of {stage.calls}"
 
 
-def _outcome(run: Run, name: str, stage: Standing) -> str:
+def _outcome(run: Run, name: str, stage: StageStatus) -> str:
     if stage.cause:
         return stage.cause
     if name in run.searches:
         best = run.searches[name].summary()["best"]
         return f"best trial {best['trial']}" if best else ""
-    return finding(stage.result) if stage.state is StageState.DONE and stage.result is not None else ""
+    return result_text(stage.result) if stage.state is StageState.DONE and stage.result is not None else ""
 
 
 def _searches(run: Run, graph: Graph, clock: float | None) -> Iterator[tuple[str, dict[str, Any]]]:

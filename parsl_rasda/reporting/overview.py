@@ -14,18 +14,18 @@ from rich.table import Table
 from rich.text import Text
 
 from parsl_rasda.reporting.format import counted, duration
-from parsl_rasda.reporting.runs import Run, Standing
+from parsl_rasda.reporting.runs import Run, StageStatus
 from parsl_rasda.reporting.tables import (
     STATE_STYLES,
     Summary,
-    finding,
     headline,
+    result_text,
     status_view,
     summary_view,
 )
 from parsl_rasda.types import StageState, StudyState
 
-MEND = "mend the training and run it with another --dir"
+HOW_TO_FIX = "fix the training and run it with another --dir"
 _ENDINGS = {StudyState.FAILED: "failed", StudyState.NO_SITE: "no site or pilot could be had"}
 
 
@@ -57,8 +57,8 @@ def advice_on(run: Run) -> str:
         return f"nobody runs it; go on with: {resume_command(run.directory)}"
     name, stage = run.trouble
     if stage.is_curable:
-        return f"once this is mended, go on with: {resume_command(run.directory)}"
-    return f"no trial succeeded; {MEND}" if has_no_success(run, name) else ""
+        return f"once this is fixed, go on with: {resume_command(run.directory)}"
+    return f"no trial succeeded; {HOW_TO_FIX}" if has_no_success(run, name) else ""
 
 
 def has_no_success(run: Run, stage: str) -> bool:
@@ -113,7 +113,7 @@ def _search_work(summary: Summary) -> str:
     return ", ".join(filter(None, [trials, duration(summary["makespan_s"]) if summary["makespan_s"] else ""]))
 
 
-def _calls_work(stage: Standing) -> str:
+def _calls_work(stage: StageStatus) -> str:
     of = f"{stage.ended} of " if stage.state is not StageState.DONE else ""
     calls = f"{of}{counted(stage.calls, 'call')}" if stage.calls > 1 else ""
     if stage.state is StageState.RUNNING:
@@ -121,11 +121,11 @@ def _calls_work(stage: Standing) -> str:
     return ", ".join(filter(None, [calls, duration(stage.seconds) if stage.seconds is not None else ""]))
 
 
-def _told(stage: Standing, summary: Summary | None) -> str | Text:
+def _told(stage: StageStatus, summary: Summary | None) -> str | Text:
     """Return why a stage has no result, or the result."""
     if stage.cause:
         return Text(stage.cause, "red")
     if summary is not None:
         best: Mapping[str, Any] | None = summary["best"]
         return f"best trial {best['trial']}" if best and stage.state is StageState.DONE else ""
-    return finding(stage.result) if stage.state is StageState.DONE and stage.result is not None else ""
+    return result_text(stage.result) if stage.state is StageState.DONE and stage.result is not None else ""

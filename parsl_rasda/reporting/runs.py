@@ -24,7 +24,7 @@ _TROUBLED = {StageState.FAILED, StageState.NO_SITE}
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class StageStatus:
     """Where a stage stands now.
 
     Attributes:
@@ -73,9 +73,9 @@ class Run:
     controller: str | None
 
     @property
-    def stages(self) -> dict[str, Standing]:
+    def stages(self) -> dict[str, StageStatus]:
         """Where each stage stands, in the order of the study."""
-        return {name: self._standing(name) for name in self.study.stages}
+        return {name: self._status(name) for name in self.study.stages}
 
     @property
     def state(self) -> StudyState:
@@ -89,7 +89,7 @@ class Run:
         return StudyState.INTERRUPTED if trouble is None else StudyState(trouble[1].state.value)
 
     @property
-    def trouble(self) -> tuple[str, Standing] | None:
+    def trouble(self) -> tuple[str, StageStatus] | None:
         """The first stage that failed or had no site, which ended the run."""
         found = [(s.at, name, s) for name, s in self.stages.items() if s.is_troubled]
         return min(found, key=lambda f: f[0])[1:] if found else None
@@ -136,7 +136,7 @@ class Run:
         clock = self._clock(now)
         found = {name: history.summary(clock) for name, history in self.searches.items()}
         for name, summary in found.items():
-            standing = self._standing(name)
+            standing = self._status(name)
             summary |= {"state": standing.state.value, "cause": standing.cause}
             if not self.searches[name].records:
                 summary["trials"]["total"] = self.searches[name].tune.num_samples
@@ -160,7 +160,7 @@ class Run:
         place = {name: i for i, name in enumerate(self.study.stages)}
         return list(nx.lexicographical_topological_sort(graph, key=place.__getitem__))
 
-    def _standing(self, name: str) -> Standing:
+    def _status(self, name: str) -> StageStatus:
         record, history = self.records[name], self.searches.get(name)
         state, why, is_curable, at = record.state, record.cause, record.is_curable, record.at
         if history is not None and history.records and state not in _TROUBLED:
@@ -174,7 +174,7 @@ class Run:
         if history is not None:
             seconds = history.accounts.makespan_s(self._clock(None)) if history.records else None
             ended = int(state is StageState.DONE)
-        return Standing(state, at, why, is_curable, len(record.calls), ended, seconds, record.result)
+        return StageStatus(state, at, why, is_curable, len(record.calls), ended, seconds, record.result)
 
 
 def read_run(directory: Path) -> Run:
@@ -200,7 +200,7 @@ def _kept_seconds(folder: Path, record: StageRecord) -> dict[str, float]:
     return {call: float(f.get("seconds", 0.0)) for call, f in found if f is not None}
 
 
-def _stage_document(stage: Standing) -> dict[str, Any]:
+def _stage_document(stage: StageStatus) -> dict[str, Any]:
     return {
         "state": stage.state.value,
         "cause": stage.cause,

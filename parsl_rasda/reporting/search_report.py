@@ -10,7 +10,7 @@ import yaml
 
 from parsl_rasda.orchestration.replay import History
 from parsl_rasda.reporting.charts import Summary, count_far_off, hyperparameters, learning_curves
-from parsl_rasda.reporting.format import counted, duration, number, share
+from parsl_rasda.reporting.format import counted, duration, number, percent
 from parsl_rasda.reporting.gantt import slots_over_time
 from parsl_rasda.reporting.occupancy import occupancy_of
 from parsl_rasda.reporting.tables import troubles
@@ -87,7 +87,8 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str, str, str]]:
     yield "trials", "trials.total", str(trials["total"]), states
     yield "makespan", "makespan_s", duration(summary["makespan_s"]), ""
     yield "GPU-hours", "gpu_hours", f"{summary['gpu_hours']:.3g}", "held by pilots"
-    yield "busy share", "gpu_busy_fraction", share(summary["gpu_busy_fraction"]), "of GPU time inside epochs"
+    busy = percent(summary["gpu_busy_fraction"])
+    yield "busy share", "gpu_busy_fraction", busy, "of GPU time inside epochs"
     repeated = summary["repeated_epochs"]
     again = f"{repeated} of them repeated after a loss" if repeated else ""
     yield "epochs", "epochs", str(summary["epochs"]), again

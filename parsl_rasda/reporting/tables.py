@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from parsl_rasda.reporting.format import clock, config_text, counted, duration, number, share, shortened
+from parsl_rasda.reporting.format import clock, config_text, counted, duration, number, percent, truncated
 from parsl_rasda.types import StudyState, TrialState
 
 _FINDINGS = 12  # values of a stage that are listed one by one
@@ -83,11 +83,11 @@ def headline(name: str, state: str, words: str, seconds: float = 0.0) -> Text:
     return text
 
 
-def finding(value: Any) -> str:  # Any: whatever a user's function returned
+def result_text(value: Any) -> str:  # Any: whatever a user's function returned
     """Return what a stage returned: a few plain values a line each, anything else in short."""
     plain = isinstance(value, Mapping) and all(isinstance(v, str | int | float) for v in value.values())
     if not plain or len(value) > _FINDINGS:
-        return shortened(value)
+        return truncated(value)
     width = max(len(str(key)) for key in value)
     return "\n".join(f"{key:<{width}}  {v if isinstance(v, str) else number(v)}" for key, v in value.items())
 
@@ -154,7 +154,7 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str | Text]]:
         if best["checkpoint"]:
             yield "checkpoint", str(best["checkpoint"])
     yield "trials", _counts(summary["trials"])
-    held = f"{summary['gpu_hours']:.3g} GPU-hours, {share(summary['gpu_busy_fraction'])} of them in epochs"
+    held = f"{summary['gpu_hours']:.3g} GPU-hours, {percent(summary['gpu_busy_fraction'])} of them in epochs"
     yield "GPUs", held
     restarts = summary["restarts"]
     words = f"{restarts['count']}"
@@ -196,10 +196,10 @@ def troubles(summary: Summary) -> Iterator[tuple[str, str]]:
     )
     if summary["cause"] and not failed:
         yield "cause", summary["cause"]
-    yield from _listed("failed", [f"trial {who}: {shortened(reason, 200)}" for reason, who in failed.items()])
+    yield from _listed("failed", [f"trial {who}: {truncated(reason, 200)}" for reason, who in failed.items()])
     faults = summary["faults"]
     told = _by_cause((f["cause"], f["what"]) for f in faults["list"] if f["cause"] not in failed)
-    yield from _listed("faults", [f"{what}: {shortened(cause, 200)}" for cause, what in told.items()])
+    yield from _listed("faults", [f"{what}: {truncated(cause, 200)}" for cause, what in told.items()])
     if faults["preemptions"]:
         yield (
             "preempted",

@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from parsl_rasda.reporting.format import counted, duration, number, setting, share
+from parsl_rasda.reporting.format import counted, duration, number, percent, value_text
 
 # Not allowed in a page; causes of failures may hold the colours of a terminal.
 _CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
@@ -19,7 +19,7 @@ _TEMPLATES = Environment(
     keep_trailing_newline=True,
     undefined=StrictUndefined,
 )
-_TEMPLATES.filters |= {f.__name__: f for f in (counted, duration, number, setting, share)}
+_TEMPLATES.filters |= {f.__name__: f for f in (counted, duration, number, percent, value_text)}
 
 
 def render(template: str, **values: Any) -> str:  # Any: whatever a template shows
