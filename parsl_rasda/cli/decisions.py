@@ -48,7 +48,7 @@ class DecisionLog:
     """Turns the events of one search into lines; remembers the last order of each trial."""
 
     def __init__(self, machine: Machine) -> None:
-        """Begin where a machine stands."""
+        """Begin in the state of a machine."""
         self._until = {t.id: t.until for t in machine.trials.values()}
         self._world_size: dict[TrialId, int] = {}
 

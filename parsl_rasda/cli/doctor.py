@@ -1,4 +1,4 @@
-"""`parsl-rasda doctor`: try a site out before anything is queued there."""
+"""`parsl-rasda doctor`: try out a site before anything is queued there."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OneSite = Annotated[
 
 
 def doctor(site: OneSite = "local", as_json: AsJson = False) -> None:
-    """Try a site out with a small pilot: minutes, not hours.
+    """Try out a site with a small pilot: minutes, not hours.
 
     Checks GPUs per node, launcher, versions, an all-reduce on 1 GPU, 1 node and 2 nodes, the shared folder,
     clocks and the fork server, and says what to change. The exit code is 4 if a study would fail there.

@@ -32,7 +32,7 @@ def export(
 ) -> None:
     """Write a run as a file that other tools open, beside its journal.
 
-    It may be running; an earlier export is replaced.
+    The run may be active; an earlier export is replaced.
     """
     from parsl_rasda.reporting.exports import export_run
     from parsl_rasda.reporting.runs import read_run

@@ -1,4 +1,4 @@
-"""A forecast as tables for eyes."""
+"""A forecast as tables."""
 
 from __future__ import annotations
 

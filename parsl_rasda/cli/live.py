@@ -123,7 +123,7 @@ def _stage_line(name: str, stage: _StageProgress, now: float) -> Text:
         return Text.assemble(("✗ ", "bold red"), (name, "bold"), f"  {calls}  ", (stage.cause, "red"))
     if stage.seconds is None:
         return Text.assemble(("▸ ", "cyan"), (name, "bold"), f"  {calls}  {duration(now - stage.began)}")
-    how = "earlier result stands" if stage.reused else duration(stage.seconds)
+    how = "earlier result kept" if stage.reused else duration(stage.seconds)
     return Text.assemble(("✓ ", "green"), (name, "bold"), f"  {calls}  {how}")
 
 

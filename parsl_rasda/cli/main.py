@@ -49,7 +49,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except OSError as error:
         if error.errno in _FULL:  # the error of a write names no file
-            advice = "What was written stands: free some space, then resume."
+            advice = "What was written is kept: free some space, then resume."
             print_message(f"parsl-rasda: {error.strerror}. {advice}")
             sys.exit(RasdaError.exit_code)
         if error.filename is None:  # not about a file: a bug (typer handles broken pipes quietly)

@@ -20,7 +20,7 @@ def run(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a study, and print what it has come to."""
+    """Run a study, and print its outcome."""
     from parsl_rasda.cli.run_and_report import run_and_report
     from parsl_rasda.study.loading import search_path
     from parsl_rasda.workflow.entry import run_study

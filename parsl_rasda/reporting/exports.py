@@ -40,7 +40,7 @@ def to_optuna(run: Run) -> tuple[Path, ...]:
     """Write optuna.db, a study of Optuna for each search; return it.
 
     Trials that reached the end are *complete*, stopped ones *pruned*; every epoch is an intermediate
-    value. A configuration that the search space would not give is kept as a user attribute only.
+    value. A configuration outside the search space is kept as a user attribute only.
     """
     import optuna
 
@@ -87,7 +87,7 @@ _EXPORTS: Final = {"optuna": to_optuna, "csv": to_csv, "mlflow": to_mlflow}
 
 
 def export_run(run: Run, target: str) -> tuple[Path, ...]:
-    """Write a run for ``optuna``, ``csv`` or ``mlflow``; return the files, none if no search has begun.
+    """Write a run for ``optuna``, ``csv`` or ``mlflow``; return the files; none if no search has begun.
 
     Raises:
         InvalidSettingError: If the target is MLflow, and it is not installed.
@@ -103,7 +103,7 @@ def _begun(run: Run) -> Iterator[tuple[str, Summary]]:
 
 @contextmanager
 def _database(file: Path) -> Iterator[str]:
-    """Give the address of a new SQLite file, which takes its place when it is whole."""
+    """Give the address of a new SQLite file; it replaces the old one when it is complete."""
     beside = file.with_name(file.name + ".new")
     beside.unlink(missing_ok=True)
     with warnings.catch_warnings():

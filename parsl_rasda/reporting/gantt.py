@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from parsl_rasda.reporting.charts import WIDTH, Chart, Shape, Summary, chart, fate, rounded, shape
 from parsl_rasda.reporting.format import counted, duration, truncated
-from parsl_rasda.reporting.occupancy import Hold, Occupancy, Slot, Stay
+from parsl_rasda.reporting.occupancy import JobSpan, Occupancy, PilotSpan, Slot
 from parsl_rasda.reporting.scales import Scale, time_ticks
 
 Rows: TypeAlias = Mapping[Slot, int]
@@ -40,10 +40,10 @@ def slots_over_time(summary: Summary, occupancy: Occupancy, span_s: float) -> Ch
     height = _TOP + row * len(slots) + _BOTTOM
     x = Scale(0.0, span_s, _LEFT, WIDTH - _RIGHT)
     trials = {t["trial"]: t for t in summary["trial_list"]}
-    shapes = [bar for hold in occupancy.holds for bar in _hold_bars(hold, rows, x, row)]
+    shapes = [bar for span in occupancy.pilots for bar in _pilot_bars(span, rows, x, row)]
     shapes += _time_axis(x, span_s, height)
-    for stay in occupancy.stays:
-        shapes += _stay_bars(stay, fate(trials[stay.job.trial], summary["best"]), rows, x, row)
+    for span in occupancy.jobs:
+        shapes += _job_bars(span, fate(trials[span.job.trial], summary["best"]), rows, x, row)
     shapes += _node_names(slots, row)
     for at in occupancy.resumed:
         line = f"M{rounded(x(at))} {_TOP}V{rounded(height - _BOTTOM)}"
@@ -51,30 +51,30 @@ def slots_over_time(summary: Summary, occupancy: Occupancy, span_s: float) -> Ch
     return chart(WIDTH, height, "Which trial held which GPUs when", shapes)
 
 
-def _hold_bars(hold: Hold, rows: Rows, x: Scale, row: float) -> Iterator[Shape]:
-    for first, count in _stretches(rows[slot] for slot in hold.slots):
-        yield _bar(x, hold.begin, hold.end, first, count, row, class_="held")
+def _pilot_bars(span: PilotSpan, rows: Rows, x: Scale, row: float) -> Iterator[Shape]:
+    for first, count in _stretches(rows[slot] for slot in span.slots):
+        yield _bar(x, span.begin, span.end, first, count, row, class_="held")
 
 
-def _stay_bars(stay: Stay, fates: str, rows: Rows, x: Scale, row: float) -> Iterator[Shape]:
+def _job_bars(span: JobSpan, fates: str, rows: Rows, x: Scale, row: float) -> Iterator[Shape]:
     """Yield a bar for each block of neighbouring rows; the time before its first epoch is hatched over."""
-    note = f"attempt {stay.job.attempt} on {_placed(stay)}: {duration(stay.begin)} to {duration(stay.end)}"
-    note += f", {truncated(stay.ending, 120)}" if stay.ending else ""
-    begun = stay.end if stay.trained_from is None else stay.trained_from
-    for first, count in _stretches(rows[slot] for slot in stay.slots):
+    note = f"attempt {span.job.attempt} on {_placed(span)}: {duration(span.begin)} to {duration(span.end)}"
+    note += f", {truncated(span.ending, 120)}" if span.ending else ""
+    begun = span.end if span.trained_from is None else span.trained_from
+    for first, count in _stretches(rows[slot] for slot in span.slots):
         yield _bar(
-            *(x, stay.begin, stay.end, first, count, row),
-            class_=f"stay {fates}",
-            data_trial=stay.job.trial,
+            *(x, span.begin, span.end, first, count, row),
+            class_=f"job {fates}",
+            data_trial=span.job.trial,
             data_note=note,
         )
-        if x(begun) - x(stay.begin) >= 1:
-            yield _bar(x, stay.begin, begun, first, count, row, class_="starting")
-        room = x(stay.end) - x(begun)
-        if row * count >= _LABELLED and room >= _LETTER * len(stay.job.trial) + 4:
+        if x(begun) - x(span.begin) >= 1:
+            yield _bar(x, span.begin, begun, first, count, row, class_="starting")
+        room = x(span.end) - x(begun)
+        if row * count >= _LABELLED and room >= _LETTER * len(span.job.trial) + 4:
             middle, y = rounded(x(begun) + room / 2), rounded(_TOP + row * (first + count / 2))
             who = {"class_": f"who {fates}", "x": middle, "y": y, "dy": "0.35em", "text_anchor": "middle"}
-            yield shape("text", stay.job.trial, **who)
+            yield shape("text", span.job.trial, **who)
 
 
 def _bar(x: Scale, begin: float, end: float, first: int, count: int, row: float, **attributes: str) -> Shape:
@@ -121,11 +121,11 @@ def _fitting(name: str) -> str:
     return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
-def _placed(stay: Stay) -> str:
-    nodes = stay.placement.nodes
+def _placed(span: JobSpan) -> str:
+    nodes = span.placement.nodes
     words = [f"{n.node}:{','.join(map(str, n.gpus))}" for n in nodes[:_NAMED]]
     words += [f"and {len(nodes) - _NAMED} nodes more"] if len(nodes) > _NAMED else []
-    return f"{counted(stay.placement.width, 'GPU')} ({' '.join(words)})"
+    return f"{counted(span.placement.width, 'GPU')} ({' '.join(words)})"
 
 
 def _stretches(rows: Iterator[int] | Sequence[int]) -> Iterator[tuple[int, int]]:

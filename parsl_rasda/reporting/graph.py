@@ -36,7 +36,7 @@ _STAGE_FATES = {"running": "running", "failed": "failed", "no_site": "failed", "
 
 
 def run_graph(run: Run) -> nx.DiGraph[str]:
-    """Return the graph of a whole run: its stages, their calls, and every stretch that was decided on."""
+    """Return the graph of a whole run: its stages, their calls, and every stretch of training."""
     whole: nx.DiGraph[str] = nx.DiGraph(name=run.study.name)
     ends: dict[str, str] = {}
     for name in run.order:
@@ -54,7 +54,7 @@ def run_graph(run: Run) -> nx.DiGraph[str]:
             if last:
                 ends[name] = names[last]
                 continue
-        add_stage(whole, run, name, ends)  # a search without a best trial, too: later stages hang on it
+        add_stage(whole, run, name, ends)  # also a search without a best trial: later stages depend on it
     return whole
 
 
@@ -77,9 +77,9 @@ def mermaid(graph: nx.DiGraph[str]) -> str:
 
 
 def collapsed(graph: nx.DiGraph[str]) -> nx.DiGraph[str]:
-    """Return the graph, with vertices that are too many as one.
+    """Return the graph with groups of vertices as one, where there are too many.
 
-    That is: stretches of one rung and one fate, and a stage with its calls.
+    A group is the stretches of one rung and one fate, or a stage with its calls.
     """
     trials = {data["trial"] for _, data in graph.nodes(data=True) if data.get("kind") == "stretch"}
     calls = Counter(data["stage"] for _, data in graph.nodes(data=True) if data.get("kind") == "call")
@@ -99,7 +99,7 @@ def collapsed(graph: nx.DiGraph[str]) -> nx.DiGraph[str]:
         if name == vertex:
             small.add_node(name, **data)
         elif data["kind"] == "call":
-            small.add_node(name)  # the stage itself says what it is
+            small.add_node(name)  # the stage itself has its attributes
         else:
             if name not in small:
                 shared = {key: data[key] for key in _SHARED if key in data}
@@ -119,7 +119,7 @@ def _count(node: dict[str, Any], data: Mapping[str, Any]) -> None:
 
 
 def fate_of(data: Mapping[str, Any]) -> str:
-    """Return what became of a vertex: a decision, the end of a stage, or just ``stage``."""
+    """Return the fate of a vertex: a decision, the end of a stage, or just ``stage``."""
     if data.get("kind") == "stretch":
         return str(data["decision"])
     return _STAGE_FATES.get(data.get("state", ""), "stage")

@@ -1,4 +1,4 @@
-"""A run directory as its records tell it: every stage, every search, and who runs it.
+"""The contents of a run directory: every stage, every search, and who runs it.
 
 `Run.document` is the one JSON document of `run`, `resume` and `status`.
 """
@@ -25,15 +25,15 @@ _TROUBLED = {StageState.FAILED, StageState.NO_SITE}
 
 @dataclass(frozen=True, slots=True)
 class StageStatus:
-    """Where a stage stands now.
+    """The state of a stage now.
 
     Attributes:
         at: Since when [s]; 0 if that is not known.
         calls: Calls it makes; 0 if that is not known yet. A search is one call.
-        ended: How many of them have ended well.
-        seconds: In calls that have ended well, or under the search's controllers; None if there are none.
+        ended: How many calls have ended well.
+        seconds: Time in calls that have ended well, or under the search's controllers; None without any.
         is_curable: Whether `resume` may help.
-        result: What it returned, as later stages receive it; None for a search, whose best trial it is.
+        result: What it returned, as later stages receive it; None for a search, which returns its best trial.
     """
 
     state: StageState
@@ -47,20 +47,20 @@ class StageStatus:
 
     @property
     def is_troubled(self) -> bool:
-        """Whether it cannot have a result as things are."""
+        """Whether it ended without a result."""
         return self.state in _TROUBLED
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a run directory holds.
+    """The contents of a run directory.
 
     Attributes:
         searches: By stage; one that has not begun has no records.
         directories: Where each search keeps its journal.
         records: Of every stage, in the order of the study.
-        kept: Of each stage, the seconds of every call whose result stands.
-        controller: Who runs the study now, in words, or None.
+        kept: Of each stage, the seconds of every call with a valid result.
+        controller: Who runs the study now, for people, or None.
     """
 
     directory: Path
@@ -74,12 +74,12 @@ class Run:
 
     @property
     def stages(self) -> dict[str, StageStatus]:
-        """Where each stage stands, in the order of the study."""
+        """The state of each stage, in the order of the study."""
         return {name: self._status(name) for name in self.study.stages}
 
     @property
     def state(self) -> StudyState:
-        """Where the run stands: only somebody who lives runs it, and it is done when every stage is."""
+        """The state of the run: it runs only while its controller lives, and is done when every stage is."""
         stages = self.stages.values()
         if all(s.state is StageState.DONE for s in stages):
             return StudyState.DONE
@@ -96,18 +96,18 @@ class Run:
 
     @property
     def cause(self) -> str:
-        """Why the run cannot go on as things are, in words; empty if nothing is wrong."""
+        """Why the run cannot go on; empty if nothing is wrong."""
         if self.trouble is None:
             return ""
         name, stage = self.trouble
         return stage.cause if len(self.study.stages) == 1 else f"stage {name}: {stage.cause}"
 
     def document(self, now: float | None = None) -> dict[str, Any]:
-        """Return the JSON document of the run: the same keys whatever it consists of and however it stands.
+        """Return the JSON document of the run: the same keys for any study in any state.
 
         ``searches`` has each search by stage, ``stages`` each stage. At the top, ``state`` and ``cause`` are
-        those of the run. What searches cost (times, GPU time, epochs, restarts, faults) is summed over
-        all of them; what was found (best, trials, rungs) is that of the last search in the graph.
+        those of the run. Costs (times, GPU time, epochs, restarts, faults) are summed over all searches;
+        findings (best, trials, rungs) are those of the last search in the graph.
 
         Args:
             now: Present time [s], by default the clock's; it counts while somebody runs the study.
@@ -178,14 +178,14 @@ class Run:
 
 
 def read_run(directory: Path) -> Run:
-    """Return what a run directory holds.
+    """Return the contents of a run directory.
 
     Raises:
         RunDirectoryError: If it is not one of a run.
         JournalError: If a journal is damaged.
     """
     run = RunDirectory(directory)
-    controller = run.controller  # before the journal, so that a run that ends meanwhile is not given up
+    controller = run.controller  # before the journal: a run that ends meanwhile must not look interrupted
     study, sites = load_run(run)
     searches = study.tune_stages
     directories = {n: directory if len(searches) == 1 else directory / n for n in searches}

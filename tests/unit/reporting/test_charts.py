@@ -141,7 +141,7 @@ def test_slots_are_rows_whatever_their_number(gpus: int, rehearsals: Any, tmp_pa
     chart = slots_over_time(run.document(), occupancy, span_s)
     assert chart is not None
     width, height = float(chart.width), float(chart.height)
-    bars = [bar for bar in shapes_of(chart, "rect") if "stay" in bar["class"]]
+    bars = [bar for bar in shapes_of(chart, "rect") if "job" in bar["class"]]
     assert {b["data-trial"] for b in bars} == {f"{i:04d}" for i in range(8)}
     for bar in shapes_of(chart, "rect"):
         x, y, w, h = (float(bar[k]) for k in ("x", "y", "width", "height"))
