@@ -1,4 +1,4 @@
-"""Options and arguments that several commands share, and the files that they name."""
+"""Options and arguments that several commands share, and the loading of the files they name."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON 
 def load_inputs(
     study: Path, sites: Sequence[str], overrides: Sequence[str] = ()
 ) -> tuple[StudySpec, tuple[SiteSpec, ...]]:
-    """Return a study and its sites, if the one could run on the others.
+    """Return a study and its sites if the study can run on them.
 
     Raises:
         InvalidFileError: With every mistake of all files together.
-        InvalidSettingError: If a site is named twice, or two are one pilot.
-        PlacementImpossibleError: If a trial could never have the GPUs it needs.
+        InvalidSettingError: If a site is named twice, or two sites are the same pilot.
+        PlacementImpossibleError: If a trial could never get the GPUs it needs.
     """
     from parsl_rasda.backends.allocation import counted_here
     from parsl_rasda.orchestration.admission import check_fit, check_pilots, tune_problems

@@ -1,6 +1,6 @@
-"""What a study will take before it is queued: the same machine rehearsed under three policies.
+"""Predicts the time and GPUs of a study: the same machine rehearsed under three policies.
 
-RASDA that grows into idle GPUs, RASDA that waits for its full width, and ASHA train the same trials
+RASDA that grows into idle GPUs, RASDA that waits for its full world size, and ASHA train the same trials
 with the same metrics on the same virtual sites, so that only their schedules differ.
 """
 
@@ -31,7 +31,7 @@ _MUCH_RESTART = 0.2  # restart in epochs from which widening is expensive
 
 @dataclass(frozen=True, slots=True)
 class PolicyForecast:
-    """What one policy would take; times are None where a trial would never get its GPUs.
+    """The forecast of one policy; times are None if a trial would never get its GPUs.
 
     Attributes:
         is_declared: The study asks for this one.
@@ -98,7 +98,7 @@ def forecast_study(
     Args:
         study: What would run.
         sites: Where.
-        counted: GPUs per node of sites that leave it to be counted, by name.
+        counted: GPUs per node of sites with ``gpus_per_node: auto``, by name.
         runs: Searches of an earlier run, by stage, whose times and metrics stand in for the estimates.
 
     Raises:
@@ -124,7 +124,7 @@ def virtual_site(site: SiteSpec, counted: Mapping[str, int]) -> VirtualSite:
 
     Args:
         site: What its file declares.
-        counted: GPUs per node of sites that leave it to be counted, by name.
+        counted: GPUs per node of sites with ``gpus_per_node: auto``, by name.
 
     Raises:
         InvalidSettingError: If nobody knows how many GPUs its nodes have.
@@ -266,9 +266,6 @@ def _rungs(machine: Machine) -> tuple[RungForecast, ...]:
 
 def _workers(tune: TuneSpec) -> int:
     return tune.scheduler.num_workers
-
-
-# ------------------------------------------------------------------------------------------- advice
 
 
 def _advice(tune: TuneSpec, found: Forecast) -> Iterator[str]:
