@@ -33,7 +33,7 @@ def write_shards(
     never share a flow: snapshots of one flow resemble each other.
 
     Args:
-        turbulence: Files that `cfd_defiltering.simulate` returned, two or more.
+        turbulence: Files that `simulate` returned, two or more.
         cavities: Files that `simulate_cavity` returned, three or more.
         directory: Where shards and index go; it exists.
         validation_fraction: Part of the flows that validate, at least one of each kind.

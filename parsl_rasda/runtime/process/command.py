@@ -11,7 +11,7 @@ constant of the study, a hyperparameter, or for:
 ``{replicas}`` ``{world_size}`` ``{batch_size}`` ``{seed}``
 
 ``RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT`` are set as torchrun would. TERM
-is passed on; a script that then saves and reports an epoch has lost nothing. `workflows.ddp_script` is an
+is passed on; a script that then saves and reports an epoch has lost nothing. `workflows/ddp_script` is an
 example.
 """
 
