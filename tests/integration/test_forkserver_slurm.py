@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from backend_tools import eventually
 from forked_ranks import Node, described, family_of, gone
-from rank_launch import HERE, PATIENCE_S, eventually, report_of, written_order
+from rank_launch import HERE, PATIENCE_S, report_of, written_order
 from slurm_cluster import SlurmCluster
 
 from parsl_rasda.agent import orphan_reaper

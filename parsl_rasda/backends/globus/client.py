@@ -129,12 +129,19 @@ class EndpointClient:
 
     trouble: str = ""
 
-    def __init__(self, site: GlobusSiteSpec, group: UUID) -> None:
-        """Prepare; nothing is imported or asked before the first task."""
+    def __init__(self, site: GlobusSiteSpec, group: UUID, executor: Any = None, service: Any = None) -> None:
+        """Prepare; nothing is imported or asked before the first task.
+
+        Args:
+            site: Whose endpoint it is.
+            group: The task group.
+            executor: An executor of the SDK to use; one of this module's making by default.
+            service: A client of the SDK to use, likewise.
+        """
         self._site, self._group = site, group
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"globus-{site.name}")
-        self._client: Any = None  # the SDK is untyped
-        self._executor: Any = None
+        self._client: Any = service  # the SDK is untyped
+        self._executor: Any = executor
         self._function: str | None = None
         self._largest = 1
         self._open: set[Task] = set()
@@ -214,7 +221,7 @@ class EndpointClient:
             try:
                 task()
             except Exception as error:  # noqa: BLE001  it becomes the result
-                _fail(outer, _translated(self._site, error))
+                _fail(outer, translated(self._site, error))
 
         try:
             self._thread.submit(attempt)
@@ -273,7 +280,7 @@ class EndpointClient:
         if error is None:
             self._conclude(task, done.result())
             return
-        failure = _translated(self._site, error)
+        failure = translated(self._site, error)
         if isinstance(failure, UnreachableError) and task.id is not None:
             self._reload_every_s, self._has_lost_results = _RELOAD_AFTER_S, True  # the task runs on
             self.trouble = f"results do not come back for now: {failure.cause}"
@@ -283,7 +290,7 @@ class EndpointClient:
     def _refuse(self, task: Task, error: BaseException) -> None:
         self._open.discard(task)
         if not task.done() and not self._is_put_off(task, error):
-            task.set_exception(_translated(self._site, error))
+            task.set_exception(translated(self._site, error))
 
     def _conclude(self, task: Task, found: Any) -> None:
         self._open.discard(task)
@@ -330,7 +337,7 @@ class EndpointClient:
         try:
             self._connect().get_task(task.id)
         except Exception as error:
-            if isinstance(_translated(self._site, error), UnreachableError):
+            if isinstance(translated(self._site, error), UnreachableError):
                 raise
             self._refuse(task, error)
 
@@ -355,7 +362,7 @@ def end_watchers(group: UUID) -> None:
             shutdown(wait=False, cancel_futures=True)
 
 
-def _translated(site: GlobusSiteSpec, error: BaseException) -> RasdaError:
+def translated(site: GlobusSiteSpec, error: BaseException) -> RasdaError:
     """Return one of this module's errors for one of the SDK's."""
     from globus_compute_sdk.errors import TaskExecutionFailed
     from globus_sdk import GlobusAPIError
