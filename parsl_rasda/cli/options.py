@@ -48,15 +48,9 @@ def load_inputs(
     from parsl_rasda.backends.allocation import counted_here
     from parsl_rasda.orchestration.admission import check_fit, check_pilots, tune_problems
     from parsl_rasda.orchestration.data_locality import site_problems
-    from parsl_rasda.study import load_site, load_study
+    from parsl_rasda.study import load_study
 
-    found: list[SiteSpec] = []
-    unread: list[Diagnostic] = []
-    for site in sites:
-        try:
-            found.append(load_site(site))
-        except InvalidFileError as error:
-            unread += error.mistakes
+    found, unread = _load_sites(sites)
     names = [SiteName(s.name) for s in found]
     is_clear = bool(names) and not unread and len(set(names)) == len(names)
     mistakes: list[Diagnostic] = []
@@ -78,3 +72,16 @@ def load_inputs(
     if found:
         check_fit(spec, found, counted_here(found))
     return spec, tuple(found)
+
+
+def _load_sites(sites: Sequence[str]) -> tuple[list[SiteSpec], list[Diagnostic]]:
+    from parsl_rasda.study import load_site
+
+    found: list[SiteSpec] = []
+    mistakes: list[Diagnostic] = []
+    for site in sites:
+        try:
+            found.append(load_site(site))
+        except InvalidFileError as error:
+            mistakes += error.mistakes
+    return found, mistakes

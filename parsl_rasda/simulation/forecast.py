@@ -166,33 +166,19 @@ def forecast(
         costs = measured_costs(measured, seed=seed)
     else:
         costs = assumed_costs(assumed_times(tune), seed=seed, spread=tune.estimates.spread)
-    shapes = [PilotShape(s.nodes, s.gpus_per_node) for s in sites.values()]
-    declared, variants = _policies(tune)
-    policies: list[PolicyForecast] = []
-    rungs: tuple[RungForecast, ...] = ()
-    for name, variant in variants.items():
-        machine = build_machine(variant)
-        policy = PolicyForecast(name, name == declared, max(widths_needed(machine)))
-        refusal = misfit(machine, shapes, "tune.scheduler")
-        if refusal is None:
-            policy = _rehearsed(policy, machine, tune.num_samples, sites, costs)
-        elif policy.is_declared:
-            raise refusal
-        if policy.is_declared:
-            rungs = _rungs(machine)
-        policies.append(policy)
-    compared = _compared(policies)
+    workers = tune.scheduler.num_workers
+    policies, rungs = _rehearse_all(tune, sites, costs)
     result = Forecast(
         stage=stage,
         trials=tune.num_samples,
         sites=tuple(sites),
         gpus=sum(s.pilots * s.nodes * s.gpus_per_node for s in sites.values()),
         nodes=sum(s.pilots * s.nodes for s in sites.values()),
-        epoch_s=statistics.median(costs.epoch_s(i, _workers(tune)) for i in range(tune.num_samples)),
+        epoch_s=statistics.median(costs.epoch_s(i, workers) for i in range(tune.num_samples)),
         restart_s=costs.restart_s,
         is_measured=is_measured,
         rungs=rungs,
-        policies=compared,
+        policies=policies,
     )
     return replace(result, advice=tuple(_advice(tune, result)))
 
@@ -220,6 +206,28 @@ def _policies(tune: TuneSpec) -> tuple[str, dict[str, TuneSpec]]:
         name: tune.model_copy(update={"mode": Mode.MIN, "scheduler": _changed(method, changes)})
         for name, changes in variants.items()
     }
+
+
+def _rehearse_all(
+    tune: TuneSpec, sites: Mapping[SiteName, VirtualSite], costs: Costs
+) -> tuple[tuple[PolicyForecast, ...], tuple[RungForecast, ...]]:
+    """Return each policy compared with ASHA, and the rungs of the declared one."""
+    shapes = [PilotShape(s.nodes, s.gpus_per_node) for s in sites.values()]
+    declared, variants = _policies(tune)
+    policies: list[PolicyForecast] = []
+    rungs: tuple[RungForecast, ...] = ()
+    for name, variant in variants.items():
+        machine = build_machine(variant)
+        policy = PolicyForecast(name, name == declared, max(widths_needed(machine)))
+        refusal = misfit(machine, shapes, "tune.scheduler")
+        if refusal is None:
+            policy = _rehearsed(policy, machine, tune.num_samples, sites, costs)
+        elif policy.is_declared:
+            raise refusal
+        if policy.is_declared:
+            rungs = _rungs(machine)
+        policies.append(policy)
+    return _compared(policies), rungs
 
 
 def _rehearsed(
@@ -262,10 +270,6 @@ def _rungs(machine: Machine) -> tuple[RungForecast, ...]:
         )
         for rung, milestone in enumerate(machine.scheduler.milestones)
     )
-
-
-def _workers(tune: TuneSpec) -> int:
-    return tune.scheduler.num_workers
 
 
 def _advice(tune: TuneSpec, found: Forecast) -> Iterator[str]:

@@ -39,13 +39,7 @@ def measured_costs(history: History, *, seed: int) -> Costs:
         history: The run.
         seed: Seeds the draw.
     """
-    seen = _Measurements()
-    for record in history.records:
-        seen.add(record)
-    assumed = assumed_times(history.tune)
-    times = Times(assumed)
-    for (trial, world_size, site), seconds in sorted(seen.epochs.items()):
-        times.saw_epoch(trial, world_size, site, statistics.fmean(seconds))
+    seen, times = _measure(history)
     trials = list(history.machine.trials.values())
     sign = 1.0 if history.tune.mode is Mode.MIN else -1.0
 
@@ -64,7 +58,7 @@ def measured_costs(history: History, *, seed: int) -> Costs:
         return times.epoch_s(trial, world_size, (record and record.site) or SiteName(""))
 
     launches = {int(trial): s for trial, s in seen.launches.items()}
-    launch_s = _mean(launches.values(), assumed.restart_s)
+    launch_s = _mean(launches.values(), assumed_times(history.tune).restart_s)
     return Costs(
         epoch_s=epoch_s,
         metric=metric,
@@ -84,6 +78,15 @@ def counted_gpus(histories: Iterable[History]) -> dict[str, int]:
         for record in history.records
         if isinstance(record.event, PilotStarted) and record.event.nodes
     }
+
+
+def _measure(history: History) -> tuple[_Measurements, Times]:
+    seen, times = _Measurements(), Times(assumed_times(history.tune))
+    for record in history.records:
+        seen.add(record)
+    for (trial, world_size, site), seconds in sorted(seen.epochs.items()):
+        times.saw_epoch(trial, world_size, site, statistics.fmean(seconds))
+    return seen, times
 
 
 @dataclass(slots=True)
