@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -51,7 +50,7 @@ def sync_folder(folder: Path) -> None:
 @contextmanager
 def _beside(path: Path, content: str | bytes) -> Iterator[Path]:
     """Give a synced file of a name that no other writer has; what is left of it goes."""
-    part = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.{threading.get_ident()}.part")
+    part = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.{threading.get_ident()}.part")
     data = content.encode() if isinstance(content, str) else content
     try:
         with part.open("wb") as file:

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parsl_rasda.agent import pbs, slurm
-from parsl_rasda.devices import visible_devices
-from parsl_rasda.types import DEVICE_MASKS
+from parsl_rasda.devices import DEVICE_MASKS, visible_devices
 
 if TYPE_CHECKING:
     from parsl_rasda.study import SiteSpec

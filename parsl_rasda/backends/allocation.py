@@ -9,10 +9,11 @@ from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from parsl_rasda.devices import DEVICE_MASKS
 from parsl_rasda.launch.base import LaunchCommand, Launcher, LaunchSettings
 from parsl_rasda.protocol import JobSpec
 from parsl_rasda.study.sites import ParslSiteSpec, SiteBase
-from parsl_rasda.types import DEVICE_MASKS, NodeName, NodeSlots, Placement
+from parsl_rasda.types import NodeName, NodeSlots, Placement
 
 _SECONDS = (1, 60, 3600)
 COUNTED = frozenset({"cuda", "rocm"})  # what a node shows are slots

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag
 
+from parsl_rasda.devices import CORES_VARIABLE
 from parsl_rasda.study.plugins import LauncherKind
 from parsl_rasda.study.spec import (
     MARK,
@@ -27,7 +28,6 @@ from parsl_rasda.study.spec import (
     shown,
     variant,
 )
-from parsl_rasda.types import CORES_VARIABLE
 
 _WALLTIME = re.compile(r"\d+:[0-5]\d:[0-5]\d")
 _CORES = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
