@@ -6,7 +6,6 @@ What need not survive a crash of the machine, such as a heartbeat, is not synced
 from __future__ import annotations
 
 import os
-import platform
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -55,7 +54,7 @@ def sync_folder(folder: Path) -> None:
 @contextmanager
 def _beside(path: Path, content: str | bytes, *, is_durable: bool) -> Iterator[Path]:
     """Give a file of a name that no other writer has; what is left of it goes."""
-    part = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.{threading.get_ident()}.part")
+    part = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.{threading.get_ident()}.part")
     data = content.encode() if isinstance(content, str) else content
     try:
         with part.open("wb") as file:

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from parsl_rasda.agent import pbs, slurm
-from parsl_rasda.devices import visible_devices
-from parsl_rasda.types import DEVICE_MASKS
+from parsl_rasda.devices import DEVICE_MASKS, visible_devices
 
 BEGAN_VARIABLE = "PARSL_RASDA_BEGAN"  # Unix time [s] at which a pilot's job script began
 _PACKAGES = ("parsl_rasda", "parsl", "torch")

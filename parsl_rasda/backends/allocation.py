@@ -10,10 +10,11 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from parsl_rasda.agent.node_probe import gpu_count
+from parsl_rasda.devices import DEVICE_MASKS
 from parsl_rasda.launch.base import LaunchCommand, Launcher, LaunchSettings
 from parsl_rasda.protocol import JobSpec
 from parsl_rasda.study.sites import ParslSiteSpec, SiteBase
-from parsl_rasda.types import DEVICE_MASKS, NodeName, NodeSlots, Placement
+from parsl_rasda.types import NodeName, NodeSlots, Placement
 
 if TYPE_CHECKING:
     from parsl_rasda.study import SiteSpec

@@ -24,6 +24,7 @@ from parsl_rasda.backends.allocation import COUNTED
 from parsl_rasda.backends.globus.backend import GlobusBackend
 from parsl_rasda.backends.globus.client import EndpointClient
 from parsl_rasda.backends.parsl.backend import ParslBackend
+from parsl_rasda.devices import DEVICE_MASKS
 from parsl_rasda.errors import SiteUnavailableError
 from parsl_rasda.orchestration.events import (
     EpochReported,
@@ -37,7 +38,7 @@ from parsl_rasda.plugins import kind_of
 from parsl_rasda.protocol import JobSpec
 from parsl_rasda.study import ParslSiteSpec, SiteSpec
 from parsl_rasda.study.sites import GlobusSiteSpec
-from parsl_rasda.types import DEVICE_MASKS, NodeSlots, Outcome, PilotId, Placement, SiteName, TrialId
+from parsl_rasda.types import NodeSlots, Outcome, PilotId, Placement, SiteName, TrialId
 from parsl_rasda.workflow.site_pool import check_folder
 
 _WALLTIME = "00:20:00"

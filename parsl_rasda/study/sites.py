@@ -9,6 +9,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag
 
+from parsl_rasda.devices import CORES_VARIABLE
 from parsl_rasda.diagnostics import MARK, Plain, is_number, listing, mapping_at, refused, shown
 from parsl_rasda.errors import Diagnostic
 from parsl_rasda.plugins import BACKENDS, LAUNCHERS, Choice
@@ -24,7 +25,6 @@ from parsl_rasda.study.spec import (
     exactly_one,
     variant,
 )
-from parsl_rasda.types import CORES_VARIABLE
 
 _WALLTIME = re.compile(r"\d+:[0-5]\d:[0-5]\d")
 _CORES = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")

@@ -89,4 +89,4 @@ def test_ranks_of_steps_find_the_server_that_their_pilot_has_ensured(node, tmp_p
         assert [report_of(order).outcome for order in orders] == [Outcome.REACHED] * 2, log
         forked = {described(order, rank)["forked"] for order in orders for rank in (0, 1)}
         assert forked == {with_servers}, log
-        assert ("plain start, without the fork server: none was ensured" in log) is not with_servers
+        assert ("plain start, without the fork server: the pilot started none" in log) is not with_servers

@@ -87,7 +87,7 @@ def train(trial):
     mark = marks / f"{trial.directory.parent.parent.name}-{trial.epoch}"
     if trial.epoch and marks.exists() and not mark.exists():
         mark.touch()
-        shutil.rmtree(trial._order.resume_from)
+        shutil.rmtree(trial._spec.resume_from)
     model, _ = trial.prepare(torch.nn.Linear(3, 1), torch.optim.AdamW, lr=trial.config["lr"])
     for _ in trial.epochs():
         for x, y in trial.batches((X, Y)):

@@ -47,7 +47,7 @@ def place(request, need) -> Iterator[tuple[Node, tuple[str, ...]]]:
 @pytest.mark.parametrize("start", ["forked", "plain"])
 @pytest.mark.parametrize(
     ("end", "how"),
-    [({"exit": 3}, "ended by itself, with exit status 3"), ({"signal": signal.SIGKILL}, "died by SIGKILL")],
+    [({"exit": 3}, "ended with exit status 3"), ({"signal": signal.SIGKILL}, "died by SIGKILL")],
 )
 def test_a_rank_that_ends_takes_the_launch_along_at_once(place, tmp_path, start, end, how) -> None:
     node, launcher = place

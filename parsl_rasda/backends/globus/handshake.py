@@ -10,8 +10,9 @@ from typing import Any
 
 from parsl_rasda.agent.endpoint_tasks import TaskContext
 from parsl_rasda.backends.allocation import PilotAllocation, walltime_s
+from parsl_rasda.devices import DEVICE_MASKS
 from parsl_rasda.study.sites import GlobusSiteSpec
-from parsl_rasda.types import DEVICE_MASKS, NodeName, NodeSlots
+from parsl_rasda.types import NodeName, NodeSlots
 
 _FOR_QUESTIONS = 2  # workers that the endpoint's template adds to `trials`
 

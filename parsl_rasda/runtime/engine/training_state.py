@@ -1,4 +1,4 @@
-"""Model and optimizer as checkpoints hold them: tensors by name, and the rest as plain JSON."""
+"""The state of model and optimizer as a checkpoint holds it: tensors by name, the rest as plain JSON."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from parsl_rasda.errors import CheckpointError, TrainingError
-from parsl_rasda.runtime.checkpoints.checkpoint import MODEL, OPTIMIZER, load_weights, read_tensors
+from parsl_rasda.runtime.checkpoints.checkpoint import MODEL, OPTIMIZER, read_tensors
+from parsl_rasda.runtime.checkpoints.model import load_weights
 from parsl_rasda.runtime.engine.group import Group
 
 if TYPE_CHECKING:
-    from parsl_rasda.runtime.checkpoints.checkpoint import Room
+    from parsl_rasda.runtime.checkpoints.checkpoint import Allocate
 
-REST_FIELDS = ("optimizer", "numbers", "options", "scaler")
+NON_TENSOR_FIELDS = ("optimizer", "numbers", "options", "scaler")
 
 
 class TrainingState:
-    """What a model and its optimizer have become, under names that no width changes."""
+    """The state of a model and its optimizer, under names that do not depend on the world size."""
 
     def __init__(
         self,
@@ -36,9 +37,9 @@ class TrainingState:
         self.group, self.is_sharded = group, is_sharded
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return model and optimizer as tensors by name; parameters have names, not numbers.
+        """Return the tensors of model and optimizer by name; optimizer states have the parameters' names.
 
-        A collective if the model is sharded: rank 0 gets whole tensors, the others nothing of use.
+        A collective operation if the model is sharded: rank 0 gets whole tensors, the others empty ones.
         """
         tensors: dict[str, Tensor] = {}
         for name, value in self.model.state_dict().items():
@@ -50,13 +51,13 @@ class TrainingState:
         for name, state in self._states():
             tensors |= {f"{OPTIMIZER}{name}.{key}": v for key, v in state.items() if isinstance(v, Tensor)}
         if self.is_sharded:
-            from parsl_rasda.runtime.engine.sharding import whole
+            from parsl_rasda.runtime.engine.sharding import gather
 
-            return {name: whole(tensor, keep=self.group.rank == 0) for name, tensor in tensors.items()}
+            return {name: gather(tensor, keep=self.group.rank == 0) for name, tensor in tensors.items()}
         return tensors
 
-    def rest(self) -> dict[str, Any]:
-        """Return what is no tensor, as plain JSON (`REST_FIELDS`)."""
+    def non_tensor_state(self) -> dict[str, Any]:
+        """Return everything that is not a tensor, as plain JSON (`NON_TENSOR_FIELDS`)."""
         return {
             "optimizer": type(self.optimizer).__name__,
             "numbers": {name: _numbers(name, state) for name, state in self._states()},
@@ -65,11 +66,11 @@ class TrainingState:
         }
 
     def restore(self, path: Path, header: Mapping[str, Any]) -> None:
-        """Take a checkpoint's model and optimizer.
+        """Restore model and optimizer from a checkpoint.
 
         Args:
-            path: Of the checkpoint.
-            header: Its header, with `REST_FIELDS`.
+            path: The checkpoint.
+            header: Its header, with `NON_TENSOR_FIELDS`.
 
         Raises:
             CheckpointError: If it belongs to another model or optimizer.
@@ -77,7 +78,7 @@ class TrainingState:
         found = type(self.optimizer).__name__
         if header["optimizer"] != found:
             raise CheckpointError(str(path), f"it holds the state of {header['optimizer']}, not of {found}")
-        tensors = read_tensors(path, room=self._rooms())
+        tensors = read_tensors(path, allocate=self._allocate())
         weights = {n.removeprefix(MODEL): t for n, t in tensors.items() if n.startswith(MODEL)}
         load_weights(path, self.model, weights)
         states: dict[str, dict[str, Any]] = {
@@ -91,20 +92,20 @@ class TrainingState:
         if self.scaler and header["scaler"]:
             self.scaler.load_state_dict(header["scaler"])
 
-    def _rooms(self) -> Room | None:
-        """Return what makes room for this rank's parts of a checkpoint; None: it has all."""
+    def _allocate(self) -> Allocate | None:
+        """Return a function that allocates this rank's shards of a checkpoint; None if it reads all of it."""
         if not self.is_sharded:
             return None
-        from parsl_rasda.runtime.engine.sharding import room
+        from parsl_rasda.runtime.engine.sharding import alloc_like
 
         mine = self.model.state_dict()
 
-        def of(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
+        def allocate(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
             is_state = name.startswith(OPTIMIZER)
             owner = name.removeprefix(OPTIMIZER).rpartition(".")[0] if is_state else name.removeprefix(MODEL)
-            return room(mine.get(owner), shape, dtype)
+            return alloc_like(mine.get(owner), shape, dtype)
 
-        return of
+        return allocate
 
     def _states(self) -> list[tuple[str, dict[str, Any]]]:
         names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
@@ -117,11 +118,11 @@ class TrainingState:
         order = [names[p] for group in self.optimizer.param_groups for p in group["params"]]
         if len(options) != len(self.optimizer.param_groups) or not set(states) <= set(order):
             raise CheckpointError(str(path), "its optimizer has other parameters")
-        whole = self.optimizer.state_dict()
-        whole["state"] = {index: states[name] for index, name in enumerate(order) if name in states}
-        for group, saved in zip(whole["param_groups"], options, strict=True):
+        restored = self.optimizer.state_dict()
+        restored["state"] = {index: states[name] for index, name in enumerate(order) if name in states}
+        for group, saved in zip(restored["param_groups"], options, strict=True):
             group.update({key: tuple(v) if isinstance(v, list) else v for key, v in saved.items()})
-        self.optimizer.load_state_dict(whole)
+        self.optimizer.load_state_dict(restored)
 
 
 def _numbers(name: str, state: Mapping[str, Any]) -> dict[str, float | int | bool | None]:
@@ -129,14 +130,14 @@ def _numbers(name: str, state: Mapping[str, Any]) -> dict[str, float | int | boo
     for key, value in numbers.items():
         if not isinstance(value, float | int | None):
             raise TrainingError(
-                f"The optimizer keeps a {type(value).__name__} as {key!r} of {name}: no checkpoint holds it.",
+                f"The optimizer keeps a {type(value).__name__} as {key!r} of {name}, which cannot be saved.",
                 "Use an optimizer whose state is tensors and numbers.",
             )
     return numbers
 
 
 def _json_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what can be written as JSON; the learning rate is computed, never restored."""
+    """Return the options that JSON can hold. The learning rate is computed, never restored."""
     kept = {}
     for key, value in options.items():
         if key in {"params", "lr", "param_names"}:

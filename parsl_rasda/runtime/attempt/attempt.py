@@ -1,7 +1,7 @@
-"""One attempt, as the controller sees it: what it was ordered, what it reports, why it leaves.
+"""State and files of one attempt on a rank: what it was ordered, what it reports, why it leaves.
 
-Files first, then words: a line of ``epochs.jsonl`` is synced before anything is said of it, and
-``report.json`` belongs to the first rank that has something to say. Never imports torch.
+Files come before messages: a line of ``epochs.jsonl`` is synced before the controller is told of it.
+``report.json`` belongs to the first rank that writes it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from parsl_rasda.atomic_files import create_file
 from parsl_rasda.errors import DamagedCheckpointError
 from parsl_rasda.protocol import DEADLINE_MARGIN_S, EpochReport, JobResult, JobSpec
+from parsl_rasda.runtime.attempt.channel import ControlChannel
+from parsl_rasda.runtime.attempt.launch_context import LaunchContext
 from parsl_rasda.runtime.checkpoints.checkpoint import HEADER
 from parsl_rasda.runtime.checkpoints.retention import (
     FETCHED,
@@ -25,19 +28,17 @@ from parsl_rasda.runtime.checkpoints.retention import (
     superseded,
 )
 from parsl_rasda.runtime.checkpoints.shared import CopyGoneError, SharedCheckpoints, fetch, is_url
-from parsl_rasda.runtime.process.channel import ControlChannel
-from parsl_rasda.runtime.process.launch_context import LaunchContext
 from parsl_rasda.types import Outcome
 
-LAST_WORDS_S = 5.0
-FORKED = "PARSL_RASDA_FORKED"  # set by a fork server, to how long the rank waited for torch to be loaded [s]
+FINAL_REPORT_S = 5.0  # kept free before the deadline, for the last files and messages
+FORKED = "PARSL_RASDA_FORKED"  # set by a fork server: how long the rank waited for torch [s]
 
 
-class Leave(BaseException):
-    """Unwinds the training function: the job must leave now, and its state is saved.
+class PreemptRequested(BaseException):
+    """Unwinds the training function, because the job must leave now.
 
     Args:
-        agreed: Whether every rank leaves here too.
+        agreed: Whether every rank leaves at this point.
     """
 
     def __init__(self, *, agreed: bool) -> None:
@@ -45,29 +46,29 @@ class Leave(BaseException):
         self.agreed = agreed
 
 
-class Session:
+class Attempt:
     """State and files of one attempt on this rank.
 
     Attributes:
         epoch: Epochs done.
-        until: Epochs done when the job asks or ends.
+        until: Epochs after which the job asks the controller, or ends.
         schedule: ``(epoch, replicas)``, the current stretch last.
         outcome: How the attempt ends, once that is decided.
-        history: What this attempt has reported, on rank 0.
+        history: The reports of this attempt, on rank 0.
         preempt_cause: Why the job must leave at its next step, or None.
-        lost_origin: What became of the checkpoint that the order names, if it cannot be read; or None.
-        interruptible: Whether a signal may unwind the training function where it stands, because
-            nothing would be lost that is not lost anyway.
-        is_prepared: Whether there is a model in training, which leaves at its next step.
+        lost_origin: Why the checkpoint to resume from cannot be read, or None.
+        interruptible: Whether a signal may unwind the training function at any point, because there is
+            no work to save.
+        is_prepared: Whether a model is in training, which leaves at its next step.
         is_unwinding: Whether a signal has unwound the training function.
     """
 
-    def __init__(self, order: JobSpec, context: LaunchContext) -> None:
-        self.order, self.context = order, context
-        self.directory = Path(order.directory)
+    def __init__(self, spec: JobSpec, context: LaunchContext) -> None:
+        self.spec, self.context = spec, context
+        self.directory = Path(spec.directory)
         self.channel: ControlChannel | None = None
-        self.epoch, self.until = order.epoch, order.until
-        self.schedule: tuple[tuple[int, int], ...] = order.schedule
+        self.epoch, self.until = spec.epoch, spec.until
+        self.schedule: tuple[tuple[int, int], ...] = spec.schedule
         self.outcome: Outcome | None = None
         self.history: list[EpochReport] = []
         self.preempt_cause: str | None = None
@@ -75,12 +76,12 @@ class Session:
         self.interruptible = True
         self.is_prepared = False
         self.is_unwinding = False
-        self.slots: tuple[str, ...] = order.slots
-        self.checkpoints: list[Path] = []  # of this attempt and whole, oldest first
+        self.slots: tuple[str, ...] = spec.slots
+        self.checkpoints: list[Path] = []  # the whole ones of this attempt, oldest first
         self._epoch_of: dict[Path, int] = {}
         self._shared = (
-            SharedCheckpoints(order.share_at, self._superseded)
-            if order.share_at and context.rank == 0
+            SharedCheckpoints(spec.share_at, self._superseded)
+            if spec.share_at and context.rank == 0
             else None
         )
         self._is_ready = False
@@ -96,32 +97,36 @@ class Session:
         return self.schedule[-1][1]
 
     def preempt(self, cause: str) -> None:
-        """Leave at the next step; the first reason counts."""
+        """Ask the job to leave at its next step; the first cause is kept."""
         self.preempt_cause = self.preempt_cause or cause
 
     def must_leave(self, margin_s: float = 0.0) -> bool:
-        """Return whether this rank has a reason to leave, or so little time that it should."""
-        deadline = self.order.deadline
+        """Return whether this rank was asked to leave, or its deadline is near.
+
+        Args:
+            margin_s: Time that leaving takes, besides the usual margin before the deadline [s].
+        """
+        deadline = self.spec.deadline
         if deadline is not None and time.time() > deadline - DEADLINE_MARGIN_S - margin_s:
             self.preempt("the deadline is near")
         return self.preempt_cause is not None
 
     def ready(self) -> None:
-        """Tell the controller, once, that the start is over and work goes on."""
+        """Tell the controller once that the start is over and work has begun."""
         if not self._is_ready:
             self._is_ready = True
-            self.say("ready", {"once_s": float(os.environ.get(FORKED, "0"))})
+            self.send("ready", {"once_s": float(os.environ.get(FORKED, "0"))})
 
     def record(self, metrics: Mapping[str, float], seconds: float) -> None:
-        """Report the epoch that is now done: to the file, then to the controller."""
+        """Report the epoch that is now done: first to the file, then to the controller."""
         if not self.is_main:
             return
         if not self.history:
-            remove_superseded_attempts(self.directory, self.order.resume_from)
+            remove_superseded_attempts(self.directory, self.spec.resume_from)
         checkpoint, saved_epoch = self._reachable()
         report = EpochReport(
-            trial=self.order.trial,
-            attempt=self.order.attempt,
+            trial=self.spec.trial,
+            attempt=self.spec.attempt,
             epoch=self.epoch,
             metrics=metrics,
             seconds=seconds,
@@ -135,14 +140,14 @@ class Session:
             file.write(json.dumps(report.to_json()) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self.say("epoch", report.to_json())
+        self.send("epoch", report.to_json())
 
     def add_checkpoint(self, path: Path, epoch: int | None = None) -> None:
-        """Note a checkpoint that is whole; older ones go, except the one before and what may be asked for.
+        """Note a whole checkpoint, and remove older ones that nobody needs any more (`retention`).
 
         Args:
             path: Its directory.
-            epoch: Epochs done in it, if others than now.
+            epoch: Epochs done in it, if not as many as now.
         """
         if path in self.checkpoints:
             return
@@ -159,33 +164,35 @@ class Session:
                 shutil.rmtree(old, ignore_errors=True)
 
     def _superseded(self, places: Sequence[str]) -> int:
-        """Return how many checkpoints may go that the reports have named, the oldest first."""
+        """Return how many of these checkpoints may be removed, counted from the oldest."""
         return superseded(places, tuple(self.history), known_epochs(self.directory))
 
     def share(self) -> None:
-        """Wait until the last checkpoint is where all sites reach it, if it is to be.
+        """If the study shares checkpoints, wait until the last one has been copied.
 
         Raises:
-            StoreError: If it could not be copied, or the job must leave before that.
+            StoreError: If it could not be copied, or not before the job must leave.
         """
         if self._shared:
-            deadline = self.order.deadline
-            self._shared.finish(None if deadline is None else max(0.0, deadline - LAST_WORDS_S - time.time()))
+            deadline = self.spec.deadline
+            self._shared.finish(
+                None if deadline is None else max(0.0, deadline - FINAL_REPORT_S - time.time())
+            )
 
     @contextmanager
-    def taking_up(self) -> Iterator[None]:
-        """Note, while the ordered checkpoint is read, that it is gone or damaged: the trial has others."""
+    def resuming(self) -> Iterator[None]:
+        """Note whether the checkpoint to resume from is gone or damaged: the trial has others."""
         try:
             yield
         except (DamagedCheckpointError, CopyGoneError) as error:
-            self.lost_origin = f"{error}; the trial goes on from an older one, or from its start"
+            self.lost_origin = f"{error}; the trial resumes from an older one, or starts again"
             raise
 
     def find_checkpoint(self, place: str) -> Path:
         """Return the directory of a checkpoint of this trial; rank 0 fetches it if it is not on this site.
 
         Args:
-            place: A directory, or a URL.
+            place: The checkpoint's directory or URL.
 
         Raises:
             CopyGoneError: If it is not at the URL any more.
@@ -202,7 +209,7 @@ class Session:
         return fetched
 
     def _reachable(self) -> tuple[str | None, int | None]:
-        """Return the newest checkpoint that others can use, and the epochs done in it if others than now."""
+        """Return the newest checkpoint that others can read, and its epochs if they differ from those now."""
         if self._shared:
             return self._shared.newest or (None, None)
         if not self.checkpoints:
@@ -211,17 +218,17 @@ class Session:
         epoch = self._epoch_of[newest]
         return str(newest), None if epoch == self.epoch else epoch
 
-    def say(self, op: str, message: Mapping[str, Any]) -> None:
-        """Speak to the controller, where there is a channel."""
+    def send(self, op: str, message: Mapping[str, Any]) -> None:
+        """Send a message to the controller if there is a channel."""
         if self.channel:
-            self.channel.say(op, message)
+            self.channel.send(op, message)
 
     def close(self, outcome: Outcome, cause: str = "", traceback: str = "") -> None:
-        """Write the report of the attempt, unless another rank was first, and say bye."""
+        """Write the result of the attempt and send it, unless another rank was first."""
         checkpoint, saved_epoch = self._reachable()
-        report = JobResult(
-            trial=self.order.trial,
-            attempt=self.order.attempt,
+        result = JobResult(
+            trial=self.spec.trial,
+            attempt=self.spec.attempt,
             outcome=outcome,
             epoch=self.epoch,
             cause=cause,
@@ -229,23 +236,7 @@ class Session:
             checkpoint_epoch=saved_epoch,
             traceback=traceback,
             at=time.time(),
-            unreadable=self.order.resume_from if self.lost_origin and outcome is Outcome.LOST else None,
+            unreadable=self.spec.resume_from if self.lost_origin and outcome is Outcome.LOST else None,
         )
-        if write_once(self.directory / "report.json", json.dumps(report.to_json(), indent=1)):
-            self.say("bye", report.to_json())
-
-
-def write_once(path: Path, text: str) -> bool:
-    """Write a file whole unless it exists; returns whether it was this process that wrote it."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with part.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        os.link(part, path)
-    except FileExistsError:
-        return False
-    finally:
-        part.unlink()
-    return True
+        if create_file(self.directory / "report.json", json.dumps(result.to_json(), indent=1)):
+            self.send("bye", result.to_json())

@@ -1,7 +1,7 @@
-"""Which rank this process is, and which GPU is its own.
+"""Which rank this process is, and which GPU belongs to it.
 
-Read from the environment that the launcher gives, before torch is imported: a mask that is set
-later does nothing. Refuses to guess when the launcher and the order disagree.
+Both are read from the launcher's environment before torch is imported, because a device mask that is set
+later has no effect. If the launcher and the job disagree, this module refuses to guess.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from parsl_rasda.devices import device_mask
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.protocol import JobSpec
 
-# Rank, size and local rank, in the order to look: mpiexec ranks inside a Slurm job inherit the
-# SLURM_PROCID of the proxy that started them, and a process alone (`launch.process`) that of its pilot.
+# Rank, size and local rank, in order of precedence: inside a Slurm job, ranks of mpiexec inherit the
+# SLURM_PROCID of the proxy that started them, and a single process (`launch.process`) that of its pilot.
 LAUNCHERS = (
     ("PARSL_RASDA_RANK", "PARSL_RASDA_SIZE", "PARSL_RASDA_LOCAL_RANK"),
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
@@ -30,12 +30,12 @@ class LaunchContext:
 
     Attributes:
         rank: Index of this process.
-        size: Number of processes; 1 where slots are only logical, whatever the order's world size.
-        device_index: Which of the visible devices is this rank's.
+        size: Number of processes. It is 1 where slots are only logical, whatever the job's world size.
+        device_index: Index of this rank's device among the visible ones.
         environment: Variables to set before torch is imported.
-        slot: ``node:gpu`` as this rank itself sees it.
+        slot: ``node:gpu`` as this rank sees it.
         one_node: Whether all ranks are on one node.
-        local_size: Number of processes on this one's node.
+        local_size: Number of processes on this node.
     """
 
     rank: int
@@ -48,23 +48,23 @@ class LaunchContext:
 
     @property
     def gpu(self) -> int:
-        """The number of its slot on the node."""
+        """The number of this rank's slot on the node."""
         return int(self.slot.rpartition(":")[2])
 
 
-def launch_context(order: JobSpec, environ: Mapping[str, str]) -> LaunchContext:
-    """Return what the launcher and the order say about this process.
+def launch_context(spec: JobSpec, environ: Mapping[str, str]) -> LaunchContext:
+    """Return what the launcher and the job say about this process.
 
     Raises:
-        InvalidSettingError: If the launcher started another number of ranks than was ordered.
+        InvalidSettingError: If the launcher started another number of ranks than the job has.
     """
-    rank, size, local_rank = _launched(order, environ)
-    if order.slots and len(order.slots) != order.world_size:
-        raise InvalidSettingError("slots", order.slots, f"one per rank, {order.world_size} in all")
-    slots = [_parted(slot) for slot in order.slots] or [("", local_rank)] * size
+    rank, size, local_rank = _launched(spec, environ)
+    if spec.slots and len(spec.slots) != spec.world_size:
+        raise InvalidSettingError("slots", spec.slots, f"one per rank, {spec.world_size} in all")
+    slots = [_parted(slot) for slot in spec.slots] or [("", local_rank)] * size
     node, gpu = slots[rank]
     gpus = [g for n, g in slots if n == node]
-    environment = device_mask(order.accelerator, gpus, environ) if order.slots else {}
+    environment = device_mask(spec.accelerator, gpus, environ) if spec.slots else {}
     index = gpus.index(gpu) if environment else local_rank
     return LaunchContext(
         rank=rank,
@@ -78,20 +78,18 @@ def launch_context(order: JobSpec, environ: Mapping[str, str]) -> LaunchContext:
 
 
 def launched(environ: Mapping[str, str]) -> tuple[int, int, int]:
-    """Return rank, size and local rank as the launcher has set them; those of a process alone if none has."""
+    """Return rank, size and local rank as set by the launcher, or those of a single process."""
     for rank, size, local in LAUNCHERS:
         if rank in environ and size in environ:
             return int(environ[rank]), int(environ[size]), int(environ.get(local, "0"))
     return 0, 1, 0
 
 
-def _launched(order: JobSpec, environ: Mapping[str, str]) -> tuple[int, int, int]:
+def _launched(spec: JobSpec, environ: Mapping[str, str]) -> tuple[int, int, int]:
     found = launched(environ)
-    logical = order.accelerator == "none" and found[1] == 1
-    if found[1] != order.world_size and not logical:
-        raise InvalidSettingError(
-            "ranks started by the launcher", found[1], f"{order.world_size}, as ordered"
-        )
+    logical = spec.accelerator == "none" and found[1] == 1
+    if found[1] != spec.world_size and not logical:
+        raise InvalidSettingError("ranks started by the launcher", found[1], f"{spec.world_size}, as ordered")
     return found
 
 
@@ -101,7 +99,7 @@ def _parted(slot: str) -> tuple[str, int]:
 
 
 def _seen_node(claimed: str, nodes: set[str], environ: Mapping[str, str]) -> str:
-    """Return the node this process runs on, in the words of the order where they can be matched."""
+    """Return this process's node, by the name that the job uses for it where one matches."""
     hostname = socket.gethostname()
     for name in (environ.get("SLURMD_NODENAME"), hostname, hostname.partition(".")[0]):
         if name in nodes:

@@ -1,10 +1,10 @@
-r"""Rank 0 and the controller talk by lines through the launcher's stdin and stdout.
+r"""The control channel: rank 0 and the controller exchange lines through the launcher's stdin and stdout.
 
-Rules, all measured on mpich, Open MPI and srun: stdout and stdin belong to the channel alone (whatever
-prints lands on stderr, whoever reads finds the end), a line is one `os.write` that starts with RS (0x1e)
-so that anything glued in front can be cut off, and stdin is drained at all times, for hydra ends a launch
-that leaves 64 KiB of it unread. A controller that is silent for too long, or whose pipe ends, is taken for
-dead.
+The rules were measured on MPICH, Open MPI and srun. Stdout and stdin belong to the channel alone: what a
+program prints goes to stderr, and what it reads is empty. A line is written at once and begins with RS
+(0x1e), so that anything before it can be cut off. Stdin is always drained, because hydra ends a launch
+that leaves 64 KiB of it unread. A controller that is silent for too long, or whose pipe ends, is taken
+for dead.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from parsl_rasda.protocol import RECORD_SEPARATOR, STOP
 
 STDIN, STDOUT, STDERR = 0, 1, 2
 POLL_S = 0.05
-STOP_POLL_S = 0.5  # a look at a file system that all trials share
+STOP_POLL_S = 0.5  # on a file system that all trials share
 
 
 def claim_stdout() -> int:
-    """Return a private copy of stdout; everything printed goes to stderr from now on."""
+    """Return a private copy of stdout. Whatever is printed from now on goes to stderr."""
     control = os.dup(STDOUT)
     os.dup2(STDERR, STDOUT)
     return control
 
 
 def claim_stdin() -> int:
-    """Return a private copy of stdin; whoever reads it from now on finds its end.
+    """Return a private copy of stdin. Whoever reads stdin from now on finds its end.
 
-    Programs that a training function starts inherit it, and some read it unasked: the word that they
-    swallow may be the one that the trial waits for.
+    Programs started by a training function inherit stdin, and some read it without need. They could take
+    the message for which the trial waits.
     """
-    control, nothing = os.dup(STDIN), os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, STDIN)
-    os.close(nothing)
+    control, empty = os.dup(STDIN), os.open(os.devnull, os.O_RDONLY)
+    os.dup2(empty, STDIN)
+    os.close(empty)
     return control
 
 
 def watch_for_stop(directory: Path, on_preempt: Callable[[str], None]) -> None:
-    """Where there is no channel, a file says that the job is to leave: call back with what it says."""
+    """Without a channel, a file asks the job to leave: call back with its text once it exists."""
 
     def watch() -> None:
         while True:
@@ -61,33 +61,33 @@ def watch_for_stop(directory: Path, on_preempt: Callable[[str], None]) -> None:
 
 
 class ControlChannel:
-    """The rank's end. A thread listens from the first moment on.
+    """The rank's end of the channel. A thread listens from the beginning.
 
     Args:
         stdin: File descriptor to read from.
         stdout: File descriptor to write to.
-        lease_s: Silence of the controller [s] that means it is gone.
-        on_preempt: Called once, from the listening thread, with the reason to leave.
+        lease_s: Silence of the controller after which it is taken for dead [s].
+        on_preempt: Called by the listening thread with the reason to leave.
     """
 
     def __init__(self, stdin: int, stdout: int, *, lease_s: float, on_preempt: Callable[[str], None]) -> None:
         self._stdin, self._stdout = stdin, stdout
         self._lease_s, self._on_preempt = lease_s, on_preempt
-        # Not a SimpleQueue: a signal at the end of its time-out makes its `get` wait for ever (Python 3.11).
+        # Not a SimpleQueue: its `get` waits forever if a signal comes as its timeout ends (Python 3.11).
         self._answers: queue.Queue[Mapping[str, Any]] = queue.Queue()
         threading.Thread(target=self._listen, name="control-channel", daemon=True).start()
 
-    def say(self, op: str, message: Mapping[str, Any] | None = None) -> None:
-        """Send one line; a controller that is gone does not stop the training."""
+    def send(self, op: str, message: Mapping[str, Any] | None = None) -> None:
+        """Send one line. A controller that is gone does not stop the training."""
         line = RECORD_SEPARATOR + json.dumps({"op": op, **(message or {})}).encode() + b"\n"
         try:
             while line:
                 line = line[os.write(self._stdout, line) :]
-        except OSError:  # the files of the attempt say the same, and the lease ends the job
+        except OSError:  # the attempt's files have it too, and the lease ends the job
             return
 
     def answer(self, timeout_s: float, unless: Callable[[], bool]) -> Mapping[str, Any] | None:
-        """Return the next ``go`` or ``leave``; None after the time, or soon once ``unless`` is true."""
+        """Return the next ``go`` or ``leave``; None after the timeout, or soon after ``unless`` is true."""
         end = time.monotonic() + timeout_s
         while time.monotonic() < end and not unless():
             try:
@@ -97,22 +97,22 @@ class ControlChannel:
         return None
 
     def _listen(self) -> None:
-        buffer, heard = b"", time.monotonic()
+        buffer, last_message_at = b"", time.monotonic()
         while True:
             if select.select([self._stdin], [], [], min(1.0, self._lease_s / 4))[0]:
                 data = os.read(self._stdin, 65536)
                 if not data:
                     self._on_preempt("the controller closed the control channel")
                     return
-                heard = time.monotonic()
+                last_message_at = time.monotonic()
                 *lines, buffer = (buffer + data).split(b"\n")
                 for line in lines:
-                    self._take(line)
-            elif time.monotonic() - heard > self._lease_s:
+                    self._on_message(line)
+            elif time.monotonic() - last_message_at > self._lease_s:
                 self._on_preempt(f"the controller was silent for {self._lease_s:g} s")
-                heard = float("inf")
+                last_message_at = float("inf")
 
-    def _take(self, line: bytes) -> None:
+    def _on_message(self, line: bytes) -> None:
         try:
             message = json.loads(line)
         except ValueError:
@@ -123,4 +123,4 @@ class ControlChannel:
             case {"op": "go" | "leave"}:
                 self._answers.put(message)
             case _:
-                pass  # a beat, or a word of a later version
+                pass  # a heartbeat, or a message of a later version
