@@ -80,7 +80,7 @@ class PluginGroup:
         """
         options = options_of(choice)
         try:
-            plugin = self._plugin(kind_of(choice))
+            plugin = self.plugin(kind_of(choice))
         except InvalidFileError as error:
             place = () if isinstance(choice, str) else ("kind",)
             yield from (each.below(*place) for each in error.mistakes)
@@ -107,7 +107,7 @@ class PluginGroup:
         """
         if mistakes := [*self.problems(choice)]:
             raise InvalidFileError([each.below(*self.key) for each in mistakes])
-        plugin = self._plugin(kind_of(choice))
+        plugin = self.plugin(kind_of(choice))
         built = plugin.build(plugin.options.model_validate(options_of(choice)), *context)
         protocol = _object_at(self.protocol)
         members = [name for name in dir(protocol) if not name.startswith("_")]
@@ -116,7 +116,7 @@ class PluginGroup:
             raise InvalidFileError([Diagnostic(self.key, found, f"a whole {protocol.__name__}")])
         return built
 
-    def _plugin(self, kind: str) -> Plugin:
+    def plugin(self, kind: str) -> Plugin:
         """Return the plug-in of a name.
 
         Raises:

@@ -5,7 +5,6 @@ Runs on the pilot. Imports neither torch nor Parsl.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -53,11 +52,6 @@ def end_of_allocation(environment: Mapping[str, str]) -> float | None:
     if job := environment.get("PBS_JOBID"):
         return pbs.end_time(job)
     return None
-
-
-def rank_files(directory: str) -> list[dict[str, Any]]:
-    """Return what ranks of `runtime.site_probe` have left in the directory of their job."""
-    return [json.loads(path.read_text()) for path in sorted(Path(directory).glob("scratch/rank-*.json"))]
 
 
 def node_names(environment: Mapping[str, str]) -> tuple[str, ...]:

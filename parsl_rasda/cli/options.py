@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
-from parsl_rasda.errors import Diagnostic, InvalidFileError, InvalidSettingError
+from parsl_rasda.errors import Diagnostic, InvalidFileError
 from parsl_rasda.types import SiteName
 
 if TYPE_CHECKING:
+    from parsl_rasda.orchestration.admission import AdmittedStudy
     from parsl_rasda.study import SiteSpec, StudySpec
 
 DEFAULT_SITES = ("local",)
@@ -35,9 +36,7 @@ Overrides: TypeAlias = Annotated[
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
-def load_inputs(
-    study: Path, sites: Sequence[str], overrides: Sequence[str] = ()
-) -> tuple[StudySpec, tuple[SiteSpec, ...]]:
+def load_inputs(study: Path, sites: Sequence[str], overrides: Sequence[str] = ()) -> AdmittedStudy:
     """Return a study and its sites if the study can run on them.
 
     Raises:
@@ -46,7 +45,7 @@ def load_inputs(
         PlacementImpossibleError: If a trial could never get the GPUs it needs.
     """
     from parsl_rasda.backends.allocation import counted_here
-    from parsl_rasda.orchestration.admission import check_fit, check_pilots, tune_problems
+    from parsl_rasda.orchestration.admission import admit, tune_problems
     from parsl_rasda.orchestration.data_locality import site_problems
     from parsl_rasda.study import load_study
 
@@ -66,12 +65,7 @@ def load_inputs(
         mistakes += error.mistakes
     if mistakes or unread or spec is None:
         raise InvalidFileError([*mistakes, *unread])
-    if len(set(names)) < len(names):
-        raise InvalidSettingError("--site", ", ".join(names), "sites with different names")
-    check_pilots(found, sites)
-    if found:
-        check_fit(spec, found, counted_here(found))
-    return spec, tuple(found)
+    return admit(spec, found, counted_here(found), files=sites)
 
 
 def _load_sites(sites: Sequence[str]) -> tuple[list[SiteSpec], list[Diagnostic]]:

@@ -32,7 +32,8 @@ def plan(
     from parsl_rasda.simulation.forecast import forecast_study
     from parsl_rasda.simulation.measured import counted_gpus
 
-    spec, sites = load_inputs(study, site or DEFAULT_SITES, overrides or ())
+    admitted = load_inputs(study, site or DEFAULT_SITES, overrides or ())
+    spec, sites = admitted.study, admitted.sites
     earlier = read_run(run).searches if run is not None else {}
     counted = {**counted_here(sites), **counted_gpus(earlier.values())}
     forecasts = forecast_study(spec, sites, counted=counted, runs=earlier)

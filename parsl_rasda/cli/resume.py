@@ -14,5 +14,5 @@ def resume(directory: RunFolder, overrides: Overrides = None, as_json: AsJson = 
     from parsl_rasda.workflow.entry import resume_study
 
     run_and_report(
-        directory, lambda view: resume_study(directory, overrides or (), view=view), as_json=as_json
+        directory, lambda view: resume_study(directory, overrides or (), progress=view), as_json=as_json
     )

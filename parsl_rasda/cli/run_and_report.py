@@ -17,7 +17,7 @@ from parsl_rasda.cli.live import LiveView
 from parsl_rasda.cli.output import print_json, print_message, print_result
 from parsl_rasda.cli.plain import PlainView
 from parsl_rasda.errors import SiteUnavailableError, StageFailedError
-from parsl_rasda.orchestration.progress import View
+from parsl_rasda.orchestration.progress import ProgressReporter
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.reporting.files import write_page
 from parsl_rasda.reporting.overview import HOW_TO_FIX, has_no_success, outcome_view, resume_command
@@ -43,7 +43,7 @@ class RunEnd(Protocol):
         ...
 
 
-def run_and_report(directory: Path, start: Callable[[View], RunEnd], *, as_json: bool) -> None:
+def run_and_report(directory: Path, start: Callable[[ProgressReporter], RunEnd], *, as_json: bool) -> None:
     """Run a study under a view, print its outcome, and exit with its code.
 
     Raises:
@@ -92,11 +92,11 @@ def _first_log(directory: Path) -> str:
 
 
 @contextmanager
-def _view(directory: Path) -> Iterator[View]:
+def _view(directory: Path) -> Iterator[ProgressReporter]:
     """Give a view on stderr: live in a terminal, else a line a decision."""
     console = Console(stderr=True)
     live = console.is_terminal and not console.is_dumb_terminal
-    view: View = LiveView(console) if live else PlainView(console.file)
+    view: ProgressReporter = LiveView(console) if live else PlainView(console.file)
     with _shown_warnings(console), _sdk_log(directory / "globus.log"):
         try:
             yield view

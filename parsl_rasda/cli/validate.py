@@ -21,7 +21,8 @@ def validate(study: StudyFile, site: Sites = None, overrides: Overrides = None) 
     """
     from parsl_rasda.orchestration.assembly import build_study_searcher
 
-    spec, sites = load_inputs(study, site or (), overrides or ())
+    admitted = load_inputs(study, site or (), overrides or ())
+    spec, sites = admitted.study, admitted.sites
     tunes = [stage.tune for stage in spec.tune_stages.values()]
     searches = [_about_search(tune, build_study_searcher(tune, spec.seed)) for tune in tunes]
     stages = counted(len(spec.stages), "stage")

@@ -13,7 +13,7 @@ from typing import Any
 
 import networkx as nx
 
-from parsl_rasda.orchestration.replay import History, load_run, rebuild
+from parsl_rasda.orchestration.replay import ReplayedSearch, load_run, replay_search
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.orchestration.stage_records import StageRecord, kept_result, read_record
 from parsl_rasda.orchestration.summary import cause, no_search, spent
@@ -66,7 +66,7 @@ class Run:
     directory: Path
     study: StudySpec
     sites: tuple[SiteSpec, ...]
-    searches: Mapping[str, History]
+    searches: Mapping[str, ReplayedSearch]
     directories: Mapping[str, Path]
     records: Mapping[str, StageRecord]
     kept: Mapping[str, Mapping[str, float]]
@@ -189,7 +189,9 @@ def read_run(directory: Path) -> Run:
     study, sites = load_run(run)
     searches = study.tune_stages
     directories = {n: directory if len(searches) == 1 else directory / n for n in searches}
-    histories = {n: rebuild(RunDirectory(directories[n]), study.name, s.tune) for n, s in searches.items()}
+    histories = {
+        n: replay_search(RunDirectory(directories[n]), study.name, s.tune) for n, s in searches.items()
+    }
     records = {name: read_record(run.stages / name) for name in study.stages}
     kept = {name: _kept_seconds(run.stages / name, record) for name, record in records.items()}
     return Run(directory, study, sites, histories, directories, records, kept, controller)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 import networkx as nx
 import yaml
 
-from parsl_rasda.orchestration.replay import History
+from parsl_rasda.orchestration.replay import ReplayedSearch
 from parsl_rasda.reporting.charts import Summary, count_far_off, hyperparameters, learning_curves
 from parsl_rasda.reporting.format import counted, duration, number, percent
 from parsl_rasda.reporting.gantt import slots_over_time
@@ -34,7 +34,7 @@ class Figure(NamedTuple):
 
 
 def search_report(
-    history: History, summary: Summary, graph: Graph, clock: float | None
+    history: ReplayedSearch, summary: Summary, graph: Graph, clock: float | None
 ) -> dict[str, Any]:  # Any: whatever the template `search.html` shows
     """Return everything about a search; one that has not begun says so.
 

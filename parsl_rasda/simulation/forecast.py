@@ -15,12 +15,12 @@ from parsl_rasda.orchestration.admission import PilotShape, check_fit, misfit, s
 from parsl_rasda.orchestration.assembly import assumed_times, build_machine
 from parsl_rasda.orchestration.data_locality import foreseen
 from parsl_rasda.orchestration.machine import Machine
-from parsl_rasda.orchestration.replay import History
+from parsl_rasda.orchestration.replay import ReplayedSearch
 from parsl_rasda.plugins import kind_of
 from parsl_rasda.simulation.costs import Costs, assumed_costs
 from parsl_rasda.simulation.measured import measured_costs
 from parsl_rasda.simulation.rehearsal import Rehearsal, VirtualSite
-from parsl_rasda.study import ParslSiteSpec, SchedulerSpec, SiteSpec, StudySpec, TuneSpec
+from parsl_rasda.study import SchedulerSpec, SiteSpec, StudySpec, TuneSpec
 from parsl_rasda.types import Mode, SiteName
 
 ASHA = "ASHA"
@@ -91,7 +91,7 @@ def forecast_study(
     sites: Sequence[SiteSpec],
     *,
     counted: Mapping[str, int],
-    runs: Mapping[str, History],
+    runs: Mapping[str, ReplayedSearch],
 ) -> tuple[Forecast, ...]:
     """Return what each `tune` stage of a study will take.
 
@@ -138,7 +138,7 @@ def virtual_site(site: SiteSpec, counted: Mapping[str, int]) -> VirtualSite:
         )
         allowed = f"a number: {why}"
         raise InvalidSettingError(f"site {site.name}: gpus_per_node", site.gpus_per_node, allowed)
-    return VirtualSite(site.nodes_per_pilot, gpus, site.pilots, isinstance(site, ParslSiteSpec))
+    return VirtualSite(site.nodes_per_pilot, gpus, site.pilots, site.capabilities.has_control)
 
 
 def forecast(
@@ -147,7 +147,7 @@ def forecast(
     sites: Mapping[SiteName, VirtualSite],
     *,
     seed: int,
-    measured: History | None = None,
+    measured: ReplayedSearch | None = None,
 ) -> Forecast:
     """Return what a `tune` stage will take on some sites.
 

@@ -23,13 +23,13 @@ from parsl_rasda.orchestration.events import (
     StartJob,
 )
 from parsl_rasda.orchestration.journal import Record
-from parsl_rasda.orchestration.replay import History
+from parsl_rasda.orchestration.replay import ReplayedSearch
 from parsl_rasda.placement.times import Times
 from parsl_rasda.simulation.costs import Costs
 from parsl_rasda.types import JobId, Mode, PilotId, SiteName, TrialId
 
 
-def measured_costs(history: History, *, seed: int) -> Costs:
+def measured_costs(history: ReplayedSearch, *, seed: int) -> Costs:
     """Return the costs measured in a run, and the study's assumptions where nothing was measured.
 
     A trial of the run keeps its costs and metrics; epochs beyond its last one keep its last metric.
@@ -70,7 +70,7 @@ def measured_costs(history: History, *, seed: int) -> Costs:
     )
 
 
-def counted_gpus(histories: Iterable[History]) -> dict[str, int]:
+def counted_gpus(histories: Iterable[ReplayedSearch]) -> dict[str, int]:
     """Return the GPUs per node that runs found on their sites."""
     return {
         record.event.site: max(len(n.gpus) for n in record.event.nodes)
@@ -80,7 +80,7 @@ def counted_gpus(histories: Iterable[History]) -> dict[str, int]:
     }
 
 
-def _measure(history: History) -> tuple[_Measurements, Times]:
+def _measure(history: ReplayedSearch) -> tuple[_Measurements, Times]:
     seen, times = _Measurements(), Times(assumed_times(history.tune))
     for record in history.records:
         seen.add(record)

@@ -18,7 +18,7 @@ Reading order: `spec` (what a spec is), `pipelines` (stages), `tuning` (the meth
 from __future__ import annotations
 
 from parsl_rasda.study.loading import (
-    declare_site,
+    declare_executor,
     declare_study,
     dump_site,
     dump_study,
@@ -26,25 +26,34 @@ from parsl_rasda.study.loading import (
     load_study,
 )
 from parsl_rasda.study.pipelines import EACH, CommandStage, PythonStage, Stage, StudySpec, TuneStage
-from parsl_rasda.study.sites import GlobusSiteSpec, ParslSiteSpec, PluginSiteSpec, SiteSpec
+from parsl_rasda.study.sites import (
+    ExecutorSite,
+    GlobusSiteSpec,
+    ParslSiteSpec,
+    PluginSiteSpec,
+    SiteBase,
+    SiteSpec,
+)
 from parsl_rasda.study.tuning import SchedulerSpec, SearcherSpec, TrainingSpec, TuneSpec
 
 __all__ = [
     "EACH",
     "CommandStage",
+    "ExecutorSite",
     "GlobusSiteSpec",
     "ParslSiteSpec",
     "PluginSiteSpec",
     "PythonStage",
     "SchedulerSpec",
     "SearcherSpec",
+    "SiteBase",
     "SiteSpec",
     "Stage",
     "StudySpec",
     "TrainingSpec",
     "TuneSpec",
     "TuneStage",
-    "declare_site",
+    "declare_executor",
     "declare_study",
     "dump_site",
     "dump_study",

@@ -22,7 +22,7 @@ from parsl_rasda.study.document import (
 )
 from parsl_rasda.study.functions import target_problems
 from parsl_rasda.study.pipelines import SHORT_KEYS, SHORT_STAGE, StudySpec, is_short_form
-from parsl_rasda.study.sites import AnySite, SiteSpec
+from parsl_rasda.study.sites import AnySite, ExecutorSite, SiteSpec
 from parsl_rasda.study.tuning import TuneSpec
 from parsl_rasda.study_code.targets import TargetError, signature_of
 
@@ -95,13 +95,13 @@ def declare_study(declared: Plain, source: str, *, check_tune: _TuneCheck | None
     return _checked(document, (Path.cwd(),), check_tune)
 
 
-def declare_site(declared: Plain, source: str) -> SiteSpec:
-    """Return the site that a program declares, with the keys of a site file.
+def declare_executor(declared: Plain, source: str) -> ExecutorSite:
+    """Return the executor that a program declares, with the keys of a site file.
 
     Raises:
         InvalidFileError: With every mistake.
     """
-    return _validated(_declared(declared, source), _SITE.validate_python, ())
+    return _validated(_declared(declared, source), ExecutorSite.model_validate, ())
 
 
 def load_site(name_or_path: str | os.PathLike[str], *, environment: Environment | None = None) -> SiteSpec:

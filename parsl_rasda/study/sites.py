@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 from uuid import UUID
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag
@@ -25,6 +26,7 @@ from parsl_rasda.study.spec import (
     exactly_one,
     variant,
 )
+from parsl_rasda.types import Capabilities
 
 _WALLTIME = re.compile(r"\d+:[0-5]\d:[0-5]\d")
 _CORES = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
@@ -150,9 +152,38 @@ class SiteBase(Spec):
         raise NotImplementedError
 
     @property
+    def capabilities(self) -> Capabilities:
+        """In what it differs from other sites."""
+        return Capabilities()
+
+    @property
+    def backend_choice(self) -> Choice:
+        """The backend that reaches it, with its options."""
+        return "parsl"
+
+    @property
+    def pilot_identity(self) -> str:
+        """What two sites have in common that are one pilot; empty where each asks for pilots of its own."""
+        return ""
+
+    @property
     def is_local(self) -> bool:
         """Whether its pilots are this machine, or the allocation that it stands in."""
         return False
+
+    def for_trial(self, nodes: int, walltime: str) -> Self:
+        """Return the site with one pilot of at most so many nodes: for `doctor`, and it starts sooner.
+
+        Args:
+            nodes: At most.
+            walltime: ``HH:MM:SS``, where the site file has one.
+        """
+        changes = {"pilots": 1, "nodes": min(nodes, self.nodes_per_pilot), **self._trial(nodes, walltime)}
+        return self.model_validate({**self.model_dump(by_alias=True), **changes})
+
+    def _trial(self, nodes: int, walltime: str) -> dict[str, object]:
+        """Return what else a trial changes."""
+        return {}
 
     @property
     def slots_per_pilot(self) -> int | None:
@@ -240,6 +271,12 @@ class ParslSiteSpec(SiteBase):
         found = self.provider.options.get("nodes_per_block", 1)
         return self.nodes or (found if isinstance(found, int) else 1)
 
+    def _trial(self, nodes: int, walltime: str) -> dict[str, object]:
+        small = {"nodes_per_block": min(nodes, self.nodes_per_pilot), "walltime": walltime}
+        provider = self.provider.model_dump()
+        changed = {key: value for key, value in small.items() if key in provider}
+        return {"provider": {**provider, **changed, **self.doctor}}
+
 
 class GlobusSiteSpec(SiteBase):
     """A machine reached through a Globus Compute endpoint."""
@@ -258,6 +295,21 @@ class GlobusSiteSpec(SiteBase):
         if plain.get("release_idle_after") is not None:
             allowed = "idle_s in user_endpoint_config: the endpoint gives an idle pilot back itself"
             yield Diagnostic(("release_idle_after",), shown(plain["release_idle_after"]), allowed)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """In what it differs from other sites."""
+        return Capabilities(sees_run_directory=False, has_control=False)
+
+    @property
+    def pilot_identity(self) -> str:
+        """An endpoint has one pilot for each set of values of its template."""
+        return f"{self.endpoint_id.lower()} {json.dumps(self.user_endpoint_config, sort_keys=True)}"
+
+    @property
+    def backend_choice(self) -> Choice:
+        """The backend that reaches it."""
+        return "globus"
 
     @property
     def nodes_per_pilot(self) -> int:
@@ -286,9 +338,44 @@ class PluginSiteSpec(SiteBase, PluginSpec):
             yield from super().problems(plain)
 
     @property
+    def capabilities(self) -> Capabilities:
+        """What the backend declares of itself."""
+        found = getattr(BACKENDS.plugin(self.backend).build, "capabilities", None)
+        return found if isinstance(found, Capabilities) else Capabilities()
+
+    @property
+    def backend_choice(self) -> Choice:
+        """The backend that reaches it, with its options."""
+        return self.choice
+
+    @property
     def nodes_per_pilot(self) -> int:
         """Nodes of one allocation."""
         return self.nodes
+
+
+class ExecutorSite(SiteBase):
+    """Slots behind an executor of a program that has loaded Parsl; its name is the executor's label.
+
+    No file declares one: `for_resume` is what a run directory keeps of it.
+    """
+
+    nodes: Count = Field(1, description="Nodes of one block.")
+
+    @classmethod
+    def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
+        """Yield what only the owner of the executor decides."""
+        if plain.get("pilots", 1) != 1:
+            yield Diagnostic(("pilots",), shown(plain["pilots"]), "1: an executor is one pilot")
+
+    @property
+    def nodes_per_pilot(self) -> int:
+        """Nodes of one block."""
+        return self.nodes
+
+    def for_resume(self) -> ParslSiteSpec:
+        """Return the site that takes its place where the program is not: this machine."""
+        return ParslSiteSpec.model_validate({**self.model_dump(by_alias=True), "provider": {"type": _LOCAL}})
 
 
 def _tag(value: object) -> str | None:

@@ -20,7 +20,8 @@ from rank_launch import OPENMPI, missing_of
 from slurm_cluster import SlurmCluster
 
 from parsl_rasda.agent import orphan_reaper
-from parsl_rasda.backends.parsl.backend import ParslBackend
+from parsl_rasda.backends.registry import build_backend
+from parsl_rasda.orchestration.backend import BackendContext
 from parsl_rasda.orchestration.events import (
     RELEASED,
     EpochReported,
@@ -155,7 +156,8 @@ def test_trials_of_1_and_2_gpus_share_a_node_beside_trials_of_4_8_and_16(
     provider = {**SITE["provider"], "nodes_per_block": 5}
     site = {**SITE, "name": "slurm", "accelerator": "cuda", "provider": provider}
     site["cores_of_gpu"] = [str(core) for core in CORES]
-    runner, log = ParslBackend(ParslSiteSpec.model_validate(site), tmp_path / "runner"), EventLog(DEADLINE_S)
+    context = BackendContext(tmp_path / "runner")
+    runner, log = build_backend(ParslSiteSpec.model_validate(site), context), EventLog(DEADLINE_S)
     runner.open(log.post)
     try:
         runner.request_pilot(RequestPilot(PilotId("slurm-0"), SiteName("slurm")))

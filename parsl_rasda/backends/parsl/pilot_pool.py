@@ -23,7 +23,7 @@ from parsl_rasda.exits import EndedBy
 from parsl_rasda.orchestration.backend import PostEvent
 from parsl_rasda.orchestration.events import RELEASED, PilotEnded, PilotLost, PilotStarted, RequestPilot
 from parsl_rasda.protocol import JobSpec
-from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.study.sites import SiteBase
 from parsl_rasda.types import PilotId, Placement
 
 _CLEAN_UP_GRACE_S = 3.0
@@ -54,7 +54,7 @@ class PilotPool:
         stages: Those that have not ended.
     """
 
-    site: ParslSiteSpec
+    site: SiteBase
     source: PilotSource
     tracker: JobTracker
     actor: Actor

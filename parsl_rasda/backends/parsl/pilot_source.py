@@ -14,11 +14,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NewType, Protocol
+from typing import TYPE_CHECKING, Any, NewType, Protocol, TypeAlias
 
-from parsl_rasda.agent import pbs, slurm
+from parsl_rasda.agent import node_probe, pbs, slurm
 from parsl_rasda.errors import InvalidSettingError, SiteUnavailableError
 from parsl_rasda.exits import EndedBy
+from parsl_rasda.orchestration.backend import BackendContext
+from parsl_rasda.orchestration.run_directory import check_folder
 from parsl_rasda.study.sites import ParslSiteSpec
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ _ENDING_S = 15.0
 _UNREACHED = "No viable ZMQ"  # Parsl's manager, when it has tried all addresses
 _LAST_WORDS_LINES, _LAST_WORDS_CHARACTERS = 3, 300
 _POLL_S = 1.0
+_UNKNOWN_SLOTS_PER_NODE = 8  # where only the pilot can count them
 _ASK = {"SlurmProvider": slurm.ask, "PBSProProvider": pbs.ask}
 
 logger = logging.getLogger(__name__)
@@ -84,6 +87,33 @@ class PilotSource(Protocol):
         ...
 
 
+OnPilotEnd: TypeAlias = Callable[[ExecutorLabel, PilotExit], None]
+PilotSourceFactory: TypeAlias = Callable[[str, OnPilotEnd], PilotSource]
+"""Makes a source when a backend opens, from the mark of the run and who is told of ends not asked for."""
+
+
+def own_pilots(site: ParslSiteSpec, context: BackendContext) -> PilotSourceFactory:
+    """Return what makes pilots of a site's provider.
+
+    Raises:
+        RunDirectoryError: If Parsl cannot work in the run directory or in the site's `work_dir`.
+    """
+    check_folder(context.run_directory or context.directory)
+    if site.work_dir:
+        check_folder(Path(site.work_dir))
+    slots = site.slots_per_pilot or site.nodes_per_pilot * _slots_per_node(site)
+    workers = max(1, slots // context.narrowest) + context.stages_at_once
+    python_path = (*context.python_path, Path.cwd())
+    return lambda mark, on_end: OwnPilots(
+        site, context.directory, mark, workers=workers, python_path=python_path, on_end=on_end
+    )
+
+
+def pilots_in_executor(kernel: Any, label: str) -> PilotSourceFactory:
+    """Return what makes a pilot of one executor of a loaded ``parsl.DataFlowKernel`` (Parsl is untyped)."""
+    return lambda mark, on_end: ExecutorPilots(kernel, label)
+
+
 class OwnPilots:
     """Pilots in executors of our own, in a data-flow kernel of our own."""
 
@@ -95,7 +125,7 @@ class OwnPilots:
         *,
         workers: int,
         python_path: tuple[Path, ...],
-        on_end: Callable[[ExecutorLabel, PilotExit], None],
+        on_end: OnPilotEnd,
     ) -> None:
         """Prepare; nothing is started yet.
 
@@ -114,7 +144,7 @@ class OwnPilots:
         self._blocks: dict[ExecutorLabel, str] = {}
         # Until the interchange has missed its heartbeats, it sends tasks to the manager of a dead pilot.
         self._free_from: dict[ExecutorLabel, float] = {}
-        self.is_local = site.provider.type == "LocalProvider"
+        self.is_local = site.is_local
         self.address = _address_of(site)
 
     @property
@@ -241,7 +271,7 @@ class OwnPilots:
         return ask(str(job)) if ask is not None and job is not None else None
 
 
-class AttachedPilots:
+class ExecutorPilots:
     """One executor of a Parsl program that is already running; it is neither started nor ended."""
 
     def __init__(self, kernel: Any, label: str) -> None:
@@ -309,6 +339,12 @@ def _last_words(state: Any) -> list[str]:  # parsl.jobs.states.JobStatus, untype
     texts = (state.message, state.stderr_summary)
     lines = [line.strip() for text in texts if text for line in text.splitlines() if line.strip()]
     return [line[:_LAST_WORDS_CHARACTERS] for line in lines[-_LAST_WORDS_LINES:]]
+
+
+def _slots_per_node(site: ParslSiteSpec) -> int:
+    if site.is_local:
+        return max(1, node_probe.gpu_count(site.accelerator))
+    return _UNKNOWN_SLOTS_PER_NODE
 
 
 def _address_of(site: ParslSiteSpec) -> str:

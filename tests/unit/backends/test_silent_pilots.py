@@ -14,6 +14,7 @@ from parsl_rasda.agent import job as agent_job
 from parsl_rasda.agent import node_probe
 from parsl_rasda.backends.parsl.backend import ParslBackend
 from parsl_rasda.backends.parsl.pilot_source import ExecutorLabel, PilotExit
+from parsl_rasda.orchestration.backend import BackendContext
 from parsl_rasda.orchestration.events import JobEnded, PilotEnded, PilotStarted, RequestPilot
 from parsl_rasda.protocol import JobSpec
 from parsl_rasda.study.sites import ParslSiteSpec
@@ -82,8 +83,8 @@ def runner(tmp_path: Path, pilots: SilentPilots, log: EventLog) -> Iterator[Pars
         "accelerator": "none",
         "gpus_per_node": JOBS,
     }
-    runner = ParslBackend(ParslSiteSpec.model_validate(site), tmp_path / "runner")
-    runner._build_pilots = lambda _: pilots
+    context = BackendContext(tmp_path / "runner")
+    runner = ParslBackend(ParslSiteSpec.model_validate(site), context, lambda _mark, _on_end: pilots)
     runner.open(log.post)
     yield runner
     runner.close()

@@ -373,7 +373,7 @@ def test_two_sites_that_are_one_pilot_are_a_mistake_with_both_names_and_files(st
     assert f"alps ({files[0]}) and other ({files[1]}): the same endpoint_id" in str(error.value)
     assert error.value.exit_code == 2
     (tmp_path / "fjord.yaml").write_text(ENDPOINT.replace("{nodes", "{study: second, nodes"))
-    assert len(load_inputs(study, files)[1]) == 2
+    assert len(load_inputs(study, files).sites) == 2
 
 
 @pytest.mark.parametrize("template", Template)
