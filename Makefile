@@ -17,9 +17,8 @@ test: install
 # What answers in a minute: no processes of seconds, few examples, one thread for each of two workers.
 # pytest keeps the test modules that it has rewritten, wherever bytecode is not written otherwise.
 test-unit: export OMP_NUM_THREADS = 1
-test-unit: unexport PYTHONDONTWRITEBYTECODE
 test-unit: install
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" tests/unit tests/contract $(PYTEST_ARGS)
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" tests/unit tests/contract $(PYTEST_ARGS)
 
 lint: install
 	$(BIN)/ruff check .

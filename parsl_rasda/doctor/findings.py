@@ -10,6 +10,7 @@ from typing import Any
 
 from parsl_rasda.backends.allocation import COUNTED
 from parsl_rasda.devices import DEVICE_MASKS
+from parsl_rasda.plugins import kind_of
 from parsl_rasda.orchestration.events import JobEnded
 from parsl_rasda.study import SiteBase
 from parsl_rasda.types import Outcome
@@ -123,7 +124,7 @@ def launch_finding(shape: str, job: ProbeResult, world_size: int, site: SiteBase
     """Return whether a job on a shape of slots ran, how fast, and whether its files came."""
     name = f"all-reduce, {shape}"
     if job.ended.outcome is not Outcome.REACHED:
-        advice = f"look at mpi_launcher ({site.mpi_launcher}) and its log"
+        advice = f"look at mpi_launcher ({kind_of(site.mpi_launcher)}) and its log"
         return Finding(name, f"{job.ended.outcome}: {job.ended.cause}", Rating.BAD, advice)
     took = f"{world_size} rank{'s' * (world_size > 1)} in {job.seconds:.1f} s"
     speed = f", {job.gb_s:.2f} GB/s" if job.gb_s else ""
