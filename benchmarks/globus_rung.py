@@ -63,7 +63,7 @@ def measure(bed: GlobusBed, folder: Path) -> dict[str, Any]:
         bare.submit(nothing).result(60)
         plain.append(time.perf_counter() - began)
         began = time.perf_counter()
-        runner._tasks.submit("look", {"jobs": [], "silence_s": 1.0}).result(60)
+        runner._tasks.submit("poll", {"jobs": [], "silence_s": 1.0}).result(60)
         asked.append(time.perf_counter() - began)
         order = order_of(number, folder)
         began = time.perf_counter()

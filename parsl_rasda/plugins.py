@@ -217,7 +217,7 @@ BACKENDS = PluginGroup(
     ("backend",),
     "parsl_rasda.orchestration.backend:Backend",
     {
-        "parsl": "parsl_rasda.backends.parsl.backend:PLUGIN",
-        "globus": "parsl_rasda.backends.globus.backend:PLUGIN",
+        "parsl": "parsl_rasda.backends.parsl:PLUGIN",
+        "globus": "parsl_rasda.backends.globus:PLUGIN",
     },
 )

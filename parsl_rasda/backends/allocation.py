@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from parsl_rasda.agent.node_probe import gpu_count
+from parsl_rasda.devices import DEVICE_MASKS
 from parsl_rasda.launch.base import LaunchCommand, Launcher, LaunchSettings
 from parsl_rasda.protocol import JobSpec
 from parsl_rasda.study.sites import SiteBase
-from parsl_rasda.types import DEVICE_MASKS, NodeName, NodeSlots, Placement
+from parsl_rasda.types import NodeName, NodeSlots, Placement
+
+if TYPE_CHECKING:
+    from parsl_rasda.study import SiteSpec
 
 _SECONDS = (1, 60, 3600)
 COUNTED = frozenset({"cuda", "rocm"})  # what a node shows are slots
@@ -22,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Allocation:
+class PilotAllocation:
     """A pilot that can be used.
 
     Attributes:
@@ -111,7 +116,7 @@ class Allocation:
 
 def read_allocation(
     site: SiteBase, found: Mapping[str, Any], *, now: float, is_local: bool, walltime: str | None
-) -> Allocation | str:
+) -> PilotAllocation | str:
     """Return what a site's pilot offers, or why it cannot be used.
 
     Args:
@@ -139,7 +144,12 @@ def read_allocation(
     warning = _shortfall(site, names[0], len(nodes), gpus)
     if warning:
         logger.warning("pilot falls short site=%s: %s", site.name, warning)
-    return Allocation(nodes, deadline, python, found["rank_client"], is_one_machine, warning)
+    return PilotAllocation(nodes, deadline, python, found["rank_client"], is_one_machine, warning)
+
+
+def counted_here(sites: Iterable[SiteSpec]) -> dict[str, int]:
+    """Return the slots of this machine for each site that is this machine and leaves them to be counted."""
+    return {s.name: gpu_count(s.accelerator) for s in sites if s.is_local and s.gpus_per_node == "auto"}
 
 
 def _shortfall(site: SiteBase, node: str, nodes: int, gpus: int) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, assert_never
+from typing import Any, Protocol
 
 from parsl_rasda.orchestration.backend import Backend, BackendContext
-from parsl_rasda.plugins import BACKENDS, Choice
-from parsl_rasda.study.sites import ExecutorSite, GlobusSiteSpec, ParslSiteSpec, PluginSiteSpec, SiteSpec
+from parsl_rasda.plugins import BACKENDS
+from parsl_rasda.study.sites import ExecutorSite, SiteSpec
 
 
 class EmbeddedBackend(Backend, Protocol):
@@ -22,23 +22,15 @@ def build_backend(site: SiteSpec, context: BackendContext) -> Backend:
 
     Args:
         site: ``provider:`` is reached by Parsl, ``endpoint_id:`` by Globus Compute, ``backend: NAME`` by
-            the `Plugin` of an installed package, which gets the site and the context after its options.
+            the plug-in of that name, which is called with its options, the site and the context.
         context: Of the study.
 
     Raises:
-        InvalidFileError: If no package offers the backend, or its options are wrong.
+        InvalidFileError: If there is no such plug-in, or its options are wrong.
+        InvalidSettingError: If it refuses a setting of the site.
         RunDirectoryError: If it cannot work in the run directory.
     """
-    match site:
-        case ParslSiteSpec():
-            choice: Choice = "parsl"
-        case GlobusSiteSpec():
-            choice = "globus"
-        case PluginSiteSpec():
-            choice = site.choice
-        case _:
-            assert_never(site)
-    backend: Backend = BACKENDS.build(choice, site, context)
+    backend: Backend = BACKENDS.build(site.backend_choice, site, context)
     return backend
 
 

@@ -1,4 +1,4 @@
-"""`parsl-rasda doctor`: try a site out before anything is queued there."""
+"""`parsl-rasda doctor`: try out a site before anything is queued there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from parsl_rasda.cli.options import AsJson
-from parsl_rasda.cli.output import print_json, print_result, say
+from parsl_rasda.cli.output import print_json, print_message, print_result
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,7 +23,7 @@ OneSite = Annotated[
 
 
 def doctor(site: OneSite = "local", as_json: AsJson = False) -> None:
-    """Try a site out with a small pilot: minutes, not hours.
+    """Try out a site with a small pilot: minutes, not hours.
 
     Checks GPUs per node, launcher, versions, an all-reduce on 1 GPU, 1 node and 2 nodes, the shared folder,
     clocks and the fork server, and says what to change. The exit code is 4 if a study would fail there.
@@ -34,9 +34,9 @@ def doctor(site: OneSite = "local", as_json: AsJson = False) -> None:
 
     found: list[Finding] = []
     try:
-        for finding in Doctor(load_site(site)).examine(say):
+        for finding in Doctor(load_site(site)).examine(print_message):
             found.append(finding)
-            say(f"  {finding.what}: {finding.found}")
+            print_message(f"  {finding.what}: {finding.found}")
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     is_fit = all(f.verdict is not Rating.BAD for f in found)

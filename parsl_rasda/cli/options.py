@@ -1,4 +1,4 @@
-"""Options and arguments that several commands share, and the files that they name."""
+"""Options and arguments that several commands share, and the loading of the files they name."""
 
 from __future__ import annotations
 
@@ -37,25 +37,19 @@ AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON 
 
 
 def load_inputs(study: Path, sites: Sequence[str], overrides: Sequence[str] = ()) -> AdmittedStudy:
-    """Return a study and its sites, if the one could run on the others.
+    """Return a study and its sites if the study can run on them.
 
     Raises:
         InvalidFileError: With every mistake of all files together.
-        InvalidSettingError: If a site is named twice, or two are one pilot.
-        PlacementImpossibleError: If a trial could never have the GPUs it needs.
+        InvalidSettingError: If a site is named twice, or two sites are the same pilot.
+        PlacementImpossibleError: If a trial could never get the GPUs it needs.
     """
-    from parsl_rasda.agent.node_probe import counted_here
+    from parsl_rasda.backends.allocation import counted_here
     from parsl_rasda.orchestration.admission import admit, tune_problems
     from parsl_rasda.orchestration.data_locality import site_problems
-    from parsl_rasda.study import load_site, load_study
+    from parsl_rasda.study import load_study
 
-    found: list[SiteSpec] = []
-    unread: list[Diagnostic] = []
-    for site in sites:
-        try:
-            found.append(load_site(site))
-        except InvalidFileError as error:
-            unread += error.mistakes
+    found, unread = _load_sites(sites)
     names = [SiteName(s.name) for s in found]
     is_clear = bool(names) and not unread and len(set(names)) == len(names)
     mistakes: list[Diagnostic] = []
@@ -72,3 +66,16 @@ def load_inputs(study: Path, sites: Sequence[str], overrides: Sequence[str] = ()
     if mistakes or unread or spec is None:
         raise InvalidFileError([*mistakes, *unread])
     return admit(spec, found, counted_here(found), files=sites)
+
+
+def _load_sites(sites: Sequence[str]) -> tuple[list[SiteSpec], list[Diagnostic]]:
+    from parsl_rasda.study import load_site
+
+    found: list[SiteSpec] = []
+    mistakes: list[Diagnostic] = []
+    for site in sites:
+        try:
+            found.append(load_site(site))
+        except InvalidFileError as error:
+            mistakes += error.mistakes
+    return found, mistakes

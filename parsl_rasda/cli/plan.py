@@ -26,7 +26,7 @@ def plan(
 
     Shows the rungs, and RASDA elastic, RASDA strict and ASHA side by side.
     """
-    from parsl_rasda.agent.node_probe import counted_here
+    from parsl_rasda.backends.allocation import counted_here
     from parsl_rasda.cli.forecasts import forecast_view
     from parsl_rasda.reporting.runs import read_run
     from parsl_rasda.simulation.forecast import forecast_study

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def validate(study: StudyFile, site: Sites = None, overrides: Overrides = None) -> None:
     """Check a study and sites; print every mistake at once.
 
-    Each with file and line, what was found and what is allowed; the exit code is 2 if there is one.
+    Each has file and line, what was found and what is allowed; the exit code is 2 if there is a mistake.
     """
     from parsl_rasda.orchestration.assembly import build_study_searcher
 

@@ -17,7 +17,7 @@ and a training function reads them, each sample once an epoch at any world size:
             ...
 
 Samples that lie in files of another layout are read alike by a `BlockReader` of one's own, which says what
-its blocks are: see `workflows.am_meltpool.dataset`.
+its blocks are: see `workflows/am_meltpool/dataset.py`.
 
 Reading order: `layout` and `order` (which sample comes when, as pure functions), `index` and `formats`
 (what is on disk) with `hdf5`, `zarr3`, `plain_shard`, `tfrecord` and `example`, `files` and `ahead` (open

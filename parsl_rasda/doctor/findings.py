@@ -9,10 +9,11 @@ from enum import StrEnum
 from typing import Any
 
 from parsl_rasda.backends.allocation import COUNTED
+from parsl_rasda.devices import DEVICE_MASKS
 from parsl_rasda.orchestration.events import JobEnded
 from parsl_rasda.plugins import kind_of
 from parsl_rasda.study import SiteBase
-from parsl_rasda.types import DEVICE_MASKS, Outcome
+from parsl_rasda.types import Outcome
 
 _SKEW_S = 2.0  # above it, deadlines and leases are kept badly
 _SEEN_S = 0.1

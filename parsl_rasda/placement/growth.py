@@ -43,7 +43,7 @@ def build_growth(choice: Choice) -> GrowthPolicy:
 class ElasticGrowth:
     """Grow into idle GPUs only, at any epoch boundary, and only if it pays.
 
-    Source: the rule, its proof and its limits are in the design note on growth policies.
+    Source: the rule, its proof and its limits are in docs/growth_policy.md.
     """
 
     def needs(self, replicas: int, num_workers: int) -> int:

@@ -1,6 +1,6 @@
-"""What a study will take before it is queued: the same machine rehearsed under three policies.
+"""Predicts the time and GPUs of a study: the same machine rehearsed under three policies.
 
-RASDA that grows into idle GPUs, RASDA that waits for its full width, and ASHA train the same trials
+RASDA that grows into idle GPUs, RASDA that waits for its full world size, and ASHA train the same trials
 with the same metrics on the same virtual sites, so that only their schedules differ.
 """
 
@@ -31,7 +31,7 @@ _MUCH_RESTART = 0.2  # restart in epochs from which widening is expensive
 
 @dataclass(frozen=True, slots=True)
 class PolicyForecast:
-    """What one policy would take; times are None where a trial would never get its GPUs.
+    """The forecast of one policy; times are None if a trial would never get its GPUs.
 
     Attributes:
         is_declared: The study asks for this one.
@@ -98,7 +98,7 @@ def forecast_study(
     Args:
         study: What would run.
         sites: Where.
-        counted: GPUs per node of sites that leave it to be counted, by name.
+        counted: GPUs per node of sites with ``gpus_per_node: auto``, by name.
         runs: Searches of an earlier run, by stage, whose times and metrics stand in for the estimates.
 
     Raises:
@@ -124,7 +124,7 @@ def virtual_site(site: SiteSpec, counted: Mapping[str, int]) -> VirtualSite:
 
     Args:
         site: What its file declares.
-        counted: GPUs per node of sites that leave it to be counted, by name.
+        counted: GPUs per node of sites with ``gpus_per_node: auto``, by name.
 
     Raises:
         InvalidSettingError: If nobody knows how many GPUs its nodes have.
@@ -166,33 +166,19 @@ def forecast(
         costs = measured_costs(measured, seed=seed)
     else:
         costs = assumed_costs(assumed_times(tune), seed=seed, spread=tune.estimates.spread)
-    shapes = [PilotShape(s.nodes, s.gpus_per_node) for s in sites.values()]
-    declared, variants = _policies(tune)
-    policies: list[PolicyForecast] = []
-    rungs: tuple[RungForecast, ...] = ()
-    for name, variant in variants.items():
-        machine = build_machine(variant)
-        policy = PolicyForecast(name, name == declared, max(widths_needed(machine)))
-        refusal = misfit(machine, shapes, "tune.scheduler")
-        if refusal is None:
-            policy = _rehearsed(policy, machine, tune.num_samples, sites, costs)
-        elif policy.is_declared:
-            raise refusal
-        if policy.is_declared:
-            rungs = _rungs(machine)
-        policies.append(policy)
-    compared = _compared(policies)
+    workers = tune.scheduler.num_workers
+    policies, rungs = _rehearse_all(tune, sites, costs)
     result = Forecast(
         stage=stage,
         trials=tune.num_samples,
         sites=tuple(sites),
         gpus=sum(s.pilots * s.nodes * s.gpus_per_node for s in sites.values()),
         nodes=sum(s.pilots * s.nodes for s in sites.values()),
-        epoch_s=statistics.median(costs.epoch_s(i, _workers(tune)) for i in range(tune.num_samples)),
+        epoch_s=statistics.median(costs.epoch_s(i, workers) for i in range(tune.num_samples)),
         restart_s=costs.restart_s,
         is_measured=is_measured,
         rungs=rungs,
-        policies=compared,
+        policies=policies,
     )
     return replace(result, advice=tuple(_advice(tune, result)))
 
@@ -220,6 +206,28 @@ def _policies(tune: TuneSpec) -> tuple[str, dict[str, TuneSpec]]:
         name: tune.model_copy(update={"mode": Mode.MIN, "scheduler": _changed(method, changes)})
         for name, changes in variants.items()
     }
+
+
+def _rehearse_all(
+    tune: TuneSpec, sites: Mapping[SiteName, VirtualSite], costs: Costs
+) -> tuple[tuple[PolicyForecast, ...], tuple[RungForecast, ...]]:
+    """Return each policy compared with ASHA, and the rungs of the declared one."""
+    shapes = [PilotShape(s.nodes, s.gpus_per_node) for s in sites.values()]
+    declared, variants = _policies(tune)
+    policies: list[PolicyForecast] = []
+    rungs: tuple[RungForecast, ...] = ()
+    for name, variant in variants.items():
+        machine = build_machine(variant)
+        policy = PolicyForecast(name, name == declared, max(widths_needed(machine)))
+        refusal = misfit(machine, shapes, "tune.scheduler")
+        if refusal is None:
+            policy = _rehearsed(policy, machine, tune.num_samples, sites, costs)
+        elif policy.is_declared:
+            raise refusal
+        if policy.is_declared:
+            rungs = _rungs(machine)
+        policies.append(policy)
+    return _compared(policies), rungs
 
 
 def _rehearsed(
@@ -262,13 +270,6 @@ def _rungs(machine: Machine) -> tuple[RungForecast, ...]:
         )
         for rung, milestone in enumerate(machine.scheduler.milestones)
     )
-
-
-def _workers(tune: TuneSpec) -> int:
-    return tune.scheduler.num_workers
-
-
-# ------------------------------------------------------------------------------------------- advice
 
 
 def _advice(tune: TuneSpec, found: Forecast) -> Iterator[str]:

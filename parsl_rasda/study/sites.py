@@ -10,6 +10,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag
 
+from parsl_rasda.devices import CORES_VARIABLE
 from parsl_rasda.diagnostics import MARK, Plain, is_number, listing, mapping_at, refused, shown, suggestion
 from parsl_rasda.errors import Diagnostic
 from parsl_rasda.plugins import BACKENDS, LAUNCHERS, Choice
@@ -25,7 +26,7 @@ from parsl_rasda.study.spec import (
     exactly_one,
     variant,
 )
-from parsl_rasda.types import CORES_VARIABLE, Capabilities
+from parsl_rasda.types import Capabilities
 
 _WALLTIME = re.compile(r"\d+:[0-5]\d:[0-5]\d")
 _CORES = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
@@ -154,6 +155,11 @@ class SiteBase(Spec):
     def capabilities(self) -> Capabilities:
         """In what it differs from other sites."""
         return Capabilities()
+
+    @property
+    def backend_choice(self) -> Choice:
+        """The backend that reaches it, with its options."""
+        return "parsl"
 
     @property
     def pilot_identity(self) -> str:
@@ -301,6 +307,11 @@ class GlobusSiteSpec(SiteBase):
         return f"{self.endpoint_id.lower()} {json.dumps(self.user_endpoint_config, sort_keys=True)}"
 
     @property
+    def backend_choice(self) -> Choice:
+        """The backend that reaches it."""
+        return "globus"
+
+    @property
     def nodes_per_pilot(self) -> int:
         """Nodes of one allocation."""
         return self.nodes
@@ -329,9 +340,14 @@ class PluginSiteSpec(SiteBase, PluginSpec):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the backend's class declares."""
-        found = getattr(self.group.plugin(self.backend).build, "capabilities", None)
+        """What the backend declares of itself."""
+        found = getattr(BACKENDS.plugin(self.backend).build, "capabilities", None)
         return found if isinstance(found, Capabilities) else Capabilities()
+
+    @property
+    def backend_choice(self) -> Choice:
+        """The backend that reaches it, with its options."""
+        return self.choice
 
     @property
     def nodes_per_pilot(self) -> int:

@@ -146,7 +146,8 @@ def _find(module: str, paths: Sequence[Path]) -> ModuleSpec | None:
         locations = spec.submodule_search_locations
         if locations is None:
             raise TargetError(f"{module}, but {walked} is no package", _where(paths))
-        found = PathFinder.find_spec(f"{walked}.{part}", list(locations))
+        # By its last name: a namespace package would look for the one above it among imported modules.
+        found = PathFinder.find_spec(part, list(locations))
         if found is None:
             names = sorted({p.stem for at in locations for p in Path(at).glob("[!_.]*") if _may_be_module(p)})
             allowed = f"a module of {walked}: {listing(names)}{suggestion(part, names)}"

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from parsl_rasda.agent.node_probe import counted_here
 from parsl_rasda.atomic_files import replace_file
+from parsl_rasda.backends.allocation import counted_here
 from parsl_rasda.diagnostics import listing, shown
 from parsl_rasda.errors import Diagnostic, InvalidFileError, RunDirectoryError
 from parsl_rasda.orchestration.admission import AdmittedStudy, admit, tune_problems

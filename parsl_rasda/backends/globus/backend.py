@@ -26,6 +26,7 @@ from parsl_rasda.backends.globus.record import GlobusRecord
 from parsl_rasda.backends.globus.recovery import recover
 from parsl_rasda.backends.globus.stages import GlobusStages
 from parsl_rasda.errors import InvalidSettingError, RasdaError, StageFailedError
+from parsl_rasda.exits import EndedBy
 from parsl_rasda.launch.registry import build_launcher
 from parsl_rasda.orchestration.backend import BackendContext, OpenJob, PostEvent, StageTask
 from parsl_rasda.orchestration.events import (
@@ -39,10 +40,9 @@ from parsl_rasda.orchestration.events import (
     RequestPilot,
     SiteDegraded,
 )
-from parsl_rasda.plugins import Plugin
 from parsl_rasda.protocol import JobSpec
 from parsl_rasda.study.sites import GlobusSiteSpec
-from parsl_rasda.types import JobId, Outcome, PilotId, Placement, SiteName
+from parsl_rasda.types import JobId, PilotId, Placement, SiteName
 
 _TICK_S = 0.25
 _CLOSE_WAIT_S = 15.0
@@ -98,8 +98,8 @@ class GlobusBackend:
         self._jobs = GlobusJobs(
             post=self._tell,
             when=self._when,
-            lost=self._bury,
-            beside=lambda: len(self._stages.folders),
+            lost=self._terminate,
+            busy_workers=lambda: len(self._stages.folders),
             silence_s=self._silence_s,
             endpoint=site.endpoint_id,
         )
@@ -151,10 +151,10 @@ class GlobusBackend:
         """End every job; returns when they are gone, or have been told to go."""
         if self._link is None or self._loop is None:
             return
-        self._loop.do_now(lambda: self._jobs.end(self._tasks, "the controller leaves"))
+        self._loop.call(lambda: self._jobs.end(self._tasks, "the controller leaves"))
         self._loop.wait_until(lambda: not self._jobs, _CLOSE_WAIT_S)
         self._stop_stages()
-        self._loop.do_now(self._give_up)
+        self._loop.call(self._give_up)
         self._post = _discard
         if not self._holds:
             if self._answers:
@@ -221,7 +221,7 @@ class GlobusBackend:
 
     def _do(self, task: Callable[[], None]) -> None:
         if self._loop is not None:
-            self._loop.do(task)
+            self._loop.post(task)
 
     def _when(self, task: Future[Any], then: Callable[[Any], None]) -> None:
         task.add_done_callback(lambda _: self._do(lambda: then(task)))
@@ -240,12 +240,12 @@ class GlobusBackend:
         deadline = pilot.allocation.deadline
         if deadline is not None and time.time() > deadline + _WALLTIME_GRACE_S:
             self._spent = pilot.sender.block
-            self._bury(Outcome.PREEMPTED, "the pilot's walltime has ended")
+            self._terminate(EndedBy.PILOT_AT_WALLTIME, "the pilot's walltime has ended")
             return
         try:
             self._jobs.watch(self._tasks)
         except SiteLostError as lost:
-            self._bury(Outcome.LOST, lost.cause)
+            self._terminate(EndedBy.ENDPOINT_LOST, lost.cause)
 
     def _tell_trouble(self) -> None:
         """Write down once what keeps tasks or results from getting through, whenever that begins."""
@@ -335,7 +335,7 @@ class GlobusBackend:
             self._pilot, self._spent = None, pilot.sender.block
             self._end_pilot(pilot.request, "released", usable=True)
 
-    def _bury(self, outcome: Outcome, cause: str, *, usable: bool = True) -> None:
+    def _terminate(self, ended_by: EndedBy, cause: str, *, usable: bool = True) -> None:
         """Report a pilot as lost, its jobs as ended, and it; they are ended when the site answers again."""
         pilot, self._pilot = self._pilot, None
         if pilot is None:
@@ -343,7 +343,7 @@ class GlobusBackend:
         self._answers = not usable  # a site that is of no use is there all the same, and to be swept
         self._refusal = self._refusal if usable else cause
         self._post(PilotLost(time.time(), pilot.request.pilot))
-        self._jobs.conclude(outcome, cause)
+        self._jobs.conclude(ended_by, cause)
         self._end_pilot(pilot.request, cause, usable=usable)
 
     # --------------------------------------------------------------------------------------- jobs
@@ -365,13 +365,13 @@ class GlobusBackend:
         try:
             self._jobs.start(self._tasks, order, arguments)
         except TooLargeError as error:
-            self._bury(Outcome.PREEMPTED, str(error), usable=False)
+            self._terminate(EndedBy.SITE_UNFIT, str(error), usable=False)
 
     # ---------------------------------------------------------------------------------- leaving
 
     def _give_up(self) -> None:
         """Let go of whatever is left."""
-        self._jobs.conclude(Outcome.PREEMPTED, "the controller left")
+        self._jobs.conclude(EndedBy.CONTROLLER_CLOSED, "the controller left")
         pilot, self._pilot = self._pilot, None
         if pilot is not None:
             self._end_pilot(pilot.request, "the controller left", usable=True)
@@ -384,7 +384,7 @@ class GlobusBackend:
 
     def _sweep(self) -> None:
         """End what jobs have left running for the next ones: servers that fork ranks."""
-        self._last_word("sweep", {"mark": str(self._group)})
+        self._last_word("clean_up", {"mark": str(self._group)})
 
     def _last_word(self, call: str, arguments: Message) -> None:
         try:
@@ -395,6 +395,3 @@ class GlobusBackend:
 
 def _discard(_: object) -> None:
     """Nobody listens."""
-
-
-PLUGIN = Plugin(lambda _, site, context: GlobusBackend(site, context))

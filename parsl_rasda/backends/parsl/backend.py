@@ -15,19 +15,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from parsl_rasda.agent import orphan_reaper
-from parsl_rasda.agent.control_relay import ControlServer, Message
+from parsl_rasda.agent.control_relay import Message
 from parsl_rasda.agent.job import Named
 from parsl_rasda.backends.actor import Actor
+from parsl_rasda.backends.parsl.control_server import ControlServer
 from parsl_rasda.backends.parsl.jobs import JobTracker
 from parsl_rasda.backends.parsl.pilot_pool import PilotPool
 from parsl_rasda.backends.parsl.pilot_source import (
     ExecutorLabel,
-    LaneEnd,
+    PilotExit,
     PilotSource,
     PilotSourceFactory,
     own_pilots,
     pilots_in_executor,
 )
+from parsl_rasda.exits import EndedBy
 from parsl_rasda.launch.base import Launcher
 from parsl_rasda.launch.registry import build_launcher
 from parsl_rasda.orchestration.backend import BackendContext, OpenJob, PostEvent, StageTask
@@ -38,10 +40,9 @@ from parsl_rasda.orchestration.events import (
     ReleasePilot,
     RequestPilot,
 )
-from parsl_rasda.plugins import Plugin
 from parsl_rasda.protocol import JobSpec
 from parsl_rasda.study.sites import ExecutorSite, ParslSiteSpec, SiteBase
-from parsl_rasda.types import JobId, Outcome, Placement
+from parsl_rasda.types import JobId, Placement
 
 _END_GRACE_S = 1.0  # for processes that should have ended by themselves
 _CLOSE_WAIT_S = 12.0  # grace, TERM to KILL, and some
@@ -115,7 +116,7 @@ class ParslBackend:
         self._post = post
         if self._session is not None:
             return  # it is held
-        mark = orphan_reaper.claim(self._directory)
+        mark = orphan_reaper.acquire(self._directory)
         source = self._build_pilots(mark, self._on_pilot_end)
         control = ControlServer(source.address, self._on_message)
         loop = Actor("rasda-runner")
@@ -125,10 +126,10 @@ class ParslBackend:
             mark=mark,
             control=control,
             pilots=source,
-            do=loop.do,
+            call=loop.post,
             post=self._forward,
-            on_manager_lost=lambda lane, cause: books.fallen_silent(lane, cause),  # noqa: PLW0108 comes below
-            on_left=lambda lane: books.left(lane),  # noqa: PLW0108
+            on_manager_lost=lambda label, cause: books.on_unresponsive(label, cause),  # noqa: PLW0108 comes below
+            on_left=lambda label: books.on_job_left(label),  # noqa: PLW0108
         )
         books = PilotPool(self._site, source, desk, loop, self._forward)
         self._session = _Session(mark, control, source, desk, books, loop)
@@ -160,11 +161,11 @@ class ParslBackend:
             return
         desk, books, loop = session.desk, session.books, session.loop
         try:
-            loop.do_now(desk.end_all)
+            loop.call(desk.end_all)
             loop.wait_until(lambda: not desk.jobs, _CLOSE_WAIT_S)
         finally:
             if self._holds:
-                loop.do_now(books.let_go_of_all)
+                loop.call(books.withdraw_all)
                 loop.wait_until(lambda: books.are_all_idle, _CLOSE_WAIT_S)
                 self._post = _discard
             else:
@@ -211,18 +212,18 @@ class ParslBackend:
         arguments = (task.stage, task.target, dict(task.arguments), folder, task.search_path)
         named = _staged(task, self._context)
 
-        def submit(lane: ExecutorLabel) -> None:
-            done = session.source.submit(lane, function, *arguments, **named)
+        def submit(label: ExecutorLabel) -> None:
+            done = session.source.submit(label, function, *arguments, **named)
             done.add_done_callback(lambda done: _copy(done, stage))
 
-        session.loop.do(lambda: session.books.submit_stage(submit))
+        session.loop.post(lambda: session.books.submit_stage(submit))
         return stage
 
     # ---------------------------------------------------------------------------- beyond the port
 
     def lose(self, cause: str) -> None:
         """Count every pilot as ended by its owner: what still runs there is ended, and will not return."""
-        self._do(lambda session: session.books.bury_all(cause))
+        self._do(lambda session: session.books.terminate_all(cause))
 
     # ------------------------------------------------------------------- how things come to the inbox
 
@@ -232,23 +233,23 @@ class ParslBackend:
     def _do(self, task: Callable[[_Session], None]) -> None:
         session = self._session
         if session is not None:
-            session.loop.do(lambda: task(session))
+            session.loop.post(lambda: task(session))
 
     def _on_message(self, job: str, message: Message) -> None:
-        self._do(lambda session: session.desk.hear(JobId.parse(job), message))
+        self._do(lambda session: session.desk.on_message(JobId.parse(job), message))
 
-    def _on_pilot_end(self, lane: ExecutorLabel, end: LaneEnd) -> None:
-        self._do(lambda session: session.books.bury(lane, end))
+    def _on_pilot_end(self, label: ExecutorLabel, end: PilotExit) -> None:
+        self._do(lambda session: session.books.terminate(label, end))
 
     # ------------------------------------------------------------------------------------ the end
 
     def _shut_down(self, session: _Session) -> None:
         try:
-            session.loop.end_beside(session.source.close)
+            session.loop.end_worker(session.source.close)
         finally:
             orphan_reaper.end_marked(orphan_reaper.RUN_VARIABLE, session.mark, grace_s=_END_GRACE_S)
             orphan_reaper.release(self._directory)
-            session.loop.do(lambda: _give_up(session))
+            session.loop.post(lambda: _give_up(session))
             session.loop.end()
             session.control.close()
             self._session = None
@@ -258,8 +259,8 @@ class ParslBackend:
 def _give_up(session: _Session) -> None:
     """Report what is left as ended, now that every process is gone."""
     for job in tuple(session.desk.jobs.values()):
-        session.desk.conclude(job, Outcome.PREEMPTED, "the controller left")
-    session.books.give_up()
+        session.desk.conclude(job, EndedBy.CONTROLLER_CLOSED, "the controller left")
+    session.books.abandon()
 
 
 def _staged(task: StageTask, context: BackendContext) -> dict[str, Any]:
@@ -286,6 +287,3 @@ def _copy(done: Future[Any], into: Future[Any]) -> None:
 
 def _discard(_: object) -> None:
     """Nobody listens."""
-
-
-PLUGIN = Plugin(lambda _, site, context: build(site, context))

@@ -101,7 +101,7 @@ class Folder:
         return out
 
     def wait_until(self, is_so: Callable[[], Any], process: subprocess.Popen[str]) -> None:
-        eventually(lambda: is_so() or process.poll() is not None, DEADLINE_S)
+        eventually(lambda: is_so() or process.poll() is not None, deadline_s=DEADLINE_S)
         assert process.poll() is None, process.communicate()
 
     def attempts(self, site: str) -> list[Path]:
@@ -145,7 +145,7 @@ class Folder:
         assert len(set(started)) == len(started)
         assert len(set(ended)) == len(ended)
         assert set(ended) <= set(started)
-        eventually(lambda: not self.ranks(), 20.0)
+        eventually(lambda: not self.ranks(), deadline_s=20.0)
 
 
 def verdict(summary: dict[str, Any]) -> dict[str, Any]:

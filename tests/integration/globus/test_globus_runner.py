@@ -63,12 +63,14 @@ class TestGlobus(BackendContract):
         first.open(log.post)
         first.request_pilot(RequestPilot(PilotId("local-0"), self.site))
         job = RunningPilot(first, log, log.next(PilotStarted), tmp_path).start("t0", until=2)
-        attempt = eventually(lambda: list(tmp_path.glob("alps/*/trials/t0/attempt-1")), 60.0)[0]
+        attempt = eventually(lambda: list(tmp_path.glob("alps/*/trials/t0/attempt-1")), deadline_s=60.0)[0]
         die(first)
-        eventually(lambda: (attempt / "report.json").exists() and self.bed.waiting() <= waiting, 60.0)
+        eventually(
+            lambda: (attempt / "report.json").exists() and self.bed.waiting() <= waiting, deadline_s=60.0
+        )
         self.bed.kill_endpoint("alps")
         try:
-            eventually(lambda: "alps" not in self.bed.online(), 60.0)
+            eventually(lambda: "alps" not in self.bed.online(), deadline_s=60.0)
             with second.hold():
                 found = second.recover([OpenJob(job, self.site, 0)])
         finally:

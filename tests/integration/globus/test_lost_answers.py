@@ -109,7 +109,7 @@ class DeafLink(EndpointClient):
     def work(self, task: Task, call: str, told: dict[str, Any]) -> None:
         result = endpoint_tasks.answer(call, told)
         found = {**result, **self.found} if call == "describe" else result
-        if call == "look" and self.block is not None:
+        if call == "poll" and self.block is not None:
             found = {**found, "block": self.block}
         if self.says(call):
             task.set_result(found)
@@ -295,7 +295,7 @@ def test_a_pilot_that_the_endpoint_has_replaced_is_given_up_without_blame_for_it
         assert "given it up" in stop.read_text(), "what still ran there has been stopped"
 
 
-@pytest.mark.parametrize("call", ["run", "look"])
+@pytest.mark.parametrize("call", ["run", "poll"])
 def test_what_ends_with_its_pilot_pays_for_nothing(tmp_path: Path, call: str) -> None:
     with opened(World(tmp_path)) as world:
         world.ask()
@@ -361,7 +361,7 @@ def test_a_pilot_that_another_run_has_got_meanwhile_is_given_up_and_waited_for(
         pilot = world.log.next(PilotStarted)
         for claim in claims.glob("pilot-*"):
             claim.unlink()  # it had no job for long
-        assert not pilot_lease.take("pool", "theirs", "heat")
+        assert not pilot_lease.acquire("pool", "theirs", "heat")
         job = world.send(pilot)
         ended = world.log.next(PilotEnded)
         assert (ended.usable, ended.cause) == (True, "another study (heat, run theirs) uses this pilot")
@@ -457,7 +457,7 @@ def test_an_attempt_that_is_cut_off_keeps_what_its_controller_would_go_on_from(
 ) -> None:
     share_at = f"file://{tmp_path}/store/attempt-1" if where == "store" else None
     with opened(World(tmp_path)) as world:
-        world.link.runs = lambda call: call != "look"  # nobody hears of its epochs
+        world.link.runs = lambda call: call != "poll"  # nobody hears of its epochs
         world.link.says = lambda call: call != "run"
         world.ask()
         world.start(until=5, max_epochs=5, share_at=share_at, inputs={"epoch_s": 0.3})
@@ -486,7 +486,7 @@ def test_a_stage_whose_answers_are_lost_is_answered_from_the_sites_disk(tmp_path
 
         world.link.says = arrives
         assert world.call("statistics:mean", data=[1, 3]).result(60)["result"] == 2
-    assert arrived == ["stage", "look_at_stages", "look_at_stages", "stage"]
+    assert arrived == ["stage", "poll_stages", "poll_stages", "stage"]
 
 
 def test_the_next_controller_waits_for_a_stage_that_a_dead_one_has_begun(tmp_path: Path) -> None:
@@ -571,7 +571,7 @@ def test_a_site_that_was_refused_is_free_for_the_next_study(
     with opened(World(tmp_path)) as world:
         world.ask()
         world.log.next(JobEnded, world.start(python="nowhere.train:train"))
-    assert not pilot_lease.take("pool", "theirs", "heat")
+    assert not pilot_lease.acquire("pool", "theirs", "heat")
 
 
 def test_what_keeps_answers_from_coming_is_told_once(tmp_path: Path) -> None:

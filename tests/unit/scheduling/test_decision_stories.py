@@ -149,7 +149,7 @@ def test_promotion_keeps_a_trial_that_waits_for_company_from_below() -> None:
 stream = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 3), st.integers(0, 3)), max_size=60)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=5 * settings.default.max_examples, deadline=None)
 @given(stream, st.integers(0, 10))
 def test_dismissal_changes_nobody_elses_fate(reports, close_after) -> None:
     eager, patient = build("promotion", max_t=32), build("promotion", max_t=32)

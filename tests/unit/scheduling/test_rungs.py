@@ -42,9 +42,7 @@ def test_replicas_multiply_at_every_rung_up_to_the_cap() -> None:
 
 
 def test_without_a_cap_replicas_are_not_bounded() -> None:
-    rungs = build_rungs(
-        SchedulerSpec(max_t=16, scaling_factor=4)
-    )
+    rungs = build_rungs(SchedulerSpec(max_t=16, scaling_factor=4))
     assert [rungs.replicas(k) for k in range(5)] == [1, 4, 16, 64, 256]
 
 

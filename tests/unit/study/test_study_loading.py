@@ -400,7 +400,7 @@ forms = st.dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=2 * settings.default.max_examples, deadline=None)
 @given(space=st.dictionaries(st.sampled_from(["a", "b", "c"]), odd | forms, min_size=1, max_size=3))
 def test_a_search_space_that_is_accepted_here_can_be_searched(space: dict[str, object]) -> None:
     tune = {
@@ -436,7 +436,7 @@ def _paths(value: object, path: tuple[str | int, ...] = ()) -> list[tuple[str | 
     return [path, *(p for key, child in children for p in _paths(child, (*path, key)))]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
 @pytest.mark.parametrize("which", ["study", "site"])
 def test_no_wrong_value_anywhere_gives_anything_but_an_error_with_a_place(
