@@ -44,11 +44,6 @@ class Contender:
         """Whether it was stopped, for whatever reason."""
         return self.last.action is Action.STOP
 
-    @property
-    def is_paused(self) -> bool:
-        """Whether it waits at a rung."""
-        return self.last.action is Action.PAUSE
-
 
 class RungScheduler(ABC):
     """Successive halving without its rule; see `base.Scheduler` for what the methods promise."""

@@ -1,4 +1,4 @@
-"""Commands with placeholders: a list of words, or one text that is split as a shell would."""
+"""Commands with placeholders: a list of words, or one string that is split as a shell would split it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def _words(value: object) -> object:
             raise refused(value, f"words as a shell reads them ({error})") from None
     if isinstance(value, list | tuple):
         return [str(v) if isinstance(v, int | float) and not isinstance(v, bool) else v for v in value]
-    raise refused(value, "a list of words, or one text")
+    raise refused(value, "a list of words, or one string")
 
 
 def _word(value: object) -> object:
     if not isinstance(value, str):
-        raise refused(value, "a text; put true, null and the like in quotes")
+        raise refused(value, "a string; put true, null and the like in quotes")
     try:
         names = [n for _, n, _, _ in string.Formatter().parse(value) if n is not None]
     except ValueError:
@@ -42,7 +42,7 @@ Command = Annotated[
 
 
 def unknown_placeholders(command: object, known: Iterable[str]) -> Iterator[Diagnostic]:
-    """Yield the placeholders that nothing fills in; what is no command yields nothing."""
+    """Yield the placeholders that nothing fills in; nothing if it is not a command."""
     names = tuple(dict.fromkeys(known))
     if isinstance(command, list | tuple):
         for i, word in enumerate(command):

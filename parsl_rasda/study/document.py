@@ -1,7 +1,7 @@
 """YAML files as plain data that remembers the line of each key.
 
 YAML 1.2's core schema, because YAML 1.1 bites: ``1e-4`` is a number here, ``on`` and ``yes`` are
-texts, and ``01:30:00`` is not 5400. Keys are texts and stand once. ``${NAME}`` is replaced by the
+strings, and ``01:30:00`` is not 5400. Keys are strings, each of them once. ``${NAME}`` is replaced by the
 environment variable, ``${NAME:-default}`` has a default, ``$${`` is a plain ``${``; what is
 replaced without quotes is read as if it had been written there.
 """
@@ -133,7 +133,7 @@ def read_document(path: Path, environment: Environment) -> Document:
     """Read a YAML file.
 
     Raises:
-        InvalidFileError: If it is not there, or is no YAML mapping; milder mistakes are kept in the document.
+        InvalidFileError: If it is missing or not a YAML mapping; milder mistakes are kept in the document.
     """
     source = str(path)
     try:
@@ -143,7 +143,7 @@ def read_document(path: Path, environment: Environment) -> Document:
     except OSError as error:
         raise _only(source, 0, f"an unreadable file ({error.strerror})", "a readable YAML file") from None
     except UnicodeDecodeError as error:
-        raise _only(source, 0, f"bytes that are no text (at {error.start})", "YAML in UTF-8") from None
+        raise _only(source, 0, f"bytes that are not text (at {error.start})", "YAML in UTF-8") from None
     return parse_document(text, source, environment)
 
 
@@ -151,7 +151,7 @@ def parse_document(text: str, source: str, environment: Environment) -> Document
     """Parse the text of a YAML file, which must be a mapping.
 
     Raises:
-        InvalidFileError: If it is no YAML mapping.
+        InvalidFileError: If it is not a YAML mapping.
     """
     try:
         node = _compose(text, source)
@@ -169,7 +169,7 @@ def parse_value(text: str, source: str, key: Loc, environment: Environment) -> D
     """Parse a value given on the command line.
 
     Raises:
-        InvalidFileError: If it is no YAML.
+        InvalidFileError: If it is not YAML.
     """
     node = _compose(text, source, numbered=False) or yaml.ScalarNode(f"{_TAG}null", "")
     return _Reader(source, environment, Position(source, 0, key)).read(node)
@@ -194,7 +194,7 @@ def _compose(text: str, source: str, *, numbered: bool = True) -> yaml.Node | No
         raise _only(source, line, f"broken YAML: {found}", "YAML, indented by blanks") from None
     except yaml.YAMLError as error:
         found = str(error).splitlines()[0]
-        raise _only(source, 0, f"bytes that are no YAML: {found}", "YAML in UTF-8") from None
+        raise _only(source, 0, f"bytes that are not YAML: {found}", "YAML in UTF-8") from None
 
 
 class _Reader:
@@ -233,7 +233,9 @@ class _Reader:
         for key, value in (*self._merged(node, loc), *(e for e in node.value if e[0].tag != _MERGE)):
             name = _spelled(key)
             if key.tag != f"{_TAG}str":
-                self._complain((*loc, name), f"the key {name}, which is no text", "texts as keys", at=key)
+                self._complain(
+                    (*loc, name), f"the key {name}, which is not a string", "strings as keys", at=key
+                )
             elif name in mapping:
                 first = self._document.positions[(*loc, name)].line
                 found = f"the key a second time (first in line {first})" if first else "the key a second time"
@@ -250,7 +252,9 @@ class _Reader:
             others = value.value if isinstance(value, yaml.SequenceNode) else [value]
             for other in others if key.tag == _MERGE else ():
                 if not isinstance(other, yaml.MappingNode):
-                    self._complain((*loc, "<<"), "what is no mapping", "an alias of a mapping", at=key)
+                    self._complain(
+                        (*loc, "<<"), "something that is not a mapping", "an alias of a mapping", at=key
+                    )
                     continue
                 if any(other is above for above in self._open):
                     self._complain((*loc, "<<"), _PART_OF_ITSELF, "aliases of finished parts", at=key)

@@ -65,7 +65,7 @@ class StageBase(Spec):
         description="Site it runs on, where a study has several; each: on every one, and what needs it gets "
         "the result of its own site. Without it: where the checkpoint of a search lies that it needs, else "
         "the first one; a search uses every site that has all of its inputs. A path that one site has "
-        "returned is on its disk only, which sites without Globus Compute share; numbers and texts are "
+        "returned is on its disk only, which sites without Globus Compute share; numbers and strings are "
         "everywhere.",
     )
 
@@ -109,7 +109,7 @@ class CommandStage(CalledStage):
     """A program that becomes a Parsl app."""
 
     command: Command = Field(
-        description="Words, or one text; {argument} is filled in, {directory} is a folder of its own."
+        description="Words, or one string; {argument} is filled in, {directory} is a folder of its own."
     )
 
 

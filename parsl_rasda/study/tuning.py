@@ -333,6 +333,6 @@ def _gives_numbers(parameter: object, *, whole: bool) -> bool:
             return isinstance(values, list | tuple) and all(_gives_numbers(v, whole=whole) for v in values)
         bounds = parameter.get("int", parameter.get("float"))
         low = bounds[0] if isinstance(bounds, list | tuple) and bounds else None
-        is_enough = not is_number(low) or low >= whole  # bounds that are none are named elsewhere
+        is_enough = not is_number(low) or low >= whole  # bounds that are wrong are named elsewhere
         return is_enough and ("int" in parameter or not whole)
     return is_number(parameter) and (isinstance(parameter, int) or not whole) and parameter >= whole

@@ -24,7 +24,7 @@ def annotated(args: ast.arguments) -> dict[str, str]:
 
 
 def is_of(value: object, annotation: str) -> bool:
-    """Return whether a value may be given; only numbers, texts, truths, lists and None are certain.
+    """Return whether a value may be given; only numbers, strings, booleans, lists and None are certain.
 
     A mapping may be one value for each site.
     """
@@ -35,7 +35,7 @@ def is_of(value: object, annotation: str) -> bool:
 
 
 def _members(node: ast.expr) -> Iterator[str]:
-    """Yield the names of a union's members; what is no plain name is one that nobody knows."""
+    """Yield the names of a union's members; anything but a plain name is one that nobody knows."""
     match node:
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
             yield from _members(left)

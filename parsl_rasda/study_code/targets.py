@@ -118,12 +118,12 @@ def parsed(module: str, file: Path) -> ast.Module:
     """Return the syntax tree of a module.
 
     Raises:
-        TargetError: If it is no Python.
+        TargetError: If it is not Python.
     """
     try:
         return ast.parse(file.read_bytes(), filename=str(file))
     except SyntaxError as error:
-        found = f"{module}, which is no Python ({file.name}:{error.lineno}: {error.msg})"
+        found = f"{module}, which is not Python ({file.name}:{error.lineno}: {error.msg})"
         raise TargetError(found, "a module that Python can read") from None
 
 
@@ -145,7 +145,7 @@ def _find(module: str, paths: Sequence[Path]) -> ModuleSpec | None:
     for part in rest:
         locations = spec.submodule_search_locations
         if locations is None:
-            raise TargetError(f"{module}, but {walked} is no package", _where(paths))
+            raise TargetError(f"{module}, but {walked} is not a package", _where(paths))
         # By its last name: a namespace package would look for the one above it among imported modules.
         found = PathFinder.find_spec(part, list(locations))
         if found is None:

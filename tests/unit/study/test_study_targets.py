@@ -74,7 +74,7 @@ def test_a_signature_is_told_from_the_source(code: Path, target: str, signature:
             "code_for_targets has no stepz; allowed: a module of code_for_targets: broken",
         ),
         ("code_for_target:simulate", "no module code_for_target"),
-        ("code_for_targets.steps.simulate:x", "code_for_targets.steps is no package"),
+        ("code_for_targets.steps.simulate:x", "code_for_targets.steps is not a package"),
         ("code_for_targets.broken:f", "broken.py:1: "),
         ("code_for_targets.steps:later", "async function"),
         ("code_for_targets.steps:stream", "which is a generator; allowed: a function that returns"),
