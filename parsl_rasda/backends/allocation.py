@@ -18,7 +18,6 @@ from parsl_rasda.types import NodeName, NodeSlots, Placement
 
 if TYPE_CHECKING:
     from parsl_rasda.study import SiteSpec
-from parsl_rasda.types import DEVICE_MASKS
 
 _SECONDS = (1, 60, 3600)
 COUNTED = frozenset({"cuda", "rocm"})  # what a node shows are slots
