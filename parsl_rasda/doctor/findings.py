@@ -10,8 +10,8 @@ from typing import Any
 
 from parsl_rasda.backends.allocation import COUNTED
 from parsl_rasda.devices import DEVICE_MASKS
-from parsl_rasda.plugins import kind_of
 from parsl_rasda.orchestration.events import JobEnded
+from parsl_rasda.plugins import kind_of
 from parsl_rasda.study import SiteBase
 from parsl_rasda.types import Outcome
 

@@ -75,7 +75,7 @@ class _Training:
 
 
 class FakeBackend:
-    """A stateful fake: scripted trainings on slots that exist only in its books.
+    """A stateful fake: scripted trainings on slots that exist only in memory.
 
     Attributes:
         orders: Every order that was started, in order.
@@ -289,7 +289,7 @@ class RunningPilot:
         placement = Placement(self.pilot.site, self.pilot.pilot, nodes)
         values: dict[str, Any] = {
             "config": {},
-            "interactive": True,
+            "interactive": self.pilot.interactive,
             "epoch": 0,
             "until": 2,
             "metric": "loss",
@@ -418,12 +418,11 @@ class BackendContract:
         file = tmp_path / "mesh.txt"
         file.write_text("coarse")
         with self.stage(tmp_path) as stage:
-            job = stage.start("t0", until=8)
+            stage.start("t0", until=8)
             found = stage.backend.submit_stage(self.call(file.as_uri())).result(_STAGE_S)
             assert (found["stage"], found["target"]) == ("prepare", "module:function")
             assert found["directory"].endswith("prepare/0000")
             assert found["arguments"] == {"points": 8, "file": "coarse"}
-            assert not [event for event in stage.log.of(job) if isinstance(event, JobEnded)]
 
     def test_a_call_that_fails_is_an_exception_of_its_future(self, tmp_path: Path) -> None:
         with self.stage(tmp_path) as stage:

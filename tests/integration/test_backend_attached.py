@@ -1,4 +1,4 @@
-"""The backend inside a Parsl program that has its own executors."""
+"""The backend inside a Parsl program that has its own executors, with real trainings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backend_tools import STAND_IN
 
 from parsl_rasda.backends.parsl.pilot_source import ExecutorPilots
 from parsl_rasda.backends.registry import build_embedded_backend
@@ -41,9 +40,7 @@ class TestAttached(BackendContract):
         self.kernel = kernel
 
     def build(self, directory: Path) -> Backend:
-        site = ExecutorSite.model_validate(
-            {"name": "gpu", "gpus_per_node": 4, "accelerator": "none", "python": str(STAND_IN)}
-        )
+        site = ExecutorSite.model_validate({"name": "gpu", "gpus_per_node": 4, "accelerator": "none"})
         return build_embedded_backend(site, BackendContext(directory), self.kernel)
 
     def test_the_program_keeps_its_kernel(self, tmp_path: Path) -> None:

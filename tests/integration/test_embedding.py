@@ -289,7 +289,7 @@ PIPELINE = {
             "tune": {**SETTINGS, "num_samples": 1},
         },
         "warm": {"tune": {**SETTINGS, "searcher": {"kind": "tpe", "warm_start": "first"}}},
-        "late": {"needs": {"view": "simulate"}, "tune": SETTINGS},
+        "late": {"needs": {"progress": "simulate"}, "tune": SETTINGS},
     },
 }
 
@@ -310,7 +310,7 @@ def test_one_search_of_a_file_with_several_and_what_it_needs(loaded: Path) -> No
         (None, "stage: found None; allowed: a search of whole: first, second, warm, late"),
         ("simulate", "stage: found 'simulate'"),
         ("warm", "searcher.warm_start: found 'first'; allowed: nothing in a program"),
-        ("late", r"needs: found 'view'; allowed: another name: tune\(\) has an argument of this one"),
+        ("late", r"needs: found 'progress'; allowed: another name: tune\(\) has an argument of this one"),
     ],
 )
 def test_what_a_program_cannot_search_is_refused_in_words(
