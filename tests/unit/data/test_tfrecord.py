@@ -81,8 +81,8 @@ def test_a_file_that_is_cut_short_is_named_with_the_place(content: list[bytes], 
 @pytest.mark.parametrize(
     ("idx", "found"),
     [
-        ("0 16\n16\n", r"\.idx: no index of records"),
-        ("first second\n", r"\.idx: no index of records"),
+        ("0 16\n16\n", r"\.idx: it is not an index of records"),
+        ("first second\n", r"\.idx: it is not an index of records"),
         ("0 16\n17 17\n", r"\.idx: after byte 16 records are left out"),
         ("0 16\n", r"train-00000-of-00001: it ends at byte \d+, but at byte 16"),
     ],
