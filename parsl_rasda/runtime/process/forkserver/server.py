@@ -149,7 +149,7 @@ def load() -> str:
     for name in MODULES:
         try:
             importlib.import_module(name)
-        except Exception as error:  # noqa: BLE001 - whatever it is, ranks start plainly and will say more
+        except Exception as error:  # noqa: BLE001 - ranks then start plainly, and report it
             if name not in OPTIONAL:
                 return f"it cannot import {name}: {type(error).__name__}: {error}"
     threads = len(os.listdir("/proc/self/task"))
