@@ -100,7 +100,7 @@ class TFRecordShard:
             found = f"{length} bytes, not {len(framed) - _AROUND} as its index says"
             raise DataError(self._path, f"the record at byte {start} has {found}")
         if masked_crc32c(record) != _CHECK.unpack(framed[-_CHECK.size :])[0]:
-            raise DataError(self._path, f"the record at byte {start} is damaged: its checksum is another")
+            raise DataError(self._path, f"the record at byte {start} is damaged: its checksum differs")
         return record
 
 
@@ -167,7 +167,7 @@ def _scanned(path: str, descriptor: int, size: int) -> Iterator[int]:
         yield start
         end = start + _length(path, os.pread(descriptor, _HEAD.size, start), start) + _AROUND
         if end > size:
-            raise DataError(path, f"it is cut short: its record at byte {start} ends at {end}, it at {size}")
+            raise DataError(path, f"it is cut short at byte {size}: its record at byte {start} ends at {end}")
         start = end
     yield start
 
@@ -175,8 +175,8 @@ def _scanned(path: str, descriptor: int, size: int) -> Iterator[int]:
 def _length(path: str, head: bytes | memoryview, start: int) -> int:
     """Return the length of a record from its first bytes."""
     if len(head) < _HEAD.size:
-        raise DataError(path, f"it is cut short: {len(head)} bytes at byte {start} begin no record")
+        raise DataError(path, f"it is cut short: {len(head)} bytes at byte {start} are too few for a record")
     length, check = _HEAD.unpack(head)
     if masked_crc32c(head[: -_CHECK.size]) != check:
-        raise DataError(path, f"no record begins at byte {start}: a checksum is wrong; no TFRecord file?")
+        raise DataError(path, f"no record begins at byte {start} (wrong checksum). Is it a TFRecord file?")
     return int(length)
