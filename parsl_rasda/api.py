@@ -21,26 +21,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from parsl_rasda.diagnostics import listing
 from parsl_rasda.errors import InvalidSettingError, RasdaError, RunDirectoryError, StageFailedError
 from parsl_rasda.orchestration.admission import check_search_fit, tune_problems
-from parsl_rasda.orchestration.progress import NoView, View
+from parsl_rasda.orchestration.progress import NoProgress, ProgressReporter
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.study import (
-    ParslSiteSpec,
+    ExecutorSite,
     StudySpec,
     TuneStage,
-    declare_site,
+    declare_executor,
     declare_study,
     load_study,
 )
-from parsl_rasda.study.spec import listing
 
 if TYPE_CHECKING:
     from parsl.dataflow.dflow import DataFlowKernel
     from parsl.dataflow.futures import AppFuture
 
 _INTERNAL = "_parsl_internal"  # Parsl's own threads for join apps; ours return at once
-_OUR_ARGUMENTS = ("study", "slots", "directory", "view", "data_flow_kernel")
+_OUR_ARGUMENTS = ("study", "slots", "directory", "progress", "data_flow_kernel")
 
 
 @dataclass(frozen=True, init=False)
@@ -154,11 +154,10 @@ class Slots:
         """Refuse what a site file could not say."""
         self.site()
 
-    def site(self) -> ParslSiteSpec:
+    def site(self) -> ExecutorSite:
         """Return the site that they amount to."""
         declared = {
             "name": self.executor,
-            "provider": {"type": "LocalProvider"},  # the executor's own provider stays in charge
             "nodes": self.nodes,
             "gpus_per_node": self.gpus_per_node,
             "accelerator": self.accelerator,
@@ -167,10 +166,7 @@ class Slots:
             "environment": {"PYTHONPATH": os.pathsep.join(_own_modules())},
             **self.settings,
         }
-        site = declare_site(declared, f"Slots({self.executor!r})")
-        if not isinstance(site, ParslSiteSpec):
-            raise InvalidSettingError("settings", listing(self.settings), "keys of a site behind Parsl")
-        return site
+        return declare_executor(declared, f"Slots({self.executor!r})")
 
 
 def tune(
@@ -178,7 +174,7 @@ def tune(
     *,
     slots: Slots | Sequence[Slots],
     directory: str | os.PathLike[str] | None = None,
-    view: View | None = None,
+    progress: ProgressReporter | None = None,
     data_flow_kernel: DataFlowKernel | None = None,
     **inputs: Any,
 ) -> AppFuture:
@@ -196,7 +192,7 @@ def tune(
         directory: Run directory; one that holds a run of this study, with the same values as inputs,
             is taken up again, also with more trials. What lies behind a path is the program's care.
             Without it, a new one below ``runs/``.
-        view: Who watches.
+        progress: Who reports.
         data_flow_kernel: Parsl's kernel; by default the one that is loaded.
         inputs: Arguments for the training function, in ``trial.inputs``; futures and Files are
             waited for, as in any app. A mapping with the label of every executor gives each its own.
@@ -219,7 +215,7 @@ def tune(
     _check_inputs(study, inputs, directory)
     check_search_fit(stage.tune, sites, {})
     run = RunDirectory(_run_directory(study.spec.name, directory).resolve())
-    search = Embedded(kernel, study.spec, sites, run, view or NoView())
+    search = Embedded(kernel, study.spec, sites, run, progress or NoProgress())
 
     def begin(**arrived: Any) -> Future[Any]:
         return search.begin(arrived)
@@ -260,7 +256,7 @@ def _ours(stage: str, error: BaseException) -> RasdaError:
     return failed
 
 
-def _sites(slots: Sequence[Slots], executors: Mapping[str, Any]) -> list[ParslSiteSpec]:
+def _sites(slots: Sequence[Slots], executors: Mapping[str, Any]) -> list[ExecutorSite]:
     labels = [label for label in executors if label != _INTERNAL]
     named = [each.executor for each in slots]
     for executor in named:

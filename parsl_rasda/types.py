@@ -79,6 +79,19 @@ class Placement:
         return Placement(self.site, self.pilot, tuple(n for n in nodes if n.gpus))
 
 
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """In what sites and their backends differ.
+
+    Attributes:
+        sees_run_directory: The controller and the nodes of the site see one disk, with the run directory.
+        has_control: Jobs have a control channel, and may ask at each epoch whether to go on.
+    """
+
+    sees_run_directory: bool = True
+    has_control: bool = True
+
+
 class Outcome(StrEnum):
     """How an attempt ended."""
 

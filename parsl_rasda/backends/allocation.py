@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from parsl_rasda.agent.node_probe import gpu_count
 from parsl_rasda.devices import DEVICE_MASKS
 from parsl_rasda.launch.base import LaunchCommand, Launcher, LaunchSettings
 from parsl_rasda.protocol import JobSpec
-from parsl_rasda.study.sites import ParslSiteSpec, SiteBase
+from parsl_rasda.study.sites import SiteBase
 from parsl_rasda.types import NodeName, NodeSlots, Placement
+
+if TYPE_CHECKING:
+    from parsl_rasda.study import SiteSpec
+from parsl_rasda.types import DEVICE_MASKS
 
 _SECONDS = (1, 60, 3600)
 COUNTED = frozenset({"cuda", "rocm"})  # what a node shows are slots
@@ -23,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Allocation:
+class PilotAllocation:
     """A pilot that can be used.
 
     Attributes:
@@ -111,8 +116,8 @@ class Allocation:
 
 
 def read_allocation(
-    site: ParslSiteSpec, found: Mapping[str, Any], *, now: float, is_local: bool, walltime: str | None
-) -> Allocation | str:
+    site: SiteBase, found: Mapping[str, Any], *, now: float, is_local: bool, walltime: str | None
+) -> PilotAllocation | str:
     """Return what a site's pilot offers, or why it cannot be used.
 
     Args:
@@ -140,10 +145,15 @@ def read_allocation(
     warning = _shortfall(site, names[0], len(nodes), gpus)
     if warning:
         logger.warning("pilot falls short site=%s: %s", site.name, warning)
-    return Allocation(nodes, deadline, python, found["rank_client"], is_one_machine, warning)
+    return PilotAllocation(nodes, deadline, python, found["rank_client"], is_one_machine, warning)
 
 
-def _shortfall(site: ParslSiteSpec, node: str, nodes: int, gpus: int) -> str:
+def counted_here(sites: Iterable[SiteSpec]) -> dict[str, int]:
+    """Return the slots of this machine for each site that is this machine and leaves them to be counted."""
+    return {s.name: gpu_count(s.accelerator) for s in sites if s.is_local and s.gpus_per_node == "auto"}
+
+
+def _shortfall(site: SiteBase, node: str, nodes: int, gpus: int) -> str:
     """Return what a pilot has less of than declared, in words, or nothing."""
     words = []
     if nodes < site.nodes_per_pilot:
@@ -153,7 +163,7 @@ def _shortfall(site: ParslSiteSpec, node: str, nodes: int, gpus: int) -> str:
     return f"used with {' and '.join(words)}" if words else ""
 
 
-def _usable_nodes(site: ParslSiteSpec, names: list[str], is_local: bool) -> list[str]:
+def _usable_nodes(site: SiteBase, names: list[str], is_local: bool) -> list[str]:
     """Return the nodes that were found; of an allocation that we stand in, as many as were declared.
 
     One machine stands for as many as were declared, under names of their own.
@@ -164,7 +174,7 @@ def _usable_nodes(site: ParslSiteSpec, names: list[str], is_local: bool) -> list
     return names[:declared] if is_local else names
 
 
-def _usable_gpus(site: ParslSiteSpec, found: int) -> int:
+def _usable_gpus(site: SiteBase, found: int) -> int:
     """Return the slots of a node: as declared, unless its devices were counted and are fewer.
 
     Cards of Intel's are counted, but a slot is a tile, of which a card may have two: there the

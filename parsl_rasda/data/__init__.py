@@ -17,7 +17,7 @@ and a training function reads them, each sample once an epoch at any world size:
             ...
 
 Samples in files of another layout are read in the same way by your own `BlockReader`, which defines the
-blocks: see `workflows.am_meltpool.dataset`.
+blocks: see `workflows/am_meltpool/dataset.py`.
 
 Reading order: `layout` and `order` (which sample comes when, as pure functions), `index` and `formats`
 (what is on disk) with `hdf5`, `zarr3`, `plain_shard`, `tfrecord` and `example`, `files` and `ahead` (open

@@ -24,7 +24,7 @@ from parsl_rasda.orchestration.events import (
     TrialProposed,
 )
 from parsl_rasda.orchestration.machine import Machine
-from parsl_rasda.orchestration.replay import History, NoSearcher
+from parsl_rasda.orchestration.replay import NoSearcher, ReplayedSearch
 from parsl_rasda.orchestration.trial_record import TrialRecord
 from parsl_rasda.types import JobId, Placement, TrialId, TrialState
 
@@ -125,7 +125,7 @@ def last_stretch(graph: nx.DiGraph[str], trial: str) -> str | None:
     return max(found)[1] if found else None
 
 
-def unfold(history: History, after: Sequence[str]) -> nx.DiGraph[str]:
+def unfold(history: ReplayedSearch, after: Sequence[str]) -> nx.DiGraph[str]:
     """Return the graph that a journal tells of.
 
     Args:

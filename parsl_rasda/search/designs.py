@@ -13,9 +13,13 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, pairwise, takewhile
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, JsonValue, StrictBool
 
 from parsl_rasda.errors import InvalidSettingError
+from parsl_rasda.plugins import Plugin
+from parsl_rasda.search.base import SearcherSettings
 from parsl_rasda.search.space import Choice, Constant, Float, Int, Parameter, SearchSpace
 from parsl_rasda.types import JSON, TrialId
 
@@ -130,8 +134,6 @@ class GridSearcher(_Fixed):
     def __init__(
         self, space: SearchSpace, *, seed: int, levels: int | None = None, num_samples: int | None = None
     ) -> None:
-        if levels is not None and levels < 1:
-            raise InvalidSettingError("searcher.levels", levels, "an integer of at least 1")
         self._points = _grid(space, levels if levels is not None else _finest(space, num_samples))
         if len(self._points) > LARGEST_GRID:
             allowed = f"a grid of at most {LARGEST_GRID} points: fewer levels, or wider steps in the space"
@@ -142,6 +144,48 @@ class GridSearcher(_Fixed):
     def __len__(self) -> int:
         """Return how many points the grid has; a study with fewer trials tries some of them."""
         return len(self._points)
+
+
+class SobolOptions(BaseModel):
+    """Options of `sobol`."""
+
+    scramble: StrictBool = True
+
+
+class GridOptions(BaseModel):
+    """Options of `grid`."""
+
+    levels: Annotated[int, Field(strict=True, ge=1)] | None = None
+
+
+class ListOptions(BaseModel):
+    """Options of `list`."""
+
+    configs: list[dict[str, JsonValue]] = Field(description="a list of configurations")
+
+
+def _random(_: BaseModel, settings: SearcherSettings) -> RandomSearcher:
+    return RandomSearcher(settings.space, seed=settings.seed)
+
+
+def _sobol(options: SobolOptions, settings: SearcherSettings) -> SobolSearcher:
+    return SobolSearcher(settings.space, seed=settings.seed, scramble=options.scramble)
+
+
+def _grid_of(options: GridOptions, settings: SearcherSettings) -> GridSearcher:
+    return GridSearcher(
+        settings.space, seed=settings.seed, levels=options.levels, num_samples=settings.num_samples
+    )
+
+
+def _listed(options: ListOptions, _: SearcherSettings) -> ListedSearcher:
+    return ListedSearcher(options.configs)
+
+
+RANDOM = Plugin(_random)
+SOBOL = Plugin(_sobol, SobolOptions)
+GRID = Plugin(_grid_of, GridOptions)
+LISTED = Plugin(_listed, ListOptions)
 
 
 def value_at(parameter: Parameter, share: float) -> JSON:

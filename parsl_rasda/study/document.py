@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import yaml
 
-from parsl_rasda.errors import InvalidFileError, Mistake
-from parsl_rasda.study.spec import Loc, Problem, shown
+from parsl_rasda.diagnostics import shown
+from parsl_rasda.errors import Diagnostic, InvalidFileError, Loc
 from parsl_rasda.types import JSON
 
 Environment: TypeAlias = Mapping[str, str]
@@ -87,16 +87,16 @@ class Document:
 
     data: JSON
     positions: dict[Loc, Position]
-    mistakes: list[Mistake] = field(default_factory=list)
+    mistakes: list[Diagnostic] = field(default_factory=list)
 
-    def mistake(self, problem: Problem) -> Mistake:
-        """Return a problem of the data as a mistake at the place where it was written."""
-        known = next(
-            problem.loc[:n] for n in range(len(problem.loc), -1, -1) if problem.loc[:n] in self.positions
-        )
+    def placed(self, found: Diagnostic) -> Diagnostic:
+        """Return a diagnostic of the data with the file and line where it was written, and its key there."""
+        loc = found.loc
+        known = next(loc[:n] for n in range(len(loc), -1, -1) if loc[:n] in self.positions)
         position = self.positions[known]
-        key = ".".join(map(str, (*position.key, *problem.loc[len(known) :])))
-        return Mistake(position.source, position.line, key or "the file", problem.found, problem.allowed)
+        return replace(
+            found, loc=(*position.key, *loc[len(known) :]), file=position.source, line=position.line
+        )
 
     def move(self, old: Loc, new: Loc) -> None:
         """Let a part be known at another place; messages keep the key that the user wrote."""
@@ -286,10 +286,10 @@ class _Reader:
         return value or ""
 
     def _complain(self, loc: Loc, found: str, allowed: str, at: yaml.Node | None = None) -> None:
-        mistake = self._document.mistake(Problem(loc, found, allowed))
         if at is not None and self._root.line:
-            key = ".".join(map(str, loc))
-            mistake = Mistake(self._source, at.start_mark.line + 1, key, found, allowed)
+            mistake = Diagnostic(loc, found, allowed, self._source, at.start_mark.line + 1)
+        else:
+            mistake = self._document.placed(Diagnostic(loc, found, allowed))
         self._document.mistakes.append(mistake)
 
 
@@ -324,4 +324,4 @@ def _escaped(value: Any) -> Any:
 
 
 def _only(source: str, line: int, found: str, allowed: str) -> InvalidFileError:
-    return InvalidFileError([Mistake(source, line, "the file", found, allowed)])
+    return InvalidFileError([Diagnostic((), found, allowed, source, line)])

@@ -75,16 +75,6 @@ def ready_stages(graph: nx.DiGraph[str], done: Mapping[str, StageResult]) -> Ite
             yield name
 
 
-def check_sites(study: StudySpec, sites: Sequence[SiteName]) -> None:
-    """Refuse a study that does not go with its sites (`reach.site_problems`).
-
-    Raises:
-        InvalidSettingError: For the first thing that is wrong.
-    """
-    for problem in data_locality.site_problems(study, sites):
-        raise InvalidSettingError(".".join(map(str, problem.loc)), problem.found, problem.allowed)
-
-
 def sites_of(
     stage: Stage, done: Mapping[str, StageResult], sites: Sequence[SiteName]
 ) -> tuple[SiteName, ...]:

@@ -10,7 +10,7 @@ from parsl_rasda.types import JobId, Outcome, PilotId, SiteName, TrialId
 
 class TestFake(BackendContract):
     def build(self, directory: Path) -> Backend:
-        return FakeBackend(lambda order, epoch: {"loss": 1.0 / epoch})
+        return FakeBackend(lambda order, epoch: {"loss": 1.0 / epoch}, directory=directory)
 
 
 class TestFakeWithFaults(BackendContract):

@@ -35,7 +35,7 @@ from parsl_rasda.errors import (
     RunDirectoryError,
     StageFailedError,
 )
-from parsl_rasda.orchestration.progress import NoView
+from parsl_rasda.orchestration.progress import NoProgress
 from parsl_rasda.types import StudyState
 from parsl_rasda.workflow import resume_study
 
@@ -263,7 +263,7 @@ def test_a_study_file_of_the_users_is_never_written_over(loaded: Path) -> None:
 
 def test_parsl_rasda_resume_takes_an_embedded_search_up(loaded: Path) -> None:
     tune(study("taken"), slots=SLOTS, directory="taken", epoch_s=0.01).result(timeout=60)
-    resumed = resume_study(loaded / "taken", [], view=NoView())
+    resumed = resume_study(loaded / "taken", [], progress=NoProgress())
     assert resumed.state is StudyState.DONE
     assert resumed.summary["trials"]["completed"] + resumed.summary["trials"]["stopped"] == 2
 

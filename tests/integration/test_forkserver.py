@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from backend_tools import eventually
 from forked_ranks import Node, described, family_of, gone, parent_of
 from rank_launch import (
-    eventually,
     finished,
     is_alive,
     metrics_of,

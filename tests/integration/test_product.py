@@ -122,7 +122,7 @@ def wait_for_records(journal: Path, count: int, process: subprocess.Popen[str]) 
     def has_come() -> bool:
         return (journal.exists() and lines_of(journal) >= count) or process.poll() is not None
 
-    eventually(has_come, DEADLINE_S)
+    eventually(has_come, deadline_s=DEADLINE_S)
     return process.poll() is None
 
 
@@ -155,7 +155,7 @@ def kill_all(folder: Path, *words: bytes) -> None:
 
 
 def wait_until_none_is_left(folder: Path) -> None:
-    eventually(lambda: not processes_of(folder), 5.0)
+    eventually(lambda: not processes_of(folder), deadline_s=5.0)
 
 
 def verdict(summary: dict[str, Any]) -> dict[str, Any]:

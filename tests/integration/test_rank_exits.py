@@ -9,8 +9,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from backend_tools import eventually
 from forked_ranks import Node, described, gone
-from rank_launch import MPIEXEC, OPENMPI, eventually, missing_of, rank_command, report_of, written_order
+from rank_launch import MPIEXEC, OPENMPI, missing_of, rank_command, report_of, written_order
 from slurm_cluster import SlurmCluster
 
 from parsl_rasda.agent import orphan_reaper

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from backend_tools import eventually
 from rank_launch import (
     ENVIRONMENT,
     HERE,
     epochs_of,
-    eventually,
     finished,
     mpi_command,
     rank_command,

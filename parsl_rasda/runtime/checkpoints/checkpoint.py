@@ -15,6 +15,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from enum import EnumMeta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,7 +162,15 @@ class _RestrictedUnpickler(pickle.Unpickler):
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if is_dtype or (module, name) in _ALLOWED:
             return super().find_class(module, name)
+        if (module, name) == ("builtins", "getattr"):
+            return _member  # Python 3.11.2 writes a member of an enumeration so
         raise pickle.UnpicklingError(f"its metadata names {module}.{name}, which is not part of a checkpoint")
+
+
+def _member(kind: object, name: str) -> object:
+    if not isinstance(kind, EnumMeta):
+        raise pickle.UnpicklingError(f"its metadata names {name} of {kind}, which no checkpoint of ours does")
+    return kind.__members__[name]
 
 
 def _restricted_metadata(path: Path) -> Metadata:

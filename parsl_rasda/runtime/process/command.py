@@ -11,7 +11,7 @@ hyperparameter, or for:
 ``{replicas}`` ``{world_size}`` ``{batch_size}`` ``{seed}``
 
 ``RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT`` are set as by torchrun. SIGTERM is
-passed on; a script that then saves and reports an epoch loses nothing. `workflows.ddp_script` is an
+passed on; a script that then saves and reports an epoch loses nothing. `workflows/ddp_script` is an
 example.
 """
 

@@ -165,7 +165,7 @@ def test_every_wrong_option_of_every_searcher_comes_at_once_with_its_line(tmp_pa
     block = "stages.first.tune.searcher"
     assert found[11, f"{block}.foo"].startswith("3; the options of tpe: ")
     assert "did you mean n_startup_trials?" in found[12, f"{block}.n_startup_trial"]
-    assert found[22, "stages.second.tune.searcher.levels"] == "0; an integer of at least 1"
+    assert found[22, "stages.second.tune.searcher.levels"] == "0; greater than or equal to 1"
     assert (19, "stages.second.tune.scheduler.max_tt") in found, "what the spec finds stands beside it"
     assert any("search_space.lr" in key for _, key in found)
 
@@ -177,7 +177,7 @@ def test_in_the_short_form_and_on_the_command_line_a_mistake_has_the_key_that_wa
         "name: s\ntune:\n  metric: m\n  num_samples: 2\n  scheduler: {max_t: 2}\n"
         "  searcher: {kind: list, configs: 3}\n  search_space: {x: 1}\n  training: {command: [a]}\n"
     )
-    assert mistakes(tmp_path, short) == {(6, "tune.searcher.configs"): "3; a list of configurations"}
+    assert mistakes(tmp_path, short) == {(6, "tune.searcher.configs"): "3; a list"}
     override = "tune.searcher={kind: sobol, scramblee: true}"
     assert list(mistakes(tmp_path, short, override)) == [(0, "tune.searcher.scramblee")]
 

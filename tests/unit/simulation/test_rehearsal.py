@@ -44,7 +44,7 @@ def random_instance(seed: int) -> Instance:
     )
 
 
-@pytest.mark.parametrize("block", range(6))
+@pytest.mark.parametrize("block", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 6))])
 def test_elastic_is_never_slower_than_asha_and_late_at_no_rung(block: int) -> None:
     faster = 0
     for seed in range(50 * block, 50 * block + 50):

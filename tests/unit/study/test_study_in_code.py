@@ -8,7 +8,7 @@ import pytest
 
 from parsl_rasda.errors import InvalidFileError
 from parsl_rasda.orchestration.admission import tune_problems
-from parsl_rasda.study import declare_site, declare_study
+from parsl_rasda.study import declare_executor, declare_study
 
 TUNE: dict[str, Any] = {
     "metric": "val_loss",
@@ -47,7 +47,7 @@ def test_what_is_no_search_is_a_mistake_too(tune: object) -> None:
 
 def test_a_site_in_code_is_the_site_of_a_file() -> None:
     local = {"name": "here", "provider": {"type": "LocalProvider"}}
-    assert declare_site({**local, "gpus_per_node": 4}, "Slots").gpus_per_node == 4
+    assert declare_executor({**local, "gpus_per_node": 4}, "Slots").gpus_per_node == 4
     with pytest.raises(InvalidFileError) as error:
-        declare_site({**local, "gpus_per_node": 0, "mpi_launcher": "mpirun"}, "Slots")
+        declare_executor({**local, "gpus_per_node": 0, "mpi_launcher": "mpirun"}, "Slots")
     assert {m.key for m in error.value.mistakes} == {"gpus_per_node", "mpi_launcher"}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from parsl_rasda.errors import InvalidFileError, Mistake
+from parsl_rasda.errors import Diagnostic, InvalidFileError
 from parsl_rasda.study import load_study
 
 # What is changed in a good study, and the words of the mistake, which must name the line where the
@@ -309,7 +309,7 @@ def _line_of_change(text: str, old: str, new: str) -> set[int]:
     return {start + new.rstrip("\n").count("\n")} if new else set(range(start - 2, start + 2))
 
 
-def _mistakes(study: Path, *overrides: str) -> tuple[Mistake, ...]:
+def _mistakes(study: Path, *overrides: str) -> tuple[Diagnostic, ...]:
     with pytest.raises(InvalidFileError) as error:
         load_study(study, overrides, environment={})
     return error.value.mistakes

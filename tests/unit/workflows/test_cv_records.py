@@ -15,12 +15,15 @@ from parsl_rasda.errors import DataError, InvalidSettingError
 from parsl_rasda.runtime import local_trial
 from tests.unit.data.tensorflow_files import Feature, example, write_records
 from tests.unit.workflows.best_trial import best_of
-from workflows.cv_resnet.digits import SPLITS
-from workflows.cv_resnet.evaluate import evaluate
-from workflows.cv_resnet.image_records import ImageRecords
-from workflows.cv_resnet.pixels import DEVIATION, MEAN
-from workflows.cv_resnet.prepare import index_images
-from workflows.cv_resnet.train import train
+from tests.workflow_folder import workflow_folder
+
+with workflow_folder("cv_resnet"):
+    from digits import SPLITS
+    from evaluate import evaluate
+    from image_records import ImageRecords
+    from pixels import DEVIATION, MEAN
+    from prepare import index_images
+    from train import train
 
 CLASSES, TRAINING, HELD_BACK = 3, 41, 18
 
