@@ -83,7 +83,7 @@ class ForkServer:
 
     def refuse(self, reason: str) -> None:
         """Tell clients to start plainly, and leave."""
-        replace_file(Path(client.refusal(self._path)), reason)
+        replace_file(Path(client.refusal(self._path)), reason, is_durable=False)
         self._remove_files()
 
     def _leave_soon(self, *_: object) -> None:
