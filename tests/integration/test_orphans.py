@@ -26,14 +26,14 @@ CONTROLLER = """
 import json, sys
 from pathlib import Path
 from parsl_rasda.orchestration.events import JobEnded, JobStarted, PilotStarted, RequestPilot
-from parsl_rasda.backends.parsl.backend import ParslRunner
+from parsl_rasda.backends.parsl.backend import ParslBackend
 from parsl_rasda.study.sites import ParslSiteSpec
 from parsl_rasda.testing.backends import EventLog, RunningPilot
 from parsl_rasda.types import PilotId, SiteName
 
 folder = Path(sys.argv[1])
 log = EventLog(120)
-runner = ParslRunner(ParslSiteSpec.model_validate(json.loads(sys.argv[2])), folder)
+runner = ParslBackend(ParslSiteSpec.model_validate(json.loads(sys.argv[2])), folder)
 runner.open(log.post)
 try:
     runner.request_pilot(RequestPilot(PilotId("site-0"), SiteName("site")))
