@@ -8,7 +8,7 @@
     final = evaluate(best)
 
 The search runs in a thread of its own: while it waits for trials, no thread of Parsl's waits with it.
-What happens in that thread is told in `embedded`.
+`workflow.embedded` is what happens in that thread.
 """
 
 from __future__ import annotations

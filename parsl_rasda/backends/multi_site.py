@@ -52,7 +52,7 @@ class MultiSiteBackend:
             backend.begin_search(suffix)
 
     def recover(self, jobs: Iterable[OpenJob]) -> list[Event]:
-        """Return what each site says of the jobs that were there."""
+        """Return how the jobs of each site have ended."""
         known = list(jobs)
         return [
             event

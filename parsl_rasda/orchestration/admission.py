@@ -21,7 +21,7 @@ from parsl_rasda.placement.ledger import Ledger
 from parsl_rasda.study import SearcherSpec, SiteBase, SiteSpec, StudySpec, TuneSpec
 from parsl_rasda.types import NodeName, NodeSlots, PilotId, SiteName
 
-# Harmless parts of a `tune` block, for those that are wrong in ways that its spec tells.
+# Harmless parts of a `tune` block, in place of those that its spec refuses.
 _STAND_INS = {
     "metric": "metric",
     "num_samples": 1,

@@ -1,8 +1,7 @@
-"""The port between a study and the world: a backend carries out what the driver and the stages ask for.
+"""The port between a study and the sites it runs on: every call of the driver, of stages and of `doctor`.
 
-Nothing above `backends` knows which backend it has. What differs between them is said by `Capabilities`,
-and done by the backend itself: where a stage's folder lies, how its files get there, what is left of a
-controller that has gone.
+Nothing above `backends` knows which backend it has. `Capabilities` say in what they differ; where a stage's
+folder lies, how its files get there and what an earlier controller has left are the backend's own business.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ class StageTask:
         stage: Name of the stage.
         call: Name of the call; its folder lies below that of the stage.
         function: Runs it there.
-        target: What the function calls, as it reads it: ``module:function``, or the words of a command.
+        target: What the function calls, as it reads it: ``module:function``, or the arguments of a command.
         arguments: Plain JSON, by name.
         files: URLs of the arguments that are files.
         search_path: Folders of the study's own modules.
@@ -109,7 +108,7 @@ class OpenJob(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BackendContext:
-    """What a backend is told beside its site.
+    """What a backend gets beside its site.
 
     Attributes:
         directory: A folder of its own, in the run directory: two backends never share one.
@@ -174,7 +173,7 @@ class Backend(Protocol):
         ...
 
     def recover(self, jobs: Iterable[OpenJob]) -> list[Event]:
-        """Return what jobs of a controller that has gone have come to, after ending those that still run.
+        """Return how jobs of an earlier controller have ended, after ending those that still run.
 
         Nothing if this machine sees the disk of the site: then it reads that itself.
         """

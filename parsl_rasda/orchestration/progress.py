@@ -31,7 +31,7 @@ class ProgressReporter(Protocol):
         Args:
             stage: Its stage.
             machine: Its machine.
-            accounts: Its books.
+            accounts: What it has used so far.
             alone: It is the only one of its study.
         """
         ...

@@ -1,4 +1,4 @@
-"""A run as its journal tells it: for `status`, `report`, `plan --from` and `resume`."""
+"""A run as its journal records it: for `status`, `report`, `plan --from` and `resume`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from parsl_rasda.types import JSON, TrialId
 
 @dataclass(frozen=True, slots=True)
 class ReplayedSearch:
-    """What a journal tells of one `tune` stage.
+    """One `tune` stage as its journal records it.
 
     Attributes:
         records: Every event and what followed from it, in order.
@@ -43,7 +43,7 @@ class ReplayedSearch:
 
 
 class NoSearcher:
-    """Stands in where nobody will be asked for another configuration."""
+    """Stands in where no other configuration is needed."""
 
     def propose(self, trial: TrialId) -> None:
         """Propose nothing."""
@@ -111,7 +111,7 @@ def replay_search(
     known: Sequence[Mapping[str, JSON]] = (),
     observers: Sequence[Observer] = (),
 ) -> ReplayedSearch:
-    """Return a `tune` stage as its journal tells it; without a journal, one that has not begun.
+    """Return a `tune` stage as its journal records it; without a journal, one that has not begun.
 
     Args:
         directory: Where its journal is.

@@ -1,4 +1,4 @@
-"""A run directory: where a study keeps what it was told, what happened, and its checkpoints.
+"""A run directory: where a study keeps what was declared, what happened, and its checkpoints.
 
 ::
 

@@ -340,8 +340,8 @@ class PluginSiteSpec(SiteBase, PluginSpec):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the backend declares of itself."""
-        found = getattr(BACKENDS.plugin(self.backend).build, "capabilities", None)
+        """What the backend's class declares."""
+        found = getattr(self.group.plugin(self.backend).build, "capabilities", None)
         return found if isinstance(found, Capabilities) else Capabilities()
 
     @property

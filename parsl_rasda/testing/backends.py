@@ -75,7 +75,7 @@ class _Training:
 
 
 class FakeBackend:
-    """A stateful fake: scripted trainings on slots that exist only in its books.
+    """A stateful fake: scripted trainings on slots that exist only in memory.
 
     Attributes:
         orders: Every order that was started, in order.

@@ -130,7 +130,7 @@ class Embedded:
 
     @contextmanager
     def _watched(self, search: Search, backends: Sequence[EmbeddedBackend]) -> Iterator[None]:
-        """Let the search leave when the program ends Parsl, or itself; nothing else would tell it."""
+        """Let the search leave when the program ends Parsl, or itself; nothing else would notice."""
         done = threading.Event()
 
         def watch() -> None:
@@ -179,7 +179,7 @@ _exiting = threading.Event()
 
 @cache
 def _threads() -> WeakSet[threading.Thread]:
-    """Return the threads of all searches; at exit they are told to leave and waited for.
+    """Return the threads of all searches; at exit they are interrupted and waited for.
 
     Python's own hook for it, not `atexit`: that runs when pools of threads take no more work, which
     a search needs to end well.

@@ -1,8 +1,7 @@
-"""Carries the machine's instructions out on one Globus Compute site.
+"""The backend of one site behind a Globus Compute endpoint.
 
-Its endpoint has one pilot: `pilot` gets it, `jobs` and `stages` look after what runs there.
-
-One thread owns the books and never waits for the service.
+The endpoint has one pilot: `pilot` gets it, `jobs` and `stages` look after what runs there.
+One thread owns all state and never waits for the service.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ from parsl_rasda.types import JobId, PilotId, Placement, SiteName
 
 _TICK_S = 0.25
 _CLOSE_WAIT_S = 15.0
-_SWEEP_S = 10.0
+_CLEAN_UP_S = 10.0
 _WALLTIME_GRACE_S = 10.0
 
 logger = logging.getLogger(__name__)
@@ -93,8 +92,8 @@ class GlobusBackend:
         self.folder = f"{site.work_dir}/{self._group}"
         self._post: PostEvent = _discard
         self._connect = connect
-        self._link: EndpointClient | None = None
-        self._loop: Actor | None = None
+        self._client: EndpointClient | None = None
+        self._actor: Actor | None = None
         self._jobs = GlobusJobs(
             post=self._tell,
             when=self._when,
@@ -113,7 +112,7 @@ class GlobusBackend:
         self._pilot: GlobusPilot | None = None
         self._answers = False  # a pilot is up, or was when it was last heard of
         self._trials = "trials"
-        self._is_troubled = False
+        self._has_trouble = False
         self._spent: str | None = None  # the block of the pilot that was given up as it was about to end
         self._refusal = ""  # why no pilot of this site can be of use to the search
         self._holds = 0
@@ -123,45 +122,45 @@ class GlobusBackend:
     def open(self, post: PostEvent) -> None:
         """Begin: events go to ``post`` from now on."""
         self._post = post
-        if self._link is not None:
+        if self._client is not None:
             return  # it is held
-        self._link = self._connect(self._site, self._group)
-        self._loop = Actor(f"rasda-{self._site.name}", self._tick, _TICK_S)
+        self._client = self._connect(self._site, self._group)
+        self._actor = Actor(f"rasda-{self._site.name}", self._tick, _TICK_S)
 
     def request_pilot(self, request: RequestPilot) -> None:
         """Ask the endpoint what it has; answered when its pilot is up."""
-        self._do(lambda: self._request(request))
+        self._post_task(lambda: self._request(request))
 
     def release_pilot(self, release: ReleasePilot) -> None:
         """Let every job leave, and the pilot to the endpoint, which ends it when it is idle."""
-        self._do(lambda: self._release(release.pilot))
+        self._post_task(lambda: self._release(release.pilot))
 
     def start_job(self, order: JobSpec, placement: Placement) -> None:
         """Send a job to the site; it trains to its milestone without asking."""
-        self._do(lambda: self._start(order, placement))
+        self._post_task(lambda: self._start(order, placement))
 
     def continue_job(self, answer: ContinueJob) -> None:
         """Pass over an answer: no job here ever asks."""
 
     def end_job(self, end: EndJob) -> None:
         """Let a job leave at its next step."""
-        self._do(lambda: self._jobs.end(self._tasks, end.reason, end.job))
+        self._post_task(lambda: self._jobs.end(self._tasks, end.reason, end.job))
 
     def close(self) -> None:
         """End every job; returns when they are gone, or have been told to go."""
-        if self._link is None or self._loop is None:
+        if self._client is None or self._actor is None:
             return
-        self._loop.call(lambda: self._jobs.end(self._tasks, "the controller leaves"))
-        self._loop.wait_until(lambda: not self._jobs, _CLOSE_WAIT_S)
+        self._actor.call(lambda: self._jobs.end(self._tasks, "the controller leaves"))
+        self._actor.wait_until(lambda: not self._jobs, _CLOSE_WAIT_S)
         self._stop_stages()
-        self._loop.call(self._give_up)
+        self._actor.call(self._abandon)
         self._post = _discard
         if not self._holds:
             if self._answers:
-                self._sweep()
-            self._loop.end()
-            self._link.close()
-            self._link = self._loop = None
+                self._clean_up()
+            self._actor.end()
+            self._client.close()
+            self._client = self._actor = None
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -183,7 +182,7 @@ class GlobusBackend:
         self._trials, self._refusal = f"trials{suffix}", ""
 
     def recover(self, jobs: Iterable[OpenJob]) -> list[Event]:
-        """Return what jobs of a controller that is gone have come to, after ending those that still run."""
+        """Return how jobs of an earlier controller have ended, after ending those that still run."""
         known = {job: (self._attempt(job), epoch) for job, _, epoch in jobs}
         return recover(self._tasks, self._site, self._new_sender(), known) if known else []
 
@@ -205,7 +204,7 @@ class GlobusBackend:
         folder = f"{self.folder}/stages/{task.folder}"
         arguments = [task.stage, task.target, given, folder, task.search_path]
         name = f"{task.function.__module__}:{task.function.__qualname__}"
-        self._do(lambda: self._stages.start(self._tasks, outer, name, arguments, task.key))
+        self._post_task(lambda: self._stages.start(self._tasks, outer, name, arguments, task.key))
         return outer
 
     def _attempt(self, job: JobId) -> str:
@@ -215,21 +214,21 @@ class GlobusBackend:
 
     @property
     def _tasks(self) -> EndpointClient:
-        if self._link is None:
+        if self._client is None:
             raise RuntimeError("the backend is not open")
-        return self._link
+        return self._client
 
-    def _do(self, task: Callable[[], None]) -> None:
-        if self._loop is not None:
-            self._loop.post(task)
+    def _post_task(self, task: Callable[[], None]) -> None:
+        if self._actor is not None:
+            self._actor.post(task)
 
     def _when(self, task: Future[Any], then: Callable[[Any], None]) -> None:
-        task.add_done_callback(lambda _: self._do(lambda: then(task)))
+        task.add_done_callback(lambda _: self._post_task(lambda: then(task)))
 
     def _tick(self) -> None:
         self._tasks.mend()
         self._stages.watch(self._tasks)
-        self._tell_trouble()
+        self._report_trouble()
         self._left()
         pilot = self._pilot
         if pilot is None:
@@ -247,12 +246,12 @@ class GlobusBackend:
         except SiteLostError as lost:
             self._terminate(EndedBy.ENDPOINT_LOST, lost.cause)
 
-    def _tell_trouble(self) -> None:
-        """Write down once what keeps tasks or results from getting through, whenever that begins."""
+    def _report_trouble(self) -> None:
+        """Report once what keeps tasks or results from getting through, whenever that begins."""
         trouble = self._tasks.trouble or self._jobs.trouble
-        if trouble and not self._is_troubled:
+        if trouble and not self._has_trouble:
             self._warn(trouble)
-        self._is_troubled = bool(trouble)
+        self._has_trouble = bool(trouble)
 
     def _warn(self, trouble: str) -> None:
         logger.warning("site=%s %s", self._site.name, trouble)
@@ -310,7 +309,7 @@ class GlobusBackend:
             self._end_pilot(pilot.request, cause, usable=False)
 
     def _delayed(self, pilot: GlobusPilot, cause: str) -> None:
-        """Write down why a pilot is waited for."""
+        """Report why a pilot is waited for."""
         if self._pilot is pilot:
             self._warn(cause)
 
@@ -340,7 +339,7 @@ class GlobusBackend:
         pilot, self._pilot = self._pilot, None
         if pilot is None:
             return
-        self._answers = not usable  # a site that is of no use is there all the same, and to be swept
+        self._answers = not usable  # a site that is of no use is there all the same, and must be cleaned up
         self._refusal = self._refusal if usable else cause
         self._post(PilotLost(time.time(), pilot.request.pilot))
         self._jobs.conclude(ended_by, cause)
@@ -369,8 +368,8 @@ class GlobusBackend:
 
     # ---------------------------------------------------------------------------------- leaving
 
-    def _give_up(self) -> None:
-        """Let go of whatever is left."""
+    def _abandon(self) -> None:
+        """Report whatever is left as ended."""
         self._jobs.conclude(EndedBy.CONTROLLER_CLOSED, "the controller left")
         pilot, self._pilot = self._pilot, None
         if pilot is not None:
@@ -380,15 +379,17 @@ class GlobusBackend:
 
     def _stop_stages(self) -> None:
         if self._stages.folders and not self._holds:
-            self._last_word("stop_stages", {"folders": self._stages.folders, "reason": "the controller left"})
+            self._call_at_end(
+                "stop_stages", {"folders": self._stages.folders, "reason": "the controller left"}
+            )
 
-    def _sweep(self) -> None:
+    def _clean_up(self) -> None:
         """End what jobs have left running for the next ones: servers that fork ranks."""
-        self._last_word("clean_up", {"mark": str(self._group)})
+        self._call_at_end("clean_up", {"mark": str(self._group)})
 
-    def _last_word(self, call: str, arguments: Message) -> None:
+    def _call_at_end(self, call: str, arguments: Message) -> None:
         try:
-            self._tasks.submit(call, arguments).result(_SWEEP_S)
+            self._tasks.submit(call, arguments).result(_CLEAN_UP_S)
         except (RasdaError, TimeoutError) as error:
             logger.warning("site %s may have processes left: %s", self._site.name, error)
 

@@ -1,8 +1,8 @@
-"""Carries the machine's instructions out with Parsl: pilots, jobs on them, and stages.
+"""The backend of sites that Parsl reaches: pilots, jobs on them, and calls of stages.
 
-One thread owns the books, of pilots (`pilot_books`) and of jobs (`jobs`). Everything that happens (calls,
-futures, messages of the control channel, states of batch jobs) is put into its inbox; whatever may block
-for seconds (Parsl's executors, the batch system) runs in a second thread. The backend decides nothing:
+One thread owns all state, of pilots (`pilot_pool`) and of jobs (`jobs`). Everything that happens (calls,
+futures, messages of the control channel, states of batch jobs) is posted to it; whatever may block for
+seconds (Parsl's executors, the batch system) runs in a second thread. The backend decides nothing:
 which GPUs, when, and what follows from a loss are the machine's decisions.
 """
 
@@ -49,15 +49,15 @@ _CLOSE_WAIT_S = 12.0  # grace, TERM to KILL, and some
 
 
 @dataclass(slots=True)
-class _Session:
+class _Running:
     """What exists between `open` and `close`."""
 
     mark: str
     control: ControlServer
     source: PilotSource
-    desk: JobTracker
-    books: PilotPool
-    loop: Actor
+    tracker: JobTracker
+    pool: PilotPool
+    actor: Actor
 
 
 def build(site: ParslSiteSpec, context: BackendContext) -> ParslBackend:
@@ -101,7 +101,7 @@ class ParslBackend:
         self._site, self._context, self._directory = site, context, context.directory
         self._launcher: Launcher = build_launcher(site.mpi_launcher)
         self._build_pilots = pilots
-        self._session: _Session | None = None
+        self._running: _Running | None = None
         self._post: PostEvent = _discard
         self._holds = 0
 
@@ -114,62 +114,64 @@ class ParslBackend:
             RunDirectoryError: If another controller is at work in its folder.
         """
         self._post = post
-        if self._session is not None:
+        if self._running is not None:
             return  # it is held
         mark = orphan_reaper.acquire(self._directory)
         source = self._build_pilots(mark, self._on_pilot_end)
         control = ControlServer(source.address, self._on_message)
-        loop = Actor("rasda-runner")
-        desk = JobTracker(
+        actor = Actor("rasda-parsl")
+        tracker = JobTracker(
             site=self._site,
             launcher=self._launcher,
             mark=mark,
             control=control,
             pilots=source,
-            call=loop.post,
+            call=actor.post,
             post=self._forward,
-            on_manager_lost=lambda label, cause: books.on_unresponsive(label, cause),  # noqa: PLW0108 comes below
-            on_left=lambda label: books.on_job_left(label),  # noqa: PLW0108
+            on_manager_lost=lambda label, cause: pool.on_unresponsive(label, cause),  # noqa: PLW0108 comes below
+            on_left=lambda label: pool.on_job_left(label),  # noqa: PLW0108
         )
-        books = PilotPool(self._site, source, desk, loop, self._forward)
-        self._session = _Session(mark, control, source, desk, books, loop)
+        pool = PilotPool(self._site, source, tracker, actor, self._forward)
+        self._running = _Running(mark, control, source, tracker, pool, actor)
 
     def request_pilot(self, request: RequestPilot) -> None:
         """Ask for an allocation, or take over one that is held for stages."""
-        self._do(lambda session: session.books.request(request))
+        self._post_task(lambda running: running.pool.request(request))
 
     def release_pilot(self, release: ReleasePilot) -> None:
         """Give an allocation back, unless a stage is at work: then it only takes no more jobs."""
-        self._do(lambda session: session.books.release(release.pilot))
+        self._post_task(lambda running: running.pool.release(release.pilot))
 
     def start_job(self, order: JobSpec, placement: Placement) -> None:
         """Start a job on slots that the ledger holds for it."""
-        self._do(lambda session: session.books.start(order, placement))
+        self._post_task(lambda running: running.pool.start(order, placement))
 
     def continue_job(self, answer: ContinueJob) -> None:
         """Answer a job that waits at an epoch boundary."""
-        self._do(lambda session: session.desk.answer(answer))
+        self._post_task(lambda running: running.tracker.answer(answer))
 
     def end_job(self, end: EndJob) -> None:
         """Let a job leave: at its boundary, else at its next step; by force when it takes too long."""
-        self._do(lambda session: session.desk.end(end.job, end.reason, self._site.checkpoint_margin_s))
+        self._post_task(
+            lambda running: running.tracker.end(end.job, end.reason, self._site.checkpoint_margin_s)
+        )
 
     def close(self) -> None:
         """End every job, pilot and process that is left; returns when they are gone."""
-        session = self._session
-        if session is None:
+        running = self._running
+        if running is None:
             return
-        desk, books, loop = session.desk, session.books, session.loop
+        tracker, pool, actor = running.tracker, running.pool, running.actor
         try:
-            loop.call(desk.end_all)
-            loop.wait_until(lambda: not desk.jobs, _CLOSE_WAIT_S)
+            actor.call(tracker.end_all)
+            actor.wait_until(lambda: not tracker.jobs, _CLOSE_WAIT_S)
         finally:
             if self._holds:
-                loop.call(books.withdraw_all)
-                loop.wait_until(lambda: books.are_all_idle, _CLOSE_WAIT_S)
+                actor.call(pool.withdraw_all)
+                actor.wait_until(lambda: pool.are_all_idle, _CLOSE_WAIT_S)
                 self._post = _discard
             else:
-                self._shut_down(session)
+                self._shut_down(running)
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -202,65 +204,65 @@ class ParslBackend:
         Raises:
             RuntimeError: If the backend is not open.
         """
-        session, stage = self._session, Future[Any]()
-        if session is None:
+        running, stage = self._running, Future[Any]()
+        if running is None:
             raise RuntimeError("the backend is not open")
-        session.books.stages.add(stage)
-        stage.add_done_callback(session.books.stages.discard)
+        running.pool.stages.add(stage)
+        stage.add_done_callback(running.pool.stages.discard)
         function = Named(f"stage_{task.folder.replace('/', '_')}", task.function)
         folder = str(self._context.stages / task.folder)
         arguments = (task.stage, task.target, dict(task.arguments), folder, task.search_path)
         named = _staged(task, self._context)
 
         def submit(label: ExecutorLabel) -> None:
-            done = session.source.submit(label, function, *arguments, **named)
+            done = running.source.submit(label, function, *arguments, **named)
             done.add_done_callback(lambda done: _copy(done, stage))
 
-        session.loop.post(lambda: session.books.submit_stage(submit))
+        running.actor.post(lambda: running.pool.submit_stage(submit))
         return stage
 
     # ---------------------------------------------------------------------------- beyond the port
 
     def lose(self, cause: str) -> None:
         """Count every pilot as ended by its owner: what still runs there is ended, and will not return."""
-        self._do(lambda session: session.books.terminate_all(cause))
+        self._post_task(lambda running: running.pool.terminate_all(cause))
 
-    # ------------------------------------------------------------------- how things come to the inbox
+    # ------------------------------------------------------------------- posted to the thread
 
     def _forward(self, event: Event) -> None:
         self._post(event)  # to whoever listens now: that changes while it is held
 
-    def _do(self, task: Callable[[_Session], None]) -> None:
-        session = self._session
-        if session is not None:
-            session.loop.post(lambda: task(session))
+    def _post_task(self, task: Callable[[_Running], None]) -> None:
+        running = self._running
+        if running is not None:
+            running.actor.post(lambda: task(running))
 
     def _on_message(self, job: str, message: Message) -> None:
-        self._do(lambda session: session.desk.on_message(JobId.parse(job), message))
+        self._post_task(lambda running: running.tracker.on_message(JobId.parse(job), message))
 
     def _on_pilot_end(self, label: ExecutorLabel, end: PilotExit) -> None:
-        self._do(lambda session: session.books.terminate(label, end))
+        self._post_task(lambda running: running.pool.terminate(label, end))
 
     # ------------------------------------------------------------------------------------ the end
 
-    def _shut_down(self, session: _Session) -> None:
+    def _shut_down(self, running: _Running) -> None:
         try:
-            session.loop.end_worker(session.source.close)
+            running.actor.end_worker(running.source.close)
         finally:
-            orphan_reaper.end_marked(orphan_reaper.RUN_VARIABLE, session.mark, grace_s=_END_GRACE_S)
+            orphan_reaper.end_marked(orphan_reaper.RUN_VARIABLE, running.mark, grace_s=_END_GRACE_S)
             orphan_reaper.release(self._directory)
-            session.loop.post(lambda: _give_up(session))
-            session.loop.end()
-            session.control.close()
-            self._session = None
+            running.actor.post(lambda: _abandon(running))
+            running.actor.end()
+            running.control.close()
+            self._running = None
             self._post = _discard
 
 
-def _give_up(session: _Session) -> None:
+def _abandon(running: _Running) -> None:
     """Report what is left as ended, now that every process is gone."""
-    for job in tuple(session.desk.jobs.values()):
-        session.desk.conclude(job, EndedBy.CONTROLLER_CLOSED, "the controller left")
-    session.books.abandon()
+    for job in tuple(running.tracker.jobs.values()):
+        running.tracker.conclude(job, EndedBy.CONTROLLER_CLOSED, "the controller left")
+    running.pool.abandon()
 
 
 def _staged(task: StageTask, context: BackendContext) -> dict[str, Any]:

@@ -83,6 +83,6 @@ class TestGlobus(BackendContract):
 
 def die(runner: GlobusBackend) -> None:
     """Let a runner end as if its process were killed, as far as anybody else can see."""
-    assert runner._loop is not None
-    runner._loop.end()
+    assert runner._actor is not None
+    runner._actor.end()
     runner._tasks.close()

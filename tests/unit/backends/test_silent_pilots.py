@@ -116,15 +116,15 @@ def test_eight_jobs_of_a_silent_pilot_cost_one_poll(
     pilot, site = PilotId("site-0"), SiteName("site")
     runner.request_pilot(RequestPilot(pilot, site))
     log.next(PilotStarted)
-    assert runner._session is not None
-    loop = runner._session.loop
+    assert runner._running is not None
+    actor = runner._running.actor
     for number in range(JOBS):
         slots = (NodeSlots(NodeName("n0"), (number,)),)
         runner.start_job(order(number, tmp_path), Placement(site, pilot, slots))
-    loop.call(lambda: None)
+    actor.call(lambda: None)
     for job in pilots.jobs:
         job.set_exception(ManagerLost("loss of manager"))
-    loop.call(lambda: None)
+    actor.call(lambda: None)
     pilots.may_answer.set()
     ended = [log.next(JobEnded) for _ in range(JOBS)]
     assert {e.outcome for e in ended} == {Outcome.LOST}
