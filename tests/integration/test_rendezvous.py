@@ -15,7 +15,7 @@ RANK = """
 import sys, time
 from pathlib import Path
 import torch
-from parsl_rasda.runtime import group
+from parsl_rasda.runtime.engine import group
 group.RENDEZVOUS_S = float(sys.argv[4])
 rank, size, place = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 began = time.monotonic()
