@@ -186,23 +186,28 @@ def run(
     directory.mkdir(parents=True, exist_ok=True)
     if not create_file(directory / CLAIM, str(ours.term)):
         return {"block": this_block(), "jobs": [_state(directory, job.job, 0)]}
-    if _newest_term(ours.folder) > ours.term:
-        create_file(directory / STOP, "a later handshake has been there")
     launch["environment"] |= {
         orphan_reaper.RUN_VARIABLE: ours.process_mark,
         **({"PYTHONPATH": path} if path else {}),
     }
-    if (reason := read(directory / STOP)) is not None:
-        seen = ExitObservations(EndedBy.CONTROLLER, f"{reason} before it started")
-        report = exit_diagnosis.conclude(directory, job, seen)
-    else:
-        _write_known(directory, job.epoch)
-        with Watchdog(directory, mark, grace_s, ours) as watchdog:
-            report = JobResult.from_json(agent_job.run_job(order, launch, mark, None)["report"])
-        if watchdog.reason:
-            report = exit_diagnosis.amend(report, ExitObservations(EndedBy.CONTROLLER, watchdog.reason))
+    report = _run_claimed(job, launch, mark, ours, grace_s)
     create_file(directory / "report.json", json.dumps(asdict(report)))
     return {"block": this_block(), "jobs": [_state(directory, job.job, 0)]}
+
+
+def _run_claimed(job: JobSpec, launch: Message, mark: str, ours: TaskContext, grace_s: float) -> JobResult:
+    directory = Path(job.directory)
+    if _newest_term(ours.folder) > ours.term:
+        create_file(directory / STOP, "a later handshake has been there")
+    if (reason := read(directory / STOP)) is not None:
+        seen = ExitObservations(EndedBy.CONTROLLER, f"{reason} before it started")
+        return exit_diagnosis.conclude(directory, job, seen)
+    _write_known(directory, job.epoch)
+    with Watchdog(directory, mark, grace_s, ours) as watchdog:
+        report = JobResult.from_json(agent_job.run_job(job.to_json(), launch, mark, None)["report"])
+    if watchdog.reason:
+        return exit_diagnosis.amend(report, ExitObservations(EndedBy.CONTROLLER, watchdog.reason))
+    return report
 
 
 def _missing_module(job: JobSpec, launch: Message, path: str) -> str | None:
