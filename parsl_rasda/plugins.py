@@ -216,5 +216,8 @@ BACKENDS = PluginGroup(
     "parsl_rasda.backends",
     ("backend",),
     "parsl_rasda.orchestration.backend:Backend",
-    {"parsl": "parsl_rasda.backends.parsl:PLUGIN", "globus": "parsl_rasda.backends.globus:PLUGIN"},
+    {
+        "parsl": "parsl_rasda.backends.parsl.backend:PLUGIN",
+        "globus": "parsl_rasda.backends.globus.backend:PLUGIN",
+    },
 )

@@ -1,7 +1,7 @@
 """What an attempt left behind when it ended: the ranks' report, its epochs, the last lines of its log.
 
 Used on the pilot when a launch ends, and by the controller when a pilot is gone and only the shared
-file system is left to ask. What follows from it is said by `exits.classify_exit`.
+file system is left to ask. What follows from it is decided by `exits.classify_exit`.
 """
 
 from __future__ import annotations

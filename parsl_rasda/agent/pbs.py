@@ -57,7 +57,7 @@ def read_end(job: str, shown: str) -> BatchJobEnd | None:
 
 
 def _who_ended(status: int) -> tuple[str, bool]:
-    """Return who ended a job, in words, and whether it was taken back."""
+    """Return who ended a job, for people, and whether it was taken back."""
     for number in (status - base for base in _BY_SIGNAL if status > base):
         words, was_taken_back = _MESSAGES.get(number, ("it failed", False))
         return f"{words}, signal {number}", was_taken_back

@@ -73,7 +73,7 @@ def _shown(job: str) -> str:
 
 
 def run_command(*command: str, **environment: str) -> str:
-    """Return what a batch system's command says, or nothing if it fails."""
+    """Return the output of a batch system's command, or nothing if it fails."""
     try:
         answer = subprocess.run(
             command,

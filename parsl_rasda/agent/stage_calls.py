@@ -119,9 +119,7 @@ class _StageHeartbeat(Heartbeat):
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         self._parent = os.getppid()
-        self._answering = (
-            threading.Lock()
-        )  # never released by the thread that ends the stage: it has no answer
+        self._answering = threading.Lock()  # never released by the thread that ends the stage
 
     def __enter__(self) -> Self:
         os.environ[orphan_reaper.JOB_VARIABLE] = str(self._directory)
@@ -142,7 +140,7 @@ class _StageHeartbeat(Heartbeat):
             if (reason is not None or is_orphan) and not (self._directory / ANSWER).exists():
                 self._answering.acquire()
                 orphan_reaper.end_marked(orphan_reaper.JOB_VARIABLE, str(self._directory), grace_s=0.0)
-                if reason is not None:  # an orphan falls silent: the next controller begins it again
+                if reason is not None:  # an orphan has no answer: the next controller begins it again
                     create_file(self._directory / ANSWER, json.dumps({"cause": reason}))
                 os._exit(1)
             self._write()

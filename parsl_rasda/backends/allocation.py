@@ -35,7 +35,7 @@ class PilotAllocation:
         python: The interpreter of ranks there.
         rank_client: The program that has a rank forked (`runtime.process.forkserver`).
         is_one_machine: All its nodes are the machine that the pilot is on; their names mean nothing.
-        warning: In what it falls short of the site file, in words.
+        warning: A message on what it has less of than declared, or nothing.
     """
 
     nodes: tuple[NodeSlots, ...]
@@ -110,8 +110,8 @@ class PilotAllocation:
             return launch
         keeper = str(PurePosixPath(self.rank_client).with_name("keeper.py"))
         nodes = [node.node for node in placement.nodes]
-        words = (self.python, "-S", "-E", "-s", keeper, "ensure", *nodes, "--", *launch.lasting)
-        return replace(launch, before=words)
+        argv = (self.python, "-S", "-E", "-s", keeper, "ensure", *nodes, "--", *launch.lasting)
+        return replace(launch, before=argv)
 
 
 def read_allocation(
@@ -123,7 +123,7 @@ def read_allocation(
         site: What was asked for.
         found: What `node_probe.describe_allocation` saw there.
         now: Unix time [s].
-        is_local: Whether the pilot is this very machine, or the allocation that it stands in.
+        is_local: Whether the pilot is this machine, or the allocation that this process is in.
         walltime: Of the pilot, as its provider asked for it; counts where the batch system does not tell.
     """
     ours, theirs = version("parsl_rasda"), found["versions"]["parsl_rasda"]
@@ -153,7 +153,7 @@ def counted_here(sites: Iterable[SiteSpec]) -> dict[str, int]:
 
 
 def _shortfall(site: SiteBase, node: str, nodes: int, gpus: int) -> str:
-    """Return what a pilot has less of than declared, in words, or nothing."""
+    """Return a message on what a pilot has less of than declared, or nothing."""
     words = []
     if nodes < site.nodes_per_pilot:
         words.append(f"{nodes} nodes of the {site.nodes_per_pilot} declared")
@@ -163,7 +163,7 @@ def _shortfall(site: SiteBase, node: str, nodes: int, gpus: int) -> str:
 
 
 def _usable_nodes(site: SiteBase, names: list[str], is_local: bool) -> list[str]:
-    """Return the nodes that were found; of an allocation that we stand in, as many as were declared.
+    """Return the nodes that were found; of the allocation that this process is in, as many as were declared.
 
     One machine stands for as many as were declared, under names of their own.
     """

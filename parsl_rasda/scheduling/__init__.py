@@ -22,6 +22,7 @@ from parsl_rasda.diagnostics import checked
 from parsl_rasda.plugins import SCHEDULERS, Plugin
 from parsl_rasda.scheduling.base import Scheduler
 from parsl_rasda.scheduling.promotion import PromotionScheduler
+from parsl_rasda.scheduling.rung_scheduler import RungScheduler
 from parsl_rasda.scheduling.rungs import Rungs, build_rungs
 from parsl_rasda.scheduling.stopping import StoppingScheduler
 from parsl_rasda.scheduling.synchronous import SynchronousScheduler
@@ -29,6 +30,8 @@ from parsl_rasda.study.spec import Count
 from parsl_rasda.study.tuning import SchedulerSpec
 from parsl_rasda.study.tuning import SchedulerVariant as Variant
 from parsl_rasda.types import Mode
+
+__all__ = ["VARIANTS", "RungScheduler", "Rungs", "Scheduler", "SchedulerSettings", "build_scheduler"]
 
 VARIANTS: tuple[str, ...] = get_args(Variant)
 

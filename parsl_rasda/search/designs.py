@@ -26,8 +26,8 @@ from parsl_rasda.types import JSON, TrialId
 LARGEST_GRID = 100_000
 
 
-class _Design:
-    """A searcher that learns nothing from results."""
+class Design:
+    """A searcher that learns nothing from results; `_next` is what a subclass adds."""
 
     def __init__(self) -> None:
         self._configs: dict[TrialId, Mapping[str, JSON]] = {}
@@ -51,11 +51,17 @@ class _Design:
     def conclude(self, trial: TrialId, metric: float | None) -> None:
         """Learn nothing."""
 
+    @property
+    def proposed(self) -> int:
+        """How many configurations were proposed or restored before the next one."""
+        return len(self._configs)
+
     def _next(self) -> Mapping[str, JSON] | None:
+        """Return the next configuration, or None if there is none."""
         raise NotImplementedError
 
 
-class RandomSearcher(_Design):
+class RandomSearcher(Design):
     """Independent draws, each from a generator seeded with (seed, index)."""
 
     def __init__(self, space: SearchSpace, *, seed: int) -> None:
@@ -63,11 +69,11 @@ class RandomSearcher(_Design):
         self._space, self._seed = space, seed
 
     def _next(self) -> Mapping[str, JSON]:
-        rng = random.Random(f"{self._seed}:{len(self._configs)}")  # noqa: S311 - no secret
+        rng = random.Random(f"{self._seed}:{self.proposed}")  # noqa: S311 - no secret
         return self._space.configure(lambda _, parameter: value_at(parameter, rng.random()))
 
 
-class SobolSearcher(_Design):
+class SobolSearcher(Design):
     """Points of a Sobol sequence, which fill the space more evenly than random ones.
 
     Each parameter has a dimension of its own, whether it is active or not.
@@ -85,13 +91,13 @@ class SobolSearcher(_Design):
         from scipy.stats import qmc
 
         engine = qmc.Sobol(max(1, len(self._free)), scramble=self._scramble, seed=self._seed)
-        if self._configs:
-            engine.fast_forward(len(self._configs))
+        if self.proposed:
+            engine.fast_forward(self.proposed)
         point = dict(zip(self._free, engine.random(1)[0].tolist(), strict=False))
         return self._space.configure(lambda name, parameter: value_at(parameter, point[name]))
 
 
-class _Fixed(_Design):
+class _Fixed(Design):
     """Configurations that are known beforehand, in their order; what was proposed before is passed over.
 
     By value, not by count: what came first may have been of another grid, or a warm start.

@@ -11,7 +11,7 @@ from uuid import UUID
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag
 
 from parsl_rasda.devices import CORES_VARIABLE
-from parsl_rasda.diagnostics import MARK, Plain, is_number, listing, mapping_at, refused, shown
+from parsl_rasda.diagnostics import MARK, Plain, is_number, listing, mapping_at, refused, shown, suggestion
 from parsl_rasda.errors import Diagnostic
 from parsl_rasda.plugins import BACKENDS, LAUNCHERS, Choice
 from parsl_rasda.study.spec import (
@@ -329,18 +329,19 @@ class PluginSiteSpec(SiteBase, PluginSpec):
     @classmethod
     def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
         """Yield a backend that has a key of its own, or does not exist, and mistakes in its options."""
-        backend = plain.get("backend")
-        if backend in cls.group.built_in:
-            others = [name for name in cls.group.names() if name not in cls.group.built_in]
-            allowed = f"provider or endpoint_id in its place, or a plug-in: {listing(others)}"
-            yield Diagnostic(("backend",), shown(backend), allowed)
-        else:
+        backend, built_in = plain.get("backend"), cls.group.built_in
+        others = [name for name in cls.group.names() if name not in built_in]
+        if backend in others:
             yield from super().problems(plain)
+        elif isinstance(backend, str):
+            hint = "provider or endpoint_id in its place, or " if backend in built_in else ""
+            allowed = f"{hint}a plug-in: {listing(others)}{suggestion(backend, others)}"
+            yield Diagnostic(("backend",), shown(backend), allowed)
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the backend declares of itself."""
-        found = getattr(BACKENDS.plugin(self.backend).build, "capabilities", None)
+        """What the backend's class declares."""
+        found = getattr(self.group.plugin(self.backend).build, "capabilities", None)
         return found if isinstance(found, Capabilities) else Capabilities()
 
     @property

@@ -39,6 +39,7 @@ from parsl_rasda.orchestration.events import (
     RequestPilot,
     SiteDegraded,
 )
+from parsl_rasda.plugins import Plugin
 from parsl_rasda.protocol import JobSpec
 from parsl_rasda.study.sites import GlobusSiteSpec
 from parsl_rasda.types import JobId, PilotId, Placement, SiteName
@@ -396,3 +397,6 @@ class GlobusBackend:
 
 def _discard(_: object) -> None:
     """Nobody listens."""
+
+
+PLUGIN = Plugin(lambda _, site, context: GlobusBackend(site, context))

@@ -1,4 +1,4 @@
-"""What a Globus Compute site says of itself, and whether it can work with this controller."""
+"""What a Globus Compute site reports of itself, and whether it can work with this controller."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ class GlobusJobs:
 
     @property
     def trouble(self) -> str:
-        """Why nobody can be asked for now, for people; empty if somebody can."""
+        """Why the site cannot be asked for now; empty if it can."""
         away_s = time.monotonic() - self._away_since if self._away_since is not None else 0.0
         return "Globus Compute takes no tasks for now" if away_s > self._silence_s else ""
 
@@ -234,7 +234,7 @@ class GlobusJobs:
             self._lost(EndedBy.PILOT_ENDED if has_ended else EndedBy.ENDPOINT_LOST, str(error))
 
     def _on_answer(self, answer: Message) -> None:
-        """Take what the site says of jobs, and notice if it is another pilot that says it."""
+        """Take the state of jobs, and notice if it is another pilot that answers."""
         for state in answer["jobs"]:
             job = self._jobs.get(JobId.parse(state["job"]))
             if job is not None:
@@ -247,7 +247,7 @@ class GlobusJobs:
             self._lost(EndedBy.PILOT_ENDED, "the endpoint has replaced its pilot by another one")
 
     def _take(self, job: _SentJob, state: Message) -> None:
-        """Take what a task says of a job: its epochs, and its end if it has come."""
+        """Take the state of a job: its new epochs, and its end if it has come."""
         for event in events_of(state, job.epoch):
             if isinstance(event, EpochReported):
                 job.epoch = event.epoch
@@ -262,7 +262,7 @@ def events_of(state: Message, epoch: int) -> Iterator[EpochReported | JobEnded]:
     """Yield what has happened to a job.
 
     Args:
-        state: What `endpoint_tasks.run` or `endpoint_tasks.poll` says of it.
+        state: As `endpoint_tasks.run` and `endpoint_tasks.poll` return it.
         epoch: The last one known.
     """
     for text in state["epochs"]:

@@ -40,6 +40,7 @@ from parsl_rasda.orchestration.events import (
     ReleasePilot,
     RequestPilot,
 )
+from parsl_rasda.plugins import Plugin
 from parsl_rasda.protocol import JobSpec
 from parsl_rasda.study.sites import ExecutorSite, ParslSiteSpec, SiteBase
 from parsl_rasda.types import JobId, Placement
@@ -289,3 +290,6 @@ def _copy(done: Future[Any], into: Future[Any]) -> None:
 
 def _discard(_: object) -> None:
     """Nobody listens."""
+
+
+PLUGIN = Plugin(lambda _, site, context: build(site, context))

@@ -17,7 +17,7 @@ from parsl_rasda.agent import job as agent_job
 from parsl_rasda.agent.control_relay import Message
 from parsl_rasda.backends.allocation import PilotAllocation
 from parsl_rasda.backends.parsl.control_server import ControlServer
-from parsl_rasda.backends.parsl.pilot_source import ExecutorLabel, PilotSource, words
+from parsl_rasda.backends.parsl.pilot_source import ExecutorLabel, PilotSource, message_of
 from parsl_rasda.errors import SiteUnavailableError
 from parsl_rasda.exits import EndedBy, ExitObservations
 from parsl_rasda.launch.base import Launcher
@@ -183,11 +183,11 @@ class JobTracker:
         if error is None:
             self._finish(job, future.result())
         elif isinstance(error, SiteUnavailableError):  # it was not even sent
-            self.conclude(job, EndedBy.NOT_SENT, words(error))
+            self.conclude(job, EndedBy.NOT_SENT, message_of(error))
         elif type(error).__name__ == "ManagerLost":
-            self.on_manager_lost(job.executor, words(error))
+            self.on_manager_lost(job.executor, message_of(error))
         else:
-            self._clean_up(job, words(error))
+            self._clean_up(job, message_of(error))
 
     def _clean_up(self, job: TrackedJob, cause: str) -> None:
         """End the launch of a job whose worker died: it has got a signal, but must be *seen* to end."""

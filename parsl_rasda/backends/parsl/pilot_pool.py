@@ -17,7 +17,13 @@ from parsl_rasda.agent.control_relay import Message
 from parsl_rasda.backends.actor import Actor
 from parsl_rasda.backends.allocation import PilotAllocation, read_allocation
 from parsl_rasda.backends.parsl.jobs import JobTracker
-from parsl_rasda.backends.parsl.pilot_source import NO_EXECUTOR, ExecutorLabel, PilotExit, PilotSource, words
+from parsl_rasda.backends.parsl.pilot_source import (
+    NO_EXECUTOR,
+    ExecutorLabel,
+    PilotExit,
+    PilotSource,
+    message_of,
+)
 from parsl_rasda.errors import SiteUnavailableError
 from parsl_rasda.exits import EndedBy
 from parsl_rasda.orchestration.backend import PostEvent
@@ -105,20 +111,20 @@ class PilotPool:
             submit(pilot.executor)
 
     def _refused(self, pilot: _Pilot, error: BaseException) -> None:
-        logger.warning("no pilot site=%s cause=%s", self.site.name, words(error))
-        self._post_end(pilot, words(error), usable=False)
+        logger.warning("no pilot site=%s cause=%s", self.site.name, message_of(error))
+        self._post_end(pilot, message_of(error), usable=False)
         if not self._pilots and not self._starting:
             self._early_stages.clear()
             known = error if isinstance(error, SiteUnavailableError) else None
             for stage in tuple(self.stages):
-                _fail(stage, known or SiteUnavailableError(self.site.name, words(error)))
+                _fail(stage, known or SiteUnavailableError(self.site.name, message_of(error)))
 
     def _probed(self, pilot: _Pilot, probe: Future[Message]) -> None:
         if self._pilots.get(pilot.executor) is not pilot:
             return  # ended meanwhile
         error = probe.exception()
         if error is not None:
-            self.terminate(pilot.executor, PilotExit(words(error), EndedBy.PILOT_LOST))
+            self.terminate(pilot.executor, PilotExit(message_of(error), EndedBy.PILOT_LOST))
             return
         found = read_allocation(
             self.site,

@@ -321,13 +321,13 @@ class ExecutorPilots:
 
 
 def _walltime(provider: Any) -> str | None:  # a provider of Parsl's, untyped
-    """Return a provider's walltime; HTCondor is not told it, and a pool of threads has none."""
+    """Return a provider's walltime; HTCondor does not get it, and a pool of threads has none."""
     found = getattr(provider, "walltime", None)
     return found if isinstance(found, str) and type(provider).__name__ != "CondorProvider" else None
 
 
-def words(error: BaseException) -> str:
-    """Return what an error says, or its name if it says nothing."""
+def message_of(error: BaseException) -> str:
+    """Return the message of an error, or its name if it has none."""
     return str(error) or type(error).__name__
 
 

@@ -163,13 +163,16 @@ class _RestrictedUnpickler(pickle.Unpickler):
         if is_dtype or (module, name) in _ALLOWED:
             return super().find_class(module, name)
         if (module, name) == ("builtins", "getattr"):
-            return _member  # Python 3.11.2 writes a member of an enumeration so
+            return _member  # Python 3.11.2 pickles a member of an enumeration by it
         raise pickle.UnpicklingError(f"its metadata names {module}.{name}, which is not part of a checkpoint")
 
 
 def _member(kind: object, name: str) -> object:
+    """Stand in for `getattr`: return a member of an enumeration, and refuse everything else."""
     if not isinstance(kind, EnumMeta):
-        raise pickle.UnpicklingError(f"its metadata names {name} of {kind}, which no checkpoint of ours does")
+        raise pickle.UnpicklingError(
+            f"its metadata names {name} of {kind}, which is not part of a checkpoint"
+        )
     return kind.__members__[name]
 
 

@@ -14,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from parsl_rasda.atomic_files import replace_file
 from parsl_rasda.errors import RasdaError
 
 if TYPE_CHECKING:
@@ -188,10 +189,8 @@ def own_address() -> str:
 
 
 def publish_address(directory: Path, host: str, port: int) -> None:
-    """Tell the other ranks where rank 0 listens. Not synced: the address is of no use after a crash."""
-    part = directory / "address.part"
-    part.write_text(f"{host} {port}")
-    part.rename(directory / "address")
+    """Tell the other ranks where rank 0 listens."""
+    replace_file(directory / "address", f"{host} {port}", is_durable=False)
 
 
 def published_address(directory: Path) -> tuple[str, int]:

@@ -133,7 +133,9 @@ def test_records_that_cannot_be_halved_are_refused(root: Path, tmp_path: Path) -
 def test_a_file_that_is_cut_short_is_named_when_it_is_listed(root: Path, tmp_path: Path) -> None:
     broken = root / "train-00001-of-00004"  # the one without an index
     broken.write_bytes(broken.read_bytes()[:-3])
-    with pytest.raises(DataError, match=r"train-00001-of-00004: it is cut short: its record at byte \d+"):
+    with pytest.raises(
+        DataError, match=r"train-00001-of-00004: it is cut short at byte \d+: its record at byte \d+"
+    ):
         index_images(str(root), str(tmp_path))
 
 

@@ -83,7 +83,7 @@ class ForkServer:
 
     def refuse(self, reason: str) -> None:
         """Tell clients to start plainly, and leave."""
-        replace_file(Path(client.refusal(self._path)), reason)
+        replace_file(Path(client.refusal(self._path)), reason, is_durable=False)
         self._remove_files()
 
     def _leave_soon(self, *_: object) -> None:
@@ -149,7 +149,7 @@ def load() -> str:
     for name in MODULES:
         try:
             importlib.import_module(name)
-        except Exception as error:  # noqa: BLE001 - whatever it is, ranks start plainly and will say more
+        except Exception as error:  # noqa: BLE001 - ranks then start plainly, and report it
             if name not in OPTIONAL:
                 return f"it cannot import {name}: {type(error).__name__}: {error}"
     threads = len(os.listdir("/proc/self/task"))
