@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from parsl_rasda.errors import InvalidFileError, InvalidSettingError, PlacementImpossibleError
 from parsl_rasda.orchestration.admission import (
+    AdmittedStudy,
     PilotShape,
+    admit,
     check_fit,
     check_searchers,
     misfit,
@@ -193,6 +195,17 @@ def test_what_a_sampler_itself_refuses_is_a_mistake_of_its_block(tmp_path: Path)
 def test_a_good_study_has_no_such_problems() -> None:
     assert not list(tune_problems(tune()))
     assert not list(tune_problems({"tune": 3}))
+
+
+def test_what_is_admitted_is_the_study_and_its_sites() -> None:
+    here, there = site(), site("large", gpus=8)
+    assert admit(study(num_workers=8), [here, there], {}) == AdmittedStudy(
+        study(num_workers=8), (here, there)
+    )
+    with pytest.raises(PlacementImpossibleError):
+        admit(study(num_workers=8), [here], {})
+    with pytest.raises(InvalidSettingError, match="'quad, quad'; allowed: sites with different names"):
+        admit(study(), [here, here], {})
 
 
 def test_a_study_declared_in_code_is_checked_too() -> None:
