@@ -44,12 +44,14 @@ class Embedded:
     Attributes:
         kernel: The program's ``parsl.DataFlowKernel`` (Parsl is untyped); used, never ended.
         study: A study of this one stage.
+        search_path: Folders of the study's own modules.
         sites: Its executors, as sites.
         run: Its run directory.
     """
 
     kernel: Any
     study: StudySpec
+    search_path: Sequence[Path]
     sites: Sequence[ExecutorSite]
     run: RunDirectory
     progress: ProgressReporter
@@ -85,7 +87,7 @@ class Embedded:
         labels = [site.name for site in self.sites]
         with queue_of(self.kernel).turn(study.name, labels, self._raise_if_over), self.run.controlled():
             refuse_other_search(self.run, study, may_grow=True)
-            save_run(self.run, study, [site.for_resume() for site in self.sites], [Path.cwd()])
+            save_run(self.run, study, [site.for_resume() for site in self.sites], self.search_path)
             search, backends = self._build(study)
             with self._watched(search, backends):
                 best = search.run(self.progress)
@@ -106,7 +108,7 @@ class Embedded:
     def _build(self, study: StudySpec) -> tuple[Search, Sequence[EmbeddedBackend]]:
         stage = study.tune_stages[self.name]
         sites = {SiteName(site.name): site for site in self.sites}
-        (call,) = calls_of(stage, {}, (str(Path.cwd()),), at=(), sites=sites)
+        (call,) = calls_of(stage, {}, [*map(str, self.search_path)], at=(), sites=sites)
         kept = {"result": None, "inputs": call.inputs}
         keep_result(self.run.stages / self.name, call.name, call.key, kept)  # for `resume`
         folder = self.run.path / "runners"

@@ -304,6 +304,19 @@ def test_one_search_of_a_file_with_several_and_what_it_needs(loaded: Path) -> No
     assert order["inputs"] == {"data": 1, "epoch_s": 0.01}
 
 
+def test_functions_beside_a_study_file_elsewhere_are_found_by_ranks_and_by_resume(loaded: Path) -> None:
+    (loaded / "elsewhere").mkdir()
+    (loaded / "elsewhere" / "beside.py").write_text("from workflows.emulated.train import train as learn\n")
+    training = {"python": "beside:learn"}
+    text = json.dumps({"name": "elsewhere", "tune": {**SETTINGS, "training": training}})
+    (loaded / "elsewhere" / "study.yaml").write_text(text)
+    declared = Study.from_yaml("elsewhere/study.yaml")
+    best = tune(declared, slots=SLOTS, directory="run", epoch_s=0.0).result()
+    assert best["epoch"] == 2
+    origin = json.loads((loaded / "run" / "origin.json").read_text())
+    assert origin["search_path"][0] == str(loaded / "elsewhere")
+
+
 @pytest.mark.parametrize(
     ("stage", "refused"),
     [
