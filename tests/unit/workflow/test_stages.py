@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -165,13 +167,20 @@ def test_of_several_calls_the_one_that_failed_is_named_and_the_others_are_kept(p
     assert [call for call in places.asked if call.startswith("simulate")] == ["simulate/0001"]
 
 
+def press_ctrl_c(session: Any) -> None:
+    """Interrupt a session once, from a thread of one of its stages; returns when it knows."""
+    if not session.ending.is_set():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert session.ending.wait(10)
+
+
 def test_results_are_kept_as_they_come_and_an_interrupted_stage_has_not_failed(passage: Passage) -> None:
     """The first of three calls is slow; the results of the others must not wait for it."""
     with passage.session() as session:
 
         def answer(stage: str, call: Call) -> Any:
             if stage == "simulate" and call.name == "0002":
-                session._interrupt(again=False)  # as Ctrl-C would
+                press_ctrl_c(session)
             return None if (stage, call.name) == ("simulate", "0000") else call.name
 
         result = session.run_in(FakePool(answer))  # type: ignore[arg-type]  # as above
@@ -186,7 +195,7 @@ def test_what_a_signal_to_the_group_kills_is_interrupted(passage: Passage) -> No
     with passage.session() as session:
 
         def killed(stage: str, call: Call) -> Any:
-            session._interrupt(again=False)
+            press_ctrl_c(session)
             raise StageFailedError(stage, "sh ended with -15")
 
         assert session.run_in(FakePool(killed)).state is StudyState.INTERRUPTED  # type: ignore[arg-type]
@@ -253,7 +262,7 @@ def test_what_waits_for_room_is_not_begun_any_more_once_the_run_is_to_end(
 
         def has_room(stage: str, call: Call) -> bool:
             if not is_one_at_work or call.name == "0001":
-                session._interrupt(again=False)
+                press_ctrl_c(session)
             return is_one_at_work and call.name == "0000"
 
         places = FakePool(lambda stage, call: None, has_room)
