@@ -141,7 +141,7 @@ class Restarted:
             reported_at, self.epoch, self.checkpoint = report.at, report.epoch, report.checkpoint
             self.runner.end_job(EndJob(job, "resized"))
             if self.log.next(JobEnded, job).outcome != "reached":
-                raise RuntimeError(f"the job did not leave as it was told to: {self.log.of(job)}")
+                raise RuntimeError(f"the job did not leave as ordered: {self.log.of(job)}")
             if count % 2 == 0:
                 continue
         return times

@@ -161,12 +161,11 @@ def forecast(
     Raises:
         PlacementImpossibleError: If the declared policy needs more GPUs than any pilot will have.
     """
-    is_measured = measured is not None and measured.accounts.epochs > 0
-    if measured is not None and is_measured:
-        costs = measured_costs(measured, seed=seed)
+    run = measured if measured is not None and measured.accounts.epochs else None
+    if run is not None:
+        costs = measured_costs(run, seed=seed)
     else:
         costs = assumed_costs(assumed_times(tune), seed=seed, spread=tune.estimates.spread)
-    workers = tune.scheduler.num_workers
     policies, rungs = _rehearse_all(tune, sites, costs)
     result = Forecast(
         stage=stage,
@@ -174,9 +173,9 @@ def forecast(
         sites=tuple(sites),
         gpus=sum(s.pilots * s.nodes * s.gpus_per_node for s in sites.values()),
         nodes=sum(s.pilots * s.nodes for s in sites.values()),
-        epoch_s=statistics.median(costs.epoch_s(i, workers) for i in range(tune.num_samples)),
+        epoch_s=_median_epoch_s(tune, costs),
         restart_s=costs.restart_s,
-        is_measured=is_measured,
+        is_measured=run is not None,
         rungs=rungs,
         policies=policies,
     )
@@ -206,6 +205,11 @@ def _policies(tune: TuneSpec) -> tuple[str, dict[str, TuneSpec]]:
         name: tune.model_copy(update={"mode": Mode.MIN, "scheduler": _changed(method, changes)})
         for name, changes in variants.items()
     }
+
+
+def _median_epoch_s(tune: TuneSpec, costs: Costs) -> float:
+    workers = tune.scheduler.num_workers
+    return statistics.median(costs.epoch_s(i, workers) for i in range(tune.num_samples))
 
 
 def _rehearse_all(

@@ -60,22 +60,22 @@ def test_of_several_searches_each_line_says_whose_it_is(finished) -> None:
     assert said == [f"{line} stage=coarse" for line in alone]
 
 
-def test_a_failure_is_told_with_its_reason(finished) -> None:
+def test_a_failure_has_a_line_with_its_reason(finished) -> None:
     (line,) = [line for line in lines_of(finished) if " failed " in line]
     assert line.split(" ", 1)[1] == 'failed trial=0005 reason="val_loss is nan after epoch 1"'
 
 
-def test_each_promotion_is_told_once_whether_or_not_it_restarts(finished) -> None:
-    told = [line for line in lines_of(finished) if " promoted " in line]
+def test_each_promotion_has_one_line_whether_or_not_it_restarts(finished) -> None:
+    promoted = [line for line in lines_of(finished) if " promoted " in line]
     milestones = {1, 2, 4}
     reached = sum(
         len(milestones & t.history.keys()) - (t.state != "completed")
         for t in read_run(finished).searches["tune"].machine.trials.values()
     )
-    assert len(told) == reached
+    assert len(promoted) == reached
 
 
-def test_losses_and_pilots_are_told_with_their_causes(finished) -> None:
+def test_losses_and_pilots_have_lines_with_their_causes(finished) -> None:
     machine = build_machine(read_run(finished).searches["tune"].tune)
     log = DecisionLog(machine)
     lost = JobEnded(0.0, JobId.parse("0001.2"), Outcome.LOST, 'node "n1" is down')

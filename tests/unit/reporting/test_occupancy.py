@@ -94,7 +94,7 @@ def test_the_clock_stands_still_while_nobody_runs_the_study() -> None:
         return StartJob(job, {}, Placement(SITE, PILOT, (NodeSlots(NODE, gpus),)), 0, 1, ((0, 1),), None)
 
     occupancy, books = Occupancy(), Usage()
-    told: list[tuple[Event, tuple[Instruction, ...]]] = [
+    records: list[tuple[Event, tuple[Instruction, ...]]] = [
         (StudyStarted(1000.0, 1, {SITE: 1}), ()),
         (PilotStarted(1010.0, PILOT, SITE, slots), (start(job, (0,)),)),
         (JobStarted(1012.0, job), ()),
@@ -104,7 +104,7 @@ def test_the_clock_stands_still_while_nobody_runs_the_study() -> None:
         (EpochReported(5015.0, again, 2, {}, 6.0, None), (EndJob(again, "stopped"),)),
         (JobEnded(5016.0, again, Outcome.REACHED), (FinishStudy(None),)),  # type: ignore[arg-type]  # no matter how
     ]
-    for event, instructions in told:
+    for event, instructions in records:
         occupancy.add(event, instructions)
         books.add(event, instructions)
     assert occupancy.close() == books.makespan_s() == 36.0

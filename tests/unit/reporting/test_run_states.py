@@ -159,7 +159,7 @@ def test_a_result_counts_only_while_its_key_stands(pipeline) -> None:
     assert (found.calls, found.ended, found.seconds) == (2, 1, 1.5)
 
 
-def test_the_cause_that_ended_a_search_is_told_everywhere(tmp_path, rehearsals, capsys) -> None:
+def test_the_cause_that_ended_a_search_is_shown_everywhere(tmp_path, rehearsals, capsys) -> None:
     study = rehearsals.study_of(scheduler={"num_workers": 2, "max_workers": 4})
     rehearsals.into(tmp_path, study, site=VirtualSite(nodes=1, gpus_per_node=1))
     cause = "a trial needs 2 GPUs at once"

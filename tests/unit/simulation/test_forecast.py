@@ -49,7 +49,7 @@ def test_books_of_a_forecast_add_up(rehearsals) -> None:
         assert p.speedup == pytest.approx(policy(found, "ASHA").makespan_s / p.makespan_s)
 
 
-def test_a_study_that_asks_for_asha_is_told_what_rasda_would_gain(rehearsals) -> None:
+def test_a_study_that_asks_for_asha_learns_what_rasda_would_gain(rehearsals) -> None:
     found = plan(rehearsals.study_of(num_samples=4, scheduler={"kind": "asha", "variant": "synchronous"}))
     assert policy(found, "ASHA").is_declared
     assert any("`kind: rasda` would be" in sentence for sentence in found.advice)
@@ -69,7 +69,7 @@ def test_replicas_that_never_grow_are_named(rehearsals) -> None:
     assert "replicas never grow" in sentence
 
 
-def test_a_strict_study_is_told_when_elastic_would_be_faster(rehearsals) -> None:
+def test_a_strict_study_learns_when_elastic_would_be_faster(rehearsals) -> None:
     found = plan(rehearsals.study_of(num_samples=16, scheduler={"growth": "strict"}))
     assert policy(found, "RASDA strict").is_declared
     gain = policy(found, "RASDA strict").makespan_s / policy(found, "RASDA elastic").makespan_s
