@@ -23,7 +23,8 @@ import yaml
 from claims import conclude
 
 from parsl_rasda.agent import endpoint_tasks
-from parsl_rasda.backends.globus.backend import GlobusBackend
+from parsl_rasda.backends.registry import build_backend
+from parsl_rasda.orchestration.backend import BackendContext
 from parsl_rasda.orchestration.events import JobEnded, PilotStarted, RequestPilot
 from parsl_rasda.protocol import JobSpec
 from parsl_rasda.study.sites import GlobusSiteSpec
@@ -47,7 +48,7 @@ def main() -> None:
 def measure(bed: GlobusBed, folder: Path) -> dict[str, Any]:
     """Return medians [s]."""
     site = GlobusSiteSpec.model_validate(yaml.safe_load(bed.site_file("alps", folder / "disk")))
-    runner, log = GlobusBackend(site, folder / "runner"), EventLog(120.0)
+    runner, log = build_backend(site, BackendContext(folder / "runner")), EventLog(120.0)
     runner.open(log.post)
     began = time.perf_counter()
     runner.request_pilot(RequestPilot(PilotId("alps-0"), SiteName("alps")))
@@ -62,7 +63,7 @@ def measure(bed: GlobusBed, folder: Path) -> dict[str, Any]:
         bare.submit(nothing).result(60)
         plain.append(time.perf_counter() - began)
         began = time.perf_counter()
-        runner._tasks.submit("look", {"jobs": [], "silence_s": 1.0}).result(60)
+        runner._tasks.submit("poll", {"jobs": [], "silence_s": 1.0}).result(60)
         asked.append(time.perf_counter() - began)
         order = order_of(number, folder)
         began = time.perf_counter()

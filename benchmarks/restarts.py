@@ -90,7 +90,8 @@ def main() -> None:
 
 def measure(directory: Path, repeats: int, *, warm_start: bool) -> dict[str, object]:
     """Return the restarts to each width, and rungs crossed on two ranks."""
-    from parsl_rasda.backends.parsl.backend import ParslBackend
+    from parsl_rasda.backends.registry import build_backend
+    from parsl_rasda.orchestration.backend import BackendContext
     from parsl_rasda.orchestration.events import PilotStarted, RequestPilot
     from parsl_rasda.study.sites import ParslSiteSpec
     from parsl_rasda.testing.backends import EventLog
@@ -105,7 +106,8 @@ def measure(directory: Path, repeats: int, *, warm_start: bool) -> dict[str, obj
             "warm_start": warm_start,
         }
     )
-    runner, log = ParslBackend(site, directory, python_path=(HERE.parents[1],)), EventLog(180.0)
+    context = BackendContext(directory, python_path=(HERE.parents[1],))
+    runner, log = build_backend(site, context), EventLog(180.0)
     runner.open(log.post)
     try:
         runner.request_pilot(RequestPilot(PilotId("here-0"), SiteName("here")))
@@ -139,7 +141,7 @@ class Restarted:
             reported_at, self.epoch, self.checkpoint = report.at, report.epoch, report.checkpoint.path
             self.runner.end_job(EndJob(job, "resized"))
             if self.log.next(JobEnded, job).outcome != "reached":
-                raise RuntimeError(f"the job did not leave as it was told to: {self.log.of(job)}")
+                raise RuntimeError(f"the job did not leave as ordered: {self.log.of(job)}")
             if count % 2 == 0:
                 continue
         return times

@@ -25,10 +25,11 @@ from typing import Any
 
 from claims import conclude
 
+from parsl_rasda.orchestration.admission import admit
 from parsl_rasda.orchestration.assembly import build_machine
 from parsl_rasda.orchestration.events import Event, FinishStudy, Instruction, PilotStarted, StartJob
 from parsl_rasda.orchestration.journal import read
-from parsl_rasda.orchestration.progress import NoView
+from parsl_rasda.orchestration.progress import NoProgress
 from parsl_rasda.study import StudySpec
 from parsl_rasda.study.sites import ParslSiteSpec
 from parsl_rasda.workflow import run_study
@@ -44,7 +45,7 @@ ROOT = Path(__file__).parents[1]
 LIMIT_S = 1500
 
 
-class Meter(NoView):
+class Meter(NoProgress):
     """Reads the processor's clock where it matters."""
 
     def __init__(self) -> None:
@@ -133,7 +134,7 @@ def measure(slots: int) -> dict[str, Any]:
     meter = Meter()
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        result = run_study(study, (site,), run, search_path=(ROOT,), view=meter)
+        result = run_study(admit(study, (site,), {}), run, search_path=(ROOT,), progress=meter)
         machine_s, journal_bytes = replayed(study, run)
     assert meter.began is not None
     cpu_s = meter.ended[0] - meter.began[0]

@@ -8,7 +8,7 @@
     final = evaluate(best)
 
 The search runs in a thread of its own: while it waits for trials, no thread of Parsl's waits with it.
-What happens in that thread is told in `embedded`.
+`workflow.embedded` is what happens in that thread.
 """
 
 from __future__ import annotations
@@ -21,26 +21,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from parsl_rasda.diagnostics import listing
 from parsl_rasda.errors import InvalidSettingError, RasdaError, RunDirectoryError, StageFailedError
 from parsl_rasda.orchestration.admission import check_search_fit, tune_problems
-from parsl_rasda.orchestration.progress import NoView, View
+from parsl_rasda.orchestration.progress import NoProgress, ProgressReporter
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.study import (
-    ParslSiteSpec,
+    ExecutorSite,
     StudySpec,
     TuneStage,
-    declare_site,
+    declare_executor,
     declare_study,
     load_study,
 )
-from parsl_rasda.study.spec import listing
+from parsl_rasda.study.loading import search_path
 
 if TYPE_CHECKING:
     from parsl.dataflow.dflow import DataFlowKernel
     from parsl.dataflow.futures import AppFuture
 
 _INTERNAL = "_parsl_internal"  # Parsl's own threads for join apps; ours return at once
-_OUR_ARGUMENTS = ("study", "slots", "directory", "view", "data_flow_kernel")
+_OUR_ARGUMENTS = ("study", "slots", "directory", "progress", "data_flow_kernel")
 
 
 @dataclass(frozen=True, init=False)
@@ -63,10 +64,12 @@ class Study:
     Attributes:
         spec: What its run directory will say: the search without the stages around it.
         needs: Names of the inputs that `tune` must be given.
+        search_path: Folders where its functions are, before those that the program imports from.
     """
 
     spec: StudySpec
     needs: tuple[str, ...]
+    search_path: tuple[Path, ...]
 
     def __init__(self, tune: Mapping[str, Any], *, name: str = "study", seed: int = 0) -> None:
         """Declare a study in code.
@@ -80,7 +83,7 @@ class Study:
             InvalidFileError: With every mistake.
         """
         declared = {"name": name, "seed": seed, "tune": tune}
-        self._become(declare_study(declared, "Study", check_tune=tune_problems), None)
+        self._become(declare_study(declared, "Study", check_tune=tune_problems), None, (Path.cwd(),))
 
     @classmethod
     def from_yaml(
@@ -98,7 +101,7 @@ class Study:
             InvalidSettingError: If it has no such search, or several and none was named.
         """
         study = cls.__new__(cls)
-        study._become(load_study(path, overrides, check_tune=tune_problems), stage)
+        study._become(load_study(path, overrides, check_tune=tune_problems), stage, search_path(Path(path)))
         return study
 
     @property
@@ -106,7 +109,7 @@ class Study:
         """The name and the declaration of its search."""
         return next(iter(self.spec.tune_stages.items()))
 
-    def _become(self, whole: StudySpec, name: str | None) -> None:
+    def _become(self, whole: StudySpec, name: str | None, paths: tuple[Path, ...]) -> None:
         searches = whole.tune_stages
         if name is None and len(searches) == 1:
             (name,) = searches
@@ -125,6 +128,7 @@ class Study:
         alone = stage.model_copy(update={"needs": {}, "for_each": {}, "site": None})
         object.__setattr__(self, "spec", whole.model_copy(update={"stages": {name: alone}}))
         object.__setattr__(self, "needs", needs)
+        object.__setattr__(self, "search_path", paths)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,23 +158,19 @@ class Slots:
         """Refuse what a site file could not say."""
         self.site()
 
-    def site(self) -> ParslSiteSpec:
-        """Return the site that they amount to."""
+    def site(self, search_path: Sequence[Path] = ()) -> ExecutorSite:
+        """Return the site that they amount to, for a study whose functions are in these folders."""
         declared = {
             "name": self.executor,
-            "provider": {"type": "LocalProvider"},  # the executor's own provider stays in charge
             "nodes": self.nodes,
             "gpus_per_node": self.gpus_per_node,
             "accelerator": self.accelerator,
             "mpi_launcher": self.mpi_launcher,
             # Where this program finds its modules, its ranks must find them too.
-            "environment": {"PYTHONPATH": os.pathsep.join(_own_modules())},
+            "environment": {"PYTHONPATH": os.pathsep.join([*map(str, search_path), *_own_modules()])},
             **self.settings,
         }
-        site = declare_site(declared, f"Slots({self.executor!r})")
-        if not isinstance(site, ParslSiteSpec):
-            raise InvalidSettingError("settings", listing(self.settings), "keys of a site behind Parsl")
-        return site
+        return declare_executor(declared, f"Slots({self.executor!r})")
 
 
 def tune(
@@ -178,7 +178,7 @@ def tune(
     *,
     slots: Slots | Sequence[Slots],
     directory: str | os.PathLike[str] | None = None,
-    view: View | None = None,
+    progress: ProgressReporter | None = None,
     data_flow_kernel: DataFlowKernel | None = None,
     **inputs: Any,
 ) -> AppFuture:
@@ -196,7 +196,7 @@ def tune(
         directory: Run directory; one that holds a run of this study, with the same values as inputs,
             is taken up again, also with more trials. What lies behind a path is the program's care.
             Without it, a new one below ``runs/``.
-        view: Who watches.
+        progress: Who reports.
         data_flow_kernel: Parsl's kernel; by default the one that is loaded.
         inputs: Arguments for the training function, in ``trial.inputs``; futures and Files are
             waited for, as in any app. A mapping with the label of every executor gives each its own.
@@ -214,12 +214,13 @@ def tune(
     from parsl_rasda.workflow.embedded import Embedded
 
     kernel = data_flow_kernel or parsl.dfk()
-    sites = _sites([slots] if isinstance(slots, Slots) else slots, kernel.executors)
+    slots = [slots] if isinstance(slots, Slots) else slots
+    sites = _sites(slots, kernel.executors, study.search_path)
     name, stage = study.search
     _check_inputs(study, inputs, directory)
     check_search_fit(stage.tune, sites, {})
     run = RunDirectory(_run_directory(study.spec.name, directory).resolve())
-    search = Embedded(kernel, study.spec, sites, run, view or NoView())
+    search = Embedded(kernel, study.spec, study.search_path, sites, run, progress or NoProgress())
 
     def begin(**arrived: Any) -> Future[Any]:
         return search.begin(arrived)
@@ -260,7 +261,9 @@ def _ours(stage: str, error: BaseException) -> RasdaError:
     return failed
 
 
-def _sites(slots: Sequence[Slots], executors: Mapping[str, Any]) -> list[ParslSiteSpec]:
+def _sites(
+    slots: Sequence[Slots], executors: Mapping[str, Any], search_path: Sequence[Path]
+) -> list[ExecutorSite]:
     labels = [label for label in executors if label != _INTERNAL]
     named = [each.executor for each in slots]
     for executor in named:
@@ -270,7 +273,7 @@ def _sites(slots: Sequence[Slots], executors: Mapping[str, Any]) -> list[ParslSi
             )
     if not named or len(named) > len(set(named)):
         raise InvalidSettingError("slots", listing(named), "at least one executor, each of them once")
-    return [each.site() for each in slots]
+    return [each.site(search_path) for each in slots]
 
 
 def _check_inputs(study: Study, inputs: Mapping[str, Any], directory: object) -> None:

@@ -1,24 +1,27 @@
-"""Files that are whole or not there: written beside their place, synced, then put into it."""
+"""Files that are whole or not there: written beside their place, synced, then put into it.
+
+What need not survive a crash of the machine, such as a heartbeat, is not synced: ``is_durable=False``.
+"""
 
 from __future__ import annotations
 
 import os
-import platform
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
-def replace_file(path: Path, content: str | bytes) -> None:
+def replace_file(path: Path, content: str | bytes, *, is_durable: bool = True) -> None:
     """Write a file so that a death leaves the old one or the new one, never half of it.
 
     Raises:
         OSError: If the file system refuses; the old file stands.
     """
-    with _beside(path, content) as part:
+    with _beside(path, content, is_durable=is_durable) as part:
         part.replace(path)
-    sync_folder(path.parent)
+    if is_durable:
+        sync_folder(path.parent)
 
 
 def create_file(path: Path, content: str | bytes) -> bool:
@@ -30,7 +33,7 @@ def create_file(path: Path, content: str | bytes) -> bool:
     Raises:
         OSError: If the file system refuses.
     """
-    with _beside(path, content) as part:
+    with _beside(path, content, is_durable=True) as part:
         try:
             os.link(part, path)
         except FileExistsError:
@@ -49,15 +52,16 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _beside(path: Path, content: str | bytes) -> Iterator[Path]:
-    """Give a synced file of a name that no other writer has; what is left of it goes."""
-    part = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.{threading.get_ident()}.part")
+def _beside(path: Path, content: str | bytes, *, is_durable: bool) -> Iterator[Path]:
+    """Give a file of a name that no other writer has; what is left of it goes."""
+    part = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.{threading.get_ident()}.part")
     data = content.encode() if isinstance(content, str) else content
     try:
         with part.open("wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if is_durable:
+                file.flush()
+                os.fsync(file.fileno())
         yield part
     finally:
         with suppress(FileNotFoundError):

@@ -1,8 +1,8 @@
-"""Which devices a process may see: the masks of CUDA, ROCm and Level Zero, read and written; pure.
+"""Which devices a process may see: reads and writes the masks of CUDA, ROCm and Level Zero. Pure.
 
-The number of a slot is its place among the devices that the pilot sees. A rank inherits the pilot's
-mask and narrows it to its job's slots, so that a mask of names (of MIG instances, of tiles) or one
-that begins elsewhere than at 0 gives everybody what is theirs.
+The number of a slot is its place among the devices that the pilot sees. A rank inherits the pilot's mask
+and narrows it to the slots of its job. So every rank gets its own devices, also if the mask has names (of
+MIG instances, of tiles) or does not begin at 0.
 """
 
 from __future__ import annotations
@@ -10,14 +10,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 
-from parsl_rasda.types import DEVICE_MASKS
+CORES_VARIABLE = "PARSL_RASDA_CORES"  # in every rank: the cores of each GPU of a node, `0-7 8-15`
 
-# HIP counts among what ROCr leaves, and knows the variable of CUDA too.
+# The variable that hides other devices, for each kind of accelerator.
+DEVICE_MASKS = {
+    "cuda": "CUDA_VISIBLE_DEVICES",
+    "rocm": "ROCR_VISIBLE_DEVICES",
+    "xpu": "ZE_AFFINITY_MASK",
+}
+# HIP counts the devices that ROCr leaves visible, and obeys CUDA's variable, too.
 _OF_HIP = ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
 
 
 def visible_devices(accelerator: str, environment: Mapping[str, str]) -> tuple[str, ...] | None:
-    """Return the devices that an environment lets a process see, by number or name; None: all of them."""
+    """Return the devices that a process with this environment sees, by number or name; None means all."""
     if accelerator not in DEVICE_MASKS or _is_pinned(environment):
         return None
     seen = _entries(environment.get(DEVICE_MASKS[accelerator]))
@@ -30,11 +36,11 @@ def visible_devices(accelerator: str, environment: Mapping[str, str]) -> tuple[s
 
 
 def device_mask(accelerator: str, slots: Sequence[int], environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables by which a process sees the devices of some slots only, in their order."""
+    """Return the variables that let a process see only the devices of these slots, in this order."""
     if accelerator not in DEVICE_MASKS:
         return {}
     seen = visible_devices(accelerator, environment)
-    if seen is None or max(slots) >= len(seen):  # another mask than the pilot's, of a wrapper say
+    if seen is None or max(slots) >= len(seen):  # not the pilot's mask: set by a wrapper, for example
         names = [str(slot) for slot in slots]
     else:
         names = [seen[slot] for slot in slots]
@@ -46,7 +52,7 @@ def device_mask(accelerator: str, slots: Sequence[int], environment: Mapping[str
 
 
 def _entries(mask: str | None) -> tuple[str, ...] | None:
-    """Return the devices of a mask; the first that is none hides all behind it, as drivers have it."""
+    """Return the devices of a mask. As in the drivers, an invalid entry hides all that follow."""
     if mask is None:
         return None
     entries = (entry.strip() for entry in mask.split(","))
@@ -54,7 +60,7 @@ def _entries(mask: str | None) -> tuple[str, ...] | None:
 
 
 def _is_pinned(environment: Mapping[str, str]) -> bool:
-    """Whether the masks are of one worker of Parsl's, which hide from it what its pilot has.
+    """Return whether the masks are those of a single Parsl worker, which hide the pilot's other devices.
 
     Source: `available_accelerators` in Parsl's process_worker_pool.py.
     """

@@ -7,7 +7,10 @@ so that every error survives pickling through Parsl and Globus Compute.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+Loc: TypeAlias = tuple[str | int, ...]  # where something stands: keys and indices, from the top
 
 
 class RasdaError(Exception):
@@ -17,24 +20,39 @@ class RasdaError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Mistake:
-    """One thing wrong in a file."""
+class Diagnostic:
+    """One thing wrong with what the user wrote: where, what was found, and what is allowed.
 
-    file: str
-    line: int
-    key: str
+    Attributes:
+        loc: Keys and indices down to it; empty for the whole.
+        file: The file, or what stands in its place; empty if it is not known yet.
+        line: The line in that file; 0 where there are none.
+    """
+
+    loc: Loc
     found: str
     allowed: str
+    file: str = ""
+    line: int = 0
+
+    @property
+    def key(self) -> str:
+        """The place, as messages call it."""
+        return ".".join(map(str, self.loc)) or "the file"
+
+    def below(self, *loc: str | int) -> Diagnostic:
+        """Return the diagnostic as seen from further up, where its whole is at ``loc``."""
+        return replace(self, loc=(*loc, *self.loc))
 
     def __str__(self) -> str:
-        where = f"{self.file}:{self.line}" if self.line else self.file
-        return f"{where}: {self.key}: found {self.found}; allowed: {self.allowed}"
+        place = f"{self.file}:{self.line}: " if self.line else f"{self.file}: " if self.file else ""
+        return f"{place}{self.key}: found {self.found}; allowed: {self.allowed}"
 
 
 class InvalidFileError(RasdaError):
     """A study or a site, in a file or in a program, has mistakes; all of them are listed."""
 
-    def __init__(self, mistakes: Sequence[Mistake]) -> None:
+    def __init__(self, mistakes: Sequence[Diagnostic]) -> None:
         super().__init__(tuple(mistakes))
         self.mistakes = tuple(mistakes)
 

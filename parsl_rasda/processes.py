@@ -33,6 +33,7 @@ def identify(pid: int) -> ProcessId | None:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
             return None
-        return ProcessId(pid, round((process.create_time() - psutil.boot_time()) * _TICKS_PER_S))
+        booted = psutil.boot_time()  # first: psutil before 7 keeps the last one that was asked for
+        return ProcessId(pid, round((process.create_time() - booted) * _TICKS_PER_S))
     except psutil.Error:
         return None

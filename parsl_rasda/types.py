@@ -18,16 +18,6 @@ NodeName = NewType("NodeName", str)
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 
 
-CORES_VARIABLE = "PARSL_RASDA_CORES"  # in every rank: the cores of each GPU of a node, `0-7 8-15`
-
-# Which variable hides the GPUs that are not ours, per accelerator.
-DEVICE_MASKS = {
-    "cuda": "CUDA_VISIBLE_DEVICES",
-    "rocm": "ROCR_VISIBLE_DEVICES",
-    "xpu": "ZE_AFFINITY_MASK",
-}
-
-
 class Mode(StrEnum):
     """Whether a smaller or a larger metric is better."""
 
@@ -96,6 +86,19 @@ class Stretch:
     epoch: int
     until: int
     replicas: int
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """In what sites and their backends differ.
+
+    Attributes:
+        sees_run_directory: The controller and the nodes of the site see one disk, with the run directory.
+        has_control: Jobs have a control channel, and may ask at each epoch whether to go on.
+    """
+
+    sees_run_directory: bool = True
+    has_control: bool = True
 
 
 class Outcome(StrEnum):

@@ -1,16 +1,13 @@
-"""Imported by a process that must not outlive the one that started it: it dies with its parent.
+"""Imported for its effect: the process that imports it is killed when its parent ends.
 
-For the server that workers are forked from: if Parsl's manager is killed, so is the server; its
-workers then have another parent, which is how a job notices (`job`).
+For the server from which workers are forked: if Parsl's manager is killed, so is the server. Its
+workers then have another parent, which is how a job notices (`agent.job`).
 """
 
 from __future__ import annotations
 
-import ctypes
-import signal
-import sys
+import os
 
-_PR_SET_PDEATHSIG = 1
+from parsl_rasda import prctl
 
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+prctl.die_with_parent(os.getppid())

@@ -1,32 +1,32 @@
-"""What every task on a Globus Compute site leaves on its disk: claims, heartbeats, files that are whole."""
+"""What every task on a Globus Compute site leaves on its disk: who has claimed it, and a heartbeat."""
 
 from __future__ import annotations
 
-import os
-import platform
 import threading
 import time
 from pathlib import Path
 from typing import Any, Self
 
+from parsl_rasda.atomic_files import replace_file
+
 CLAIM, HEARTBEAT = "claim", "heartbeat"
 HEARTBEAT_S = 1.0
-GONE_S = 8.0  # for what was told to leave, to save and to go
+LEAVE_S = 8.0  # for what was told to leave, to save and to end
 
 Message = dict[str, Any]
 
 
 class Heartbeat:
-    """Shows that the task which watches over a directory lives, while the block lasts."""
+    """Shows, while the block lasts, that the task lives which watches over a directory."""
 
     def __init__(self, directory: Path) -> None:
-        """Prepare; the first beat is on entry."""
+        """Prepare; the first heartbeat is written on entry."""
         self._directory = directory
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="rasda-heartbeat", daemon=True)
 
     def __enter__(self) -> Self:
-        self._beat()
+        self._write()
         self._thread.start()
         return self
 
@@ -36,12 +36,10 @@ class Heartbeat:
 
     def _watch(self) -> None:
         while not self._over.wait(HEARTBEAT_S):
-            self._beat()
+            self._write()
 
-    def _beat(self) -> None:
-        beside = self._directory / f"{HEARTBEAT}.new"
-        beside.write_text(str(time.time()))
-        beside.replace(self._directory / HEARTBEAT)
+    def _write(self) -> None:
+        replace_file(self._directory / HEARTBEAT, str(time.time()), is_durable=False)
 
 
 def silence_of(directory: Path) -> float:
@@ -65,21 +63,3 @@ def read(path: Path) -> str | None:
         return path.read_text()
     except OSError:
         return None
-
-
-def create(path: Path, text: str) -> bool:
-    """Write a file whole; returns whether there was none."""
-    beside = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.{threading.get_ident()}")
-    beside.write_text(text)
-    try:
-        os.link(beside, path)
-    except FileExistsError:
-        return False
-    finally:
-        beside.unlink()
-    return True
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file whole, unless there is one."""
-    create(path, text)

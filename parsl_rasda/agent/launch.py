@@ -1,14 +1,13 @@
 """One launch as a process: pipes, signals, and the certainty that it is gone.
 
-Lives on the pilot. A launch must not outlive the worker that started it: it is told to leave when the
-thread that started it ends (Parsl kills workers without a word, and an orphaned ``mpiexec`` keeps its
-GPUs), by a signal that every launcher passes on to the ranks; KILL ends what does not heed it.
+A launch must not outlive the worker that started it: Parsl kills workers without warning, and an orphaned
+``mpiexec`` keeps its GPUs. So the launch gets a signal when the thread that started it ends. Every
+launcher passes that signal on to the ranks; KILL ends those that ignore it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -18,18 +17,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from parsl_rasda import prctl
 from parsl_rasda.agent import orphan_reaper, slurm
 from parsl_rasda.protocol import RECORD_SEPARATOR
 
-_PR_SET_PDEATHSIG = 1
 LEAVE = signal.SIGUSR1  # Open MPI passes on TERM too, but then ends its ranks before they have saved
-_BEFORE_S = 30.0
+_BEFORE_TIMEOUT_S = 30.0
 _READ_BYTES = 65536
-# hydra aborts when more than 64 KiB wait unread for a busy rank 0, and no rank needs old beats.
+# hydra aborts when more than 64 KiB wait unread for a busy rank 0, and no rank needs old heartbeats.
 _MAX_BACKLOG_BYTES = 4096
-
-# Loaded before any fork: loading a library in a forked child of a threaded process may deadlock.
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class Launch:
@@ -48,8 +44,8 @@ class Launch:
         """
         for path, text in command["files"].items():
             Path(path).write_text(text)
-        if words := command.get("before"):
-            _run_before(words, _environment(command["environment"], mark), log)
+        if argv := command.get("before"):
+            _run_before(argv, _environment(command["environment"], mark), log)
         self._mark, self._step = mark, str(command.get("step", ""))
         self._log = log.open("ab", buffering=0)
         self._unread = b""
@@ -65,14 +61,14 @@ class Launch:
                 bufsize=0,
                 start_new_session=True,
                 # One system call each; the alternative is an interpreter start per launch.
-                preexec_fn=lambda: _leave_with(starter),  # noqa: PLW1509
+                preexec_fn=lambda: prctl.die_with_parent(starter, LEAVE),  # noqa: PLW1509
             )
         except BaseException:
             self._log.close()
             raise
         self.stdout = _pipe(self._process.stdout)
         self._stdin = _pipe(self._process.stdin)
-        self.is_silent = False  # its standard output is closed: it is about to end, or runs on without
+        self.is_silent = False  # its standard output is closed: it is about to end, or runs on without one
 
     @property
     def returncode(self) -> int | None:
@@ -156,15 +152,15 @@ class Launch:
         return message if isinstance(message, dict) else None
 
 
-def _run_before(words: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+def _run_before(argv: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
     with log.open("ab") as file, contextlib.suppress(subprocess.TimeoutExpired, OSError):
         subprocess.run(
-            words,
+            argv,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=file,
-            timeout=_BEFORE_S,
+            timeout=_BEFORE_TIMEOUT_S,
             check=False,
         )
 
@@ -182,11 +178,3 @@ def _pipe(file: Any) -> int:  # a pipe of Popen, whose type says that it might b
     file.close()
     os.set_blocking(descriptor, False)
     return descriptor
-
-
-def _leave_with(starter: int) -> None:
-    """In the new process: be told to leave when the thread that started it ends."""
-    if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, LEAVE)
-    if os.getppid() != starter:  # it ended before we asked
-        os._exit(1)

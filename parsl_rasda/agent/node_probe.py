@@ -5,24 +5,19 @@ Runs on the pilot. Imports neither torch nor Parsl.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from parsl_rasda.agent import pbs, slurm
-from parsl_rasda.devices import visible_devices
-from parsl_rasda.types import DEVICE_MASKS
-
-if TYPE_CHECKING:
-    from parsl_rasda.study import SiteSpec
+from parsl_rasda.devices import DEVICE_MASKS, visible_devices
 
 BEGAN_VARIABLE = "PARSL_RASDA_BEGAN"  # Unix time [s] at which a pilot's job script began
 _PACKAGES = ("parsl_rasda", "parsl", "torch")
@@ -30,7 +25,7 @@ _COMMAND_TIMEOUT_S = 30
 
 
 def describe_allocation(accelerator: str) -> dict[str, Any]:
-    """Return what the runner must know of the allocation it runs in, as plain JSON.
+    """Return what a backend must know of the allocation that this runs in, as plain JSON.
 
     ``nodes`` are in the batch system's order, ``gpus`` are those of the first node, ``deadline`` is
     the Unix time [s] of the allocation's end or None where the batch system does not tell, ``age_s``
@@ -57,11 +52,6 @@ def end_of_allocation(environment: Mapping[str, str]) -> float | None:
     if job := environment.get("PBS_JOBID"):
         return pbs.end_time(job)
     return None
-
-
-def rank_files(directory: str) -> list[dict[str, Any]]:
-    """Return what ranks of `runtime.site_probe` have left in the directory of their job."""
-    return [json.loads(path.read_text()) for path in sorted(Path(directory).glob("scratch/rank-*.json"))]
 
 
 def node_names(environment: Mapping[str, str]) -> tuple[str, ...]:
@@ -94,11 +84,6 @@ def gpu_count(accelerator: str) -> int:
     if visible is None or not there:
         return there
     return sum(not (installed and name.isdecimal() and int(name) >= installed) for name in visible)
-
-
-def counted_here(sites: Iterable[SiteSpec]) -> dict[str, int]:
-    """Return the slots of this machine for each site that is this machine and leaves them to be counted."""
-    return {s.name: gpu_count(s.accelerator) for s in sites if s.is_local and s.gpus_per_node == "auto"}
 
 
 def _age_s(environment: Mapping[str, str]) -> float:

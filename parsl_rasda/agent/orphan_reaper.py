@@ -3,8 +3,7 @@
 Every process of a run carries `RUN_VARIABLE`, every process of a launch also `JOB_VARIABLE`: the
 marks are inherited through shells, launchers and daemons, where process groups and parents are not
 (hydra gives each rank a session of its own; a killed ``mpiexec`` of Open MPI leaves its ranks to
-init). A run directory remembers its last run, so that the next controller ends what a killed one
-left behind. Linux only; other systems find nothing.
+init). A run directory remembers its last run, so the next controller ends what a killed one left behind.
 """
 
 from __future__ import annotations
@@ -16,11 +15,15 @@ import platform
 import signal
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import psutil
+
+from parsl_rasda.atomic_files import replace_file
 from parsl_rasda.errors import RunDirectoryError
+from parsl_rasda.processes import ProcessId, identify
 
 RUN_VARIABLE = "PARSL_RASDA_RUN"
 JOB_VARIABLE = "PARSL_RASDA_JOB"
@@ -34,14 +37,6 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class ProcessId:
-    """A process that no later one can be taken for: its pid, and its start in clock ticks."""
-
-    pid: int
-    start: int
-
-
-@dataclass(frozen=True, slots=True)
 class RunRecord:
     """Which controller a run directory belongs to, and the mark of everything it started."""
 
@@ -51,7 +46,7 @@ class RunRecord:
     start: int
 
 
-def claim(directory: Path) -> str:
+def acquire(directory: Path) -> str:
     """Return a fresh mark for a run in ``directory``, after ending what the last one left there.
 
     Raises:
@@ -61,18 +56,17 @@ def claim(directory: Path) -> str:
     here = platform.node()
     last = _last_record(path)
     if last is not None and last.host == here:
-        if _start_of(last.pid) == last.start:
+        if ProcessId(last.pid, last.start).is_alive:
             raise RunDirectoryError(
                 str(directory), f"in use by process {last.pid} on {here}", "Wait for it, or end it first."
             )
         ended = end_marked(RUN_VARIABLE, last.mark, grace_s=1.0)
         if ended:
-            logger.info("ended leftovers directory=%s processes=%d", directory, ended)
-    record = RunRecord(uuid.uuid4().hex, here, os.getpid(), _start_of(os.getpid()) or 0)
+            logger.info("ended orphans directory=%s processes=%d", directory, ended)
+    me = identify(os.getpid())
+    record = RunRecord(uuid.uuid4().hex, here, os.getpid(), me.start if me else 0)
     directory.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".new")
-    beside.write_text(json.dumps(asdict(record)))
-    beside.replace(path)
+    replace_file(path, json.dumps(asdict(record)))
     return record.mark
 
 
@@ -86,19 +80,15 @@ def marked(variable: str, value: str | Callable[[str], bool]) -> tuple[ProcessId
 
     Args:
         variable: Its name.
-        value: The value, or what says of one whether it is meant.
+        value: Its value, or a test of the value.
     """
-    name = f"{variable}=".encode()
-
-    def is_meant(entry: bytes) -> bool:
-        if not entry.startswith(name):
-            return False
-        found = entry.removeprefix(name).decode(errors="replace")
-        return value(found) if callable(value) else found == value
-
-    return tuple(
-        p for p in _processes() if p.pid != os.getpid() and any(map(is_meant, _environment_of(p.pid)))
+    matches = value if callable(value) else value.__eq__
+    found = (
+        identify(process.pid)
+        for process in psutil.process_iter()
+        if process.pid != os.getpid() and (text := _read_variable(process, variable)) and matches(text)
     )
+    return tuple(process for process in found if process is not None)
 
 
 def end_marked(
@@ -114,9 +104,9 @@ def end_marked(
 
     Args:
         variable: Its name.
-        value: The value, or what says of one whether it is meant.
+        value: Its value, or a test of the value.
         grace_s: As above.
-        first: The signal that asks.
+        first: The first signal.
 
     Returns:
         How many processes were signalled.
@@ -140,11 +130,9 @@ def end_marked(
 def age_s(pid: int) -> float:
     """Return how long a process has lived [s], or 0 where that is not known."""
     try:
-        up_s = float(Path("/proc/uptime").read_text().split()[0])
-    except OSError:
+        return max(0.0, time.time() - float(psutil.Process(pid).create_time()))
+    except psutil.Error:
         return 0.0
-    start = _start_of(pid)
-    return 0.0 if start is None else max(0.0, up_s - start / os.sysconf("SC_CLK_TCK"))
 
 
 def _last_record(path: Path) -> RunRecord | None:
@@ -155,34 +143,15 @@ def _last_record(path: Path) -> RunRecord | None:
 
 
 def _send(process: ProcessId, number: signal.Signals) -> None:
-    if _start_of(process.pid) == process.start:
+    if process.is_alive:
         try:
             os.kill(process.pid, number)
         except (ProcessLookupError, PermissionError):
             return
 
 
-def _processes() -> Iterator[ProcessId]:
-    proc = Path("/proc")
-    for entry in proc.iterdir() if proc.is_dir() else ():
-        if entry.name.isdigit():
-            start = _start_of(int(entry.name))
-            if start is not None:
-                yield ProcessId(int(entry.name), start)
-
-
-def _start_of(pid: int) -> int | None:
-    """Return when a process started [clock ticks since boot], or None if it is dead or a zombie."""
+def _read_variable(process: psutil.Process, name: str) -> str:
     try:
-        # The name in parentheses may itself hold spaces and parentheses.
-        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (OSError, UnicodeDecodeError):
-        return None
-    return None if after_name[0] in "ZX" else int(after_name[19])
-
-
-def _environment_of(pid: int) -> list[bytes]:
-    try:
-        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:  # dead, or another user's
-        return []
+        return str(process.environ().get(name, ""))
+    except psutil.Error:  # dead, or another user's
+        return ""

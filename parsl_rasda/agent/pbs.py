@@ -1,6 +1,6 @@
 """What PBS Pro says of a job: when it must end, and who ended it.
 
-Parsl calls every job that PBS has finished with completed, whatever became of it.
+To Parsl, every job that PBS has finished is completed, however it ended.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from parsl_rasda.agent.slurm import Verdict, said
+from parsl_rasda.agent.slurm import BatchJobEnd, run_command
 
 _BY_SIGNAL = (256, 128)  # an exit status of a job above one of them is that and the signal: PBS's, a shell's
 _UNITS_S = (1, 60, 3600)
@@ -23,14 +23,14 @@ _MESSAGES = {
 }
 
 
-def ask(job: str) -> Verdict | None:
+def ask(job: str) -> BatchJobEnd | None:
     """Return why a job ended, or None if it has not, or PBS does not know it any more."""
-    return read_verdict(job, said("qstat", "-x", "-f", "-F", "json", job))
+    return read_end(job, run_command("qstat", "-x", "-f", "-F", "json", job))
 
 
 def end_time(job: str) -> float | None:
     """Return when a running job must end [Unix time, s], or None if nothing says so."""
-    return read_end_time(said("qstat", "-f", "-F", "json", job))
+    return read_end_time(run_command("qstat", "-f", "-F", "json", job))
 
 
 def read_end_time(shown: str) -> float | None:
@@ -44,23 +44,23 @@ def read_end_time(shown: str) -> float | None:
     return began + sum(n * unit for n, unit in zip(clock, _UNITS_S, strict=False))
 
 
-def read_verdict(job: str, shown: str) -> Verdict | None:
+def read_end(job: str, shown: str) -> BatchJobEnd | None:
     """Return what ``qstat`` says of a job's end, or None if it still runs, or waits for the first time."""
     fields = _job(shown)
     if fields.get("job_state") == "Q" and fields.get("run_count", 0) not in {0, 1, "0", "1"}:
-        return Verdict(f"PBS job {job} was put back into the queue", is_preemption=True)
+        return BatchJobEnd(f"PBS job {job} was put back into the queue", was_taken_back=True)
     status = fields.get("Exit_status")
     if fields.get("job_state") != "F" or not isinstance(status, int):
         return None
-    words, is_preemption = _who_ended(status)
-    return Verdict(f"PBS job {job} has ended: {words}", is_preemption)
+    words, was_taken_back = _who_ended(status)
+    return BatchJobEnd(f"PBS job {job} has ended: {words}", was_taken_back)
 
 
 def _who_ended(status: int) -> tuple[str, bool]:
-    """Return who ended a job, in words, and whether it was taken back."""
+    """Return who ended a job, for people, and whether it was taken back."""
     for number in (status - base for base in _BY_SIGNAL if status > base):
-        words, is_preemption = _MESSAGES.get(number, ("it failed", False))
-        return f"{words}, signal {number}", is_preemption
+        words, was_taken_back = _MESSAGES.get(number, ("it failed", False))
+        return f"{words}, signal {number}", was_taken_back
     if status == _WALLTIME:
         return "its walltime was over", True
     if status == _MEMORY:

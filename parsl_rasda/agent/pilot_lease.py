@@ -1,10 +1,10 @@
 """Which run has a pilot behind an endpoint.
 
 Two studies on one endpoint get the same pilot, and each would count all its GPUs as its own. So a run
-claims the pilot before it uses it. The claim is a file on the pilot's lead node, where every task of
-every run begins, whatever `work_dir` the runs have. Handshakes and jobs renew it, the run's last word
-releases it, and it lapses where nobody has renewed it for a while: a pilot is not held by a run that died,
-nor by one that has no work for it.
+leases the pilot before it uses it. The lease is a file on the pilot's lead node, where every task of
+every run begins, whatever `work_dir` the runs have. Handshakes and jobs renew it, the run's last task
+releases it, and it expires if nobody renews it for a while: a run that died does not hold a pilot, nor
+does one that has no work for it.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from parsl_rasda.atomic_files import replace_file
+
 LEASE_S = 60.0
 FOLDER = Path(tempfile.gettempdir()) / f"parsl-rasda-{os.getuid()}"
 
 
-def take(block: str, mark: str, study: str) -> str:
-    """Claim a pilot for a run, or renew its claim.
+def acquire(block: str, mark: str, study: str) -> str:
+    """Lease a pilot to a run, or renew its lease.
 
     Args:
-        block: The pilot; without a name it cannot be claimed, and everybody has it.
+        block: The pilot; one without a name cannot be leased, and everybody has it.
         mark: Of the run, which has one controller after the other.
-        study: Its name, for the words.
+        study: The run's study, for messages.
 
     Returns:
-        Which other run has it, in words; empty if it is ours.
+        Which other run has it, for people; empty if it is ours.
     """
     if not block:
         return ""
-    with _alone():
+    with _locked():
         file = _file_of(block)
         other, name, until = _holder(file)
         if other not in {mark, ""} and time.time() < until:
             return f"another study ({name}, run {other}) uses this pilot"
-        beside = file.with_suffix(".new")
-        beside.write_text(json.dumps([mark, study, time.time() + LEASE_S]))
-        beside.replace(file)
+        replace_file(file, json.dumps([mark, study, time.time() + LEASE_S]), is_durable=False)
     return ""
 
 
@@ -51,15 +51,15 @@ def release(block: str, mark: str) -> None:
     """Give a pilot up, if the run has it."""
     if not block:
         return
-    with _alone():
+    with _locked():
         file = _file_of(block)
         if _holder(file)[0] == mark:
             file.unlink()
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """One process of this node at a time looks at claims and writes them."""
+def _locked() -> Iterator[None]:
+    """Let one process of this node at a time read leases and write them."""
     FOLDER.mkdir(0o700, exist_ok=True)
     if FOLDER.lstat().st_uid != os.getuid():
         raise PermissionError(f"{FOLDER} belongs to somebody else")

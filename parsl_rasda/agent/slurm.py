@@ -1,7 +1,7 @@
 """What Slurm says of a job that has ended, without its accounting: sites often have that switched off.
 
-`squeue` forgets a job at its end, and Parsl then believes that it was completed; `scontrol` remembers
-it for some minutes (``MinJobAge``). A job's environment does not tell its end before Slurm 22.05.
+`squeue` forgets a job at its end, and Parsl then believes that it was completed. `scontrol` remembers
+it for some minutes (``MinJobAge``). A job's environment does not hold its end before Slurm 22.05.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _TIMEOUT_S = 10.0
 _FIELD = re.compile(r"\b(JobState|Reason|ExitCode|Restarts|EndTime)=(\S+)")
 _EXIT_BY_SIGNAL = re.compile(r"0:(\d+)")
 
-# The jobs on these are not to blame; a node that fails may have been driven to it, but rarely by one.
+# The jobs on these are not to blame; a job may have made its node fail, but rarely has.
 _TAKEN_BACK = {
     "TIMEOUT": "its walltime was over",
     "CANCELLED": "it was cancelled",
@@ -34,21 +34,21 @@ _FAULTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class BatchJobEnd:
     """Why a job ended.
 
     Attributes:
         words: For people.
-        is_preemption: The batch system took it back; what ran in it is not to blame.
+        was_taken_back: The batch system ended it; what ran in it is not to blame.
     """
 
     words: str
-    is_preemption: bool
+    was_taken_back: bool
 
 
-def ask(job: str) -> Verdict | None:
+def ask(job: str) -> BatchJobEnd | None:
     """Return why a job ended, or None if it has not, or Slurm does not know it any more."""
-    return read_verdict(job, _shown(job))
+    return read_end(job, _shown(job))
 
 
 def end_time(job: str) -> float | None:
@@ -61,19 +61,19 @@ def cancel_step(name: str) -> int:
     job = os.environ.get("SLURM_JOB_ID")
     if not job:
         return 0
-    listing = said("squeue", "--steps", "--noheader", "--format=%i %j", f"--job={job}")
+    listing = run_command("squeue", "--steps", "--noheader", "--format=%i %j", f"--job={job}")
     steps = [line.split()[0] for line in listing.splitlines() if line.split()[1:] == [name]]
     for step in steps:
-        said("scancel", "--signal=KILL", step)
+        run_command("scancel", "--signal=KILL", step)
     return len(steps)
 
 
 def _shown(job: str) -> str:
-    return said("scontrol", "--oneliner", "show", "job", job, SLURM_TIME_FORMAT="standard")
+    return run_command("scontrol", "--oneliner", "show", "job", job, SLURM_TIME_FORMAT="standard")
 
 
-def said(*command: str, **environment: str) -> str:
-    """Return what a batch system's command says, or nothing if it fails."""
+def run_command(*command: str, **environment: str) -> str:
+    """Return the output of a batch system's command, or nothing if it fails."""
     try:
         answer = subprocess.run(
             command,
@@ -96,7 +96,7 @@ def read_end_time(shown: str) -> float | None:
         return None
 
 
-def read_verdict(job: str, shown: str) -> Verdict | None:
+def read_end(job: str, shown: str) -> BatchJobEnd | None:
     """Return what ``scontrol show job`` says of a job's end, or None if it still runs or waits.
 
     Source: scontrol(1) and squeue(1), JOB STATE CODES, JOB REASON CODES.
@@ -105,7 +105,7 @@ def read_verdict(job: str, shown: str) -> Verdict | None:
     state = fields.get("JobState", "")
     why = _TAKEN_BACK.get(state) or _FAULTS.get(state)
     if why is None and fields.get("Restarts", "0") != "0":
-        return Verdict(f"Slurm job {job} was put back into the queue", is_preemption=True)
+        return BatchJobEnd(f"Slurm job {job} was put back into the queue", was_taken_back=True)
     if why is None:
         return None
     words = [f"Slurm job {job} is {state}: {why}"]
@@ -116,4 +116,4 @@ def read_verdict(job: str, shown: str) -> Verdict | None:
         words.append(f"signal {by_signal[1]}")
     elif code != "0:0":
         words.append(f"exit code {code.partition(':')[0]}")
-    return Verdict(", ".join(words), state in _TAKEN_BACK)
+    return BatchJobEnd(", ".join(words), state in _TAKEN_BACK)

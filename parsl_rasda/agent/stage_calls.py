@@ -1,8 +1,8 @@
-"""The stages of a study on a Globus Compute site, told from each other by folders.
+"""The stages of a study on a Globus Compute site; a folder identifies each call.
 
-A call has a folder, and in it one for each time that it is begun, with its claim (who sent it first), its
-heartbeat, its answer, and `stop` once it is to end. What is begun waits for what was begun before it to
-have ended: both write into the same folders of the stage.
+A call has a folder, and in it one folder for each time that it is begun: with its claim (who sent it
+first), its heartbeat, its answer, and `stop` once it is to end. Whatever is begun waits until all that
+was begun before it has ended: both write into the same folders of the stage.
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ from typing import Self
 from parsl_rasda.agent import orphan_reaper
 from parsl_rasda.agent.heartbeat import (
     CLAIM,
-    GONE_S,
     HEARTBEAT_S,
+    LEAVE_S,
     Heartbeat,
     Message,
-    create,
     read,
     silence_of,
-    write,
 )
+from parsl_rasda.atomic_files import create_file
 from parsl_rasda.errors import StageFailedError
 from parsl_rasda.protocol import STOP
 
@@ -49,7 +48,7 @@ def stage(folder: str, sender: str, target: str, arguments: Sequence[object]) ->
     """
     directory = Path(folder)
     directory.mkdir(parents=True, exist_ok=True)
-    if create(directory / CLAIM, sender):
+    if create_file(directory / CLAIM, sender):
         with _StageHeartbeat(directory) as heartbeat:
             _end_earlier(directory)
             reason = read(directory / STOP)
@@ -60,7 +59,7 @@ def stage(folder: str, sender: str, target: str, arguments: Sequence[object]) ->
     return answer
 
 
-def look_at_stages(folders: Sequence[str]) -> list[Message]:
+def poll_stages(folders: Sequence[str]) -> list[Message]:
     """Return of each call whether it was ``answered``, how long it has been silent [s], and its sender.
 
     The last two are None of a call that no task has claimed.
@@ -77,10 +76,10 @@ def look_at_stages(folders: Sequence[str]) -> list[Message]:
 
 
 def stop_stages(folders: Sequence[str], reason: str) -> None:
-    """Let calls end, or not begin."""
+    """Tell calls to end, or not to begin."""
     for folder in folders:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        write(Path(folder) / STOP, reason)
+        create_file(Path(folder) / STOP, reason)
 
 
 def _call(target: str, arguments: Sequence[object]) -> Message:
@@ -96,12 +95,12 @@ def _call(target: str, arguments: Sequence[object]) -> Message:
 
 
 def _end_earlier(directory: Path) -> None:
-    """Let what was begun before of the same call end, and wait until it has."""
+    """Tell what was begun before of the same call to end, and wait until it has."""
     earlier = [
         d for d in directory.parent.iterdir() if d.name.isdecimal() and int(d.name) < int(directory.name)
     ]
     stop_stages([str(d) for d in earlier], "it was begun again")
-    give_up = time.monotonic() + GONE_S
+    give_up = time.monotonic() + LEAVE_S
     while time.monotonic() < give_up and any(_is_alive(d) for d in earlier):
         time.sleep(HEARTBEAT_S / 4)
 
@@ -114,13 +113,13 @@ def _is_alive(directory: Path) -> bool:
 class _StageHeartbeat(Heartbeat):
     """Also ends a stage, and what it has started, when it is told to or the pilot's manager is gone.
 
-    Nobody would end it else, and it would write into its folder beside the stage that takes its place.
+    Nobody else would end it, and it would write into its folder beside the stage that takes its place.
     """
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         self._parent = os.getppid()
-        self._answering = threading.Lock()  # held for ever by who ends the stage: what it returns is void
+        self._answering = threading.Lock()  # never released by the thread that ends the stage
 
     def __enter__(self) -> Self:
         os.environ[orphan_reaper.JOB_VARIABLE] = str(self._directory)
@@ -133,7 +132,7 @@ class _StageHeartbeat(Heartbeat):
     def answer(self, found: Message) -> None:
         """Write the answer, unless the stage is being ended."""
         with self._answering:
-            write(self._directory / ANSWER, json.dumps(found))
+            create_file(self._directory / ANSWER, json.dumps(found))
 
     def _watch(self) -> None:
         while not self._over.wait(HEARTBEAT_S):
@@ -141,7 +140,7 @@ class _StageHeartbeat(Heartbeat):
             if (reason is not None or is_orphan) and not (self._directory / ANSWER).exists():
                 self._answering.acquire()
                 orphan_reaper.end_marked(orphan_reaper.JOB_VARIABLE, str(self._directory), grace_s=0.0)
-                if reason is not None:  # an orphan falls silent: the next controller begins it again
-                    write(self._directory / ANSWER, json.dumps({"cause": reason}))
+                if reason is not None:  # an orphan has no answer: the next controller begins it again
+                    create_file(self._directory / ANSWER, json.dumps({"cause": reason}))
                 os._exit(1)
-            self._beat()
+            self._write()

@@ -1,6 +1,6 @@
-"""One thread that owns a runner's books: whatever happens is put into its inbox, and done in turn.
+"""The thread that owns a backend's state: calls are posted to its inbox and made one after the other.
 
-A second thread does what may take seconds, one after the other.
+A second thread, the worker, makes calls that may block for seconds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class Actor:
-    """The two threads of a runner."""
+    """The two threads of a backend."""
 
     def __init__(
         self, name: str, tick: Callable[[], None] | None = None, tick_s: float = float("inf")
@@ -26,66 +26,66 @@ class Actor:
 
         Args:
             name: Of the first; the second has it too.
-            tick: Done in the first once in a while, however much else there is to do.
+            tick: Called in the first once in a while, however much else there is to do.
             tick_s: How often [s].
         """
         self._tick, self._tick_s = tick, tick_s
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._changed = threading.Condition()
-        self._beside = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-beside")
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-worker")
+        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
-    def do(self, task: Callable[[], None]) -> None:
-        """Have a task done, after all that came before it."""
+    def post(self, task: Callable[[], None]) -> None:
+        """Have a task called, after all that were posted before it."""
         self._inbox.put(task)
 
-    def do_now(self, task: Callable[[], None]) -> None:
-        """Wait until a task has been done, and all that came before it."""
+    def call(self, task: Callable[[], None]) -> None:
+        """Return when a task has been called, and all that were posted before it."""
         done = threading.Event()
-        self.do(task)
-        self.do(done.set)
+        self.post(task)
+        self.post(done.set)
         done.wait()
 
-    def block(self, task: Callable[[], Any], then: Callable[[Future[Any]], None]) -> None:
-        """Run a task that may take seconds in the second thread, and then ``then`` in the first."""
-        future = self._beside.submit(task)
-        future.add_done_callback(lambda done: self.do(lambda: then(done)))
+    def run_blocking(self, task: Callable[[], Any], then: Callable[[Future[Any]], None]) -> None:
+        """Call a task that may take seconds in the worker, and then ``then`` in the first thread."""
+        future = self._worker.submit(task)
+        future.add_done_callback(lambda done: self.post(lambda: then(done)))
 
-    def wait_until(self, is_so: Callable[[], bool], timeout_s: float) -> None:
-        """Wait until something is so; it is looked at after each task."""
+    def wait_until(self, condition: Callable[[], bool], timeout_s: float) -> None:
+        """Wait until a condition holds; it is checked after each task."""
         with self._changed:
-            self._changed.wait_for(is_so, timeout_s)
+            self._changed.wait_for(condition, timeout_s)
 
-    def end_beside(self, task: Callable[[], Any]) -> None:
-        """Wait until a last task has been done in the second thread, and end that."""
-        self._beside.submit(task).result()
-        self._beside.shutdown()
+    def end_worker(self, task: Callable[[], Any]) -> None:
+        """Return when a last task has been called in the worker, and end that."""
+        self._worker.submit(task).result()
+        self._worker.shutdown()
 
     def end(self) -> None:
-        """End the first thread, once it has done what it was told to."""
+        """End the first thread, after all tasks that were posted before."""
         self._inbox.put(None)
         self._thread.join()
 
-    def _work(self) -> None:
+    def _serve(self) -> None:
         tick_at = 0.0
         while True:
             now = time.monotonic()
             if self._tick is not None and now >= tick_at:
                 tick_at = now + self._tick_s
-                self._act(self._tick)
+                self._run(self._tick)
             try:
                 task = self._inbox.get(timeout=None if self._tick is None else max(0.0, tick_at - now))
             except queue.Empty:
                 continue
             if task is None:
                 return
-            self._act(task)
+            self._run(task)
 
-    def _act(self, task: Callable[[], None]) -> None:
+    def _run(self, task: Callable[[], None]) -> None:
         try:
             task()
         except Exception:  # a bug; ending the thread would leave the study waiting for ever
-            logger.exception("could not act on an event")
+            logger.exception("a backend's task failed")
         with self._changed:
             self._changed.notify_all()

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from parsl_rasda.agent.node_probe import gpu_count
+from parsl_rasda.devices import DEVICE_MASKS
 from parsl_rasda.launch.base import LaunchCommand, Launcher, LaunchSettings
 from parsl_rasda.protocol import JobSpec
-from parsl_rasda.study.sites import ParslSiteSpec, SiteBase
-from parsl_rasda.types import DEVICE_MASKS, NodeName, NodeSlots, Placement
+from parsl_rasda.study.sites import SiteBase
+from parsl_rasda.types import NodeName, NodeSlots, Placement
+
+if TYPE_CHECKING:
+    from parsl_rasda.study import SiteSpec
 
 _SECONDS = (1, 60, 3600)
 COUNTED = frozenset({"cuda", "rocm"})  # what a node shows are slots
@@ -22,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Allocation:
+class PilotAllocation:
     """A pilot that can be used.
 
     Attributes:
@@ -30,7 +35,7 @@ class Allocation:
         python: The interpreter of ranks there.
         rank_client: The program that has a rank forked (`runtime.process.forkserver`).
         is_one_machine: All its nodes are the machine that the pilot is on; their names mean nothing.
-        warning: In what it falls short of the site file, in words.
+        warning: A message on what it has less of than declared, or nothing.
     """
 
     nodes: tuple[NodeSlots, ...]
@@ -105,20 +110,20 @@ class Allocation:
             return launch
         keeper = str(PurePosixPath(self.rank_client).with_name("keeper.py"))
         nodes = [node.node for node in placement.nodes]
-        words = (self.python, "-S", "-E", "-s", keeper, "ensure", *nodes, "--", *launch.lasting)
-        return replace(launch, before=words)
+        argv = (self.python, "-S", "-E", "-s", keeper, "ensure", *nodes, "--", *launch.lasting)
+        return replace(launch, before=argv)
 
 
 def read_allocation(
-    site: ParslSiteSpec, found: Mapping[str, Any], *, now: float, is_local: bool, walltime: str | None
-) -> Allocation | str:
+    site: SiteBase, found: Mapping[str, Any], *, now: float, is_local: bool, walltime: str | None
+) -> PilotAllocation | str:
     """Return what a site's pilot offers, or why it cannot be used.
 
     Args:
         site: What was asked for.
         found: What `node_probe.describe_allocation` saw there.
         now: Unix time [s].
-        is_local: Whether the pilot is this very machine, or the allocation that it stands in.
+        is_local: Whether the pilot is this machine, or the allocation that this process is in.
         walltime: Of the pilot, as its provider asked for it; counts where the batch system does not tell.
     """
     ours, theirs = version("parsl_rasda"), found["versions"]["parsl_rasda"]
@@ -139,11 +144,16 @@ def read_allocation(
     warning = _shortfall(site, names[0], len(nodes), gpus)
     if warning:
         logger.warning("pilot falls short site=%s: %s", site.name, warning)
-    return Allocation(nodes, deadline, python, found["rank_client"], is_one_machine, warning)
+    return PilotAllocation(nodes, deadline, python, found["rank_client"], is_one_machine, warning)
 
 
-def _shortfall(site: ParslSiteSpec, node: str, nodes: int, gpus: int) -> str:
-    """Return what a pilot has less of than declared, in words, or nothing."""
+def counted_here(sites: Iterable[SiteSpec]) -> dict[str, int]:
+    """Return the slots of this machine for each site that is this machine and leaves them to be counted."""
+    return {s.name: gpu_count(s.accelerator) for s in sites if s.is_local and s.gpus_per_node == "auto"}
+
+
+def _shortfall(site: SiteBase, node: str, nodes: int, gpus: int) -> str:
+    """Return a message on what a pilot has less of than declared, or nothing."""
     words = []
     if nodes < site.nodes_per_pilot:
         words.append(f"{nodes} nodes of the {site.nodes_per_pilot} declared")
@@ -152,8 +162,8 @@ def _shortfall(site: ParslSiteSpec, node: str, nodes: int, gpus: int) -> str:
     return f"used with {' and '.join(words)}" if words else ""
 
 
-def _usable_nodes(site: ParslSiteSpec, names: list[str], is_local: bool) -> list[str]:
-    """Return the nodes that were found; of an allocation that we stand in, as many as were declared.
+def _usable_nodes(site: SiteBase, names: list[str], is_local: bool) -> list[str]:
+    """Return the nodes that were found; of the allocation that this process is in, as many as were declared.
 
     One machine stands for as many as were declared, under names of their own.
     """
@@ -163,7 +173,7 @@ def _usable_nodes(site: ParslSiteSpec, names: list[str], is_local: bool) -> list
     return names[:declared] if is_local else names
 
 
-def _usable_gpus(site: ParslSiteSpec, found: int) -> int:
+def _usable_gpus(site: SiteBase, found: int) -> int:
     """Return the slots of a node: as declared, unless its devices were counted and are fewer.
 
     Cards of Intel's are counted, but a slot is a tile, of which a card may have two: there the

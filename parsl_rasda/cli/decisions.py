@@ -1,4 +1,4 @@
-"""Events and instructions in words: one line a decision, facts as ``key=value``."""
+"""Events and instructions as lines for people: one a decision, facts as ``key=value``."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ Fact: TypeAlias = str | int | float | None
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """One decision or mishap; ``str`` gives its line."""
+class DecisionLine:
+    """One decision or fault; ``str`` gives its line."""
 
     at: float
     verb: str
@@ -40,104 +40,104 @@ class Told:
 
     def __str__(self) -> str:
         clock = datetime.fromtimestamp(self.at).astimezone().strftime("%H:%M:%S")
-        facts = (f"{k}={_word(v)}" for k, v in self.facts.items() if v is not None)
+        facts = (f"{k}={_quoted(v)}" for k, v in self.facts.items() if v is not None)
         return " ".join((clock, self.verb, *facts))
 
 
-class Narrator:
-    """Puts one search into words; remembers what each trial was last told."""
+class DecisionLog:
+    """Turns the events of one search into lines; remembers the last order of each trial."""
 
     def __init__(self, machine: Machine) -> None:
-        """Begin where a machine stands."""
+        """Begin in the state of a machine."""
         self._until = {t.id: t.until for t in machine.trials.values()}
-        self._width: dict[TrialId, int] = {}
+        self._world_size: dict[TrialId, int] = {}
 
-    def tell(self, event: Event, instructions: tuple[Instruction, ...]) -> Iterator[Told]:
-        """Yield what people want to know of one event and what followed from it."""
-        yield from _event(event)
+    def lines(self, event: Event, instructions: tuple[Instruction, ...]) -> Iterator[DecisionLine]:
+        """Yield what people want to know about one event and its instructions."""
+        yield from _event_lines(event)
         for instruction in instructions:
-            yield from self._instruction(event.at, instruction)
+            yield from self._instruction_lines(event.at, instruction)
 
-    def _instruction(self, at: float, instruction: Instruction) -> Iterator[Told]:
+    def _instruction_lines(self, at: float, instruction: Instruction) -> Iterator[DecisionLine]:
         facts: dict[str, Fact]
         match instruction:
             case StartJob():
-                yield self._start(at, instruction)
+                yield self._start_line(at, instruction)
             case ContinueJob(job, until, replicas) if until > self._until.get(job.trial, until):
                 self._until[job.trial] = until
-                width = self._width.get(job.trial)
-                facts = {"trial": job.trial, "until": until, "replicas": replicas, "width": width}
-                yield Told(at, "promoted", facts)
+                world_size = self._world_size.get(job.trial)
+                facts = {"trial": job.trial, "until": until, "replicas": replicas, "width": world_size}
+                yield DecisionLine(at, "promoted", facts)
             case EndJob(job, "paused"):
-                yield Told(at, "paused", {"trial": job.trial})
+                yield DecisionLine(at, "paused", {"trial": job.trial})
             case TrialFinished():
                 facts = {"trial": instruction.trial, "metric": instruction.metric}
-                yield Told(at, instruction.state.value, {**facts, "reason": instruction.reason})
+                yield DecisionLine(at, instruction.state.value, {**facts, "reason": instruction.reason})
             case RequestPilot(pilot, site):
-                yield Told(at, "requested", {"pilot": pilot, "site": site})
+                yield DecisionLine(at, "requested", {"pilot": pilot, "site": site})
             case FinishStudy(state, cause):
-                yield Told(at, "finished", {"state": state.value, "cause": cause or None})
+                yield DecisionLine(at, "finished", {"state": state.value, "cause": cause or None})
             case _:
                 pass
 
-    def _start(self, at: float, start: StartJob) -> Told:
-        trial, width = start.job.trial, start.placement.world_size
-        before, was_until = self._width.get(trial), self._until.get(trial, start.until)
-        self._until[trial], self._width[trial] = start.until, width
+    def _start_line(self, at: float, start: StartJob) -> DecisionLine:
+        trial, world_size = start.job.trial, start.placement.world_size
+        before, was_until = self._world_size.get(trial), self._until.get(trial, start.until)
+        self._until[trial], self._world_size[trial] = start.until, world_size
         if start.job.attempt == 1:
             verb = "started"
         elif start.until > was_until:
             verb = "promoted"
-        elif before is None or width == before:
+        elif before is None or world_size == before:
             verb = "restarted"
         else:
-            verb = "widened" if width > before else "narrowed"
+            verb = "widened" if world_size > before else "narrowed"
         facts: dict[str, Fact] = {
             "trial": trial,
             "epoch": start.epoch,
             "until": start.until,
             "replicas": start.schedule[-1][1],
-            "width": width,
+            "width": world_size,
             "attempt": start.job.attempt if start.job.attempt > 1 else None,
             "slots": _slots(start.placement),
         }
-        return Told(at, verb, facts)
+        return DecisionLine(at, verb, facts)
 
 
-def _event(event: Event) -> Iterator[Told]:
+def _event_lines(event: Event) -> Iterator[DecisionLine]:
     match event:
         case StudyStarted():
             facts: dict[str, Fact] = {"trials": event.num_samples, "sites": ",".join(event.sites)}
-            yield Told(event.at, "searching", facts)
+            yield DecisionLine(event.at, "searching", facts)
         case PilotStarted():
             gpus = sum(len(n.gpus) for n in event.nodes)
             facts = {"pilot": event.pilot, "site": event.site, "nodes": len(event.nodes), "gpus": gpus}
-            yield Told(event.at, "joined", facts)
+            yield DecisionLine(event.at, "joined", facts)
         case PilotEnded():
-            yield Told(event.at, "left", {"pilot": event.pilot, "cause": event.cause})
-        case JobEnded(outcome=Outcome.LOST | Outcome.PREEMPTED):  # a failure is told of its trial
+            yield DecisionLine(event.at, "left", {"pilot": event.pilot, "cause": event.cause})
+        case JobEnded(outcome=Outcome.LOST | Outcome.PREEMPTED):  # a failure is in the line of its trial
             facts = {"trial": event.job.trial, "attempt": event.job.attempt, "cause": event.cause}
-            yield Told(event.at, event.outcome.value, facts)
+            yield DecisionLine(event.at, event.outcome.value, facts)
         case SearchExhausted():
-            yield Told(event.at, "exhausted", {"searcher": "no further configuration"})
+            yield DecisionLine(event.at, "exhausted", {"searcher": "no further configuration"})
         case StudyInterrupted():
-            yield Told(event.at, "interrupted", {"trials": "save and leave"})
+            yield DecisionLine(event.at, "interrupted", {"trials": "save and leave"})
         case _:
             pass
 
 
 def _slots(placement: Placement) -> str:
-    """Return ``node:gpus`` of each node, with ``0-3`` for neighbours."""
+    """Return ``node:gpus`` of each node, with ``0-3`` for consecutive GPUs."""
     return ",".join(f"{n.node}:{_span(n.gpus)}" for n in placement.nodes)
 
 
 def _span(gpus: tuple[int, ...]) -> str:
     first, last = gpus[0], gpus[-1]
-    together = len(gpus) > 1 and gpus == tuple(range(first, last + 1))
-    return f"{first}-{last}" if together else "+".join(map(str, gpus))
+    is_range = len(gpus) > 1 and gpus == tuple(range(first, last + 1))
+    return f"{first}-{last}" if is_range else "+".join(map(str, gpus))
 
 
-def _word(value: Fact) -> str:
+def _quoted(value: Fact) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     text = str(value)

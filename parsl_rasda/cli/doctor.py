@@ -1,4 +1,4 @@
-"""`parsl-rasda doctor`: try a site out before anything is queued there."""
+"""`parsl-rasda doctor`: try out a site before anything is queued there."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from parsl_rasda.cli.options import AsJson
-from parsl_rasda.cli.output import print_json, print_result, say
+from parsl_rasda.cli.output import print_json, print_message, print_result
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from parsl_rasda.doctor.examination import Finding
+    from parsl_rasda.doctor.findings import Finding
 
 _COLOURS = {"ok": "green", "check": "yellow", "change": "red", "-": "dim"}
 _UNFIT = 4
@@ -23,22 +23,23 @@ OneSite = Annotated[
 
 
 def doctor(site: OneSite = "local", as_json: AsJson = False) -> None:
-    """Try a site out with a small pilot: minutes, not hours.
+    """Try out a site with a small pilot: minutes, not hours.
 
     Checks GPUs per node, launcher, versions, an all-reduce on 1 GPU, 1 node and 2 nodes, the shared folder,
     clocks and the fork server, and says what to change. The exit code is 4 if a study would fail there.
     """
-    from parsl_rasda.doctor.examination import Doctor, Verdict
+    from parsl_rasda.doctor.examination import Doctor
+    from parsl_rasda.doctor.findings import Rating
     from parsl_rasda.study import load_site
 
     found: list[Finding] = []
     try:
-        for finding in Doctor(load_site(site)).examine(say):
+        for finding in Doctor(load_site(site)).examine(print_message):
             found.append(finding)
-            say(f"  {finding.what}: {finding.found}")
+            print_message(f"  {finding.what}: {finding.found}")
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
-    is_fit = all(f.verdict is not Verdict.BAD for f in found)
+    is_fit = all(f.verdict is not Rating.BAD for f in found)
     if as_json:
         rows = [
             {"what": f.what, "found": f.found, "verdict": f.verdict.value, "advice": f.advice} for f in found

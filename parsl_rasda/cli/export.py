@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from parsl_rasda.cli.options import RunFolder
-from parsl_rasda.cli.output import say
+from parsl_rasda.cli.output import print_message
 
 
 class Target(StrEnum):
@@ -32,14 +32,14 @@ def export(
 ) -> None:
     """Write a run as a file that other tools open, beside its journal.
 
-    It may be running; an earlier export is replaced.
+    The run may be active; an earlier export is replaced.
     """
     from parsl_rasda.reporting.exports import export_run
     from parsl_rasda.reporting.runs import read_run
 
     files = export_run(read_run(directory), to.value)
     if not files:
-        say(f"nothing to export: no search of {directory} has begun")
+        print_message(f"nothing to export: no search of {directory} has begun")
     for file in files:
         typer.echo(f"wrote {file}")
         if HOW_TO_OPEN[to]:

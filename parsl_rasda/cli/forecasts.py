@@ -1,4 +1,4 @@
-"""A forecast as tables for eyes."""
+"""A forecast as tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from parsl_rasda.reporting.format import counted, duration, share
+from parsl_rasda.reporting.format import counted, duration, percent
 from parsl_rasda.simulation.forecast import Forecast, PolicyForecast
 
 _MANY_HOURS = 100
@@ -68,7 +68,7 @@ def _policies(policies: Sequence[PolicyForecast]) -> Table:
 
 def _facts(p: PolicyForecast) -> tuple[str, ...]:
     hours = (_hours(p.gpu_hours), _hours(p.node_hours))
-    return (*hours, share(p.gpu_busy_fraction), str(p.restarts), str(p.epochs), f"{p.speedup or 0:.2f}")
+    return (*hours, percent(p.gpu_busy_fraction), str(p.restarts), str(p.epochs), f"{p.speedup or 0:.2f}")
 
 
 def _hours(hours: float | None) -> str:

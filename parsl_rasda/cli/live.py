@@ -1,4 +1,4 @@
-"""A run in a terminal, redrawn in place four times a second at most."""
+"""A run in a terminal, redrawn in place at most four times a second."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from parsl_rasda.cli.search_progress import Progress, Rung, Snapshot
+from parsl_rasda.cli.search_progress import RungProgress, SearchProgress, SearchSnapshot
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.usage import Usage
 from parsl_rasda.reporting.format import config_text, duration, number
@@ -34,7 +34,7 @@ _VERB_STYLES = {
 
 
 @dataclass(slots=True)
-class _Stage:
+class _StageProgress:
     total: int
     began: float
     seconds: float | None = None
@@ -46,10 +46,10 @@ class LiveView:
     """Shows stages, and of every search its trials, rungs, GPUs, best trial and last decisions."""
 
     def __init__(self, console: Console) -> None:
-        """Begin to show; nothing stays on the screen after `close`."""
+        """Begin to draw; nothing stays on the screen after `close`."""
         self._lock = threading.Lock()
-        self._stages: dict[str, _Stage] = {}
-        self._searches: dict[str, Progress] = {}
+        self._stages: dict[str, _StageProgress] = {}
+        self._searches: dict[str, SearchProgress] = {}
         self._live = Live(
             get_renderable=self.render,
             console=console,
@@ -62,24 +62,24 @@ class LiveView:
     def stage_started(self, name: str, total: int) -> None:
         """Show that a stage runs."""
         with self._lock:
-            self._stages[name] = _Stage(total, time.monotonic())
+            self._stages[name] = _StageProgress(total, time.monotonic())
 
     def stage_ended(self, name: str, seconds: float, *, reused: bool) -> None:
         """Show that a stage is done."""
         with self._lock:
-            stage = self._stages.setdefault(name, _Stage(1, time.monotonic()))
+            stage = self._stages.setdefault(name, _StageProgress(1, time.monotonic()))
             stage.seconds, stage.reused = seconds, reused
             self._searches.pop(name, None)
 
     def stage_failed(self, name: str, cause: str) -> None:
         """Show why a stage has no result."""
         with self._lock:
-            self._stages.setdefault(name, _Stage(1, time.monotonic())).cause = cause
+            self._stages.setdefault(name, _StageProgress(1, time.monotonic())).cause = cause
 
-    def search(self, stage: str, machine: Machine, usage: Usage, *, alone: bool) -> Progress:
-        """Return what follows a search."""
+    def search(self, stage: str, machine: Machine, usage: Usage, *, alone: bool) -> SearchProgress:
+        """Return an observer that follows a search."""
         del alone  # its panel has its name in any case
-        progress = Progress(stage, machine, usage)
+        progress = SearchProgress(stage, machine, usage)
         with self._lock:
             self._searches[stage] = progress
         return progress
@@ -97,7 +97,7 @@ class LiveView:
         return Group(*stages, *(search_panel(found) for found in searches))
 
 
-def search_panel(found: Snapshot) -> RenderableType:
+def search_panel(found: SearchSnapshot) -> RenderableType:
     """Return the picture of one search."""
     ended = sum(n for state, n in found.states.items() if state.is_final)
     title = f"{found.stage}: {ended} of {found.total} trials have ended"
@@ -108,26 +108,26 @@ def search_panel(found: Snapshot) -> RenderableType:
     facts.add_row("GPUs", _gpus(found))
     facts.add_row("best", _best(found))
     facts.add_row("done", f"{found.epochs} epochs, {found.restarts} restarts, {found.faults} faults")
-    told = [_told_line(str(t), t.verb) for t in found.told]
+    decisions = [_decision_line(str(line), line.verb) for line in found.decisions]
     return Panel(
-        Group(facts, Text(), _rungs(found.rungs), Text(), *told),
+        Group(facts, Text(), _rungs(found.rungs), Text(), *decisions),
         title=title,
         title_align="left",
         border_style="cyan",
     )
 
 
-def _stage_line(name: str, stage: _Stage, now: float) -> Text:
+def _stage_line(name: str, stage: _StageProgress, now: float) -> Text:
     calls = f"{stage.total} calls" if stage.total > 1 else ""
     if stage.cause is not None:
         return Text.assemble(("✗ ", "bold red"), (name, "bold"), f"  {calls}  ", (stage.cause, "red"))
     if stage.seconds is None:
         return Text.assemble(("▸ ", "cyan"), (name, "bold"), f"  {calls}  {duration(now - stage.began)}")
-    how = "earlier result stands" if stage.reused else duration(stage.seconds)
+    how = "earlier result kept" if stage.reused else duration(stage.seconds)
     return Text.assemble(("✓ ", "green"), (name, "bold"), f"  {calls}  {how}")
 
 
-def _states(found: Snapshot) -> Text:
+def _states(found: SearchSnapshot) -> Text:
     text = Text()
     for state in TrialState:
         if found.states.get(state):
@@ -136,7 +136,7 @@ def _states(found: Snapshot) -> Text:
     return text or Text("none yet", "dim")
 
 
-def _gpus(found: Snapshot) -> RenderableType:
+def _gpus(found: SearchSnapshot) -> RenderableType:
     if not found.gpus:
         return Text("waiting for a pilot", "yellow")
     bar = ProgressBar(total=found.gpus, completed=found.busy, width=_BAR, finished_style="bar.complete")
@@ -145,7 +145,7 @@ def _gpus(found: Snapshot) -> RenderableType:
     return row
 
 
-def _best(found: Snapshot) -> Text:
+def _best(found: SearchSnapshot) -> Text:
     if found.best is None:
         return Text("none yet", "dim")
     best = found.best
@@ -154,7 +154,7 @@ def _best(found: Snapshot) -> Text:
     return Text.assemble((head, "bold green"), rest)
 
 
-def _rungs(rungs: tuple[Rung, ...]) -> Table:
+def _rungs(rungs: tuple[RungProgress, ...]) -> Table:
     table = Table(box=None, padding=(0, 3, 0, 0), header_style="bold")
     for column in ("epochs", "replicas", "trials", "best"):
         table.add_column(column, justify="right")
@@ -165,5 +165,5 @@ def _rungs(rungs: tuple[Rung, ...]) -> Table:
     return table
 
 
-def _told_line(line: str, verb: str) -> Text:
+def _decision_line(line: str, verb: str) -> Text:
     return Text(line, _VERB_STYLES.get(verb, ""), no_wrap=True, overflow="ellipsis")

@@ -1,7 +1,7 @@
-"""The console script: all commands, and what becomes of errors.
+"""The console script: all commands, and how errors are reported.
 
-Whatever the user can act on is one message on stderr and an exit code; any other exception is a bug
-and shows its traceback. Nothing that takes long to import is imported here.
+An error that the user can act on is one message on stderr and an exit code; any other exception is a bug
+and shows its traceback. Modules that take long to import are imported by the commands that need them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import typer
 from parsl_rasda.cli.doctor import doctor
 from parsl_rasda.cli.export import export
 from parsl_rasda.cli.init import init
-from parsl_rasda.cli.output import say
+from parsl_rasda.cli.output import print_message
 from parsl_rasda.cli.plan import plan
 from parsl_rasda.cli.report import report
 from parsl_rasda.cli.resume import resume
@@ -45,15 +45,16 @@ def main() -> None:
     try:
         app()
     except RasdaError as error:
-        say(f"parsl-rasda: {error}")
+        print_message(f"parsl-rasda: {error}")
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno in _FULL:  # writes do not say where
-            say(f"parsl-rasda: {error.strerror}. What was written stands: free some space, then resume.")
+        if error.errno in _FULL:  # the error of a write names no file
+            advice = "What was written is kept: free some space, then resume."
+            print_message(f"parsl-rasda: {error.strerror}. {advice}")
             sys.exit(RasdaError.exit_code)
-        if error.filename is None:  # not about a place: a bug (a broken pipe has ended in typer, quietly)
+        if error.filename is None:  # not about a file: a bug (typer handles broken pipes quietly)
             raise
-        say(f"parsl-rasda: {error.filename}: {error.strerror}")
+        print_message(f"parsl-rasda: {error.filename}: {error.strerror}")
         sys.exit(RasdaError.exit_code)
 
 

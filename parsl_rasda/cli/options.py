@@ -1,4 +1,4 @@
-"""Options and arguments that several commands share, and the files that they name."""
+"""Options and arguments that several commands share, and the loading of the files they name."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
-from parsl_rasda.errors import InvalidFileError, InvalidSettingError, Mistake
+from parsl_rasda.errors import Diagnostic, InvalidFileError
 from parsl_rasda.types import SiteName
 
 if TYPE_CHECKING:
+    from parsl_rasda.orchestration.admission import AdmittedStudy
     from parsl_rasda.study import SiteSpec, StudySpec
 
 DEFAULT_SITES = ("local",)
@@ -35,31 +36,23 @@ Overrides: TypeAlias = Annotated[
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
-def load_inputs(
-    study: Path, sites: Sequence[str], overrides: Sequence[str] = ()
-) -> tuple[StudySpec, tuple[SiteSpec, ...]]:
-    """Return a study and its sites, if the one could run on the others.
+def load_inputs(study: Path, sites: Sequence[str], overrides: Sequence[str] = ()) -> AdmittedStudy:
+    """Return a study and its sites if the study can run on them.
 
     Raises:
         InvalidFileError: With every mistake of all files together.
-        InvalidSettingError: If a site is named twice, or two are one pilot.
-        PlacementImpossibleError: If a trial could never have the GPUs it needs.
+        InvalidSettingError: If a site is named twice, or two sites are the same pilot.
+        PlacementImpossibleError: If a trial could never get the GPUs it needs.
     """
-    from parsl_rasda.agent.node_probe import counted_here
-    from parsl_rasda.orchestration.admission import check_fit, check_pilots, tune_problems
+    from parsl_rasda.backends.allocation import counted_here
+    from parsl_rasda.orchestration.admission import admit, tune_problems
     from parsl_rasda.orchestration.data_locality import site_problems
-    from parsl_rasda.study import load_site, load_study
+    from parsl_rasda.study import load_study
 
-    found: list[SiteSpec] = []
-    unread: list[Mistake] = []
-    for site in sites:
-        try:
-            found.append(load_site(site))
-        except InvalidFileError as error:
-            unread += error.mistakes
+    found, unread = _load_sites(sites)
     names = [SiteName(s.name) for s in found]
     is_clear = bool(names) and not unread and len(set(names)) == len(names)
-    mistakes: list[Mistake] = []
+    mistakes: list[Diagnostic] = []
     spec: StudySpec | None = None
     try:
         spec = load_study(
@@ -72,9 +65,17 @@ def load_inputs(
         mistakes += error.mistakes
     if mistakes or unread or spec is None:
         raise InvalidFileError([*mistakes, *unread])
-    if len(set(names)) < len(names):
-        raise InvalidSettingError("--site", ", ".join(names), "sites with different names")
-    check_pilots(found, sites)
-    if found:
-        check_fit(spec, found, counted_here(found))
-    return spec, tuple(found)
+    return admit(spec, found, counted_here(found), files=sites)
+
+
+def _load_sites(sites: Sequence[str]) -> tuple[list[SiteSpec], list[Diagnostic]]:
+    from parsl_rasda.study import load_site
+
+    found: list[SiteSpec] = []
+    mistakes: list[Diagnostic] = []
+    for site in sites:
+        try:
+            found.append(load_site(site))
+        except InvalidFileError as error:
+            mistakes += error.mistakes
+    return found, mistakes

@@ -21,7 +21,7 @@ def print_json(document: Mapping[str, Any]) -> None:
 
 
 def print_result(renderable: RenderableType) -> None:
-    """Print a result: coloured in a terminal, as plain text of any width elsewhere."""
+    """Print a result: coloured in a terminal, as plain text elsewhere."""
     from rich.console import Console
 
     from parsl_rasda.reporting.tables import as_text
@@ -32,6 +32,6 @@ def print_result(renderable: RenderableType) -> None:
         typer.echo(as_text(renderable), nl=False)
 
 
-def say(text: str) -> None:
-    """Print a line for people, on stderr."""
+def print_message(text: str) -> None:
+    """Print a line on stderr, for people."""
     typer.echo(text, err=True)

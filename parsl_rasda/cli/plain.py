@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import IO
 
-from parsl_rasda.cli.decisions import Fact, Narrator, Told
+from parsl_rasda.cli.decisions import DecisionLine, DecisionLog, Fact
 from parsl_rasda.orchestration.events import Event, Instruction
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.usage import Usage
@@ -24,7 +24,7 @@ class PlainView:
 
     def stage_started(self, name: str, total: int) -> None:
         """Write that a stage runs."""
-        self.write(Told(time.time(), "stage", {"name": name, "calls": total}))
+        self.write(DecisionLine(time.time(), "stage", {"name": name, "calls": total}))
 
     def stage_ended(self, name: str, seconds: float, *, reused: bool) -> None:
         """Write that a stage is done."""
@@ -33,33 +33,33 @@ class PlainView:
             "seconds": round(seconds, 3),
             "result": "reused" if reused else "new",
         }
-        self.write(Told(time.time(), "stage-done", facts))
+        self.write(DecisionLine(time.time(), "stage-done", facts))
 
     def stage_failed(self, name: str, cause: str) -> None:
         """Write why a stage has no result."""
-        self.write(Told(time.time(), "stage-failed", {"name": name, "cause": cause}))
+        self.write(DecisionLine(time.time(), "stage-failed", {"name": name, "cause": cause}))
 
-    def search(self, stage: str, machine: Machine, usage: Usage, *, alone: bool) -> _Lines:
-        """Return what writes the decisions of a search; unless it is alone, each with its stage."""
+    def search(self, stage: str, machine: Machine, usage: Usage, *, alone: bool) -> _SearchWriter:
+        """Return an observer that writes the decisions of a search, with its stage unless it is alone."""
         del usage
-        return _Lines(self, Narrator(machine), {} if alone else {"stage": stage})
+        return _SearchWriter(self, DecisionLog(machine), {} if alone else {"stage": stage})
 
     def close(self) -> None:
-        """Do nothing: every line is out already."""
+        """Do nothing: every line has been written."""
 
-    def write(self, told: Told) -> None:
+    def write(self, line: DecisionLine) -> None:
         """Write one line, and never fail: a closed terminal must not end a run."""
         with self._lock, contextlib.suppress(OSError, ValueError):
-            self._output.write(f"{told}\n")
+            self._output.write(f"{line}\n")
             self._output.flush()
 
 
 @dataclass(frozen=True, slots=True)
-class _Lines:
+class _SearchWriter:
     view: PlainView
-    narrator: Narrator
-    whose: Mapping[str, Fact]
+    log: DecisionLog
+    stage: Mapping[str, Fact]
 
     def add(self, event: Event, instructions: tuple[Instruction, ...]) -> None:
-        for told in self.narrator.tell(event, instructions):
-            self.view.write(replace(told, facts={**told.facts, **self.whose}))
+        for line in self.log.lines(event, instructions):
+            self.view.write(replace(line, facts={**line.facts, **self.stage}))

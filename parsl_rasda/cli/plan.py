@@ -26,13 +26,14 @@ def plan(
 
     Shows the rungs, and RASDA elastic, RASDA strict and ASHA side by side.
     """
-    from parsl_rasda.agent.node_probe import counted_here
+    from parsl_rasda.backends.allocation import counted_here
     from parsl_rasda.cli.forecasts import forecast_view
     from parsl_rasda.reporting.runs import read_run
     from parsl_rasda.simulation.forecast import forecast_study
     from parsl_rasda.simulation.measured import counted_gpus
 
-    spec, sites = load_inputs(study, site or DEFAULT_SITES, overrides or ())
+    admitted = load_inputs(study, site or DEFAULT_SITES, overrides or ())
+    spec, sites = admitted.study, admitted.sites
     earlier = read_run(run).searches if run is not None else {}
     counted = {**counted_here(sites), **counted_gpus(earlier.values())}
     forecasts = forecast_study(spec, sites, counted=counted, runs=earlier)

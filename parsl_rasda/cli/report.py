@@ -9,7 +9,8 @@ from parsl_rasda.cli.output import print_result
 def report(directory: RunFolder) -> None:
     """Write report.html, results.csv, best.json, summary.txt and graph.{graphml,mmd,svg} of a run.
 
-    They lie beside the journal; report.html is one file that any browser opens. The summary is printed, too.
+    They are written beside the journal; report.html is one file that any browser opens. The summary is
+    also printed.
     """
     from rich.console import Group
     from rich.text import Text

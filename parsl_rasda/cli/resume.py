@@ -1,4 +1,4 @@
-"""`parsl-rasda resume`: a run goes on where it ended."""
+"""`parsl-rasda resume`: continue a run where it ended."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from parsl_rasda.cli.options import AsJson, Overrides, RunFolder
 
 
 def resume(directory: RunFolder, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Go on with a run, after any death or with more trials.
+    """Continue a run, after any crash or with more trials.
 
-    Only tune.num_samples may be set anew, and only to a larger number.
+    Only tune.num_samples may be changed, and only to a larger number.
     """
-    from parsl_rasda.cli.run_and_report import carry_through
+    from parsl_rasda.cli.run_and_report import run_and_report
     from parsl_rasda.workflow.entry import resume_study
 
-    carry_through(
-        directory, lambda view: resume_study(directory, overrides or (), view=view), as_json=as_json
+    run_and_report(
+        directory, lambda view: resume_study(directory, overrides or (), progress=view), as_json=as_json
     )

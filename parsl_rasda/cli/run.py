@@ -20,16 +20,16 @@ def run(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a study, and print what it has come to."""
-    from parsl_rasda.cli.run_and_report import carry_through
+    """Run a study, and print its outcome."""
+    from parsl_rasda.cli.run_and_report import run_and_report
     from parsl_rasda.study.loading import search_path
     from parsl_rasda.workflow.entry import run_study
 
-    spec, sites = load_inputs(study, site or DEFAULT_SITES, overrides or ())
-    folder = directory or Path("runs") / spec.name
+    admitted = load_inputs(study, site or DEFAULT_SITES, overrides or ())
+    folder = directory or Path("runs") / admitted.study.name
 
-    carry_through(
+    run_and_report(
         folder,
-        lambda view: run_study(spec, sites, folder, search_path=search_path(study), view=view),
+        lambda view: run_study(admitted, folder, search_path=search_path(study), progress=view),
         as_json=as_json,
     )

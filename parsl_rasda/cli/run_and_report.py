@@ -1,4 +1,4 @@
-"""What `run` and `resume` share: watch a run, then say how it ended."""
+"""What `run` and `resume` share: show a run, then report how it ended."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from rich.console import Console, Group
 from rich.text import Text
 
 from parsl_rasda.cli.live import LiveView
-from parsl_rasda.cli.output import print_json, print_result, say
+from parsl_rasda.cli.output import print_json, print_message, print_result
 from parsl_rasda.cli.plain import PlainView
 from parsl_rasda.errors import SiteUnavailableError, StageFailedError
-from parsl_rasda.orchestration.progress import View
+from parsl_rasda.orchestration.progress import ProgressReporter
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.reporting.files import write_page
-from parsl_rasda.reporting.overview import MEND, has_no_success, outcome_view, resume_command
+from parsl_rasda.reporting.overview import HOW_TO_FIX, has_no_success, outcome_view, resume_command
 from parsl_rasda.reporting.runs import Run, read_run
 from parsl_rasda.types import StudyState
 
@@ -31,13 +31,11 @@ EXIT_CODES = {
     StudyState.INTERRUPTED: 130,
     StudyState.RUNNING: 130,
 }
-
-
 _SDK = ("globus_compute_sdk", "globus_sdk", "pika")
 
 
-class Ended(Protocol):
-    """How a run ended, as the pipeline tells it."""
+class RunEnd(Protocol):
+    """How a run ended."""
 
     @property
     def state(self) -> StudyState:
@@ -45,27 +43,27 @@ class Ended(Protocol):
         ...
 
 
-def carry_through(directory: Path, start: Callable[[View], Ended], *, as_json: bool) -> None:
-    """Let a run take its course under a view, print what it has come to, and exit with its code.
+def run_and_report(directory: Path, start: Callable[[ProgressReporter], RunEnd], *, as_json: bool) -> None:
+    """Run a study under a view, print its outcome, and exit with its code.
 
     Raises:
         RasdaError: If the run was refused: nothing is printed then.
     """
     try:
-        with _watched(directory) as view:
+        with _view(directory) as view:
             code = EXIT_CODES[start(view).state]
     except KeyboardInterrupt:
         code = EXIT_CODES[StudyState.INTERRUPTED]
     except (StageFailedError, SiteUnavailableError) as error:
-        say(f"parsl-rasda: {error}")
+        print_message(f"parsl-rasda: {error}")
         code = error.exit_code
     if RunDirectory(directory).study_file.exists():  # else it was ended before it began
-        _tell(read_run(directory), as_json=as_json)
+        _print_outcome(read_run(directory), as_json=as_json)
     raise typer.Exit(code)
 
 
-def _tell(run: Run, *, as_json: bool) -> None:
-    report = _report(run)
+def _print_outcome(run: Run, *, as_json: bool) -> None:
+    report = _write_report(run)
     if as_json:
         print_json(run.document())
     else:
@@ -74,32 +72,32 @@ def _tell(run: Run, *, as_json: bool) -> None:
     if run.state is StudyState.DONE:
         return
     if run.trouble is None or run.trouble[1].is_curable:
-        say(f"Resume with: {resume_command(run.directory)}")
+        print_message(f"Resume with: {resume_command(run.directory)}")
     elif has_no_success(run, run.trouble[0]):
-        say(f"No trial succeeded: {MEND}{_where_ranks_wrote(run.directory)}")
+        print_message(f"No trial succeeded: {HOW_TO_FIX}{_first_log(run.directory)}")
 
 
-def _report(run: Run) -> Path | None:
-    """Write report.html, and return it; a full disk must not change how the run has ended."""
+def _write_report(run: Run) -> Path | None:
+    """Write report.html, and return it; a full disk must not change the exit code of the run."""
     try:
         return write_page(run)
     except OSError as error:
-        say(f"report.html could not be written: {error}")
+        print_message(f"report.html could not be written: {error}")
         return None
 
 
-def _where_ranks_wrote(directory: Path) -> str:
+def _first_log(directory: Path) -> str:
     first = min(directory.rglob("attempt-1/log.txt"), default=None)
     return f". What the ranks of the first trial wrote: {first}" if first else ""
 
 
 @contextmanager
-def _watched(directory: Path) -> Iterator[View]:
-    """Give a view of stderr: live in a terminal, else a line a decision."""
+def _view(directory: Path) -> Iterator[ProgressReporter]:
+    """Give a view on stderr: live in a terminal, else a line a decision."""
     console = Console(stderr=True)
     live = console.is_terminal and not console.is_dumb_terminal
-    view: View = LiveView(console) if live else PlainView(console.file)
-    with _logged(console), _set_down(directory / "globus.log"):
+    view: ProgressReporter = LiveView(console) if live else PlainView(console.file)
+    with _shown_warnings(console), _sdk_log(directory / "globus.log"):
         try:
             yield view
         finally:
@@ -107,8 +105,8 @@ def _watched(directory: Path) -> Iterator[View]:
 
 
 @contextmanager
-def _logged(console: Console) -> Iterator[None]:
-    """Show warnings of ours above the live view; those of Parsl are in its own log."""
+def _shown_warnings(console: Console) -> Iterator[None]:
+    """Show our own warnings above the live view; those of Parsl are in its own log."""
     handler = _Handler(console)
     logger = logging.getLogger("parsl_rasda")
     logger.addHandler(handler)
@@ -119,11 +117,11 @@ def _logged(console: Console) -> Iterator[None]:
 
 
 @contextmanager
-def _set_down(file: Path) -> Iterator[None]:
-    """Keep in a file what Globus Compute's SDK warns of: connections that break, and are mended here.
+def _sdk_log(file: Path) -> Iterator[None]:
+    """Keep the warnings of Globus Compute's SDK in a file: they are about connections that we restore.
 
-    Without a handler of its own, Python would print it into the view, tracebacks included. That versions
-    differ is said by the handshake with the site, in words that tell what to do.
+    Without a handler of its own, Python would print them into the view, with tracebacks. Differences between
+    versions are reported by the handshake with the site, which says what to do.
     """
     handler = logging.FileHandler(file, delay=True)
     handler.setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Where a search stands, kept up to date event by event, so that showing it costs nothing."""
+"""The state of a search, updated event by event, so that showing it costs nothing."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from parsl_rasda.cli.decisions import Narrator, Told
+from parsl_rasda.cli.decisions import DecisionLine, DecisionLog
 from parsl_rasda.orchestration.events import EpochReported, Event, Instruction
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.trial_record import best_trial
 from parsl_rasda.orchestration.usage import Usage
 from parsl_rasda.types import Mode, TrialId, TrialState
 
-_TOLD = 8
+_SHOWN = 8
 
 
 @dataclass(slots=True)
-class Rung:
-    """One rung: who has reached it, and the best metric there."""
+class RungProgress:
+    """One rung: how many trials have reached it, and the best metric there."""
 
     epochs: int
     replicas: int
@@ -30,8 +30,8 @@ class Rung:
 
 
 @dataclass(frozen=True, slots=True)
-class Best:
-    """The trial that is best by its last metric, as in the summary: what the search would return now."""
+class BestTrial:
+    """The trial with the best last metric, as in the summary: what the search would return now."""
 
     trial: TrialId
     epoch: int
@@ -40,7 +40,7 @@ class Best:
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class SearchSnapshot:
     """What a display shows of a search."""
 
     stage: str
@@ -52,50 +52,50 @@ class Snapshot:
     epochs: int
     restarts: int
     faults: int
-    rungs: tuple[Rung, ...]
-    best: Best | None
-    told: tuple[Told, ...]
+    rungs: tuple[RungProgress, ...]
+    best: BestTrial | None
+    decisions: tuple[DecisionLine, ...]
 
 
-class Progress:
-    """Folds the events of one search; the display's thread takes snapshots."""
+class SearchProgress:
+    """Adds up the events of one search; the display's thread takes snapshots."""
 
     def __init__(self, stage: str, machine: Machine, usage: Usage) -> None:
-        """Begin where a machine stands, in the middle of a search perhaps."""
+        """Begin in the state of a machine, which may be in the middle of a search."""
         self._stage, self._machine, self._usage = stage, machine, usage
-        self._narrator = Narrator(machine)
+        self._log = DecisionLog(machine)
         self._lock = threading.Lock()
-        self._told: deque[Told] = deque(maxlen=_TOLD)
+        self._decisions: deque[DecisionLine] = deque(maxlen=_SHOWN)
         self._states: dict[TrialId, TrialState] = {}
         self._counts: Counter[TrialState] = Counter()
-        self._best: Best | None = None
+        self._best: BestTrial | None = None
         milestones = machine.scheduler.milestones
-        self._rungs = {m: Rung(m, machine.scheduler.replicas(k)) for k, m in enumerate(milestones)}
+        self._rungs = {m: RungProgress(m, machine.scheduler.replicas(k)) for k, m in enumerate(milestones)}
         self._reached: set[tuple[TrialId, int]] = set()
         for trial in machine.trials.values():
             for epoch, metric in trial.history.items():
-                self._book_metric(trial.id, epoch, metric)
-        self._book_states(machine.trials)
+                self._add_metric(trial.id, epoch, metric)
+        self._count_states(machine.trials)
         self._find_best()
-        self._books = self._read_books()
+        self._figures = self._read_figures()
 
     def add(self, event: Event, instructions: tuple[Instruction, ...]) -> None:
         """Take note of one event; the machine may be ahead of it."""
         with self._lock:
-            self._told.extend(self._narrator.tell(event, instructions))
+            self._decisions.extend(self._log.lines(event, instructions))
             if isinstance(event, EpochReported):
                 metric = event.metrics.get(self._machine.settings.metric, math.nan)
-                self._book_metric(event.job.trial, event.epoch, float(metric))
+                self._add_metric(event.job.trial, event.epoch, float(metric))
             touched = {t for part in (event, *instructions) if (t := _trial_of(part)) is not None}
-            self._book_states(touched if touched else tuple(self._machine.trials))
+            self._count_states(touched if touched else tuple(self._machine.trials))
             self._rank(touched)
-            self._books = self._read_books()
+            self._figures = self._read_figures()
 
-    def snapshot(self) -> Snapshot:
-        """Return where the search stands; may be called from any thread."""
+    def snapshot(self) -> SearchSnapshot:
+        """Return the state of the search; may be called from any thread."""
         with self._lock:
-            gpus, busy, epochs, restarts, faults, total = self._books
-            return Snapshot(
+            gpus, busy, epochs, restarts, faults, total = self._figures
+            return SearchSnapshot(
                 self._stage,
                 self._machine.settings.metric,
                 total,
@@ -105,17 +105,17 @@ class Progress:
                 epochs,
                 restarts,
                 faults,
-                tuple(Rung(r.epochs, r.replicas, r.reached, r.best) for r in self._rungs.values()),
+                tuple(RungProgress(r.epochs, r.replicas, r.reached, r.best) for r in self._rungs.values()),
                 self._best,
-                tuple(self._told),
+                tuple(self._decisions),
             )
 
-    def _read_books(self) -> tuple[int, int, int, int, int, int]:
+    def _read_figures(self) -> tuple[int, int, int, int, int, int]:
         a = self._usage
         restarts, faults = len(a.restarts_s), len(a.faults)
         return a.gpus, a.busy_gpus, a.epochs, restarts, faults, self._machine.num_samples
 
-    def _book_states(self, trials: Iterable[TrialId]) -> None:
+    def _count_states(self, trials: Iterable[TrialId]) -> None:
         for trial in trials:
             record = self._machine.trials.get(trial)
             if record is None:
@@ -126,7 +126,7 @@ class Progress:
             self._states[trial] = record.state
             self._counts[record.state] += 1
 
-    def _book_metric(self, trial: TrialId, epoch: int, metric: float) -> None:
+    def _add_metric(self, trial: TrialId, epoch: int, metric: float) -> None:
         rung = self._rungs.get(epoch)
         if rung is not None and (trial, epoch) not in self._reached:
             self._reached.add((trial, epoch))
@@ -137,7 +137,7 @@ class Progress:
             rung.best = metric
 
     def _rank(self, touched: Collection[TrialId]) -> None:
-        """Compare trials that something has happened to with the best one; anew if it is among them."""
+        """Compare the trials of an event with the best one; rank all trials if it is among them."""
         if self._best is None or self._best.trial in touched:
             self._find_best()
             return
@@ -156,7 +156,7 @@ class Progress:
             self._best = None
         else:
             epoch, metric = found.last
-            self._best = Best(found.id, epoch, metric, dict(found.config))
+            self._best = BestTrial(found.id, epoch, metric, dict(found.config))
 
     def _is_better(self, metric: float, than: float | None) -> bool:
         if than is None:

@@ -1,4 +1,4 @@
-"""`parsl-rasda status`: where a run stands."""
+"""`parsl-rasda status`: the state of a run."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ ROWS = 40  # trials listed
 
 
 def status(directory: RunFolder, as_json: AsJson = False) -> None:
-    """Show where a run and each of its stages stand, with the reason of each failure.
+    """Show the state of a run and of each stage, with the reason of each failure.
 
-    Numbers are as of now if somebody runs it, else as it ended.
+    Numbers are those of now if the run is active, else those of its end.
     """
     from parsl_rasda.reporting.overview import run_view
     from parsl_rasda.reporting.runs import read_run

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 def validate(study: StudyFile, site: Sites = None, overrides: Overrides = None) -> None:
     """Check a study and sites; print every mistake at once.
 
-    Each with file and line, what was found and what is allowed; the exit code is 2 if there is one.
+    Each has file and line, what was found and what is allowed; the exit code is 2 if there is a mistake.
     """
     from parsl_rasda.orchestration.assembly import build_study_searcher
 
-    spec, sites = load_inputs(study, site or (), overrides or ())
+    admitted = load_inputs(study, site or (), overrides or ())
+    spec, sites = admitted.study, admitted.sites
     tunes = [stage.tune for stage in spec.tune_stages.values()]
     searches = [_about_search(tune, build_study_searcher(tune, spec.seed)) for tune in tunes]
     stages = counted(len(spec.stages), "stage")
@@ -40,6 +41,8 @@ def _about_search(tune: TuneSpec, searcher: Searcher) -> str:
 
 
 def _about_site(site: SiteSpec) -> str:
+    from parsl_rasda.plugins import kind_of
+
     per_node = "GPUs counted there" if site.gpus_per_node == "auto" else f"{site.gpus_per_node} GPUs each"
     nodes = site.nodes_per_pilot
-    return f"{site.pilots} x {counted(nodes, 'node')}, {per_node}, {site.mpi_launcher}"
+    return f"{site.pilots} x {counted(nodes, 'node')}, {per_node}, {kind_of(site.mpi_launcher)}"

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
     from parsl_rasda.reporting.runs import Run
 
-_SHARE = 0.2  # of the time, at most, that is spent reading
+_SHARE = 0.2  # of the time, at most, is spent reading
 
 
 def watch(
     directory: RunFolder,
-    every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Between two looks.")] = 2.0,
+    every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Time between two updates.")] = 2.0,
 ) -> None:
     """Follow a run until nobody runs it any more, then show its status.
 
@@ -48,7 +48,7 @@ def watch(
 
 
 def fitting_view(run: Run, screen: ConsoleDimensions) -> RenderableType:
-    """Return as many trials of a run as a screen has lines for, so that nothing else is cut off."""
+    """Return a run with as many trials as fit on the screen, so that nothing else is cut off."""
     from parsl_rasda.reporting.overview import run_view
     from parsl_rasda.reporting.tables import as_text
 

@@ -1,8 +1,8 @@
-"""SAMPLES BY THE TERABYTE: shards on disk, written once and read in blocks, shuffled.
+"""SAMPLES BY THE TERABYTE: shards on disk, written once, and read in blocks in shuffled order.
 
-A *shard* is a file of many samples, a *block* a few consecutive ones: the unit that is read, always as
-one slice (picking 16 samples by a list of their numbers is forty times slower in HDF5). A prepare
-stage writes them::
+A *shard* is a file of many samples. A *block* is a few consecutive samples and the unit that is read, always
+as one slice (to pick 16 samples by a list of their numbers is forty times slower in HDF5). A prepare stage
+writes shards::
 
     with ShardWriter(directory, dtypes={"frames": "uint8"}) as shards:
         for split, frames, power in clips():
@@ -16,12 +16,12 @@ and a training function reads them, each sample once an epoch at any world size:
         for frames, power in trial.batches(training):
             ...
 
-Samples that lie in files of another layout are read alike by a `BlockReader` of one's own, which says what
-its blocks are: see `workflows.am_meltpool.dataset`.
+Samples in files of another layout are read in the same way by your own `BlockReader`, which defines the
+blocks: see `workflows/am_meltpool/dataset.py`.
 
 Reading order: `layout` and `order` (which sample comes when, as pure functions), `index` and `formats`
 (what is on disk) with `hdf5`, `zarr3`, `plain_shard`, `tfrecord` and `example`, `files` and `ahead` (open
-files and the thread that reads ahead), `blocks`, `shards`, `writer`.
+files, and the thread that reads ahead), `blocks`, `shards`, `writer`.
 """
 
 from __future__ import annotations

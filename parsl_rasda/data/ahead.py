@@ -1,4 +1,4 @@
-"""A thread that reads ahead, and ends with whoever wanted to read."""
+"""A thread that reads ahead, and ends with its consumer."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class _Buffer(Generic[T]):
-    """What has been read and not yet taken: bounded, and closed from either side."""
+class _BoundedQueue(Generic[T]):
+    """Items that were read and not yet taken. Its size is bounded, and both sides can close it."""
 
     def __init__(self, depth: int) -> None:
         self._depth = depth
         self._items: deque[T] = deque()
         self._changed = threading.Condition()
-        self._ended = self._unwanted = False
+        self._has_ended = self._is_closed = False
         self._error: BaseException | None = None
 
     def put(self, item: T) -> bool:
-        """Wait for room and add an item. Returns whether more are wanted."""
+        """Wait for space, add an item, and return whether the consumer wants more."""
         with self._changed:
-            self._changed.wait_for(lambda: len(self._items) < self._depth or self._unwanted)
+            self._changed.wait_for(lambda: len(self._items) < self._depth or self._is_closed)
             self._items.append(item)
             self._changed.notify()
-            return not self._unwanted
+            return not self._is_closed
 
     def end(self, error: BaseException | None = None) -> None:
-        """Say that nothing more will come, and why."""
+        """Tell the consumer that no more items come, and why."""
         with self._changed:
-            self._ended, self._error = True, error
+            self._has_ended, self._error = True, error
             self._changed.notify()
 
     def take(self) -> Iterator[T]:
-        """Yield items as they come; raises the error that ended them, after all that came before it."""
+        """Yield the items as they come, then raise the error that ended them, if any."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._items or self._ended)
+                self._changed.wait_for(lambda: self._items or self._has_ended)
                 if not self._items:
                     break
                 item = self._items.popleft()
@@ -47,35 +47,35 @@ class _Buffer(Generic[T]):
         if self._error is not None:
             raise self._error
 
-    def stop(self) -> None:
-        """Say that nothing more is wanted."""
+    def close(self) -> None:
+        """Tell the producer that no more items are wanted."""
         with self._changed:
-            self._unwanted = True
+            self._is_closed = True
             self._changed.notify()
 
 
 def read_ahead(items: Iterator[T], depth: int) -> Generator[T, None, None]:
-    """Yield the items, computed by a thread that is at most ``depth`` of them ahead.
+    """Yield the items, computed by a thread that is at most ``depth`` items ahead.
 
-    The thread starts with the first item asked for. It has ended when this generator has: after the last
-    item, at an error (raised here, in its turn), and when the generator is closed or forgotten.
+    The thread starts when the first item is asked for. It has ended when this generator has: after the last
+    item, after an error (which is raised here, in its turn), and when the generator is closed or dropped.
     """
-    buffer: _Buffer[T] = _Buffer(depth)
-    thread = threading.Thread(target=_fill, args=(items, buffer), name="rasda-read-ahead", daemon=True)
+    queue: _BoundedQueue[T] = _BoundedQueue(depth)
+    thread = threading.Thread(target=_fill, args=(items, queue), name="rasda-read-ahead", daemon=True)
     thread.start()
     try:
-        yield from buffer.take()
+        yield from queue.take()
     finally:
-        buffer.stop()
+        queue.close()
         thread.join()
 
 
-def _fill(items: Iterator[T], buffer: _Buffer[T]) -> None:
+def _fill(items: Iterator[T], queue: _BoundedQueue[T]) -> None:
     try:
         for item in items:
-            if not buffer.put(item):
+            if not queue.put(item):
                 return
-    except BaseException as error:  # noqa: BLE001 # it is raised again where the item was wanted
-        buffer.end(error)
+    except BaseException as error:  # noqa: BLE001 - `take` raises it
+        queue.end(error)
     else:
-        buffer.end()
+        queue.end()

@@ -1,6 +1,6 @@
-"""How samples that are read in blocks become batches: in a shuffled order, read ahead, each block once.
+"""How samples that are read in blocks become batches: in shuffled order, read ahead, each block once.
 
-What a block is and where it lies is said by a subclass, as `Shards`.
+Subclasses, such as `Shards`, define the blocks and their places.
 """
 
 from __future__ import annotations
@@ -20,68 +20,68 @@ from parsl_rasda.data.layout import Layout
 from parsl_rasda.data.order import BlockOrder
 
 Array: TypeAlias = NDArray[Any]  # of any element type
-Block: TypeAlias = list[Array]  # neighbouring samples, one array for each part of them
-Places: TypeAlias = tuple[list[int], list[int]]  # of samples: their blocks, and where in there
-Batch: TypeAlias = Any  # a tensor (or list of byte strings) for each array: a tuple, or one by itself
+Block: TypeAlias = list[Array]  # neighbouring samples: an array for each part of a sample
+Places: TypeAlias = tuple[list[int], list[int]]  # of samples: their blocks, and their places in them
+Batch: TypeAlias = Any  # a tuple of a tensor (or list of byte strings) for each array, or a single one
 
 WINDOW: Final = 8  # blocks
 BATCHES_AHEAD: Final = 4
-LOADED_AHEAD: Final = 2  # batches whose blocks have been read
+LOADED_AHEAD: Final = 2  # batches whose blocks are in memory
 READS_ANNOUNCED: Final = 8
-BLOCKS_TOLD: Final = 4096
+BLOCKS_REMEMBERED: Final = 4096  # as announced
 
 
 class BlockReader(ABC):
-    """Samples in blocks of neighbours. It may be pickled, forked and shared by threads if a subclass may."""
+    """Samples in blocks of neighbours. It may be pickled, forked or shared by threads if the subclass may."""
 
     def __init__(self, layout: Layout, kinds: Sequence[ArrayType], *, window: int = WINDOW) -> None:
-        """Describe the samples; nothing is read yet.
+        """Describe the samples. Nothing is read yet.
 
         Args:
-            layout: Of samples and blocks.
+            layout: The layout of samples and blocks.
             kinds: Shape and element type of each part of a sample.
-            window: Blocks that are mixed when the order is shuffled.
+            window: Number of blocks that are mixed when the order is shuffled.
         """
         self.layout, self.kinds, self._window = layout, tuple(kinds), window
 
     @abstractmethod
     def read_block(self, number: int) -> Block:
-        """Return the samples of a block, one array for each kind."""
+        """Return the samples of a block: an array for each kind."""
 
     @abstractmethod
     def announce_block(self, number: int) -> None:
-        """Let the system begin to fetch a block that will be read soon; a hint."""
+        """Tell the system that a block will be read soon. A hint."""
 
     @abstractmethod
     def batch_of(self, parts: Block) -> Batch:
-        """Return samples, one array for each kind, as what is trained on."""
+        """Turn samples, an array for each kind, into a batch to train on."""
 
     def __len__(self) -> int:
         return self.layout.samples
 
     def order(self, seed: int, epoch: int) -> BlockOrder:
-        """Return the order of an epoch: a function of seed and epoch, every sample once."""
+        """Return the order of an epoch: every sample once, as a function of seed and epoch."""
         return BlockOrder(self.layout, seed=seed, epoch=epoch, window=self._window)
 
     def stream(self, reads: Iterable[Sequence[int]], *, streams: int = 1) -> Generator[Batch, None, None]:
         """Yield a batch for each list of samples, read ahead by a thread that ends with the generator.
 
         Args:
-            reads: Lists of samples, neighbours in an `order` (or in numerical order).
-            streams: In how many places of the order they are, in turn: blocks are kept for each.
+            reads: Lists of samples that are neighbours in an `order` (or in numerical order).
+            streams: The number of places in the order from which they come in turn; blocks are kept for each.
 
         Raises:
             DataError: If a file cannot be read.
         """
         load = lru_cache(streams * (self._window + 2))(self.read_block)
         places = self._announced(map(self._locate, reads))
-        # In the order's own order, in which a block is not needed again soon after it was not needed.
-        # One thread reads, another copies: a format that is slow to read does not wait for copies.
+        # Blocks are loaded in the given order, so one that has left the window is not needed again soon.
+        # One thread reads and another copies: a format that is slow to read does not wait for copies.
         loaded = read_ahead((([load(b) for b in blocks], inside) for blocks, inside in places), LOADED_AHEAD)
         return read_ahead((self._batch(*each) for each in loaded), BATCHES_AHEAD)
 
     def read(self, indices: Sequence[int]) -> Batch:
-        """Return any samples as one batch, each block of them read once.
+        """Return any samples as one batch. Each of their blocks is read once.
 
         Raises:
             DataError: If a file cannot be read.
@@ -94,7 +94,7 @@ class BlockReader(ABC):
         return self.batch_of(parts)
 
     def blocks(self) -> Iterator[Batch]:
-        """Yield all samples in numerical order, a block at a time."""
+        """Yield all samples in numerical order, one block at a time."""
         extents = self.layout.extents(np.arange(self.layout.blocks))
         pairs = zip(*(extent.tolist() for extent in extents), strict=True)
         return self.stream(range(first, first + size) for first, size in pairs)
@@ -113,20 +113,20 @@ class BlockReader(ABC):
         return self.batch_of(parts)
 
     def _empty(self, samples: int) -> Block:
-        native = [np.dtype(kind.dtype).newbyteorder("=") for kind in self.kinds]  # torch knows no other
+        native = [np.dtype(kind.dtype).newbyteorder("=") for kind in self.kinds]  # torch has no other
         return [np.empty((samples, *k.shape), d) for k, d in zip(self.kinds, native, strict=True)]
 
     def _announced(self, reads: Iterable[Places]) -> Iterator[Places]:
-        """Yield the reads, each some reads after the system was told of its blocks."""
-        told: dict[int, None] = {}
+        """Yield the reads, and announce the blocks of each some reads earlier."""
+        announced: dict[int, None] = {}
         waiting: deque[Places] = deque()
         for blocks, inside in reads:
             for block in blocks:
-                if block not in told:
+                if block not in announced:
                     self.announce_block(block)
-                    told[block] = None
-            while len(told) > BLOCKS_TOLD:
-                del told[next(iter(told))]
+                    announced[block] = None
+            while len(announced) > BLOCKS_REMEMBERED:
+                del announced[next(iter(announced))]
             waiting.append((blocks, inside))
             if len(waiting) > READS_ANNOUNCED:
                 yield waiting.popleft()

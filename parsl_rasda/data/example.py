@@ -1,7 +1,7 @@
-"""Records of TensorFlow's kind ``tf.train.Example``: features by name, by protobuf without TensorFlow.
+"""TensorFlow's records ``tf.train.Example``: features by name, read by protobuf without TensorFlow.
 
 Source:
-    TensorFlow, ``core/example/{example,feature}.proto``. A map is, in bytes, a list of its entries.
+    TensorFlow, ``core/example/{example,feature}.proto``. In bytes, a map is a list of its entries.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def features_of(record: bytes) -> dict[str, Values]:
     """Return the features of a record.
 
     Raises:
-        ValueError: If it is no such record.
+        ValueError: If it is not such a record.
     """
     from google.protobuf.message import DecodeError
 

@@ -14,16 +14,16 @@ MOST_OPEN: Final = 32
 
 
 class OpenFiles:
-    """The shards that are open, least recently used first.
+    """The open shards, the least recently used first.
 
-    One reader at a time: HDF5 has one lock of its own for all files, so nothing is lost by it.
+    There is one reader at a time. This costs nothing, because HDF5 itself has one lock for all files.
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._shards: dict[str, OpenShard] = {}
         self._lock = threading.Lock()
-        # A fork waits until a read in progress ends; the child forgets the open files of its parent.
+        # A fork waits for the end of a read. The child closes the files that its parent has open.
         os.register_at_fork(
             before=self._lock.acquire,
             after_in_parent=self._lock.release,
@@ -35,10 +35,10 @@ class OpenFiles:
 
     @contextmanager
     def opened(self, path: str) -> Iterator[OpenShard]:
-        """Return a shard, open until the end of the ``with`` at least.
+        """Give a shard that is open at least until the end of the ``with``.
 
         Raises:
-            DataError: If the file is missing, truncated or of another kind.
+            DataError: If the file is missing, truncated or of another format.
         """
         with self._lock:
             shard = self._shards.pop(path, None)
@@ -50,7 +50,7 @@ class OpenFiles:
             yield shard
 
     def close(self) -> None:
-        """Close all."""
+        """Close all shards."""
         with self._lock:
             self._close()
 

@@ -1,7 +1,7 @@
-"""File formats of shards behind one interface: HDF5, Zarr 3 where it is installed, TFRecords to be read only.
+"""File formats of shards behind one interface: HDF5, Zarr 3 if it is installed, and TFRecords (read only).
 
-A shard holds one array for each part of a sample; the first dimension of all counts samples. Elements are
-numbers, or byte strings (of type ``object``), which may differ in length.
+A shard has an array for each part of a sample. The first dimension of each array counts samples. Elements
+are numbers, or byte strings (of type ``object``), whose lengths may differ.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class OpenShard(Protocol):
     """A shard that is open for reading."""
 
     def arrays(self) -> Mapping[str, tuple[tuple[int, ...], np.dtype[Any], int]]:
-        """Return shape, type and samples per chunk (0: none) of each array, by name."""
+        """Return shape, type and samples per chunk (0: not in chunks) of each array, by name."""
         ...
 
     def read(self, name: str, begin: int, end: int) -> Array:
@@ -37,7 +37,7 @@ class OpenShard(Protocol):
         ...
 
     def announce(self, name: str, begin: int, end: int) -> None:
-        """Let the system begin to fetch what will be read soon; a hint, which never fails."""
+        """Tell the system that these samples will be read soon. A hint, which never fails."""
         ...
 
     def close(self) -> None:
@@ -48,7 +48,7 @@ class OpenShard(Protocol):
 class Format(Protocol):
     """How shards are stored."""
 
-    patterns: ClassVar[tuple[str, ...]]  # of names, as in a shell
+    patterns: ClassVar[tuple[str, ...]]  # of file names, as in a shell
 
     def open(self, path: str) -> OpenShard:
         """Open a shard.
@@ -60,7 +60,7 @@ class Format(Protocol):
 
 
 class WritableFormat(Format, Protocol):
-    """How shards are written; the first pattern is ``*`` and a suffix, with which their names end."""
+    """A format that can be written. Its first pattern is ``*`` and the suffix of new files."""
 
     def write(
         self, path: str, arrays: Mapping[str, Array], block: int, attributes: Mapping[str, object]
@@ -74,7 +74,7 @@ ALL_FORMATS: Sequence[Format] = (*FORMATS.values(), TFRecord())
 
 
 def format_named(name: str) -> WritableFormat:
-    """Return the format that is written under this name.
+    """Return the format of this name, which can be written.
 
     Raises:
         InvalidSettingError: If there is none.
@@ -85,10 +85,10 @@ def format_named(name: str) -> WritableFormat:
 
 
 def format_of(path: str) -> Format:
-    """Return the format that a file's name tells.
+    """Return the format of a file, by its name.
 
     Raises:
-        InvalidSettingError: If it tells none.
+        InvalidSettingError: If no format has such names.
     """
     for format_ in ALL_FORMATS:
         if any(fnmatchcase(path, pattern) for pattern in format_.patterns):
@@ -102,5 +102,5 @@ def is_shard(name: str) -> bool:
 
 
 def patterns() -> Sequence[str]:
-    """Return what names of shards are like."""
+    """Return the patterns of the names of shards."""
     return [pattern for format_ in ALL_FORMATS for pattern in format_.patterns]

@@ -1,7 +1,7 @@
-"""Shards as HDF5 files: one dataset an array, in chunks of one block, uncompressed.
+"""Shards as HDF5 files: a dataset for each array, uncompressed, in chunks of one block.
 
-Slices that lie in a file as they do in memory are read at the place that HDF5 tells, not by it: 134 MB of
-them took 32 ms instead of 71.
+If a slice has the same layout in the file as in memory, it is not read by HDF5, but at the offset that HDF5
+tells: 134 MB took 32 ms instead of 71.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Hdf5:
     def open(self, path: str) -> Hdf5Shard:
         """Open a shard, without a cache."""
         try:
-            # Blocks are kept by the reader; HDF5 would keep a megabyte for each array of each file too.
+            # The reader keeps blocks. HDF5 would keep another megabyte for each array of each file.
             return Hdf5Shard(path, h5py.File(path, "r", rdcc_nbytes=0))
         except FileNotFoundError:
             raise DataError(path, "there is no such file") from None
@@ -50,10 +50,10 @@ class Hdf5Shard:
 
     def __init__(self, path: str, file: Any) -> None:
         self._path, self._file = path, file
-        self._datasets: dict[str, _Dataset] = {}  # found by name once: it takes longer than many a read
+        self._datasets: dict[str, _Dataset] = {}  # looked up once: this can take longer than a read
 
     def arrays(self) -> Mapping[str, tuple[tuple[int, ...], np.dtype[Any], int]]:
-        """Return shape, type and samples per chunk of each dataset of numbers, in groups too."""
+        """Return shape, type and samples per chunk of each dataset of numbers, also in groups."""
         found: dict[str, tuple[tuple[int, ...], np.dtype[Any], int]] = {}
 
         def add(name: str, item: Any) -> None:
@@ -79,11 +79,11 @@ class Hdf5Shard:
         return values
 
     def announce(self, name: str, begin: int, end: int) -> None:
-        """Let the system fetch a slice that lies together.
+        """Tell the system to fetch a slice that is contiguous in the file.
 
-        Blocks in random order defeat its own reading ahead: without this, they come half as fast.
+        Blocks in random order defeat the system's own read-ahead: without this call they take twice as long.
         """
-        with suppress(OSError, RuntimeError, DataError):  # whoever reads will say what is wrong
+        with suppress(OSError, RuntimeError, DataError):  # the read will tell what is wrong
             dataset = self._dataset(name)
             offset = dataset.offset(begin, min(end, dataset.shape[0]))
             if offset is not None:
@@ -106,12 +106,12 @@ class Hdf5Shard:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, RuntimeError) as error:  # HDF5 raises both for what it cannot read
+        except (OSError, RuntimeError) as error:  # HDF5 raises both if it cannot read
             raise DataError(self._path, f"it is damaged: {error}") from error
 
 
 class _Dataset:
-    """A dataset, and where in the file its samples are; h5py asks HDF5 anew for each of its attributes."""
+    """A dataset and its layout in the file. Kept here, because h5py asks HDF5 for an attribute each time."""
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
@@ -122,12 +122,12 @@ class _Dataset:
         self._is_plain = _is_plain(dataset)
 
     def read(self, begin: int, end: int) -> NDArray[Any]:
-        """Return samples as HDF5 reads them."""
+        """Return samples, read by HDF5."""
         values: NDArray[Any] = self._dataset[begin:end]
         return values
 
     def offset(self, begin: int, end: int) -> int | None:
-        """Return at which byte of the file samples lie as they do in memory, or None if they do not."""
+        """Return the offset in the file of samples that have the same layout there as in memory, or None."""
         if not self._is_plain or begin >= end:
             return None
         if not self._rows:
@@ -140,7 +140,7 @@ class _Dataset:
 
 
 def _is_plain(dataset: Any) -> bool:
-    """Return whether samples are stored in this file as NumPy has them, and in one piece."""
+    """Return whether samples have the same layout in this file as in NumPy, in one piece."""
     settings = dataset.id.get_create_plist()
     return bool(
         dataset.shape

@@ -1,4 +1,4 @@
-"""What is where: found in one pass, or read from the JSON that a `ShardWriter` left beside its shards.
+"""Which samples are in which file: found by a scan, or read from the JSON that a `ShardWriter` has left.
 
 ::
 
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from parsl_rasda.atomic_files import replace_file
 from parsl_rasda.data.formats import format_of, is_shard, patterns
 from parsl_rasda.errors import DataError, InvalidSettingError
 
@@ -24,7 +25,7 @@ BLOCK: Final = 16  # samples
 
 @dataclass(frozen=True, slots=True)
 class ArrayType:
-    """One part of a sample: its shape, without the dimension of samples, and its element type."""
+    """A part of a sample: its shape, without the dimension of samples, and its element type."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -44,7 +45,7 @@ class Index:
     """The samples of one split.
 
     Attributes:
-        block: Samples that are read at once.
+        block: Number of samples that are read at once.
         arrays: The parts of a sample, in order.
         rows: Where the samples are, in order.
     """
@@ -55,15 +56,15 @@ class Index:
 
 
 def index_of(path: Path, split: str | None, names: Sequence[str] | None) -> Index:
-    """Return the index of an index file, of a directory (its index, or else all its shards), or of a shard.
+    """Return the index in an index file, of a directory (its index file, or all its shards), or of a shard.
 
     Args:
         path: The file or directory.
-        split: Needed where there are several.
-        names: The arrays of a sample, in order; None for all that there are.
+        split: The split; needed if there are several.
+        names: The arrays of a sample, in order; None means all.
 
     Raises:
-        DataError: If a file is missing, damaged or foreign, or if shards do not agree.
+        DataError: If a file is missing, damaged or not a shard, or if shards differ in their arrays.
         InvalidSettingError: If there is no such split or array.
     """
     if path.is_dir() and (path / INDEX).exists():
@@ -75,14 +76,14 @@ def index_of(path: Path, split: str | None, names: Sequence[str] | None) -> Inde
     if path.is_dir() and not is_shard(path.name):
         files = sorted(str(p) for p in path.iterdir() if is_shard(p.name) and not p.name.startswith("."))
         if not files:
-            raise DataError(str(path), f"there is no shard ({', '.join(patterns())}) and no {INDEX} in it")
+            raise DataError(str(path), f"it has no shard ({', '.join(patterns())}) and no {INDEX}")
     else:
         files = [str(path)]
     return joined([_scan(file, names) for file in files])
 
 
 def joined(indices: Sequence[Index]) -> Index:
-    """Return all samples of several indices, which must be alike.
+    """Return one index of all samples of several indices.
 
     Raises:
         DataError: If their arrays differ.
@@ -103,7 +104,7 @@ def save(
     splits: Mapping[str, Sequence[Row]],
     attributes: Mapping[str, object],
 ) -> None:
-    """Write an index file: either whole or not at all."""
+    """Write an index file, whole or not at all."""
     text = json.dumps(
         {
             "format": FORMAT,
@@ -114,9 +115,7 @@ def save(
         },
         indent=1,
     )
-    beside = path.with_suffix(".part")
-    beside.write_text(text)
-    beside.replace(path)
+    replace_file(path, text)
 
 
 def _load(path: Path, split: str | None, names: Sequence[str] | None) -> Index:
@@ -139,14 +138,14 @@ def _load(path: Path, split: str | None, names: Sequence[str] | None) -> Index:
 
 
 def _scan(file: str, names: Sequence[str] | None) -> Index:
-    """Return the index of one shard that nobody indexed."""
+    """Return the index of a shard without an index file."""
     shard = format_of(file).open(file)
     try:
         found = shard.arrays()
     finally:
         shard.close()
     if not found:
-        raise DataError(file, "there is no array in it")
+        raise DataError(file, "it has no array")
     kinds = {name: ArrayType(shape[1:], str(dtype)) for name, (shape, dtype, _) in found.items()}
     arrays = _chosen(kinds, names, file)
     lengths = {name: found[name][0][0] for name in arrays}

@@ -1,4 +1,4 @@
-"""Where samples lie: rows of shards, cut into blocks. Pure arithmetic, a few bytes for a shard."""
+"""Where samples are: rows of shards, cut into blocks. Pure arithmetic, a few bytes for each shard."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ Numbers = NDArray[np.int64]
 
 
 class Layout:
-    """Samples and blocks, both numbered from 0 through all rows; a block never crosses a row's end.
+    """Samples and blocks, both numbered from 0 through all rows. A block never crosses the end of a row.
 
     Attributes:
-        samples: Their number.
-        blocks: Their number.
+        samples: Number of samples.
+        blocks: Number of blocks.
     """
 
     def __init__(self, lengths: Sequence[int], block: int) -> None:
-        """Cut rows of so many samples (one or more each) into blocks of ``block`` samples."""
+        """Cut rows with these numbers of samples (one or more) into blocks of ``block`` samples."""
         in_rows = np.asarray(lengths, dtype=np.int64)
         self._block = block
         self._row_samples = np.concatenate(([0], np.cumsum(in_rows)))
@@ -27,13 +27,13 @@ class Layout:
         self.samples, self.blocks = int(self._row_samples[-1]), int(self._row_blocks[-1])
 
     def locate(self, samples: Numbers) -> tuple[Numbers, Numbers]:
-        """Return the block of each sample, and its place in there."""
+        """Return the block of each sample, and its place in the block."""
         rows = np.searchsorted(self._row_samples, samples, side="right") - 1
         inside = samples - self._row_samples[rows]
         return self._row_blocks[rows] + inside // self._block, inside % self._block
 
     def extents(self, blocks: Numbers) -> tuple[Numbers, Numbers]:
-        """Return the first sample of each block, and how many it has."""
+        """Return the first sample of each block, and the block's number of samples."""
         rows = np.searchsorted(self._row_blocks, blocks, side="right") - 1
         first = self._row_samples[rows] + (blocks - self._row_blocks[rows]) * self._block
         return first, np.minimum(self._block, self._row_samples[rows + 1] - first)

@@ -1,4 +1,4 @@
-"""In which order samples are read: shuffled, yet so that few blocks are needed at any moment.
+"""The order in which samples are read: shuffled, such that few blocks are needed at any moment.
 
 Blocks come in random order. Each is shuffled and cut into as many pieces as the *window* has blocks;
 *slot* ``t`` of the epoch holds piece 0 of the block that comes ``t``-th, piece 1 of the one before it,
@@ -9,8 +9,8 @@ and so on, shuffled again::
     block B        B0   B1   B2
     block C             C0   C1   C2
 
-A slot mixes ``window`` blocks, needs one new block and finishes with one: reading is as even as without
-shuffling. Any part of the order is computed from (seed, epoch) alone, without what comes before it.
+A slot mixes ``window`` blocks; it needs one new block and is the last one to need another. So reading is as
+even as without shuffling. Any part of the order is computed from (seed, epoch), without the parts before it.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from functools import lru_cache
 from typing import Final
 
 import numpy as np
-from numpy.random import Generator, default_rng  # now: NumPy itself imports it when it is needed first
+from numpy.random import Generator, default_rng  # here: NumPy imports it only at its first use
 
 from parsl_rasda.data.layout import Layout, Numbers
 
-BLOCKS, WITHIN_BLOCK, WITHIN_SLOT = range(3)  # what is shuffled: each has random numbers of its own
-BLOCKS_KEPT: Final = 4096  # shuffles of single blocks, some 100 bytes each
+BLOCKS, WITHIN_BLOCK, WITHIN_SLOT = range(3)  # what is shuffled: each has its own random numbers
+BLOCKS_KEPT: Final = 4096  # shuffled blocks, about 100 bytes each
 SLOTS_KEPT: Final = 512
 
 
 class BlockOrder:
-    """The samples of one epoch, each exactly once; a slice of it is a list of them.
+    """The samples of an epoch, each exactly once. A slice of it is a list of samples.
 
-    It takes 16 bytes a block, whatever the size of the samples.
+    It takes 16 bytes for each block, whatever the size of the samples.
     """
 
     def __init__(self, layout: Layout, *, seed: int, epoch: int, window: int) -> None:
-        """Shuffle blocks now, samples when they are asked for.
+        """Shuffle the blocks. Samples are shuffled when they are asked for.
 
         Args:
-            layout: Of the samples.
-            seed: Of the training; any integer.
+            layout: The layout of the samples.
+            seed: The seed of the training; any integer.
             epoch: Epochs done.
-            window: Blocks that are mixed; 1 keeps the samples of a block together.
+            window: Number of blocks that are mixed; 1 keeps the samples of a block together.
         """
         self._layout = layout
         self._seed, self._epoch = seed % 2**64, epoch

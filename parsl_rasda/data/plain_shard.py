@@ -1,7 +1,7 @@
-"""A Zarr shard whose chunks lie in its file as they do in memory: read by NumPy alone.
+"""A Zarr shard whose chunks have the same layout in its file as in memory, read by NumPy alone.
 
-Zarr reads the index of a shard again for every slice and passes all bytes through an event loop of its
-own, which takes longer than the disk. What `Zarr3.write` writes needs neither.
+Zarr reads the index of a shard again for every slice, and passes all bytes through its own event loop, which
+takes longer than the disk. The files of `Zarr3.write` need neither.
 
 Source:
     Zarr core specification v3 and its codec ``sharding_indexed`` v1.0.
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from parsl_rasda.errors import DataError
 
 _LITTLE: Final = {"name": "bytes", "configuration": {"endian": "little"}}
-_CHUNK_CODECS: Final = ((_LITTLE,), ({"name": "bytes"},))  # the second: of one byte an element
+_CHUNK_CODECS: Final = ((_LITTLE,), ({"name": "bytes"},))  # the second if an element has one byte
 _INDEX_CODECS: Final = (_LITTLE, {"name": "crc32c"})
 _ENTRY_BYTES, _CHECK_BYTES = 16, 4
 
@@ -35,8 +35,8 @@ class PlainShard:
         Args:
             file: The shard.
             chunk: Shape of a chunk.
-            dtype: Of its elements, as in the file.
-            chunks: Their number.
+            dtype: Type of the elements in the file.
+            chunks: Number of chunks.
 
         Raises:
             DataError: If the file is missing or cut short, or its index is damaged.
@@ -47,11 +47,11 @@ class PlainShard:
 
     @classmethod
     def of(cls, folder: Path, array: Any) -> Self | None:
-        """Return the shard that a Zarr array is, or None if it is none of this kind."""
+        """Return a Zarr array as such a shard, or None if it is not one."""
         if not array.shape:
             return None
         metadata, chunk = array.metadata.to_dict(), tuple(array.chunks)
-        match metadata.get("codecs"):  # which Zarr 2 has not
+        match metadata.get("codecs"):  # Zarr 2 has none
             case [{"name": "sharding_indexed", "configuration": dict(sharding)}]:
                 codecs, index_codecs = tuple(sharding["codecs"]), tuple(sharding["index_codecs"])
                 is_plain = codecs in _CHUNK_CODECS and index_codecs == _INDEX_CODECS
@@ -65,7 +65,7 @@ class PlainShard:
         return cls(file, chunk, array.dtype.newbyteorder("<"), array.shards[0] // chunk[0])
 
     def has(self, begin: int, end: int) -> bool:
-        """Return whether samples are the first ones of one chunk, or all of it."""
+        """Return whether samples are all in one chunk, from its beginning."""
         return begin % self._chunk[0] == 0 and end - begin <= self._chunk[0]
 
     def read(self, begin: int, end: int) -> NDArray[Any]:
@@ -82,11 +82,11 @@ class PlainShard:
             raise DataError(str(self._file), f"it is damaged at byte {offset}: {error}") from error
 
     def announce(self, begin: int) -> None:
-        """Let the system fetch the chunk that begins with a sample; a hint, which never fails."""
+        """Tell the system to fetch the chunk that begins with a sample. A hint, which never fails."""
         try:
             descriptor = os.open(self._file, os.O_RDONLY)
         except OSError:
-            return  # whoever reads will say what is wrong
+            return  # the read will tell what is wrong
         os.posix_fadvise(descriptor, self._offset(begin), self._chunk_bytes, os.POSIX_FADV_WILLNEED)
         os.close(descriptor)
 
@@ -100,7 +100,7 @@ class PlainShard:
                 end = stream.seek(-length - _CHECK_BYTES, os.SEEK_END)
                 index, check = stream.read(length), stream.read()
         except OSError as error:
-            raise DataError(str(self._file), f"it is no whole shard: {error}") from error
+            raise DataError(str(self._file), f"it is not a whole shard: {error}") from error
         offsets, lengths = np.frombuffer(index, "<u8").reshape(-1, 2).T
         if crc32c(index) != int.from_bytes(check, "little"):
             raise DataError(str(self._file), f"it is damaged or cut short: no index at byte {end}")

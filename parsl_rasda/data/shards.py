@@ -1,4 +1,4 @@
-"""A data set in shards: any number of terabytes, read in blocks, with memory for a few of them."""
+"""A data set in shards: any number of terabytes, read in blocks, with a few blocks in memory."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ def open_shards(
     """Return a data set for ``trial.batches``, ``trial.shard``, or to be read directly.
 
     Args:
-        path: What `ShardWriter` left (``shards.index``, or its directory), a shard, or a directory of
-            shards that something else wrote; several are joined.
-        arrays: The parts of a sample, in order, as in ``x, y``; all by default. A single name gives
-            batches of one tensor instead of a tuple. Arrays in groups are named by their path. TFRecords
-            have one, ``record``, which gives a list of byte strings in place of a tensor.
-        split: Which one, where there are several.
-        window: Blocks that are mixed when the order is shuffled: more mix better and take more memory.
+        path: The index of a `ShardWriter` (``shards.index``) or its directory, a shard, or a directory of
+            shards from another program. Several paths are joined.
+        arrays: The parts of a sample, in order, as in ``x, y``; all by default. With a single name a batch
+            is one tensor, not a tuple. Arrays in groups are named by their path. TFRecords have one array,
+            ``record``, whose batches are lists of byte strings, not tensors.
+        split: The split; needed if there are several.
+        window: Number of blocks that are mixed when the order is shuffled. More blocks mix better, and take
+            more memory.
 
     Raises:
-        DataError: If a file is missing, damaged or foreign; it is named.
+        DataError: If a file is missing, damaged or not a shard.
         InvalidSettingError: If there is no such split or array.
     """
     if window < 1:
@@ -45,15 +46,15 @@ def open_shards(
 class Shards(BlockReader):
     """The samples of one split.
 
-    Nothing is open between reads but what `OPEN_FILES` keeps: it may be pickled, forked, shared by threads.
+    It may be pickled, forked and shared by threads, because only `OPEN_FILES` keeps files open between reads.
     """
 
     def __init__(self, index: Index, *, window: int = WINDOW, single: bool = False) -> None:
-        """Describe the data set; nothing is read yet.
+        """Describe the data set. Nothing is read yet.
 
         Args:
-            index: Of its samples.
-            window: Blocks that are mixed.
+            index: The index of its samples.
+            window: Number of blocks that are mixed.
             single: Whether a batch is one tensor rather than a tuple.
         """
         self._rows = [row for row in index.rows if row.start < row.stop]
@@ -62,16 +63,16 @@ class Shards(BlockReader):
         super().__init__(layout, tuple(index.arrays.values()), window=window)
 
     def place_of(self, sample: int) -> tuple[str, int]:
-        """Return the file that a sample is in, and its number in there, for those who tell what is wrong."""
+        """Return the file of a sample and its number in the file, for error messages."""
         (block,), (inside,) = self._locate([sample])
         row, begin, _ = self._slice_of(block)
         return row.file, begin + inside
 
     def read_block(self, number: int) -> Block:
-        """Return the samples of a block, a slice of each array.
+        """Return the samples of a block: a slice of each array.
 
         Raises:
-            DataError: If they cannot be read, or are not what the index says.
+            DataError: If they cannot be read, or differ from the index.
         """
         row, begin, end = self._slice_of(number)
         with OPEN_FILES.opened(row.file) as shard:
@@ -84,7 +85,7 @@ class Shards(BlockReader):
         return block
 
     def announce_block(self, number: int) -> None:
-        """Let the system begin to fetch a block.
+        """Tell the system to fetch a block.
 
         Raises:
             DataError: If its file cannot be opened.
@@ -95,7 +96,7 @@ class Shards(BlockReader):
                 shard.announce(name, begin, end)
 
     def batch_of(self, parts: Block) -> Batch:
-        """Return a tensor (or list of byte strings) for each array: a tuple, or one by itself."""
+        """Return a tuple of a tensor (or list of byte strings) for each array, or a single one."""
         import torch
 
         tensors = tuple(v.tolist() if v.dtype == object else torch.from_numpy(v) for v in parts)

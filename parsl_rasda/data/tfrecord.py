@@ -1,9 +1,9 @@
 """TFRecord files, read without TensorFlow: records of any length, one after another.
 
-A record is its length (8 bytes), a checksum of these, its bytes, and a checksum of those. As a shard such
-a file has one array, ``record``, of byte strings. Where its records begin is said by ``FILE.idx`` beside
-it, in lines ``offset bytes`` as the tools of DALI and others write them; without that, the file is
-scanned whenever it is opened, unless `indexed` has done so once. Nothing is written in this format.
+A record is its length (8 bytes), a checksum of the length, its bytes, and a checksum of the bytes. As a
+shard, such a file has one array of byte strings, ``record``. ``FILE.idx`` beside the file tells where its
+records begin, in lines ``offset bytes``, as written by the tools of DALI and others. Without it the file is
+scanned whenever it is opened; `indexed` scans it once. This format is read only.
 
 Source:
     TensorFlow, ``core/lib/io/record_writer.h``; checksums are CRC-32C, masked as in ``hash/crc32c.h``.
@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from parsl_rasda.errors import DataError
 
 RECORD: Final = "record"  # the name of the only array
-_HEAD: Final = struct.Struct("<QI")  # length, its checksum
+_HEAD: Final = struct.Struct("<QI")  # length and its checksum
 _CHECK: Final = struct.Struct("<I")
-_AROUND: Final = _HEAD.size + _CHECK.size  # bytes of a record beside its own
+_AROUND: Final = _HEAD.size + _CHECK.size  # bytes around the content of a record
 
 
 class TFRecord:
@@ -39,7 +39,7 @@ class TFRecord:
     def open(self, path: str) -> TFRecordShard:
         """Open a file, and find where its records are."""
         try:
-            file = open(path, "rb", buffering=0)  # noqa: SIM115, PTH123 # it is closed by the shard
+            file = open(path, "rb", buffering=0)  # noqa: SIM115, PTH123 # the shard closes it
         except OSError as error:
             raise DataError(path, f"it cannot be opened: {error.strerror}") from error
         try:
@@ -53,21 +53,21 @@ class TFRecordShard:
     """An open file."""
 
     def __init__(self, path: str, file: FileIO, starts: NDArray[np.int64]) -> None:
-        """Keep where records begin, and where the last one ends."""
+        """Keep where records begin and where the last one ends."""
         self._path, self._file, self._starts = path, file, starts
 
     @property
     def starts(self) -> list[int]:
-        """Where each record begins [bytes], and where the last one ends."""
+        """The offsets of all records, and the end of the last one [bytes]."""
         starts: list[int] = self._starts.tolist()
         return starts
 
     def arrays(self) -> Mapping[str, tuple[tuple[int, ...], np.dtype[Any], int]]:
-        """Return the only array: byte strings, stored in no chunks."""
+        """Return the only array: byte strings, not in chunks."""
         return {RECORD: ((len(self._starts) - 1,), np.dtype(object), 0)}
 
     def read(self, name: str, begin: int, end: int) -> NDArray[Any]:
-        """Return records, read at once, their checksums compared."""
+        """Return records, read at once, after checking their checksums."""
         first, last = self._span(name, begin, end)
         content = memoryview(os.pread(self._file.fileno(), last - first, first))
         if len(content) < last - first:
@@ -79,7 +79,7 @@ class TFRecordShard:
         return records
 
     def announce(self, name: str, begin: int, end: int) -> None:
-        """Let the system fetch records."""
+        """Tell the system to fetch records."""
         first, last = self._span(name, begin, end)
         os.posix_fadvise(self._file.fileno(), first, last - first, os.POSIX_FADV_WILLNEED)
 
@@ -100,24 +100,24 @@ class TFRecordShard:
             found = f"{length} bytes, not {len(framed) - _AROUND} as its index says"
             raise DataError(self._path, f"the record at byte {start} has {found}")
         if masked_crc32c(record) != _CHECK.unpack(framed[-_CHECK.size :])[0]:
-            raise DataError(self._path, f"the record at byte {start} is damaged: its checksum is another")
+            raise DataError(self._path, f"the record at byte {start} is damaged: its checksum differs")
         return record
 
 
 def masked_crc32c(content: bytes | memoryview) -> int:
-    """Return the checksum that stands in a file for these bytes."""
+    """Return the checksum of these bytes as it is in a file."""
     plain = int(crc32c(bytes(content)))
     return ((plain >> 15 | plain << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def indexed(file: Path, directory: Path) -> tuple[Path, int]:
-    """Return where a file can be opened without scanning it, and how many records it has.
+    """Return a path at which a file can be opened without a scan, and its number of records.
 
-    That is the file itself if its index is beside it; else a link to it in a directory, beside which an
-    index is written, after one scan.
+    The path is the file itself if its index is beside it. If not, the file is scanned once; the path is then
+    a link in the directory, beside which an index is written.
 
     Raises:
-        DataError: If the file is missing, cut short, or no TFRecord file.
+        DataError: If the file is missing, cut short, or not a TFRecord file.
     """
     if not _idx(str(file)).exists():
         link = directory / file.name
@@ -142,14 +142,16 @@ def _starts_of(path: str) -> list[int]:
 
 
 def _starts(path: str, descriptor: int) -> NDArray[np.int64]:
-    """Return where each record begins, and where the file ends."""
+    """Return the offsets of all records, and the end of the file."""
     idx, size = _idx(path), os.fstat(descriptor).st_size
     if not idx.exists():
         return np.fromiter(_scanned(path, descriptor, size), np.int64)
     try:
         offsets, sizes = np.array(idx.read_text().split(), np.int64).reshape(-1, 2).T
     except ValueError as error:
-        raise DataError(str(idx), f"no index of records, which has lines `offset bytes`: {error}") from error
+        raise DataError(
+            str(idx), f"it is not an index of records, with lines `offset bytes`: {error}"
+        ) from error
     starts = np.concatenate([[0], offsets + sizes])
     if (starts[:-1] != offsets).any():
         raise DataError(str(idx), f"after byte {starts[:-1][starts[:-1] != offsets][0]} records are left out")
@@ -159,13 +161,13 @@ def _starts(path: str, descriptor: int) -> NDArray[np.int64]:
 
 
 def _scanned(path: str, descriptor: int, size: int) -> Iterator[int]:
-    """Yield where each record begins, and where the file ends, reading nothing but lengths."""
+    """Yield the offsets of all records, and the end of the file; only lengths are read."""
     start = 0
     while start < size:
         yield start
         end = start + _length(path, os.pread(descriptor, _HEAD.size, start), start) + _AROUND
         if end > size:
-            raise DataError(path, f"it is cut short: its record at byte {start} ends at {end}, it at {size}")
+            raise DataError(path, f"it is cut short at byte {size}: its record at byte {start} ends at {end}")
         start = end
     yield start
 
@@ -173,8 +175,8 @@ def _scanned(path: str, descriptor: int, size: int) -> Iterator[int]:
 def _length(path: str, head: bytes | memoryview, start: int) -> int:
     """Return the length of a record from its first bytes."""
     if len(head) < _HEAD.size:
-        raise DataError(path, f"it is cut short: {len(head)} bytes at byte {start} begin no record")
+        raise DataError(path, f"it is cut short: {len(head)} bytes at byte {start} are too few for a record")
     length, check = _HEAD.unpack(head)
     if masked_crc32c(head[: -_CHECK.size]) != check:
-        raise DataError(path, f"no record begins at byte {start}: a checksum is wrong; no TFRecord file?")
+        raise DataError(path, f"no record begins at byte {start} (wrong checksum). Is it a TFRecord file?")
     return int(length)

@@ -1,4 +1,4 @@
-"""Shards written: whole files, one after another, then their index."""
+"""Writes shards: whole files, one after another, then their index."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ SAMPLES_PER_SHARD: Final = 1024
 
 
 class ShardWriter:
-    """Collects samples and writes them as shards; the index is written when it ends without an error.
+    """Collects samples and writes them as shards. The index is written if the ``with`` ends without an error.
 
-    A shard appears when it is whole, and no index names what is not there.
+    A shard appears when it is whole, and the index names only shards that exist.
 
     Attributes:
         index: The index file, for `open_shards`.
@@ -34,20 +34,20 @@ class ShardWriter:
         dtypes: Mapping[str, str] | None = None,
         attributes: Mapping[str, Any] | None = None,
         samples_per_shard: int = SAMPLES_PER_SHARD,
-        format: str = "hdf5",  # noqa: A002 # the word of the trade
+        format: str = "hdf5",  # noqa: A002 # the usual word
     ) -> None:
         """Prepare to write into a directory that exists.
 
         Args:
-            directory: Where shards and index go.
-            dtypes: Element type of an array, if not that of what is written: ``float32``,
+            directory: The directory of shards and index.
+            dtypes: Element types of arrays, if they differ from those of the samples: ``float32``,
                 ``float16``, ``uint8``.
-            attributes: Numbers and texts that are kept in every shard and in the index.
-            samples_per_shard: As many are kept in memory for each split.
+            attributes: Numbers and strings to keep in every shard and in the index.
+            samples_per_shard: Number of samples in a shard; as many are kept in memory for each split.
             format: ``hdf5`` or ``zarr``.
 
         Raises:
-            InvalidSettingError: If there is no such format, or shards would be empty.
+            InvalidSettingError: If there is no such format, or a shard would be empty.
         """
         if samples_per_shard < 1:
             raise InvalidSettingError("samples_per_shard", samples_per_shard, "1 or more")
@@ -68,10 +68,11 @@ class ShardWriter:
 
         Args:
             split: Its name.
-            arrays: Parts of the samples, the same at every call; the first dimension counts samples.
+            arrays: Parts of the samples, with the same names in every call; their first dimension counts
+                samples.
 
         Raises:
-            InvalidSettingError: If arrays do not fit each other, earlier ones, or their element type.
+            InvalidSettingError: If arrays do not fit each other, earlier arrays, or their element type.
         """
         values = {name: self._converted(name, np.asarray(array)) for name, array in arrays.items()}
         if len({len(array) for array in values.values()}) != 1:
@@ -80,14 +81,14 @@ class ShardWriter:
         kinds = {name: ArrayType(array.shape[1:], str(array.dtype)) for name, array in values.items()}
         self._kinds = self._kinds or kinds
         if kinds != self._kinds:
-            raise InvalidSettingError("ShardWriter.write", kinds, f"what came first: {self._kinds}")
+            raise InvalidSettingError("ShardWriter.write", kinds, f"the same arrays as before: {self._kinds}")
         self._rows.setdefault(split, [])
         self._waiting.setdefault(split, []).append(values)
         while self._held(split) >= self._samples_per_shard:
             self._write_shard(split)
 
     def close(self) -> None:
-        """Write what is left, and the index."""
+        """Write the remaining samples, and the index."""
         for split in self._waiting:
             if self._held(split):
                 self._write_shard(split)
@@ -105,15 +106,19 @@ class ShardWriter:
     def _converted(self, name: str, values: NDArray[Any]) -> NDArray[Any]:
         wanted = np.dtype(self._dtypes.get(name, values.dtype))
         if values.dtype == wanted and wanted.kind in "biuf":
-            return values.copy()  # the caller may use its array again
+            return values.copy()  # the caller may reuse its array
         if wanted.kind not in "biuf" or not np.can_cast(values.dtype, wanted, "same_kind"):
-            raise InvalidSettingError(f"ShardWriter: {name}", str(values.dtype), f"what {wanted} can hold")
+            raise InvalidSettingError(
+                f"ShardWriter: {name}", str(values.dtype), f"values that {wanted} can hold"
+            )
         try:
             with np.errstate(over="raise"):
                 return values.astype(wanted)
         except FloatingPointError:
             largest = float(np.abs(values).max())
-            raise InvalidSettingError(f"ShardWriter: {name}", largest, f"what {wanted} can hold") from None
+            raise InvalidSettingError(
+                f"ShardWriter: {name}", largest, f"values that {wanted} can hold"
+            ) from None
 
     def _held(self, split: str) -> int:
         return sum(len(next(iter(values.values()))) for values in self._waiting[split])

@@ -1,4 +1,4 @@
-"""Shards as Zarr 3 groups (directories): each array one Zarr shard, in chunks of one block, uncompressed."""
+"""Shards as Zarr 3 groups (directories): each array is one Zarr shard, uncompressed, in chunks of a block."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Zarr3:
     patterns: ClassVar[tuple[str, ...]] = ("*.zarr",)
 
     def open(self, path: str) -> Zarr3Shard:
-        """Open a shard; its files are opened for single reads only."""
+        """Open a shard. Its files are opened for each read."""
         zarr = _zarr(path)
         if not Path(path).exists():
             raise DataError(path, "there is no such directory")
@@ -42,14 +42,14 @@ class Zarr3:
                 chunks=(rows, *values.shape[1:]),
                 shards=(whole, *values.shape[1:]),
                 compressors=None,
-                # A chunk that is missing reads as zeros: it must never be missing because it is zero.
+                # A missing chunk reads as zeros, so a chunk of zeros must not be left out.
                 config={"write_empty_chunks": True},
             )
             array[:] = values
 
 
 class Zarr3Shard:
-    """An open group, whose arrays are all there."""
+    """An open group, none of whose chunks is missing."""
 
     def __init__(self, path: str, group: Any) -> None:
         self._path = path
@@ -80,12 +80,12 @@ class Zarr3Shard:
         return values
 
     def announce(self, name: str, begin: int, end: int) -> None:
-        """Let the system fetch the chunk that begins here, where it knows how."""
+        """Tell the system to fetch the chunk that begins here, if the array is a `PlainShard`."""
         if name in self._plain and begin < self._arrays[name].shape[0]:
             self._plain[name].announce(begin)
 
     def close(self) -> None:
-        """Close nothing, as nothing is open."""
+        """Do nothing, as no file is open."""
 
 
 def _zarr(path: str) -> Any:
@@ -102,5 +102,5 @@ def _explained(path: str, what: str) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except Exception as error:  # stores and codecs raise what they like; all of it is this file
+    except Exception as error:  # stores and codecs raise errors of any type; all are about this file
         raise DataError(path, f"{what}: {error}") from error

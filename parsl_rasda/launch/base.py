@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from parsl_rasda.types import DEVICE_MASKS, Placement
+from parsl_rasda.devices import DEVICE_MASKS
+from parsl_rasda.types import Placement
 
-# A rank's arithmetic must not depend on how many ranks share the node (ELASTIC.md A): every
+# A rank's arithmetic must not depend on how many ranks share the node (docs/exactness.md): every
 # library that counts cores is told the same number at any world size.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 # NumPy's starts its threads when it is imported, and no thread survives a fork: forked ranks have one.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from parsl_rasda.launch.base import LaunchCommand, LaunchSettings, rank_environment, ranks_per_node
+from parsl_rasda.plugins import Plugin
 from parsl_rasda.types import Placement
 
 
@@ -40,3 +41,6 @@ def _hosts(placement: Placement) -> tuple[str, ...]:
     if per_node is None:  # MPICH only: Intel MPI has no counts in its host list
         return ("-hosts", ",".join(f"{n.node}:{len(n.gpus)}" for n in placement.nodes))
     return ("-hosts", ",".join(n.node for n in placement.nodes), "-ppn", str(per_node))
+
+
+HYDRA = Plugin(lambda _: HydraLauncher())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from parsl_rasda.launch.base import LaunchCommand, LaunchSettings, rank_environment
+from parsl_rasda.plugins import Plugin
 from parsl_rasda.types import Placement
 
 
@@ -45,3 +46,6 @@ class OpenMpiLauncher:
             **variables,
         }
         return LaunchCommand(argv, environment)
+
+
+OPENMPI = Plugin(lambda _: OpenMpiLauncher())

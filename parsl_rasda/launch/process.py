@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from parsl_rasda.launch.base import LaunchCommand, LaunchSettings, rank_environment
+from parsl_rasda.plugins import Plugin
 from parsl_rasda.types import Placement
 
 
@@ -23,3 +24,6 @@ class ProcessLauncher:
         """Return ``program`` behind the site's options (a container's ``exec``, ``nice``, ...)."""
         alone = {"PARSL_RASDA_RANK": "0", "PARSL_RASDA_SIZE": "1"}
         return LaunchCommand((*settings.options, *program), rank_environment(settings) | alone)
+
+
+PROCESS = Plugin(lambda _: ProcessLauncher())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from parsl_rasda.launch.base import LaunchCommand, LaunchSettings, rank_environment, ranks_per_node
+from parsl_rasda.plugins import Plugin
 from parsl_rasda.types import Placement
 
 
@@ -58,3 +59,6 @@ class SrunLauncher:
             *("--job-name=parsl-rasda-forkserver", *settings.options),
         )
         return LaunchCommand(argv, environment, files, step, lasting)
+
+
+SRUN = Plugin(lambda _: SrunLauncher())

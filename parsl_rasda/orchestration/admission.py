@@ -6,22 +6,22 @@ pilot turns out to be later is for the machine to judge.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from parsl_rasda.errors import InvalidSettingError, PlacementImpossibleError
+from parsl_rasda.diagnostics import Plain, diagnostics_in, shown
+from parsl_rasda.errors import Diagnostic, InvalidSettingError, PlacementImpossibleError
 from parsl_rasda.orchestration.assembly import build_machine, build_study_searcher
-from parsl_rasda.orchestration.data_locality import constants, usable
+from parsl_rasda.orchestration.data_locality import constants, site_problems, usable
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.placement.ledger import Ledger
-from parsl_rasda.study import GlobusSiteSpec, SearcherSpec, SiteSpec, StudySpec, TuneSpec
-from parsl_rasda.study.spec import Plain, Problem, problems_in, shown
+from parsl_rasda.study import SearcherSpec, SiteBase, SiteSpec, StudySpec, TuneSpec
 from parsl_rasda.types import NodeName, NodeSlots, PilotId, SiteName
 
-# Harmless parts of a `tune` block, for those that are wrong in ways that its spec tells.
+# Harmless parts of a `tune` block, in place of those that its spec refuses.
 _STAND_INS = {
     "metric": "metric",
     "num_samples": 1,
@@ -29,6 +29,41 @@ _STAND_INS = {
     "search_space": {"x": 0},
     "training": {"command": ["true"]},
 }
+
+
+@dataclass(frozen=True, slots=True)
+class AdmittedStudy:
+    """A study that could run on its sites, as `admit` has found: the only thing that is run."""
+
+    study: StudySpec
+    sites: tuple[SiteSpec, ...]
+
+
+def admit(
+    study: StudySpec, sites: Sequence[SiteSpec], counted: Mapping[str, int], *, files: Sequence[str] = ()
+) -> AdmittedStudy:
+    """Refuse what could never end well, before a stage runs or a pilot is asked for.
+
+    Args:
+        study: What would run.
+        sites: Where; without any, only the study itself is looked at.
+        counted: GPUs per node of sites that leave it to be counted, by name.
+        files: What was read for each site, for the message.
+
+    Raises:
+        InvalidSettingError: If a stage names a site that is not there, two sites have one name or are one
+            pilot, or a searcher refuses its options.
+        PlacementImpossibleError: If a trial could never have the GPUs it needs.
+    """
+    names = [SiteName(site.name) for site in sites]
+    if len(set(names)) < len(names):
+        raise InvalidSettingError("--site", ", ".join(names), "sites with different names")
+    check_searchers(study)
+    check_pilots(sites, files)
+    if sites:
+        check_sites(study, names)
+    check_fit(study, sites, counted)
+    return AdmittedStudy(study, tuple(sites))
 
 
 class PilotShape(NamedTuple):
@@ -50,7 +85,7 @@ class PilotShape(NamedTuple):
 # --------------------------------------------------------------------------------------- settings
 
 
-def tune_problems(plain: Plain) -> Iterator[Problem]:
+def tune_problems(plain: Plain) -> Iterator[Diagnostic]:
     """Yield what the scheduler, the growth policy or the searcher of a `tune` block would refuse.
 
     Its spec does not know their options. A part that the spec refuses is left out, so that one
@@ -81,6 +116,16 @@ def check_searchers(study: StudySpec) -> None:
         build_study_searcher(stage.tune, study.seed)
 
 
+def check_sites(study: StudySpec, sites: Sequence[SiteName]) -> None:
+    """Refuse a study that does not go with its sites (`data_locality.site_problems`).
+
+    Raises:
+        InvalidSettingError: For the first thing that is wrong.
+    """
+    for problem in site_problems(study, sites):
+        raise InvalidSettingError(".".join(map(str, problem.loc)), problem.found, problem.allowed)
+
+
 def _sound_parts(plain: Plain) -> TuneSpec | None:
     wrong: set[object] = set()
     while True:
@@ -88,7 +133,7 @@ def _sound_parts(plain: Plain) -> TuneSpec | None:
         try:
             return TuneSpec.model_validate({**_STAND_INS, **sound} if wrong else sound)
         except ValidationError as error:
-            found = {p.loc[0] for p in problems_in(error) if p.loc}
+            found = {p.loc[0] for p in diagnostics_in(error) if p.loc}
             if found <= wrong:
                 return None
             wrong |= found
@@ -102,8 +147,8 @@ def _refusal(build: Callable[..., object], *arguments: object) -> InvalidSetting
     return None
 
 
-def _problem(refusal: InvalidSettingError) -> Problem:
-    return Problem(tuple(refusal.key.split(".")), shown(refusal.found), refusal.allowed)
+def _problem(refusal: InvalidSettingError) -> Diagnostic:
+    return Diagnostic(tuple(refusal.key.split(".")), shown(refusal.found), refusal.allowed)
 
 
 def _without(tune: TuneSpec, option: str) -> TuneSpec:
@@ -118,17 +163,16 @@ def check_pilots(sites: Sequence[SiteSpec], files: Sequence[str] = ()) -> None:
 
     Args:
         sites: Where a study would run.
-        files: What was read for each of them, for the words.
+        files: What was read for each of them, for the message.
 
     Raises:
         InvalidSettingError: If two have the same endpoint and the same values for its template.
     """
     seen: dict[str, str] = {}
     for number, site in enumerate(sites):
-        if isinstance(site, GlobusSiteSpec):
+        if identity := site.pilot_identity:
             words = f"{site.name} ({files[number]})" if files else site.name
-            options = json.dumps(site.user_endpoint_config, sort_keys=True)
-            other = seen.setdefault(f"{site.endpoint_id.lower()} {options}", words)
+            other = seen.setdefault(identity, words)
             if other != words:
                 found = (
                     f"{other} and {words}: the same endpoint_id and user_endpoint_config, which is one pilot"
@@ -162,7 +206,7 @@ def check_fit(study: StudySpec, sites: Sequence[SiteSpec], counted: Mapping[str,
 
 
 def check_search_fit(
-    tune: TuneSpec, sites: Sequence[SiteSpec], counted: Mapping[str, int], block: str = "tune"
+    tune: TuneSpec, sites: Sequence[SiteBase], counted: Mapping[str, int], block: str = "tune"
 ) -> None:
     """Refuse one search as `check_fit` does; ``block`` is its key, for the advice.
 
@@ -176,7 +220,7 @@ def check_search_fit(
             raise refusal
 
 
-def slots_per_node(site: SiteSpec, counted: Mapping[str, int]) -> int:
+def slots_per_node(site: SiteBase, counted: Mapping[str, int]) -> int:
     """Return the GPUs of a node of a site, 0 if nobody knows."""
     return counted.get(site.name, 0) if site.gpus_per_node == "auto" else site.gpus_per_node
 

@@ -5,10 +5,10 @@ An input is on some sites only
 - if it is a constant by site, ``with: {data: {alps: /scratch/a, fjord: /work/b}}``: on those it names. A
   mapping is one by site if one of its keys is a site of the run;
 - if it is the result of a stage that ran on one site, and a path: an absolute path (or ``file:///`` URL),
-  or a list or mapping with one somewhere. It is on the disk of that site, which the sites behind Parsl
-  providers share, for all of them see the run directory; each Globus Compute site has its own.
+  or a list or mapping with one somewhere. It is on the disk of that site. The sites that see the run
+  directory share one disk; each other site has its own.
 
-Numbers, other texts, and what a stage has made on each site are everywhere.
+Numbers, other strings, and what a stage has made on each site are everywhere.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from parsl_rasda.study import EACH, ParslSiteSpec, SiteSpec, Stage, StudySpec, TuneStage
+from parsl_rasda.diagnostics import listing, shown, suggestion
+from parsl_rasda.errors import Diagnostic
+from parsl_rasda.study import EACH, SiteSpec, Stage, StudySpec, TuneStage
 from parsl_rasda.study.files import local_path
-from parsl_rasda.study.spec import Problem, listing, shown, suggestion
 from parsl_rasda.types import SiteName
 
 Made: TypeAlias = tuple[object, SiteName | None]  # what a stage returned, and the only site it ran on
@@ -113,7 +114,7 @@ def left_out(name: str, stage: Stage, sites: Sequence[SiteSpec], bounds: Iterabl
     return (f"Search {name} runs no trial on {_listed(others)}: {why}.",)
 
 
-def site_problems(study: StudySpec, sites: Sequence[SiteName]) -> Iterator[Problem]:
+def site_problems(study: StudySpec, sites: Sequence[SiteName]) -> Iterator[Diagnostic]:
     """Yield what of a study does not go with the sites it shall run on.
 
     These are stages on a site that the run does not have, constants that are not given for each site of a
@@ -122,21 +123,21 @@ def site_problems(study: StudySpec, sites: Sequence[SiteName]) -> Iterator[Probl
     for name, stage in study.stages.items():
         if stage.site not in {None, EACH, *sites}:
             allowed = f"one of the sites given: {_listed(sites)}{suggestion(stage.site, sites)}"
-            yield Problem(("stages", name, "site"), shown(stage.site), allowed)
+            yield Diagnostic(("stages", name, "site"), shown(stage.site), allowed)
             continue
         given = list(constants(stage, sites))
         for bound in given:
             slip = _slip(stage.with_[bound.key[1]], bound.sites, sites)
             if slip or not isinstance(stage, TuneStage):
                 allowed = f"a value for each site: {_listed(sites)}{slip}"
-                yield Problem(("stages", name, *bound.key), _listed(bound.sites), allowed)
+                yield Diagnostic(("stages", name, *bound.key), _listed(bound.sites), allowed)
         if isinstance(stage, TuneStage):
             yield from conflicts(name, stage, sites, given)
 
 
 def conflicts(
     name: str, stage: TuneStage, sites: Sequence[SiteName], bounds: Iterable[Bound]
-) -> Iterator[Problem]:
+) -> Iterator[Diagnostic]:
     """Yield the input that leaves a search without a site, if one does."""
     left = {site for site in sites if stage.site in {None, site}}
     before = [f"it runs on {stage.site} only"] if stage.site else []
@@ -144,7 +145,7 @@ def conflicts(
         left &= bound.sites
         if not left:
             found = f"{_listed(bound.sites)}, but {' and '.join(before)}"
-            yield Problem(("stages", name, *bound.key), found, "inputs that one site has together")
+            yield Diagnostic(("stages", name, *bound.key), found, "inputs that one site has together")
             return
         before.append(bound.words)
 
@@ -167,8 +168,8 @@ def paths_in(value: object) -> Iterator[str]:
 
 
 def _on_disk_of(site: SiteName, sites: Sequence[SiteSpec], argument: str, how: str) -> Iterator[Bound]:
-    behind_parsl = [SiteName(s.name) for s in sites if isinstance(s, ParslSiteSpec)]
-    here = frozenset(behind_parsl if site in behind_parsl else [site])
+    sharing = [SiteName(s.name) for s in sites if s.capabilities.sees_run_directory]
+    here = frozenset(sharing if site in sharing else [site])
     if len(here) < len(sites):
         yield Bound(("needs", argument), here, f"`{argument}`, {how} on the disk of {_listed(here)}")
 
@@ -184,7 +185,7 @@ def _only_site(study: StudySpec, stage: Stage, sites: Sequence[SiteName]) -> Sit
 
 
 def _slip(value: object, named: frozenset[SiteName], sites: Sequence[SiteName]) -> str:
-    """Return what a key that is no site was meant to be, in words, or nothing."""
+    """Return which site a key was meant to name that is not a site, in words, or nothing."""
     unknown = [str(key) for key in value if key not in sites] if isinstance(value, Mapping) else []
     missing = [site for site in sites if site not in named]
     for key in unknown:

@@ -24,7 +24,7 @@ from parsl_rasda.orchestration.events import (
     TrialProposed,
 )
 from parsl_rasda.orchestration.machine import Machine
-from parsl_rasda.orchestration.replay import History, NoSearcher
+from parsl_rasda.orchestration.replay import NoSearcher, ReplayedSearch
 from parsl_rasda.orchestration.trial_record import TrialRecord
 from parsl_rasda.types import JobId, Placement, TrialId, TrialState
 
@@ -125,7 +125,7 @@ def last_stretch(graph: nx.DiGraph[str], trial: str) -> str | None:
     return max(found)[1] if found else None
 
 
-def graph_of_decisions(history: History, after: Sequence[str]) -> nx.DiGraph[str]:
+def graph_of_decisions(history: ReplayedSearch, after: Sequence[str]) -> nx.DiGraph[str]:
     """Return the graph of what a journal tells.
 
     Args:

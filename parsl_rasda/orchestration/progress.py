@@ -1,4 +1,4 @@
-"""Who watches a run: the command line's displays implement this."""
+"""Who reports the progress of a run: the displays of the command line do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.usage import Usage
 
 
-class View(Protocol):
+class ProgressReporter(Protocol):
     """Shows a run while it happens. Called from several threads; must neither block nor raise."""
 
     def stage_started(self, name: str, total: int) -> None:
@@ -31,7 +31,7 @@ class View(Protocol):
         Args:
             stage: Its stage.
             machine: Its machine.
-            usage: What it has used.
+            usage: What it has used so far.
             alone: It is the only one of its study.
         """
         ...
@@ -41,7 +41,7 @@ class View(Protocol):
         ...
 
 
-class NoView:
+class NoProgress:
     """Shows nothing: for programs that embed a search."""
 
     def stage_started(self, name: str, total: int) -> None:

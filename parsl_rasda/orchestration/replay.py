@@ -1,4 +1,4 @@
-"""A run as its journal tells it: for `status`, `report`, `plan --from` and `resume`."""
+"""A run as its journal records it: for `status`, `report`, `plan --from` and `resume`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from parsl_rasda.atomic_files import replace_file
 from parsl_rasda.errors import RunDirectoryError
 from parsl_rasda.orchestration.assembly import build_machine, build_study_searcher
 from parsl_rasda.orchestration.driver import Observer, replay
 from parsl_rasda.orchestration.journal import Record, read
 from parsl_rasda.orchestration.machine import Machine
-from parsl_rasda.orchestration.run_directory import RunDirectory, replace_file
+from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.orchestration.summary import summarise
 from parsl_rasda.orchestration.usage import Usage
 from parsl_rasda.search.base import Searcher
@@ -22,8 +23,8 @@ from parsl_rasda.types import JSON, TrialId
 
 
 @dataclass(frozen=True, slots=True)
-class History:
-    """What a journal tells of one `tune` stage.
+class ReplayedSearch:
+    """One `tune` stage as its journal records it.
 
     Attributes:
         records: Every event and what followed from it, in order.
@@ -42,7 +43,7 @@ class History:
 
 
 class NoSearcher:
-    """Stands in where nobody will be asked for another configuration."""
+    """Stands in where no other configuration is needed."""
 
     def propose(self, trial: TrialId) -> None:
         """Propose nothing."""
@@ -101,7 +102,7 @@ def load_run(directory: RunDirectory) -> tuple[StudySpec, tuple[SiteSpec, ...]]:
     return study, tuple(load_site(path) for path in sorted(directory.sites.glob("*.yaml")))
 
 
-def rebuild(
+def replay_search(
     directory: RunDirectory,
     study: str,
     tune: TuneSpec,
@@ -109,8 +110,8 @@ def rebuild(
     seed: int | None = None,
     known: Sequence[Mapping[str, JSON]] = (),
     observers: Sequence[Observer] = (),
-) -> History:
-    """Return a `tune` stage as its journal tells it; without a journal, one that has not begun.
+) -> ReplayedSearch:
+    """Return a `tune` stage as its journal records it; without a journal, one that has not begun.
 
     Args:
         directory: Where its journal is.
@@ -127,4 +128,4 @@ def rebuild(
     searcher = NoSearcher() if seed is None else build_study_searcher(tune, seed, known)
     records = tuple(read(directory.journal)) if directory.journal.exists() else ()
     replay(records, machine, searcher, [usage, *observers])
-    return History(study, tune, machine, searcher, usage, records)
+    return ReplayedSearch(study, tune, machine, searcher, usage, records)

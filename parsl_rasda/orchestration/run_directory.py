@@ -1,11 +1,11 @@
-"""A run directory: where a study keeps what it was told, what happened, and its checkpoints.
+"""A run directory: where a study keeps what was declared, what happened, and its checkpoints.
 
 ::
 
     study.yaml  sites/<site>.yaml      what was declared, resolved: enough to resume elsewhere
     journal.jsonl                      what happened and what was decided
     origin.json                        where the study's functions are
-    mark                               a word that no other run has
+    mark                               a string that no other run has
     controller.json                    who runs the study now
     trials/<id>/attempt-<n>/           orders, epochs, checkpoints and reports of each attempt
     stages/<stage>/                    where each stage stands; results and files of its calls
@@ -19,6 +19,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import threading
 import time
 import uuid
@@ -26,10 +27,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from parsl_rasda.atomic_files import create_file
 from parsl_rasda.errors import RunDirectoryError
+from parsl_rasda.processes import identify
 from parsl_rasda.types import JobId
 
 _REPORTS = ("results.csv", "best.json", "summary.txt", "report.html")  # of a search
+_PLAIN_ASCII = re.compile(r"[A-Za-z0-9_./+@%:,=~#-]")
 _SILENCE_S = 120.0  # a controller on another host that has been silent for so long is dead
 
 _held: set[tuple[int, Path]] = set()  # by threads of a process: on disk, they all have one identity
@@ -69,10 +73,10 @@ class RunDirectory:
 
     @property
     def mark(self) -> str:
-        """A word that no other run has, the same whenever this one is resumed."""
+        """A string that no other run has, the same whenever this one is resumed."""
         file = self.path / "mark"
         if not file.exists():
-            replace_file(file, uuid.uuid4().hex[:12])
+            create_file(file, uuid.uuid4().hex[:12])
         return file.read_text()
 
     @property
@@ -108,7 +112,7 @@ class RunDirectory:
             age_s = time.time() - file.stat().st_mtime
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        alive = _start_ticks(pid) == start if host == platform.node() else age_s < _SILENCE_S
+        alive = _start_of(pid) == start if host == platform.node() else age_s < _SILENCE_S
         return f"process {pid} on {host}" if alive else None
 
     @property
@@ -124,12 +128,7 @@ class RunDirectory:
         """
         with self._held():
             self.path.mkdir(parents=True, exist_ok=True)
-            mine = self.path / f"controller-{platform.node()}-{os.getpid()}.json"
-            mine.write_text(json.dumps(_identity()))
-            try:
-                self._become(mine)
-            finally:
-                mine.unlink()
+            self._become_controller()
             try:
                 yield
             finally:
@@ -169,20 +168,15 @@ class RunDirectory:
             return False
         return bool(found == _identity())
 
-    def _become(self, mine: Path) -> None:
-        """Make a claim that is whole from the start, and never over one that somebody lives by."""
-        while True:
-            try:
-                os.link(mine, self._claim)
-            except FileExistsError:
-                other = self.controller
-                if other is not None:
-                    raise RunDirectoryError(
-                        str(self.path), f"is being run by {other}", "Wait for it, or end it first."
-                    ) from None
-                self._claim.unlink(missing_ok=True)
-            else:
-                return
+    def _become_controller(self) -> None:
+        """Create the claim, never over that of a controller that lives."""
+        while not create_file(self._claim, json.dumps(_identity())):
+            other = self.controller
+            if other is not None:
+                raise RunDirectoryError(
+                    str(self.path), f"is being run by {other}", "Wait for it, or end it first."
+                )
+            self._claim.unlink(missing_ok=True)
 
     def beat(self) -> None:
         """Show controllers on other hosts that this one lives.
@@ -195,25 +189,26 @@ class RunDirectory:
             os.utime(self._claim)
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that Parsl's command lines, which quote nothing, would tear apart: pilots never come.
+
+    Raises:
+        RunDirectoryError: If its path, links followed, has a blank or a character special to shells.
+    """
+    path = str(folder.resolve())
+    for character in path:
+        if not (_PLAIN_ASCII.match(character) or (not character.isascii() and character.isalpha())):
+            found = f"has {character!r} in its path, with which Parsl starts no pilot"
+            raise RunDirectoryError(
+                path, found, "Choose one of letters, digits and _ . / + @ % : , = ~ # - only."
+            )
+
+
 def _identity() -> dict[str, str | int | None]:
-    return {"host": platform.node(), "pid": os.getpid(), "start": _start_ticks(os.getpid())}
+    return {"host": platform.node(), "pid": os.getpid(), "start": _start_of(os.getpid())}
 
 
-def _start_ticks(pid: int) -> str | None:
-    """Return when a process of this host started, or None if it is gone (a zombie is)."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    state, *fields = stat.rpartition(")")[2].split()
-    return None if state in {"Z", "X"} else fields[18]
-
-
-def replace_file(file: Path, text: str) -> None:
-    """Write a file so that a death leaves the old one or the new one, never half of it."""
-    beside = file.with_name(file.name + ".new")
-    with beside.open("w") as output:
-        output.write(text)
-        output.flush()
-        os.fsync(output.fileno())
-    beside.replace(file)
+def _start_of(pid: int) -> str | None:
+    """Return when a process of this host started, as `controller.json` has it, or None if it is gone."""
+    process = identify(pid)
+    return None if process is None else str(process.start)

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from parsl_rasda.orchestration.run_directory import replace_file
+from parsl_rasda.atomic_files import replace_file
 from parsl_rasda.types import StageState
 
 

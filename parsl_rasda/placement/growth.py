@@ -12,7 +12,6 @@ import heapq
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import cast
 
 from parsl_rasda.placement.cluster_state import (
     Allocation,
@@ -22,7 +21,7 @@ from parsl_rasda.placement.cluster_state import (
     PendingTrial,
     RunningTrial,
 )
-from parsl_rasda.plugins import load_plugin
+from parsl_rasda.plugins import GROWTH_POLICIES, Choice, Plugin
 from parsl_rasda.types import Placement, SiteName, TrialId
 
 _EPSILON_S = 1e-9
@@ -31,27 +30,20 @@ _TASKS_LEFT = 8  # tasks that a rest of a stretch must be worth to be divided
 _LOOK_AHEAD = 16  # running trials for which idle GPUs are kept until they come to a boundary
 
 
-def build_growth(kind: str) -> GrowthPolicy:
-    """Return the growth policy of that name, built in or from the group `parsl_rasda.growth`.
+def build_growth(choice: Choice) -> GrowthPolicy:
+    """Return the growth policy that a study chooses: one of ours, or one of an installed plug-in.
 
     Raises:
-        InvalidSettingError: If there is none; the message lists what there is.
+        InvalidFileError: If there is none, or its options are wrong.
     """
-    built_in: dict[str, type[GrowthPolicy]] = {
-        "elastic": ElasticGrowth,
-        "strict": StrictGrowth,
-        "none": NoGrowth,
-    }
-    if kind in built_in:
-        return built_in[kind]()
-    plugin = load_plugin("parsl_rasda.growth", kind, key="scheduler.growth", built_in=tuple(built_in))
-    return cast("Callable[[], GrowthPolicy]", plugin)()
+    policy: GrowthPolicy = GROWTH_POLICIES.build(choice)
+    return policy
 
 
 class ElasticGrowth:
     """Grow into idle GPUs only, at any epoch boundary, and only if it pays.
 
-    Source: the rule, its proof and its limits are in the design note on growth policies.
+    Source: the rule, its proof and its limits are in docs/growth_policy.md.
     """
 
     def needs(self, replicas: int, num_workers: int) -> int:
@@ -164,6 +156,11 @@ class NoGrowth:
                 trial_run.hold(placement)
                 starts[waiting.trial] = placement
         return Allocation(starts)
+
+
+ELASTIC = Plugin(lambda _: ElasticGrowth())
+STRICT = Plugin(lambda _: StrictGrowth())
+NONE = Plugin(lambda _: NoGrowth())
 
 
 # ------------------------------------------------------------------------------------------ elastic

@@ -1,4 +1,4 @@
-"""What a run has come to: for eyes, for spreadsheets and for programs.
+"""The outcome of a run: for people, for spreadsheets and for programs.
 
-`runs` reads a run directory, `words` and `tables` make it readable, `files` writes it down.
+`runs` reads a run directory; `format`, `tables` and `html` make it readable; `files` writes the report.
 """

@@ -1,25 +1,24 @@
-"""The pictures of a report as SVG: learning curves, and each hyperparameter against the metric.
+"""The charts of a report: learning curves, and each hyperparameter against the metric.
 
-Pure functions of a search's JSON document. Elements name their trial in ``data-trial`` and its
-fate in ``class``; colours and what happens under the mouse are the page's.
+Pure functions of a search's JSON document; the page's template draws a chart as SVG. Shapes name their
+trial in ``data-trial`` and its fate in ``class``; colours and tooltips are the page's.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
-from parsl_rasda.reporting.format import setting, shortened
-from parsl_rasda.reporting.markup import Markup, element, join
+from parsl_rasda.reporting.format import truncated, value_text
 from parsl_rasda.reporting.scales import Scale, Tick, metric_scale, value_scale
 from parsl_rasda.search.space import Choice, Float, Int, Parameter
 
 Summary: TypeAlias = Mapping[str, Any]  # of one search, as `status --json` has it
 Point: TypeAlias = tuple[float, float]
 
-WIDTH = 1040  # of a picture [px]
+WIDTH = 1040  # of a chart [px]
 PANELS = 24  # hyperparameters that are drawn
 _POINTS = 240  # of a curve
 _EPOCHS_LOG = 12  # from which ratio of epochs on their logarithm is shown
@@ -28,6 +27,29 @@ _TICK_ROOM = 26  # between the labels of two rungs [px]
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 14, 40
 # What is drawn last lies on top.
 _ORDER = ("stopped", "waiting", "paused", "failed", "running", "completed")
+
+
+class Shape(NamedTuple):
+    """An SVG element."""
+
+    name: str
+    attributes: Mapping[str, str | float]
+    text: str
+
+
+def shape(name: str, text: str = "", **attributes: str | float) -> Shape:
+    """Return an element; ``class_`` means ``class``, ``data_trial`` means ``data-trial``."""
+    return Shape(name, {key.rstrip("_").replace("_", "-"): v for key, v in attributes.items()}, text)
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A picture; the title is for readers who cannot see it."""
+
+    width: str
+    height: str
+    title: str
+    shapes: Sequence[Shape]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,29 +65,22 @@ class Frame:
     y: Scale
 
     def axes(
-        self, x_ticks: Sequence[Tick], y_ticks: Sequence[Tick], x_name: str = "", y_name: str = ""
-    ) -> Markup:
-        """Return grid lines, labels and names of both axes."""
+        self, x_ticks: Sequence[Tick], y_ticks: Sequence[Tick], x_name: str, y_name: str
+    ) -> Iterator[Shape]:
+        """Yield grid lines, labels and names of both axes."""
         left, right, low, top = self.x.start, self.x.stop, self.y.start, self.y.stop
-        parts = []
         for value, label in y_ticks:
-            y = _px(self.y(value))
-            parts.append(element("path", class_="grid", d=f"M{_px(left)} {y}H{_px(right)}"))
-            parts.append(
-                element("text", label, class_="tick", x=_px(left - 6), y=y, dy="0.35em", text_anchor="end")
-            )
+            y = rounded(self.y(value))
+            yield shape("path", class_="grid", d=f"M{rounded(left)} {y}H{rounded(right)}")
+            beside = {"x": rounded(left - 6), "y": y, "dy": "0.35em", "text_anchor": "end"}
+            yield shape("text", label, class_="tick", **beside)
         for value, label in x_ticks:
-            x = _px(self.x(value))
-            parts.append(element("path", class_="grid", d=f"M{x} {_px(low)}V{_px(top)}"))
-            parts.append(element("text", label, class_="tick", x=x, y=_px(low + 16), text_anchor="middle"))
-        if x_name:
-            middle = _px((left + right) / 2)
-            parts.append(
-                element("text", x_name, class_="name", x=middle, y=_px(low + 33), text_anchor="middle")
-            )
-        if y_name:
-            parts.append(element("text", y_name, class_="name", x=4, y=_px(top - 3)))
-        return join(*parts)
+            x = rounded(self.x(value))
+            yield shape("path", class_="grid", d=f"M{x} {rounded(low)}V{rounded(top)}")
+            yield shape("text", label, class_="tick", x=x, y=rounded(low + 16), text_anchor="middle")
+        middle = rounded((left + right) / 2)
+        yield shape("text", x_name, class_="name", x=middle, y=rounded(low + 33), text_anchor="middle")
+        yield shape("text", y_name, class_="name", x=4, y=rounded(top - 3))
 
 
 def fate(trial: Summary, best: Summary | None) -> str:
@@ -80,89 +95,73 @@ def back_to_front(summary: Summary) -> list[Summary]:
     return sorted(summary["trial_list"], key=lambda t: (t["trial"] == best, _ORDER.index(t["state"])))
 
 
-def learning_curves(summary: Summary) -> Markup | None:
-    """Return the metric of all trials over their epochs, rungs marked; None without a result."""
+def learning_curves(summary: Summary) -> Chart | None:
+    """Return the metric of all trials over their epochs, with rungs marked; None without a result."""
     known = {t["trial"]: [(e, m) for e, m in t["history"] if m is not None] for t in summary["trial_list"]}
     points = [p for curve in known.values() for p in curve]
     if not points:
         return None
-    height = 420
-    frame = Frame(
-        _epoch_scale(points, summary["rungs"]),
-        metric_frame_scale([m for _, m in points], height - _BOTTOM, _TOP + 8, summary["mode"]),
-    )
-    parts = [
-        frame.axes(_epoch_ticks(frame.x, summary["rungs"]), frame.y.ticks(), "epochs", summary["metric"])
-    ]
-    for rung in summary["rungs"]:
-        x = _px(frame.x(rung["epochs"]))
-        parts.append(element("path", class_="rung", d=f"M{x} {_px(frame.y.start)}V{_px(frame.y.stop)}"))
+    rungs, height = summary["rungs"], 420
+    y = metric_frame_scale([m for _, m in points], height - _BOTTOM, _TOP + 8, summary["mode"])
+    frame = Frame(_epoch_scale(points, rungs), y)
+    shapes = [*frame.axes(_epoch_ticks(frame.x, rungs), y.ticks(), "epochs", summary["metric"])]
+    for rung in rungs:
+        x = rounded(frame.x(rung["epochs"]))
+        shapes.append(shape("path", class_="rung", d=f"M{x} {rounded(y.start)}V{rounded(y.stop)}"))
     for trial in back_to_front(summary):
         curve = known[trial["trial"]]
         if curve:
-            line = _line([(frame.x(e), frame.y(m)) for e, m in _thinned(curve)])
+            line = _line([(frame.x(e), y(m)) for e, m in _thinned(curve)])
             classes = f"curve {fate(trial, summary['best'])}"
-            parts.append(element("path", class_=classes, data_trial=trial["trial"], d=line))
-    return picture(WIDTH, height, f"{summary['metric']} of every trial over its epochs", *parts)
+            shapes.append(shape("path", class_=classes, data_trial=trial["trial"], d=line))
+    return chart(WIDTH, height, f"{summary['metric']} of every trial over its epochs", shapes)
 
 
-def beyond(summary: Summary) -> int:
-    """Return how many results lie so far off that `learning_curves` draws them on its border."""
+def count_far_off(summary: Summary) -> int:
+    """Return how many results `learning_curves` draws on its border, because they lie so far off."""
     values = [m for t in summary["trial_list"] for _, m in t["history"] if m is not None]
     scale = metric_frame_scale(values, 1.0, 0.0, summary["mode"])
     return sum(not scale.low <= v <= scale.high for v in values)
 
 
 def metric_frame_scale(values: Sequence[float], low_px: float, high_px: float, mode: str) -> Scale:
-    """Return the vertical scale of a picture of metrics."""
+    """Return the vertical scale of a chart of metrics."""
     return metric_scale(values, low_px, high_px, smaller_is_better=mode == "min")
 
 
-def hyperparameters(summary: Summary, space: Mapping[str, Parameter]) -> list[Markup]:
-    """Return a picture for each hyperparameter that varies: its values against the last metric.
+def hyperparameters(summary: Summary, space: Mapping[str, Parameter]) -> list[Chart]:
+    """Return a chart for each hyperparameter that varies: its values against the last metric.
 
-    Larger dots have trained for longer. Trials without the parameter are left out of its picture.
+    Larger dots have trained for longer. Trials without the parameter are left out of its chart.
     """
     trials = [t for t in back_to_front(summary) if t["metric"] is not None]
     varying = [
-        n for n in _names(trials) if len({setting(t["config"][n]) for t in trials if n in t["config"]}) > 1
+        n for n in _names(trials) if len({value_text(t["config"][n]) for t in trials if n in t["config"]}) > 1
     ]
     width, height = 340, 250
     y = metric_frame_scale([t["metric"] for t in trials], height - _BOTTOM, _TOP + 8, summary["mode"])
-    pictures = []
+    charts = []
     for name in varying[:PANELS]:
         shown = [t for t in trials if name in t["config"]]
         x, ticks, places = _parameter_axis(shown, name, space.get(name), width)
-        parts = [Frame(x, y).axes(ticks, y.ticks(5), name, summary["metric"])]
+        shapes = [*Frame(x, y).axes(ticks, y.ticks(5), name, summary["metric"])]
         for trial, place in zip(shown, places, strict=True):
-            parts.append(
-                element(
-                    "circle",
-                    class_=f"dot {fate(trial, summary['best'])}",
-                    data_trial=trial["trial"],
-                    cx=_px(place),
-                    cy=_px(y(trial["metric"])),
-                    r=_radius(trial["epoch"], summary["rungs"], len(shown)),
-                )
-            )
-        pictures.append(picture(width, height, f"{summary['metric']} over {name}", *parts))
-    return pictures
+            classes = f"dot {fate(trial, summary['best'])}"
+            radius = _radius(trial["epoch"], summary["rungs"], len(shown))
+            at = {"cx": rounded(place), "cy": rounded(y(trial["metric"])), "r": radius}
+            shapes.append(shape("circle", class_=classes, data_trial=trial["trial"], **at))
+        charts.append(chart(width, height, f"{summary['metric']} over {name}", shapes))
+    return charts
 
 
-def picture(width: float, height: float, title: str, *parts: Markup) -> Markup:
-    """Return a whole picture; the title is for those who cannot see it."""
-    box = f"0 0 {_px(width)} {_px(height)}"
-    return element(
-        "svg", *parts, viewBox=box, width=_px(width), height=_px(height), role="img", aria_label=title
-    )
+def chart(width: float, height: float, title: str, shapes: Sequence[Shape]) -> Chart:
+    """Return a chart of a size [px]."""
+    return Chart(rounded(width), rounded(height), title, shapes)
 
 
 def rounded(place: float) -> str:
-    """Return a place on a picture with the digits that can be seen."""
+    """Return a place on a chart with the digits that can be seen."""
     return f"{place:.1f}".removesuffix(".0")
-
-
-_px = rounded
 
 
 def _epoch_scale(points: Sequence[Point], rungs: Sequence[Summary]) -> Scale:
@@ -188,7 +187,7 @@ def _thinned(curve: Sequence[Point]) -> Sequence[Point]:
 
 def _line(points: Sequence[Point]) -> str:
     """Return a path; a single point is a line of no length, which round ends make a dot."""
-    first, *rest = (f"{_px(x)} {_px(y)}" for x, y in points)
+    first, *rest = (f"{rounded(x)} {rounded(y)}" for x, y in points)
     return f"M{first}" + (f"L{' '.join(rest)}" if rest else "h0")
 
 
@@ -207,22 +206,19 @@ def _parameter_axis(
         log = parameter.log if isinstance(parameter, Float | Int) else False
         scale = value_scale(values, start, stop, log=log)
         return scale, scale.ticks(4), [scale(v) for v in values]
-    labels = sorted({setting(v) for v in values}, key=_by_value(values))
+    labels = sorted({value_text(v) for v in values}, key=_by_value(values))
     scale = Scale(-0.5, len(labels) - 0.5, start, stop)
     every = math.ceil(len(labels) / 8)
     letters = max(3, int(44 * every / len(labels)))
-    ticks = [(float(i), shortened(label, letters)) for i, label in enumerate(labels)][::every]
+    ticks = [(float(i), truncated(label, letters)) for i, label in enumerate(labels)][::every]
     order = {label: i for i, label in enumerate(labels)}
     # Side by side within a value, in a way that is the same whenever the page is made.
-    return (
-        scale,
-        ticks,
-        [scale(order[setting(v)] + 0.5 * ((i * 0.618) % 1 - 0.5)) for i, v in enumerate(values)],
-    )
+    offsets = (0.5 * ((i * 0.618) % 1 - 0.5) for i in range(len(values)))
+    return scale, ticks, [scale(order[value_text(v)] + o) for v, o in zip(values, offsets, strict=True)]
 
 
 def _by_value(values: Sequence[Any]) -> Any:  # Any: a sort key of JSON values
-    places = {setting(v): v for v in values}
+    places = {value_text(v): v for v in values}
     numeric = all(isinstance(v, int | float) for v in values)
     return (lambda label: places[label]) if numeric else str
 

@@ -1,6 +1,6 @@
 """A run as files that other tools open: Optuna's dashboard, MLflow's, a spreadsheet.
 
-Each export is made anew and replaces the one before; the run itself is never touched.
+Each export replaces the one before; the run itself is never changed.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from parsl_rasda.atomic_files import replace_file
 from parsl_rasda.errors import InvalidSettingError
-from parsl_rasda.reporting.files import results_csv, write_whole
+from parsl_rasda.reporting.files import results_csv
 from parsl_rasda.reporting.runs import Run
 from parsl_rasda.search.space import Choice, Constant, Float, Int, Parameter, SearchSpace
 from parsl_rasda.types import JSON, Mode, TrialState
@@ -29,17 +30,17 @@ _ENDED_WELL: Final = {TrialState.COMPLETED.value, TrialState.STOPPED.value}
 
 def to_csv(run: Run) -> tuple[Path, ...]:
     """Write results.csv of each search, one row a trial; return the files."""
-    return tuple(
-        write_whole(run.directories[stage] / "results.csv", results_csv(summary))
-        for stage, summary in _begun(run)
-    )
+    tables = {run.directories[stage] / "results.csv": results_csv(s) for stage, s in _begun(run)}
+    for file, table in tables.items():
+        replace_file(file, table)
+    return tuple(tables)
 
 
 def to_optuna(run: Run) -> tuple[Path, ...]:
     """Write optuna.db, a study of Optuna for each search; return it.
 
     Trials that reached the end are *complete*, stopped ones *pruned*; every epoch is an intermediate
-    value. A configuration that the search space would not give is kept as a user attribute only.
+    value. A configuration outside the search space is kept as a user attribute only.
     """
     import optuna
 
@@ -86,7 +87,7 @@ _EXPORTS: Final = {"optuna": to_optuna, "csv": to_csv, "mlflow": to_mlflow}
 
 
 def export_run(run: Run, target: str) -> tuple[Path, ...]:
-    """Write a run for ``optuna``, ``csv`` or ``mlflow``; return the files, none if no search has begun.
+    """Write a run for ``optuna``, ``csv`` or ``mlflow``; return the files; none if no search has begun.
 
     Raises:
         InvalidSettingError: If the target is MLflow, and it is not installed.
@@ -102,7 +103,7 @@ def _begun(run: Run) -> Iterator[tuple[str, Summary]]:
 
 @contextmanager
 def _database(file: Path) -> Iterator[str]:
-    """Give the address of a new SQLite file, which takes its place when it is whole."""
+    """Give the address of a new SQLite file; it replaces the old one when it is complete."""
     beside = file.with_name(file.name + ".new")
     beside.unlink(missing_ok=True)
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Writes down what a run has come to: report.html, results.csv, best.json, summary.txt and the graph."""
+"""Writes the files of a report: report.html, results.csv, best.json, summary.txt and the graph."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import networkx as nx
-
+from parsl_rasda.atomic_files import replace_file
 from parsl_rasda.reporting.format import plain_json
 from parsl_rasda.reporting.graph import graphml, mermaid, run_graph
 from parsl_rasda.reporting.graph_svg import svg
@@ -29,39 +28,28 @@ def write_report(run: Run) -> tuple[Path, ...]:
         The files.
     """
     graph = run_graph(run)
-    written = [
-        write_page(run, graph),
-        write_whole(run.directory / "graph.graphml", graphml(graph)),
-        write_whole(run.directory / "graph.mmd", mermaid(graph)),
-        write_whole(run.directory / "graph.svg", svg(graph)),
-    ]
+    contents = {
+        run.directory / "report.html": page(run, graph),
+        run.directory / "graph.graphml": graphml(graph),
+        run.directory / "graph.mmd": mermaid(graph),
+        run.directory / "graph.svg": svg(graph),
+    }
     for stage, summary in run.summaries().items():
         folder = run.directories[stage]
         folder.mkdir(exist_ok=True)  # a search that has not begun has none
         best = {key: summary[key] for key in ("study", "state", "metric", "mode", "best")}
-        for name, text in (
-            ("results.csv", results_csv(summary)),
-            ("best.json", json.dumps(plain_json(best), indent=2, allow_nan=False) + "\n"),
-        ):
-            written.append(write_whole(folder / name, text))
-    return (*written, write_whole(run.directory / "summary.txt", as_text(run_view(run))))
+        contents[folder / "results.csv"] = results_csv(summary)
+        contents[folder / "best.json"] = json.dumps(plain_json(best), indent=2, allow_nan=False) + "\n"
+    contents[run.directory / "summary.txt"] = as_text(run_view(run))
+    for file, content in contents.items():
+        replace_file(file, content)
+    return tuple(contents)
 
 
-def write_page(run: Run, graph: nx.DiGraph[str] | None = None) -> Path:
-    """Write report.html of a run, and return it.
-
-    Args:
-        run: The run.
-        graph: Its graph, if it is known already.
-    """
-    return write_whole(run.directory / "report.html", page(run, graph))
-
-
-def write_whole(file: Path, text: str) -> Path:
-    """Write a file beside and rename it, so that nobody sees half of it; return it."""
-    beside = file.with_name(file.name + ".new")
-    beside.write_text(text, "utf-8", newline="")
-    beside.replace(file)
+def write_page(run: Run) -> Path:
+    """Write report.html of a run, and return it."""
+    file = run.directory / "report.html"
+    replace_file(file, page(run))
     return file
 
 

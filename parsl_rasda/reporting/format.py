@@ -1,4 +1,4 @@
-"""Numbers and records in few words, the same in every table."""
+"""Numbers and records as short strings, the same in every table."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def duration(seconds: float | None) -> str:
 
 
 def clock(at: float) -> str:
-    """Return when something is, by the clock here: ``12:03:20``."""
+    """Return a time by the local clock: ``12:03:20``."""
     return f"{datetime.fromtimestamp(at).astimezone():%H:%M:%S}"
 
 
@@ -40,18 +40,18 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.5g}"
 
 
-def share(fraction: float | None) -> str:
+def percent(fraction: float | None) -> str:
     """Return a fraction in percent."""
     return "-" if fraction is None else f"{100 * fraction:.0f} %"
 
 
 def config_text(config: Mapping[str, Any]) -> str:
     """Return a configuration on one line."""
-    return "  ".join(f"{k}={setting(v)}" for k, v in config.items())
+    return "  ".join(f"{k}={value_text(v)}" for k, v in config.items())
 
 
-def setting(value: Any) -> str:  # Any: a JSON value
-    """Return a value of a configuration in few letters."""
+def value_text(value: Any) -> str:  # Any: a JSON value
+    """Return a value of a configuration as a short string."""
     if isinstance(value, float):
         return number(value)
     return value if isinstance(value, str) else json.dumps(value)
@@ -62,8 +62,8 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def shortened(value: Any, width: int = 100) -> str:  # Any: whatever a user's function returned
-    """Return a value as JSON, cut to a width."""
+def truncated(value: Any, width: int = 100) -> str:  # Any: whatever a user's function returned
+    """Return a value as JSON, cut to a number of characters."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= width else text[: width - 1] + "…"
 

@@ -1,6 +1,6 @@
-"""The picture of who held which slots when: a row a slot, a bar a job, pale where a slot was idle.
+"""The chart of who held which slots when: a row a slot, a bar a job, pale where a slot was idle.
 
-A trial that widens becomes a taller bar; the tail of a search shows as pale rows at its end.
+A trial that grows becomes a taller bar; the tail of a search shows as pale rows at its end.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
-from parsl_rasda.reporting.charts import WIDTH, Summary, fate, picture, rounded
-from parsl_rasda.reporting.format import counted, duration, shortened
-from parsl_rasda.reporting.markup import Markup, element
-from parsl_rasda.reporting.occupancy import Hold, Occupancy, Slot, Stay
+from parsl_rasda.reporting.charts import WIDTH, Chart, Shape, Summary, chart, fate, rounded, shape
+from parsl_rasda.reporting.format import counted, duration, truncated
+from parsl_rasda.reporting.occupancy import JobSpan, Occupancy, PilotSpan, Slot
 from parsl_rasda.reporting.scales import Scale, time_ticks
 
 Rows: TypeAlias = Mapping[Slot, int]
@@ -25,8 +24,8 @@ _LINED = 3.0  # a node that is worth a line above it [px]
 _NAMED = 4  # nodes of a job that are named
 
 
-def slots_over_time(summary: Summary, occupancy: Occupancy, span_s: float) -> Markup | None:
-    """Return the picture; None if no slot was ever held.
+def slots_over_time(summary: Summary, occupancy: Occupancy, span_s: float) -> Chart | None:
+    """Return the chart; None if no slot was ever held.
 
     Args:
         summary: The JSON document of the search.
@@ -41,48 +40,47 @@ def slots_over_time(summary: Summary, occupancy: Occupancy, span_s: float) -> Ma
     height = _TOP + row * len(slots) + _BOTTOM
     x = Scale(0.0, span_s, _LEFT, WIDTH - _RIGHT)
     trials = {t["trial"]: t for t in summary["trial_list"]}
-    parts = [bar for hold in occupancy.holds for bar in _hold_bars(hold, rows, x, row)]
-    parts += _time_axis(x, span_s, height)
-    for stay in occupancy.stays:
-        parts += _stay_bars(stay, fate(trials[stay.job.trial], summary["best"]), rows, x, row)
-    parts += _node_names(slots, row)
+    shapes = [bar for span in occupancy.pilots for bar in _pilot_bars(span, rows, x, row)]
+    shapes += _time_axis(x, span_s, height)
+    for span in occupancy.jobs:
+        shapes += _job_bars(span, fate(trials[span.job.trial], summary["best"]), rows, x, row)
+    shapes += _node_names(slots, row)
     for at in occupancy.resumed:
-        parts.append(
-            element("path", class_="resumed", d=f"M{rounded(x(at))} {_TOP}V{rounded(height - _BOTTOM)}")
-        )
-    return picture(WIDTH, height, "Which trial held which GPUs when", *parts)
+        line = f"M{rounded(x(at))} {_TOP}V{rounded(height - _BOTTOM)}"
+        shapes.append(shape("path", class_="resumed", d=line))
+    return chart(WIDTH, height, "Which trial held which GPUs when", shapes)
 
 
-def _hold_bars(hold: Hold, rows: Rows, x: Scale, row: float) -> Iterator[Markup]:
-    for first, count in _stretches(rows[slot] for slot in hold.slots):
-        yield _bar(x, hold.begin, hold.end, first, count, row, class_="held")
+def _pilot_bars(span: PilotSpan, rows: Rows, x: Scale, row: float) -> Iterator[Shape]:
+    for first, count in _stretches(rows[slot] for slot in span.slots):
+        yield _bar(x, span.begin, span.end, first, count, row, class_="held")
 
 
-def _stay_bars(stay: Stay, fates: str, rows: Rows, x: Scale, row: float) -> Iterator[Markup]:
+def _job_bars(span: JobSpan, fates: str, rows: Rows, x: Scale, row: float) -> Iterator[Shape]:
     """Yield a bar for each block of neighbouring rows; the time before its first epoch is hatched over."""
-    note = f"attempt {stay.job.attempt} on {_placed(stay)}: {duration(stay.begin)} to {duration(stay.end)}"
-    note += f", {shortened(stay.ending, 120)}" if stay.ending else ""
-    begun = stay.end if stay.trained_from is None else stay.trained_from
-    for first, count in _stretches(rows[slot] for slot in stay.slots):
+    note = f"attempt {span.job.attempt} on {_placed(span)}: {duration(span.begin)} to {duration(span.end)}"
+    note += f", {truncated(span.ending, 120)}" if span.ending else ""
+    begun = span.end if span.trained_from is None else span.trained_from
+    for first, count in _stretches(rows[slot] for slot in span.slots):
         yield _bar(
-            *(x, stay.begin, stay.end, first, count, row),
-            class_=f"stay {fates}",
-            data_trial=stay.job.trial,
+            *(x, span.begin, span.end, first, count, row),
+            class_=f"job {fates}",
+            data_trial=span.job.trial,
             data_note=note,
         )
-        if x(begun) - x(stay.begin) >= 1:
-            yield _bar(x, stay.begin, begun, first, count, row, class_="starting")
-        room = x(stay.end) - x(begun)
-        if row * count >= _LABELLED and room >= _LETTER * len(stay.job.trial) + 4:
+        if x(begun) - x(span.begin) >= 1:
+            yield _bar(x, span.begin, begun, first, count, row, class_="starting")
+        room = x(span.end) - x(begun)
+        if row * count >= _LABELLED and room >= _LETTER * len(span.job.trial) + 4:
             middle, y = rounded(x(begun) + room / 2), rounded(_TOP + row * (first + count / 2))
             who = {"class_": f"who {fates}", "x": middle, "y": y, "dy": "0.35em", "text_anchor": "middle"}
-            yield element("text", stay.job.trial, **who)
+            yield shape("text", span.job.trial, **who)
 
 
-def _bar(x: Scale, begin: float, end: float, first: int, count: int, row: float, **attributes: str) -> Markup:
+def _bar(x: Scale, begin: float, end: float, first: int, count: int, row: float, **attributes: str) -> Shape:
     left, top = x(begin), _TOP + row * first
     gap = min(1.0, row / 8)
-    return element(
+    return shape(
         "rect",
         x=rounded(left),
         y=f"{top:.2f}",
@@ -92,14 +90,14 @@ def _bar(x: Scale, begin: float, end: float, first: int, count: int, row: float,
     )
 
 
-def _time_axis(x: Scale, span_s: float, height: float) -> Iterator[Markup]:
+def _time_axis(x: Scale, span_s: float, height: float) -> Iterator[Shape]:
     for at, label in time_ticks(span_s):
         place = rounded(x(at))
-        yield element("path", class_="grid", d=f"M{place} {_TOP}V{rounded(height - _BOTTOM + 4)}")
-        yield element("text", label, class_="tick", x=place, y=rounded(height - 8), text_anchor="middle")
+        yield shape("path", class_="grid", d=f"M{place} {_TOP}V{rounded(height - _BOTTOM + 4)}")
+        yield shape("text", label, class_="tick", x=place, y=rounded(height - 8), text_anchor="middle")
 
 
-def _node_names(slots: Sequence[Slot], row: float) -> Iterator[Markup]:
+def _node_names(slots: Sequence[Slot], row: float) -> Iterator[Shape]:
     """Yield a line above each node and its name, where there is room for it."""
     several = len({site for site, _, _ in slots}) > 1
     nodes: list[tuple[str, int, int]] = []
@@ -110,11 +108,11 @@ def _node_names(slots: Sequence[Slot], row: float) -> Iterator[Markup]:
     for name, first, count in nodes:
         top = _TOP + row * first
         if first and row * count >= _LINED:
-            yield element("path", class_="node", d=f"M4 {rounded(top)}H{WIDTH - _RIGHT}")
+            yield shape("path", class_="node", d=f"M4 {rounded(top)}H{WIDTH - _RIGHT}")
         if row * count / 2 + top - 6 >= free_from:
             y = top + row * count / 2
             free_from = y + 6
-            yield element("text", _fitting(name), class_="tick", x=4, y=rounded(y), dy="0.35em")
+            yield shape("text", _fitting(name), class_="tick", x=4, y=rounded(y), dy="0.35em")
 
 
 def _fitting(name: str) -> str:
@@ -123,11 +121,11 @@ def _fitting(name: str) -> str:
     return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
-def _placed(stay: Stay) -> str:
-    nodes = stay.placement.nodes
+def _placed(span: JobSpan) -> str:
+    nodes = span.placement.nodes
     words = [f"{n.node}:{','.join(map(str, n.gpus))}" for n in nodes[:_NAMED]]
     words += [f"and {len(nodes) - _NAMED} nodes more"] if len(nodes) > _NAMED else []
-    return f"{counted(stay.placement.world_size, 'GPU')} ({' '.join(words)})"
+    return f"{counted(span.placement.world_size, 'GPU')} ({' '.join(words)})"
 
 
 def _stretches(rows: Iterator[int] | Sequence[int]) -> Iterator[tuple[int, int]]:

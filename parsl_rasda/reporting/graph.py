@@ -1,7 +1,7 @@
-"""The unfolded graph of a run, as GraphML for tools and Mermaid for pages; `graph_svg` draws it for eyes.
+"""The decision graph of a run, as GraphML for tools and Mermaid for pages; `graph_svg` draws it.
 
-Up to `READABLE` trials each stretch is drawn; above, those that share a rung and a fate are drawn
-as one. Up to `READABLE_CALLS` calls of a stage each is drawn; above, the stage tells their number.
+Up to `READABLE` trials, each stretch is drawn; above, stretches that share a rung and a fate are drawn
+as one. Up to `READABLE_CALLS` calls of a stage, each is drawn; above, the stage shows their number.
 GraphML always holds everything.
 """
 
@@ -36,7 +36,7 @@ _STAGE_FATES = {"running": "running", "failed": "failed", "no_site": "failed", "
 
 
 def run_graph(run: Run) -> nx.DiGraph[str]:
-    """Return the graph of a whole run: its stages, their calls, and every stretch that was decided on."""
+    """Return the graph of a whole run: its stages, their calls, and every stretch of training."""
     whole: nx.DiGraph[str] = nx.DiGraph(name=run.study.name)
     ends: dict[str, str] = {}
     for name in run.order:
@@ -54,7 +54,7 @@ def run_graph(run: Run) -> nx.DiGraph[str]:
             if last:
                 ends[name] = names[last]
                 continue
-        add_stage(whole, run, name, ends)  # a search without a best trial, too: later stages hang on it
+        add_stage(whole, run, name, ends)  # also a search without a best trial: later stages depend on it
     return whole
 
 
@@ -69,7 +69,7 @@ def mermaid(graph: nx.DiGraph[str]) -> str:
     names = {vertex: f"v{i}" for i, vertex in enumerate(drawn)}
     lines = ["flowchart LR"]
     for vertex, data in drawn.nodes(data=True):
-        text = " ".join(words_of(data)).replace('"', "'")
+        text = " ".join(lines_of(data)).replace('"', "'")
         lines.append(f'  {names[vertex]}["{text}"]:::{fate_of(data)}')
     lines += [f"  {names[a]} --> {names[b]}" for a, b in drawn.edges]
     lines += [f"  classDef {fate} fill:{colour},stroke:#868e96" for fate, colour in COLOURS.items()]
@@ -77,9 +77,9 @@ def mermaid(graph: nx.DiGraph[str]) -> str:
 
 
 def collapsed(graph: nx.DiGraph[str]) -> nx.DiGraph[str]:
-    """Return the graph, with vertices that are too many as one.
+    """Return the graph with groups of vertices as one, where there are too many.
 
-    That is: stretches of one rung and one fate, and a stage with its calls.
+    A group is the stretches of one rung and one fate, or a stage with its calls.
     """
     trials = {data["trial"] for _, data in graph.nodes(data=True) if data.get("kind") == "stretch"}
     calls = Counter(data["stage"] for _, data in graph.nodes(data=True) if data.get("kind") == "call")
@@ -99,7 +99,7 @@ def collapsed(graph: nx.DiGraph[str]) -> nx.DiGraph[str]:
         if name == vertex:
             small.add_node(name, **data)
         elif data["kind"] == "call":
-            small.add_node(name)  # the stage itself says what it is
+            small.add_node(name)  # the stage itself has its attributes
         else:
             if name not in small:
                 shared = {key: data[key] for key in _SHARED if key in data}
@@ -119,13 +119,13 @@ def _count(node: dict[str, Any], data: Mapping[str, Any]) -> None:
 
 
 def fate_of(data: Mapping[str, Any]) -> str:
-    """Return what became of a vertex: a decision, the end of a stage, or just ``stage``."""
+    """Return the fate of a vertex: a decision, the end of a stage, or just ``stage``."""
     if data.get("kind") == "stretch":
         return str(data["decision"])
     return _STAGE_FATES.get(data.get("state", ""), "stage")
 
 
-def words_of(data: Mapping[str, Any]) -> list[str]:
+def lines_of(data: Mapping[str, Any]) -> list[str]:
     """Return the one or two lines of a box."""
     if data.get("kind") == "stage":
         return [str(data["label"]), *([_calls(data)] if "calls" in data else [])]

@@ -16,13 +16,13 @@ _SHOWN = 26  # characters of what a call was given
 
 
 def add_stage(whole: nx.DiGraph[str], run: Run, name: str, ends: Mapping[str, str]) -> None:
-    """Add a stage that is no search, or has found nothing yet, and its calls once they are known.
+    """Add a stage that is not a search, or is a search without a result, and its calls once they are known.
 
     Args:
         whole: The graph so far, with all stages before this one.
         run: What is known.
         name: The stage.
-        ends: The vertices that stand for the results of stages, where they are others than the stage's own.
+        ends: The vertex that holds the result of a stage, if it is not the stage's own.
     """
     stage, found = run.study.stages[name], run.stages[name]
     before = [ends.get(s, s) for s in stage.stages_before]
@@ -56,7 +56,7 @@ def vertex_of(stage: str, call: str) -> str:
 
 
 def _elements(whole: nx.DiGraph[str], stage: Stage, calls: Sequence[str]) -> Iterator[list[str]]:
-    """Yield what each call has its values from: calls of another stage one by one, else whole stages."""
+    """Yield where each call has its values from: calls of another stage one by one, else whole stages."""
     sources = [s for s in stage.for_each.values() if isinstance(s, str)]
     if len(stage.for_each) == 1 and sources and stage.site != EACH:
         earlier = [b for b in whole.predecessors(sources[0]) if whole.nodes[b].get("stage") == sources[0]]
@@ -67,15 +67,15 @@ def _elements(whole: nx.DiGraph[str], stage: Stage, calls: Sequence[str]) -> Ite
 
 
 def _given(stage: Stage, calls: Sequence[str]) -> list[str]:
-    """Return the values of each call in words, as far as the study lists them."""
+    """Return the values of each call as a string, as far as the study lists them."""
     lists = [[(a, v) for v in values] for a, values in stage.for_each.items() if not isinstance(values, str)]
     chosen = list(itertools.product(*lists))
     if len(lists) < len(stage.for_each) or len(chosen) != len(calls):
         return [""] * len(calls)
-    return [_short(", ".join(f"{a}={_word(v)}" for a, v in values)) for values in chosen]
+    return [_short(", ".join(f"{a}={_text(v)}" for a, v in values)) for values in chosen]
 
 
-def _word(value: Any) -> str:
+def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -1,27 +1,25 @@
-"""The unfolded graph of a run as a picture: stages and rungs from left to right, a band for each search.
+"""The decision graph of a run as a picture: stages and rungs from left to right, a band for each search.
 
-Stages have a lane of their own on top, so that no line from one to the next runs behind calls or trials. In
-a band, a trial has a row: the deepest ones on top, then the better ones; groups of trials are in the order
-of their fates.
+Stages have a lane of their own on top, so that no line from one to the next runs behind calls or trials.
+In a band, each trial has a row: those that came farthest are on top, better ones above worse ones. Groups
+of trials are in the order of their fates.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from html import escape
+from collections.abc import Mapping
 from typing import Any
 
 import networkx as nx
 
-from parsl_rasda.reporting.graph import COLOURS, collapsed, fate_of, words_of
+from parsl_rasda.reporting.graph import COLOURS, collapsed, fate_of, lines_of
+from parsl_rasda.reporting.templates import render
 from parsl_rasda.types import Mode
 
 _WIDTH, _HEIGHT, _GAP_X, _GAP_Y, _MARGIN, _HEAD, _LEGEND = 168, 30, 56, 10, 16, 20, 34
-_LINE = "#adb5bd"
-_FATES = list(COLOURS)
-_UNTOLD = {"kind", "label", "mode"}  # in what a box tells when it is pointed at
+_UNSHOWN = {"kind", "label", "mode"}  # in the facts under the mouse
 
 Corner = tuple[int, int]
 
@@ -30,24 +28,18 @@ def svg(graph: nx.DiGraph[str]) -> str:
     """Return the picture; too many trials are drawn as groups (`collapsed`)."""
     drawn = collapsed(graph)
     places, heads = layout(drawn)
-    width = _MARGIN * 2 + max((x for x, _ in places.values()), default=0) + _WIDTH
     bottom = _MARGIN * 2 + max((y for _, y in places.values()), default=0) + _HEIGHT
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {bottom + _LEGEND}" width="{width}" '
-        f'height="{bottom + _LEGEND}" font-family="sans-serif" font-size="11">',
-        '<defs><marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" markerHeight="7" '
-        f'orient="auto"><path d="M0,0 L8,4 L0,8 z" fill="{_LINE}"/></marker></defs>',
-    ]
-    lines += [_curve(places[a], places[b]) for a, b in drawn.edges]
-    for vertex, data in drawn.nodes(data=True):
-        lines += _box(data, *places[vertex])
-    for search, (x, y) in heads.items():
-        style = 'font-weight="bold" fill="#868e96"'
-        lines.append(f'<text x="{x + _MARGIN}" y="{y + _MARGIN}" {style}>{escape(search)}</text>')
-    lines += _legend(
-        [fate for fate in _FATES if fate in {fate_of(d) for _, d in drawn.nodes(data=True)}], bottom
+    fates = {fate_of(data) for _, data in drawn.nodes(data=True)}
+    legend = [(fate, colour) for fate, colour in COLOURS.items() if fate in fates]
+    return render(
+        "graph.svg",
+        width=_MARGIN * 2 + max((x for x, _ in places.values()), default=0) + _WIDTH,
+        height=bottom + _LEGEND,
+        curves=[_curve(places[a], places[b]) for a, b in drawn.edges],
+        boxes=[_box(data, *places[vertex]) for vertex, data in drawn.nodes(data=True)],
+        heads={search: (x + _MARGIN, y + _MARGIN) for search, (x, y) in heads.items()},
+        legend=[(_MARGIN + i * 90, bottom + 4, *entry) for i, entry in enumerate(legend)],
     )
-    return "\n".join([*lines, "</svg>"]) + "\n"
 
 
 def layout(graph: nx.DiGraph[str]) -> tuple[dict[str, Corner], dict[str, Corner]]:
@@ -123,28 +115,19 @@ def _curve(source: Corner, target: Corner) -> str:
     begin = (xa + _MARGIN + _WIDTH, ya + _MARGIN + _HEIGHT // 2)
     end = (xb + _MARGIN, yb + _MARGIN + _HEIGHT // 2)
     bend = _GAP_X if end[0] - begin[0] > _GAP_X else (end[0] - begin[0]) // 2
-    path = f"M{begin[0]},{begin[1]} C{begin[0] + bend},{begin[1]} {end[0] - bend},{end[1]} {end[0]},{end[1]}"
-    return f'<path d="{path}" fill="none" stroke="{_LINE}" marker-end="url(#tip)"/>'
+    return f"M{begin[0]},{begin[1]} C{begin[0] + bend},{begin[1]} {end[0] - bend},{end[1]} {end[0]},{end[1]}"
 
 
-def _box(data: Mapping[str, Any], x: int, y: int) -> list[str]:
+def _box(data: Mapping[str, Any], x: int, y: int) -> dict[str, Any]:
     left, top = x + _MARGIN, y + _MARGIN
-    told = "\n".join(f"{k}: {v}" for k, v in data.items() if v not in ("", None) and k not in _UNTOLD)
-    lines = [
-        "<g>",
-        f"<title>{escape(told)}</title>",
-        f'<rect x="{left}" y="{top}" width="{_WIDTH}" height="{_HEIGHT}" rx="4" '
-        f'fill="{COLOURS.get(fate_of(data), "#ffffff")}" stroke="#868e96"/>',
-    ]
-    words = words_of(data)
-    for i, text in enumerate(words):
-        baseline = top + (_HEIGHT + 8) // 2 + (i * 13 - 7 * (len(words) - 1))
-        lines.append(f'<text x="{left + 6}" y="{baseline}">{escape(text)}</text>')
-    return [*lines, "</g>"]
-
-
-def _legend(fates: list[str], top: int) -> Iterator[str]:
-    for i, fate in enumerate(fates):
-        x, y = _MARGIN + i * 90, top + 4
-        yield f'<rect x="{x}" y="{y}" width="14" height="14" rx="3" fill="{COLOURS[fate]}" stroke="#868e96"/>'
-        yield f'<text x="{x + 20}" y="{y + 11}" fill="#868e96">{fate}</text>'
+    lines = lines_of(data)
+    first = top + (_HEIGHT + 8) // 2 - 7 * (len(lines) - 1)  # baseline
+    return {
+        "x": left,
+        "y": top,
+        "width": _WIDTH,
+        "height": _HEIGHT,
+        "colour": COLOURS[fate_of(data)],
+        "facts": "\n".join(f"{k}: {v}" for k, v in data.items() if v not in ("", None) and k not in _UNSHOWN),
+        "lines": [(first + i * 13, text) for i, text in enumerate(lines)],
+    }

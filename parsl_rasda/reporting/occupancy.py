@@ -1,7 +1,7 @@
-"""Who held which slots when, as the journal of a search tells it.
+"""Who held which slots when, read from the journal of a search.
 
-Time is that under a controller, as in the books (`Usage`): while nobody runs a study its clock
-stands still. The areas here are the sums there.
+Time counts under a controller only, as in `Usage`: the clock of a study stands still while nobody runs it.
+The areas here are the sums there.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ Slot: TypeAlias = tuple[SiteName, str, int]  # the same whichever pilot holds it
 
 
 @dataclass(slots=True)
-class Stay:
+class JobSpan:
     """A job on its slots. Times in [s] since the search began.
 
     Attributes:
-        trained_from: When its start was over and its first epoch began; None if it never did.
-        ending: Why it left, in a word or in the words of its cause; empty while it runs.
+        trained_from: When its first epoch began; None if none did.
+        ending: Why it left: a word or the cause; empty while it runs.
     """
 
     job: JobId
@@ -53,7 +53,7 @@ class Stay:
 
 
 @dataclass(slots=True)
-class Hold:
+class PilotSpan:
     """A pilot on its slots. Times in [s] since the search began."""
 
     pilot: PilotId
@@ -64,50 +64,50 @@ class Hold:
 
 @dataclass(slots=True)
 class Occupancy:
-    """All stays and holds of a search, in order of their begin.
+    """All jobs and pilots of a search, in order of their begin.
 
     Attributes:
-        resumed: When another controller took the study up [s since the search began].
+        resumed: When another controller resumed the study [s since the search began].
     """
 
-    stays: list[Stay] = field(default_factory=list)
-    holds: list[Hold] = field(default_factory=list)
+    jobs: list[JobSpan] = field(default_factory=list)
+    pilots: list[PilotSpan] = field(default_factory=list)
     resumed: list[float] = field(default_factory=list)
-    _live: dict[JobId, Stay] = field(default_factory=dict)
-    _up: dict[PilotId, Hold] = field(default_factory=dict)
+    _live: dict[JobId, JobSpan] = field(default_factory=dict)
+    _up: dict[PilotId, PilotSpan] = field(default_factory=dict)
     _origin: float | None = None
     _last_at: float = 0.0
     _finished_at: float | None = None
 
     def add(self, event: Event, instructions: tuple[Instruction, ...]) -> None:
-        """Take note of one event and of what followed from it."""
+        """Take note of one event and its instructions."""
         if isinstance(event, StudyStarted):
             self._new_controller(event)
         self._last_at = max(self._last_at, event.at)
         at = self._since(event.at)
         match event:
             case PilotStarted():
-                hold = Hold(event.pilot, _slots(event.site, event.nodes), at)
-                self._up[event.pilot] = hold
-                self.holds.append(hold)
+                pilot = PilotSpan(event.pilot, _slots(event.site, event.nodes), at)
+                self._up[event.pilot] = pilot
+                self.pilots.append(pilot)
             case PilotEnded() if event.pilot in self._up:
                 self._up.pop(event.pilot).end = at
             case JobStarted() if event.job in self._live:
                 self._live[event.job].trained_from = at
             case EpochReported() if event.job in self._live:
-                stay = self._live[event.job]
-                if stay.trained_from is None:
-                    stay.trained_from = max(stay.begin, at - event.seconds)
+                job = self._live[event.job]
+                if job.trained_from is None:
+                    job.trained_from = max(job.begin, at - event.seconds)
             case JobEnded() if event.job in self._live:
-                stay = self._live.pop(event.job)
-                stay.end, stay.ending = at, event.cause or stay.ending or event.outcome.value
+                job = self._live.pop(event.job)
+                job.end, job.ending = at, event.cause or job.ending or event.outcome.value
             case _:
                 pass
         for instruction in instructions:
             self._follow(event.at, instruction)
 
     def close(self, now: float | None = None) -> float:
-        """End what is still open at the study's end, else at the present time; return how long it took [s].
+        """End every open span at the study's end, else at the present time; return how long it took [s].
 
         Args:
             now: Present time [s] for a study that is running, else None.
@@ -121,7 +121,7 @@ class Occupancy:
     @property
     def slots(self) -> tuple[Slot, ...]:
         """Every slot that was ever held, by site, node and GPU."""
-        return tuple(sorted({slot for hold in self.holds for slot in hold.slots}))
+        return tuple(sorted({slot for span in self.pilots for slot in span.slots}))
 
     def _since(self, at: float) -> float:
         return max(0.0, at - (self._origin or 0.0))
@@ -137,19 +137,19 @@ class Occupancy:
         self._finished_at = None
 
     def _close(self, at: float) -> None:
-        for stay in self._live.values():
-            stay.end = max(at, stay.begin)
-        for hold in self._up.values():
-            hold.end = max(at, hold.begin)
+        for job in self._live.values():
+            job.end = max(at, job.begin)
+        for pilot in self._up.values():
+            pilot.end = max(at, pilot.begin)
         self._live.clear()
         self._up.clear()
 
     def _follow(self, at: float, instruction: Instruction) -> None:
         match instruction:
             case StartJob():
-                stay = Stay(instruction.job, instruction.placement, self._since(at))
-                self._live[instruction.job] = stay
-                self.stays.append(stay)
+                span = JobSpan(instruction.job, instruction.placement, self._since(at))
+                self._live[instruction.job] = span
+                self.jobs.append(span)
             case EndJob(job, reason) if job in self._live:
                 self._live[job].ending = reason
             case FinishStudy():
@@ -159,7 +159,7 @@ class Occupancy:
 
 
 def occupancy_of(records: Iterable[Record]) -> Occupancy:
-    """Return what the records of a search tell; call `close` before reading it."""
+    """Return the occupancy of a search from its records; call `close` before reading it."""
     found = Occupancy()
     for record in records:
         found.add(record.event, record.instructions)

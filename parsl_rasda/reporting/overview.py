@@ -1,4 +1,4 @@
-"""A whole run for eyes: where it and its stages stand, what they returned or why not, and how to go on."""
+"""A whole run as tables: the state of each stage, its result or why it has none, and how to go on."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from rich.table import Table
 from rich.text import Text
 
 from parsl_rasda.reporting.format import counted, duration
-from parsl_rasda.reporting.runs import Run, Standing
+from parsl_rasda.reporting.runs import Run, StageStatus
 from parsl_rasda.reporting.tables import (
     STATE_STYLES,
     Summary,
-    finding,
     headline,
+    result_text,
     status_view,
     summary_view,
 )
 from parsl_rasda.types import StageState, StudyState
 
-MEND = "mend the training and run it with another --dir"
+HOW_TO_FIX = "fix the training and run it with another --dir"
 _ENDINGS = {StudyState.FAILED: "failed", StudyState.NO_SITE: "no site or pilot could be had"}
 
 
 def run_view(run: Run, most: int | None = None) -> RenderableType:
-    """Return everything about a run: its stages, its searches with their trials, how to go on.
+    """Return everything about a run: its stages, its searches with their trials, and how to go on.
 
     Args:
         run: The run.
@@ -43,12 +43,12 @@ def run_view(run: Run, most: int | None = None) -> RenderableType:
 
 
 def outcome_view(run: Run) -> RenderableType:
-    """Return what a run has come to, on few lines."""
+    """Return the outcome of a run, on few lines."""
     return _view(run, summary_view)
 
 
 def advice_on(run: Run) -> str:
-    """Return how to go on with a run, or who does; empty if it is done or nothing helps."""
+    """Return how to go on with a run, or who runs it; empty if it is done or nothing helps."""
     if run.controller:
         return f"being run by {run.controller}"
     if run.state is StudyState.DONE:
@@ -57,8 +57,8 @@ def advice_on(run: Run) -> str:
         return f"nobody runs it; go on with: {resume_command(run.directory)}"
     name, stage = run.trouble
     if stage.is_curable:
-        return f"once this is mended, go on with: {resume_command(run.directory)}"
-    return f"no trial succeeded; {MEND}" if has_no_success(run, name) else ""
+        return f"once this is fixed, go on with: {resume_command(run.directory)}"
+    return f"no trial succeeded; {HOW_TO_FIX}" if has_no_success(run, name) else ""
 
 
 def has_no_success(run: Run, stage: str) -> bool:
@@ -68,12 +68,12 @@ def has_no_success(run: Run, stage: str) -> bool:
 
 
 def resume_command(directory: Path) -> str:
-    """Return the command that goes on with a run, as a shell takes it."""
+    """Return the command that continues a run, quoted for a shell."""
     return f"parsl-rasda resume {shlex.quote(str(directory))}"
 
 
 def _view(run: Run, show: Callable[[Summary, str], RenderableType]) -> RenderableType:
-    """Return a run whose searches are shown by a function; a single search is all there is of it."""
+    """Return a run with its searches shown by a function; a single search is shown alone."""
     summaries, name = run.summaries(), run.study.name
     if len(run.study.stages) == len(summaries) == 1:
         return show(next(iter(summaries.values())), name)
@@ -103,7 +103,7 @@ def _stages(run: Run, summaries: Mapping[str, Summary]) -> Table:
             Text(name, "bold"),
             Text(stage.state.value.replace("_", " "), STATE_STYLES[stage.state.value]),
             work if stage.state is not StageState.WAITING else "",
-            _told(stage, summaries.get(name)),
+            _stage_outcome(stage, summaries.get(name)),
         )
     return table
 
@@ -113,7 +113,7 @@ def _search_work(summary: Summary) -> str:
     return ", ".join(filter(None, [trials, duration(summary["makespan_s"]) if summary["makespan_s"] else ""]))
 
 
-def _calls_work(stage: Standing) -> str:
+def _calls_work(stage: StageStatus) -> str:
     of = f"{stage.ended} of " if stage.state is not StageState.DONE else ""
     calls = f"{of}{counted(stage.calls, 'call')}" if stage.calls > 1 else ""
     if stage.state is StageState.RUNNING:
@@ -121,11 +121,11 @@ def _calls_work(stage: Standing) -> str:
     return ", ".join(filter(None, [calls, duration(stage.seconds) if stage.seconds is not None else ""]))
 
 
-def _told(stage: Standing, summary: Summary | None) -> str | Text:
+def _stage_outcome(stage: StageStatus, summary: Summary | None) -> str | Text:
     """Return why a stage has no result, or the result."""
     if stage.cause:
         return Text(stage.cause, "red")
     if summary is not None:
         best: Mapping[str, Any] | None = summary["best"]
         return f"best trial {best['trial']}" if best and stage.state is StageState.DONE else ""
-    return finding(stage.result) if stage.state is StageState.DONE and stage.result is not None else ""
+    return result_text(stage.result) if stage.state is StageState.DONE and stage.result is not None else ""

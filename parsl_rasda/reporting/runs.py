@@ -1,4 +1,4 @@
-"""A run directory as its records tell it: every stage, every search, and who runs it.
+"""The contents of a run directory: every stage, every search, and who runs it.
 
 `Run.document` is the one JSON document of `run`, `resume` and `status`.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import networkx as nx
 
-from parsl_rasda.orchestration.replay import History, load_run, rebuild
+from parsl_rasda.orchestration.replay import ReplayedSearch, load_run, replay_search
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.orchestration.stage_records import StageRecord, kept_result, read_record
 from parsl_rasda.orchestration.summary import cause, no_search, spent
@@ -24,16 +24,16 @@ _TROUBLED = {StageState.FAILED, StageState.NO_SITE}
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """Where a stage stands now.
+class StageStatus:
+    """The state of a stage now.
 
     Attributes:
         at: Since when [s]; 0 if that is not known.
         calls: Calls it makes; 0 if that is not known yet. A search is one call.
-        ended: How many of them have ended well.
-        seconds: In calls that have ended well, or under the search's controllers; None if there are none.
+        ended: How many calls have ended well.
+        seconds: Time in calls that have ended well, or under the search's controllers; None without any.
         is_curable: Whether `resume` may help.
-        result: What it returned, as later stages receive it; None for a search, whose best trial it is.
+        result: What it returned, as later stages receive it; None for a search, which returns its best trial.
     """
 
     state: StageState
@@ -47,39 +47,39 @@ class Standing:
 
     @property
     def is_troubled(self) -> bool:
-        """Whether it cannot have a result as things are."""
+        """Whether it ended without a result."""
         return self.state in _TROUBLED
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a run directory holds.
+    """The contents of a run directory.
 
     Attributes:
         searches: By stage; one that has not begun has no records.
         directories: Where each search keeps its journal.
         records: Of every stage, in the order of the study.
-        kept: Of each stage, the seconds of every call whose result stands.
-        controller: Who runs the study now, in words, or None.
+        kept: Of each stage, the seconds of every call with a valid result.
+        controller: Who runs the study now, for people, or None.
     """
 
     directory: Path
     study: StudySpec
     sites: tuple[SiteSpec, ...]
-    searches: Mapping[str, History]
+    searches: Mapping[str, ReplayedSearch]
     directories: Mapping[str, Path]
     records: Mapping[str, StageRecord]
     kept: Mapping[str, Mapping[str, float]]
     controller: str | None
 
     @property
-    def stages(self) -> dict[str, Standing]:
-        """Where each stage stands, in the order of the study."""
-        return {name: self._standing(name) for name in self.study.stages}
+    def stages(self) -> dict[str, StageStatus]:
+        """The state of each stage, in the order of the study."""
+        return {name: self._status(name) for name in self.study.stages}
 
     @property
     def state(self) -> StudyState:
-        """Where the run stands: only somebody who lives runs it, and it is done when every stage is."""
+        """The state of the run: it runs only while its controller lives, and is done when every stage is."""
         stages = self.stages.values()
         if all(s.state is StageState.DONE for s in stages):
             return StudyState.DONE
@@ -89,25 +89,25 @@ class Run:
         return StudyState.INTERRUPTED if trouble is None else StudyState(trouble[1].state.value)
 
     @property
-    def trouble(self) -> tuple[str, Standing] | None:
+    def trouble(self) -> tuple[str, StageStatus] | None:
         """The first stage that failed or had no site, which ended the run."""
         found = [(s.at, name, s) for name, s in self.stages.items() if s.is_troubled]
         return min(found, key=lambda f: f[0])[1:] if found else None
 
     @property
     def cause(self) -> str:
-        """Why the run cannot go on as things are, in words; empty if nothing is wrong."""
+        """Why the run cannot go on; empty if nothing is wrong."""
         if self.trouble is None:
             return ""
         name, stage = self.trouble
         return stage.cause if len(self.study.stages) == 1 else f"stage {name}: {stage.cause}"
 
     def document(self, now: float | None = None) -> dict[str, Any]:
-        """Return the JSON document of the run: the same keys whatever it consists of and however it stands.
+        """Return the JSON document of the run: the same keys for any study in any state.
 
         ``searches`` has each search by stage, ``stages`` each stage. At the top, ``state`` and ``cause`` are
-        those of the run. What searches cost (times, GPU time, epochs, restarts, faults) is summed over
-        all of them; what was found (best, trials, rungs) is that of the last search in the graph.
+        those of the run. Costs (times, GPU time, epochs, restarts, faults) are summed over all searches;
+        findings (best, trials, rungs) are those of the last search in the graph.
 
         Args:
             now: Present time [s], by default the clock's; it counts while somebody runs the study.
@@ -136,7 +136,7 @@ class Run:
         clock = self._clock(now)
         found = {name: history.summary(clock) for name, history in self.searches.items()}
         for name, summary in found.items():
-            standing = self._standing(name)
+            standing = self._status(name)
             summary |= {"state": standing.state.value, "cause": standing.cause}
             if not self.searches[name].records:
                 summary["trials"]["total"] = self.searches[name].tune.num_samples
@@ -160,7 +160,7 @@ class Run:
         place = {name: i for i, name in enumerate(self.study.stages)}
         return list(nx.lexicographical_topological_sort(graph, key=place.__getitem__))
 
-    def _standing(self, name: str) -> Standing:
+    def _status(self, name: str) -> StageStatus:
         record, history = self.records[name], self.searches.get(name)
         state, why, is_curable, at = record.state, record.cause, record.is_curable, record.at
         if history is not None and history.records and state not in _TROUBLED:
@@ -174,22 +174,24 @@ class Run:
         if history is not None:
             seconds = history.usage.makespan_s(self._clock(None)) if history.records else None
             ended = int(state is StageState.DONE)
-        return Standing(state, at, why, is_curable, len(record.calls), ended, seconds, record.result)
+        return StageStatus(state, at, why, is_curable, len(record.calls), ended, seconds, record.result)
 
 
 def read_run(directory: Path) -> Run:
-    """Return what a run directory holds.
+    """Return the contents of a run directory.
 
     Raises:
         RunDirectoryError: If it is not one of a run.
         JournalError: If a journal is damaged.
     """
     run = RunDirectory(directory)
-    controller = run.controller  # before the journal, so that a run that ends meanwhile is not given up
+    controller = run.controller  # before the journal: a run that ends meanwhile must not look interrupted
     study, sites = load_run(run)
     searches = study.tune_stages
     directories = {n: directory if len(searches) == 1 else directory / n for n in searches}
-    histories = {n: rebuild(RunDirectory(directories[n]), study.name, s.tune) for n, s in searches.items()}
+    histories = {
+        n: replay_search(RunDirectory(directories[n]), study.name, s.tune) for n, s in searches.items()
+    }
     records = {name: read_record(run.stages / name) for name in study.stages}
     kept = {name: _kept_seconds(run.stages / name, record) for name, record in records.items()}
     return Run(directory, study, sites, histories, directories, records, kept, controller)
@@ -200,7 +202,7 @@ def _kept_seconds(folder: Path, record: StageRecord) -> dict[str, float]:
     return {call: float(f.get("seconds", 0.0)) for call, f in found if f is not None}
 
 
-def _stage_document(stage: Standing) -> dict[str, Any]:
+def _stage_document(stage: StageStatus) -> dict[str, Any]:
     return {
         "state": stage.state.value,
         "cause": stage.cause,

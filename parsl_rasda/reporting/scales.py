@@ -1,4 +1,4 @@
-"""From values to places on a picture: ranges, logarithms, and where the ticks are."""
+"""From values to places on a chart: ranges, logarithms and ticks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TIME_STEPS = (
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """A range of values on a range of a picture.
+    """A range of values on a range of a chart.
 
     Attributes:
         start: Where `low` is [px].

@@ -1,4 +1,4 @@
-"""The summary of a search for eyes: made of rich tables, printed in a terminal or into a file."""
+"""The summary of a search as rich tables, printed in a terminal or into a file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from parsl_rasda.reporting.format import clock, config_text, counted, duration, number, share, shortened
+from parsl_rasda.reporting.format import clock, config_text, counted, duration, number, percent, truncated
 from parsl_rasda.types import StudyState, TrialState
 
 _FINDINGS = 12  # values of a stage that are listed one by one
@@ -39,7 +39,7 @@ _ENDINGS = {
     StudyState.NO_SITE: "ended: no site or pilot could be had",
     StudyState.INTERRUPTED: "interrupted",
 }
-# Trials in a table: those that something still happens to first.
+# Trials in a table: active ones first.
 _ORDER = ("running", "waiting", "paused", "failed", "completed", "stopped")
 
 
@@ -52,7 +52,7 @@ def as_text(renderable: RenderableType, width: int = _WIDE) -> str:
 
 
 def summary_view(summary: Summary, name: str | None = None) -> RenderableType:
-    """Return what a search has come to, on about ten lines.
+    """Return the outcome of a search, on about ten lines.
 
     Args:
         summary: The JSON document of a search.
@@ -75,7 +75,7 @@ def summary_view(summary: Summary, name: str | None = None) -> RenderableType:
 
 
 def headline(name: str, state: str, words: str, seconds: float = 0.0) -> Text:
-    """Return the line above a view: what it shows, how that stands, after how long."""
+    """Return the line above a view: its name, its state, and the time it took."""
     text = Text(f"{name}: ", "bold")
     text.append(words, STATE_STYLES.get(state, "bold"))
     if seconds:
@@ -83,17 +83,17 @@ def headline(name: str, state: str, words: str, seconds: float = 0.0) -> Text:
     return text
 
 
-def finding(value: Any) -> str:  # Any: whatever a user's function returned
-    """Return what a stage returned: a few plain values a line each, anything else in short."""
+def result_text(value: Any) -> str:  # Any: whatever a user's function returned
+    """Return the result of a stage: a few plain values on a line each, anything else truncated."""
     plain = isinstance(value, Mapping) and all(isinstance(v, str | int | float) for v in value.values())
     if not plain or len(value) > _FINDINGS:
-        return shortened(value)
+        return truncated(value)
     width = max(len(str(key)) for key in value)
     return "\n".join(f"{key:<{width}}  {v if isinstance(v, str) else number(v)}" for key, v in value.items())
 
 
 def rungs_view(rungs: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """Return the ladder: who has come how far, and the best there."""
+    """Return the ladder: how many trials have reached each rung, and the best there."""
     table = _table("rung", "epochs", "replicas", "trials", "best")
     for r in rungs:
         best = number(r["best"]) if r["reached"] else ""
@@ -102,7 +102,7 @@ def rungs_view(rungs: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 
 def trials_view(summary: Summary, most: int | None = None) -> RenderableType:
-    """Return the trials with the reason of each end, those that something happens to first.
+    """Return the trials with the reason of each end, active ones first.
 
     Args:
         summary: The JSON document of a search.
@@ -132,7 +132,7 @@ def trials_view(summary: Summary, most: int | None = None) -> RenderableType:
 
 
 def status_view(summary: Summary, most: int | None = None, name: str | None = None) -> RenderableType:
-    """Return everything that people want to know of a search.
+    """Return everything that people want to know about a search.
 
     Args:
         summary: Its JSON document.
@@ -154,7 +154,7 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str | Text]]:
         if best["checkpoint"]:
             yield "checkpoint", str(best["checkpoint"])
     yield "trials", _counts(summary["trials"])
-    held = f"{summary['gpu_hours']:.3g} GPU-hours, {share(summary['gpu_busy_fraction'])} of them in epochs"
+    held = f"{summary['gpu_hours']:.3g} GPU-hours, {percent(summary['gpu_busy_fraction'])} of them in epochs"
     yield "GPUs", held
     restarts = summary["restarts"]
     words = f"{restarts['count']}"
@@ -176,7 +176,7 @@ def _places(summary: Summary) -> Iterator[tuple[str, str]]:
     for pilot in summary["awaited"]:
         yield "waiting", f"for a pilot of {pilot['site']}, since {clock(pilot['since'])}"
     for site in summary["resting"]:
-        yield "resting", f"{site['site']}, which refused; asked again from {clock(site['until'])} on"
+        yield "cooling down", f"{site['site']}, which refused; asked again from {clock(site['until'])} on"
 
 
 def _counts(trials: Mapping[str, int]) -> Text:
@@ -190,16 +190,16 @@ def _counts(trials: Mapping[str, int]) -> Text:
 
 
 def troubles(summary: Summary) -> Iterator[tuple[str, str]]:
-    """Yield what went wrong: its name, if it is not that of the line before, and its cause."""
+    """Yield what went wrong: a name, unless it is the same as in the line before, and the cause."""
     failed = _by_cause(
         (t["reason"], t["trial"]) for t in summary["trial_list"] if t["state"] == TrialState.FAILED
     )
     if summary["cause"] and not failed:
         yield "cause", summary["cause"]
-    yield from _listed("failed", [f"trial {who}: {shortened(reason, 200)}" for reason, who in failed.items()])
+    yield from _listed("failed", [f"trial {who}: {truncated(reason, 200)}" for reason, who in failed.items()])
     faults = summary["faults"]
-    told = _by_cause((f["cause"], f["what"]) for f in faults["list"] if f["cause"] not in failed)
-    yield from _listed("faults", [f"{what}: {shortened(cause, 200)}" for cause, what in told.items()])
+    other = _by_cause((f["cause"], f["what"]) for f in faults["list"] if f["cause"] not in failed)
+    yield from _listed("faults", [f"{what}: {truncated(cause, 200)}" for cause, what in other.items()])
     if faults["preemptions"]:
         yield (
             "preempted",
@@ -208,7 +208,7 @@ def troubles(summary: Summary) -> Iterator[tuple[str, str]]:
 
 
 def _by_cause(found: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return cause -> what met it, for people: a mistake that all trials share is told once."""
+    """Return cause -> the trials and jobs that had it: a mistake that all trials share is listed once."""
     met: dict[str, list[str]] = {}
     for cause, what in found:
         met.setdefault(cause, []).append(what)

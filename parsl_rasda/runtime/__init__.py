@@ -1,9 +1,12 @@
 """ON THE RANKS: what runs inside a job, and the only package that imports torch.
 
-A launcher starts ``python -m parsl_rasda.runtime ORDER.json`` once per rank. Reading order:
-`trial` (what users see), `replicas` and `learning_rate` (what a step is, as pure functions), `engine`
-and `reduction` (how it is computed, the same at any width), `checkpoint`, then `session`, `channel`
-and `__main__` (how a job starts, reports and leaves). `command` runs scripts that know nothing of us.
+A launcher starts ``python -m parsl_rasda.runtime ORDER.json`` once per rank. Packages import each other
+in one direction only: `process` and `local`, `trial`, `attempt` and `engine`, `checkpoints`.
+
+Reading order: `trial` (what users see), `engine` (how a step is computed, the same at any world size),
+`checkpoints` (what a trial leaves on disk), `attempt` (what a job was ordered and reports), `process` (how
+a rank starts and ends), `local` (a trial without a controller), `site_probe` (a training function for
+`parsl-rasda doctor`).
 
 Try a training function without a study::
 
@@ -14,7 +17,7 @@ Try a training function without a study::
 
 from __future__ import annotations
 
-from parsl_rasda.runtime.checkpoints.checkpoint import load_model
+from parsl_rasda.runtime.checkpoints.model import load_model
 from parsl_rasda.runtime.local import local_trial
 from parsl_rasda.runtime.trial import Trial
 

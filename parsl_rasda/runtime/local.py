@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from parsl_rasda.protocol import JobSpec, Training
+from parsl_rasda.runtime.attempt.attempt import Attempt
+from parsl_rasda.runtime.attempt.launch_context import launch_context
 from parsl_rasda.runtime.checkpoints.checkpoint import read_header
 from parsl_rasda.runtime.engine.seeding import seed_start
-from parsl_rasda.runtime.process.attempt import Session
-from parsl_rasda.runtime.process.launch_context import launch_context
 from parsl_rasda.runtime.trial import Trial
 from parsl_rasda.types import JSON, TrialId
+
+_LAUNCHERS = ("OMPI_", "PMI_", "SLURM_")  # prefixes of their variables, which are of no concern here
 
 
 def local_trial(
@@ -29,22 +31,22 @@ def local_trial(
     accelerator: str = "cpu",
     **training: Any,
 ) -> Trial:
-    """Return a trial of one rank; ``trial.history`` has its reports afterwards.
+    """Return a trial of one rank. Its reports are in ``trial.history``.
 
     Args:
         config: The hyperparameters.
-        inputs: What the stages before would have given.
-        epochs: How long to train.
-        replicas: Logical data-parallel workers, carried by this one process.
+        inputs: What the earlier stages would have given.
+        epochs: How many epochs to train.
+        replicas: Logical data-parallel workers, all carried by this process.
         directory: Where checkpoints go; a new temporary directory by default.
-        resume_from: A checkpoint to continue from.
+        resume_from: A checkpoint to resume from.
         seed: Seed of the trial.
         accelerator: ``cuda``, ``rocm``, ``xpu`` or ``cpu``.
         training: As under ``training:`` in a study, for example ``batch_size=16``.
     """
     place = Path(directory or tempfile.mkdtemp(prefix="trial-"))
     place.mkdir(parents=True, exist_ok=True)
-    order = JobSpec(
+    spec = JobSpec(
         study="local",
         trial=TrialId("local"),
         attempt=0,
@@ -63,9 +65,7 @@ def local_trial(
         resume_from=str(resume_from) if resume_from else None,
         accelerator=accelerator,
     )
-    environ = {
-        name: value for name, value in os.environ.items() if not name.startswith(("OMPI_", "PMI_", "SLURM_"))
-    }
-    session = Session(order, launch_context(order, environ))
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(_LAUNCHERS)}
+    attempt = Attempt(spec, launch_context(spec, environ))
     seed_start(seed)
-    return Trial(session)
+    return Trial(attempt)

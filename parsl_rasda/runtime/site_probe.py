@@ -1,7 +1,7 @@
-"""A training function that trains nothing: it looks at the machine, for `parsl-rasda doctor`.
+"""A training function that only examines the machine, for `parsl-rasda doctor`.
 
-Each rank writes what it sees into the attempt's folder; rank 0 reports the bandwidth of an
-all-reduce as the metric ``gb_s``.
+Each rank writes what it sees into the attempt's folder. Rank 0 reports the bandwidth of an all-reduce as
+the metric ``gb_s``.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
-from parsl_rasda.runtime.process.attempt import FORKED
-from parsl_rasda.types import DEVICE_MASKS
+from parsl_rasda.devices import DEVICE_MASKS
+from parsl_rasda.runtime.attempt.attempt import FORKED
 
 if TYPE_CHECKING:
     from parsl_rasda.runtime.trial import Trial
@@ -25,8 +25,8 @@ _ROUNDS = 5
 
 
 def examine(trial: Trial) -> None:
-    """Write down what this rank sees, and measure how fast the ranks add gradients."""
-    is_real = bool(trial.inputs.get("torch"))
+    """Write what this rank sees to a file, and measure how fast the ranks add gradients."""
+    has_torch = bool(trial.inputs.get("torch"))
     for _ in trial.epochs():
         seen: dict[str, Any] = {
             "job": trial.directory.parent.parent.name,
@@ -36,7 +36,7 @@ def examine(trial: Trial) -> None:
             "mask": {name: os.environ[name] for name in DEVICE_MASKS.values() if name in os.environ},
         }
         gb_s = 0.0
-        if is_real:
+        if has_torch:
             trial.mean([0.0])  # the ranks have met
             seen |= {"clock": time.time(), **_versions(trial)}
             gb_s = _all_reduce_gb_s(trial)
@@ -59,7 +59,7 @@ def _versions(trial: Trial) -> dict[str, Any]:
 
 
 def _all_reduce_gb_s(trial: Trial) -> float:
-    """Return the bus bandwidth of an all-reduce [GB/s]: what the slowest link carries; 0 for one rank.
+    """Return the bus bandwidth of an all-reduce [GB/s], which is that of the slowest link; 0 for one rank.
 
     Source: the definition of NVIDIA's nccl-tests, ``busbw = bytes / time * 2 (n - 1) / n``.
     """

@@ -9,7 +9,7 @@
                 trial.step(loss_fn(model(x), y))
             trial.report(val_loss=trial.mean(evaluate(model, trial.shard(val_set))))
 
-torch is imported when it is needed: a function that only sleeps starts in a tenth of a second.
+torch is imported when it is needed: a function that only sleeps starts within a tenth of a second.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from enum import IntEnum
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from parsl_rasda.errors import CheckpointError, TrainingError
 from parsl_rasda.protocol import EpochReport
+from parsl_rasda.runtime.attempt.attempt import Attempt, PreemptRequested
+from parsl_rasda.runtime.attempt.boundary import Answer, own_answer
 from parsl_rasda.runtime.checkpoints.checkpoint import (
     check_header,
     checkpoint_name,
@@ -34,7 +35,6 @@ from parsl_rasda.runtime.checkpoints.saver import MOMENT_S, Saver, copied
 from parsl_rasda.runtime.checkpoints.shared import is_url
 from parsl_rasda.runtime.engine.exact_mean import mean_over, rounded_sum
 from parsl_rasda.runtime.engine.group import Group
-from parsl_rasda.runtime.process.attempt import Leave, Session
 from parsl_rasda.types import JSON, Outcome
 
 if TYPE_CHECKING:
@@ -47,88 +47,75 @@ if TYPE_CHECKING:
 
     ModelT = TypeVar("ModelT", bound=nn.Module)
 
-WAIT_SLICE_S = 1.0
-
-
-class Answer(IntEnum):
-    """What happens at an epoch boundary; where ranks differ, the gravest counts."""
-
-    WAIT = 0
-    GO = 1
-    LEAVE = 2
-    PREEMPT = 3
-
 
 class Trial:
     """One trial in training, on one rank.
 
     Attributes:
         config: The hyperparameters.
-        inputs: Outputs of the stages that the study needs, by name.
-        seed: Seed of the trial. Global generators are seeded from it before the function starts.
-        world_size: Ranks of the job.
-        rank: Index of this one.
-        is_main: Whether it is the one that should print and plot.
+        inputs: Outputs of the earlier stages that the study needs, by name.
+        seed: Seed of the trial. It seeds the global generators before the function starts.
+        world_size: Number of ranks of the job.
+        rank: Index of this rank.
+        is_main: Whether this is the rank that should print and plot.
     """
 
-    def __init__(self, session: Session) -> None:
-        order = session.order
-        self.config: Mapping[str, Any] = order.config
-        self.inputs: Mapping[str, JSON] = order.inputs
-        self.seed, self.world_size, self.rank = order.seed, order.world_size, session.context.rank
-        self.is_main = session.is_main
-        self._session, self._order = session, order
+    def __init__(self, attempt: Attempt) -> None:
+        spec = attempt.spec
+        self.config: Mapping[str, Any] = spec.config
+        self.inputs: Mapping[str, JSON] = spec.inputs
+        self.seed, self.world_size, self.rank = spec.seed, spec.world_size, attempt.context.rank
+        self.is_main = attempt.is_main
+        self._attempt, self._spec = attempt, spec
         self._engine: Engine | None = None
         self._in_epoch = self._has_batches = False
         self._began = self._carried_over_s = 0.0
         self._slowest_s = self._last_step = 0.0
         self._saver = Saver()
-        self._saved: tuple[Path, int] | None = None  # the newest checkpoint, whole or not, and its epoch
-        self._unnoted: list[tuple[Path, int]] = []  # checkpoints that were not whole when last looked at
+        self._saved: tuple[Path, int] | None = (
+            None  # the newest checkpoint and its epoch; it may not be whole
+        )
+        self._unnoted: list[tuple[Path, int]] = []  # checkpoints that were not whole yet
 
     @property
     def epoch(self) -> int:
         """Epochs done."""
-        return self._session.epoch
+        return self._attempt.epoch
 
     @property
     def replicas(self) -> int:
-        """Logical data-parallel workers of this stretch: the global batch is as many batches."""
-        return self._session.replicas
+        """Logical data-parallel workers of the current stretch. Each adds a batch to the global batch."""
+        return self._attempt.replicas
 
     @property
     def history(self) -> tuple[EpochReport, ...]:
-        """What this job has reported so far (on rank 0)."""
-        return tuple(self._session.history)
+        """The reports of this job so far, on rank 0."""
+        return tuple(self._attempt.history)
 
     @cached_property
     def directory(self) -> Path:
-        """A scratch directory, private to this attempt and shared by its ranks."""
-        scratch = self._session.directory / "scratch"
+        """A scratch directory of this attempt, shared by its ranks."""
+        scratch = self._attempt.directory / "scratch"
         scratch.mkdir(exist_ok=True)
         return scratch
 
     @cached_property
     def device(self) -> torch.device:
-        """The device of this rank; the first use imports torch and sets it up."""
+        """The device of this rank. The first use imports torch and sets the device up."""
         from parsl_rasda.runtime.engine.rank_device import own_device
 
-        return own_device(self._order, self._session.context.device_index)
+        return own_device(self._spec, self._attempt.context.device_index)
 
     @cached_property
     def _group(self) -> Group:
-        context, order = self._session.context, self._order
-        if order.accelerator == "none" or context.size == 1:
-            return Group(
-                0, 1, self.device if "torch" in sys.modules else None, self._session.directory, one_node=True
-            )
-        group = Group(
-            context.rank, context.size, self.device, self._session.directory, one_node=context.one_node
-        )
-        self._session.slots = group.texts(context.slot)
+        context, directory = self._attempt.context, self._attempt.directory
+        if self._spec.accelerator == "none" or context.size == 1:
+            return Group(0, 1, self.device if "torch" in sys.modules else None, directory, one_node=True)
+        group = Group(context.rank, context.size, self.device, directory, one_node=context.one_node)
+        self._attempt.slots = group.gather_strings(context.slot)
         return group
 
-    # ------------------------------------------------------------------------- what a function calls
+    # ----------------------------------------------------------------- what a training function calls
 
     def prepare(
         self,
@@ -142,48 +129,44 @@ class Trial:
     ) -> tuple[ModelT, torch.optim.Optimizer]:
         """Return the model on its device and its optimizer, as the last attempt left them.
 
-        The learning rate of each step is ``lr * scaling(replicas) * warm-up * schedule(position)``;
-        parameter groups keep their ratios. ``training.lr_scaling: auto`` scales linearly for SGD and
-        ASGD and by the square root for every other optimizer.
+        The learning rate of a step is ``lr * scaling(replicas) * warm-up * schedule(position)``; parameter
+        groups keep their ratios. ``training.lr_scaling: auto`` scales linearly for SGD and ASGD, and by the
+        square root for every other optimizer.
 
         Args:
             model: The whole model as one module, the same on each rank.
-            optimizer: Called as ``optimizer(parameters, lr)`` with those that require gradients.
+            optimizer: Called as ``optimizer(parameters, lr)``, with the parameters that require gradients.
             lr: Learning rate of one replica.
-            schedule: A further factor, a function of the position [epochs, 0 to `max_t`].
-            lr_scaling: A function of replicas, in place of ``training.lr_scaling``.
-            clip_norm: Largest norm of a step's gradient, in place of ``training.clip_norm``.
+            schedule: Another factor: a function of the position [epochs, 0 to `max_t`].
+            lr_scaling: A function of the replicas, instead of ``training.lr_scaling``.
+            clip_norm: Largest norm of a step's gradient, instead of ``training.clip_norm``.
 
         Raises:
             CheckpointError: If the checkpoint to resume from is gone, or does not fit.
-            TrainingError: If the model cannot be trained by replicas.
+            TrainingError: If replicas cannot train the model.
         """
         from parsl_rasda.runtime.engine.engine import Engine, Update
 
         if self._engine is not None:
             raise TrainingError("trial.prepare was called twice.", "Combine the models in one nn.Module.")
-        self._session.interruptible = False
-        self._session.is_prepared = True
+        self._attempt.interruptible, self._attempt.is_prepared = False, True
         self._group.device = self.device
-        training = self._order.training
-        update = Update(
-            float(lr), lr_scaling, schedule, training.clip_norm if clip_norm is None else clip_norm
-        )
+        training = self._spec.training
+        clip_norm = training.clip_norm if clip_norm is None else clip_norm
+        update = Update(float(lr), lr_scaling, schedule, clip_norm)
         engine = Engine(self._group, training, self.seed, model, optimizer, update)
         engine.position.epoch = self.epoch
-        if self._order.resume_from:
-            with self._session.taking_up():
-                self._restore(engine, self._checkpoint_to_resume(self._order.resume_from))
+        self._resume(engine)
         self._engine = engine
         return model, engine.optimizer
 
     def epochs(self) -> Iterator[int]:
-        """Yield the epochs to train: those not done yet, until the job must leave."""
-        while self._session.outcome is None and self._goes_on_at_start():
+        """Yield the epochs to train: those that are not done, until the job must leave."""
+        while self._attempt.outcome is None and self._goes_on_at_start():
             self._in_epoch, self._has_batches = True, False
             self._began = self._last_step = time.monotonic()
             if self._engine is None:
-                self._session.ready()
+                self._attempt.ready()
             else:
                 self._engine.train()
             yield self.epoch
@@ -200,19 +183,19 @@ class Trial:
         *,
         workers: int = 0,
     ) -> Iterator[Batch]:
-        """Yield one replica's micro-batch after another, on the device; each sample once an epoch.
+        """Yield the micro-batches of this rank's replicas, on the device; each sample once an epoch.
 
-        The order depends on seed and epoch only, and random numbers are seeded for every
-        micro-batch, so augmentation and dropout are the same at any world size. Where the samples do not
-        fill the last step they are spread evenly over all: no batch is larger than ``batch_size``, and none
-        is a small rest, which would be noisier than the others and break batch statistics.
+        The order depends on seed and epoch only. Random numbers are seeded for every micro-batch, so that
+        augmentation and dropout are the same at any world size. If the samples do not fill the last step,
+        they are spread evenly over all steps: no batch is larger than ``batch_size``, and none is a small
+        remainder, which would be noisier than the others and break batch statistics.
 
         Args:
             dataset: A tuple of arrays or tensors, a map-style ``Dataset``, an object with ``__len__``
-                and ``read(indices)``, or shards on disk (`parsl_rasda.data.open_shards`), which are
-                read in blocks, ahead, by a thread.
+                and ``read(indices)``, or shards on disk (`parsl_rasda.data.open_shards`), which a thread
+                reads ahead in blocks.
             transform: Applied to each batch, on the device.
-            workers: Processes that read ahead (none for shards).
+            workers: Number of processes that read ahead; not used for shards.
         """
         from parsl_rasda.runtime.engine.datasets import Samples
 
@@ -225,20 +208,20 @@ class Trial:
         self._has_batches = True
         yield from engine.batches(
             Samples(dataset),
-            self._session.schedule,
+            self._attempt.schedule,
             transform=transform,
             workers=workers,
             halt=self._must_leave,
         )
         if engine.halted:
             self._checkpoint(wait=True)
-            raise Leave(agreed=True)
+            raise PreemptRequested(agreed=True)
 
     def step(self, loss: Tensor) -> None:
-        """Use the mean loss of the last batch: backward, accumulation, clipping, warm-up, update."""
+        """Train on the mean loss of the last batch: backward, accumulation, clipping, warm-up, update."""
         engine = self._prepared("step")
         if engine.backward(loss):
-            self._session.ready()
+            self._attempt.ready()
             now = time.monotonic()
             self._slowest_s = max(self._slowest_s, now - self._last_step)
             self._last_step = now
@@ -246,8 +229,8 @@ class Trial:
     def shard(self, dataset: Any) -> Iterator[Batch]:
         """Yield this rank's batches of a validation set, on the device, with the model in eval mode.
 
-        Samples are batched in the same way at any world size; give losses of single samples (or of
-        batches) to `mean`.
+        The batches are the same at any world size. Give the losses of single samples, or of batches, to
+        `mean`.
         """
         from parsl_rasda.runtime.engine.datasets import Samples, read_all, seed_everything
         from parsl_rasda.runtime.engine.replicas import carried, seed_of, validation_batches
@@ -255,7 +238,7 @@ class Trial:
         engine = self._prepared("shard")
         samples = Samples(dataset)
         mine = carried(self._group.rank, self._group.size, self.replicas)
-        batches = validation_batches(len(samples), self.replicas, mine, self._order.training.batch_size)
+        batches = validation_batches(len(samples), self.replicas, mine, self._spec.training.batch_size)
         reads = [(seed_of(self.seed, "shard", self.epoch, batch.start), list(batch)) for batch in batches]
         engine.evaluate()
         for (seed, _), batch in zip(reads, read_all(samples, reads, self.device), strict=True):
@@ -265,20 +248,20 @@ class Trial:
     def mean(self, values: Tensor | Iterable[Any]) -> float:
         """Return the mean over the values of all ranks, the same bits at any world size.
 
-        The sum is exact before it is rounded once, so no order and no grouping can matter (below 1e308,
-        where doubles end).
+        The sum is exact until it is rounded once, so order and grouping do not matter (below 1e308, where
+        doubles end).
 
         Args:
-            values: One value a sample (or a batch): a tensor, an array, or an iterable of these or
-                of numbers.
+            values: One value for each sample (or batch): a tensor, an array, or an iterable of these or of
+                numbers.
 
         Raises:
-            TrainingError: If it is a single number: the mean of one rank says nothing at another width.
+            TrainingError: If it is a single number, because the mean of one rank depends on the world size.
         """
         return mean_over(self._group, values)
 
     def report(self, **metrics: float) -> None:
-        """End the epoch with its metrics, at least the study's; NaN is allowed.
+        """End the epoch with its metrics, which must have the study's metric; NaN is allowed.
 
         The mean training loss is added as ``train_loss`` unless it is given.
         """
@@ -287,12 +270,12 @@ class Trial:
                 "trial.report was called outside an epoch, or twice in one.", "Call it once an epoch."
             )
         values = {name: float(value) for name, value in metrics.items()}
-        if self._order.metric and self._order.metric not in values:
+        if self._spec.metric and self._spec.metric not in values:
             raise TrainingError(
-                f"trial.report got {sorted(values)}, but the study's metric is {self._order.metric!r}.",
+                f"trial.report got {sorted(values)}, but the study's metric is {self._spec.metric!r}.",
                 "Report it every epoch.",
             )
-        was_interruptible, self._session.interruptible = self._session.interruptible, False
+        was_interruptible, self._attempt.interruptible = self._attempt.interruptible, False
         if self._engine is not None:
             position = self._engine.position
             self._engine.end_epoch()
@@ -300,14 +283,14 @@ class Trial:
                 values.setdefault("train_loss", rounded_sum(self._engine.loss_sums()) / position.samples)
         seconds = time.monotonic() - self._began + self._carried_over_s
         self._carried_over_s, self._in_epoch = 0.0, False
-        self._session.epoch += 1
-        at_rung = self.epoch >= self._session.until
-        if at_rung or self.epoch % self._order.training.checkpoint_every == 0:
+        self._attempt.epoch += 1
+        at_rung = self.epoch >= self._attempt.until
+        if at_rung or self.epoch % self._spec.training.checkpoint_every == 0:
             self._checkpoint(wait=at_rung)
         self._note_saved(0.0)
-        self._session.ready()
-        self._session.record(values, seconds)
-        self._session.interruptible = was_interruptible
+        self._attempt.ready()
+        self._attempt.record(values, seconds)
+        self._attempt.interruptible = was_interruptible
 
     # ------------------------------------------------------------------------------------- internals
 
@@ -317,15 +300,21 @@ class Trial:
         return self._engine
 
     def _must_leave(self) -> bool:
-        return self._session.must_leave(3 * self._slowest_s)
+        return self._attempt.must_leave(3 * self._slowest_s)
+
+    def _resume(self, engine: Engine) -> None:
+        """Restore the engine from the checkpoint to resume from, if there is one."""
+        if self._spec.resume_from:
+            with self._attempt.resuming():
+                self._restore(engine, self._checkpoint_to_resume(self._spec.resume_from))
 
     def _checkpoint_to_resume(self, place: str) -> Path:
-        """Return where a checkpoint lies, once rank 0 has fetched it if it must be; every rank calls it."""
+        """Return a checkpoint's directory, once rank 0 has fetched it if need be; every rank must call it."""
         if is_url(place):
             if self.is_main:
-                self._session.find_checkpoint(place)
+                self._attempt.find_checkpoint(place)
             self._group.agree([0])
-        return self._session.find_checkpoint(place)
+        return self._attempt.find_checkpoint(place)
 
     def _restore(self, engine: Engine, path: Path) -> None:
         from parsl_rasda.runtime.engine.engine import HEADER_FIELDS
@@ -334,21 +323,22 @@ class Trial:
         check_header(path, header, (*HEADER_FIELDS, "replicas", "seconds"))
         if header["epoch"] != self.epoch:
             raise CheckpointError(
-                str(path), f"it is of epoch {header['epoch']}, but {self.epoch} was ordered"
+                str(path), f"it is of epoch {header['epoch']}, but the job resumes at epoch {self.epoch}"
             )
         if header["step"] and (header["replicas"], header["batch_size"]) != (
             self.replicas,
-            self._order.training.batch_size,
+            self._spec.training.batch_size,
         ):
             raise CheckpointError(str(path), "replicas or batch size changed in the middle of an epoch")
         engine.restore(path, header)
         self._carried_over_s = header["seconds"]
 
     def _checkpoint(self, *, wait: bool) -> None:
-        """Save where training stands; every rank must call it.
+        """Save the state of training; every rank must call it.
 
         Args:
-            wait: Until it is whole. Else it may be written while training goes on, and reports name it later.
+            wait: Whether to wait until it is whole. If not, it may be written in the background, and a later
+                report names it.
         """
         began = time.monotonic()
         header: dict[str, Any] = {"epoch": self.epoch, "step": 0}
@@ -356,12 +346,12 @@ class Trial:
             header |= self._engine.header()
         header["replicas"] = self.replicas
         header["seconds"] = began - self._began + self._carried_over_s if header["step"] else 0.0
-        path = self._session.directory / checkpoint_name(self.epoch, header["step"])
+        path = self._attempt.directory / checkpoint_name(self.epoch, header["step"])
         tensors = self._engine.tensors() if self._engine else {}
         self._note_saved(None)
         self._saved = (path, self.epoch)
         self._unnoted.append(self._saved)
-        if self.is_main and (wait or not tensors or self._order.share_at):
+        if self.is_main and (wait or not tensors or self._spec.share_at):
             write_checkpoint(path, tensors, header)
         elif self.is_main:
             copies = copied(tensors)
@@ -370,52 +360,36 @@ class Trial:
         self._slowest_s = max(self._slowest_s, time.monotonic() - began, self._saver.longest_s)
 
     def _note_saved(self, patience_s: float | None) -> None:
-        """Tell the session of checkpoints that are whole by now, or after some patience."""
+        """Note the checkpoints that are whole now, or after so many seconds; None: wait for all."""
         if not self._saver.finish(patience_s):
             return
         whole = [(path, epoch) for path, epoch in self._unnoted if path.exists()]
         for path, epoch in whole:
-            self._session.add_checkpoint(path, epoch)
+            self._attempt.add_checkpoint(path, epoch)
         self._unnoted = [saved for saved in self._unnoted if saved not in whole]
 
     def _goes_on_at_start(self) -> bool:
-        if self.epoch < self._session.until:
+        if self.epoch < self._attempt.until:
             return True
-        self._session.outcome = Outcome.REACHED
+        self._attempt.outcome = Outcome.REACHED
         return False
 
     def _decide(self) -> None:
-        """Learn at an epoch boundary whether to go on; all ranks act on the same answer."""
-        session = self._session
-        was_interruptible, session.interruptible = session.interruptible, False
+        """Decide at an epoch boundary whether to go on; all ranks act on the same answer."""
+        attempt = self._attempt
+        was_interruptible, attempt.interruptible = attempt.interruptible, False
         answer = Answer.WAIT
         until = replicas = 0
         while answer is Answer.WAIT:
-            code, until, replicas = self._group.agree(self._own_answer())
+            code, until, replicas = self._group.agree(own_answer(attempt, self._must_leave))
             answer = Answer(code)
         if answer is Answer.GO:
-            session.until = until
+            attempt.until = until
             if replicas != self.replicas:
-                session.schedule = (*session.schedule, (self.epoch, replicas))
+                attempt.schedule = (*attempt.schedule, (self.epoch, replicas))
         else:
-            session.outcome = Outcome.REACHED if answer is Answer.LEAVE else Outcome.PREEMPTED
+            attempt.outcome = Outcome.REACHED if answer is Answer.LEAVE else Outcome.PREEMPTED
             if self._saved is None or self._saved[1] != self.epoch:
                 self._checkpoint(wait=True)
             self._note_saved(None)
-        session.interruptible = was_interruptible and answer is Answer.GO
-
-    def _own_answer(self) -> tuple[int, int, int]:
-        session = self._session
-        if not self._order.interactive and self.epoch >= session.until:
-            return Answer.LEAVE, 0, 0
-        if self._must_leave():
-            return Answer.PREEMPT, 0, 0
-        if not self._order.interactive:
-            return Answer.GO, session.until, self.replicas
-        message = session.channel.answer(WAIT_SLICE_S, self._must_leave) if session.channel else None
-        if message is None:
-            return Answer.WAIT, 0, 0
-        until = int(message.get("until", 0))
-        if message["op"] == "go" and until > self.epoch:
-            return Answer.GO, until, int(message.get("replicas", self.replicas))
-        return Answer.LEAVE, 0, 0
+        attempt.interruptible = was_interruptible and answer is Answer.GO

@@ -12,81 +12,86 @@ rules: `stopping` (the default, the paper's), `promotion`, `synchronous`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import get_args
 
-from parsl_rasda.errors import InvalidSettingError
-from parsl_rasda.plugins import load_plugin
+from pydantic import BaseModel
+
+from parsl_rasda.diagnostics import checked
+from parsl_rasda.plugins import SCHEDULERS, Plugin
 from parsl_rasda.scheduling.base import Scheduler
 from parsl_rasda.scheduling.promotion import PromotionScheduler
-from parsl_rasda.scheduling.rungs import build_rungs
+from parsl_rasda.scheduling.rung_scheduler import RungScheduler
+from parsl_rasda.scheduling.rungs import Rungs, build_rungs
 from parsl_rasda.scheduling.stopping import StoppingScheduler
 from parsl_rasda.scheduling.synchronous import SynchronousScheduler
+from parsl_rasda.study.spec import Count
+from parsl_rasda.study.tuning import SchedulerSpec
+from parsl_rasda.study.tuning import SchedulerVariant as Variant
 from parsl_rasda.types import Mode
 
-ENTRY_POINTS = "parsl_rasda.schedulers"
-KINDS = ("rasda", "asha")
-VARIANTS = ("stopping", "promotion", "synchronous")
-DEFAULTS: Mapping[str, object] = {
-    "kind": "rasda",
-    "variant": "stopping",
-    "mode": "min",
-    "metric": "metric",
-    "grace_period": 1,
-    "max_t": 8,
-    "reduction_factor": 2,
-    "scaling_factor": 2,
-    "num_workers": 1,
-    "max_workers": None,
-    "num_samples": None,
-    "growth": None,  # how widths follow replicas belongs to placement; accepted here, never read
-}
+__all__ = ["VARIANTS", "RungScheduler", "Rungs", "Scheduler", "SchedulerSettings", "build_scheduler"]
+
+VARIANTS: tuple[str, ...] = get_args(Variant)
 
 
-def build_scheduler(settings: Mapping[str, object]) -> Scheduler:
-    """Return the scheduler of a study's ``scheduler`` block; `DEFAULTS` lists keys and defaults.
+@dataclass(frozen=True, slots=True)
+class SchedulerSettings:
+    """What a scheduler gets beside its options.
 
-    ``asha`` is ``rasda`` with constant replicas: it ignores ``scaling_factor``, so that the two can
-    be compared by changing one word. Another ``kind`` is looked up among the installed entry points
-    of `ENTRY_POINTS`; such a plug-in is called with the settings as they are.
+    Attributes:
+        rungs: When trials are judged, and with how many replicas they train.
+        mode: Whether a smaller or a larger metric is better.
+        metric: Its name, for reasons.
+        num_samples: How many trials the study tries, if that is known.
+        variant: The rule of the built-in schedulers.
+    """
+
+    rungs: Rungs
+    mode: Mode
+    metric: str
+    num_samples: int | None
+    variant: Variant
+
+
+class _Block(SchedulerSpec):
+    """A study's ``scheduler`` block, with what the rest of its `tune` block says."""
+
+    mode: Mode = Mode.MIN
+    metric: str = "metric"
+    num_samples: Count | None = None
+
+
+def build_scheduler(block: Mapping[str, object]) -> Scheduler:
+    """Return the scheduler of a study's ``scheduler`` block.
+
+    Args:
+        block: The keys of `SchedulerSpec`, and optionally ``mode``, ``metric`` and ``num_samples``.
 
     Raises:
-        InvalidSettingError: If a key is unknown or a value is not allowed.
+        InvalidFileError: If a key is unknown, a value is not allowed, or there is no such scheduler.
     """
-    kind = settings.get("kind", DEFAULTS["kind"])
-    if kind not in KINDS:
-        plugin = load_plugin(ENTRY_POINTS, kind, key="scheduler.kind", built_in=KINDS)
-        return cast("Callable[[Mapping[str, object]], Scheduler]", plugin)(settings)
-    for key in settings:
-        if key not in DEFAULTS:
-            raise InvalidSettingError(
-                f"scheduler.{key}", settings[key], f"no such key; {', '.join(DEFAULTS)}"
-            )
-    values: dict[str, Any] = {**DEFAULTS, **settings}  # Any: checked one by one below
-    rungs = build_rungs(
-        grace_period=values["grace_period"],
-        max_t=values["max_t"],
-        reduction_factor=values["reduction_factor"],
-        num_workers=values["num_workers"],
-        scaling_factor=values["scaling_factor"] if kind == "rasda" else 1,
-        max_workers=values["max_workers"],
-    )
-    mode = Mode(_one_of("mode", values["mode"], tuple(Mode)))
-    metric, num_samples = str(values["metric"]), values["num_samples"]
-    if num_samples is not None and (type(num_samples) is not int or num_samples < 1):
-        raise InvalidSettingError(
-            "scheduler.num_samples", num_samples, "an integer of at least 1, or nothing"
-        )
-    match _one_of("variant", values["variant"], VARIANTS):
+    spec = checked(_Block, block, "scheduler")
+    settings = SchedulerSettings(build_rungs(spec), spec.mode, spec.metric, spec.num_samples, spec.variant)
+    scheduler: Scheduler = SCHEDULERS.build(spec.choice, settings)
+    return scheduler
+
+
+def _rasda(_: BaseModel, settings: SchedulerSettings) -> Scheduler:
+    rungs, mode, metric = settings.rungs, settings.mode, settings.metric
+    match settings.variant:
         case "stopping":
             return StoppingScheduler(rungs, mode, metric)
         case "promotion":
             return PromotionScheduler(rungs, mode, metric)
-        case _:
-            return SynchronousScheduler(rungs, mode, metric, num_samples)
+        case "synchronous":
+            return SynchronousScheduler(rungs, mode, metric, settings.num_samples)
 
 
-def _one_of(key: str, found: object, allowed: tuple[str, ...]) -> str:
-    if found not in allowed:
-        raise InvalidSettingError(f"scheduler.{key}", found, ", ".join(allowed))
-    return str(found)
+def _asha(options: BaseModel, settings: SchedulerSettings) -> Scheduler:
+    """Return `rasda` with constant replicas: the two can be compared by changing one word."""
+    return _rasda(options, replace(settings, rungs=replace(settings.rungs, scaling_factor=1)))
+
+
+RASDA, ASHA = Plugin(_rasda), Plugin(_asha)

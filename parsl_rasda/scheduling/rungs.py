@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 
-from parsl_rasda.errors import InvalidSettingError
+from parsl_rasda.study.tuning import SchedulerSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +26,9 @@ class Rungs:
 
     milestones: tuple[int, ...]
     reduction_factor: int
-    num_workers: int = 1
-    scaling_factor: int = 1
-    max_workers: int | None = None
+    num_workers: int
+    scaling_factor: int
+    max_workers: int | None
 
     @property
     def last(self) -> int:
@@ -45,41 +45,22 @@ class Rungs:
         return bisect_right(self.milestones, epoch) - 1
 
 
-def build_rungs(
-    *,
-    grace_period: int,
-    max_t: int,
-    reduction_factor: int,
-    num_workers: int = 1,
-    scaling_factor: int = 1,
-    max_workers: int | None = None,
-) -> Rungs:
+def build_rungs(spec: SchedulerSpec) -> Rungs:
     """Return the ladder ``grace_period * reduction_factor**k`` below ``max_t``, then ``max_t``.
-
-    Raises:
-        InvalidSettingError: If a number is out of range; it names the key.
 
     Source:
         Li et al. 2020 (arXiv:1810.05934), section 3.1; replicas as in Aach et al. 2026 (RASDA),
         doi 10.1016/j.future.2025.108042.
     """
-    _require_at_least("grace_period", grace_period, 1)
-    _require_at_least("max_t", max_t, grace_period, "`grace_period`")
-    _require_at_least("reduction_factor", reduction_factor, 2)
-    _require_at_least("num_workers", num_workers, 1)
-    _require_at_least("scaling_factor", scaling_factor, 1)
-    if max_workers is not None:
-        _require_at_least("max_workers", max_workers, num_workers, "`num_workers`")
     milestones = []
-    milestone = grace_period
-    while milestone < max_t:
+    milestone = spec.grace_period
+    while milestone < spec.max_t:
         milestones.append(milestone)
-        milestone *= reduction_factor
-    return Rungs((*milestones, max_t), reduction_factor, num_workers, scaling_factor, max_workers)
-
-
-def _require_at_least(key: str, found: object, least: int, meaning: str = "") -> None:
-    # True is an int in Python, but never a number that somebody meant.
-    if not isinstance(found, int) or isinstance(found, bool) or found < least:
-        named = f" ({meaning})" if meaning else ""
-        raise InvalidSettingError(f"scheduler.{key}", found, f"an integer of at least {least}{named}")
+        milestone *= spec.reduction_factor
+    return Rungs(
+        (*milestones, spec.max_t),
+        spec.reduction_factor,
+        spec.num_workers,
+        spec.scaling_factor,
+        spec.max_workers,
+    )

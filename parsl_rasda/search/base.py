@@ -6,9 +6,28 @@ The executable definition is `parsl_rasda.testing.SearcherContract`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
-from parsl_rasda.types import JSON, TrialId
+from parsl_rasda.search.space import SearchSpace
+from parsl_rasda.types import JSON, Mode, TrialId
+
+
+@dataclass(frozen=True, slots=True)
+class SearcherSettings:
+    """What a searcher gets beside its options.
+
+    Attributes:
+        space: What may be searched.
+        mode: Whether a smaller or a larger metric is better.
+        seed: Of everything that is drawn.
+        num_samples: How many configurations the study tries, if that is known.
+    """
+
+    space: SearchSpace
+    mode: Mode
+    seed: int
+    num_samples: int | None = None
 
 
 class Searcher(Protocol):

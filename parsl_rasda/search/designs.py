@@ -13,17 +13,21 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, pairwise, takewhile
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, JsonValue, StrictBool
 
 from parsl_rasda.errors import InvalidSettingError
+from parsl_rasda.plugins import Plugin
+from parsl_rasda.search.base import SearcherSettings
 from parsl_rasda.search.space import Choice, Constant, Float, Int, Parameter, SearchSpace
 from parsl_rasda.types import JSON, TrialId
 
 LARGEST_GRID = 100_000
 
 
-class _Design:
-    """A searcher that learns nothing from results."""
+class Design:
+    """A searcher that learns nothing from results; `_next` is what a subclass adds."""
 
     def __init__(self) -> None:
         self._configs: dict[TrialId, Mapping[str, JSON]] = {}
@@ -47,11 +51,17 @@ class _Design:
     def conclude(self, trial: TrialId, metric: float | None) -> None:
         """Learn nothing."""
 
+    @property
+    def proposed(self) -> int:
+        """How many configurations were proposed or restored before the next one."""
+        return len(self._configs)
+
     def _next(self) -> Mapping[str, JSON] | None:
+        """Return the next configuration, or None if there is none."""
         raise NotImplementedError
 
 
-class RandomSearcher(_Design):
+class RandomSearcher(Design):
     """Independent draws, each from a generator seeded with (seed, index)."""
 
     def __init__(self, space: SearchSpace, *, seed: int) -> None:
@@ -59,11 +69,11 @@ class RandomSearcher(_Design):
         self._space, self._seed = space, seed
 
     def _next(self) -> Mapping[str, JSON]:
-        rng = random.Random(f"{self._seed}:{len(self._configs)}")  # noqa: S311 - no secret
+        rng = random.Random(f"{self._seed}:{self.proposed}")  # noqa: S311 - no secret
         return self._space.configure(lambda _, parameter: value_at(parameter, rng.random()))
 
 
-class SobolSearcher(_Design):
+class SobolSearcher(Design):
     """Points of a Sobol sequence, which fill the space more evenly than random ones.
 
     Each parameter has a dimension of its own, whether it is active or not.
@@ -81,13 +91,13 @@ class SobolSearcher(_Design):
         from scipy.stats import qmc
 
         engine = qmc.Sobol(max(1, len(self._free)), scramble=self._scramble, seed=self._seed)
-        if self._configs:
-            engine.fast_forward(len(self._configs))
+        if self.proposed:
+            engine.fast_forward(self.proposed)
         point = dict(zip(self._free, engine.random(1)[0].tolist(), strict=False))
         return self._space.configure(lambda name, parameter: value_at(parameter, point[name]))
 
 
-class _Fixed(_Design):
+class _Fixed(Design):
     """Configurations that are known beforehand, in their order; what was proposed before is passed over.
 
     By value, not by count: what came first may have been of another grid, or a warm start.
@@ -130,8 +140,6 @@ class GridSearcher(_Fixed):
     def __init__(
         self, space: SearchSpace, *, seed: int, levels: int | None = None, num_samples: int | None = None
     ) -> None:
-        if levels is not None and levels < 1:
-            raise InvalidSettingError("searcher.levels", levels, "an integer of at least 1")
         self._points = _grid(space, levels if levels is not None else _finest(space, num_samples))
         if len(self._points) > LARGEST_GRID:
             allowed = f"a grid of at most {LARGEST_GRID} points: fewer levels, or wider steps in the space"
@@ -142,6 +150,48 @@ class GridSearcher(_Fixed):
     def __len__(self) -> int:
         """Return how many points the grid has; a study with fewer trials tries some of them."""
         return len(self._points)
+
+
+class SobolOptions(BaseModel):
+    """Options of `sobol`."""
+
+    scramble: StrictBool = True
+
+
+class GridOptions(BaseModel):
+    """Options of `grid`."""
+
+    levels: Annotated[int, Field(strict=True, ge=1)] | None = None
+
+
+class ListOptions(BaseModel):
+    """Options of `list`."""
+
+    configs: list[dict[str, JsonValue]] = Field(description="a list of configurations")
+
+
+def _random(_: BaseModel, settings: SearcherSettings) -> RandomSearcher:
+    return RandomSearcher(settings.space, seed=settings.seed)
+
+
+def _sobol(options: SobolOptions, settings: SearcherSettings) -> SobolSearcher:
+    return SobolSearcher(settings.space, seed=settings.seed, scramble=options.scramble)
+
+
+def _grid_of(options: GridOptions, settings: SearcherSettings) -> GridSearcher:
+    return GridSearcher(
+        settings.space, seed=settings.seed, levels=options.levels, num_samples=settings.num_samples
+    )
+
+
+def _listed(options: ListOptions, _: SearcherSettings) -> ListedSearcher:
+    return ListedSearcher(options.configs)
+
+
+RANDOM = Plugin(_random)
+SOBOL = Plugin(_sobol, SobolOptions)
+GRID = Plugin(_grid_of, GridOptions)
+LISTED = Plugin(_listed, ListOptions)
 
 
 def value_at(parameter: Parameter, share: float) -> JSON:

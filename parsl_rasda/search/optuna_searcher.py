@@ -8,17 +8,31 @@ first use, and kept quiet.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
+from parsl_rasda.diagnostics import suggestion
+from parsl_rasda.errors import InvalidSettingError
+from parsl_rasda.plugins import Plugin
+from parsl_rasda.search.base import SearcherSettings
 from parsl_rasda.search.space import Choice, Constant, Float, Int, Parameter, SearchSpace, same_value
 from parsl_rasda.types import JSON, Mode, TrialId
 
-# `searcher.kind` -> the class in `optuna.samplers`.
-SAMPLERS: Mapping[str, str] = {"tpe": "TPESampler", "gp": "GPSampler", "cmaes": "CmaEsSampler"}
+_PLAIN: Mapping[str, Any] = {"int": int, "float": (int, float), "bool": bool, "str": str, "None": type(None)}
+# Set by us, or about Optuna's own messages.
+_RESERVED = {"seed", "warn_independent_sampling"}
+
+
+class SamplerOptions(BaseModel):
+    """Options of one of Optuna's samplers, under its own names; they are checked where Optuna is imported."""
+
+    model_config = ConfigDict(extra="allow")
 
 
 class OptunaSearcher:
@@ -102,6 +116,55 @@ class OptunaSearcher:
         self._study.sampler = self._make_sampler(int.from_bytes(digest[:4], "big"))
         self._trials[trial] = self._study.ask()
         return self._trials[trial]
+
+
+def _learning(kind: str, sampler: str) -> Plugin:
+    """Return the plug-in of a class in `optuna.samplers`."""
+
+    def build(options: BaseModel, settings: SearcherSettings) -> OptunaSearcher:
+        import optuna.samplers
+
+        make, given = getattr(optuna.samplers, sampler), options.model_extra or {}
+        _check_options(kind, make, given)
+        silent = kind != "tpe"  # TPE is silent by default, and deprecates the switch
+        fixed = {"warn_independent_sampling": False} if silent else {}
+        try:
+            return OptunaSearcher(
+                settings.space,
+                lambda seed: make(seed=seed, **fixed, **given),
+                mode=settings.mode,
+                seed=settings.seed,
+                keeps_state=kind == "cmaes",
+            )
+        except (ValueError, TypeError) as error:
+            raise InvalidSettingError("searcher", dict(given), f"what {sampler} takes: {error}") from error
+
+    return Plugin(build, SamplerOptions)
+
+
+TPE, GP, CMAES = (
+    _learning("tpe", "TPESampler"),
+    _learning("gp", "GPSampler"),
+    _learning("cmaes", "CmaEsSampler"),
+)
+
+
+def _check_options(kind: str, make: Callable[..., object], given: Mapping[str, Any]) -> None:
+    """Compare the options with a constructor's parameters of plain types; others cannot come from YAML."""
+    allowed = {}
+    for name, parameter in inspect.signature(make).parameters.items():
+        types = str(parameter.annotation).split(" | ")
+        if name not in _RESERVED and all(each in _PLAIN for each in types):
+            allowed[name] = types
+    for name, value in given.items():
+        if name not in allowed:
+            listed = ", ".join(allowed) or "none"
+            options = f"the options of {kind}: {listed}{suggestion(name, allowed)}"
+            raise InvalidSettingError(f"searcher.{name}", value, options)
+        types = allowed[name]
+        is_boolean = isinstance(value, bool)
+        if (is_boolean and "bool" not in types) or not any(isinstance(value, _PLAIN[each]) for each in types):
+            raise InvalidSettingError(f"searcher.{name}", value, " or ".join(types))
 
 
 def _suggest(asked: Any, name: str, parameter: Parameter) -> JSON:

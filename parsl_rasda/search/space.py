@@ -225,7 +225,7 @@ def _build(kind: str, data: Mapping[str, JSON], key: str) -> Parameter:
 def _number(key: str, found: JSON) -> float:
     if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
         hint = "a finite number" + (
-            " (YAML reads 1e-4 as text: write 1.0e-4)" if isinstance(found, str) else ""
+            " (YAML reads 1e-4 as a string: write 1.0e-4)" if isinstance(found, str) else ""
         )
         raise InvalidSettingError(key, found, hint)
     return float(found)

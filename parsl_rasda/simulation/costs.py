@@ -1,4 +1,4 @@
-"""What training costs in a rehearsal: seconds per epoch and restart, and which trials survive."""
+"""What training costs in a rehearsal: seconds per epoch and restart, and the metrics of trials."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Costs:
     """A virtual training.
 
     Attributes:
-        epoch_s: Time of one epoch of trial number ``i`` at a width [s].
+        epoch_s: Time of one epoch of trial number ``i`` at a world size [s].
         metric: Metric of trial number ``i`` after an epoch; smaller is better.
         launch_s: First start of trial number ``i``, until its first epoch begins [s].
-        restart_s: Start of a trial at another width, or after a pause [s].
+        restart_s: Start of a trial at another world size, or after a pause [s].
         boundary_s: From one epoch to the next in the same processes [s].
-        leave_s: From being told to leave until the slots are free [s].
+        leave_s: From the instruction to leave until the slots are free [s].
         queue_s: Wait for a pilot [s].
     """
 
@@ -34,7 +34,7 @@ class Costs:
 
 
 def assumed_costs(assumed: Assumed, *, seed: int, spread: float = 0.0) -> Costs:
-    """Return costs drawn from what is assumed: the same draw for every policy that is compared.
+    """Return costs drawn from assumed times: the same draw for every policy that is compared.
 
     Args:
         assumed: Epoch time on one slot [s], restart [s], efficiency of a doubling.
@@ -46,11 +46,11 @@ def assumed_costs(assumed: Assumed, *, seed: int, spread: float = 0.0) -> Costs:
         return math.exp(random.Random(f"{seed}/pace/{trial}").gauss(0.0, spread)) if spread else 1.0  # noqa: S311
 
     def metric(trial: int, epoch: int) -> float:
-        """Better trials are better at every epoch: the work then does not depend on luck."""
+        """Return a metric that ranks trials the same way at every epoch: the work does not depend on luck."""
         return random.Random(f"{seed}/quality/{trial}").random() + 1.0 / epoch  # noqa: S311  not for secrets
 
     return Costs(
-        epoch_s=lambda trial, width: assumed.epoch_s * pace(trial) / assumed.speedup(width),
+        epoch_s=lambda trial, world_size: assumed.epoch_s * pace(trial) / assumed.speedup(world_size),
         metric=metric,
         launch_s=lambda _: assumed.restart_s,
         restart_s=assumed.restart_s,

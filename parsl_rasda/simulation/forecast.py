@@ -1,6 +1,6 @@
-"""What a study will take before it is queued: the same machine rehearsed under three policies.
+"""Predicts the time and GPUs of a study: the same machine rehearsed under three policies.
 
-RASDA that grows into idle GPUs, RASDA that waits for its full width, and ASHA train the same trials
+RASDA that grows into idle GPUs, RASDA that waits for its full world size, and ASHA train the same trials
 with the same metrics on the same virtual sites, so that only their schedules differ.
 """
 
@@ -15,11 +15,12 @@ from parsl_rasda.orchestration.admission import PilotShape, check_fit, misfit, s
 from parsl_rasda.orchestration.assembly import assumed_times, build_machine
 from parsl_rasda.orchestration.data_locality import foreseen
 from parsl_rasda.orchestration.machine import Machine
-from parsl_rasda.orchestration.replay import History
+from parsl_rasda.orchestration.replay import ReplayedSearch
+from parsl_rasda.plugins import kind_of
 from parsl_rasda.simulation.costs import Costs, assumed_costs
 from parsl_rasda.simulation.measured import measured_costs
 from parsl_rasda.simulation.rehearsal import Rehearsal, VirtualSite
-from parsl_rasda.study import ParslSiteSpec, SchedulerSpec, SiteSpec, StudySpec, TuneSpec
+from parsl_rasda.study import SchedulerSpec, SiteSpec, StudySpec, TuneSpec
 from parsl_rasda.types import Mode, SiteName
 
 ASHA = "ASHA"
@@ -30,7 +31,7 @@ _MUCH_RESTART = 0.2  # restart in epochs from which widening is expensive
 
 @dataclass(frozen=True, slots=True)
 class PolicyForecast:
-    """What one policy would take; times are None where a trial would never get its GPUs.
+    """The forecast of one policy; times are None if a trial would never get its GPUs.
 
     Attributes:
         is_declared: The study asks for this one.
@@ -90,14 +91,14 @@ def forecast_study(
     sites: Sequence[SiteSpec],
     *,
     counted: Mapping[str, int],
-    runs: Mapping[str, History],
+    runs: Mapping[str, ReplayedSearch],
 ) -> tuple[Forecast, ...]:
     """Return what each `tune` stage of a study will take.
 
     Args:
         study: What would run.
         sites: Where.
-        counted: GPUs per node of sites that leave it to be counted, by name.
+        counted: GPUs per node of sites with ``gpus_per_node: auto``, by name.
         runs: Searches of an earlier run, by stage, whose times and metrics stand in for the estimates.
 
     Raises:
@@ -123,7 +124,7 @@ def virtual_site(site: SiteSpec, counted: Mapping[str, int]) -> VirtualSite:
 
     Args:
         site: What its file declares.
-        counted: GPUs per node of sites that leave it to be counted, by name.
+        counted: GPUs per node of sites with ``gpus_per_node: auto``, by name.
 
     Raises:
         InvalidSettingError: If nobody knows how many GPUs its nodes have.
@@ -137,7 +138,7 @@ def virtual_site(site: SiteSpec, counted: Mapping[str, int]) -> VirtualSite:
         )
         allowed = f"a number: {why}"
         raise InvalidSettingError(f"site {site.name}: gpus_per_node", site.gpus_per_node, allowed)
-    return VirtualSite(site.nodes_per_pilot, gpus, site.pilots, isinstance(site, ParslSiteSpec))
+    return VirtualSite(site.nodes_per_pilot, gpus, site.pilots, site.capabilities.has_control)
 
 
 def forecast(
@@ -146,7 +147,7 @@ def forecast(
     sites: Mapping[SiteName, VirtualSite],
     *,
     seed: int,
-    measured: History | None = None,
+    measured: ReplayedSearch | None = None,
 ) -> Forecast:
     """Return what a `tune` stage will take on some sites.
 
@@ -160,11 +161,61 @@ def forecast(
     Raises:
         PlacementImpossibleError: If the declared policy needs more GPUs than any pilot will have.
     """
-    is_measured = measured is not None and measured.usage.epochs > 0
-    if measured is not None and is_measured:
-        costs = measured_costs(measured, seed=seed)
+    run = measured if measured is not None and measured.usage.epochs else None
+    if run is not None:
+        costs = measured_costs(run, seed=seed)
     else:
         costs = assumed_costs(assumed_times(tune), seed=seed, spread=tune.estimates.spread)
+    policies, rungs = _rehearse_all(tune, sites, costs)
+    result = Forecast(
+        stage=stage,
+        trials=tune.num_samples,
+        sites=tuple(sites),
+        gpus=sum(s.pilots * s.nodes * s.gpus_per_node for s in sites.values()),
+        nodes=sum(s.pilots * s.nodes for s in sites.values()),
+        epoch_s=_median_epoch_s(tune, costs),
+        restart_s=costs.restart_s,
+        is_measured=run is not None,
+        rungs=rungs,
+        policies=policies,
+    )
+    return replace(result, advice=tuple(_advice(tune, result)))
+
+
+def _changed(method: SchedulerSpec, changes: Mapping[str, str]) -> SchedulerSpec:
+    """Return a method with another scheduler; options are those of the one that was declared."""
+    if not changes:
+        return method
+    return SchedulerSpec.model_validate({**method.model_dump(exclude={*method.options}), **changes})
+
+
+def _policies(tune: TuneSpec) -> tuple[str, dict[str, TuneSpec]]:
+    """Return the name of the declared policy, and what is compared by name."""
+    method = tune.scheduler
+    variants = {
+        "RASDA elastic": {"kind": "rasda", "growth": "elastic"},
+        "RASDA strict": {"kind": "rasda", "growth": "strict"},
+        ASHA: {"kind": "asha", "growth": "none"},
+    }
+    declared = ASHA if method.kind == "asha" else f"{method.kind.upper()} {kind_of(method.growth)}"
+    if declared not in variants:
+        variants = {declared: {}, **variants}
+    # Virtual metrics are smaller where a trial is better.
+    return declared, {
+        name: tune.model_copy(update={"mode": Mode.MIN, "scheduler": _changed(method, changes)})
+        for name, changes in variants.items()
+    }
+
+
+def _median_epoch_s(tune: TuneSpec, costs: Costs) -> float:
+    workers = tune.scheduler.num_workers
+    return statistics.median(costs.epoch_s(i, workers) for i in range(tune.num_samples))
+
+
+def _rehearse_all(
+    tune: TuneSpec, sites: Mapping[SiteName, VirtualSite], costs: Costs
+) -> tuple[tuple[PolicyForecast, ...], tuple[RungForecast, ...]]:
+    """Return each policy compared with ASHA, and the rungs of the declared one."""
     shapes = [PilotShape(s.nodes, s.gpus_per_node) for s in sites.values()]
     declared, variants = _policies(tune)
     policies: list[PolicyForecast] = []
@@ -180,38 +231,7 @@ def forecast(
         if policy.is_declared:
             rungs = _rungs(machine)
         policies.append(policy)
-    compared = _compared(policies)
-    result = Forecast(
-        stage=stage,
-        trials=tune.num_samples,
-        sites=tuple(sites),
-        gpus=sum(s.pilots * s.nodes * s.gpus_per_node for s in sites.values()),
-        nodes=sum(s.pilots * s.nodes for s in sites.values()),
-        epoch_s=statistics.median(costs.epoch_s(i, _workers(tune)) for i in range(tune.num_samples)),
-        restart_s=costs.restart_s,
-        is_measured=is_measured,
-        rungs=rungs,
-        policies=compared,
-    )
-    return replace(result, advice=tuple(_advice(tune, result)))
-
-
-def _policies(tune: TuneSpec) -> tuple[str, dict[str, TuneSpec]]:
-    """Return the name of the declared policy, and what is compared by name."""
-    method = tune.scheduler
-    variants = {
-        "RASDA elastic": {"kind": "rasda", "growth": "elastic"},
-        "RASDA strict": {"kind": "rasda", "growth": "strict"},
-        ASHA: {"kind": "asha", "growth": "none"},
-    }
-    declared = ASHA if method.kind == "asha" else f"{method.kind.upper()} {method.growth}"
-    if declared not in variants:
-        variants = {declared: {}, **variants}
-    # Virtual metrics are smaller where a trial is better.
-    return declared, {
-        name: tune.model_copy(update={"mode": Mode.MIN, "scheduler": method.model_copy(update=changes)})
-        for name, changes in variants.items()
-    }
+    return _compared(policies), rungs
 
 
 def _rehearsed(
@@ -254,13 +274,6 @@ def _rungs(machine: Machine) -> tuple[RungForecast, ...]:
         )
         for rung, milestone in enumerate(machine.scheduler.milestones)
     )
-
-
-def _workers(tune: TuneSpec) -> int:
-    return tune.scheduler.num_workers
-
-
-# ------------------------------------------------------------------------------------------- advice
 
 
 def _advice(tune: TuneSpec, found: Forecast) -> Iterator[str]:

@@ -1,7 +1,7 @@
-"""What training cost in a run: read from its journal, to rehearse it again or on another site.
+"""What training cost in a run, read from its journal to rehearse it again or on another site.
 
-Means, not medians, so that sums over a study come out as they were. Lost attempts are left out: a
-rehearsal has no faults.
+These are means, not medians, so that sums over a study are those of the run. Lost attempts are left out:
+a rehearsal has no faults.
 """
 
 from __future__ import annotations
@@ -23,29 +23,23 @@ from parsl_rasda.orchestration.events import (
     StartJob,
 )
 from parsl_rasda.orchestration.journal import Record
-from parsl_rasda.orchestration.replay import History
+from parsl_rasda.orchestration.replay import ReplayedSearch
 from parsl_rasda.placement.times import Times
 from parsl_rasda.simulation.costs import Costs
 from parsl_rasda.types import JobId, Mode, PilotId, SiteName, TrialId
 
 
-def measured_costs(history: History, *, seed: int) -> Costs:
-    """Return what a run measured; where it measured nothing, what its study assumes.
+def measured_costs(history: ReplayedSearch, *, seed: int) -> Costs:
+    """Return the costs measured in a run, and the study's assumptions where nothing was measured.
 
-    A trial that the run had costs and scores what it did there: epochs beyond its last one keep its
-    last metric. One that it had not behaves as one that it had, drawn by the seed.
+    A trial of the run keeps its costs and metrics; epochs beyond its last one keep its last metric.
+    Any other trial behaves like one of the run, drawn by the seed.
 
     Args:
         history: The run.
-        seed: Seeds that draw.
+        seed: Seeds the draw.
     """
-    seen = _Measurements()
-    for record in history.records:
-        seen.add(record)
-    assumed = assumed_times(history.tune)
-    times = Times(assumed)
-    for (trial, width, site), seconds in sorted(seen.epochs.items()):
-        times.saw_epoch(trial, width, site, statistics.fmean(seconds))
+    seen, times = _measure(history)
     trials = list(history.machine.trials.values())
     sign = 1.0 if history.tune.mode is Mode.MIN else -1.0
 
@@ -58,13 +52,13 @@ def measured_costs(history: History, *, seed: int) -> Costs:
         before = [e for e in found if e <= epoch]
         return sign * found[max(before)] if before else math.nan
 
-    def epoch_s(number: int, width: int) -> float:
+    def epoch_s(number: int, world_size: int) -> float:
         trial = TrialId(f"{like(number):04d}")
         record = history.machine.trials.get(trial)
-        return times.epoch_s(trial, width, (record and record.site) or SiteName(""))
+        return times.epoch_s(trial, world_size, (record and record.site) or SiteName(""))
 
     launches = {int(trial): s for trial, s in seen.launches.items()}
-    launch_s = _mean(launches.values(), assumed.restart_s)
+    launch_s = _mean(launches.values(), assumed_times(history.tune).restart_s)
     return Costs(
         epoch_s=epoch_s,
         metric=metric,
@@ -76,7 +70,7 @@ def measured_costs(history: History, *, seed: int) -> Costs:
     )
 
 
-def counted_gpus(histories: Iterable[History]) -> dict[str, int]:
+def counted_gpus(histories: Iterable[ReplayedSearch]) -> dict[str, int]:
     """Return the GPUs per node that runs found on their sites."""
     return {
         record.event.site: max(len(n.gpus) for n in record.event.nodes)
@@ -84,6 +78,15 @@ def counted_gpus(histories: Iterable[History]) -> dict[str, int]:
         for record in history.records
         if isinstance(record.event, PilotStarted) and record.event.nodes
     }
+
+
+def _measure(history: ReplayedSearch) -> tuple[_Measurements, Times]:
+    seen, times = _Measurements(), Times(assumed_times(history.tune))
+    for record in history.records:
+        seen.add(record)
+    for (trial, world_size, site), seconds in sorted(seen.epochs.items()):
+        times.saw_epoch(trial, world_size, site, statistics.fmean(seconds))
+    return seen, times
 
 
 @dataclass(slots=True)
@@ -127,7 +130,7 @@ class _Measurements:
                     pass
 
     def _add_epoch(self, event: EpochReported) -> None:
-        width, site = self._jobs[event.job]
+        world_size, site = self._jobs[event.job]
         began = event.at - event.seconds
         since = self._starts.pop(event.job, None)
         if since is None:
@@ -137,7 +140,7 @@ class _Measurements:
         else:
             self.restarts_s.append(max(0.0, began - since))
         self._boundaries[event.job] = event.at
-        self.epochs[event.job.trial, width, site].append(event.seconds)
+        self.epochs[event.job.trial, world_size, site].append(event.seconds)
 
 
 def _mean(seconds: Iterable[float], otherwise: float) -> float:

@@ -39,7 +39,7 @@ class VirtualSite:
     """The shape of every pilot of a site.
 
     Attributes:
-        interactive: Jobs ask at each epoch boundary; otherwise each stretch is one task.
+        interactive: Jobs ask the controller at each epoch boundary; otherwise each stretch is one task.
     """
 
     nodes: int
@@ -49,9 +49,9 @@ class VirtualSite:
 
 
 @dataclass(slots=True)
-class _Job:
+class _VirtualJob:
     trial: int
-    width: int
+    world_size: int
     epoch: int
     until: int
     interactive: bool
@@ -73,15 +73,15 @@ class Rehearsal:
         self._observers = (self.usage, *observers)
         self._events: list[tuple[float, int, Event]] = []
         self._order = itertools.count()
-        self._jobs: dict[JobId, _Job] = {}
+        self._jobs: dict[JobId, _VirtualJob] = {}
 
     def run(self, num_samples: int) -> Usage:
-        """Return the books of the whole study; its virtual clock starts at 0 s."""
+        """Return the usage of the whole study; its virtual clock starts at 0 s."""
         self._post(StudyStarted(0.0, num_samples, {site: shape.pilots for site, shape in self.sites.items()}))
         while self._events:
             _, _, event = heapq.heappop(self._events)
             if isinstance(event, JobStarted | EpochReported) and event.job not in self._jobs:
-                continue  # it was told to leave meanwhile
+                continue  # it left before
             if isinstance(event, EpochReported):
                 self._jobs[event.job].epoch = event.epoch
             self._handle(event)
@@ -127,7 +127,9 @@ class Rehearsal:
     def _start(self, now: float, start: StartJob) -> None:
         trial = int(start.job.trial)
         interactive = self.sites[start.placement.site].interactive
-        self._jobs[start.job] = _Job(trial, start.placement.world_size, start.epoch, start.until, interactive)
+        self._jobs[start.job] = _VirtualJob(
+            trial, start.placement.world_size, start.epoch, start.until, interactive
+        )
         first = start.job.attempt == 1
         at = now + (self.costs.launch_s(trial) if first else self.costs.restart_s)
         self._post(JobStarted(at, start.job))
@@ -135,14 +137,14 @@ class Rehearsal:
 
     def _next_epoch(self, now: float, job: JobId) -> None:
         state = self._jobs[job]
-        seconds = self.costs.epoch_s(state.trial, state.width)
+        seconds = self.costs.epoch_s(state.trial, state.world_size)
         epoch = state.epoch + 1
         metrics = {self.machine.settings.metric: self.costs.metric(state.trial, epoch)}
         checkpoint = Checkpoint(f"{job}/{epoch}", epoch)
         self._post(EpochReported(now + seconds, job, epoch, metrics, seconds, checkpoint))
 
     def _go_on_alone(self, event: EpochReported) -> None:
-        """Let a job without a control channel train on, or end, by itself."""
+        """Let a job without a control channel train on, or end, without being asked."""
         state = self._jobs.get(event.job)
         if state is None or state.interactive:
             return

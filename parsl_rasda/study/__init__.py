@@ -11,14 +11,14 @@ All mistakes of a file come at once, each with its line::
     study.yaml:14: stages.tune.tune.scheduler.reduction_factr: found an unknown key;
     allowed: kind, ..., reduction_factor, ... (did you mean reduction_factor?)
 
-Reading order: `spec` (what a spec is), `pipelines` (stages), `tuning` (the method), `space`,
-`sites`, then `document` (YAML with lines), `targets` (functions that a study names) and `loading`.
+Reading order: `spec` (what a spec is), `pipelines` (stages), `tuning` (the method), `parameters`,
+`sites`, then `document` (YAML with lines), `functions` (those that a study names) and `loading`.
 """
 
 from __future__ import annotations
 
 from parsl_rasda.study.loading import (
-    declare_site,
+    declare_executor,
     declare_study,
     dump_site,
     dump_study,
@@ -26,24 +26,34 @@ from parsl_rasda.study.loading import (
     load_study,
 )
 from parsl_rasda.study.pipelines import EACH, CommandStage, PythonStage, Stage, StudySpec, TuneStage
-from parsl_rasda.study.sites import GlobusSiteSpec, ParslSiteSpec, SiteSpec
+from parsl_rasda.study.sites import (
+    ExecutorSite,
+    GlobusSiteSpec,
+    ParslSiteSpec,
+    PluginSiteSpec,
+    SiteBase,
+    SiteSpec,
+)
 from parsl_rasda.study.tuning import SchedulerSpec, SearcherSpec, TrainingSpec, TuneSpec
 
 __all__ = [
     "EACH",
     "CommandStage",
+    "ExecutorSite",
     "GlobusSiteSpec",
     "ParslSiteSpec",
+    "PluginSiteSpec",
     "PythonStage",
     "SchedulerSpec",
     "SearcherSpec",
+    "SiteBase",
     "SiteSpec",
     "Stage",
     "StudySpec",
     "TrainingSpec",
     "TuneSpec",
     "TuneStage",
-    "declare_site",
+    "declare_executor",
     "declare_study",
     "dump_site",
     "dump_study",

@@ -1,4 +1,4 @@
-"""Commands with placeholders: a list of words, or one text that is split as a shell would."""
+"""Commands with placeholders: a list of words, or one string that is split as a shell would split it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from parsl_rasda.study.spec import Problem, complaint, listing, suggestion
+from parsl_rasda.diagnostics import listing, refused, suggestion
+from parsl_rasda.errors import Diagnostic
 
 
 def _words(value: object) -> object:
@@ -17,21 +18,21 @@ def _words(value: object) -> object:
         try:
             return shlex.split(value)
         except ValueError as error:
-            raise complaint(value, f"words as a shell reads them ({error})") from None
+            raise refused(value, f"words as a shell reads them ({error})") from None
     if isinstance(value, list | tuple):
         return [str(v) if isinstance(v, int | float) and not isinstance(v, bool) else v for v in value]
-    raise complaint(value, "a list of words, or one text")
+    raise refused(value, "a list of words, or one string")
 
 
 def _word(value: object) -> object:
     if not isinstance(value, str):
-        raise complaint(value, "a text; put true, null and the like in quotes")
+        raise refused(value, "a string; put true, null and the like in quotes")
     try:
         names = [n for _, n, _, _ in string.Formatter().parse(value) if n is not None]
     except ValueError:
         names = [""]
     if not all(n.isidentifier() for n in names):
-        raise complaint(value, "{name} for a placeholder; {{ and }} for the brackets themselves")
+        raise refused(value, "{name} for a placeholder; {{ and }} for the brackets themselves")
     return value
 
 
@@ -40,8 +41,8 @@ Command = Annotated[
 ]
 
 
-def unknown_placeholders(command: object, known: Iterable[str]) -> Iterator[Problem]:
-    """Yield the placeholders that nothing fills in; what is no command yields nothing."""
+def unknown_placeholders(command: object, known: Iterable[str]) -> Iterator[Diagnostic]:
+    """Yield the placeholders that nothing fills in; nothing if it is not a command."""
     names = tuple(dict.fromkeys(known))
     if isinstance(command, list | tuple):
         for i, word in enumerate(command):
@@ -51,7 +52,7 @@ def unknown_placeholders(command: object, known: Iterable[str]) -> Iterator[Prob
         yield from _unknown(command, (), names)
 
 
-def _unknown(text: str, loc: tuple[int, ...], names: tuple[str, ...]) -> Iterator[Problem]:
+def _unknown(text: str, loc: tuple[int, ...], names: tuple[str, ...]) -> Iterator[Diagnostic]:
     try:
         fields = [n for _, n, _, _ in string.Formatter().parse(text) if n]
     except ValueError:
@@ -59,4 +60,4 @@ def _unknown(text: str, loc: tuple[int, ...], names: tuple[str, ...]) -> Iterato
     for name in fields:
         if name.isidentifier() and name not in names:
             allowed = listing(f"{{{n}}}" for n in names) + suggestion(name, names)
-            yield Problem(loc, f"the placeholder {{{name}}}, which nothing fills in", allowed)
+            yield Diagnostic(loc, f"the placeholder {{{name}}}, which nothing fills in", allowed)

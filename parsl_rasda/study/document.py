@@ -1,7 +1,7 @@
 """YAML files as plain data that remembers the line of each key.
 
 YAML 1.2's core schema, because YAML 1.1 bites: ``1e-4`` is a number here, ``on`` and ``yes`` are
-texts, and ``01:30:00`` is not 5400. Keys are texts and stand once. ``${NAME}`` is replaced by the
+strings, and ``01:30:00`` is not 5400. Keys are strings, each of them once. ``${NAME}`` is replaced by the
 environment variable, ``${NAME:-default}`` has a default, ``$${`` is a plain ``${``; what is
 replaced without quotes is read as if it had been written there.
 """
@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import yaml
 
-from parsl_rasda.errors import InvalidFileError, Mistake
-from parsl_rasda.study.spec import Loc, Problem, shown
+from parsl_rasda.diagnostics import shown
+from parsl_rasda.errors import Diagnostic, InvalidFileError, Loc
 from parsl_rasda.types import JSON
 
 Environment: TypeAlias = Mapping[str, str]
@@ -87,16 +87,16 @@ class Document:
 
     data: JSON
     positions: dict[Loc, Position]
-    mistakes: list[Mistake] = field(default_factory=list)
+    mistakes: list[Diagnostic] = field(default_factory=list)
 
-    def mistake(self, problem: Problem) -> Mistake:
-        """Return a problem of the data as a mistake at the place where it was written."""
-        known = next(
-            problem.loc[:n] for n in range(len(problem.loc), -1, -1) if problem.loc[:n] in self.positions
-        )
+    def placed(self, found: Diagnostic) -> Diagnostic:
+        """Return a diagnostic of the data with the file and line where it was written, and its key there."""
+        loc = found.loc
+        known = next(loc[:n] for n in range(len(loc), -1, -1) if loc[:n] in self.positions)
         position = self.positions[known]
-        key = ".".join(map(str, (*position.key, *problem.loc[len(known) :])))
-        return Mistake(position.source, position.line, key or "the file", problem.found, problem.allowed)
+        return replace(
+            found, loc=(*position.key, *loc[len(known) :]), file=position.source, line=position.line
+        )
 
     def move(self, old: Loc, new: Loc) -> None:
         """Let a part be known at another place; messages keep the key that the user wrote."""
@@ -133,7 +133,7 @@ def read_document(path: Path, environment: Environment) -> Document:
     """Read a YAML file.
 
     Raises:
-        InvalidFileError: If it is not there, or is no YAML mapping; milder mistakes are kept in the document.
+        InvalidFileError: If it is missing or not a YAML mapping; milder mistakes are kept in the document.
     """
     source = str(path)
     try:
@@ -143,7 +143,7 @@ def read_document(path: Path, environment: Environment) -> Document:
     except OSError as error:
         raise _only(source, 0, f"an unreadable file ({error.strerror})", "a readable YAML file") from None
     except UnicodeDecodeError as error:
-        raise _only(source, 0, f"bytes that are no text (at {error.start})", "YAML in UTF-8") from None
+        raise _only(source, 0, f"bytes that are not text (at {error.start})", "YAML in UTF-8") from None
     return parse_document(text, source, environment)
 
 
@@ -151,7 +151,7 @@ def parse_document(text: str, source: str, environment: Environment) -> Document
     """Parse the text of a YAML file, which must be a mapping.
 
     Raises:
-        InvalidFileError: If it is no YAML mapping.
+        InvalidFileError: If it is not a YAML mapping.
     """
     try:
         node = _compose(text, source)
@@ -169,7 +169,7 @@ def parse_value(text: str, source: str, key: Loc, environment: Environment) -> D
     """Parse a value given on the command line.
 
     Raises:
-        InvalidFileError: If it is no YAML.
+        InvalidFileError: If it is not YAML.
     """
     node = _compose(text, source, numbered=False) or yaml.ScalarNode(f"{_TAG}null", "")
     return _Reader(source, environment, Position(source, 0, key)).read(node)
@@ -194,7 +194,7 @@ def _compose(text: str, source: str, *, numbered: bool = True) -> yaml.Node | No
         raise _only(source, line, f"broken YAML: {found}", "YAML, indented by blanks") from None
     except yaml.YAMLError as error:
         found = str(error).splitlines()[0]
-        raise _only(source, 0, f"bytes that are no YAML: {found}", "YAML in UTF-8") from None
+        raise _only(source, 0, f"bytes that are not YAML: {found}", "YAML in UTF-8") from None
 
 
 class _Reader:
@@ -233,7 +233,9 @@ class _Reader:
         for key, value in (*self._merged(node, loc), *(e for e in node.value if e[0].tag != _MERGE)):
             name = _spelled(key)
             if key.tag != f"{_TAG}str":
-                self._complain((*loc, name), f"the key {name}, which is no text", "texts as keys", at=key)
+                self._complain(
+                    (*loc, name), f"the key {name}, which is not a string", "strings as keys", at=key
+                )
             elif name in mapping:
                 first = self._document.positions[(*loc, name)].line
                 found = f"the key a second time (first in line {first})" if first else "the key a second time"
@@ -250,7 +252,9 @@ class _Reader:
             others = value.value if isinstance(value, yaml.SequenceNode) else [value]
             for other in others if key.tag == _MERGE else ():
                 if not isinstance(other, yaml.MappingNode):
-                    self._complain((*loc, "<<"), "what is no mapping", "an alias of a mapping", at=key)
+                    self._complain(
+                        (*loc, "<<"), "something that is not a mapping", "an alias of a mapping", at=key
+                    )
                     continue
                 if any(other is above for above in self._open):
                     self._complain((*loc, "<<"), _PART_OF_ITSELF, "aliases of finished parts", at=key)
@@ -286,10 +290,10 @@ class _Reader:
         return value or ""
 
     def _complain(self, loc: Loc, found: str, allowed: str, at: yaml.Node | None = None) -> None:
-        mistake = self._document.mistake(Problem(loc, found, allowed))
         if at is not None and self._root.line:
-            key = ".".join(map(str, loc))
-            mistake = Mistake(self._source, at.start_mark.line + 1, key, found, allowed)
+            mistake = Diagnostic(loc, found, allowed, self._source, at.start_mark.line + 1)
+        else:
+            mistake = self._document.placed(Diagnostic(loc, found, allowed))
         self._document.mistakes.append(mistake)
 
 
@@ -324,4 +328,4 @@ def _escaped(value: Any) -> Any:
 
 
 def _only(source: str, line: int, found: str, allowed: str) -> InvalidFileError:
-    return InvalidFileError([Mistake(source, line, "the file", found, allowed)])
+    return InvalidFileError([Diagnostic((), found, allowed, source, line)])

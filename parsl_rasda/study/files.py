@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
-from parsl_rasda.study.spec import Plain, Problem, mapping_at, shown
+from parsl_rasda.diagnostics import Plain, mapping_at, shown
+from parsl_rasda.errors import Diagnostic
 
 _KEY = "file"
 _REMOTE = ("http", "https", "ftp")
@@ -24,7 +25,7 @@ def local_path(url: str) -> str | None:
     return urlsplit(url).path if url.startswith("file:///") else None
 
 
-def file_problems(stage: Plain) -> Iterator[Problem]:
+def file_problems(stage: Plain) -> Iterator[Diagnostic]:
     """Yield files that Parsl cannot stage, and those of a search, which is no task of Parsl's."""
     for argument, value in mapping_at(stage, "with").items():
         url = file_url(value)
@@ -32,10 +33,10 @@ def file_problems(stage: Plain) -> Iterator[Problem]:
             continue
         is_known = _is_known(url)
         if "tune" not in stage and not is_known:
-            yield Problem(("with", argument, _KEY), shown(url), _ALLOWED)
+            yield Diagnostic(("with", argument, _KEY), shown(url), _ALLOWED)
         elif "tune" in stage and is_known:
             allowed = "a path, or what a stage before it returns: a search stages no files"
-            yield Problem(("with", argument, _KEY), shown(url), allowed)
+            yield Diagnostic(("with", argument, _KEY), shown(url), allowed)
 
 
 def _is_known(url: str) -> bool:

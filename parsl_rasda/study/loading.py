@@ -9,7 +9,8 @@ from typing import Any, TypeAlias, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from parsl_rasda.errors import InvalidFileError, Mistake
+from parsl_rasda.diagnostics import Plain, diagnostics_in, listing, mapping_at, shown, suggestion
+from parsl_rasda.errors import Diagnostic, InvalidFileError, Loc
 from parsl_rasda.study.document import (
     Document,
     Environment,
@@ -19,16 +20,16 @@ from parsl_rasda.study.document import (
     parse_value,
     read_document,
 )
+from parsl_rasda.study.functions import target_problems
 from parsl_rasda.study.pipelines import SHORT_KEYS, SHORT_STAGE, StudySpec, is_short_form
-from parsl_rasda.study.sites import AnySite, SiteSpec
-from parsl_rasda.study.spec import Loc, Plain, Problem, listing, mapping_at, problems_in, shown, suggestion
+from parsl_rasda.study.sites import AnySite, ExecutorSite, SiteSpec
 from parsl_rasda.study.tuning import TuneSpec
-from parsl_rasda.study_code.targets import TargetError, signature_of, target_problems
+from parsl_rasda.study_code.targets import TargetError, signature_of
 
 _Spec = TypeVar("_Spec")
 _SITE: TypeAdapter[SiteSpec] = TypeAdapter(AnySite)
-_TuneCheck: TypeAlias = Callable[[Plain], Iterable[Problem]]
-_StudyCheck: TypeAlias = Callable[[StudySpec], Iterable[Problem]]
+_TuneCheck: TypeAlias = Callable[[Plain], Iterable[Diagnostic]]
+_StudyCheck: TypeAlias = Callable[[StudySpec], Iterable[Diagnostic]]
 _OVERRIDE = "key=value, for example tune.num_samples=64 or stages.tune.tune.mode=max"
 _SUFFIXES = (".yaml", ".yml")
 # Arguments of a provider that follow from the site, and have one place to be said.
@@ -72,7 +73,7 @@ def load_study(
     for override in overrides:
         _override(document, override, os.environ if environment is None else environment)
     spec = _checked(document, search_path(file) if check_targets else None, check_tune)
-    mistakes = [document.mistake(problem) for problem in check_study(spec)] if check_study else []
+    mistakes = [document.placed(problem) for problem in check_study(spec)] if check_study else []
     if mistakes:
         raise InvalidFileError(mistakes)
     return spec
@@ -94,13 +95,13 @@ def declare_study(declared: Plain, source: str, *, check_tune: _TuneCheck | None
     return _checked(document, (Path.cwd(),), check_tune)
 
 
-def declare_site(declared: Plain, source: str) -> SiteSpec:
-    """Return the site that a program declares, with the keys of a site file.
+def declare_executor(declared: Plain, source: str) -> ExecutorSite:
+    """Return the executor that a program declares, with the keys of a site file.
 
     Raises:
         InvalidFileError: With every mistake.
     """
-    return _validated(_declared(declared, source), _SITE.validate_python, ())
+    return _validated(_declared(declared, source), ExecutorSite.model_validate, ())
 
 
 def load_site(name_or_path: str | os.PathLike[str], *, environment: Environment | None = None) -> SiteSpec:
@@ -158,7 +159,7 @@ def site_file(name_or_path: str | os.PathLike[str]) -> Path:
             return candidate
     names = site_names()
     allowed = f"{listing(names)}{suggestion(text, names)}, or the path of a file"
-    raise InvalidFileError([Mistake(text, 0, "--site", "no site of that name", allowed)])
+    raise InvalidFileError([Diagnostic(("--site",), "no site of that name", allowed, text)])
 
 
 def _declared(declared: Plain, source: str) -> Document:
@@ -168,7 +169,7 @@ def _declared(declared: Plain, source: str) -> Document:
 
 def _checked(document: Document, folders: Sequence[Path] | None, check_tune: _TuneCheck | None) -> StudySpec:
     """Return the study of a document; its functions are looked for if there are folders to look in."""
-    problems: list[Problem] = []
+    problems: list[Diagnostic] = []
     if folders is not None and isinstance(document.data, Mapping):
         problems += target_problems(document.data, folders)
     if check_tune is not None:
@@ -176,24 +177,24 @@ def _checked(document: Document, folders: Sequence[Path] | None, check_tune: _Tu
     return _validated(document, StudySpec.model_validate, problems)
 
 
-def _validated(document: Document, validate: Callable[[Any], _Spec], more: Iterable[Problem]) -> _Spec:
+def _validated(document: Document, validate: Callable[[Any], _Spec], more: Iterable[Diagnostic]) -> _Spec:
     problems, spec = list(more), None
     try:
         spec = validate(document.data)
     except ValidationError as error:
-        problems = [*problems_in(error), *problems]
+        problems = [*diagnostics_in(error), *problems]
     named = {(m.file, m.line, m.key) for m in document.mistakes}  # what follows from these is no news
-    mistakes = [m for m in map(document.mistake, problems) if (m.file, m.line, m.key) not in named]
+    mistakes = [m for m in map(document.placed, problems) if (m.file, m.line, m.key) not in named]
     mistakes = sorted([*document.mistakes, *dict.fromkeys(mistakes)], key=lambda m: m.line)
     if mistakes or spec is None:
         raise InvalidFileError(mistakes)
     return spec
 
 
-def _tune_problems(data: object, check: _TuneCheck) -> Iterator[Problem]:
+def _tune_problems(data: object, check: _TuneCheck) -> Iterator[Diagnostic]:
     for name, stage in mapping_at(data, "stages").items():
         for problem in check(block) if (block := mapping_at(stage, "tune")) else ():
-            yield Problem(("stages", name, "tune", *problem.loc), problem.found, problem.allowed)
+            yield problem.below("stages", name, "tune")
 
 
 def _write_out_short_form(document: Document) -> None:
@@ -208,12 +209,12 @@ def _override(document: Document, override: str, environment: Environment) -> No
     key, equals, value = override.partition("=")
     parts = tuple(key.split("."))
     if not equals or not all(parts):
-        document.mistakes.append(Mistake(source, 0, key, "no key=value", _OVERRIDE))
+        document.mistakes.append(Diagnostic((key,), "no key=value", _OVERRIDE, source))
         return
     try:
         document.put(_meant(document.data, parts), parse_value(value, source, parts, environment))
     except NoSuchPlaceError as error:
-        document.mistakes.append(Mistake(source, 0, key, str(error), _OVERRIDE))
+        document.mistakes.append(Diagnostic((key,), str(error), _OVERRIDE, source))
 
 
 def _meant(data: object, parts: tuple[str, ...]) -> Loc:
@@ -231,7 +232,7 @@ def _meant(data: object, parts: tuple[str, ...]) -> Loc:
     return ("stages", names[0], *parts)
 
 
-def _provider_problems(data: object) -> Iterator[Problem]:
+def _provider_problems(data: object) -> Iterator[Diagnostic]:
     """Yield what Parsl's provider does not know, told from Parsl's source."""
     provider = mapping_at(data, "provider")
     kind = provider.get("type")
@@ -240,16 +241,16 @@ def _provider_problems(data: object) -> Iterator[Problem]:
     try:
         signature = signature_of(f"parsl.providers:{kind}", ())
     except TargetError as error:
-        yield Problem(("provider", "type"), shown(kind), error.allowed)
+        yield Diagnostic(("provider", "type"), shown(kind), error.allowed)
         return
     options = [key for key in provider if key != "type"]
     for key in options:
         if key in _OURS:
-            yield Problem(("provider", key), "a setting that is ours", _OURS[key])
+            yield Diagnostic(("provider", key), "a setting that is ours", _OURS[key])
         elif signature is not None and not signature.takes_any and key not in signature.names:
             names = [n for n in signature.names if n not in _OURS]
             found = f"an argument that Parsl's {kind} does not have"
-            yield Problem(("provider", key), found, f"{listing(names)}{suggestion(key, names)}")
+            yield Diagnostic(("provider", key), found, f"{listing(names)}{suggestion(key, names)}")
     missing = [n for n in signature.required if n not in provider] if signature else []
     if missing:
-        yield Problem(("provider",), f"no {listing(missing)}", f"what Parsl's {kind} requires")
+        yield Diagnostic(("provider",), f"no {listing(missing)}", f"what Parsl's {kind} requires")

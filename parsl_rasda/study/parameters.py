@@ -29,24 +29,9 @@ from pydantic import (
     TypeAdapter,
 )
 
-from parsl_rasda.study.spec import (
-    MARK,
-    Count,
-    Flag,
-    Identifier,
-    Number,
-    Plain,
-    Problem,
-    Spec,
-    complaint,
-    exactly_one,
-    is_number,
-    listing,
-    mapping_at,
-    shown,
-    suggestion,
-    variant,
-)
+from parsl_rasda.diagnostics import MARK, Plain, is_number, listing, mapping_at, refused, shown, suggestion
+from parsl_rasda.errors import Diagnostic
+from parsl_rasda.study.spec import Count, Flag, Identifier, Number, Spec, exactly_one, variant
 
 KINDS = ("float", "int", "choice", "constant")
 _one_kind = exactly_one(*KINDS)
@@ -54,7 +39,7 @@ _one_kind = exactly_one(*KINDS)
 
 def _some(value: object) -> object:
     if value in ([], ()):
-        raise complaint(value, "a value, or a list of at least one")
+        raise refused(value, "a value, or a list of at least one")
     return value
 
 
@@ -64,7 +49,7 @@ When = Annotated[
 ]
 
 
-class FloatRange(Spec):
+class FloatForm(Spec):
     """A real number between two bounds, both included."""
 
     float: tuple[Number, Number] = Field(description="[low, high]")
@@ -73,12 +58,12 @@ class FloatRange(Spec):
     when: When = Field(default_factory=dict)
 
     @classmethod
-    def problems(cls, plain: Plain) -> Iterator[Problem]:
+    def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
         """Yield bounds that enclose nothing, and settings that exclude each other."""
         yield from _bounds(plain, "float")
 
 
-class IntRange(Spec):
+class IntForm(Spec):
     """A whole number between two bounds, both included."""
 
     int: tuple[StrictInt, StrictInt] = Field(description="[low, high]")
@@ -87,28 +72,28 @@ class IntRange(Spec):
     when: When = Field(default_factory=dict)
 
     @classmethod
-    def problems(cls, plain: Plain) -> Iterator[Problem]:
+    def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
         """Yield bounds that enclose nothing, and settings that exclude each other."""
         yield from _bounds(plain, "int")
 
 
-class Choice(Spec):
+class ChoiceForm(Spec):
     """One of the listed values."""
 
     choice: tuple[JsonValue, ...] = Field(min_length=1, description="The values, without order.")
     when: When = Field(default_factory=dict)
 
     @classmethod
-    def problems(cls, plain: Plain) -> Iterator[Problem]:
+    def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
         """Yield values that are listed twice."""
         values = plain.get("choice")
         if isinstance(values, list | tuple):
             for i, value in enumerate(values):
                 if any(_same(value, other) for other in values[:i]):
-                    yield Problem(("choice", i), f"{shown(value)} a second time", "each value once")
+                    yield Diagnostic(("choice", i), f"{shown(value)} a second time", "each value once")
 
 
-class Constant(Spec):
+class ConstantForm(Spec):
     """A value that is the same in every trial."""
 
     constant: JsonValue = Field(description="The value.")
@@ -123,16 +108,16 @@ def _of_one_kind(value: object) -> object:
     return _one_kind(value) if isinstance(value, Mapping) else value
 
 
-Parameter = Annotated[
-    Annotated[FloatRange, Tag(MARK + "float")]
-    | Annotated[IntRange, Tag(MARK + "int")]
-    | Annotated[Choice, Tag(MARK + "choice")]
-    | Annotated[Constant, Tag(MARK + "constant")]
+ParameterForm = Annotated[
+    Annotated[FloatForm, Tag(MARK + "float")]
+    | Annotated[IntForm, Tag(MARK + "int")]
+    | Annotated[ChoiceForm, Tag(MARK + "choice")]
+    | Annotated[ConstantForm, Tag(MARK + "constant")]
     | Annotated[JsonValue, Tag(MARK + "value")],
     Discriminator(_tag),
     BeforeValidator(_of_one_kind),
 ]
-_FORMS: TypeAdapter[Any] = TypeAdapter(Mapping[Identifier, Parameter])
+_FORMS: TypeAdapter[Any] = TypeAdapter(Mapping[Identifier, ParameterForm])
 
 
 def _checked(value: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
@@ -148,7 +133,7 @@ def searched_in(space: Plain) -> list[str]:
     return [n for n, p in space.items() if isinstance(p, Mapping) and "constant" not in p]
 
 
-def space_problems(space: Plain) -> Iterator[Problem]:
+def space_problems(space: Plain) -> Iterator[Diagnostic]:
     """Yield every `when` that no value of an earlier parameter can fulfil."""
     earlier: dict[str, Any] = {}
     for name, parameter in space.items():
@@ -156,27 +141,29 @@ def space_problems(space: Plain) -> Iterator[Problem]:
             loc = (name, "when", condition)
             if condition not in earlier:
                 found = "a later parameter" if condition in space else "no such parameter"
-                yield Problem(
+                yield Diagnostic(
                     loc, found, f"an earlier one: {listing(earlier)}{suggestion(condition, earlier)}"
                 )
                 continue
             for value in values if isinstance(values, list) else [values]:
                 if not _possible(earlier[condition], value):
-                    yield Problem(loc, shown(value), f"a value of {condition}: {shown(earlier[condition])}")
+                    yield Diagnostic(
+                        loc, shown(value), f"a value of {condition}: {shown(earlier[condition])}"
+                    )
         earlier[name] = parameter
 
 
-def _bounds(plain: Plain, key: str) -> Iterator[Problem]:
+def _bounds(plain: Plain, key: str) -> Iterator[Diagnostic]:
     if (bounds := _low_high(plain.get(key))) is None:
         return
     low, high = bounds
     if low > high:
-        yield Problem((key,), shown(bounds), "[low, high], low first")
+        yield Diagnostic((key,), shown(bounds), "[low, high], low first")
     if plain.get("log") is True:
         if not low > 0:
-            yield Problem((key,), shown(bounds), "low > 0, because of `log: true`")
+            yield Diagnostic((key,), shown(bounds), "low > 0, because of `log: true`")
         if (step := plain.get("step")) is not None and not (key == "int" and step == 1):
-            yield Problem(("step",), shown(step), "no step together with `log: true`")
+            yield Diagnostic(("step",), shown(step), "no step together with `log: true`")
 
 
 def _possible(parameter: object, value: object) -> bool:

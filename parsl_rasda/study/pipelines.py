@@ -8,27 +8,20 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import BeforeValidator, Discriminator, Field, JsonValue, Tag
 
+from parsl_rasda.diagnostics import MARK, Plain, listing, mapping_at, refused, shown, suggestion
+from parsl_rasda.errors import Diagnostic, Loc
 from parsl_rasda.study.commands import Command, unknown_placeholders
 from parsl_rasda.study.files import file_problems
 from parsl_rasda.study.parameters import searched_in
 from parsl_rasda.study.spec import (
-    MARK,
     Arguments,
     Count,
     Identifier,
     Label,
-    Loc,
     Natural,
-    Plain,
-    Problem,
     Spec,
     Target,
-    complaint,
     exactly_one,
-    listing,
-    mapping_at,
-    shown,
-    suggestion,
     variant,
 )
 from parsl_rasda.study.tuning import TuneSpec, command_problems
@@ -44,7 +37,7 @@ _GIVERS = ("needs", "with", "for_each")  # keys of a stage that give it argument
 def _values_or_stage(value: object) -> object:
     if isinstance(value, list | tuple | str) and len(value) > 0:
         return value
-    raise complaint(value, "a list of values, or the name of a stage that returns a list")
+    raise refused(value, "a list of values, or the name of a stage that returns a list")
 
 
 ForEach: TypeAlias = Annotated[tuple[JsonValue, ...] | str, BeforeValidator(_values_or_stage)]
@@ -72,7 +65,7 @@ class StageBase(Spec):
         description="Site it runs on, where a study has several; each: on every one, and what needs it gets "
         "the result of its own site. Without it: where the checkpoint of a search lies that it needs, else "
         "the first one; a search uses every site that has all of its inputs. A path that one site has "
-        "returned is on its disk only, which sites without Globus Compute share; numbers and texts are "
+        "returned is on its disk only, which sites without Globus Compute share; numbers and strings are "
         "everywhere.",
     )
 
@@ -116,7 +109,7 @@ class CommandStage(CalledStage):
     """A program that becomes a Parsl app."""
 
     command: Command = Field(
-        description="Words, or one text; {argument} is filled in, {directory} is a folder of its own."
+        description="Words, or one string; {argument} is filled in, {directory} is a folder of its own."
     )
 
 
@@ -126,13 +119,13 @@ class TuneStage(StageBase):
     tune: TuneSpec = Field(description="What is optimised and how.")
 
     @classmethod
-    def problems(cls, plain: Plain) -> Iterator[Problem]:
+    def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
         """Yield a search on each site: it is one search, over all of them."""
         if plain.get("site") == EACH:
-            yield Problem(("site",), EACH, "the name of a site; without one, a search uses all of them")
+            yield Diagnostic(("site",), EACH, "the name of a site; without one, a search uses all of them")
         if plain.get("for_each"):
             allowed = "a search of its own for each: a `tune` stage, or a parameter of the search space"
-            yield Problem(("for_each",), shown(plain["for_each"]), allowed)
+            yield Diagnostic(("for_each",), shown(plain["for_each"]), allowed)
 
     @property
     def stages_before(self) -> tuple[str, ...]:
@@ -193,13 +186,13 @@ class StudySpec(Spec):
         return max((stage.resources.at_once for stage in called), default=0)
 
     @classmethod
-    def problems(cls, plain: Plain) -> Iterator[Problem]:
+    def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
         """Yield stages that need what does not exist, or each other, and arguments given twice."""
         stages = mapping_at(plain, "stages")
         for name, stage in stages.items():
             if isinstance(stage, Mapping):
                 for problem in _stage_problems(name, stage, stages):
-                    yield Problem(("stages", name, *problem.loc), problem.found, problem.allowed)
+                    yield problem.below("stages", name)
         yield from _cycles(stages)
 
 
@@ -211,46 +204,46 @@ def is_short_form(data: object) -> bool:
     return isinstance(data, Mapping) and "tune" in data and "stages" not in data
 
 
-def _stage_problems(name: str, stage: Plain, stages: Plain) -> Iterator[Problem]:
+def _stage_problems(name: str, stage: Plain, stages: Plain) -> Iterator[Diagnostic]:
     yield from _need_problems(name, stage, stages)
     given: dict[str, str] = {}
     for key in _GIVERS:
         for argument in mapping_at(stage, key):
             if argument in given:
-                yield Problem(
+                yield Diagnostic(
                     (key, argument), f"an argument that `{given[argument]}` gives too", "one of them"
                 )
             given.setdefault(argument, key)
             if argument == DIRECTORY:
-                yield Problem(
+                yield Diagnostic(
                     (key, argument), "a name that is ours", "any other; each stage gets its own folder"
                 )
     yield from file_problems(stage)
     for problem in unknown_placeholders(stage.get("command"), (*given, DIRECTORY)):
-        yield Problem(("command", *problem.loc), problem.found, problem.allowed)
+        yield problem.below("command")
     for problem in command_problems(mapping_at(stage, "tune"), given):
-        yield Problem(("tune", *problem.loc), problem.found, problem.allowed)
+        yield problem.below("tune")
 
 
-def _need_problems(name: str, stage: Plain, stages: Plain) -> Iterator[Problem]:
+def _need_problems(name: str, stage: Plain, stages: Plain) -> Iterator[Diagnostic]:
     others = [n for n in stages if n != name]
     for loc, needed in _wanted(stage):
         if needed not in stages:
-            yield Problem(loc, f"{shown(needed)}, no stage", _one_of(others, needed))
+            yield Diagnostic(loc, f"{shown(needed)}, no stage", _one_of(others, needed))
         elif loc == _WARM_START and "tune" not in stages[needed]:
             allowed = _one_of([n for n in others if "tune" in stages[n]], needed)
-            yield Problem(loc, f"{shown(needed)}, which searches nothing", allowed)
+            yield Diagnostic(loc, f"{shown(needed)}, which searches nothing", allowed)
         elif loc == _WARM_START:
             yield from _nothing_shared(name, stage, needed, stages[needed])
 
 
-def _nothing_shared(name: str, stage: Plain, other_name: str, other: Plain) -> Iterator[Problem]:
+def _nothing_shared(name: str, stage: Plain, other_name: str, other: Plain) -> Iterator[Diagnostic]:
     """Yield a warm start from a search whose best configuration says nothing that is searched here."""
     space, known = (mapping_at(s, "tune", "search_space") for s in (stage, other))
     searched = searched_in(space)
     if space and known and not set(searched) & set(known):
         found = f"{shown(other_name)}, which knows nothing that {name} searches: {listing(known)}"
-        yield Problem(_WARM_START, found, f"a search with one of the parameters {listing(searched)}")
+        yield Diagnostic(_WARM_START, found, f"a search with one of the parameters {listing(searched)}")
 
 
 def _one_of(names: list[str], word: str) -> str:
@@ -268,13 +261,13 @@ def _wanted(stage: object) -> Iterator[tuple[Loc, str]]:
         yield _WARM_START, warm
 
 
-def _cycles(stages: Plain) -> Iterator[Problem]:
+def _cycles(stages: Plain) -> Iterator[Diagnostic]:
     graph = {n: [needed for _, needed in _wanted(s) if needed in stages] for n, s in stages.items()}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         circle = list(reversed(error.args[1]))
-        yield Problem(
+        yield Diagnostic(
             ("stages", circle[0], *_way(stages[circle[0]], circle[1])),
             f"a circle: {' needs '.join(circle)}",
             "stages that wait for earlier ones only",

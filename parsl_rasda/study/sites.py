@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 from uuid import UUID
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag
 
-from parsl_rasda.study.plugins import LauncherKind
+from parsl_rasda.devices import CORES_VARIABLE
+from parsl_rasda.diagnostics import MARK, Plain, is_number, listing, mapping_at, refused, shown, suggestion
+from parsl_rasda.errors import Diagnostic
+from parsl_rasda.plugins import BACKENDS, LAUNCHERS, Choice
 from parsl_rasda.study.spec import (
-    MARK,
     Count,
     Flag,
     Identifier,
     Label,
-    Plain,
-    Problem,
+    PluginSpec,
     Seconds,
     Spec,
-    complaint,
+    chosen_from,
     exactly_one,
-    is_number,
-    mapping_at,
-    shown,
     variant,
 )
-from parsl_rasda.types import CORES_VARIABLE
+from parsl_rasda.types import Capabilities
 
 _WALLTIME = re.compile(r"\d+:[0-5]\d:[0-5]\d")
 _CORES = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
-_VARIANTS = ("provider", "endpoint_id")
+_VARIANTS = ("provider", "endpoint_id", "backend")
 _LOCAL = "LocalProvider"
 _FIT = ", ".join(
     f"{name}Provider" for name in ("Local", "Slurm", "PBSPro", "Torque", "LSF", "GridEngine", "Condor")
@@ -54,19 +53,19 @@ class ProviderSpec(Spec):
     )
 
     @classmethod
-    def problems(cls, plain: Plain) -> Iterator[Problem]:
+    def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
         """Yield what Parsl or the batch system would misread, and providers that cannot hold a pilot."""
         nodes = plain.get("nodes_per_block", 1)
         kind = str(plain.get("type"))
         if kind in _UNFIT:
-            yield Problem(("type",), f"{kind}: {_UNFIT[kind]}", _FIT)
+            yield Diagnostic(("type",), f"{kind}: {_UNFIT[kind]}", _FIT)
         if kind == "CondorProvider" and nodes != 1:
-            yield Problem(("nodes_per_block",), shown(nodes), "1: HTCondor gives no list of several nodes")
+            yield Diagnostic(("nodes_per_block",), shown(nodes), "1: HTCondor gives no list of several nodes")
         if not (is_number(nodes) and isinstance(nodes, int) and nodes >= 1):
-            yield Problem(("nodes_per_block",), shown(nodes), "a whole number of at least 1")
+            yield Diagnostic(("nodes_per_block",), shown(nodes), "a whole number of at least 1")
         walltime = plain.get("walltime", "0:00:00")
         if not (isinstance(walltime, str) and _WALLTIME.fullmatch(walltime)):
-            yield Problem(("walltime",), shown(walltime), "HH:MM:SS, for example 01:30:00")
+            yield Diagnostic(("walltime",), shown(walltime), "HH:MM:SS, for example 01:30:00")
 
     @property
     def options(self) -> Mapping[str, JsonValue]:
@@ -77,14 +76,14 @@ class ProviderSpec(Spec):
 def _gpus(value: object) -> object:
     if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
         return value
-    raise complaint(value, "a whole number of at least 1, or auto")
+    raise refused(value, "a whole number of at least 1, or auto")
 
 
 def _cores(value: str) -> str:
     parts = value.split(",") if _CORES.fullmatch(value) else []
     ranges = [[int(core) for core in part.split("-")] for part in parts]
     if not ranges or any(cores[0] > cores[-1] for cores in ranges):
-        raise complaint(value, "cores such as 0-7 or 0-3,8-11")
+        raise refused(value, "cores such as 0-7 or 0-3,8-11")
     return value
 
 
@@ -92,7 +91,7 @@ def _uuid(value: str) -> str:
     try:
         UUID(value)
     except ValueError:
-        raise complaint(value, "an id such as 4b116d3c-1703-4f8f-9f6f-39921e5864df") from None
+        raise refused(value, "an id such as 4b116d3c-1703-4f8f-9f6f-39921e5864df") from None
     return value
 
 
@@ -104,10 +103,10 @@ class SiteBase(Spec):
         "auto", description="GPUs of a node, or cores where accelerator is cpu; auto: the pilot counts them."
     )
     pilots: Count = Field(1, description="Allocations held at a time, each of `nodes` nodes.")
-    mpi_launcher: LauncherKind = Field(
+    mpi_launcher: Annotated[Choice, chosen_from(LAUNCHERS)] = Field(
         "hydra",
         description="hydra (MPICH, Intel MPI), openmpi, srun, process (one process per trial, whatever its "
-        "width), or a plug-in.",
+        "width), or a plug-in, with options as {kind: NAME, option: value}.",
     )
     launcher_options: tuple[str, ...] = Field((), description="Words to add to the launcher's command.")
     accelerator: Literal["cuda", "rocm", "xpu", "cpu", "none"] = Field(
@@ -153,9 +152,38 @@ class SiteBase(Spec):
         raise NotImplementedError
 
     @property
+    def capabilities(self) -> Capabilities:
+        """In what it differs from other sites."""
+        return Capabilities()
+
+    @property
+    def backend_choice(self) -> Choice:
+        """The backend that reaches it, with its options."""
+        return "parsl"
+
+    @property
+    def pilot_identity(self) -> str:
+        """What two sites have in common that are one pilot; empty where each asks for pilots of its own."""
+        return ""
+
+    @property
     def is_local(self) -> bool:
         """Whether its pilots are this machine, or the allocation that it stands in."""
         return False
+
+    def for_trial(self, nodes: int, walltime: str) -> Self:
+        """Return the site with one pilot of at most so many nodes: for `doctor`, and it starts sooner.
+
+        Args:
+            nodes: At most.
+            walltime: ``HH:MM:SS``, where the site file has one.
+        """
+        changes = {"pilots": 1, "nodes": min(nodes, self.nodes_per_pilot), **self._trial(nodes, walltime)}
+        return self.model_validate({**self.model_dump(by_alias=True), **changes})
+
+    def _trial(self, nodes: int, walltime: str) -> dict[str, object]:
+        """Return what else a trial changes."""
+        return {}
 
     @property
     def slots_per_pilot(self) -> int | None:
@@ -179,7 +207,7 @@ class InterfaceSpec(Spec):
 def _address(value: object) -> object:
     if isinstance(value, str | Mapping | InterfaceSpec):
         return value
-    raise complaint(value, "an address, or {interface: NAME}")
+    raise refused(value, "an address, or {interface: NAME}")
 
 
 def _address_tag(value: object) -> str:
@@ -211,16 +239,16 @@ class ParslSiteSpec(SiteBase):
     )
 
     @classmethod
-    def problems(cls, plain: Plain) -> Iterator[Problem]:
+    def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
         """Yield two different numbers of nodes, and several pilots that would be the same machine."""
         nodes, per_block = plain.get("nodes"), mapping_at(plain, "provider").get("nodes_per_block")
         if nodes is not None and per_block is not None and nodes != per_block:
-            yield Problem(
+            yield Diagnostic(
                 ("nodes",), f"{shown(nodes)}, but nodes_per_block is {shown(per_block)}", "one of them"
             )
         cores, gpus = plain.get("cores_of_gpu"), plain.get("gpus_per_node")
         if isinstance(cores, list) and cores and isinstance(gpus, int) and len(cores) != gpus:
-            yield Problem(
+            yield Diagnostic(
                 ("cores_of_gpu",), f"cores of {len(cores)} GPUs", f"of {gpus}, as gpus_per_node says"
             )
         pilots, accelerator = plain.get("pilots", 1), plain.get("accelerator", "cuda")
@@ -228,7 +256,9 @@ class ParslSiteSpec(SiteBase):
         if is_local and isinstance(pilots, int) and pilots > 1 and accelerator != "none":
             held = "cores" if accelerator == "cpu" else "GPUs"
             found = f"{pilots} with {_LOCAL}, each of which would hold the same {held} of this machine"
-            yield Problem(("pilots",), found, "1; more with accelerator: none, whose slots are only logical")
+            yield Diagnostic(
+                ("pilots",), found, "1; more with accelerator: none, whose slots are only logical"
+            )
 
     @property
     def is_local(self) -> bool:
@@ -240,6 +270,12 @@ class ParslSiteSpec(SiteBase):
         """Nodes of one allocation."""
         found = self.provider.options.get("nodes_per_block", 1)
         return self.nodes or (found if isinstance(found, int) else 1)
+
+    def _trial(self, nodes: int, walltime: str) -> dict[str, object]:
+        small = {"nodes_per_block": min(nodes, self.nodes_per_pilot), "walltime": walltime}
+        provider = self.provider.model_dump()
+        changed = {key: value for key, value in small.items() if key in provider}
+        return {"provider": {**provider, **changed, **self.doctor}}
 
 
 class GlobusSiteSpec(SiteBase):
@@ -254,11 +290,26 @@ class GlobusSiteSpec(SiteBase):
     nodes: Count = Field(1, description="Nodes of a pilot; the endpoint's nodes_per_block.")
 
     @classmethod
-    def problems(cls, plain: Plain) -> Iterator[Problem]:
+    def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
         """Yield what the endpoint decides, and not the controller."""
         if plain.get("release_idle_after") is not None:
             allowed = "idle_s in user_endpoint_config: the endpoint gives an idle pilot back itself"
-            yield Problem(("release_idle_after",), shown(plain["release_idle_after"]), allowed)
+            yield Diagnostic(("release_idle_after",), shown(plain["release_idle_after"]), allowed)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """In what it differs from other sites."""
+        return Capabilities(sees_run_directory=False, has_control=False)
+
+    @property
+    def pilot_identity(self) -> str:
+        """An endpoint has one pilot for each set of values of its template."""
+        return f"{self.endpoint_id.lower()} {json.dumps(self.user_endpoint_config, sort_keys=True)}"
+
+    @property
+    def backend_choice(self) -> Choice:
+        """The backend that reaches it."""
+        return "globus"
 
     @property
     def nodes_per_pilot(self) -> int:
@@ -266,13 +317,77 @@ class GlobusSiteSpec(SiteBase):
         return self.nodes
 
 
+class PluginSiteSpec(SiteBase, PluginSpec):
+    """A machine that a plug-in reaches. Keys that are not ours are options of its backend."""
+
+    group = BACKENDS
+    chosen_by = "backend"
+
+    backend: str = Field(description="The plug-in: the name of an entry point in parsl_rasda.backends.")
+    nodes: Count = Field(1, description="Nodes of a pilot.")
+
+    @classmethod
+    def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
+        """Yield a backend that has a key of its own, or does not exist, and mistakes in its options."""
+        backend, built_in = plain.get("backend"), cls.group.built_in
+        others = [name for name in cls.group.names() if name not in built_in]
+        if backend in others:
+            yield from super().problems(plain)
+        elif isinstance(backend, str):
+            hint = "provider or endpoint_id in its place, or " if backend in built_in else ""
+            allowed = f"{hint}a plug-in: {listing(others)}{suggestion(backend, others)}"
+            yield Diagnostic(("backend",), shown(backend), allowed)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the backend's class declares."""
+        found = getattr(self.group.plugin(self.backend).build, "capabilities", None)
+        return found if isinstance(found, Capabilities) else Capabilities()
+
+    @property
+    def backend_choice(self) -> Choice:
+        """The backend that reaches it, with its options."""
+        return self.choice
+
+    @property
+    def nodes_per_pilot(self) -> int:
+        """Nodes of one allocation."""
+        return self.nodes
+
+
+class ExecutorSite(SiteBase):
+    """Slots behind an executor of a program that has loaded Parsl; its name is the executor's label.
+
+    No file declares one: `for_resume` is what a run directory keeps of it.
+    """
+
+    nodes: Count = Field(1, description="Nodes of one block.")
+
+    @classmethod
+    def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
+        """Yield what only the owner of the executor decides."""
+        if plain.get("pilots", 1) != 1:
+            yield Diagnostic(("pilots",), shown(plain["pilots"]), "1: an executor is one pilot")
+
+    @property
+    def nodes_per_pilot(self) -> int:
+        """Nodes of one block."""
+        return self.nodes
+
+    def for_resume(self) -> ParslSiteSpec:
+        """Return the site that takes its place where the program is not: this machine."""
+        return ParslSiteSpec.model_validate({**self.model_dump(by_alias=True), "provider": {"type": _LOCAL}})
+
+
 def _tag(value: object) -> str | None:
     return variant(value, _VARIANTS)
 
 
-SiteSpec: TypeAlias = ParslSiteSpec | GlobusSiteSpec
+SiteSpec: TypeAlias = ParslSiteSpec | GlobusSiteSpec | PluginSiteSpec
 AnySite: Any = Annotated[
-    Annotated[ParslSiteSpec, Tag(MARK + "provider")] | Annotated[GlobusSiteSpec, Tag(MARK + "endpoint_id")],
+    Annotated[ParslSiteSpec, Tag(MARK + "provider")]
+    | Annotated[GlobusSiteSpec, Tag(MARK + "endpoint_id")]
+    | Annotated[PluginSiteSpec, Tag(MARK + "backend")],
     Discriminator(_tag),
     BeforeValidator(exactly_one(*_VARIANTS)),
 ]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from parsl_rasda.errors import InvalidSettingError
+from parsl_rasda.diagnostics import Plain, is_number, listing, mapping_at, refused, shown, suggestion
+from parsl_rasda.errors import Diagnostic, InvalidSettingError
+from parsl_rasda.plugins import GROWTH_POLICIES, SCHEDULERS, SEARCHERS, Choice
 from parsl_rasda.protocol import Training
 from parsl_rasda.study.commands import Command, unknown_placeholders
 from parsl_rasda.study.parameters import SearchSpaceForm, space_problems
-from parsl_rasda.study.plugins import GrowthKind, SchedulerKind, SearcherKind
 from parsl_rasda.study.spec import (
     IDENTIFIER,
     Count,
@@ -20,17 +21,11 @@ from parsl_rasda.study.spec import (
     Identifier,
     Natural,
     Number,
-    Plain,
-    Problem,
+    PluginSpec,
     Seconds,
     Spec,
     Target,
-    complaint,
-    is_number,
-    listing,
-    mapping_at,
-    shown,
-    suggestion,
+    chosen_from,
 )
 from parsl_rasda.types import JSON, Mode
 
@@ -47,11 +42,16 @@ TRAINING_PLACEHOLDERS = (
 )
 
 
-class SchedulerSpec(Spec):
-    """Who trains on, how long, and on how many replicas."""
+SchedulerVariant: TypeAlias = Literal["stopping", "promotion", "synchronous"]
 
-    kind: SchedulerKind = Field("rasda", description="rasda, asha (a fixed number of workers), or a plug-in.")
-    variant: Literal["stopping", "promotion", "synchronous"] = Field(
+
+class SchedulerSpec(PluginSpec):
+    """Who trains on, how long, and on how many replicas. Keys that are not ours are options of a plug-in."""
+
+    group = SCHEDULERS
+
+    kind: str = Field("rasda", description="rasda, asha (replicas never grow), or a plug-in.")
+    variant: SchedulerVariant = Field(
         "stopping",
         description="stopping: judged against earlier results, at once; promotion: paused until among the "
         "best (ASHA 2018); synchronous: waits for the whole rung, decides the same in any order.",
@@ -64,19 +64,20 @@ class SchedulerSpec(Spec):
     scaling_factor: Count = Field(2, description="Replicas grow by this factor at each rung; 1: never.")
     num_workers: Count = Field(1, description="Replicas of a new trial.")
     max_workers: Count | None = Field(None, description="Most replicas of a trial; without it, no limit.")
-    growth: GrowthKind = Field(
+    growth: Annotated[Choice, chosen_from(GROWTH_POLICIES)] = Field(
         "elastic",
         description="elastic: into idle GPUs only, nobody waits; strict: waits for the full width, as in "
-        "the paper; none: the width of the start; or a plug-in.",
+        "the paper; none: the width of the start; or a plug-in, with options as {kind: NAME, option: value}.",
     )
 
     @classmethod
-    def problems(cls, plain: Plain) -> Iterator[Problem]:
-        """Yield limits that lie below what they limit."""
+    def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
+        """Yield what is wrong with a plug-in, and limits that lie below what they limit."""
+        yield from super().problems(plain)
         for low, high in (("grace_period", "max_t"), ("num_workers", "max_workers")):
             least, most = plain.get(low, 1), plain.get(high)
             if isinstance(least, int) and isinstance(most, int) and least > most > 0:
-                yield Problem((low,), f"{least}, which is more than {high}", f"1 to {most} ({high})")
+                yield Diagnostic((low,), f"{least}, which is more than {high}", f"1 to {most} ({high})")
         start, step, most = (
             plain.get(k, d) for k, d in (("num_workers", 1), ("scaling_factor", 2), ("max_workers", 1))
         )
@@ -86,7 +87,7 @@ class SchedulerSpec(Spec):
                 # A trial keeps its width while its replicas grow: the one must divide the other.
                 found = f"{most}, which num_workers does not reach by scaling_factor"
                 more = f", {steps[-1] * step}, ..." if step > 1 else ""
-                yield Problem(("max_workers",), found, listing(map(str, steps)) + more)
+                yield Diagnostic(("max_workers",), found, listing(map(str, steps)) + more)
 
 
 def _powers(start: int, step: int, most: int) -> Iterator[int]:
@@ -97,13 +98,12 @@ def _powers(start: int, step: int, most: int) -> Iterator[int]:
         start *= step
 
 
-class SearcherSpec(Spec):
-    """Which configurations are tried. Keys beside `kind` are options of the searcher."""
+class SearcherSpec(PluginSpec):
+    """Which configurations are tried. Keys that are not ours are options of the searcher."""
 
-    model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, JsonValue]
+    group = SEARCHERS
 
-    kind: SearcherKind = Field(
+    kind: str = Field(
         "random", description="random, grid, sobol, tpe, gp, cmaes (Optuna's), list, or a plug-in."
     )
     warm_start: str | None = Field(
@@ -112,24 +112,19 @@ class SearcherSpec(Spec):
         "least one parameter that is searched here.",
     )
 
-    @property
-    def options(self) -> Mapping[str, JsonValue]:
-        """The keys beside `kind`."""
-        return self.model_extra or {}
-
 
 def _count_or_name(value: object) -> object:
     count = is_number(value) and isinstance(value, int) and value >= 1
     if count or (isinstance(value, str) and IDENTIFIER.fullmatch(value)):
         return value
-    raise complaint(value, "a whole number of at least 1, or the name of a search-space parameter")
+    raise refused(value, "a whole number of at least 1, or the name of a search-space parameter")
 
 
 def _epochs_or_name(value: object) -> object:
     number = is_number(value) and 0 <= value < math.inf
     if number or (isinstance(value, str) and IDENTIFIER.fullmatch(value)):
         return value
-    raise complaint(value, "a number of epochs, 0 or more, or the name of a search-space parameter")
+    raise refused(value, "a number of epochs, 0 or more, or the name of a search-space parameter")
 
 
 CountOrName = Annotated[int | str, BeforeValidator(_count_or_name)]
@@ -184,15 +179,17 @@ class TrainingSpec(Spec):
     compile: Flag = Field(False, description="Whether the model goes through torch.compile.")
 
     @classmethod
-    def problems(cls, plain: Plain) -> Iterator[Problem]:
+    def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
         """Yield a training without a way to start it, or with two."""
         ways = [k for k in ("python", "command") if plain.get(k) is not None]
         if len(ways) != 1:
-            yield Problem((), "python and command" if ways else "neither", "exactly one of python, command")
+            yield Diagnostic(
+                (), "python and command" if ways else "neither", "exactly one of python, command"
+            )
         if plain.get("sharding") == "fsdp":
-            for key, refused in (("reduce", "exact"), ("precision", "fp16"), ("compile", True)):
-                if plain.get(key) == refused:
-                    yield Problem((key,), f"{shown(refused)}, with sharding: fsdp", "another value")
+            for key, wrong in (("reduce", "exact"), ("precision", "fp16"), ("compile", True)):
+                if plain.get(key) == wrong:
+                    yield Diagnostic((key,), f"{shown(wrong)}, with sharding: fsdp", "another value")
 
     def resolve(self, config: Mapping[str, JSON]) -> Training:
         """Return the settings of one trial, with the values that its configuration gives.
@@ -238,14 +235,14 @@ def _url(value: str) -> str:
     scheme, found, rest = value.partition("://")
     if not found or not rest or not scheme:
         hint = f", for example file://{value}" if value.startswith("/") else ""
-        raise complaint(value, f"a URL that every site reaches, such as s3://bucket/folder{hint}")
+        raise refused(value, f"a URL that every site reaches, such as s3://bucket/folder{hint}")
     from fsspec.registry import available_protocols  # a tenth of a second, for those who need it
 
     known = [name for name in available_protocols() if name.isidentifier()]
     if scheme not in known:
-        raise complaint(value, f"a URL of a kind that fsspec knows{suggestion(scheme, known)}")
+        raise refused(value, f"a URL of a kind that fsspec knows{suggestion(scheme, known)}")
     if scheme in {"file", "local"} and not rest.startswith("/"):
-        raise complaint(value, f"an absolute path, as in {scheme}:///scratch/shared")
+        raise refused(value, f"an absolute path, as in {scheme}:///scratch/shared")
     return value
 
 
@@ -273,12 +270,12 @@ class TuneSpec(Spec):
     estimates: EstimateSpec = Field(default_factory=EstimateSpec, description="What `plan` assumes.")
 
     @classmethod
-    def problems(cls, plain: Plain) -> Iterator[Problem]:
+    def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
         """Yield names of parameters that do not exist, or that cannot serve."""
         space = mapping_at(plain, "search_space")
         training = mapping_at(plain, "training")
         for problem in space_problems(space):
-            yield Problem(("search_space", *problem.loc), problem.found, problem.allowed)
+            yield problem.below("search_space")
         searcher = mapping_at(plain, "searcher")
         listed = searcher.get("configs") if searcher.get("kind") == "list" else None
         warmup = mapping_at(training, "warmup")
@@ -293,32 +290,32 @@ class TuneSpec(Spec):
                 yield from _listed_without(listed, setting, ".".join(loc), whole=whole)
 
 
-def command_problems(tune: Plain, arguments: Iterable[str]) -> Iterator[Problem]:
+def command_problems(tune: Plain, arguments: Iterable[str]) -> Iterator[Diagnostic]:
     """Yield the placeholders of a training command that nothing fills in."""
     known = (*TRAINING_PLACEHOLDERS, *mapping_at(tune, "search_space"), *arguments)
     for problem in unknown_placeholders(mapping_at(tune, "training").get("command"), known):
-        yield Problem(("training", "command", *problem.loc), problem.found, problem.allowed)
+        yield problem.below("training", "command")
 
 
-def _reference(loc: tuple[str, ...], name: str, space: Plain, *, whole: bool) -> Iterator[Problem]:
+def _reference(loc: tuple[str, ...], name: str, space: Plain, *, whole: bool) -> Iterator[Diagnostic]:
     kind = _kind_of_numbers(whole=whole)
     usable = [n for n, p in space.items() if _gives_numbers(p, whole=whole)]
     if name not in space:
         allowed = f"a number, or a parameter of the search space that gives {kind}: {listing(usable)}"
-        yield Problem(
+        yield Diagnostic(
             loc, f"{shown(name)}, no parameter of the search space", allowed + suggestion(name, space)
         )
     elif name not in usable:
         parameter = shown(space[name])
-        yield Problem(loc, f"{shown(name)}, which is {parameter}", f"a parameter that always gives {kind}")
+        yield Diagnostic(loc, f"{shown(name)}, which is {parameter}", f"a parameter that always gives {kind}")
 
 
-def _listed_without(configs: object, name: str, setting: str, *, whole: bool) -> Iterator[Problem]:
+def _listed_without(configs: object, name: str, setting: str, *, whole: bool) -> Iterator[Diagnostic]:
     """Yield the configurations of a list from which no trial could be trained."""
     for number, config in enumerate(configs if isinstance(configs, list | tuple) else ()):
         if isinstance(config, Mapping) and not _gives_numbers(config.get(name), whole=whole):
             allowed = f"one that gives training.{setting}, which is {name}: {_kind_of_numbers(whole=whole)}"
-            yield Problem(("searcher", "configs", number), shown(config), allowed)
+            yield Diagnostic(("searcher", "configs", number), shown(config), allowed)
 
 
 def _kind_of_numbers(*, whole: bool) -> str:
@@ -336,6 +333,6 @@ def _gives_numbers(parameter: object, *, whole: bool) -> bool:
             return isinstance(values, list | tuple) and all(_gives_numbers(v, whole=whole) for v in values)
         bounds = parameter.get("int", parameter.get("float"))
         low = bounds[0] if isinstance(bounds, list | tuple) and bounds else None
-        is_enough = not is_number(low) or low >= whole  # bounds that are none are named elsewhere
+        is_enough = not is_number(low) or low >= whole  # bounds that are wrong are named elsewhere
         return is_enough and ("int" in parameter or not whole)
     return is_number(parameter) and (isinstance(parameter, int) or not whole) and parameter >= whole

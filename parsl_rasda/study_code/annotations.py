@@ -5,8 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterator
 
-from parsl_rasda.study.files import file_url
-from parsl_rasda.study.spec import is_number
+from parsl_rasda.diagnostics import is_number
 
 _FITS: dict[str, Callable[[object], bool]] = {
     "int": lambda value: is_number(value) and isinstance(value, int),
@@ -25,20 +24,18 @@ def annotated(args: ast.arguments) -> dict[str, str]:
 
 
 def is_of(value: object, annotation: str) -> bool:
-    """Return whether a value may be given; only numbers, texts, truths, lists and None are certain.
+    """Return whether a value may be given; only numbers, strings, booleans, lists and None are certain.
 
     A mapping may be one value for each site.
     """
-    if file_url(value) is not None:
-        value = "a path"
-    elif isinstance(value, dict):
+    if isinstance(value, dict):
         return True
     names = list(_members(ast.parse(annotation, mode="eval").body))
     return not all(name in _FITS for name in names) or any(_FITS[name](value) for name in names)
 
 
 def _members(node: ast.expr) -> Iterator[str]:
-    """Yield the names of a union's members; what is no plain name is one that nobody knows."""
+    """Yield the names of a union's members; anything but a plain name is one that nobody knows."""
     match node:
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
             yield from _members(left)

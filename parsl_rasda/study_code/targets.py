@@ -13,11 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import TypeGuard
 
-from parsl_rasda.study.pipelines import DIRECTORY
-from parsl_rasda.study.spec import TARGET, Loc, Plain, Problem, listing, mapping_at, shown, suggestion
-from parsl_rasda.study_code.annotations import annotated, is_of
+from parsl_rasda.diagnostics import listing, suggestion
+from parsl_rasda.study_code.annotations import annotated
 
 _MAX_HOPS = 8  # re-exports followed from one module to the next
 
@@ -40,28 +38,6 @@ class Signature:
     positional: int = 0  # how many parameters can be given by position
     takes_any_positional: bool = False
     annotations: Mapping[str, str] = field(default_factory=dict, compare=False)
-
-
-def target_problems(plain: Plain, paths: Sequence[Path]) -> Iterator[Problem]:
-    """Yield what is wrong with the functions that a study names.
-
-    Args:
-        plain: A study in its long form, which may be wrong elsewhere.
-        paths: Folders to look in before Python's own path.
-    """
-    for name, stage in mapping_at(plain, "stages").items():
-        given = {a: key for key in ("for_each", "with", "needs") for a in mapping_at(stage, key)}
-        loc: Loc = ("stages", name)
-        own = mapping_at(stage).get("python")
-        training = mapping_at(stage, "tune", "training").get("python")
-        if _is_target(own):
-            found = [*_call_problems(("python",), own, given, paths, leading=False)]
-            for problem in found or _type_problems(own, mapping_at(stage, "with"), paths):
-                yield Problem((*loc, *problem.loc), problem.found, problem.allowed)
-        if _is_target(training):
-            where = ("tune", "training", "python")
-            for problem in _call_problems(where, training, given, paths, leading=True):
-                yield Problem((*loc, *problem.loc), problem.found, problem.allowed)
 
 
 def signature_of(target: str, paths: Sequence[Path]) -> Signature | None:
@@ -128,44 +104,6 @@ def _is_literal(value: object) -> bool:
             return isinstance(value, ast.List | ast.Dict | ast.Tuple | ast.Set | ast.JoinedStr)
 
 
-def _is_target(value: object) -> TypeGuard[str]:
-    return isinstance(value, str) and TARGET.fullmatch(value) is not None
-
-
-def _call_problems(
-    loc: Loc, target: str, given: Mapping[str, str], paths: Sequence[Path], *, leading: bool
-) -> Iterator[Problem]:
-    try:
-        signature = signature_of(target, paths)
-    except TargetError as error:
-        yield Problem(loc, error.found, error.allowed)
-        return
-    if signature is None:
-        return
-    if leading:
-        if not (signature.positional or signature.takes_any_positional) or len(signature.required) > leading:
-            found = f"{target}({', '.join(signature.names)})"
-            yield Problem(loc, found, f"a function of the trial alone; trial.inputs has {listing(given)}")
-        return
-    known = (*given, DIRECTORY)
-    if missing := [n for n in signature.required if n not in known]:
-        found = f"{target}({', '.join(signature.names)}), which needs {listing(missing)}"
-        yield Problem(loc, found, f"parameters that needs, with or for_each give: {listing(known)}")
-    for name in [] if signature.takes_any else [n for n in given if n not in signature.names]:
-        found = f"an argument that {target} does not take"
-        names = [n for n in signature.names if n != DIRECTORY]
-        yield Problem((given[name], name), found, f"{listing(names)}{suggestion(name, names)}")
-
-
-def _type_problems(target: str, constants: Plain, paths: Sequence[Path]) -> Iterator[Problem]:
-    """Yield the constants that are not what the function's annotations say."""
-    signature = signature_of(target, paths)
-    for name, value in constants.items():
-        annotation = signature.annotations.get(name) if signature else None
-        if annotation is not None and not is_of(value, annotation):
-            yield Problem(("with", name), shown(value), f"{annotation}, which {target} says of {name}")
-
-
 def source_file(module: str, paths: Sequence[Path]) -> Path | None:
     """Return the source of a module, or None if it has none.
 
@@ -180,12 +118,12 @@ def parsed(module: str, file: Path) -> ast.Module:
     """Return the syntax tree of a module.
 
     Raises:
-        TargetError: If it is no Python.
+        TargetError: If it is not Python.
     """
     try:
         return ast.parse(file.read_bytes(), filename=str(file))
     except SyntaxError as error:
-        found = f"{module}, which is no Python ({file.name}:{error.lineno}: {error.msg})"
+        found = f"{module}, which is not Python ({file.name}:{error.lineno}: {error.msg})"
         raise TargetError(found, "a module that Python can read") from None
 
 
@@ -207,8 +145,9 @@ def _find(module: str, paths: Sequence[Path]) -> ModuleSpec | None:
     for part in rest:
         locations = spec.submodule_search_locations
         if locations is None:
-            raise TargetError(f"{module}, but {walked} is no package", _where(paths))
-        found = PathFinder.find_spec(f"{walked}.{part}", list(locations))
+            raise TargetError(f"{module}, but {walked} is not a package", _where(paths))
+        # By its last name: a namespace package would look for the one above it among imported modules.
+        found = PathFinder.find_spec(part, list(locations))
         if found is None:
             names = sorted({p.stem for at in locations for p in Path(at).glob("[!_.]*") if _may_be_module(p)})
             allowed = f"a module of {walked}: {listing(names)}{suggestion(part, names)}"

@@ -1,24 +1,26 @@
-"""A runner without processes, and the contract that every runner keeps, as a suite to inherit.
+"""A backend without processes, and the contract that every backend keeps, as a suite to inherit.
 
-    class TestMyRunner(RunnerContract):
-        def build(self, directory: Path) -> Runner:
-            return MyRunner(...)
+    class TestMyBackend(BackendContract):
+        def build(self, directory: Path) -> Backend:
+            return MyBackend(my_site, BackendContext(directory))
 
-`FakeBackend` answers every call at once by posting events: a study runs in milliseconds, in an order
-that depends on nothing but the calls.
+The jobs of the contract train `parsl_rasda.testing.training`, on slots without a device. `FakeBackend`
+answers every call at once by posting events: a study runs in milliseconds, in an order that depends on
+nothing but the calls.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-from parsl_rasda.orchestration.backend import Backend, PostEvent
+from parsl_rasda.orchestration.backend import Backend, OpenJob, PostEvent, StageTask
 from parsl_rasda.orchestration.events import (
     RELEASED,
     ContinueJob,
@@ -34,7 +36,9 @@ from parsl_rasda.orchestration.events import (
     RequestPilot,
 )
 from parsl_rasda.protocol import Checkpoint, JobSpec, checkpoint_fields
+from parsl_rasda.testing import training
 from parsl_rasda.types import (
+    Capabilities,
     JobId,
     NodeName,
     NodeSlots,
@@ -46,6 +50,8 @@ from parsl_rasda.types import (
 )
 
 E = TypeVar("E")
+
+_STAGE_S = 60.0
 
 Curve = Callable[[JobSpec, int], Mapping[str, float]]
 
@@ -69,7 +75,7 @@ class _Training:
 
 
 class FakeBackend:
-    """A stateful fake: scripted trainings on slots that exist only in its books.
+    """A stateful fake: scripted trainings on slots that exist only in memory.
 
     Attributes:
         orders: Every order that was started, in order.
@@ -85,6 +91,7 @@ class FakeBackend:
         faults: Mapping[JobId, Fault] | None = None,
         refusals: int = 0,
         interactive: bool = True,
+        directory: Path = Path(),
     ) -> None:
         """Script the world.
 
@@ -92,12 +99,15 @@ class FakeBackend:
             curve: Metrics of an order's trial after so many epochs.
             nodes: Nodes of each pilot.
             gpus_per_node: Slots of each node.
-            faults: What befalls which attempt.
+            faults: Which attempt fails, and how.
             refusals: How many requests for a pilot fail first.
             interactive: Whether jobs have a control channel.
+            directory: Below it are the folders of stages.
         """
         self._curve, self._faults, self._refusals = curve, dict(faults or {}), refusals
         self._nodes, self._gpus, self._interactive = nodes, gpus_per_node, interactive
+        self._directory = directory
+        self.capabilities = Capabilities(has_control=interactive)
         self._post: PostEvent = _discard
         self._times = count(1)
         self._pilots: dict[PilotId, SiteName] = {}
@@ -107,6 +117,34 @@ class FakeBackend:
     def open(self, post: PostEvent) -> None:
         """Begin."""
         self._post = post
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep nothing: a pilot costs nothing here."""
+        yield
+
+    def begin_search(self, suffix: str) -> None:
+        """Pass over it: nothing is on a disk."""
+
+    def recover(self, jobs: Iterable[OpenJob]) -> list[Event]:
+        """Return nothing."""
+        return []
+
+    def directory_of(self, order: JobSpec) -> str:
+        """Return where the files of a job would lie."""
+        return order.directory
+
+    def submit_stage(self, task: StageTask) -> Future[Any]:
+        """Call the function at once, in this thread."""
+        future, folder = Future[Any](), str(self._directory / "stages" / task.folder)
+        try:
+            given = task.with_paths()
+            result = task.function(task.stage, task.target, given, folder, task.search_path)
+        except Exception as error:  # noqa: BLE001  it becomes the future's
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+        return future
 
     def request_pilot(self, request: RequestPilot) -> None:
         """Start a pilot at once, or refuse it."""
@@ -154,7 +192,7 @@ class FakeBackend:
             self._train(answer.job)
 
     def end_job(self, end: EndJob) -> None:
-        """End a job at its boundary, where every job of this runner always is."""
+        """End a job at its boundary, where every job of this backend always is."""
         self._end(end.job, Outcome.REACHED, "")
 
     def close(self) -> None:
@@ -189,7 +227,7 @@ class FakeBackend:
 
 
 class EventLog:
-    """Keeps what a runner posts, and waits for what it will post."""
+    """Keeps what a backend posts, and waits for what it will post."""
 
     def __init__(self, deadline_s: float = 60.0) -> None:
         """Wait at most ``deadline_s`` [s] for anything."""
@@ -236,9 +274,9 @@ class EventLog:
 
 @dataclass(frozen=True, slots=True)
 class RunningPilot:
-    """A runner with one pilot up, and the log of its events."""
+    """A backend with one pilot up, and the log of its events."""
 
-    runner: Backend
+    backend: Backend
     log: EventLog
     pilot: PilotStarted
     directory: Path
@@ -253,11 +291,11 @@ class RunningPilot:
         placement = Placement(self.pilot.site, self.pilot.pilot, nodes)
         values: dict[str, Any] = {
             "config": {},
-            "interactive": True,
+            "interactive": self.pilot.interactive,
             "epoch": 0,
             "until": 2,
             "metric": "loss",
-            "python": "contract:train",
+            "python": training.TRAINING,
             "accelerator": "none",
             **fields,
         }
@@ -274,45 +312,54 @@ class RunningPilot:
             slots=placement.slots,
             **values,
         )
-        self.runner.start_job(order, placement)
+        self.backend.start_job(order, placement)
         return order.job
 
 
 class BackendContract:
-    """What holds for every runner. Trainings report ``loss`` for each epoch."""
+    """What holds for every backend. Trainings report ``loss`` for each epoch."""
 
     site = SiteName("local")
 
     def build(self, directory: Path) -> Backend:
-        """Return a runner with at least two slots on a node; overridden by the plug-in's test."""
+        """Return a backend with at least two slots on a node; overridden by the plug-in's test."""
         raise NotImplementedError
 
     @contextmanager
     def stage(self, directory: Path) -> Iterator[RunningPilot]:
-        """Open a runner and get a pilot."""
-        runner, log = self.build(directory), EventLog()
-        runner.open(log.post)
+        """Open a backend and get a pilot."""
+        backend, log = self.build(directory), EventLog()
+        backend.open(log.post)
         try:
-            runner.request_pilot(RequestPilot(PilotId("local-0"), self.site))
-            yield RunningPilot(runner, log, log.next(PilotStarted), directory)
+            backend.request_pilot(RequestPilot(PilotId("local-0"), self.site))
+            yield RunningPilot(backend, log, log.next(PilotStarted), directory)
         finally:
-            runner.close()
+            backend.close()
 
     def test_a_pilot_comes_with_its_slots(self, tmp_path: Path) -> None:
         with self.stage(tmp_path) as stage:
             assert (stage.pilot.pilot, stage.pilot.site) == ("local-0", self.site)
             assert len(stage.pilot.nodes[0].gpus) > 1
 
+    def test_its_pilots_are_as_its_capabilities_say(self, tmp_path: Path) -> None:
+        with self.stage(tmp_path) as stage:
+            assert stage.pilot.interactive == stage.backend.capabilities.has_control
+
     def test_a_job_asks_at_every_epoch_goes_on_and_leaves(self, tmp_path: Path) -> None:
         with self.stage(tmp_path) as stage:
+            if not stage.pilot.interactive:  # it trains to its end
+                job = stage.start("t0", until=2)
+                assert [stage.log.next(EpochReported).epoch for _ in range(2)] == [1, 2]
+                assert stage.log.next(JobEnded, job).outcome is Outcome.REACHED
+                return
             job = stage.start("t0", width=2)
             stage.log.next(JobStarted)
             assert stage.log.next(EpochReported).epoch == 1
-            stage.runner.continue_job(ContinueJob(job, until=4, replicas=4))
+            stage.backend.continue_job(ContinueJob(job, until=4, replicas=4))
             second = stage.log.next(EpochReported)
             assert second.epoch == 2
             assert "loss" in second.metrics
-            stage.runner.end_job(EndJob(job, "stopped"))
+            stage.backend.end_job(EndJob(job, "stopped"))
             ended = stage.log.next(JobEnded)
             assert ended.outcome is Outcome.REACHED
             assert ended.checkpoint == (second.checkpoint and second.checkpoint.path)
@@ -330,25 +377,25 @@ class BackendContract:
             for job in jobs:
                 stage.log.next(EpochReported, job)
             for job in jobs:
-                stage.runner.end_job(EndJob(job, "stopped"))
+                stage.backend.end_job(EndJob(job, "stopped"))
             for job in jobs:
                 stage.log.next(JobEnded, job)
 
     def test_a_job_that_is_ended_at_once_ends_once(self, tmp_path: Path) -> None:
         with self.stage(tmp_path) as stage:
             job = stage.start("t0")
-            stage.runner.end_job(EndJob(job, "interrupted"))
-            stage.runner.end_job(EndJob(job, "interrupted"))
+            stage.backend.end_job(EndJob(job, "interrupted"))
+            stage.backend.end_job(EndJob(job, "interrupted"))
             stage.log.next(JobEnded, job)
-            stage.runner.release_pilot(ReleasePilot(stage.pilot.pilot))
+            stage.backend.release_pilot(ReleasePilot(stage.pilot.pilot))
             stage.log.next(PilotEnded)
             assert sum(isinstance(event, JobEnded) for event in stage.log.of(job)) == 1
 
     def test_answers_to_unknown_jobs_are_passed_over(self, tmp_path: Path) -> None:
         with self.stage(tmp_path) as stage:
             nobody = JobId(TrialId("nobody"), 1)
-            stage.runner.continue_job(ContinueJob(nobody, until=4, replicas=1))
-            stage.runner.end_job(EndJob(nobody, "stopped"))
+            stage.backend.continue_job(ContinueJob(nobody, until=4, replicas=1))
+            stage.backend.end_job(EndJob(nobody, "stopped"))
             stage.start("t0")
             stage.log.next(EpochReported)
             assert not stage.log.of(nobody)
@@ -357,7 +404,7 @@ class BackendContract:
         with self.stage(tmp_path) as stage:
             job = stage.start("t0")
             stage.log.next(EpochReported)
-            stage.runner.release_pilot(ReleasePilot(stage.pilot.pilot))
+            stage.backend.release_pilot(ReleasePilot(stage.pilot.pilot))
             ended = stage.log.next(PilotEnded)
             assert ended.usable
             assert isinstance(stage.log.of(job)[-1], JobEnded)
@@ -365,10 +412,44 @@ class BackendContract:
 
     def test_a_job_for_a_pilot_that_has_gone_ends_as_preempted(self, tmp_path: Path) -> None:
         with self.stage(tmp_path) as stage:
-            stage.runner.release_pilot(ReleasePilot(stage.pilot.pilot))
+            stage.backend.release_pilot(ReleasePilot(stage.pilot.pilot))
             stage.log.next(PilotEnded)
             job = stage.start("t0")
             assert stage.log.next(JobEnded, job).outcome is Outcome.PREEMPTED
+
+    def test_a_call_of_a_stage_runs_beside_jobs_with_its_file(self, tmp_path: Path) -> None:
+        file = tmp_path / "mesh.txt"
+        file.write_text("coarse")
+        with self.stage(tmp_path) as stage:
+            stage.start("t0", until=8)
+            found = stage.backend.submit_stage(self.call(file.as_uri())).result(_STAGE_S)
+            assert (found["stage"], found["target"]) == ("prepare", "module:function")
+            assert found["directory"].endswith("prepare/0000")
+            assert found["arguments"] == {"points": 8, "file": "coarse"}
+
+    def test_a_call_that_fails_is_an_exception_of_its_future(self, tmp_path: Path) -> None:
+        with self.stage(tmp_path) as stage:
+            future = stage.backend.submit_stage(self.call((tmp_path / "nowhere").as_uri()))
+            assert "nowhere" in str(future.exception(_STAGE_S))
+
+    def call(self, url: str) -> StageTask:
+        """Return a call of a stage with a file."""
+        given = {"points": 8}
+        return StageTask(
+            self.site, "prepare", "0000", training.call, "module:function", given, {"file": url}, key=url
+        )
+
+    def test_a_held_backend_gives_its_pilot_to_the_next_search(self, tmp_path: Path) -> None:
+        backend = self.build(tmp_path)
+        with backend.hold():
+            for number in range(2):
+                log = EventLog()
+                backend.begin_search(f"-{number}")
+                assert backend.recover([]) == []
+                backend.open(log.post)
+                backend.request_pilot(RequestPilot(PilotId(f"local-{number}"), self.site))
+                assert log.next(PilotStarted).pilot == f"local-{number}"
+                backend.close()
 
     def test_closing_ends_the_jobs_that_are_left(self, tmp_path: Path) -> None:
         with self.stage(tmp_path) as stage:

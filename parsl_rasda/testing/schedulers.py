@@ -71,7 +71,7 @@ class SchedulerContract(ABC):
         assert milestones[-1] == 9
 
     def test_the_first_stretch_ends_at_the_first_milestone(self) -> None:
-        scheduler = self.build()
+        scheduler = self.build(max_t=9)
         first = scheduler.add(_named(0))
         assert (first.trial, first.action, first.rung) == (_named(0), Action.CONTINUE, 0)
         assert (first.until, first.replicas) == (scheduler.milestones[0], scheduler.replicas(0))

@@ -1,8 +1,9 @@
 """The stages around the search: a study file becomes a graph of Parsl apps.
 
-Read `plan` (stages as a graph, and what each call is), `calls` (what a call does on the worker),
-`search` (a `tune` stage), then `stages` (how a run goes through them) and `session` (how it is begun).
-`embedding` is for programs that have a Parsl of their own; `embedded` and `turns` tell what it does there.
+Read `dag` (stages as a graph, and what each call is), `tasks` (what a call does on the worker),
+`search_run` (a `tune` stage), then `run` (how a run goes through them: `cache`, `stage_log`, `site_pool`)
+and `entry` (how it is begun). `embedded` and `executor_queue` are for programs that have a Parsl of their
+own: see `api`.
 """
 
 from __future__ import annotations

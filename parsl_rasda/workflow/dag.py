@@ -75,16 +75,6 @@ def ready_stages(graph: nx.DiGraph[str], done: Mapping[str, StageResult]) -> Ite
             yield name
 
 
-def check_sites(study: StudySpec, sites: Sequence[SiteName]) -> None:
-    """Refuse a study that does not go with its sites (`reach.site_problems`).
-
-    Raises:
-        InvalidSettingError: For the first thing that is wrong.
-    """
-    for problem in data_locality.site_problems(study, sites):
-        raise InvalidSettingError(".".join(map(str, problem.loc)), problem.found, problem.allowed)
-
-
 def sites_of(
     stage: Stage, done: Mapping[str, StageResult], sites: Sequence[SiteName]
 ) -> tuple[SiteName, ...]:
@@ -138,7 +128,7 @@ def sites_of_search(
 def of_site(value: Any, site: SiteName, sites: Collection[SiteName]) -> Any:
     """Return what an argument is on a site, if it is a mapping with the name of every site; else itself.
 
-    A best trial never is one: a site may be called ``site``, as its key is that tells where it lies.
+    A best trial never is one, although a site may have the name of one of its keys: ``site``.
     """
     is_by_site = isinstance(value, dict) and value.keys() >= set(sites) and not value.keys() >= _BEST_TRIAL
     return value[site] if is_by_site else value

@@ -17,20 +17,21 @@ from typing import Any
 from weakref import WeakSet
 
 from parsl_rasda.backends.multi_site import MultiSiteBackend
-from parsl_rasda.backends.parsl.backend import ParslBackend
+from parsl_rasda.backends.registry import EmbeddedBackend, build_embedded_backend
 from parsl_rasda.errors import InvalidSettingError, RasdaError, StageFailedError
-from parsl_rasda.orchestration.progress import View
+from parsl_rasda.orchestration.backend import BackendContext
+from parsl_rasda.orchestration.progress import ProgressReporter
 from parsl_rasda.orchestration.replay import save_run
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.orchestration.stage_records import keep_result
-from parsl_rasda.study import ParslSiteSpec, StudySpec
+from parsl_rasda.study import ExecutorSite, StudySpec
 from parsl_rasda.types import JSON, SiteName, StudyState
 from parsl_rasda.workflow.dag import calls_of
 from parsl_rasda.workflow.entry import refuse_other_search
-from parsl_rasda.workflow.executor_queue import turns_of
+from parsl_rasda.workflow.executor_queue import queue_of
 from parsl_rasda.workflow.search_run import Search
 
-_LOOK_S = 0.2
+_POLL_S = 0.2
 _LEAVING_S = 35.0  # what a job may take to save, and some
 _CANCELLED_S = 3.0  # where Parsl cancels the pilots meanwhile
 _LEFT = "the program has ended Parsl; tune with the same directory goes on from here"
@@ -43,15 +44,17 @@ class Embedded:
     Attributes:
         kernel: The program's ``parsl.DataFlowKernel`` (Parsl is untyped); used, never ended.
         study: A study of this one stage.
+        search_path: Folders of the study's own modules.
         sites: Its executors, as sites.
         run: Its run directory.
     """
 
     kernel: Any
     study: StudySpec
-    sites: Sequence[ParslSiteSpec]
+    search_path: Sequence[Path]
+    sites: Sequence[ExecutorSite]
     run: RunDirectory
-    view: View
+    progress: ProgressReporter
 
     @property
     def name(self) -> str:
@@ -82,12 +85,12 @@ class Embedded:
     def _search(self, inputs: Mapping[str, Any]) -> Any:
         study = self._with(inputs)
         labels = [site.name for site in self.sites]
-        with turns_of(self.kernel).turn(study.name, labels, self._raise_if_over), self.run.controlled():
+        with queue_of(self.kernel).turn(study.name, labels, self._raise_if_over), self.run.controlled():
             refuse_other_search(self.run, study, may_grow=True)
-            save_run(self.run, study, self.sites, [Path.cwd()])
-            search, runners = self._build(study)
-            with self._watched(search, runners):
-                best = search.run(self.view)
+            save_run(self.run, study, [site.for_resume() for site in self.sites], self.search_path)
+            search, backends = self._build(study)
+            with self._watched(search, backends):
+                best = search.run(self.progress)
         if search.state is StudyState.INTERRUPTED and self._is_over:
             raise StageFailedError(self.name, _LEFT)
         if search.state is not StudyState.DONE:
@@ -102,17 +105,20 @@ class Embedded:
             update={"stages": {self.name: stage.model_copy(update={"with_": given})}}
         )
 
-    def _build(self, study: StudySpec) -> tuple[Search, Sequence[ParslBackend]]:
+    def _build(self, study: StudySpec) -> tuple[Search, Sequence[EmbeddedBackend]]:
         stage = study.tune_stages[self.name]
         sites = {SiteName(site.name): site for site in self.sites}
-        (call,) = calls_of(stage, {}, (str(Path.cwd()),), at=(), sites=sites)
+        (call,) = calls_of(stage, {}, [*map(str, self.search_path)], at=(), sites=sites)
         kept = {"result": None, "inputs": call.inputs}
         keep_result(self.run.stages / self.name, call.name, call.key, kept)  # for `resume`
         folder = self.run.path / "runners"
-        runners = {n: ParslBackend.attached(self.kernel, n, site, folder / n) for n, site in sites.items()}
-        several = MultiSiteBackend(runners)
-        search = Search(study, self.name, stage.tune, sites, several, self.run, self.run, call.arguments)
-        return search, tuple(runners.values())
+        backends = {
+            name: build_embedded_backend(site, BackendContext(folder / name, self.run.path), self.kernel)
+            for name, site in sites.items()
+        }
+        backend = MultiSiteBackend(backends)
+        search = Search(study, self.name, stage.tune, sites, backend, self.run, self.run, call.arguments)
+        return search, tuple(backends.values())
 
     # ------------------------------------------------------------------------- the program's end
 
@@ -125,17 +131,17 @@ class Embedded:
             raise StageFailedError(self.name, _LEFT)
 
     @contextmanager
-    def _watched(self, search: Search, runners: Sequence[ParslBackend]) -> Iterator[None]:
-        """Let the search leave when the program ends Parsl, or itself; nothing else would tell it."""
+    def _watched(self, search: Search, backends: Sequence[EmbeddedBackend]) -> Iterator[None]:
+        """Let the search leave when the program ends Parsl, or itself; nothing else would notice."""
         done = threading.Event()
 
         def watch() -> None:
-            while not done.wait(_LOOK_S):
+            while not done.wait(_POLL_S):
                 if self._is_over:
                     search.interrupt()
                     if not done.wait(self._patience_s):
-                        for runner in runners:
-                            runner.lose("the program has ended Parsl")
+                        for backend in backends:
+                            backend.lose("the program has ended Parsl")
                     return
 
         watcher = threading.Thread(target=watch, name=f"rasda-{self.study.name}-watch", daemon=True)
@@ -166,7 +172,7 @@ def _plain(stage: str, key: str, value: Any) -> JSON:
         return [_plain(stage, key, v) for v in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    allowed = "numbers, texts, lists, mappings, paths and Parsl Files: ranks are other processes"
+    allowed = "numbers, strings, lists, mappings, paths and Parsl Files: ranks are other processes"
     raise InvalidSettingError(f"input {key} of stage {stage}", type(value).__name__, allowed)
 
 
@@ -175,7 +181,7 @@ _exiting = threading.Event()
 
 @cache
 def _threads() -> WeakSet[threading.Thread]:
-    """Return the threads of all searches; at exit they are told to leave and waited for.
+    """Return the threads of all searches; at exit they are interrupted and waited for.
 
     Python's own hook for it, not `atexit`: that runs when pools of threads take no more work, which
     a search needs to end well.

@@ -6,22 +6,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from parsl_rasda.agent.node_probe import counted_here
-from parsl_rasda.errors import InvalidFileError, Mistake, RunDirectoryError
-from parsl_rasda.orchestration.admission import check_fit, check_pilots, check_searchers, tune_problems
-from parsl_rasda.orchestration.progress import View
+from parsl_rasda.atomic_files import replace_file
+from parsl_rasda.backends.allocation import counted_here
+from parsl_rasda.diagnostics import listing, shown
+from parsl_rasda.errors import Diagnostic, InvalidFileError, RunDirectoryError
+from parsl_rasda.orchestration.admission import AdmittedStudy, admit, tune_problems
+from parsl_rasda.orchestration.progress import ProgressReporter
 from parsl_rasda.orchestration.replay import load_run, save_run, search_path_of
-from parsl_rasda.orchestration.run_directory import RunDirectory, replace_file
-from parsl_rasda.study import SiteSpec, StudySpec, dump_study, load_study
-from parsl_rasda.study.spec import listing, shown
-from parsl_rasda.types import JSON, SiteName
-from parsl_rasda.workflow.dag import check_sites
-from parsl_rasda.workflow.run import RunResult, Session
-from parsl_rasda.workflow.site_pool import check_folder
+from parsl_rasda.orchestration.run_directory import RunDirectory, check_folder
+from parsl_rasda.study import StudySpec, dump_study, load_study
+from parsl_rasda.types import JSON
+from parsl_rasda.workflow.run import RunResult, WorkflowRun
 
 
 def run_study(
-    study: StudySpec, sites: Sequence[SiteSpec], directory: Path, *, search_path: Sequence[Path], view: View
+    admitted: AdmittedStudy, directory: Path, *, search_path: Sequence[Path], progress: ProgressReporter
 ) -> RunResult:
     """Run a study in a new directory, or again in one that it was run in before.
 
@@ -29,38 +28,32 @@ def run_study(
     them runs again, searches included; the settings of a search may not.
 
     Args:
-        study: What to run.
-        sites: Where.
+        admitted: What to run, and where.
         directory: Its run directory; created.
         search_path: Folders where the study's functions are, before Python's own path.
-        view: Who watches.
+        progress: Who reports.
 
     Raises:
         RunDirectoryError: If the directory holds a search of another study, or is being run.
         StageFailedError: If a stage other than a search fails; what came before stands, `resume`
             goes on from there.
         SiteUnavailableError: If no site can run a stage.
-        InvalidSettingError: If a stage names a site that is not there, two sites are one pilot, or a
-            searcher refuses its options.
-        PlacementImpossibleError: If a trial could never have the GPUs it needs.
     """
     run = RunDirectory(directory.resolve())
     check_folder(run.path)
-    refuse_other_search(run, study)
-    _admit(study, sites)
+    refuse_other_search(run, admitted.study)
     with run.controlled():
-        save_run(run, study, sites, search_path)
-        paths = search_path_of(run)
-        return Session(study, tuple(sites), run, paths, view, may_restart=True).run()
+        save_run(run, admitted.study, admitted.sites, search_path)
+        return WorkflowRun(admitted, run, search_path_of(run), progress, may_restart=True).run()
 
 
-def resume_study(directory: Path, overrides: Sequence[str], *, view: View) -> RunResult:
+def resume_study(directory: Path, overrides: Sequence[str], *, progress: ProgressReporter) -> RunResult:
     """Take a run up where it ended, after any death.
 
     Args:
         directory: Its run directory.
         overrides: ``key=value``; only the number of trials may change.
-        view: Who watches.
+        progress: Who reports.
 
     Raises:
         RunDirectoryError: If the directory is not one of a run, or is being run.
@@ -74,20 +67,12 @@ def resume_study(directory: Path, overrides: Sequence[str], *, view: View) -> Ru
     if overrides:
         wanted = load_study(run.study_file, overrides, check_targets=False, check_tune=tune_problems)
     check_amendment(study, wanted)
-    _admit(wanted, sites)
+    admitted = admit(wanted, sites, counted_here(sites))
     paths = search_path_of(run)
     with run.controlled():
         if wanted != study:
             replace_file(run.study_file, dump_study(wanted))
-        return Session(wanted, sites, run, paths, view).run()
-
-
-def _admit(study: StudySpec, sites: Sequence[SiteSpec]) -> None:
-    """Refuse what could never end well before a stage runs or a pilot is asked for."""
-    check_searchers(study)
-    check_pilots(sites)
-    check_sites(study, [SiteName(site.name) for site in sites])
-    check_fit(study, sites, counted_here(sites))
+        return WorkflowRun(admitted, run, paths, progress).run()
 
 
 def refuse_other_search(run: RunDirectory, study: StudySpec, *, may_grow: bool = False) -> None:
@@ -133,9 +118,10 @@ def check_amendment(study: StudySpec, wanted: StudySpec) -> None:
         key = ".".join(loc[2:] if len(study.tune_stages) == 1 and loc[2:3] == ("tune",) else loc)
         if loc[2:] != ("tune", "num_samples"):
             allowed = f"{shown(old)}, as the run has it: only tune.num_samples may change"
-            mistakes.append(Mistake("--set", 0, key, shown(new), allowed))
+            mistakes.append(Diagnostic((key,), shown(new), allowed, "--set"))
         elif new < old:
-            mistakes.append(Mistake("--set", 0, key, shown(new), f"at least {old}, the number the run has"))
+            least = f"at least {old}, the number the run has"
+            mistakes.append(Diagnostic((key,), shown(new), least, "--set"))
     if mistakes:
         raise InvalidFileError(mistakes)
 
@@ -152,5 +138,5 @@ def _changes(
     if isinstance(before, dict) and isinstance(after, dict):
         for key in {**before, **after}:
             yield from _changes(before.get(key), after.get(key), (*loc, key))
-    elif before != after and repr(before) != repr(after):  # what is not a number does not equal itself
+    elif before != after and repr(before) != repr(after):  # NaN does not equal itself
         yield loc, before, after

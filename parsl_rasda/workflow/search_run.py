@@ -9,17 +9,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from parsl_rasda.backends.multi_site import MultiSiteBackend
-from parsl_rasda.orchestration.backend import Backend
+from parsl_rasda.orchestration.backend import Backend, OpenJob
 from parsl_rasda.orchestration.data_locality import paths_in
 from parsl_rasda.orchestration.driver import Driver
 from parsl_rasda.orchestration.job_specs import JobSpecBuilder, SiteFacts
 from parsl_rasda.orchestration.journal import Journal
-from parsl_rasda.orchestration.progress import View
-from parsl_rasda.orchestration.replay import History, rebuild
+from parsl_rasda.orchestration.progress import ProgressReporter
+from parsl_rasda.orchestration.replay import ReplayedSearch, replay_search
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.orchestration.summary import best, cause
-from parsl_rasda.study import SiteSpec, StudySpec, TuneSpec
+from parsl_rasda.study import SiteBase, StudySpec, TuneSpec
 from parsl_rasda.types import JSON, SiteName, StudyState
 from parsl_rasda.workflow.dag import of_site
 
@@ -38,26 +37,28 @@ class Search:
     study: StudySpec
     name: str
     tune: TuneSpec
-    sites: Mapping[SiteName, SiteSpec]
-    runner: Backend
+    sites: Mapping[SiteName, SiteBase]
+    backend: Backend
     directory: RunDirectory
     claimed: RunDirectory
     inputs: Mapping[str, JSON]
     known: Sequence[Mapping[str, JSON]] = ()
     state: StudyState = StudyState.RUNNING
     cause: str = ""
-    _history: History | None = None
+    _history: ReplayedSearch | None = None
     _driver: Driver | None = None
     _is_leaving: bool = False
 
-    def run(self, view: View) -> Any:
+    def run(self, progress: ProgressReporter) -> Any:
         """Return the best trial as the next stage receives it; None if `state` is not DONE after it."""
         self.directory.path.mkdir(parents=True, exist_ok=True)
-        history = rebuild(self.directory, self.study.name, self.tune, seed=self.study.seed, known=self.known)
+        history = replay_search(
+            self.directory, self.study.name, self.tune, seed=self.study.seed, known=self.known
+        )
         self._history = history
         machine = history.machine
         if machine.state is not StudyState.DONE or machine.lacks(self.tune.num_samples):
-            self._drive(history, view)
+            self._drive(history, progress)
         self.state = history.machine.state
         self.cause = cause(history.machine, history.usage)
         return best(history.machine) if self.state is StudyState.DONE else None
@@ -82,23 +83,21 @@ class Search:
         """Return the JSON document of the search as it stands."""
         return self._history.summary() if self._history else {}
 
-    def _drive(self, history: History, view: View) -> None:
+    def _drive(self, history: ReplayedSearch, progress: ProgressReporter) -> None:
         orders = self._orders()
         live = [(t.job, t.epoch) for t in history.machine.jobs.values() if t.job is not None]
-        there = [(j.id, j.placement.site, epoch) for j, epoch in live if j.placement.site in self.sites]
+        there = [OpenJob(j.id, j.placement.site, e) for j, e in live if j.placement.site in self.sites]
         alone = len(self.study.tune_stages) == 1
-        missed = list(orders.events_on_disk(there, time.time()))
-        if isinstance(self.runner, MultiSiteBackend):
-            number = self.directory.searches_before
-            self.runner.begin_search(("" if alone else f"-{self.name}") + (f"-{number}" if number else ""))
-            missed += self.runner.recover(there)
-        watcher = view.search(self.name, history.machine, history.usage, alone=alone)
+        number = self.directory.searches_before
+        self.backend.begin_search(("" if alone else f"-{self.name}") + (f"-{number}" if number else ""))
+        missed = [*orders.events_on_disk(there, time.time()), *self.backend.recover(there)]
+        watcher = progress.search(self.name, history.machine, history.usage, alone=alone)
         observers = [history.usage, watcher]
         with Journal(self.directory.journal, self.study.name) as journal:
             self._driver = Driver(
                 history.machine,
                 journal,
-                self.runner,
+                self.backend,
                 history.searcher,
                 orders,
                 time.time,
@@ -106,7 +105,7 @@ class Search:
                 on_heartbeat=self.claimed.beat,
                 on_write=self.claimed.verify,
             )
-            if self._is_leaving:  # it was told before there was a driver to tell
+            if self._is_leaving:  # it was interrupted before there was a driver
                 self._driver.interrupt()
             pilots = {name: site.pilots for name, site in self.sites.items()}
             self._driver.run(self.tune.num_samples, pilots, missed)
@@ -123,8 +122,8 @@ class Search:
     def _paths_at(self, here: Mapping[str, JSON]) -> tuple[tuple[str, str], ...]:
         """Return the paths among the inputs of a site that it should have: its own, and what stages made.
 
-        Only an input that is a path, or a list of paths, is one for certain: a text with a slash in a mapping
-        may be the name of a group in an HDF5 file.
+        Only an input that is a path, or a list of paths, is one for certain: a string with a slash in a
+        mapping may be the name of a group in an HDF5 file.
         """
         needed = {name: self.inputs[name] for name in self.study.stages[self.name].needs}
         texts = (

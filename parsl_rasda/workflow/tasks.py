@@ -69,6 +69,7 @@ def call_command(
     words: Sequence[str],
     arguments: Mapping[str, Any],
     directory: str,
+    search_path: Sequence[str] = (),
     *,
     files: Sequence[str] = (),
     inputs: Sequence[Any] = (),
@@ -79,6 +80,7 @@ def call_command(
         StageFailedError: If a file is not there, it ends with another code than 0, or `result.json` is
             not JSON.
     """
+    del search_path  # of Python stages only
     given = {**arguments, **_paths_of(stage, files, inputs)}
     folder = _emptied(directory)
     values = {k: v if isinstance(v, str) else json.dumps(v) for k, v in given.items()}
@@ -161,7 +163,7 @@ def _plain(stage: str, result: Any) -> Any:
         return json.loads(json.dumps(result, default=_path))
     except (TypeError, ValueError) as error:
         kind = type(result).__name__
-        advice = "return numbers, texts, lists and mappings; write data to files in `directory`"
+        advice = "return numbers, strings, lists and mappings; write data to files in `directory`"
         raise StageFailedError(
             stage, f"it returned a {kind} that JSON cannot hold ({error}): {advice}"
         ) from error

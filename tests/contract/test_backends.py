@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from parsl_rasda.backends.multi_site import MultiSiteBackend
 from parsl_rasda.orchestration.backend import Backend
 from parsl_rasda.orchestration.events import EpochReported, JobEnded, PilotEnded, RequestPilot
 from parsl_rasda.testing.backends import BackendContract, EventLog, FakeBackend, Fault
@@ -10,7 +11,21 @@ from parsl_rasda.types import JobId, Outcome, PilotId, SiteName, TrialId
 
 class TestFake(BackendContract):
     def build(self, directory: Path) -> Backend:
-        return FakeBackend(lambda order, epoch: {"loss": 1.0 / epoch})
+        return FakeBackend(lambda order, epoch: {"loss": 1.0 / epoch}, directory=directory)
+
+
+class TestWithoutControl(BackendContract):
+    def build(self, directory: Path) -> Backend:
+        curve = {"loss": 0.5}
+        return FakeBackend(lambda order, epoch: curve, interactive=False, directory=directory)
+
+
+class TestMultiSite(BackendContract):
+    def build(self, directory: Path) -> Backend:
+        sites = [self.site, SiteName("other")]
+        return MultiSiteBackend(
+            {name: FakeBackend(lambda _, epoch: {"loss": 1.0 / epoch}, directory=directory) for name in sites}
+        )
 
 
 class TestFakeWithFaults(BackendContract):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import time
 from collections.abc import Callable
@@ -40,10 +41,29 @@ def processes_of(mark: str) -> list[int]:
     return [process.pid for process in orphan_reaper.marked(orphan_reaper.RUN_VARIABLE, mark)]
 
 
-def eventually(is_so: Callable[[], Any], deadline_s: float = DEADLINE_S) -> Any:
-    """Return the first truth; fail when there is none in time."""
-    give_up = time.monotonic() + deadline_s
-    while not (found := is_so()):
-        assert time.monotonic() < give_up, "it did not come true in time"
-        time.sleep(0.02)
+def eventually(is_so: Callable[[], Any], what: str = "", deadline_s: float = DEADLINE_S) -> Any:
+    """Return the first truth; fail when there is none in time.
+
+    Args:
+        is_so: Asked again and again.
+        what: What is waited for, in words; the source of `is_so` by default.
+        deadline_s: How long [s].
+    """
+    found = within(deadline_s, is_so)
+    assert found, f"not within {deadline_s:g} s: {what or _source_of(is_so)}"
     return found
+
+
+def within(patience_s: float, is_so: Callable[[], Any]) -> Any:
+    """Return the first truth, or what is false still when time is up: the only loop that waits in tests."""
+    give_up = time.monotonic() + patience_s
+    while not (found := is_so()) and time.monotonic() < give_up:
+        time.sleep(0.01)
+    return found
+
+
+def _source_of(is_so: Callable[[], Any]) -> str:
+    try:
+        return inspect.getsource(is_so).strip()
+    except (OSError, TypeError):  # a method of a built-in class
+        return repr(is_so)

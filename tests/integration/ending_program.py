@@ -9,10 +9,10 @@ from parsl.executors import HighThroughputExecutor, ThreadPoolExecutor
 from parsl.providers import LocalProvider
 
 from parsl_rasda import Slots, Study, tune
-from parsl_rasda.orchestration.progress import NoView
+from parsl_rasda.orchestration.progress import NoProgress
 
 
-class UntilAnEpoch(NoView):
+class UntilAnEpoch(NoProgress):
     """Says when the first epoch is over."""
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ else:
     gpu = HighThroughputExecutor(label="gpu", address="127.0.0.1", provider=LocalProvider(), **workers)
 kernel = parsl.load(Config([gpu], usage_tracking=0, initialize_logging=False))
 view, slots = UntilAnEpoch(), Slots("gpu", gpus_per_node=1, accelerator="none", mpi_launcher="process")
-best = tune(STUDY, slots=slots, directory="run", view=view, epoch_s=0.25)
+best = tune(STUDY, slots=slots, directory="run", progress=view, epoch_s=0.25)
 waits = tune(STUDY, slots=slots, directory="next", epoch_s=0.25) if way != "finish" else None
 if way != "finish" and not view.seen.wait(240):
     kernel.cleanup()  # else the workers of HTEX outlive us

@@ -11,7 +11,8 @@ import tempfile
 import uuid
 from pathlib import Path
 
-from rank_launch import ENVIRONMENT, MPIEXEC, PATIENCE_S, eventually, is_alive, written_order
+from backend_tools import eventually
+from rank_launch import ENVIRONMENT, MPIEXEC, PATIENCE_S, is_alive, written_order
 
 from parsl_rasda.agent import orphan_reaper
 from parsl_rasda.runtime.process.forkserver import client

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from backend_tools import within
 from forked_ranks import CLIENT, Node, is_server, session_of
 from rank_launch import MPIEXEC, OPENMPI, epochs_of, written_order
 from width_cases import differing
@@ -115,10 +116,7 @@ def one_attempt(node, order, rng, launcher, *, armed):
 def end_of_the_rest(launch):
     """Return how long something of an ended launch lived on [s], and how much of it had to be ended."""
     began = time.monotonic()
-    while (
-        orphan_reaper.marked(orphan_reaper.JOB_VARIABLE, launch.mark) and time.monotonic() - began < ALONE_S
-    ):
-        time.sleep(0.01)
+    within(ALONE_S, lambda: not orphan_reaper.marked(orphan_reaper.JOB_VARIABLE, launch.mark))
     took_s, orphans = time.monotonic() - began, orphan_reaper.marked(orphan_reaper.JOB_VARIABLE, launch.mark)
     orphan_reaper.end_marked(orphan_reaper.JOB_VARIABLE, launch.mark, grace_s=0.0)  # as runners do
     return took_s, len(orphans)
@@ -185,7 +183,9 @@ def left_of(node):
     A moment is given to a server that a client had just begun to start, and to a supervisor that finds its
     client gone.
     """
-    end = time.monotonic() + SETTLE_S
-    while (left := [p for p in node.processes() if p not in node.servers()]) and time.monotonic() < end:
-        time.sleep(0.01)
-    return left
+
+    def left():
+        return [p for p in node.processes() if p not in node.servers()]
+
+    within(SETTLE_S, lambda: not left())
+    return left()

@@ -154,11 +154,11 @@ def happen(trial, epoch, batch):
         raise ValueError("the loss is\nnot a loss")
     if plan["what"] == "wait for a signal" or (plan["what"] == "rank 0 waits" and trial.rank == 0):
         (trial.directory / f"waiting-{trial.rank}").touch()
-        while trial._session.preempt_cause is None:
+        while trial._attempt.preempt_cause is None:
             time.sleep(0.01)
         time.sleep(plan.get("then_s", 0.0))
     if plan["what"] == "preempt" and trial.rank == trial.world_size - 1:
-        trial._session.preempt("the test says so")
+        trial._attempt.preempt("the test says so")
 
 
 def network(dtype):
@@ -219,26 +219,26 @@ def evaluate(model, shard):
 def run_cases(path):
     """Train many cases in one launch: one group of ranks, one `Trial` after another."""
     from parsl_rasda.protocol import JobSpec
-    from parsl_rasda.runtime.process.attempt import Leave, Session
-    from parsl_rasda.runtime.process.launch_context import launch_context
+    from parsl_rasda.runtime.attempt.attempt import Attempt, PreemptRequested
+    from parsl_rasda.runtime.attempt.launch_context import launch_context
     from parsl_rasda.runtime.trial import Trial
     from parsl_rasda.types import Outcome
 
     group = None
     for order_path in sorted(Path(path).glob("*/order.json")):
         order = JobSpec.load(order_path)
-        session = Session(order, launch_context(order, os.environ))
-        trial = Trial(session)
+        attempt = Attempt(order, launch_context(order, os.environ))
+        trial = Trial(attempt)
         if group is not None:
             trial._group = group
         outcome = Outcome.REACHED
         try:
             learn(trial)
-        except Leave:
+        except PreemptRequested:
             outcome = Outcome.PREEMPTED
         group = trial._group
-        if session.is_main:
-            session.close(outcome)
+        if attempt.is_main:
+            attempt.close(outcome)
         group.agree([0])  # the next case may read what this one wrote
     os._exit(0)
 

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from parsl_rasda.protocol import EpochReport, JobResult, JobSpec, Training
@@ -87,13 +86,6 @@ def epochs_of(order):
 
 def metrics_of(*orders):
     return [dict(report.metrics) for order in orders for report in epochs_of(order)]
-
-
-def eventually(condition, what):
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end, f"never happened: {what}"
-        time.sleep(0.01)
 
 
 def is_alive(pid):

@@ -13,10 +13,11 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
+
+from backend_tools import eventually
 
 from parsl_rasda.agent import orphan_reaper
 
@@ -121,7 +122,7 @@ class SlurmCluster:
         """Cancel what runs or waits, and return when all of it is gone."""
         for job in self.jobs("PENDING,RUNNING,COMPLETING"):
             self.run("scancel", job, check=False)
-        self._until(lambda: not self.jobs("PENDING,RUNNING,COMPLETING"), "jobs do not end")
+        self._until(lambda: not self.jobs("PENDING,RUNNING,COMPLETING"), "jobs end")
 
     def kill_daemon(self, node: str) -> None:
         """Let a node fail: its slurmd dies at once; Slurm notices after SlurmdTimeout."""
@@ -146,7 +147,7 @@ class SlurmCluster:
         """Bring back every node, cancel what is left, and wait until all are idle."""
         self.revive_nodes()
         self.cancel_all()
-        self._until(self._all_idle, "nodes do not become idle")
+        self._until(self._all_idle, "nodes become idle")
 
     def _start(self) -> None:
         host, port = socket.gethostname().partition(".")[0], _free_ports()
@@ -182,11 +183,11 @@ class SlurmCluster:
             *("munged", "--force", "--foreground", f"--key-file={key}", f"--socket={at}/munge.sock"),
             *(f"--pid-file={at}/munged.pid", f"--log-file={at}/munged.log", f"--seed-file={at}/munged.seed"),
         )
-        self._until((at / "munge.sock").exists, "munged does not start")
+        self._until((at / "munge.sock").exists, "munged starts")
         self._begin("slurmctld", "slurmctld", "-D", "-i")
         for i in range(self.nodes):
             self._start_node(f"n{i}")
-        self._until(self._all_idle, "nodes do not become idle")
+        self._until(self._all_idle, "nodes become idle")
 
     def _start_node(self, name: str) -> None:
         self._begin(name, "slurmd", "-D", "-N", name)
@@ -206,11 +207,8 @@ class SlurmCluster:
         found = self.run("sinfo", "--noheader", "--Node", "--states=idle", "--format=%N %T", check=False)
         return sum(line.split()[-1] == "idle" for line in found.splitlines()) == self.nodes
 
-    def _until(self, is_so: Callable[[], Any], complaint: str) -> None:
-        give_up = time.monotonic() + START_S
-        while not is_so():
-            assert time.monotonic() < give_up, f"{complaint}; see {self.folder}"
-            time.sleep(0.05)
+    def _until(self, is_so: Callable[[], Any], what: str) -> None:
+        eventually(is_so, f"{what}; see {self.folder}", START_S)
 
 
 def _free_ports() -> int:

@@ -16,7 +16,8 @@ from backend_tools import STAND_IN
 
 from parsl_rasda.agent import job as agent_job
 from parsl_rasda.agent import orphan_reaper
-from parsl_rasda.agent.control_relay import ControlServer, Message
+from parsl_rasda.agent.control_relay import Message
+from parsl_rasda.backends.parsl.control_server import ControlServer
 from parsl_rasda.launch.base import LaunchSettings
 from parsl_rasda.launch.registry import build_launcher
 from parsl_rasda.protocol import JobResult, JobSpec
@@ -74,7 +75,7 @@ class RunningTrial:
     """``run_job`` in a thread of its own, as a Parsl worker would run it."""
 
     def __init__(
-        self, order: JobSpec, door: Message | None, program: str = str(STAND_IN), launcher: str = "hydra"
+        self, order: JobSpec, address: Message | None, program: str = str(STAND_IN), launcher: str = "hydra"
     ) -> None:
         placement = Placement(
             SiteName("s"), PilotId("s-0"), (NodeSlots(NodeName("here"), tuple(range(order.world_size))),)
@@ -82,7 +83,7 @@ class RunningTrial:
         words = (program, "-m", "parsl_rasda.runtime", f"{order.directory}/order.json")
         command = build_launcher(launcher).command(placement, words, LaunchSettings(local=True))
         self.mark = uuid.uuid4().hex
-        self._arguments = (order.to_json(), asdict(command), self.mark, door)
+        self._arguments = (order.to_json(), asdict(command), self.mark, address)
         self._result: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._thread = threading.Thread(target=lambda: self._result.put(agent_job.run_job(*self._arguments)))
         self._thread.start()
@@ -100,7 +101,7 @@ def test_without_a_controller_the_task_waits_for_the_end_and_tells_it_all(order:
 
 
 def test_an_attempt_that_is_refused_starts_nothing(controller: Controller, order: JobSpec) -> None:
-    running = RunningTrial(order, asdict(controller.server.door))
+    running = RunningTrial(order, asdict(controller.server.control_address))
     controller.expect("hello")
     controller.say("leave", reason="fenced", grace_s=1.0)
     report, _ = running.end()
@@ -109,7 +110,7 @@ def test_an_attempt_that_is_refused_starts_nothing(controller: Controller, order
 
 
 def test_an_answer_reaches_rank_zero_once(controller: Controller, order: JobSpec) -> None:
-    running = RunningTrial(order, asdict(controller.server.door))
+    running = RunningTrial(order, asdict(controller.server.control_address))
     controller.expect("hello")
     controller.say("start")
     assert controller.expect("epoch")["epoch"] == 1
@@ -122,7 +123,7 @@ def test_an_answer_reaches_rank_zero_once(controller: Controller, order: JobSpec
 
 
 def test_an_unanswered_epoch_is_told_again_with_the_next_beat(controller: Controller, order: JobSpec) -> None:
-    running = RunningTrial(order, asdict(controller.server.door))
+    running = RunningTrial(order, asdict(controller.server.control_address))
     controller.expect("hello")
     controller.say("start")
     first = controller.expect("epoch")
@@ -134,7 +135,7 @@ def test_an_unanswered_epoch_is_told_again_with_the_next_beat(controller: Contro
 
 def test_a_silent_controller_ends_the_lease(controller: Controller, order: JobSpec) -> None:
     endless = replace(order, lease_s=0.5, config={"epoch_s": 600})
-    running = RunningTrial(endless, asdict(controller.server.door))
+    running = RunningTrial(endless, asdict(controller.server.control_address))
     controller.expect("hello")
     controller.say("start")
     report, _ = running.end()

@@ -19,12 +19,13 @@ from pathlib import Path
 sys.path.insert(0, {here!r})
 from backend_tools import local_site
 from parsl_rasda.orchestration.events import JobStarted, PilotStarted, RequestPilot
-from parsl_rasda.backends.parsl.backend import ParslRunner
+from parsl_rasda.backends.registry import build_backend
+from parsl_rasda.orchestration.backend import BackendContext
 from parsl_rasda.testing.backends import EventLog, RunningPilot
 from parsl_rasda.types import PilotId, SiteName
 
 run_dir = Path({run_dir!r})
-runner, log = ParslRunner(local_site(gpus_per_node=2), run_dir), EventLog()
+runner, log = build_backend(local_site(gpus_per_node=2), BackendContext(run_dir)), EventLog()
 runner.open(log.post)
 try:
     runner.request_pilot(RequestPilot(PilotId("local-0"), SiteName("local")))

@@ -12,8 +12,8 @@ import pytest
 from backend_tools import eventually, local_site, mark_of, processes_of
 
 from parsl_rasda.agent import orphan_reaper
-from parsl_rasda.backends.parsl.backend import ParslBackend
-from parsl_rasda.orchestration.backend import Backend
+from parsl_rasda.backends.registry import build_backend
+from parsl_rasda.orchestration.backend import Backend, BackendContext
 from parsl_rasda.orchestration.events import (
     ContinueJob,
     EndJob,
@@ -32,17 +32,17 @@ pytestmark = [pytest.mark.parsl, pytest.mark.mpi, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ParslBackend, str]]:
+def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Backend, str]]:
     """One pilot for all tests here: each adopts it, as the stages of a pipeline do."""
     run_dir = tmp_path_factory.mktemp("run")
-    runner = ParslBackend(local_site(checkpoint_margin=1.0), run_dir)
-    with runner.hold():
-        yield runner, mark_of(run_dir)
+    backend = build_backend(local_site(checkpoint_margin=1.0), BackendContext(run_dir))
+    with backend.hold():
+        yield backend, mark_of(run_dir)
 
 
 class TestParsl(BackendContract):
     @pytest.fixture(autouse=True)
-    def _held(self, held: tuple[ParslBackend, str]) -> None:
+    def _held(self, held: tuple[Backend, str]) -> None:
         self.held, self.mark = held
 
     def build(self, directory: Path) -> Backend:
@@ -54,10 +54,10 @@ class TestParsl(BackendContract):
             for job in jobs:
                 stage.log.next(JobStarted, job)
                 epoch = stage.log.next(EpochReported, job)
-                stage.runner.continue_job(ContinueJob(job, until=epoch.epoch + 3, replicas=2))
+                stage.backend.continue_job(ContinueJob(job, until=epoch.epoch + 3, replicas=2))
             for job in jobs:
                 eventually(lambda job=job: len(epochs_of(stage.log, job)) == 2)
-                stage.runner.end_job(EndJob(job, "stopped"))
+                stage.backend.end_job(EndJob(job, "stopped"))
                 assert stage.log.next(JobEnded, job).outcome is Outcome.REACHED
             slots = [stage.log.next(EpochReported, job).slots for job in jobs]
             assert [len(s) for s in slots] == [1, 1, 2]
@@ -89,14 +89,14 @@ class TestParsl(BackendContract):
         with self.stage(tmp_path) as stage:
             job = stage.start("t0", config={"epoch_s": 600})
             stage.log.next(JobStarted, job)
-            stage.runner.end_job(EndJob(job, "released"))
+            stage.backend.end_job(EndJob(job, "released"))
             assert stage.log.next(JobEnded, job).outcome is Outcome.PREEMPTED
 
     def test_a_job_without_a_channel_hears_of_its_end_by_a_signal(self, tmp_path: Path) -> None:
         with self.stage(tmp_path) as stage:
             job = stage.start("t0", width=2, interactive=False, config={"epoch_s": 600})
             stage.log.next(JobStarted, job)
-            stage.runner.end_job(EndJob(job, "released"))
+            stage.backend.end_job(EndJob(job, "released"))
             assert stage.log.next(JobEnded, job).outcome is Outcome.PREEMPTED
 
     def test_a_job_that_will_not_leave_is_killed(self, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ class TestParsl(BackendContract):
             mark = f"{self.mark}/{job}"
             ranks = orphan_reaper.marked(orphan_reaper.JOB_VARIABLE, mark)
             told_at = time.monotonic()
-            stage.runner.end_job(EndJob(job, "stopped"))
+            stage.backend.end_job(EndJob(job, "stopped"))
             ended = stage.log.next(JobEnded, job)
             assert (ended.outcome, ended.cause) == (Outcome.PREEMPTED, "stopped; they did not end in time")
             assert time.monotonic() - told_at < 20, "the site's margin is a second"
@@ -131,7 +131,7 @@ class TestParsl(BackendContract):
         with self.stage(tmp_path) as stage:
             job = stage.start("t0", width=4)
             stage.log.next(EpochReported, job)
-            assert self.held.submit_stage(pow, 7, 2).result(30) == 49
+            assert self.held.submit_stage(self.call(Path(__file__).as_uri())).result(30)["target"]
 
     def test_an_epoch_is_answered_within_milliseconds(self, tmp_path: Path) -> None:
         with self.stage(tmp_path) as stage:
@@ -140,19 +140,19 @@ class TestParsl(BackendContract):
             rounds = []
             for _ in range(50):
                 asked = time.perf_counter()
-                stage.runner.continue_job(ContinueJob(job, until=99, replicas=2))
+                stage.backend.continue_job(ContinueJob(job, until=99, replicas=2))
                 stage.log.next(EpochReported)
                 rounds.append(time.perf_counter() - asked)
             assert sorted(rounds)[25] < 0.1
 
 
 def test_a_pilot_that_dies_ends_its_jobs_and_the_next_one_uses_its_lane(tmp_path: Path) -> None:
-    runner, log = ParslBackend(local_site(), tmp_path), EventLog()
-    runner.open(log.post)
+    backend, log = build_backend(local_site(), BackendContext(tmp_path)), EventLog()
+    backend.open(log.post)
     try:
-        runner.request_pilot(RequestPilot(PilotId("local-0"), SiteName("local")))
+        backend.request_pilot(RequestPilot(PilotId("local-0"), SiteName("local")))
         started = log.next(PilotStarted)
-        job = RunningPilot(runner, log, started, tmp_path).start("t0", width=2, config={"epoch_s": 600})
+        job = RunningPilot(backend, log, started, tmp_path).start("t0", width=2, config={"epoch_s": 600})
         log.next(JobStarted, job)
         for pid in processes_of(mark_of(tmp_path)):
             if "parsl-rasda-workers" in Path(f"/proc/{pid}/cmdline").read_text():
@@ -162,35 +162,36 @@ def test_a_pilot_that_dies_ends_its_jobs_and_the_next_one_uses_its_lane(tmp_path
         assert isinstance(log.of(job)[-1], JobEnded)
         kinds = [type(e) for e in log.events if isinstance(e, PilotLost | JobEnded | PilotEnded)]
         assert kinds == [PilotLost, JobEnded, PilotEnded], "nothing is started there meanwhile"
-        runner.request_pilot(RequestPilot(PilotId("local-1"), SiteName("local")))
+        backend.request_pilot(RequestPilot(PilotId("local-1"), SiteName("local")))
         assert log.next(PilotStarted).pilot == "local-1"
     finally:
-        runner.close()
+        backend.close()
 
 
 def test_a_pilot_that_cannot_start_says_why(tmp_path: Path) -> None:
     site = local_site(provider={"type": "LocalProvider", "worker_init": "echo no such module >&2; exit 3"})
-    runner, log = ParslBackend(site, tmp_path), EventLog()
-    runner.open(log.post)
+    backend, log = build_backend(site, BackendContext(tmp_path)), EventLog()
+    backend.open(log.post)
     try:
-        runner.request_pilot(RequestPilot(PilotId("local-0"), SiteName("local")))
+        backend.request_pilot(RequestPilot(PilotId("local-0"), SiteName("local")))
         ended = log.next(PilotEnded)
         assert not ended.usable
         assert "exit 3" in ended.cause
         assert "no such module" in ended.cause
     finally:
-        runner.close()
+        backend.close()
 
 
 def test_an_unknown_provider_is_an_error_that_lists_those_there_are(tmp_path: Path) -> None:
-    runner, log = ParslBackend(local_site(provider={"type": "SlurpProvider"}), tmp_path), EventLog()
-    runner.open(log.post)
+    site = local_site(provider={"type": "SlurpProvider"})
+    backend, log = build_backend(site, BackendContext(tmp_path)), EventLog()
+    backend.open(log.post)
     try:
-        runner.request_pilot(RequestPilot(PilotId("local-0"), SiteName("local")))
+        backend.request_pilot(RequestPilot(PilotId("local-0"), SiteName("local")))
         ended = log.next(PilotEnded)
         assert "SlurmProvider" in ended.cause
     finally:
-        runner.close()
+        backend.close()
 
 
 def epochs_of(log: EventLog, job: JobId) -> list[EpochReported]:

@@ -7,8 +7,9 @@ import subprocess
 import sys
 
 import pytest
+from backend_tools import eventually
 from forked_ranks import Node
-from rank_launch import ENVIRONMENT, PATIENCE_S, eventually, rank_command, report_of, written_order
+from rank_launch import ENVIRONMENT, PATIENCE_S, rank_command, report_of, written_order
 
 from parsl_rasda.types import Outcome
 

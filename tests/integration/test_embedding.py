@@ -35,7 +35,7 @@ from parsl_rasda.errors import (
     RunDirectoryError,
     StageFailedError,
 )
-from parsl_rasda.orchestration.progress import NoView
+from parsl_rasda.orchestration.progress import NoProgress
 from parsl_rasda.types import StudyState
 from parsl_rasda.workflow import resume_study
 
@@ -263,7 +263,7 @@ def test_a_study_file_of_the_users_is_never_written_over(loaded: Path) -> None:
 
 def test_parsl_rasda_resume_takes_an_embedded_search_up(loaded: Path) -> None:
     tune(study("taken"), slots=SLOTS, directory="taken", epoch_s=0.01).result(timeout=60)
-    resumed = resume_study(loaded / "taken", [], view=NoView())
+    resumed = resume_study(loaded / "taken", [], progress=NoProgress())
     assert resumed.state is StudyState.DONE
     assert resumed.summary["trials"]["completed"] + resumed.summary["trials"]["stopped"] == 2
 
@@ -289,7 +289,7 @@ PIPELINE = {
             "tune": {**SETTINGS, "num_samples": 1},
         },
         "warm": {"tune": {**SETTINGS, "searcher": {"kind": "tpe", "warm_start": "first"}}},
-        "late": {"needs": {"view": "simulate"}, "tune": SETTINGS},
+        "late": {"needs": {"progress": "simulate"}, "tune": SETTINGS},
     },
 }
 
@@ -304,13 +304,26 @@ def test_one_search_of_a_file_with_several_and_what_it_needs(loaded: Path) -> No
     assert order["inputs"] == {"data": 1, "epoch_s": 0.01}
 
 
+def test_functions_beside_a_study_file_elsewhere_are_found_by_ranks_and_by_resume(loaded: Path) -> None:
+    (loaded / "elsewhere").mkdir()
+    (loaded / "elsewhere" / "beside.py").write_text("from workflows.emulated.train import train as learn\n")
+    training = {"python": "beside:learn"}
+    text = json.dumps({"name": "elsewhere", "tune": {**SETTINGS, "training": training}})
+    (loaded / "elsewhere" / "study.yaml").write_text(text)
+    declared = Study.from_yaml("elsewhere/study.yaml")
+    best = tune(declared, slots=SLOTS, directory="run", epoch_s=0.0).result()
+    assert best["epoch"] == 2
+    origin = json.loads((loaded / "run" / "origin.json").read_text())
+    assert origin["search_path"][0] == str(loaded / "elsewhere")
+
+
 @pytest.mark.parametrize(
     ("stage", "refused"),
     [
         (None, "stage: found None; allowed: a search of whole: first, second, warm, late"),
         ("simulate", "stage: found 'simulate'"),
         ("warm", "searcher.warm_start: found 'first'; allowed: nothing in a program"),
-        ("late", r"needs: found 'view'; allowed: another name: tune\(\) has an argument of this one"),
+        ("late", r"needs: found 'progress'; allowed: another name: tune\(\) has an argument of this one"),
     ],
 )
 def test_what_a_program_cannot_search_is_refused_in_words(

@@ -82,7 +82,7 @@ def test_two_searches_on_two_executors_run_at_the_same_time(loaded: Path) -> Non
     both = threading.Barrier(2, timeout=60)  # each holds its trial until the other has one, too
 
     class Meet:
-        """A view that lets a search begin when the other one does."""
+        """A reporter that lets a search begin when the other one does."""
 
         def search(self, *_: object, **__: object) -> Any:
             both.wait()
@@ -92,7 +92,7 @@ def test_two_searches_on_two_executors_run_at_the_same_time(loaded: Path) -> Non
 
     labels = ("gpu", "more")
     futures = [
-        tune(Study(SETTINGS, name=n), slots=slots(n, 2), directory=n, view=Meet())  # type: ignore[arg-type]
+        tune(Study(SETTINGS, name=n), slots=slots(n, 2), directory=n, progress=Meet())  # type: ignore[arg-type]
         for n in labels
     ]
     assert [f.result(timeout=120)["epoch"] for f in futures] == [4, 4]
@@ -140,7 +140,7 @@ def test_the_same_directory_twice_at_once_is_refused_in_words(loaded: Path) -> N
     begun, tried = threading.Event(), threading.Event()
 
     class Wait:
-        """A view that keeps the first search from going on until the second has been tried."""
+        """A reporter that keeps the first search from going on until the second has been tried."""
 
         def search(self, *_: object, **__: object) -> Any:
             begun.set()
@@ -150,7 +150,7 @@ def test_the_same_directory_twice_at_once_is_refused_in_words(loaded: Path) -> N
         def add(self, *_: object) -> None: ...
 
     once = Study({**SETTINGS, "num_samples": 1}, name="once")
-    first = tune(once, slots=slots("gpu", 1), directory="once", view=Wait())  # type: ignore[arg-type]
+    first = tune(once, slots=slots("gpu", 1), directory="once", progress=Wait())  # type: ignore[arg-type]
     assert begun.wait(60)
     second = tune(once, slots=slots("more", 1), directory="once")
     with pytest.raises(RunDirectoryError, match="is being run by another thread of this process"):

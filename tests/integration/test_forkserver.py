@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from backend_tools import eventually
 from forked_ranks import Node, described, family_of, gone, parent_of
 from rank_launch import (
-    eventually,
     finished,
     is_alive,
     metrics_of,
@@ -298,7 +298,7 @@ def test_a_folder_that_others_could_enter_is_not_used(tmp_path) -> None:
         order = node.order(tmp_path / "order", accelerator="none")
         status, log = node.finished(order)
         assert (status, described(order)["forked"]) == (0, False)
-        assert "is not a folder that only we may enter" in log
+        assert "is not a folder that only this user may enter" in log
         assert node.servers() == []
 
 

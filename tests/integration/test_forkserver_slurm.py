@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from backend_tools import eventually
 from forked_ranks import Node, described, family_of, gone
-from rank_launch import HERE, PATIENCE_S, eventually, report_of, written_order
+from rank_launch import HERE, PATIENCE_S, report_of, written_order
 from slurm_cluster import SlurmCluster
 
 from parsl_rasda.agent import orphan_reaper
-from parsl_rasda.backends.allocation import Allocation
+from parsl_rasda.backends.allocation import PilotAllocation
 from parsl_rasda.launch.base import LaunchSettings
 from parsl_rasda.launch.srun import SrunLauncher
 from parsl_rasda.runtime.process.forkserver import client
@@ -65,7 +66,7 @@ def start_as_a_pilot_does(node, orders, *, with_servers):
     """Start launches inside one allocation, one after another; returns the process."""
     slots = (NodeSlots(NodeName("n0"), (0, 1)),)
     placement = Placement(SiteName("site"), PilotId("p"), slots)
-    pilot = Allocation(slots, None, sys.executable, client.__file__)
+    pilot = PilotAllocation(slots, None, sys.executable, client.__file__)
     words = []
     for order in orders:
         program = (*IN_STEPS, str(Path(order.directory) / "order.json"))
@@ -88,4 +89,4 @@ def test_ranks_of_steps_find_the_server_that_their_pilot_has_ensured(node, tmp_p
         assert [report_of(order).outcome for order in orders] == [Outcome.REACHED] * 2, log
         forked = {described(order, rank)["forked"] for order in orders for rank in (0, 1)}
         assert forked == {with_servers}, log
-        assert ("plain start, without the fork server: none was ensured" in log) is not with_servers
+        assert ("plain start, without the fork server: the pilot started none" in log) is not with_servers

@@ -26,14 +26,15 @@ CONTROLLER = """
 import json, sys
 from pathlib import Path
 from parsl_rasda.orchestration.events import JobEnded, JobStarted, PilotStarted, RequestPilot
-from parsl_rasda.backends.parsl.backend import ParslRunner
+from parsl_rasda.backends.registry import build_backend
+from parsl_rasda.orchestration.backend import BackendContext
 from parsl_rasda.study.sites import ParslSiteSpec
 from parsl_rasda.testing.backends import EventLog, RunningPilot
 from parsl_rasda.types import PilotId, SiteName
 
 folder = Path(sys.argv[1])
 log = EventLog(120)
-runner = ParslRunner(ParslSiteSpec.model_validate(json.loads(sys.argv[2])), folder)
+runner = build_backend(ParslSiteSpec.model_validate(json.loads(sys.argv[2])), BackendContext(folder))
 runner.open(log.post)
 try:
     runner.request_pilot(RequestPilot(PilotId("site-0"), SiteName("site")))
@@ -111,7 +112,7 @@ class Controller:
     def pids_of(self, victim: str) -> list[int]:
         """Return what to kill."""
         # The first rank has spoken; those of srun trickle in.
-        eventually(lambda: len(self._ranks()) == self.width, DEADLINE_S)
+        eventually(lambda: len(self._ranks()) == self.width, deadline_s=DEADLINE_S)
         job, ranks = self.processes_of_job(), self._ranks()
         roots = [pid for pid in job if _parent_of(pid) not in job]
         pool = [
@@ -157,10 +158,10 @@ def kill(controller: Controller, victim: str) -> None:
 def see_the_end(controller: Controller, *, is_controller: bool = False) -> None:
     if not is_controller:
         assert controller.said() in {"lost", "preempted"}
-    eventually(lambda: not controller.processes_of_job(), DEADLINE_S)
+    eventually(lambda: not controller.processes_of_job(), deadline_s=DEADLINE_S)
     if not is_controller:
         controller.process.communicate(timeout=DEADLINE_S)
-    eventually(lambda: not processes_of(controller.mark), DEADLINE_S)
+    eventually(lambda: not processes_of(controller.mark), deadline_s=DEADLINE_S)
 
 
 def need_launcher(need: Callable[..., None], launcher: str) -> None:
@@ -203,4 +204,4 @@ def test_whatever_is_killed_inside_a_slurm_job_nothing_of_the_job_lives_on(
             see_the_end(controller)
         else:
             kill(controller, victim)
-    eventually(lambda: not cluster.jobs("PENDING,RUNNING"), DEADLINE_S)
+    eventually(lambda: not cluster.jobs("PENDING,RUNNING"), deadline_s=DEADLINE_S)

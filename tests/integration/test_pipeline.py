@@ -100,7 +100,7 @@ def test_results_stand_until_their_code_changes_and_exactly_what_depends_on_it_r
 ) -> None:
     # Interrupted as soon as `prepare` is done ...
     process = start(folder, "run", "study.yaml", "--site", "logical.yaml", "--dir", "out")
-    eventually((folder / "out/stages/prepare/0000.json").exists, 60)
+    eventually((folder / "out/stages/prepare/0000.json").exists, deadline_s=60)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 130
@@ -223,8 +223,8 @@ def test_trials_train_beside_more_calls_of_a_stage_than_the_pilot_has_workers(fo
     def count(pattern: str) -> int:
         return len(list((folder / "out").glob(pattern)))
 
-    eventually(lambda: count("stages/simulate/[0-9]*") == 3, 60)
-    eventually(lambda: count("trials/*/attempt-1/epoch-000001") == 2, 60)
+    eventually(lambda: count("stages/simulate/[0-9]*") == 3, deadline_s=60)
+    eventually(lambda: count("trials/*/attempt-1/epoch-000001") == 2, deadline_s=60)
     assert count("stages/simulate/[0-9]*") == 3, "as many as `at_once` says"
     (folder / "go-on").touch()
     code, out, err = finish(process)
@@ -282,7 +282,7 @@ def test_a_killed_controller_leaves_an_interrupted_run_and_what_had_ended_beside
     (folder / "slow.yaml").write_text(SLOW)
     (folder / "slow.py").write_text(WAITING)
     process = start(folder, "run", "slow.yaml", "--site", "logical.yaml", "--dir", "slow")
-    eventually((folder / "slow/stages/simulate/0001.json").exists, 60)
+    eventually((folder / "slow/stages/simulate/0001.json").exists, deadline_s=60)
     document = json.loads(run(folder, "status", "slow", "--json")[1])
     assert (document["state"], document["stages"]["simulate"]["state"]) == ("running", "running")
     process.kill()
@@ -303,7 +303,9 @@ def test_a_batch_system_that_ends_the_controllers_job_books_no_fault(folder: Pat
     (folder / "study.yaml").write_text(STUDY.replace("max_t: 2", "max_t: 64").replace("0.05", "0.5"))
     words = ("run", "study.yaml", "--site", "logical.yaml", "--dir", "out", "--json")
     process = start(folder, *words, as_group=True)
-    eventually(lambda: next((folder / "out").glob("trials/*/attempt-1/epoch-*"), None) is not None, 60)
+    eventually(
+        lambda: next((folder / "out").glob("trials/*/attempt-1/epoch-*"), None) is not None, deadline_s=60
+    )
     os.killpg(process.pid, signal.SIGTERM)
     code, out, err = finish(process)
     assert code == 130, err

@@ -87,7 +87,7 @@ def train(trial):
     mark = marks / f"{trial.directory.parent.parent.name}-{trial.epoch}"
     if trial.epoch and marks.exists() and not mark.exists():
         mark.touch()
-        shutil.rmtree(trial._order.resume_from)
+        shutil.rmtree(trial._spec.resume_from)
     model, _ = trial.prepare(torch.nn.Linear(3, 1), torch.optim.AdamW, lr=trial.config["lr"])
     for _ in trial.epochs():
         for x, y in trial.batches((X, Y)):
@@ -122,7 +122,7 @@ def wait_for_records(journal: Path, count: int, process: subprocess.Popen[str]) 
     def has_come() -> bool:
         return (journal.exists() and lines_of(journal) >= count) or process.poll() is not None
 
-    eventually(has_come, DEADLINE_S)
+    eventually(has_come, deadline_s=DEADLINE_S)
     return process.poll() is None
 
 
@@ -155,7 +155,7 @@ def kill_all(folder: Path, *words: bytes) -> None:
 
 
 def wait_until_none_is_left(folder: Path) -> None:
-    eventually(lambda: not processes_of(folder), 5.0)
+    eventually(lambda: not processes_of(folder), deadline_s=5.0)
 
 
 def verdict(summary: dict[str, Any]) -> dict[str, Any]:

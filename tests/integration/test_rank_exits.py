@@ -9,8 +9,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from backend_tools import eventually
 from forked_ranks import Node, described, gone
-from rank_launch import MPIEXEC, OPENMPI, eventually, missing_of, rank_command, report_of, written_order
+from rank_launch import MPIEXEC, OPENMPI, missing_of, rank_command, report_of, written_order
 from slurm_cluster import SlurmCluster
 
 from parsl_rasda.agent import orphan_reaper
@@ -46,7 +47,7 @@ def place(request, need) -> Iterator[tuple[Node, tuple[str, ...]]]:
 @pytest.mark.parametrize("start", ["forked", "plain"])
 @pytest.mark.parametrize(
     ("end", "how"),
-    [({"exit": 3}, "ended by itself, with exit status 3"), ({"signal": signal.SIGKILL}, "died by SIGKILL")],
+    [({"exit": 3}, "ended with exit status 3"), ({"signal": signal.SIGKILL}, "died by SIGKILL")],
 )
 def test_a_rank_that_ends_takes_the_launch_along_at_once(place, tmp_path, start, end, how) -> None:
     node, launcher = place

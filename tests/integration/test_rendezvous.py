@@ -15,7 +15,7 @@ RANK = """
 import sys, time
 from pathlib import Path
 import torch
-from parsl_rasda.runtime import group
+from parsl_rasda.runtime.engine import group
 group.RENDEZVOUS_S = float(sys.argv[4])
 rank, size, place = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 began = time.monotonic()
@@ -25,7 +25,7 @@ except group.PeersLostError as error:
     print(f"lost after {time.monotonic() - began:.1f} s: {error}")
     raise SystemExit(0)
 time.sleep(float(sys.argv[6]) if rank else 0.0)
-print("sum", it.sum([1.0, rank]), it.texts(f"rank {rank}"))
+print("sum", it.sum([1.0, rank]), it.gather_strings(f"rank {rank}"))
 """
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from backend_tools import eventually
 from rank_launch import (
     ENVIRONMENT,
     HERE,
     epochs_of,
-    eventually,
     finished,
     mpi_command,
     rank_command,
@@ -175,10 +175,10 @@ def test_a_plain_ddp_script_trains_on_two_ranks_and_resumes_on_one(tmp_path) -> 
             ("true", "{lr:d}"),
             "TrainingError: `training.command` cannot be filled in: Unknown format code 'd'",
         ),
-        (("true",), "TrainingError: The command ended well but wrote no command-report.json."),
+        (("true",), "TrainingError: The command succeeded but wrote no command-report.json."),
         (
             ("sh", "-c", "echo [] > '{report}'"),
-            "TrainingError: The command wrote a report that cannot be read",
+            "TrainingError: The command's report cannot be read",
         ),
         (("sh", "-c", "echo '{{}}' > '{report}'"), "TrainingError: The command reported []."),
         (("no-such-program",), "FileNotFoundError: [Errno 2] No such file or directory: 'no-such-program'"),

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from backend_tools import eventually
 from rank_launch import (
     ENVIRONMENT,
     Conversation,
     epochs_of,
-    eventually,
     finished,
     is_alive,
     metrics_of,

@@ -20,7 +20,8 @@ from rank_launch import OPENMPI, missing_of
 from slurm_cluster import SlurmCluster
 
 from parsl_rasda.agent import orphan_reaper
-from parsl_rasda.backends.parsl.backend import ParslBackend
+from parsl_rasda.backends.registry import build_backend
+from parsl_rasda.orchestration.backend import BackendContext
 from parsl_rasda.orchestration.events import (
     RELEASED,
     EpochReported,
@@ -155,7 +156,8 @@ def test_trials_of_1_and_2_gpus_share_a_node_beside_trials_of_4_8_and_16(
     provider = {**SITE["provider"], "nodes_per_block": 5}
     site = {**SITE, "name": "slurm", "accelerator": "cuda", "provider": provider}
     site["cores_of_gpu"] = [str(core) for core in CORES]
-    runner, log = ParslBackend(ParslSiteSpec.model_validate(site), tmp_path / "runner"), EventLog(DEADLINE_S)
+    context = BackendContext(tmp_path / "runner")
+    runner, log = build_backend(ParslSiteSpec.model_validate(site), context), EventLog(DEADLINE_S)
     runner.open(log.post)
     try:
         runner.request_pilot(RequestPilot(PilotId("slurm-0"), SiteName("slurm")))
@@ -389,7 +391,7 @@ def when_jobs_have_started(
         found = events_of(place.folder / "run", JobStarted) if journal.exists() else []
         return [event.job for event in found if event.job.attempt >= attempt]
 
-    eventually(lambda: len(started()) >= count or process.poll() is not None, DEADLINE_S)
+    eventually(lambda: len(started()) >= count or process.poll() is not None, deadline_s=DEADLINE_S)
     assert process.poll() is None, "the study ended before it was hit"
     return started()[-1]
 
@@ -519,11 +521,14 @@ print("ranks left", len(ranks()))
 
 def test_a_node_fails_and_the_study_ends_as_if_undisturbed(place: Place, as_on_local: dict[str, Any]) -> None:
     process = start_long(place, epoch_s=12.0)
-    eventually((place.folder / "run/journal.jsonl").exists, DEADLINE_S)
-    eventually(lambda: events_of(place.folder / "run", PilotStarted), DEADLINE_S)
+    eventually((place.folder / "run/journal.jsonl").exists, deadline_s=DEADLINE_S)
+    eventually(lambda: events_of(place.folder / "run", PilotStarted), deadline_s=DEADLINE_S)
     mark = mark_of(place)
     place.cluster.kill_daemon("n3")
-    eventually(lambda: events_of(place.folder / "run", PilotEnded) or process.poll() is not None, DEADLINE_S)
+    eventually(
+        lambda: events_of(place.folder / "run", PilotEnded) or process.poll() is not None,
+        deadline_s=DEADLINE_S,
+    )
     place.cluster.revive_nodes()
     summary = place.finish(process)
     assert verdict(summary) == as_on_local
@@ -541,7 +546,10 @@ def test_a_pilot_that_slurm_puts_back_into_the_queue_is_given_back_at_once(
     (job,) = place.cluster.jobs("RUNNING")
     place.cluster.run("scontrol", "requeue", job)
     told_at = time.monotonic()
-    eventually(lambda: events_of(place.folder / "run", PilotEnded) or process.poll() is not None, DEADLINE_S)
+    eventually(
+        lambda: events_of(place.folder / "run", PilotEnded) or process.poll() is not None,
+        deadline_s=DEADLINE_S,
+    )
     took_s = time.monotonic() - told_at
     summary = place.finish(process)
     assert verdict(summary) == as_on_local

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from command_line import finish, start
 
 from parsl_rasda.orchestration.events import StartJob
 from parsl_rasda.orchestration.journal import read
-from workflows.cfd_defiltering.prepare import write_shards
-from workflows.cfd_defiltering.simulate import simulate
+from tests.workflow_folder import workflow_folder
+
+with workflow_folder("cfd_defiltering") as CFD:
+    from prepare import write_shards
+    from simulate import simulate
 
 pytestmark = [pytest.mark.parsl, pytest.mark.mpi, pytest.mark.slow]
 
@@ -32,7 +36,7 @@ tune:
     width: {{choice: [6, 8]}}
     activation: {{choice: [relu, gelu, silu, tanh]}}
   training:
-    python: workflows.cfd_defiltering.train:train
+    python: train:train
     batch_size: 4
     warmup: {{initial: 1, rescale: 1}}
     clip_norm: 1.0
@@ -56,6 +60,8 @@ def data(tmp_path_factory):
 def studies(tmp_path_factory, data):
     """Run the study on 1, 2 and 4 slots; the last one waits for the full width of every trial."""
     folder = tmp_path_factory.mktemp("studies")
+    for module in ("train.py", "model.py"):
+        shutil.copy(CFD / module, folder)
     return {slots: ran(folder, data, slots, "strict" if slots == 4 else "elastic") for slots in (1, 2, 4)}
 
 

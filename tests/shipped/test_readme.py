@@ -58,7 +58,6 @@ def test_the_study_is_valid_and_says_what_its_comments_say(folder: Path) -> None
 def test_the_training_function_trains(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(folder))
     import train  # of the folder
-
     from parsl_rasda.runtime import local_trial
 
     trial = local_trial({"lr": 0.05}, epochs=3, batch_size=16)

@@ -31,7 +31,7 @@ from parsl_rasda.data.blocks import Block
 from parsl_rasda.data.files import OPEN_FILES
 from parsl_rasda.data.index import ArrayType
 from parsl_rasda.data.layout import Layout
-from parsl_rasda.errors import InvalidFileError, InvalidSettingError, Mistake
+from parsl_rasda.errors import Diagnostic, InvalidFileError, InvalidSettingError
 from parsl_rasda.types import JSON
 
 SPLITS = ("train", "validation", "test", "unlabelled")
@@ -144,11 +144,11 @@ def find_scan_lines(root: str | list[str]) -> list[ScanLine]:
     """
     paths = [Path(path) for path in root] if isinstance(root, list) else _files_in(Path(root))
     lines: list[ScanLine] = []
-    mistakes: list[Mistake] = []
+    mistakes: list[Diagnostic] = []
     for path in paths:
         if path.suffix not in SUFFIXES:
             mistakes.append(
-                Mistake(str(path), 0, "file", f"the name {path.name}", f"*{', *'.join(SUFFIXES)}")
+                Diagnostic(("file",), f"the name {path.name}", f"*{', *'.join(SUFFIXES)}", str(path))
             )
             continue
         try:
@@ -158,7 +158,7 @@ def find_scan_lines(root: str | list[str]) -> list[ScanLine]:
         except InvalidFileError as error:
             mistakes += error.mistakes
         except OSError as error:
-            mistakes.append(Mistake(str(path), 0, "file", str(error), "a whole HDF5 file"))
+            mistakes.append(Diagnostic(("file",), str(error), "a whole HDF5 file", str(path)))
     if mistakes:
         raise InvalidFileError(mistakes)
     return lines
@@ -183,7 +183,7 @@ def _layers(file: Any, stem: str) -> Iterator[tuple[str, Any]]:  # h5py is untyp
     if not nested or not all(isinstance(layer, h5py.Group) for _, layer in nested):
         allowed = "layers with `frame` and `scan_line_index`, at the top (v1.1) or below objects (v1.0)"
         found = f"groups {', '.join(file) or 'none'}"
-        raise InvalidFileError([Mistake(file.filename, 0, "/", found, allowed)])
+        raise InvalidFileError([Diagnostic(("/",), found, allowed, file.filename)])
     yield from nested
 
 
@@ -224,7 +224,7 @@ def _laser(layer: Any, numbers: list[int]) -> dict[int, tuple[float, float]]:
 
 
 def _wrong(layer: Any, key: str, found: str, allowed: str) -> InvalidFileError:
-    return InvalidFileError([Mistake(layer.file.filename, 0, f"{layer.name}/{key}", found, allowed)])
+    return InvalidFileError([Diagnostic((f"{layer.name}/{key}",), found, allowed, layer.file.filename)])
 
 
 class Clips(BlockReader):

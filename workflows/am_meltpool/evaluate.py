@@ -11,10 +11,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from dataset import NOMINAL, TARGETS, UNITS, Clips
+from models import build
 from parsl_rasda.runtime import load_model
 from parsl_rasda.types import JSON
-from workflows.am_meltpool.dataset import NOMINAL, TARGETS, UNITS, Clips
-from workflows.am_meltpool.models import build
 
 BATCH = 32
 

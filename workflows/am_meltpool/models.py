@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dataset import FRAMES, SIDE, TARGETS
 from parsl_rasda.errors import InvalidSettingError
-from workflows.am_meltpool.dataset import FRAMES, SIDE, TARGETS
 
 Triple: TypeAlias = tuple[int, int, int]  # frames, rows, columns
 

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates
 
+from heat import IN625, Field
 from parsl_rasda.errors import InvalidSettingError
-from workflows.am_meltpool.heat import IN625, Field
 
 UNLABELLED = (29, 32, 35, 40)  # test objects of RAISE-LPBF
 SPEED_MM_S = (400.0, 1500.0)  # drawn per scan line, independently

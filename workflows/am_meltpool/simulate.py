@@ -10,8 +10,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from heat import IN625, Beam, Field, eagar_tsai, finite_differences
 from parsl_rasda.errors import InvalidSettingError
-from workflows.am_meltpool.heat import IN625, Beam, Field, eagar_tsai, finite_differences
 
 METHODS = ("eagar_tsai", "transient")
 SPACING_M = 10e-6

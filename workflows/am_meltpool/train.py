@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from dataset import Clips
+from models import build, sample_errors
 from parsl_rasda.runtime import Trial
-from workflows.am_meltpool.dataset import Clips
-from workflows.am_meltpool.models import build, sample_errors
 
 
 def train(trial: Trial) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fields import SPLITS, open_fields
+from model import build, sample_errors
 from parsl_rasda.runtime import load_model
 from parsl_rasda.types import JSON
-from workflows.cfd_autoencoder.fields import SPLITS, open_fields
-from workflows.cfd_autoencoder.model import build, sample_errors
-from workflows.cfd_autoencoder.picture import Example, draw
+from picture import Example, draw
 
 EXAMPLES = 3  # samples in the picture
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import h5py
 import numpy as np
 
+from fields import DTYPES, SPLITS, Array, scaled
 from parsl_rasda.data import ShardWriter
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.types import JSON
-from workflows.cfd_autoencoder.fields import DTYPES, SPLITS, Array, scaled
 
 LABELS = ("turbulence", "cavity")
 
@@ -33,7 +33,7 @@ def write_shards(
     never share a flow: snapshots of one flow resemble each other.
 
     Args:
-        turbulence: Files that `cfd_defiltering.simulate` returned, two or more.
+        turbulence: Files that `simulate` returned, two or more.
         cavities: Files that `simulate_cavity` returned, three or more.
         directory: Where shards and index go; it exists.
         validation_fraction: Part of the flows that validate, at least one of each kind.

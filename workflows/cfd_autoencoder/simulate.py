@@ -1,56 +1,64 @@
-"""The `cavity` stage: one app per Reynolds number, snapshots of a cavity whose lid has just started.
-
-The turbulence that the same study compresses comes from `workflows.cfd_defiltering.simulate`.
-"""
+"""The `simulate` stage: one app per seed, a few independent decaying flows each, one HDF5 file out."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import h5py
+import torch
 
 from parsl_rasda.errors import InvalidSettingError
-from workflows.cfd_autoencoder.cavity import CavityFlow, cell_centres
+from turbulence import SpectralFlow, random_vorticity
+
+PEAK = 5.0  # wave number where the initial spectrum is largest
+SPIN_UP = 1.0  # time in which random phases become vortices, about one turnover; not recorded
 
 
-def simulate_cavity(
-    reynolds: float, grid: int, snapshots: int, directory: str, *, interval: float = 0.25
+def simulate(
+    seed: int,
+    grid: int,
+    snapshots: int,
+    viscosity: float,
+    directory: str,
+    *,
+    flows: int = 8,
+    interval: float = 0.25,
 ) -> str:
-    """Return the path of a file with velocity snapshots of a lid-driven cavity, from the start of the lid.
+    """Return the path of a file with velocity snapshots of decaying turbulence.
 
     Args:
-        reynolds: Lid speed times side over viscosity.
-        grid: Cells in each direction.
-        snapshots: How many; the first is taken one interval after the start.
+        seed: Of the random phases the flows start from.
+        grid: Points in each direction of the periodic box of side 2 pi.
+        snapshots: In all; each flow gives ``snapshots / flows`` of them.
+        viscosity: Kinematic, where the initial root-mean-square speed is 1.
         directory: Where the file goes; it exists.
-        interval: Time between snapshots, in sides over lid speeds.
+        flows: Independent flows, solved as one batch.
+        interval: Time between snapshots.
 
     Returns:
-        Path of an HDF5 file: ``velocity`` (1, times, 2, grid, grid) fp32 in the middle of the cells,
-        ``time`` (times,), and the arguments as attributes.
+        Path of an HDF5 file: ``velocity`` (flows, times, 2, grid, grid) fp32, ``time`` (times,), and the
+        arguments as attributes.
 
     Raises:
-        InvalidSettingError: If there is no such flow, or the grid is too coarse for it.
+        InvalidSettingError: If the snapshots cannot be shared out evenly, or the grid is too coarse.
     """
-    if not reynolds > 0:
-        raise InvalidSettingError("cavity.reynolds", reynolds, "a number above 0")
-    if snapshots < 1:
-        raise InvalidSettingError("cavity.snapshots", snapshots, "1 or more")
-    if not interval > 0:
-        raise InvalidSettingError("cavity.interval", interval, "a number above 0")
-    if grid < 8 or reynolds > grid**2 / 4:
-        # The boundary layers are about 1 / sqrt(Re) thick: give them two cells.
-        allowed = f"8 or more, and two cells in a boundary layer (Re {reynolds:g})"
-        raise InvalidSettingError("cavity.grid", grid, allowed)
-    flow = CavityFlow(grid, float(reynolds))
-    w = flow.at_rest()
-    path = Path(directory) / f"cavity-re{reynolds:g}.h5"
+    if snapshots < flows or snapshots % flows:
+        raise InvalidSettingError("simulate.snapshots", snapshots, f"a multiple of flows ({flows})")
+    if grid < 4 * PEAK or grid % 2:
+        raise InvalidSettingError("simulate.grid", grid, f"an even number of at least {int(4 * PEAK)}")
+    flow = SpectralFlow(grid, viscosity)
+    w_hat = flow.advance(random_vorticity(flow, flows, seed, peak=PEAK), SPIN_UP)
+    times = [SPIN_UP + interval * n for n in range(snapshots // flows)]
+    path = Path(directory) / f"flow-seed{seed}.h5"
     with h5py.File(path, "w") as file:
-        file.attrs.update({"reynolds": reynolds, "grid": grid, "interval": interval})
-        file["time"] = [interval * (n + 1) for n in range(snapshots)]
-        shape = (1, snapshots, 2, grid, grid)
+        file.attrs.update(
+            {"seed": seed, "grid": grid, "viscosity": viscosity, "interval": interval, "peak": PEAK}
+        )
+        file["time"] = times
+        shape = (flows, len(times), 2, grid, grid)
         velocity = file.create_dataset("velocity", shape, dtype="f4", chunks=(1, 1, 2, grid, grid))
-        for n in range(snapshots):
-            w = flow.advance(w, interval)
-            velocity[0, n] = cell_centres(flow.velocity(w))
+        for n in range(len(times)):
+            if n:
+                w_hat = flow.advance(w_hat, interval)
+            velocity[:, n] = flow.velocity(w_hat).to(torch.float32).numpy()
     return str(path)

@@ -20,10 +20,10 @@ from typing import Any
 import h5py
 import numpy as np
 
+from fields import DTYPES, SPLITS, Array, scaled
 from parsl_rasda.data import ShardWriter
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.types import JSON
-from workflows.cfd_autoencoder.fields import DTYPES, SPLITS, Array, scaled
 
 COMPONENTS = ("u", "v", "w")
 SNAPSHOT = re.compile(r"boxOutput(\d+)\.hdf5")

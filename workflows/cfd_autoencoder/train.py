@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from fields import open_fields
+from model import build, sample_errors
 from parsl_rasda.runtime import Trial
-from workflows.cfd_autoencoder.fields import open_fields
-from workflows.cfd_autoencoder.model import build, sample_errors
 
 # AdamW is an Adam.
 OPTIMIZERS: dict[str, type[torch.optim.Adam]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from model import build, sample_errors
 from parsl_rasda.data import open_shards
 from parsl_rasda.runtime import load_model
 from parsl_rasda.types import JSON
-from workflows.cfd_defiltering.model import build, sample_errors
-from workflows.cfd_defiltering.picture import draw
+from picture import draw
 
 
 def evaluate(best: Mapping[str, Any], data: Mapping[str, Any], directory: str) -> dict[str, JSON]:

@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from workflows.cfd_defiltering.turbulence import energy_spectrum, wave_numbers
+from turbulence import energy_spectrum, wave_numbers
 
 COLOURS = {"truth": "black", "filtered": "tab:orange", "network": "tab:blue"}
 SPECTRUM_FLOOR = 1e-6  # of the largest value: below it there is only rounding

@@ -18,7 +18,7 @@ from torch import Tensor
 from parsl_rasda.data import ShardWriter
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.types import JSON
-from workflows.cfd_defiltering.turbulence import wave_numbers
+from turbulence import wave_numbers
 
 SPLITS = ("train", "validation", "unseen")
 

@@ -8,7 +8,7 @@ import h5py
 import torch
 
 from parsl_rasda.errors import InvalidSettingError
-from workflows.cfd_defiltering.turbulence import SpectralFlow, random_vorticity
+from turbulence import SpectralFlow, random_vorticity
 
 PEAK = 5.0  # wave number where the initial spectrum is largest
 SPIN_UP = 1.0  # time in which random phases become vortices, about one turnover; not recorded

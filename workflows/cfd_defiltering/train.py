@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from model import build, mean_square_error, sample_errors
 from parsl_rasda.data import open_shards
 from parsl_rasda.runtime import Trial
-from workflows.cfd_defiltering.model import build, mean_square_error, sample_errors
 
 
 def train(trial: Trial) -> None:

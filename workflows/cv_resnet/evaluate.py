@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from image_folder import ImageFolder
+from image_records import ImageRecords
+from model import build, predictions
 from parsl_rasda.runtime import load_model
 from parsl_rasda.types import JSON
-from workflows.cv_resnet.image_folder import ImageFolder
-from workflows.cv_resnet.image_records import ImageRecords
-from workflows.cv_resnet.model import build, predictions
-from workflows.cv_resnet.picture import draw
-from workflows.cv_resnet.train import split_of
+from picture import draw
+from train import split_of
 
 BATCH = 64  # images
 CONFUSIONS = 5  # that are named

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.types import JSON
-from workflows.cv_resnet.pixels import cropped, normalised
+from pixels import cropped, normalised
 
 SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
 

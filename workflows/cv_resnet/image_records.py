@@ -27,7 +27,7 @@ from parsl_rasda.data.order import BlockOrder
 from parsl_rasda.data.tfrecord import RECORD, indexed
 from parsl_rasda.errors import DataError, InvalidSettingError
 from parsl_rasda.types import JSON
-from workflows.cv_resnet.pixels import cropped, normalised
+from pixels import cropped, normalised
 
 IMAGE, LABEL = "image/encoded", "image/class/label"
 SCANS_AT_ONCE = 16  # each waits for its file most of the time

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from image_folder import index_folder
+from image_records import has_records, index_records
 from parsl_rasda.types import JSON
-from workflows.cv_resnet.image_folder import index_folder
-from workflows.cv_resnet.image_records import has_records, index_records
 
 IMAGENET = 1000  # classes
 

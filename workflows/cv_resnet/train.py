@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from digits import read_digits
+from image_folder import ImageFolder
+from image_records import ImageRecords
+from model import build, predictions
 from parsl_rasda.runtime import Trial
-from workflows.cv_resnet.digits import read_digits
-from workflows.cv_resnet.image_folder import ImageFolder
-from workflows.cv_resnet.image_records import ImageRecords
-from workflows.cv_resnet.model import build, predictions
 
 
 def train(trial: Trial) -> None:

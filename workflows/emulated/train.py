@@ -88,7 +88,7 @@ def epoch_time_s(
     """Return how long an epoch takes [s]: ``epoch_s`` on one slot, ``2 * efficiency`` faster a doubling.
 
     Raises:
-        InvalidSettingError: If a time is negative, or an efficiency or a spread is none.
+        InvalidSettingError: If a time, an efficiency or a spread is out of its range.
     """
     if epoch_s < 0:
         raise InvalidSettingError("with.epoch_s", epoch_s, "0 or more")

@@ -1,9 +1,7 @@
-"""Carries the machine's instructions out on one Globus Compute site.
+"""The backend of one site behind a Globus Compute endpoint.
 
-Its endpoint has one pilot. How that is come by is the matter of `globus_pilot`, jobs are that of
-`globus_jobs`, stages that of `globus_stages`.
-
-One thread owns the books and never waits for the service.
+The endpoint has one pilot: `pilot` gets it, `jobs` and `stages` look after what runs there.
+One thread owns all state and never waits for the service.
 """
 
 from __future__ import annotations
@@ -15,11 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from parsl_rasda.agent.endpoint_tasks import TaskContext
-from parsl_rasda.agent.job import Named
 from parsl_rasda.backends.actor import Actor
 from parsl_rasda.backends.globus import handshake
 from parsl_rasda.backends.globus.client import EndpointClient, TooLargeError
@@ -28,9 +24,10 @@ from parsl_rasda.backends.globus.pilot import GlobusPilot
 from parsl_rasda.backends.globus.record import GlobusRecord
 from parsl_rasda.backends.globus.recovery import recover
 from parsl_rasda.backends.globus.stages import GlobusStages
-from parsl_rasda.errors import InvalidSettingError, RasdaError
+from parsl_rasda.errors import InvalidSettingError, RasdaError, StageFailedError
+from parsl_rasda.exits import EndedBy
 from parsl_rasda.launch.registry import build_launcher
-from parsl_rasda.orchestration.backend import PostEvent
+from parsl_rasda.orchestration.backend import BackendContext, OpenJob, PostEvent, StageTask
 from parsl_rasda.orchestration.events import (
     ContinueJob,
     EndJob,
@@ -44,18 +41,18 @@ from parsl_rasda.orchestration.events import (
 )
 from parsl_rasda.protocol import JobSpec
 from parsl_rasda.study.sites import GlobusSiteSpec
-from parsl_rasda.types import JobId, Outcome, PilotId, Placement, SiteName
+from parsl_rasda.types import JobId, PilotId, Placement, SiteName
 
 _TICK_S = 0.25
 _CLOSE_WAIT_S = 15.0
-_SWEEP_S = 10.0
+_CLEAN_UP_S = 10.0
 _WALLTIME_GRACE_S = 10.0
 
 logger = logging.getLogger(__name__)
 
 
 class GlobusBackend:
-    """The runner of one site behind a Globus Compute endpoint.
+    """The backend of one site behind a Globus Compute endpoint.
 
     Attributes:
         folder: The run's own folder on the site.
@@ -64,21 +61,16 @@ class GlobusBackend:
     def __init__(
         self,
         site: GlobusSiteSpec,
-        directory: Path,
+        context: BackendContext,
         *,
-        python_path: tuple[Path, ...] = (),
-        narrowest: int = 1,
-        study: str = "",
         connect: Callable[[GlobusSiteSpec, uuid.UUID], EndpointClient] = EndpointClient,
     ) -> None:
         """Prepare; nothing is imported or started before `open`.
 
         Args:
             site: Where to run.
-            directory: A folder of its own, in the run directory, which remembers the task group.
-            python_path: Folders of user modules, where the site has them under the same names.
-            narrowest: Slots of the narrowest job.
-            study: Name of the study, for others who would use the same pilot.
+            context: Of the study; its directory remembers the task group, and the site has its modules
+                under the same names.
             connect: Opens the way to the endpoint, in a task group.
 
         Raises:
@@ -90,23 +82,23 @@ class GlobusBackend:
             raise InvalidSettingError(
                 f"site {site.name}: pilots", site.pilots, "1: an endpoint has one pilot; give it more nodes"
             )
-        self._site, self._directory, self._grace_s = site, directory, site.checkpoint_margin_s
-        self._study = study
-        self._python_path = [str(path) for path in python_path]
+        self.capabilities = site.capabilities
+        self._site, self._context, self._grace_s = site, context, site.checkpoint_margin_s
+        self._python_path = [str(path) for path in context.python_path]
         self._launcher = build_launcher(site.mpi_launcher)
-        self._silence_s, self._narrowest = site.heartbeat_threshold_s, narrowest
-        self._record = GlobusRecord(directory)
+        self._silence_s = site.heartbeat_threshold_s
+        self._record = GlobusRecord(context.directory)
         self._group = self._record.group
         self.folder = f"{site.work_dir}/{self._group}"
         self._post: PostEvent = _discard
         self._connect = connect
-        self._link: EndpointClient | None = None
-        self._loop: Actor | None = None
+        self._client: EndpointClient | None = None
+        self._actor: Actor | None = None
         self._jobs = GlobusJobs(
             post=self._tell,
             when=self._when,
-            lost=self._bury,
-            beside=lambda: len(self._stages.folders),
+            lost=self._terminate,
+            busy_workers=lambda: len(self._stages.folders),
             silence_s=self._silence_s,
             endpoint=site.endpoint_id,
         )
@@ -120,57 +112,55 @@ class GlobusBackend:
         self._pilot: GlobusPilot | None = None
         self._answers = False  # a pilot is up, or was when it was last heard of
         self._trials = "trials"
-        self._is_troubled = False
+        self._has_trouble = False
         self._spent: str | None = None  # the block of the pilot that was given up as it was about to end
         self._refusal = ""  # why no pilot of this site can be of use to the search
         self._holds = 0
 
-    # ------------------------------------------------------------------------ the Runner protocol
+    # ------------------------------------------------------------------------ the Backend protocol
 
     def open(self, post: PostEvent) -> None:
         """Begin: events go to ``post`` from now on."""
         self._post = post
-        if self._link is not None:
-            return  # held open by a pipeline
-        self._link = self._connect(self._site, self._group)
-        self._loop = Actor(f"rasda-{self._site.name}", self._tick, _TICK_S)
+        if self._client is not None:
+            return  # it is held
+        self._client = self._connect(self._site, self._group)
+        self._actor = Actor(f"rasda-{self._site.name}", self._tick, _TICK_S)
 
     def request_pilot(self, request: RequestPilot) -> None:
         """Ask the endpoint what it has; answered when its pilot is up."""
-        self._do(lambda: self._request(request))
+        self._post_task(lambda: self._request(request))
 
     def release_pilot(self, release: ReleasePilot) -> None:
         """Let every job leave, and the pilot to the endpoint, which ends it when it is idle."""
-        self._do(lambda: self._release(release.pilot))
+        self._post_task(lambda: self._release(release.pilot))
 
     def start_job(self, order: JobSpec, placement: Placement) -> None:
         """Send a job to the site; it trains to its milestone without asking."""
-        self._do(lambda: self._start(order, placement))
+        self._post_task(lambda: self._start(order, placement))
 
     def continue_job(self, answer: ContinueJob) -> None:
         """Pass over an answer: no job here ever asks."""
 
     def end_job(self, end: EndJob) -> None:
         """Let a job leave at its next step."""
-        self._do(lambda: self._jobs.end(self._tasks, end.reason, end.job))
+        self._post_task(lambda: self._jobs.end(self._tasks, end.reason, end.job))
 
     def close(self) -> None:
         """End every job; returns when they are gone, or have been told to go."""
-        if self._link is None or self._loop is None:
+        if self._client is None or self._actor is None:
             return
-        self._loop.do_now(lambda: self._jobs.end(self._tasks, "the controller leaves"))
-        self._loop.wait_until(lambda: not self._jobs, _CLOSE_WAIT_S)
+        self._actor.call(lambda: self._jobs.end(self._tasks, "the controller leaves"))
+        self._actor.wait_until(lambda: not self._jobs, _CLOSE_WAIT_S)
         self._stop_stages()
-        self._loop.do_now(self._give_up)
+        self._actor.call(self._abandon)
         self._post = _discard
         if not self._holds:
             if self._answers:
-                self._sweep()
-            self._loop.end()
-            self._link.close()
-            self._link = self._loop = None
-
-    # ---------------------------------------------------------------------------- beyond the port
+                self._clean_up()
+            self._actor.end()
+            self._client.close()
+            self._client = self._actor = None
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -183,15 +173,6 @@ class GlobusBackend:
             self._holds -= 1
             self.close()
 
-    @property
-    def stages(self) -> Path:
-        """The folder of this run's stages on the site."""
-        return Path(self.folder) / "stages"
-
-    def attempt(self, job: JobId) -> str:
-        """Return the directory of an attempt on the site."""
-        return f"{self.folder}/{self._trials}/{job.trial}/attempt-{job.attempt}"
-
     def begin_search(self, suffix: str) -> None:
         """Keep a search apart from another one, whose trials have the same names and which had other inputs.
 
@@ -200,47 +181,54 @@ class GlobusBackend:
         """
         self._trials, self._refusal = f"trials{suffix}", ""
 
-    def submit_stage(self, function: Callable[..., Any], /, *args: Any, key: str = "") -> Future[Any]:
-        """Run a plain function of a module on the site, or wait for one that an earlier controller began.
+    def recover(self, jobs: Iterable[OpenJob]) -> list[Event]:
+        """Return how jobs of an earlier controller have ended, after ending those that still run."""
+        known = {job: (self._attempt(job), epoch) for job, _, epoch in jobs}
+        return recover(self._tasks, self._site, self._new_sender(), known) if known else []
 
-        Args:
-            function: Called by name.
-            args: Plain JSON.
-            key: Tells the call from others with the same arguments.
+    def directory_of(self, order: JobSpec) -> str:
+        """Return where the files of a job lie on the site."""
+        return self._attempt(order.job)
+
+    def submit_stage(self, task: StageTask) -> Future[Any]:
+        """Run a call of a stage on the site, or wait for one that an earlier controller began.
+
+        Its function is called by name, its arguments travel as JSON, and no files are staged.
         """
-        plain = function.function if isinstance(function, Named) else function
-        name, outer = f"{plain.__module__}:{plain.__qualname__}", Future[Any]()
-        self._do(lambda: self._stages.start(self._tasks, outer, name, list(args), key))
+        outer = Future[Any]()
+        try:
+            given = task.with_paths()
+        except StageFailedError as error:
+            outer.set_exception(error)
+            return outer
+        folder = f"{self.folder}/stages/{task.folder}"
+        arguments = [task.stage, task.target, given, folder, task.search_path]
+        name = f"{task.function.__module__}:{task.function.__qualname__}"
+        self._post_task(lambda: self._stages.start(self._tasks, outer, name, arguments, task.key))
         return outer
 
-    def recover(self, jobs: Iterable[tuple[JobId, int]]) -> list[Event]:
-        """Return what jobs of a controller that is gone have come to, after ending those that still run.
-
-        Args:
-            jobs: Each with the epochs it is known to have finished.
-        """
-        known = {job: (self.attempt(job), epoch) for job, epoch in jobs}
-        return recover(self._tasks, self._site, self._new_sender(), known) if known else []
+    def _attempt(self, job: JobId) -> str:
+        return f"{self.folder}/{self._trials}/{job.trial}/attempt-{job.attempt}"
 
     # ------------------------------------------------------------------------------ the thread
 
     @property
     def _tasks(self) -> EndpointClient:
-        if self._link is None:
-            raise RuntimeError("the runner is not open")
-        return self._link
+        if self._client is None:
+            raise RuntimeError("the backend is not open")
+        return self._client
 
-    def _do(self, task: Callable[[], None]) -> None:
-        if self._loop is not None:
-            self._loop.do(task)
+    def _post_task(self, task: Callable[[], None]) -> None:
+        if self._actor is not None:
+            self._actor.post(task)
 
     def _when(self, task: Future[Any], then: Callable[[Any], None]) -> None:
-        task.add_done_callback(lambda _: self._do(lambda: then(task)))
+        task.add_done_callback(lambda _: self._post_task(lambda: then(task)))
 
     def _tick(self) -> None:
         self._tasks.mend()
         self._stages.watch(self._tasks)
-        self._tell_trouble()
+        self._report_trouble()
         self._left()
         pilot = self._pilot
         if pilot is None:
@@ -251,19 +239,19 @@ class GlobusBackend:
         deadline = pilot.allocation.deadline
         if deadline is not None and time.time() > deadline + _WALLTIME_GRACE_S:
             self._spent = pilot.sender.block
-            self._bury(Outcome.PREEMPTED, "the pilot's walltime has ended")
+            self._terminate(EndedBy.PILOT_AT_WALLTIME, "the pilot's walltime has ended")
             return
         try:
             self._jobs.watch(self._tasks)
         except SiteLostError as lost:
-            self._bury(Outcome.LOST, lost.cause)
+            self._terminate(EndedBy.ENDPOINT_LOST, lost.cause)
 
-    def _tell_trouble(self) -> None:
-        """Write down once what keeps tasks or results from getting through, whenever that begins."""
+    def _report_trouble(self) -> None:
+        """Report once what keeps tasks or results from getting through, whenever that begins."""
         trouble = self._tasks.trouble or self._jobs.trouble
-        if trouble and not self._is_troubled:
+        if trouble and not self._has_trouble:
             self._warn(trouble)
-        self._is_troubled = bool(trouble)
+        self._has_trouble = bool(trouble)
 
     def _warn(self, trouble: str) -> None:
         logger.warning("site=%s %s", self._site.name, trouble)
@@ -291,13 +279,13 @@ class GlobusBackend:
         self._pilot.shake_hands(self._tasks)
 
     def _new_sender(self) -> TaskContext:
-        return TaskContext(self.folder, str(self._group), self._record.next_term(), study=self._study)
+        return TaskContext(self.folder, str(self._group), self._record.next_term(), study=self._context.study)
 
     def _up(self, pilot: GlobusPilot, found: Message) -> None:
         """Offer a pilot that has answered."""
         if self._pilot is not pilot or pilot.allocation is None:
             return
-        for warning in handshake.warnings_of(self._site, found, narrowest=self._narrowest):
+        for warning in handshake.warnings_of(self._site, found, narrowest=self._context.narrowest):
             logger.warning("%s", warning)
         self._jobs.begin_pilot(pilot.sender.block, handshake.jobs_at_a_time(found))
         self._answers = True
@@ -321,7 +309,7 @@ class GlobusBackend:
             self._end_pilot(pilot.request, cause, usable=False)
 
     def _delayed(self, pilot: GlobusPilot, cause: str) -> None:
-        """Write down why a pilot is waited for."""
+        """Report why a pilot is waited for."""
         if self._pilot is pilot:
             self._warn(cause)
 
@@ -346,21 +334,21 @@ class GlobusBackend:
             self._pilot, self._spent = None, pilot.sender.block
             self._end_pilot(pilot.request, "released", usable=True)
 
-    def _bury(self, outcome: Outcome, cause: str, *, usable: bool = True) -> None:
+    def _terminate(self, ended_by: EndedBy, cause: str, *, usable: bool = True) -> None:
         """Report a pilot as lost, its jobs as ended, and it; they are ended when the site answers again."""
         pilot, self._pilot = self._pilot, None
         if pilot is None:
             return
-        self._answers = not usable  # a site that is of no use is there all the same, and to be swept
+        self._answers = not usable  # a site that is of no use is there all the same, and must be cleaned up
         self._refusal = self._refusal if usable else cause
         self._post(PilotLost(time.time(), pilot.request.pilot))
-        self._jobs.conclude(outcome, cause)
+        self._jobs.conclude(ended_by, cause)
         self._end_pilot(pilot.request, cause, usable=usable)
 
     # --------------------------------------------------------------------------------------- jobs
 
     def _start(self, order: JobSpec, placement: Placement) -> None:
-        order = replace(order, directory=self.attempt(order.job), interactive=False)
+        order = replace(order, directory=self._attempt(order.job), interactive=False)
         pilot = self._pilot
         if pilot is None or pilot.request.pilot != placement.pilot or pilot.allocation is None:
             self._jobs.refuse(order, f"pilot {placement.pilot} had gone")
@@ -376,13 +364,13 @@ class GlobusBackend:
         try:
             self._jobs.start(self._tasks, order, arguments)
         except TooLargeError as error:
-            self._bury(Outcome.PREEMPTED, str(error), usable=False)
+            self._terminate(EndedBy.SITE_UNFIT, str(error), usable=False)
 
     # ---------------------------------------------------------------------------------- leaving
 
-    def _give_up(self) -> None:
-        """Let go of whatever is left."""
-        self._jobs.conclude(Outcome.PREEMPTED, "the controller left")
+    def _abandon(self) -> None:
+        """Report whatever is left as ended."""
+        self._jobs.conclude(EndedBy.CONTROLLER_CLOSED, "the controller left")
         pilot, self._pilot = self._pilot, None
         if pilot is not None:
             self._end_pilot(pilot.request, "the controller left", usable=True)
@@ -391,15 +379,17 @@ class GlobusBackend:
 
     def _stop_stages(self) -> None:
         if self._stages.folders and not self._holds:
-            self._last_word("stop_stages", {"folders": self._stages.folders, "reason": "the controller left"})
+            self._call_at_end(
+                "stop_stages", {"folders": self._stages.folders, "reason": "the controller left"}
+            )
 
-    def _sweep(self) -> None:
+    def _clean_up(self) -> None:
         """End what jobs have left running for the next ones: servers that fork ranks."""
-        self._last_word("sweep", {"mark": str(self._group)})
+        self._call_at_end("clean_up", {"mark": str(self._group)})
 
-    def _last_word(self, call: str, arguments: Message) -> None:
+    def _call_at_end(self, call: str, arguments: Message) -> None:
         try:
-            self._tasks.submit(call, arguments).result(_SWEEP_S)
+            self._tasks.submit(call, arguments).result(_CLEAN_UP_S)
         except (RasdaError, TimeoutError) as error:
             logger.warning("site %s may have processes left: %s", self._site.name, error)
 

@@ -1,11 +1,11 @@
-"""Tasks to one Globus Compute endpoint, and their results, as sturdily as its SDK allows.
+"""Tasks to one Globus Compute endpoint, and their results, as reliably as its SDK allows.
 
-The SDK's `Executor` ends for good at the first refused request, its result watcher at a broker that is
-away for too long; both are replaced here, in the same task group, and the service is asked once in a while
-for results that have lost their way back. A future may still never resolve: who waits for one must have
-another way to know (`endpoint_tasks.look`). Futures of the SDK are never cancelled.
+The SDK's `Executor` ends for good at the first refused request, and its result watcher when the broker is
+away for too long. Both are replaced here, in the same task group, and the service is asked once in a while
+for results that were lost on their way back. A future may still never resolve: whoever waits for one needs
+another way to know (`endpoint_tasks.poll`). Futures of the SDK are never cancelled.
 
-One thread does everything that asks the service something, so that nobody waits for it.
+One thread makes all requests to the service, so nobody else waits for it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _LOGIN = (
     "GLOBUS_COMPUTE_CLIENT_SECRET."
 )
 # An endpoint whose process for tasks was killed starts no other before the file of the dead one is stale,
-# after three of its heartbeats; until then it refuses every task, in these words.
+# after three of its heartbeats. Until then it refuses every task with this message.
 _STALE = "Another instance of this endpoint is running"
 _STALE_EVERY_S, _STALE_PATIENCE_S = 3.0, 300.0
 
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 class TooLargeError(RasdaError):
-    """A task has more to say than Globus Compute takes."""
+    """A task or its result is larger than Globus Compute allows."""
 
     def __init__(self, what: str, size_bytes: int | None) -> None:
         super().__init__(what, size_bytes)
@@ -55,12 +55,12 @@ class TooLargeError(RasdaError):
         size = "too large" if self.size_bytes is None else f"{self.size_bytes / 1e6:.1f} MB"
         return (
             f"{self.what} is {size}, and Globus Compute takes {LIMIT_BYTES / 1e6:g} "
-            "MB at most. Keep what is large in a file on the site, and pass its path."
+            "MB at most. Keep large data in a file on the site, and pass its path."
         )
 
 
 class UnreachableError(RasdaError):
-    """The service could not be asked; what was to be sent was not accepted, as far as one can know."""
+    """The service could not be asked; what was to be sent was probably not accepted."""
 
     def __init__(self, endpoint: str, cause: str) -> None:
         super().__init__(endpoint, cause)
@@ -71,7 +71,7 @@ class UnreachableError(RasdaError):
 
 
 class RefusedError(RasdaError):
-    """The service, the endpoint or the task there has failed, and says why."""
+    """The service, the endpoint or the task there has failed, with a reason."""
 
     def __init__(self, endpoint: str, cause: str) -> None:
         super().__init__(endpoint, cause)
@@ -82,7 +82,7 @@ class RefusedError(RasdaError):
 
 
 class PilotLostError(RefusedError):
-    """The pilot has ended that had the task: its batch job was cancelled, or came to its end."""
+    """The pilot that had the task has ended: its batch job was cancelled, or came to its end."""
 
     def __init__(self, endpoint: str) -> None:
         super().__init__(endpoint, "its pilot has ended")
@@ -102,7 +102,7 @@ def parsl_rasda_task(call, arguments):  # type: ignore[no-untyped-def]  # travel
 
     try:
         from parsl_rasda.agent import endpoint_tasks
-    except Exception as error:  # noqa: BLE001  whatever it is, it is told
+    except Exception as error:  # noqa: BLE001  whatever it is, it is reported
         return {"missing": str(error), "python": platform.python_version(), "executable": sys.executable}
     return endpoint_tasks.answer(call, arguments)
 
@@ -112,7 +112,7 @@ class Task(Future[Any]):
 
     inner: Any = None  # a ComputeFuture, once it was handed to the SDK
     send: Callable[[], None]  # hands it to the SDK, once more if need be
-    refused_since: float | None = None  # by an endpoint that has just lost the process which takes tasks
+    refused_since: float | None = None  # by an endpoint whose process for tasks has just died
 
     @property
     def id(self) -> str | None:
@@ -129,18 +129,25 @@ class EndpointClient:
 
     trouble: str = ""
 
-    def __init__(self, site: GlobusSiteSpec, group: UUID) -> None:
-        """Prepare; nothing is imported or asked before the first task."""
+    def __init__(self, site: GlobusSiteSpec, group: UUID, executor: Any = None, service: Any = None) -> None:
+        """Prepare; nothing is imported or asked before the first task.
+
+        Args:
+            site: Whose endpoint it is.
+            group: The task group.
+            executor: An executor of the SDK to use; one of this module's making by default.
+            service: A client of the SDK to use, likewise.
+        """
         self._site, self._group = site, group
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"globus-{site.name}")
-        self._client: Any = None  # the SDK is untyped
-        self._executor: Any = None
+        self._client: Any = service  # the SDK is untyped
+        self._executor: Any = executor
         self._function: str | None = None
         self._largest = 1
         self._open: set[Task] = set()
         self._refused: deque[Task] = deque()
         self._refused_at = 0.0
-        self._cut_off = False  # a task's way back has broken
+        self._has_lost_results = False  # a connection has broken on which results come
         self._reload_at, self._reload_every_s = 0.0, _RELOAD_AFTER_S
         self._is_closed = False
 
@@ -154,10 +161,10 @@ class EndpointClient:
         Raises:
             TooLargeError: If it can never be sent.
         """
-        packed = json.dumps([call, arguments])  # a text in the request, which is JSON itself
+        packed = json.dumps([call, arguments])  # a string in the request, which is JSON itself
         size = len(json.dumps(packed)) + _ENVELOPE_BYTES
         if size > LIMIT_BYTES:
-            raise TooLargeError(f"What {call!r} has to send to site {self._site.name!r}", size)
+            raise TooLargeError(f"What {call!r} sends to site {self._site.name!r}", size)
         task = Task()
         task.send = lambda: self._send(task, call, arguments, size)
         self._do(task.send, task)
@@ -175,13 +182,13 @@ class EndpointClient:
         return found
 
     def mend(self) -> None:
-        """Send again what was refused for now, and ask for results that were lost with a connection."""
+        """Send again what was refused for a while, and ask for results that were lost with a connection."""
         if self._refused and time.monotonic() > self._refused_at + _STALE_EVERY_S:
             self._refused_at = time.monotonic()
             while self._refused:
                 task = self._refused.popleft()
                 self._do(task.send, task)
-        if self._cut_off and time.monotonic() > self._reload_at:
+        if self._has_lost_results and time.monotonic() > self._reload_at:
             self._reload_at = time.monotonic() + self._reload_every_s
             self._reload_every_s = min(2 * self._reload_every_s, _RELOAD_SELDOM_S)
             self._do(self._reload, Future())
@@ -202,7 +209,7 @@ class EndpointClient:
         return found
 
     def close(self) -> None:
-        """Leave, and leave tasks to their fate; nothing resolves any more."""
+        """Disconnect; tasks run on, but their futures resolve no more."""
         self._is_closed = True
         self._thread.submit(self._drop_executor).result()
         self._thread.shutdown(wait=True)
@@ -214,12 +221,12 @@ class EndpointClient:
             try:
                 task()
             except Exception as error:  # noqa: BLE001  it becomes the result
-                _fail(outer, _translated(self._site, error))
+                _fail(outer, translated(self._site, error))
 
         try:
             self._thread.submit(attempt)
         except RuntimeError:
-            _fail(outer, UnreachableError(self._site.endpoint_id, "the runner was closed"))
+            _fail(outer, UnreachableError(self._site.endpoint_id, "the backend was closed"))
 
     def _connect(self) -> Any:
         from globus_compute_sdk.serialize import ComputeSerializer, JSONData, PureSourceTextInspect
@@ -258,12 +265,12 @@ class EndpointClient:
 
     def _send(self, task: Task, call: str, arguments: Mapping[str, Any], size: int) -> None:
         self._largest = max(self._largest, size)
-        words = (call, dict(arguments))
+        sent = (call, dict(arguments))
         try:
-            task.inner = self._connect_executor().submit_to_registered_function(self._function, words)
+            task.inner = self._connect_executor().submit_to_registered_function(self._function, sent)
         except RuntimeError:  # the SDK's executor ended when a request was refused
             self._drop_executor()
-            task.inner = self._connect_executor().submit_to_registered_function(self._function, words)
+            task.inner = self._connect_executor().submit_to_registered_function(self._function, sent)
         self._open.add(task)
         task.inner.add_done_callback(lambda done: self._resolved(task, done))
 
@@ -273,9 +280,9 @@ class EndpointClient:
         if error is None:
             self._conclude(task, done.result())
             return
-        failure = _translated(self._site, error)
+        failure = translated(self._site, error)
         if isinstance(failure, UnreachableError) and task.id is not None:
-            self._reload_every_s, self._cut_off = _RELOAD_AFTER_S, True  # it runs on; its way back is broken
+            self._reload_every_s, self._has_lost_results = _RELOAD_AFTER_S, True  # the task runs on
             self.trouble = f"results do not come back for now: {failure.cause}"
         else:
             self._refuse(task, error)
@@ -283,7 +290,7 @@ class EndpointClient:
     def _refuse(self, task: Task, error: BaseException) -> None:
         self._open.discard(task)
         if not task.done() and not self._is_put_off(task, error):
-            task.set_exception(_translated(self._site, error))
+            task.set_exception(translated(self._site, error))
 
     def _conclude(self, task: Task, found: Any) -> None:
         self._open.discard(task)
@@ -300,7 +307,7 @@ class EndpointClient:
             task.set_result(found)
 
     def _is_put_off(self, task: Task, error: BaseException) -> bool:
-        """Whether a refusal is one that passes; the task is then sent again before long."""
+        """Whether a refusal is temporary; the task is then sent again before long."""
         now = time.monotonic()
         task.refused_since = task.refused_since or now
         if _STALE not in " ".join(str(error).split()) or now > task.refused_since + _STALE_PATIENCE_S:
@@ -311,11 +318,11 @@ class EndpointClient:
         return True
 
     def _reload(self) -> None:
-        """Ask for the results of tasks whose way back has broken: of these alone, whatever the group has."""
-        self._cut_off = False
+        """Ask for the results that were lost on their way back, and for no others of the group."""
+        self._has_lost_results = False
         waiting = {task.id: task for task in tuple(self._open) if task.id is not None and task.inner.done()}
         names = list(waiting)
-        self._cut_off |= bool(names)
+        self._has_lost_results |= bool(names)
         for first in range(0, len(names), _BATCH):
             asked = names[first : first + _BATCH]
             found = self._connect().get_batch_result(asked)
@@ -330,12 +337,12 @@ class EndpointClient:
         try:
             self._connect().get_task(task.id)
         except Exception as error:
-            if isinstance(_translated(self._site, error), UnreachableError):
+            if isinstance(translated(self._site, error), UnreachableError):
                 raise
             self._refuse(task, error)
 
     def _drop_executor(self) -> None:
-        """Let go of the SDK's executor; tasks that the service has go on."""
+        """Drop the SDK's executor; tasks that the service has go on."""
         if self._executor is None:
             return
         self._executor.shutdown(wait=False, cancel_futures=True)  # those that were never sent
@@ -345,7 +352,7 @@ class EndpointClient:
 
 
 def end_watchers(group: UUID) -> None:
-    """Let the SDK's threads that wait for results of a task group forget them, and end.
+    """End the SDK's threads that wait for results of a task group.
 
     They, and the SDK at exit, would wait for lost tasks for ever; the SDK has no call for it.
     """
@@ -355,14 +362,14 @@ def end_watchers(group: UUID) -> None:
             shutdown(wait=False, cancel_futures=True)
 
 
-def _translated(site: GlobusSiteSpec, error: BaseException) -> RasdaError:
+def translated(site: GlobusSiteSpec, error: BaseException) -> RasdaError:
     """Return one of this module's errors for one of the SDK's."""
     from globus_compute_sdk.errors import TaskExecutionFailed
     from globus_sdk import GlobusAPIError
 
     if isinstance(error, RasdaError):
         return error
-    if isinstance(error, TaskExecutionFailed):  # its text has advice after what the site says
+    if isinstance(error, TaskExecutionFailed):  # its text has advice after the site's message
         lines = [line.strip() for line in error.remote_data.splitlines() if line.strip(" +-")]
         if lines and _PILOT_LOST in lines[-1]:
             return PilotLostError(site.endpoint_id)

@@ -1,4 +1,4 @@
-"""What a Globus Compute site says of itself, and whether it can work with this controller."""
+"""What a Globus Compute site reports of itself, and whether it can work with this controller."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from importlib.metadata import version
 from typing import Any
 
 from parsl_rasda.agent.endpoint_tasks import TaskContext
-from parsl_rasda.backends.allocation import Allocation, walltime_s
+from parsl_rasda.backends.allocation import PilotAllocation, walltime_s
+from parsl_rasda.devices import DEVICE_MASKS
 from parsl_rasda.study.sites import GlobusSiteSpec
-from parsl_rasda.types import DEVICE_MASKS, NodeName, NodeSlots
+from parsl_rasda.types import NodeName, NodeSlots
 
 _FOR_QUESTIONS = 2  # workers that the endpoint's template adds to `trials`
 
@@ -22,7 +23,7 @@ def arguments_of(site: GlobusSiteSpec, sender: TaskContext) -> dict[str, Any]:
 
 
 def refusal_of(site: GlobusSiteSpec, found: Mapping[str, Any]) -> str | None:
-    """Return why a site cannot be used, in words, or None.
+    """Return why a site cannot be used, for people, or None.
 
     Args:
         site: What was declared.
@@ -44,8 +45,8 @@ def refusal_of(site: GlobusSiteSpec, found: Mapping[str, Any]) -> str | None:
     return None
 
 
-def taken_words(site: GlobusSiteSpec, found: Mapping[str, Any]) -> str:
-    """Return in words that another study has the pilot, or nothing.
+def taken_message(site: GlobusSiteSpec, found: Mapping[str, Any]) -> str:
+    """Return a message that another study has the pilot, or nothing.
 
     Args:
         site: What was declared.
@@ -60,7 +61,7 @@ def taken_words(site: GlobusSiteSpec, found: Mapping[str, Any]) -> str:
 
 
 def warnings_of(site: GlobusSiteSpec, found: Mapping[str, Any], *, narrowest: int = 1) -> list[str]:
-    """Return what differs on a site without breaking anything, in words.
+    """Return what differs on a site without breaking anything, for people.
 
     Args:
         site: What was declared.
@@ -87,7 +88,7 @@ def warnings_of(site: GlobusSiteSpec, found: Mapping[str, Any], *, narrowest: in
     return warnings
 
 
-def allocation_of(site: GlobusSiteSpec, found: Mapping[str, Any], *, now: float) -> Allocation:
+def allocation_of(site: GlobusSiteSpec, found: Mapping[str, Any], *, now: float) -> PilotAllocation:
     """Return the pilot that a site which is not refused offers.
 
     Args:
@@ -101,7 +102,7 @@ def allocation_of(site: GlobusSiteSpec, found: Mapping[str, Any], *, now: float)
     if deadline is None and isinstance(walltime, str):  # PBS does not tell; a workstation has none
         deadline = now - found["age_s"] + walltime_s(walltime)
     python, is_one_machine = site.python or found["executable"], len(nodes) == 1
-    return Allocation(nodes, deadline, python, found["rank_client"], is_one_machine)
+    return PilotAllocation(nodes, deadline, python, found["rank_client"], is_one_machine)
 
 
 def jobs_at_a_time(found: Mapping[str, Any]) -> int | None:

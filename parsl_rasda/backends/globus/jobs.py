@@ -1,11 +1,11 @@
-"""The jobs of one Globus Compute site: sent as tasks, followed by looks at the site's disk.
+"""The jobs of one Globus Compute site: sent as tasks, followed by polls of the site's disk.
 
-What happens to a job is known from its task's result or, when that does not come, from what the site's
-disk says: every few seconds one task looks at all open jobs (`endpoint_tasks.look`), brings their new
-epochs, and says which are over. Silence is judged twice: a job's by its heartbeat, on the site's own
-clock, and the site's by looks that the service has taken and nobody answers.
+What happens to a job is known from its task's result or, when that does not come, from the site's disk:
+every few seconds one task polls all open jobs (`endpoint_tasks.poll`), brings their new epochs, and says
+which are over. Silence is judged twice: a job's by its heartbeat, on the site's own clock, and the site's
+by polls that the service has taken and nobody answers.
 
-Everything here runs in the runner's one thread.
+Everything here runs in the backend's one thread.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from parsl_rasda.backends.globus.client import (
     TooLargeError,
     UnreachableError,
 )
+from parsl_rasda.exits import EndedBy, ExitObservations, classify_exit
 from parsl_rasda.orchestration.events import EpochReported, Event, JobEnded
 from parsl_rasda.orchestration.job_specs import end_event, epoch_event
 from parsl_rasda.protocol import EpochReport, JobResult, JobSpec
@@ -35,7 +36,7 @@ RESEND_S = 2.0
 
 
 @dataclass(slots=True, eq=False)
-class _Job:
+class _SentJob:
     order: JobSpec
     task_arguments: Message
     task: Task | None = None
@@ -52,10 +53,10 @@ class _Job:
 
 
 class Lost(Protocol):
-    """Is told that the pilot of a site is lost."""
+    """Is called when the pilot of a site is lost."""
 
-    def __call__(self, outcome: Outcome, cause: str, *, usable: bool = True) -> None:
-        """Take how its jobs have ended, why, and whether another pilot may be of use."""
+    def __call__(self, ended_by: EndedBy, cause: str, *, usable: bool = True) -> None:
+        """Take what ended its jobs, the same for people, and whether another pilot may be of use."""
 
 
 class SiteLostError(Exception):
@@ -67,11 +68,7 @@ class SiteLostError(Exception):
 
 
 class GlobusJobs:
-    """Keeps the books of the jobs of one site.
-
-    Attributes:
-        were_any: Whether a job was ever sent.
-    """
+    """Sends the jobs of one site, and reports their epochs and their ends."""
 
     def __init__(
         self,
@@ -79,29 +76,28 @@ class GlobusJobs:
         post: Callable[[Event], None],
         when: Callable[[Future[Any], Callable[[Any], None]], None],
         lost: Lost,
-        beside: Callable[[], int],
+        busy_workers: Callable[[], int],
         silence_s: float,
         endpoint: str,
     ) -> None:
-        """Begin with empty books.
+        """Begin without jobs.
 
         Args:
             post: Takes the events.
-            when: Calls back in the runner's thread when a task is done.
-            lost: Called with the cause when a look fails, or another pilot answers: this one is lost.
-            beside: Says how many workers are held by what is no job: stages.
+            when: Calls back in the backend's thread when a task is done.
+            lost: Called when a poll fails, or another pilot answers: this one is lost.
+            busy_workers: Returns how many workers are at other work than jobs: stages.
             silence_s: How old a heartbeat may be [s].
-            endpoint: Its id, for words.
+            endpoint: Its id, for messages.
         """
-        self._beside = beside
+        self._busy_workers = busy_workers
         self._post, self._when, self._lost, self._endpoint = post, when, lost, endpoint
         self._silence_s, self.patience_s = silence_s, 3 * silence_s
-        self._look_every_s = min(max(silence_s / 3, 1.0), 20.0)
-        self._jobs: dict[JobId, _Job] = {}
-        self._looks: list[Task] = []
-        self._look_at = self._unanswered_since = 0.0
-        self._away_since: float | None = None  # a look waits to be taken by the service
-        self.were_any = False
+        self._poll_every_s = min(max(silence_s / 3, 1.0), 20.0)
+        self._jobs: dict[JobId, _SentJob] = {}
+        self._polls: list[Task] = []
+        self._poll_at = self._unanswered_since = 0.0
+        self._away_since: float | None = None  # a poll waits to be taken by the service
         self._block, self._room, self._pilots = "", float("inf"), 0
 
     def __bool__(self) -> bool:
@@ -109,7 +105,7 @@ class GlobusJobs:
 
     @property
     def trouble(self) -> str:
-        """Why nobody can be asked for now, in words; empty if somebody can."""
+        """Why the site cannot be asked for now; empty if it can."""
         away_s = time.monotonic() - self._away_since if self._away_since is not None else 0.0
         return "Globus Compute takes no tasks for now" if away_s > self._silence_s else ""
 
@@ -122,94 +118,96 @@ class GlobusJobs:
         """
         self._block, self._room = block, at_a_time or float("inf")
         self._pilots += 1
-        self._looks.clear()
+        self._polls.clear()
 
-    def start(self, link: EndpointClient, order: JobSpec, arguments: Message) -> None:
+    def start(self, client: EndpointClient, order: JobSpec, arguments: Message) -> None:
         """Send a job.
 
         Raises:
-            TooLargeError: If it can never be sent; it is in the books all the same.
+            TooLargeError: If it can never be sent; it is among the jobs all the same.
         """
-        job = _Job(order, arguments, epoch=order.epoch)
+        job = _SentJob(order, arguments, epoch=order.epoch)
         self._jobs[job.id] = job
-        self.were_any = True
-        self._send_waiting(link)
+        self._send_waiting(client)
 
     def refuse(self, order: JobSpec, cause: str) -> None:
         """End a job that never began."""
-        self._post(JobEnded(time.time(), order.job, Outcome.PREEMPTED, cause))
+        self._post_end(order.job, ExitObservations(EndedBy.NOT_SENT, cause))
 
-    def end(self, link: EndpointClient, reason: str, job_id: JobId | None = None) -> None:
-        """Let a job, or all of them, leave at its next step."""
+    def end(self, client: EndpointClient, reason: str, job_id: JobId | None = None) -> None:
+        """Tell a job, or all of them, to leave at the next step."""
         found = [job for job in self._jobs.values() if job.stop is None and job_id in {None, job.id}]
         for job in found:
             job.stop = reason
         if found:
-            self._look(link, found)
+            self._poll(client, found)
 
-    def conclude(self, outcome: Outcome, cause: str) -> None:
+    def conclude(self, ended_by: EndedBy, cause: str) -> None:
         """Report every job as ended; what is left of them there ends when the site answers again."""
         for job in tuple(self._jobs.values()):
             del self._jobs[job.id]
-            ended = Outcome.PREEMPTED if job.stop else outcome
-            self._post(JobEnded(time.time(), job.id, ended, cause))
+            self._post_end(job.id, ExitObservations(ended_by, cause, was_told=job.stop is not None))
 
-    def watch(self, link: EndpointClient) -> None:
-        """Send what was not taken again, and look at every job once in a while.
+    def _post_end(self, job: JobId, seen: ExitObservations) -> None:
+        found = classify_exit(seen)
+        self._post(JobEnded(time.time(), job, found.outcome, found.cause))
+
+    def watch(self, client: EndpointClient) -> None:
+        """Send again what was not taken, and poll every job once in a while.
 
         Raises:
             SiteLostError: If nobody has answered for too long.
         """
         now = time.monotonic()
-        self._send_waiting(link)
+        self._send_waiting(client)
         if not self._jobs:
-            self._looks.clear()
+            self._polls.clear()
             return
-        self._looks = [look for look in self._looks if not look.done()]
-        is_away = any(look.id is None for look in self._looks)
+        self._polls = [poll for poll in self._polls if not poll.done()]
+        is_away = any(poll.id is None for poll in self._polls)
         self._away_since = (self._away_since or now) if is_away else None
-        if not self._looks or is_away:
+        if not self._polls or is_away:
             self._unanswered_since = now  # nobody was asked: the service is away, perhaps
         elif now > self._unanswered_since + self.patience_s:
             raise SiteLostError(f"endpoint {self._endpoint} has not answered for {self.patience_s:.0f} s")
-        if now > self._look_at:
+        if now > self._poll_at:
             for job in self._jobs.values():
                 if job.failure is None and job.task and now > job.since + self.patience_s:
                     job.abandon = f"no worker of the endpoint took it within {self.patience_s:.0f} s"
-            self._look(link, list(self._jobs.values()))
+            self._poll(client, list(self._jobs.values()))
 
-    def _send_waiting(self, link: EndpointClient) -> None:
+    def _send_waiting(self, client: EndpointClient) -> None:
         """Send what is not on its way, as far as there are workers."""
         now = time.monotonic()
         waiting = [job for job in self._jobs.values() if job.task is None]
-        room = max(1, self._room - self._beside()) - (len(self._jobs) - len(waiting))
+        room = max(1, self._room - self._busy_workers()) - (len(self._jobs) - len(waiting))
         for job in waiting:
             if room > 0 and now > job.not_before:
                 room -= 1
-                self._send(link, job)
+                self._send(client, job)
 
-    def _send(self, link: EndpointClient, job: _Job) -> None:
-        job.task, job.since = link.submit("run", job.task_arguments), time.monotonic()
+    def _send(self, client: EndpointClient, job: _SentJob) -> None:
+        job.task, job.since = client.submit("run", job.task_arguments), time.monotonic()
         self._when(job.task, lambda done: self._returned(job, done))
 
-    def _returned(self, job: _Job, done: Task) -> None:
+    def _returned(self, job: _SentJob, done: Task) -> None:
         if self._jobs.get(job.id) is not job or job.task is not done:
             return  # concluded before
         error = done.exception()
         if error is None:
-            self._hear(done.result())
+            self._on_answer(done.result())
         elif isinstance(error, UnreachableError):
             job.task, job.not_before = None, time.monotonic() + RESEND_S  # it was not taken: send it again
         elif isinstance(error, TooLargeError):
-            self._lost(Outcome.PREEMPTED, str(error), usable=False)
+            self._lost(EndedBy.SITE_UNFIT, str(error), usable=False)
         elif isinstance(error, PilotLostError):
-            self._lost(Outcome.PREEMPTED, str(error))
+            self._lost(EndedBy.PILOT_ENDED, str(error))
         else:
             job.failure = error.cause if isinstance(error, RefusedError) else str(error)
-            self._look_at = 0.0  # the site's disk has the last word
+            self._poll_at = 0.0  # the site's disk has the last word
 
-    def _look(self, link: EndpointClient, jobs: list[_Job]) -> None:
-        self._look_at = time.monotonic() + self._look_every_s
+    def _poll(self, client: EndpointClient, jobs: list[_SentJob]) -> None:
+        self._poll_at = time.monotonic() + self._poll_every_s
         asked = [
             {
                 "directory": job.order.directory,
@@ -221,35 +219,35 @@ class GlobusJobs:
             }
             for job in jobs
         ]
-        look = link.submit("look", {"jobs": asked, "silence_s": self._silence_s})
-        self._looks.append(look)
+        poll = client.submit("poll", {"jobs": asked, "silence_s": self._silence_s})
+        self._polls.append(poll)
         pilots = self._pilots
-        self._when(look, lambda done: self._looked(done) if pilots == self._pilots else None)
+        self._when(poll, lambda done: self._polled(done) if pilots == self._pilots else None)
 
-    def _looked(self, done: Task) -> None:
+    def _polled(self, done: Task) -> None:
         error = done.exception()
         if error is None:
-            self._looks.clear()  # the site answers: who has not been answered was lost on the way
-            self._hear(done.result())
+            self._polls.clear()  # the site answers: a poll without an answer was lost on the way
+            self._on_answer(done.result())
         elif not isinstance(error, UnreachableError | TooLargeError):  # it was sent with one too large
-            is_no_fault = isinstance(error, PilotLostError)
-            self._lost(Outcome.PREEMPTED if is_no_fault else Outcome.LOST, str(error))
+            has_ended = isinstance(error, PilotLostError)
+            self._lost(EndedBy.PILOT_ENDED if has_ended else EndedBy.ENDPOINT_LOST, str(error))
 
-    def _hear(self, answer: Message) -> None:
-        """Take what the site says of jobs, and notice if another pilot says it than the one they are on."""
+    def _on_answer(self, answer: Message) -> None:
+        """Take the state of jobs, and notice if it is another pilot that answers."""
         for state in answer["jobs"]:
             job = self._jobs.get(JobId.parse(state["job"]))
             if job is not None:
                 self._take(job, state)
         if answer.get("unfit"):
-            self._lost(Outcome.PREEMPTED, f"endpoint {self._endpoint}: {answer['unfit']}", usable=False)
+            self._lost(EndedBy.SITE_UNFIT, f"endpoint {self._endpoint}: {answer['unfit']}", usable=False)
         elif answer.get("taken"):
-            self._lost(Outcome.PREEMPTED, answer["taken"])
+            self._lost(EndedBy.PILOT_LEASED, answer["taken"])
         elif answer["block"] != self._block:
-            self._lost(Outcome.PREEMPTED, "the endpoint has replaced its pilot by another one")
+            self._lost(EndedBy.PILOT_ENDED, "the endpoint has replaced its pilot by another one")
 
-    def _take(self, job: _Job, state: Message) -> None:
-        """Take what a task says of a job: its epochs, and its end if it has come."""
+    def _take(self, job: _SentJob, state: Message) -> None:
+        """Take the state of a job: its new epochs, and its end if it has come."""
         for event in events_of(state, job.epoch):
             if isinstance(event, EpochReported):
                 job.epoch = event.epoch
@@ -261,10 +259,10 @@ class GlobusJobs:
 
 
 def events_of(state: Message, epoch: int) -> Iterator[EpochReported | JobEnded]:
-    """Yield what has become of a job.
+    """Yield what has happened to a job.
 
     Args:
-        state: What `endpoint_tasks.run` or `endpoint_tasks.look` says of it.
+        state: As `endpoint_tasks.run` and `endpoint_tasks.poll` return it.
         epoch: The last one known.
     """
     for text in state["epochs"]:

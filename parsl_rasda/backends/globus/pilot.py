@@ -1,11 +1,11 @@
 """The pilot of an endpoint, from its request until it is up.
 
-Whether it is up is asked by a handshake, a task that somebody answers once the endpoint has a pilot. It is
-sent again after longer and longer times, since a pilot may wait in a batch queue for hours; meanwhile the
-service says whether the endpoint is online. One that stays offline is refused. A pilot that another study
-uses, or that is about to end, is waited for as in a queue.
+Whether it is up is asked by a handshake, a task that is answered once the endpoint has a pilot. It is sent
+again after longer and longer times, since a pilot may wait in a batch queue for hours; meanwhile the
+service says whether the endpoint is online. One that stays offline is refused. If another study uses the
+pilot, or if it is about to end, the next one is waited for as in a queue.
 
-Everything here runs in the runner's one thread.
+Everything here runs in the backend's one thread.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from parsl_rasda.agent.endpoint_tasks import TaskContext
-from parsl_rasda.backends.allocation import Allocation
+from parsl_rasda.backends.allocation import PilotAllocation
 from parsl_rasda.backends.globus import handshake
 from parsl_rasda.backends.globus.client import EndpointClient, PilotLostError, UnreachableError
 from parsl_rasda.backends.globus.jobs import RESEND_S, Message
@@ -35,7 +35,7 @@ class GlobusPilot:
         request: What it answers.
         sender: Who sends tasks to it; knows its block once it is up.
         allocation: What it has, once it is up.
-        is_leaving: It is to end once its jobs have left.
+        is_leaving: Whether it is to end once its jobs have left.
     """
 
     def __init__(
@@ -57,13 +57,13 @@ class GlobusPilot:
             sender: Under a new term.
             site: What was declared.
             spent: The block of a pilot that is about to end, if there is one: it is not this one.
-            when: Calls back in the runner's thread when a task is done.
-            up: Is told that it is up, and what the handshake has found.
-            refused: Is told why there will be none.
-            delayed: Is told once why it is waited for.
+            when: Calls back in the backend's thread when a task is done.
+            up: Called once it is up, with what the handshake has found.
+            refused: Called with the reason why there will be none.
+            delayed: Called once with the reason why it is waited for.
         """
         self.request, self.sender = request, sender
-        self.allocation: Allocation | None = None
+        self.allocation: PilotAllocation | None = None
         self.is_leaving = False
         self._site, self._spent = site, spent
         self._when, self._up, self._refused, self._delayed = when, up, refused, delayed
@@ -76,7 +76,7 @@ class GlobusPilot:
         self._offline_since: float | None = None
         self._cause = self._delay = ""
 
-    def shake_hands(self, link: EndpointClient) -> None:
+    def shake_hands(self, client: EndpointClient) -> None:
         """Ask, ask again after a while, and be refused when the endpoint stays away."""
         now = time.monotonic()
         if self._offline_since is not None and now > self._offline_since + self._silence_s:
@@ -84,16 +84,16 @@ class GlobusPilot:
             return
         again_s = RESEND_S if self._offline_since is not None else self._silence_s
         if (self._question is None or self._question.done()) and now > self._asked_at + again_s:
-            self._asked_at, self._question = now, link.ask_whether_online()
-            self._when(self._question, self._heard_state)
+            self._asked_at, self._question = now, client.ask_whether_online()
+            self._when(self._question, self._on_state)
         if self._handshake is not None and now > self._shaken_at + self._lost_s:
             self._handshake, self._lost_s = None, 2 * self._lost_s
         if self._handshake is None and self._offline_since is None and now >= self._shake_at:
             arguments = handshake.arguments_of(self._site, self.sender)
-            self._shaken_at, self._handshake = now, link.submit("describe", arguments)
+            self._shaken_at, self._handshake = now, client.submit("describe", arguments)
             self._when(self._handshake, self._shaken)
 
-    def _heard_state(self, done: Future[bool]) -> None:
+    def _on_state(self, done: Future[bool]) -> None:
         error = done.exception()
         if error is None and done.result():
             self._offline_since = None
@@ -117,16 +117,16 @@ class GlobusPilot:
         elif error is not None:
             self._refused(self, str(error))
         else:
-            self._judge(done.result())
+            self._on_description(done.result())
 
-    def _judge(self, found: Message) -> None:
+    def _on_description(self, found: Message) -> None:
         refusal = handshake.refusal_of(self._site, found)
         if refusal is not None:
             self._refused(self, refusal)
         elif found["block"] == self._spent:
             self._ask_later()
             logger.info("waiting for the next pilot site=%s", self._site.name)
-        elif delay := handshake.taken_words(self._site, found):
+        elif delay := handshake.taken_message(self._site, found):
             self._ask_later()
             if delay != self._delay:
                 self._delayed(self, delay)

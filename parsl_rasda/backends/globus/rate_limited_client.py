@@ -1,6 +1,6 @@
-"""The SDK's client, asking Globus Compute no more often than it allows: 20 requests in 10 s, of each user.
+"""The SDK's client, asking Globus Compute no more often than it allows: 20 requests in 10 s for each user.
 
-The SDK paces the submissions of one executor; a study has one executor a site, and asks for other things,
+The SDK paces the submissions of one executor; a study has one executor a site, and makes other requests,
 too. Here all requests of this process wait in one line, whichever site they are for; tasks that wait
 meanwhile travel together. Imported where the SDK is needed: it takes a third of a second.
 """
@@ -20,10 +20,10 @@ MOST, WINDOW_S = 9, 5.1  # in any 10 s, at most twice as many
 
 
 class Pacer:
-    """Lets so many through in any window of time; others wait for their turn."""
+    """Lets a number of requests through in any window of time; others wait for their turn."""
 
     def __init__(self, most: int, window_s: float, clock: Any = time) -> None:
-        """Let everybody through for now.
+        """Begin with an empty window.
 
         Args:
             most: How many.

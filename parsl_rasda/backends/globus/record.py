@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
-from parsl_rasda.orchestration.run_directory import replace_file
+from parsl_rasda.atomic_files import replace_file
 
 
 class GlobusRecord:

@@ -1,4 +1,4 @@
-"""What jobs of a controller that is gone have left behind a Globus Compute endpoint."""
+"""What the jobs of an earlier controller have left behind a Globus Compute endpoint."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from parsl_rasda.orchestration.events import Event
 from parsl_rasda.study.sites import GlobusSiteSpec
 from parsl_rasda.types import JobId
 
-_PATIENCE_S = 60.0
+_TIMEOUT_S = 60.0
 
 logger = logging.getLogger(__name__)
 
 
 def recover(
-    link: EndpointClient, site: GlobusSiteSpec, sender: TaskContext, jobs: Mapping[JobId, tuple[str, int]]
+    client: EndpointClient, site: GlobusSiteSpec, sender: TaskContext, jobs: Mapping[JobId, tuple[str, int]]
 ) -> list[Event]:
-    """Return what jobs have come to, after ending those that still run.
+    """Return how jobs have ended, after ending those that still run.
 
     The site's disk knows best, once a handshake has let them save and leave; where the site does not
     answer, the service may have their results.
 
     Args:
-        link: To the site.
+        client: Of the endpoint.
         site: What was declared.
         sender: Under a new term.
         jobs: Each with its directory there, and the epochs it is known to have finished.
     """
     try:
-        states = _found_there(link, site, sender, jobs)
+        states = _found_there(client, site, sender, jobs)
     except (RasdaError, TimeoutError) as error:
         logger.warning("site %s cannot say what it has: %s", site.name, error)
-        states = _kept_by_service(link)
+        states = _kept_by_service(client)
     found = {JobId.parse(state["job"]): state for state in states}
     return [
         event
@@ -48,11 +48,11 @@ def recover(
 
 
 def _found_there(
-    link: EndpointClient, site: GlobusSiteSpec, sender: TaskContext, jobs: Mapping[JobId, tuple[str, int]]
+    client: EndpointClient, site: GlobusSiteSpec, sender: TaskContext, jobs: Mapping[JobId, tuple[str, int]]
 ) -> list[Message]:
-    if not link.ask_whether_online().result(_PATIENCE_S):
+    if not client.ask_whether_online().result(_TIMEOUT_S):
         raise UnreachableError(site.endpoint_id, "it is offline")
-    link.submit("describe", handshake.arguments_of(site, sender)).result(_PATIENCE_S)
+    client.submit("describe", handshake.arguments_of(site, sender)).result(_TIMEOUT_S)
     asked = [
         {
             "directory": directory,
@@ -64,17 +64,17 @@ def _found_there(
         }
         for job, (directory, epoch) in jobs.items()
     ]
-    look = link.submit("look", {"jobs": asked, "silence_s": site.heartbeat_threshold_s})
-    states: list[Message] = look.result(_PATIENCE_S)["jobs"]
+    poll = client.submit("poll", {"jobs": asked, "silence_s": site.heartbeat_threshold_s})
+    states: list[Message] = poll.result(_TIMEOUT_S)["jobs"]
     return states
 
 
-def _kept_by_service(link: EndpointClient) -> list[Message]:
+def _kept_by_service(client: EndpointClient) -> list[Message]:
     """Return the results of earlier tasks that the service still has."""
     try:
-        found = link.earlier_results().result(_PATIENCE_S)
+        found = client.earlier_results().result(_TIMEOUT_S)
     except (RasdaError, TimeoutError) as error:
-        logger.warning("nor can the service: %s", error)
+        logger.warning("the service cannot say it either: %s", error)
         return []
     answers = [answer["jobs"] for answer in found if isinstance(answer, dict) and "jobs" in answer]
     return [state for states in answers for state in states if state["report"]]

@@ -1,12 +1,12 @@
 """The stages of one Globus Compute site: sent as tasks, known by what they leave on the site's disk.
 
-Each call has a folder there with its claim, its heartbeat and its answer (`globus_calls`): a call that is
-sent twice runs once, and one whose result was lost on the way is answered from the disk. The folder's name
-is made of what is called: the next controller waits for a call that a dead one has begun, and begins it
-again only if it has ended. A stage may wait for as long as the endpoint's pilot waits in a queue; it has
-failed when its heartbeat stops, or when the endpoint goes away.
+Each call has a folder there with its claim, its heartbeat and its answer (`agent.stage_calls`). A call that
+is sent twice runs once, and one whose result was lost on the way is answered from the disk. The folder's
+name is made of what is called: the next controller waits for a call that a dead one has begun, and begins
+it again only if it has ended. A stage may wait for as long as the endpoint's pilot waits in a queue; it
+has failed when its heartbeat stops, or when the endpoint goes away.
 
-Everything here runs in the runner's one thread.
+Everything here runs in the backend's one thread.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _Stage:
 
 
 class GlobusStages:
-    """Keeps the books of the stages of one site."""
+    """Sends the stages of one site, and resolves their futures."""
 
     def __init__(
         self,
@@ -53,25 +53,25 @@ class GlobusStages:
         folder: str,
         record: GlobusRecord,
     ) -> None:
-        """Begin with empty books.
+        """Begin without stages.
 
         Args:
-            when: Calls back in the runner's thread when a task is done.
+            when: Calls back in the backend's thread when a task is done.
             silence_s: How old a heartbeat may be [s].
-            endpoint: Its id, for words.
+            endpoint: Its id, for messages.
             folder: The run's own folder on the site.
             record: Remembers how often each call has ended.
         """
         self._record, self._sender = record, uuid.uuid4().hex
         self._when, self._endpoint, self._folder = when, endpoint, folder
         self._silence_s, self._patience_s = silence_s, 3 * silence_s
-        self._look_every_s = min(max(silence_s / 3, 1.0), 20.0)
+        self._poll_every_s = min(max(silence_s / 3, 1.0), 20.0)
         self._stages: dict[str, _Stage] = {}
-        self._look: Task | None = None
+        self._poll: Task | None = None
         self._question: Future[bool] | None = None
-        self._look_at = self._asked_at = 0.0
-        self._lost_s = self._patience_s  # after which a look counts as lost on its way, not as queued
-        self._answered = False  # the pilot is up: it may not fall silent any more
+        self._poll_at = self._asked_at = 0.0
+        self._lost_s = self._patience_s  # after which a poll counts as lost on its way, not as queued
+        self._answered = False  # the pilot is up: it must go on answering
         self._silent_since = self._offline_since = float("inf")
 
     @property
@@ -80,12 +80,12 @@ class GlobusStages:
         return list(self._stages)
 
     def start(
-        self, link: EndpointClient, outer: Future[Any], target: str, arguments: list[Any], key: str = ""
+        self, client: EndpointClient, outer: Future[Any], target: str, arguments: list[Any], key: str = ""
     ) -> None:
         """Send a call of ``package.module:function``; ``outer`` gets what it returns, or why it failed.
 
         Args:
-            link: To the site.
+            client: Of the endpoint.
             outer: Gets the result.
             target: The function.
             arguments: Plain JSON.
@@ -96,32 +96,34 @@ class GlobusStages:
         begun = self._record.begun(call)
         while self._folder_of(call, begun) in self._stages:
             begun += 1
-        self._begin(link, outer, call, begun, {"target": target, "arguments": arguments})
+        self._begin(client, outer, call, begun, {"target": target, "arguments": arguments})
 
     def _folder_of(self, call: str, begun: int) -> str:
         return f"{self._folder}/calls/{call}/{begun}"
 
-    def _begin(self, link: EndpointClient, outer: Future[Any], call: str, begun: int, what: Message) -> None:
+    def _begin(
+        self, client: EndpointClient, outer: Future[Any], call: str, begun: int, what: Message
+    ) -> None:
         folder = self._folder_of(call, begun)
         stage = _Stage(outer, call, begun, {**what, "folder": folder, "sender": self._sender})
         if not self._stages:
-            self._look, self._answered = None, False
-            self._look_at = time.monotonic() + self._look_every_s
+            self._poll, self._answered = None, False
+            self._poll_at = time.monotonic() + self._poll_every_s
             self._silent_since = self._offline_since = float("inf")
         self._stages[folder] = stage
-        self._send(link, stage)
+        self._send(client, stage)
 
-    def watch(self, link: EndpointClient) -> None:
-        """Look at every call once in a while, and give them up when their endpoint has gone."""
+    def watch(self, client: EndpointClient) -> None:
+        """Poll every call once in a while, and give them up when their endpoint has gone."""
         now = time.monotonic()
-        if not self._stages or now < self._look_at:
+        if not self._stages or now < self._poll_at:
             return
-        self._look_at = now + self._look_every_s
-        if self._look is None or self._look.done():
+        self._poll_at = now + self._poll_every_s
+        if self._poll is None or self._poll.done():
             self._silent_since, self._offline_since = now, float("inf")
             self._lost_s = self._patience_s
-            self._ask(link)
-        elif self._look.id is None:
+            self._ask(client)
+        elif self._poll.id is None:
             self._silent_since = now  # the service is away: nobody was asked
         elif now > self._offline_since + self._patience_s:
             self._fail_all("it is offline; start it there")
@@ -129,24 +131,24 @@ class GlobusStages:
             self._fail_all(f"it has not answered for {self._patience_s:.0f} s")
         elif now > self._asked_at + self._lost_s:
             self._lost_s *= 2  # a pilot may wait in its queue for hours
-            self._ask(link)
+            self._ask(client)
         elif self._question is None or self._question.done():
-            self._question = link.ask_whether_online()
-            self._when(self._question, self._heard_state)
+            self._question = client.ask_whether_online()
+            self._when(self._question, self._on_state)
 
     def give_up(self) -> None:
-        """Leave every call to its fate."""
-        self._fail_all("the runner was closed")
+        """Fail every call here; what runs there runs on."""
+        self._fail_all("the backend was closed")
 
-    def _ask(self, link: EndpointClient) -> None:
+    def _ask(self, client: EndpointClient) -> None:
         self._asked_at = time.monotonic()
-        self._look = link.submit("look_at_stages", {"folders": list(self._stages)})
-        self._when(self._look, lambda done: self._looked(link, done))
+        self._poll = client.submit("poll_stages", {"folders": list(self._stages)})
+        self._when(self._poll, lambda done: self._polled(client, done))
 
-    def _send(self, link: EndpointClient, stage: _Stage) -> None:
+    def _send(self, client: EndpointClient, stage: _Stage) -> None:
         stage.since = time.monotonic()
         try:
-            stage.task = link.submit("stage", stage.arguments)
+            stage.task = client.submit("stage", stage.arguments)
         except RasdaError as error:
             self._conclude(stage, error)
             return
@@ -163,11 +165,11 @@ class GlobusStages:
         elif stage.task is done:
             stage.task = None  # it was not taken: send it again
 
-    def _heard_state(self, done: Future[bool]) -> None:
+    def _on_state(self, done: Future[bool]) -> None:
         is_offline = done.exception() is None and not done.result()
         self._offline_since = min(self._offline_since, time.monotonic()) if is_offline else float("inf")
 
-    def _looked(self, link: EndpointClient, done: Task) -> None:
+    def _polled(self, client: EndpointClient, done: Task) -> None:
         error = done.exception()
         if error is not None:
             if not isinstance(error, UnreachableError):
@@ -180,19 +182,19 @@ class GlobusStages:
             stage = self._stages[folder]
             is_waiting = state["silent_s"] is None
             if state["answered"] or (is_waiting and not is_busy and self._has_waited_long(stage)):
-                self._send(link, stage)  # runs once all the same
+                self._send(client, stage)  # it runs once all the same
             elif not is_waiting and state["silent_s"] > self._silence_s and state["sender"] != self._sender:
-                self._begin_again(link, stage)  # it has died with the controller that sent it
+                self._begin_again(client, stage)  # it has died with the controller that sent it
             elif not is_waiting and state["silent_s"] > self._silence_s:
                 words = f"its task there has been silent for {state['silent_s']:.0f} s; the pilot has ended"
                 self._conclude(stage, RefusedError(self._endpoint, words))
             elif stage.task is None:
-                self._send(link, stage)
+                self._send(client, stage)
 
-    def _begin_again(self, link: EndpointClient, stage: _Stage) -> None:
+    def _begin_again(self, client: EndpointClient, stage: _Stage) -> None:
         del self._stages[stage.folder]
         self._record.conclude(stage.call, stage.begun)
-        self._begin(link, stage.outer, stage.call, stage.begun + 1, stage.arguments)
+        self._begin(client, stage.outer, stage.call, stage.begun + 1, stage.arguments)
 
     def _has_waited_long(self, stage: _Stage) -> bool:
         return time.monotonic() > stage.since + self._patience_s

@@ -1,35 +1,38 @@
-"""Carries the machine's instructions out with Parsl: pilots, jobs on them, and stages.
+"""The backend of sites that Parsl reaches: pilots, jobs on them, and calls of stages.
 
-One thread owns the books, of pilots (`pilot_books`) and of jobs (`jobs`). Everything that happens (calls,
-futures, messages of the control channel, states of batch jobs) is put into its inbox; whatever may block
-for seconds (Parsl's executors, the batch system) runs in a second thread. The runner decides nothing:
+One thread owns all state, of pilots (`pilot_pool`) and of jobs (`jobs`). Everything that happens (calls,
+futures, messages of the control channel, states of batch jobs) is posted to it; whatever may block for
+seconds (Parsl's executors, the batch system) runs in a second thread. The backend decides nothing:
 which GPUs, when, and what follows from a loss are the machine's decisions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from parsl_rasda.agent import node_probe, orphan_reaper
-from parsl_rasda.agent.control_relay import ControlServer, Message
+from parsl_rasda.agent import orphan_reaper
+from parsl_rasda.agent.control_relay import Message
+from parsl_rasda.agent.job import Named
 from parsl_rasda.backends.actor import Actor
+from parsl_rasda.backends.parsl.control_server import ControlServer
 from parsl_rasda.backends.parsl.jobs import JobTracker
 from parsl_rasda.backends.parsl.pilot_pool import PilotPool
 from parsl_rasda.backends.parsl.pilot_source import (
-    AttachedPilots,
     ExecutorLabel,
-    LaneEnd,
-    OwnPilots,
+    PilotExit,
     PilotSource,
+    PilotSourceFactory,
+    own_pilots,
+    pilots_in_executor,
 )
+from parsl_rasda.exits import EndedBy
 from parsl_rasda.launch.base import Launcher
 from parsl_rasda.launch.registry import build_launcher
-from parsl_rasda.orchestration.backend import PostEvent
+from parsl_rasda.orchestration.backend import BackendContext, OpenJob, PostEvent, StageTask
 from parsl_rasda.orchestration.events import (
     ContinueJob,
     EndJob,
@@ -38,86 +41,71 @@ from parsl_rasda.orchestration.events import (
     RequestPilot,
 )
 from parsl_rasda.protocol import JobSpec
-from parsl_rasda.study.sites import ParslSiteSpec, SiteBase
-from parsl_rasda.types import JobId, Outcome, Placement
+from parsl_rasda.study.sites import ExecutorSite, ParslSiteSpec, SiteBase
+from parsl_rasda.types import JobId, Placement
 
-_STAGES_AT_ONCE = 2
-_UNKNOWN_SLOTS_PER_NODE = 8  # where only the pilot can count them
 _END_GRACE_S = 1.0  # for processes that should have ended by themselves
 _CLOSE_WAIT_S = 12.0  # grace, TERM to KILL, and some
 
 
 @dataclass(slots=True)
-class _Session:
+class _Running:
     """What exists between `open` and `close`."""
 
     mark: str
     control: ControlServer
     source: PilotSource
-    desk: JobTracker
-    books: PilotPool
-    loop: Actor
+    tracker: JobTracker
+    pool: PilotPool
+    actor: Actor
+
+
+def build(site: ParslSiteSpec, context: BackendContext) -> ParslBackend:
+    """Return the backend of a site with a provider of Parsl's.
+
+    Raises:
+        InvalidSettingError: If the site's launcher is unknown.
+        RunDirectoryError: If Parsl cannot work in the run directory or in the site's `work_dir`.
+    """
+    return ParslBackend(site, context, own_pilots(site, context))
+
+
+def attach(site: ExecutorSite, context: BackendContext, kernel: Any) -> ParslBackend:
+    """Return the backend of one executor of a Parsl program that is already running.
+
+    Its workers are shared: the executor needs one for each job at a time.
+
+    Args:
+        site: Named as the executor is labelled.
+        context: Of the search.
+        kernel: A loaded ``parsl.DataFlowKernel`` (Parsl is untyped); it is used, never ended.
+    """
+    return ParslBackend(site, context, pilots_in_executor(kernel, site.name))
 
 
 class ParslBackend:
-    """The runner of one site that Parsl reaches."""
+    """The backend of one site that Parsl reaches."""
 
-    def __init__(
-        self,
-        site: ParslSiteSpec,
-        directory: Path,
-        *,
-        narrowest: int = 1,
-        stages_at_once: int = _STAGES_AT_ONCE,
-        python_path: tuple[Path, ...] = (),
-    ) -> None:
+    def __init__(self, site: SiteBase, context: BackendContext, pilots: PilotSourceFactory) -> None:
         """Prepare; nothing is imported or started before `open`.
 
         Args:
             site: Where to run.
-            directory: A folder of its own, in the run directory: two runners never share one.
-            narrowest: Slots of the narrowest job, which bounds how many run at a time.
-            stages_at_once: Calls of stages that run beside them; more would keep jobs waiting.
-            python_path: Folders of user modules, for stages and ranks.
+            context: Of the study.
+            pilots: Where its pilots come from.
 
         Raises:
             InvalidSettingError: If the site's launcher is unknown.
         """
-        self._site = site
-        self._directory = directory
+        self.capabilities = site.capabilities
+        self._site, self._context, self._directory = site, context, context.directory
         self._launcher: Launcher = build_launcher(site.mpi_launcher)
-        slots = site.slots_per_pilot or site.nodes_per_pilot * _slots_per_node(site)
-        workers = max(1, slots // narrowest) + stages_at_once
-        paths = (*python_path, Path.cwd())
-
-        def build_pilots(mark: str) -> PilotSource:
-            return OwnPilots(
-                site, self._directory, mark, workers=workers, python_path=paths, on_end=self._on_pilot_end
-            )
-
-        self._build_pilots: Callable[[str], PilotSource] = build_pilots
-        self._session: _Session | None = None
+        self._build_pilots = pilots
+        self._running: _Running | None = None
         self._post: PostEvent = _discard
         self._holds = 0
 
-    @classmethod
-    def attached(cls, kernel: Any, label: str, site: SiteBase, directory: Path) -> Self:
-        """Return a runner in one executor of a Parsl program that is already running.
-
-        Args:
-            kernel: A loaded ``parsl.DataFlowKernel`` (Parsl is untyped); it is used, never ended.
-            label: The executor's label. Its workers are shared: it needs one for each job at a time.
-            site: What a site file would say of the nodes there; ``gpus_per_node`` of each node.
-            directory: A folder of its own, in the run directory.
-        """
-        declared = site.model_dump(by_alias=True, exclude={"provider"})
-        runner = cls(
-            ParslSiteSpec.model_validate({**declared, "provider": {"type": "LocalProvider"}}), directory
-        )
-        runner._build_pilots = lambda _: AttachedPilots(kernel, label)
-        return runner
-
-    # ------------------------------------------------------------------------ the Runner protocol
+    # ------------------------------------------------------------------------ the Backend protocol
 
     def open(self, post: PostEvent) -> None:
         """Begin: events go to ``post`` from now on.
@@ -126,64 +114,64 @@ class ParslBackend:
             RunDirectoryError: If another controller is at work in its folder.
         """
         self._post = post
-        if self._session is not None:
-            return  # held open by a pipeline
-        mark = orphan_reaper.claim(self._directory)
-        source = self._build_pilots(mark)
+        if self._running is not None:
+            return  # it is held
+        mark = orphan_reaper.acquire(self._directory)
+        source = self._build_pilots(mark, self._on_pilot_end)
         control = ControlServer(source.address, self._on_message)
-        loop = Actor("rasda-runner")
-        desk = JobTracker(
+        actor = Actor("rasda-parsl")
+        tracker = JobTracker(
             site=self._site,
             launcher=self._launcher,
             mark=mark,
             control=control,
             pilots=source,
-            do=loop.do,
+            call=actor.post,
             post=self._forward,
-            on_manager_lost=lambda lane, cause: books.fallen_silent(lane, cause),  # noqa: PLW0108 comes below
-            on_left=lambda lane: books.left(lane),  # noqa: PLW0108
+            on_manager_lost=lambda label, cause: pool.on_unresponsive(label, cause),  # noqa: PLW0108 comes below
+            on_left=lambda label: pool.on_job_left(label),  # noqa: PLW0108
         )
-        books = PilotPool(self._site, source, desk, loop, self._forward)
-        self._session = _Session(mark, control, source, desk, books, loop)
+        pool = PilotPool(self._site, source, tracker, actor, self._forward)
+        self._running = _Running(mark, control, source, tracker, pool, actor)
 
     def request_pilot(self, request: RequestPilot) -> None:
         """Ask for an allocation, or take over one that is held for stages."""
-        self._do(lambda session: session.books.request(request))
+        self._post_task(lambda running: running.pool.request(request))
 
     def release_pilot(self, release: ReleasePilot) -> None:
         """Give an allocation back, unless a stage is at work: then it only takes no more jobs."""
-        self._do(lambda session: session.books.release(release.pilot))
+        self._post_task(lambda running: running.pool.release(release.pilot))
 
     def start_job(self, order: JobSpec, placement: Placement) -> None:
         """Start a job on slots that the ledger holds for it."""
-        self._do(lambda session: session.books.start(order, placement))
+        self._post_task(lambda running: running.pool.start(order, placement))
 
     def continue_job(self, answer: ContinueJob) -> None:
         """Answer a job that waits at an epoch boundary."""
-        self._do(lambda session: session.desk.answer(answer))
+        self._post_task(lambda running: running.tracker.answer(answer))
 
     def end_job(self, end: EndJob) -> None:
         """Let a job leave: at its boundary, else at its next step; by force when it takes too long."""
-        self._do(lambda session: session.desk.end(end.job, end.reason, self._site.checkpoint_margin_s))
+        self._post_task(
+            lambda running: running.tracker.end(end.job, end.reason, self._site.checkpoint_margin_s)
+        )
 
     def close(self) -> None:
         """End every job, pilot and process that is left; returns when they are gone."""
-        session = self._session
-        if session is None:
+        running = self._running
+        if running is None:
             return
-        desk, books, loop = session.desk, session.books, session.loop
+        tracker, pool, actor = running.tracker, running.pool, running.actor
         try:
-            loop.do_now(desk.end_all)
-            loop.wait_until(lambda: not desk.jobs, _CLOSE_WAIT_S)
+            actor.call(tracker.end_all)
+            actor.wait_until(lambda: not tracker.jobs, _CLOSE_WAIT_S)
         finally:
             if self._holds:
-                loop.do_now(books.let_go_of_all)
-                loop.wait_until(lambda: books.are_all_idle, _CLOSE_WAIT_S)
+                actor.call(pool.withdraw_all)
+                actor.wait_until(lambda: pool.are_all_idle, _CLOSE_WAIT_S)
                 self._post = _discard
             else:
-                self._shut_down(session)
-
-    # ---------------------------------------------------------------------------- beyond the port
+                self._shut_down(running)
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -196,73 +184,97 @@ class ParslBackend:
             self._holds -= 1
             self.close()
 
-    def lose(self, cause: str) -> None:
-        """Count every pilot as ended by its owner: what still runs there is ended, and will not return."""
-        self._do(lambda session: session.books.bury_all(cause))
+    def begin_search(self, suffix: str) -> None:
+        """Pass over it: the orders of a search name its own folders."""
 
-    def submit_stage(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run a plain function on a pilot, beside the jobs there; it holds no slots.
+    def recover(self, jobs: Iterable[OpenJob]) -> list[Event]:
+        """Return nothing: the disk of the site is seen here."""
+        return []
 
-        Asks for a pilot if there is none. The function and its arguments travel as Parsl's do.
+    def directory_of(self, order: JobSpec) -> str:
+        """Return where the files of a job lie, which is where its order says."""
+        return order.directory
+
+    def submit_stage(self, task: StageTask) -> Future[Any]:
+        """Run a call of a stage on a pilot, beside the jobs there; it holds no slots.
+
+        Asks for a pilot if there is none. The function and its arguments travel as Parsl's do, files
+        are staged by Parsl.
 
         Raises:
-            RuntimeError: If the runner is not open.
+            RuntimeError: If the backend is not open.
         """
-        session, stage = self._session, Future[Any]()
-        if session is None:
-            raise RuntimeError("the runner is not open")
-        session.books.stages.add(stage)
-        stage.add_done_callback(session.books.stages.discard)
+        running, stage = self._running, Future[Any]()
+        if running is None:
+            raise RuntimeError("the backend is not open")
+        running.pool.stages.add(stage)
+        stage.add_done_callback(running.pool.stages.discard)
+        function = Named(f"stage_{task.folder.replace('/', '_')}", task.function)
+        folder = str(self._context.stages / task.folder)
+        arguments = (task.stage, task.target, dict(task.arguments), folder, task.search_path)
+        named = _staged(task, self._context)
 
-        def submit(lane: ExecutorLabel) -> None:
-            task = session.source.submit(lane, function, *args, **kwargs)
-            task.add_done_callback(lambda done: _copy(done, stage))
+        def submit(label: ExecutorLabel) -> None:
+            done = running.source.submit(label, function, *arguments, **named)
+            done.add_done_callback(lambda done: _copy(done, stage))
 
-        session.loop.do(lambda: session.books.submit_stage(submit))
+        running.actor.post(lambda: running.pool.submit_stage(submit))
         return stage
 
-    # ------------------------------------------------------------------- how things come to the inbox
+    # ---------------------------------------------------------------------------- beyond the port
+
+    def lose(self, cause: str) -> None:
+        """Count every pilot as ended by its owner: what still runs there is ended, and will not return."""
+        self._post_task(lambda running: running.pool.terminate_all(cause))
+
+    # ------------------------------------------------------------------- posted to the thread
 
     def _forward(self, event: Event) -> None:
-        self._post(event)  # to whoever listens now: that changes while a pipeline holds us
+        self._post(event)  # to whoever listens now: that changes while it is held
 
-    def _do(self, task: Callable[[_Session], None]) -> None:
-        session = self._session
-        if session is not None:
-            session.loop.do(lambda: task(session))
+    def _post_task(self, task: Callable[[_Running], None]) -> None:
+        running = self._running
+        if running is not None:
+            running.actor.post(lambda: task(running))
 
     def _on_message(self, job: str, message: Message) -> None:
-        self._do(lambda session: session.desk.hear(JobId.parse(job), message))
+        self._post_task(lambda running: running.tracker.on_message(JobId.parse(job), message))
 
-    def _on_pilot_end(self, lane: ExecutorLabel, end: LaneEnd) -> None:
-        self._do(lambda session: session.books.bury(lane, end))
+    def _on_pilot_end(self, label: ExecutorLabel, end: PilotExit) -> None:
+        self._post_task(lambda running: running.pool.terminate(label, end))
 
     # ------------------------------------------------------------------------------------ the end
 
-    def _shut_down(self, session: _Session) -> None:
+    def _shut_down(self, running: _Running) -> None:
         try:
-            session.loop.end_beside(session.source.close)
+            running.actor.end_worker(running.source.close)
         finally:
-            orphan_reaper.end_marked(orphan_reaper.RUN_VARIABLE, session.mark, grace_s=_END_GRACE_S)
+            orphan_reaper.end_marked(orphan_reaper.RUN_VARIABLE, running.mark, grace_s=_END_GRACE_S)
             orphan_reaper.release(self._directory)
-            session.loop.do(lambda: _give_up(session))
-            session.loop.end()
-            session.control.close()
-            self._session = None
+            running.actor.post(lambda: _abandon(running))
+            running.actor.end()
+            running.control.close()
+            self._running = None
             self._post = _discard
 
 
-def _give_up(session: _Session) -> None:
+def _abandon(running: _Running) -> None:
     """Report what is left as ended, now that every process is gone."""
-    for job in tuple(session.desk.jobs.values()):
-        session.desk.conclude(job, Outcome.PREEMPTED, "the controller left")
-    session.books.give_up()
+    for job in tuple(running.tracker.jobs.values()):
+        running.tracker.conclude(job, EndedBy.CONTROLLER_CLOSED, "the controller left")
+    running.pool.abandon()
 
 
-def _slots_per_node(site: ParslSiteSpec) -> int:
-    if site.is_local:
-        return max(1, node_probe.gpu_count(site.accelerator))
-    return _UNKNOWN_SLOTS_PER_NODE
+def _staged(task: StageTask, context: BackendContext) -> dict[str, Any]:
+    """Return the files of a task as Parsl stages them."""
+    if not task.files:
+        return {}
+    from parsl_rasda.backends.parsl import staging
+
+    return {
+        "files": tuple(task.files),
+        "inputs": staging.files_in(context.files / task.folder, task.files),
+    }
 
 
 def _copy(done: Future[Any], into: Future[Any]) -> None:

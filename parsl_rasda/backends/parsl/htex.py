@@ -1,6 +1,6 @@
 """Builds Parsl's objects from a site file: provider, executor, data-flow kernel.
 
-With `staging`, the only module that imports Parsl at its top; it is imported where a runner opens.
+With `staging`, the only module that imports Parsl at its top; it is imported where a backend opens.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ BlockStates = Mapping[str, Any]  # parsl.jobs.states.JobStatus by block id; Pars
 
 
 class PilotExecutor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl is untyped
-    """An executor whose one block is asked for and given back by us, never by Parsl's strategy.
+    """An executor whose one block is asked for and cancelled by us, never by Parsl's strategy.
 
     Parsl asks the interchange for the state of blocks without a time limit; were it dead, the
     asking thread would hang, and the shutdown with it. Here only the provider is asked.
@@ -57,12 +57,12 @@ class PilotExecutor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl is u
         return states
 
     def scale_in(self, blocks: int, max_idletime: float | None = None) -> list[str]:
-        """Give blocks back, busy or not."""
+        """Cancel blocks, busy or not."""
         ended: list[str] = BlockProviderExecutor.scale_in(self, blocks)
         return ended
 
     def cancel(self, block: str) -> None:
-        """Give a block back unless it has ended: scancel tries for ten seconds to end what is ending."""
+        """Cancel a block that has not ended: for one that is ending, scancel would take ten seconds."""
         state = self.status_facade.get(block)
         if state is None or not state.terminal:
             self.scale_in_facade(1)
@@ -169,7 +169,7 @@ def build_provider(site: ParslSiteSpec, ours: str) -> Any:  # any of Parsl's pro
         raise InvalidSettingError("provider.type", site.provider.type, known) from None
     clock = f"export {BEGAN_VARIABLE}=$(date +%s)"  # modules may take minutes of a walltime
     options |= {"nodes_per_block": site.nodes_per_pilot, "worker_init": f"{clock}\n{theirs}\n{ours}\n"}
-    if site.provider.type == "SlurmProvider":  # first: a site file that says otherwise is heeded
+    if site.provider.type == "SlurmProvider":  # first, so the site file may override it
         options["scheduler_options"] = f"{_NO_REQUEUE}\n{options.get('scheduler_options', '')}"
         if options.get("exclusive") is False and isinstance(site.gpus_per_node, int):
             # Of a node that may be shared, Parsl asks for one core, and no step would fit.

@@ -2,8 +2,8 @@
 
 Parsl starts it as ``interchange.py`` from PATH and lets it run on for ever when the controller is
 killed; the pilot's manager then never notices that its study is dead. Ctrl-C in a terminal reaches
-it too, and so does the SIGTERM of a batch system that ends the controller's job: either would end it
-before the controller has let its jobs save. It ends when its controller says so, or is gone.
+it, too, and so does the SIGTERM of a batch system that ends the controller's job: either would end it
+before the controller has let its jobs save. It ends when its controller tells it to, or is gone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import runpy
 import signal
 import threading
 
-_LOOK_S = 0.5
+_POLL_S = 0.5
 
 
 def main() -> None:
@@ -27,8 +27,8 @@ def main() -> None:
 
 def _end_with(parent: int) -> None:
     while os.getppid() == parent:
-        told = signal.sigtimedwait({signal.SIGTERM}, _LOOK_S)
-        if told is not None and told.si_pid == parent:  # Parsl's shutdown
+        received = signal.sigtimedwait({signal.SIGTERM}, _POLL_S)
+        if received is not None and received.si_pid == parent:  # Parsl's shutdown
             os._exit(0)
     os._exit(1)
 

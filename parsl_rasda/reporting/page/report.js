@@ -1,24 +1,24 @@
 "use strict";
-// What the page does beyond lying there: tells about a trial under the mouse, sorts the table, copies a text.
-const told = document.getElementById("told");
-const REACH = [[0, 0], [0, 3], [0, -3], [3, 0], [-3, 0], [4, 4], [-4, 4], [4, -4], [-4, -4], [0, 7], [0, -7], [7, 0], [-7, 0]];
+// The page in motion: a tooltip for the trial under the mouse, tables that sort, text that can be copied.
+const tooltip = document.getElementById("tooltip");
+const NEARBY = [[0, 0], [0, 3], [0, -3], [3, 0], [-3, 0], [4, 4], [-4, 4], [4, -4], [-4, -4], [0, 7], [0, -7], [7, 0], [-7, 0]];
 let hot = [];
 
 function trialAt(x, y) {
-  for (const [dx, dy] of REACH) {
+  for (const [dx, dy] of NEARBY) {
     const found = document.elementFromPoint(x + dx, y + dy)?.closest("[data-trial]");
     if (found) return found;
   }
   return null;
 }
 
-function heat(elements) {
+function highlight(elements) {
   for (const element of hot) element.classList.remove("hot");
   hot = elements;
   for (const element of hot) element.classList.add("hot");
 }
 
-function wordsOf(row) {
+function textOf(row) {
   const names = row.closest("table").tHead.rows[0].cells;
   return Array.from(row.cells, (cell, i) => [names[i].textContent, cell.textContent])
     .filter(([, text]) => text)
@@ -29,20 +29,20 @@ function wordsOf(row) {
 function show(element, x, y) {
   const search = element.closest("section");
   const same = Array.from(search.querySelectorAll(`[data-trial="${CSS.escape(element.dataset.trial)}"]`));
-  heat(same);
+  highlight(same);
   const row = same.find((one) => one.tagName === "TR");
-  told.hidden = element === row;
-  told.textContent = [element.dataset.note, row ? wordsOf(row) : ""].filter(Boolean).join("\n");
-  const left = x + 16 + told.offsetWidth > innerWidth ? x - 16 - told.offsetWidth : x + 16;
-  told.style.left = `${Math.max(4, left)}px`;
-  told.style.top = `${Math.max(4, Math.min(y + 16, innerHeight - told.offsetHeight - 4))}px`;
+  tooltip.hidden = element === row;
+  tooltip.textContent = [element.dataset.note, row ? textOf(row) : ""].filter(Boolean).join("\n");
+  const left = x + 16 + tooltip.offsetWidth > innerWidth ? x - 16 - tooltip.offsetWidth : x + 16;
+  tooltip.style.left = `${Math.max(4, left)}px`;
+  tooltip.style.top = `${Math.max(4, Math.min(y + 16, innerHeight - tooltip.offsetHeight - 4))}px`;
 }
 
 document.addEventListener("pointermove", (event) => {
   const near = event.target.closest?.("svg[role=img], tr[data-trial]");
   const element = near && trialAt(event.clientX, event.clientY);
   if (element) show(element, event.clientX, event.clientY);
-  else if (hot.length) { heat([]); told.hidden = true; }
+  else if (hot.length) { highlight([]); tooltip.hidden = true; }
 });
 
 function sortBy(header) {

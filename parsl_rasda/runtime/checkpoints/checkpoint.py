@@ -1,33 +1,32 @@
-"""Checkpoints on disk: tensors through torch.distributed.checkpoint, everything else as JSON.
+"""The format of a checkpoint on disk: tensors by torch.distributed.checkpoint, everything else as JSON.
 
-A checkpoint is a directory. It is written beside its place, synced and renamed, with ``header.json``
-last, so that a directory of the right name is whole. Reading one runs nothing it contains: the
-metadata of torch.distributed.checkpoint is a pickle, so it goes through an unpickler that knows a
-handful of record types and no function, and anything but a tensor is refused.
+A checkpoint is a directory. It is written beside its place, synced and renamed; ``header.json`` is
+written last. A directory of the right name is therefore whole. Reading a checkpoint executes nothing
+that it contains. The metadata of torch.distributed.checkpoint is a pickle, so it is read by an unpickler
+that knows a few record types and no function; anything but a tensor is refused.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import os
 import pickle
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from enum import EnumMeta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from parsl_rasda.atomic_files import replace_file, sync_folder
 from parsl_rasda.errors import CheckpointError, DamagedCheckpointError
 
 if TYPE_CHECKING:
     from torch import Size, Tensor, dtype
     from torch.distributed.checkpoint.metadata import Metadata
-    from torch.nn import Module
 
-    Room = Callable[[str, Size, dtype], Tensor | None]
+    Allocate = Callable[[str, Size, dtype], Tensor | None]
 
 HEADER = "header.json"
 FORMAT = 1
@@ -52,20 +51,25 @@ _ALLOWED = {
 
 
 def checkpoint_name(epoch: int, step: int = 0) -> str:
-    """Return the name of the directory for so many epochs done, and steps of the next."""
+    """Return the name of a checkpoint's directory.
+
+    Args:
+        epoch: Epochs done.
+        step: Steps done in the next epoch.
+    """
     return f"epoch-{epoch:06d}" + (f"-step-{step:08d}" if step else "")
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write a checkpoint whole or not at all. One rank does it, for all ranks hold the same.
+    """Write a checkpoint, whole or not at all. One rank writes it, because all ranks hold the same state.
 
     Args:
-        path: Its directory; the parent exists.
-        tensors: By name; if there are none, torch is not even imported.
+        path: Its directory. The parent must exist.
+        tensors: The tensors by name. Without any, torch is not imported.
         header: Plain JSON.
     """
     if path.exists():
-        return  # an attempt passes each point once; what is there is whole
+        return  # an attempt reaches each point once, so what is there is whole
     part = path.with_name(path.name + ".tmp")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
@@ -79,22 +83,18 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], header: Mapping[
 
 
 def publish_checkpoint(part: Path, path: Path, header: Mapping[str, Any]) -> None:
-    """Put the header into a directory that is otherwise whole, and the directory into its place."""
-    with (part / HEADER).open("w") as file:
-        json.dump({**header, "format": FORMAT}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    _sync_directory(part)
+    """Write the header into a directory that is otherwise complete, and move the directory to its place."""
+    replace_file(part / HEADER, json.dumps({**header, "format": FORMAT}, indent=1))
     part.rename(path)
-    _sync_directory(path.parent)
+    sync_folder(path.parent)
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """Return what is not a tensor.
+    """Return the header of a checkpoint: everything that is not a tensor.
 
     Raises:
-        DamagedCheckpointError: If this is no checkpoint, or not any more.
-        CheckpointError: If it is one of another format.
+        DamagedCheckpointError: If it is missing or unreadable.
+        CheckpointError: If the checkpoint has another format.
     """
     try:
         header = json.loads((path / HEADER).read_text())
@@ -106,35 +106,36 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def check_header(path: Path, header: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Refuse a header without what is needed of it.
+    """Refuse a header in which a required field is missing.
 
     Raises:
-        CheckpointError: If a name is missing: the checkpoint was written by something else.
+        CheckpointError: If a field is missing, because another program wrote the checkpoint.
     """
     missing = sorted(set(names) - header.keys())
     if missing:
         raise CheckpointError(str(path), f"its {HEADER} has no {', '.join(missing)}")
 
 
-def read_tensors(path: Path, prefix: str = "", room: Room | None = None) -> dict[str, Tensor]:
+def read_tensors(path: Path, prefix: str = "", allocate: Allocate | None = None) -> dict[str, Tensor]:
     """Return the tensors whose names begin with ``prefix``, on the CPU.
 
     Args:
-        path: Of the checkpoint.
-        prefix: What is wanted.
-        room: Returns a tensor to read into, given name, shape and type: this rank's part of one, of which no
-            more than the whole of that one is read at a time. None: all of it, on the CPU.
+        path: The checkpoint.
+        prefix: How the names of the wanted tensors begin.
+        allocate: Given name, shape and type, returns a tensor to read into. It may be this rank's shard of
+            the tensor; then at most one whole tensor is in memory at a time. If it returns None, the whole
+            tensor is read, on the CPU.
 
     Raises:
         DamagedCheckpointError: If files are missing or cut off.
-        CheckpointError: If they hold anything but tensors, or others than there is room for.
+        CheckpointError: If they hold anything but tensors, or tensors of another shape than allocated.
     """
     import torch
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.metadata import StorageMeta, TensorStorageMetadata
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    class Reader(FileSystemReader):
+    class RestrictedReader(FileSystemReader):
         def read_metadata(self, *_args: Any, **_kwargs: Any) -> Metadata:
             metadata = _restricted_metadata(path)
             metadata.storage_meta = StorageMeta(load_id=self.load_id)
@@ -145,55 +146,15 @@ def read_tensors(path: Path, prefix: str = "", room: Room | None = None) -> dict
         tensors = {}
         for name, entry in entries.items():
             if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata):
-                place = room(name, entry.size, entry.properties.dtype) if room else None
-                tensors[name] = (
-                    torch.empty(entry.size, dtype=entry.properties.dtype) if place is None else place
-                )
-        load(tensors, storage_reader=Reader(path), no_dist=True)
+                size, dtype = entry.size, entry.properties.dtype
+                target = allocate(name, size, dtype) if allocate else None
+                tensors[name] = torch.empty(size, dtype=dtype) if target is None else target
+        load(tensors, storage_reader=RestrictedReader(path), no_dist=True)
     return tensors
 
 
-def load_model(checkpoint: str | Path, model: Module) -> dict[str, Any]:
-    """Load the weights and buffers of a checkpoint into a model, for stages after a study.
-
-    Args:
-        checkpoint: Its directory, or its URL where sites share checkpoints.
-        model: Of the same configuration.
-
-    Returns:
-        The checkpoint's header: ``epoch``, ``replicas`` and more.
-
-    Raises:
-        CheckpointError: If the checkpoint cannot be read, or belongs to another model.
-        StoreError: If it cannot be fetched from its URL.
-    """
-    from parsl_rasda.runtime.checkpoints.shared import fetch, is_url
-
-    if is_url(str(checkpoint)):
-        with tempfile.TemporaryDirectory() as folder:
-            fetch(str(checkpoint), Path(folder) / "checkpoint")
-            return load_model(Path(folder) / "checkpoint", model)
-    path = Path(checkpoint)
-    header = read_header(path)
-    tensors = read_tensors(path, MODEL)
-    load_weights(path, model, {name.removeprefix(MODEL): tensor for name, tensor in tensors.items()})
-    return header
-
-
-def load_weights(path: Path, model: Module, weights: Mapping[str, Tensor]) -> None:
-    """Load weights by name, all of them.
-
-    Raises:
-        CheckpointError: If names or shapes differ.
-    """
-    try:
-        model.load_state_dict(dict(weights), strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(str(path), f"it belongs to another model: {error}") from error
-
-
 class _RestrictedUnpickler(pickle.Unpickler):
-    """Knows the records of a checkpoint's metadata, and refuses every other name."""
+    """Knows the record types of a checkpoint's metadata and refuses every other name."""
 
     def find_class(self, module: str, name: str) -> Any:
         import torch
@@ -201,7 +162,18 @@ class _RestrictedUnpickler(pickle.Unpickler):
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if is_dtype or (module, name) in _ALLOWED:
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"its metadata names {module}.{name}, which no checkpoint of ours does")
+        if (module, name) == ("builtins", "getattr"):
+            return _member  # Python 3.11.2 pickles a member of an enumeration by it
+        raise pickle.UnpicklingError(f"its metadata names {module}.{name}, which is not part of a checkpoint")
+
+
+def _member(kind: object, name: str) -> object:
+    """Stand in for `getattr`: return a member of an enumeration, and refuse everything else."""
+    if not isinstance(kind, EnumMeta):
+        raise pickle.UnpicklingError(
+            f"its metadata names {name} of {kind}, which is not part of a checkpoint"
+        )
+    return kind.__members__[name]
 
 
 def _restricted_metadata(path: Path) -> Metadata:
@@ -227,12 +199,14 @@ def _restricted_metadata(path: Path) -> Metadata:
 
 @contextmanager
 def _torch_checkpoint(path: Path) -> Iterator[None]:
-    """Turn whatever torch raises over a checkpoint into one error of ours."""
+    """Turn every error that torch raises for a checkpoint into a `CheckpointError`."""
     from torch.distributed.checkpoint.api import CheckpointException
 
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # said of no_dist=True too
+            warnings.filterwarnings(
+                "ignore", "torch.distributed is disabled"
+            )  # also warned of with no_dist=True
             yield
     except CheckpointError:
         raise
@@ -241,11 +215,3 @@ def _torch_checkpoint(path: Path) -> Iterator[None]:
         raise CheckpointError(str(path), f"{type(cause).__name__}: {cause}") from error
     except Exception as error:
         raise CheckpointError(str(path), f"{type(error).__name__}: {error}") from error
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Which checkpoints nobody may still ask for: of an attempt, and of those before it."""
+"""Which checkpoints of an attempt, and of the attempts before it, are not needed any more."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from parsl_rasda.protocol import KNOWN, EpochReport
 
 KEPT = 2
-FETCHED = "resumed"  # the directory of a checkpoint that came from another site
+FETCHED = "resumed"  # the directory of a checkpoint that was fetched from another site
 
 
 def known_epochs(directory: Path) -> int | None:
-    """Return the epochs that the controller is known to have heard of, or None where it hears at once."""
+    """Return how many epochs the controller is known to have received; None if it receives them at once."""
     try:
         return int((directory / KNOWN).read_text())
     except (OSError, ValueError):
@@ -22,35 +22,35 @@ def known_epochs(directory: Path) -> int | None:
 
 
 def superseded(places: Sequence[str], reports: Sequence[EpochReport], known: int | None) -> int:
-    """Return how many of an attempt's checkpoints may go, counted from the oldest.
+    """Return how many of an attempt's checkpoints may be removed, counted from the oldest.
 
-    The newest ones stay. So do all since the one by which a controller would go on that has heard no
-    more than ``known`` epochs: an attempt that is cut off from it trains on, while another takes its place.
+    The newest ones stay. An attempt that has lost its controller trains on, while another attempt takes its
+    place. That other one resumes from the newest checkpoint named in the first ``known`` epochs; this
+    checkpoint and all later ones stay, too.
 
     Args:
-        places: Of the checkpoints, oldest first.
+        places: Paths or URLs of the checkpoints, oldest first.
         reports: What the attempt has reported.
-        known: As `known_epochs`.
+        known: The value of `known_epochs`.
     """
     old = max(0, len(places) - KEPT)
-    heard = [r for r in reports if known is None or r.epoch <= known]
-    named = [r.checkpoint.path for r in heard if r.checkpoint and r.checkpoint.path in places]
-    if named:  # it may be older than those kept: checkpoints are written while training goes on
+    received = [r for r in reports if known is None or r.epoch <= known]
+    named = [r.checkpoint.path for r in received if r.checkpoint and r.checkpoint.path in places]
+    if named:  # may be older than those kept, because checkpoints are written in the background
         return min(old, places.index(named[-1]))
     return old if known is None else 0
 
 
 def remove_superseded_attempts(directory: Path, resume_from: str | None) -> None:
-    """Remove the checkpoints of attempts before the one whose checkpoint was ordered to go on from.
+    """Remove the checkpoints of all attempts before the one that wrote ``resume_from``.
 
-    The controller has noted that one as the trial's newest and goes back only where that cannot be read
-    any more, as far as there is something left: a successor of this attempt, or of one that it has lost
-    sight of, begins there or later. What is read afterwards
-    (`best`, `export`, the next stage) is the trial's newest checkpoint too.
+    The controller has recorded ``resume_from`` as the trial's newest checkpoint. Any successor of this
+    attempt begins there or later; it begins earlier only if that checkpoint cannot be read and an older one
+    is left. Whatever reads checkpoints afterwards (`best`, `export`, the next stage) reads the newest.
 
     Args:
-        directory: Of this attempt, beside those of the others.
-        resume_from: As ordered: the directory of a checkpoint, or its URL.
+        directory: The directory of this attempt, beside those of the others.
+        resume_from: The job's ``resume_from``: the directory or URL of a checkpoint.
     """
     origin = _attempt(resume_from.rstrip("/").split("/")[-2]) if resume_from and "/" in resume_from else None
     if origin is None or _attempt(directory.name) is None:

@@ -1,7 +1,7 @@
-"""Writes checkpoints while training goes on: one at a time, in a thread.
+"""Checkpoints written in the background: one at a time, by a thread.
 
-What is written is a copy in memory, so that training may change the weights meanwhile. A write that takes
-but a moment is waited for: the epoch's report can then name it.
+The thread writes a copy in memory, so that training can change the weights in the meantime. A short write
+is waited for, because the epoch's report can then name the checkpoint.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ MOMENT_S = 0.2
 
 
 class Saver:
-    """One thread at most, and what became of it.
+    """At most one thread that writes, and its result.
 
     Attributes:
-        longest_s: Time of the slowest write so far [s].
+        longest_s: Duration of the slowest write so far [s].
     """
 
     def __init__(self) -> None:
@@ -30,16 +30,16 @@ class Saver:
         self._error: BaseException | None = None
 
     def start(self, write: Callable[[], None]) -> None:
-        """Begin a write, after the one before."""
+        """Start a write once the one before has ended."""
         self.finish()
         self._thread = threading.Thread(target=self._run, args=(write,), name="checkpoint", daemon=True)
         self._thread.start()
 
     def finish(self, patience_s: float | None = None) -> bool:
-        """Wait for the write that is going on. Returns whether it is done, or there was none.
+        """Wait for the current write, if there is one, and return whether none is left.
 
         Raises:
-            Exception: What the write has raised.
+            Exception: Whatever the write has raised.
         """
         if self._thread is None:
             return True
@@ -56,7 +56,7 @@ class Saver:
         began = time.monotonic()
         try:
             write()
-        except BaseException as error:  # noqa: BLE001 - it is raised where the write is waited for
+        except BaseException as error:  # noqa: BLE001 - `finish` raises it
             self._error = error
         self.longest_s = max(self.longest_s, time.monotonic() - began)
 

@@ -1,9 +1,8 @@
-"""Copies of checkpoints at a URL that all sites reach, so that a trial may go on somewhere else.
+"""Copies of checkpoints at a URL that all sites reach, so that a trial can resume on another site.
 
-A checkpoint is written to the site's disk first. One thread copies the newest one while training goes
-on; those that it overtakes are never copied. A copy is whole once its ``header.json`` is there, which
-comes last, and nobody hears of it before. A folder belongs to one attempt, so a stale one overwrites
-nothing.
+A checkpoint is written to the site's disk first. A thread copies the newest one during training; older
+ones that still wait are skipped. ``header.json`` is copied last: a copy that has it is whole, and is
+reported only then. A folder belongs to one attempt, so a stale attempt overwrites nothing.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from parsl_rasda.runtime.checkpoints.checkpoint import HEADER
 from parsl_rasda.runtime.checkpoints.retention import superseded
 
 TRIES = 5
-FIRST_PAUSE_S = 0.5  # doubled with each try
+FIRST_PAUSE_S = 0.5  # doubled after each try
 
 
 class StoreError(RasdaError):
-    """The place where checkpoints are shared could not be read or written; another try may help."""
+    """The store of shared checkpoints could not be read or written; a retry may help."""
 
     def __init__(self, url: str, cause: str) -> None:
         super().__init__(url, cause)
@@ -37,12 +36,12 @@ class StoreError(RasdaError):
 
 
 class CopyGoneError(StoreError):
-    """There is nothing at the URL, or nothing whole; no other try helps."""
+    """There is no whole checkpoint at the URL; a retry does not help."""
 
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """A checkpoint and how far it got.
+    """A checkpoint to copy.
 
     Attributes:
         epoch: Epochs done in it.
@@ -53,18 +52,18 @@ class Copy:
 
 
 class SharedCheckpoints:
-    """Copies one attempt's checkpoints, the newest first."""
+    """Copies the checkpoints of one attempt, the newest first."""
 
     def __init__(
         self,
         url: str,
         superseded: Callable[[Sequence[str]], int] = lambda places: superseded(places, (), None),
     ) -> None:
-        """Prepare; nothing is imported before the first copy.
+        """Prepare to copy; fsspec is imported with the first copy.
 
         Args:
-            url: Folder of the attempt, as fsspec knows it.
-            superseded: Says how many of some copies may go, the oldest first.
+            url: The attempt's folder, in a form that fsspec accepts.
+            superseded: Given URLs of copies, oldest first, returns how many of them may be removed.
         """
         self._url, self._superseded = url.rstrip("/"), superseded
         self._changed = threading.Condition()
@@ -76,13 +75,13 @@ class SharedCheckpoints:
 
     @property
     def newest(self) -> Checkpoint | None:
-        """The newest whole copy, or None."""
+        """The newest whole copy; None without a copy."""
         with self._changed:
             newest = self._whole[-1] if self._whole else None
             return Checkpoint(self._url_of(newest), newest.epoch) if newest else None
 
     def add(self, path: Path, epoch: int) -> None:
-        """Let a checkpoint be copied, in place of one that waits."""
+        """Have a checkpoint copied, instead of one that still waits."""
         with self._changed:
             self._next = Copy(path, epoch)
             self._changed.notify_all()
@@ -91,7 +90,7 @@ class SharedCheckpoints:
             self._thread.start()
 
     def needs(self, path: Path) -> bool:
-        """Whether a directory must stay because it is being copied."""
+        """Return whether a directory must stay because it is, or will be, copied."""
         with self._changed:
             return path in {copy.path for copy in (self._next, self._at_work) if copy}
 
@@ -99,7 +98,7 @@ class SharedCheckpoints:
         """Wait until the last checkpoint has been copied.
 
         Raises:
-            StoreError: If it could not be, or not in time.
+            StoreError: If it could not be copied, or not in time.
         """
         with self._changed:
             is_done = self._changed.wait_for(lambda: not (self._next or self._at_work), patience_s)
@@ -124,7 +123,7 @@ class SharedCheckpoints:
     def _copied(self, copy: Copy) -> StoreError | None:
         url = self._url_of(copy)
         try:
-            _patiently(url, lambda: store(copy.path, url))
+            _retry(url, lambda: store(copy.path, url))
         except StoreError as error:
             return error
         with self._changed:
@@ -141,12 +140,12 @@ class SharedCheckpoints:
 
 
 def is_url(place: str) -> bool:
-    """Whether a place is a URL, and not a path."""
+    """Return whether a string is a URL, and not a path."""
     return "://" in place
 
 
 def store(path: Path, url: str) -> None:
-    """Copy a checkpoint to a URL; its header comes last."""
+    """Copy a checkpoint to a URL, its header last."""
     system, root = _file_system(url)
     files = sorted((file for file in path.rglob("*") if file.is_file()), key=lambda f: f.name == HEADER)
     for file in files:
@@ -159,7 +158,7 @@ def fetch(url: str, path: Path) -> None:
     """Copy a checkpoint from a URL to a directory, whole or not at all.
 
     Raises:
-        CopyGoneError: If it is not there any more.
+        CopyGoneError: If there is no whole checkpoint at the URL.
         StoreError: If it cannot be read.
     """
     part = path.with_name(path.name + ".tmp")
@@ -175,16 +174,16 @@ def fetch(url: str, path: Path) -> None:
         if not (part / HEADER).exists():
             raise FileNotFoundError(f"no {HEADER} there")
 
-    _patiently(url, copy)
+    _retry(url, copy)
     part.rename(path)
 
 
-def _patiently(url: str, copy: Any) -> None:
-    """Try a few times: networks and stores have bad moments."""
+def _retry(url: str, copy: Any) -> None:
+    """Copy, and try again a few times: networks and stores fail for moments."""
     for attempt in range(1, TRIES + 1):
         try:
             copy()
-        except Exception as error:  # every store of fsspec has errors of its own
+        except Exception as error:  # each file system of fsspec raises its own errors
             cause = f"{type(error).__name__}: {error}"
             if isinstance(error, FileNotFoundError):
                 raise CopyGoneError(url, cause) from error
@@ -199,7 +198,7 @@ def _remove(url: str) -> None:
     try:
         system, root = _file_system(url)
         system.rm(root, recursive=True)
-    except Exception:  # noqa: BLE001  it only takes room
+    except Exception:  # noqa: BLE001 - what is left only takes up space
         return
 
 

@@ -1,9 +1,9 @@
-"""What forward passes change in a model by themselves: running statistics, counters, estimates.
+"""The buffers that forward passes change in a model: running statistics, counters, estimates.
 
-Each micro-batch of a step starts from the buffers as the step found them, and the step leaves the mean over
-the replicas, weighted by samples (of integers: by how much they grew, rounded). What they become is then
-a function of the replicas, whichever ranks carry them. A buffer that nobody changes is left alone, to the
-bit. Buffers that no checkpoint holds are constants or caches, and are not looked at.
+Each micro-batch starts with the buffers as they were before the step. After the step they hold the mean
+over the replicas, weighted by samples (for integers: the mean growth, rounded). Their values are then a
+function of the replicas, whichever ranks carry them. A buffer that no forward pass changes keeps its bits.
+Buffers that are not in checkpoints are constants or caches, and are ignored.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from parsl_rasda.errors import TrainingError
 from parsl_rasda.runtime.engine.group import Group
 
 
-class _Buffer:
-    """A buffer of a module, which may put another tensor in its place."""
+class _ModuleBuffer:
+    """A buffer of a module, which may replace its tensor by another."""
 
     def __init__(self, name: str, module: nn.Module, key: str, tensor: Tensor) -> None:
         self.name, self._module, self._key, self.tensor = name, module, key, tensor
         self.is_counter = not (tensor.is_floating_point() or tensor.is_complex())
-        self.before = tensor  # as the step found it: a copy while it is watched
+        self.before = tensor  # its value before the step: a copy while it is watched
         self.has_changed = False
         self._version = 0
 
@@ -44,17 +44,17 @@ class _Buffer:
         return self.now is not self.tensor or self.tensor._version != self._version
 
     def differs(self) -> bool:
-        """Compare: some kernels, batch normalisation's too, count no version."""
+        """Compare values too: some kernels, such as batch normalisation, do not count versions."""
         return self.was_touched() or not torch.equal(self.now, self.before)
 
     def value(self) -> Tensor:
-        """Return what is averaged."""
+        """Return the value that is averaged."""
         if self.is_counter:
             return (self.now.long() - self.before.long()).float()  # a difference has few digits
         return _as_real(self.now.detach()).clone()
 
-    def room(self) -> Tensor:
-        """Return a tensor for a mean of such values."""
+    def alloc_mean(self) -> Tensor:
+        """Return an uninitialised tensor for the mean of such values."""
         return torch.empty_like(_as_real(self.tensor), dtype=torch.float if self.is_counter else None)
 
     def take(self, mean: Tensor) -> None:
@@ -69,10 +69,10 @@ class _Buffer:
 
 
 class RunningBuffers:
-    """The buffers of a model through the steps of an epoch.
+    """The buffers of a model during the steps of an epoch.
 
-    Calls: `begin_epoch`, then in each step `begin_step`, for each micro-batch `begin` and `values`, and once
-    `finish`. The first step of an epoch watches all of them, and finds out which change.
+    Call `begin_epoch`; then in each step `begin_step`, `begin` and `values` for each micro-batch, and
+    `finish`. The first step of an epoch watches all buffers to find those that change.
     """
 
     def __init__(self, model: nn.Module, group: Group) -> None:
@@ -80,12 +80,16 @@ class RunningBuffers:
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
-        """Watch all of them: what was frozen may change from now on."""
-        self._watched, self._still, self._is_first = list(_persistent(self._model)), list[_Buffer](), True
+        """Watch all buffers again, because the user may have unfrozen some."""
+        self._watched, self._still, self._is_first = (
+            list(_persistent(self._model)),
+            list[_ModuleBuffer](),
+            True,
+        )
 
     @torch.no_grad()
     def begin_step(self) -> None:
-        """Remember what the step starts from."""
+        """Remember the values before the step."""
         for buffer in self._watched:
             buffer.before = buffer.now.clone()
         for buffer in (*self._watched, *self._still):
@@ -93,17 +97,17 @@ class RunningBuffers:
 
     @torch.no_grad()
     def begin(self) -> None:
-        """Start a micro-batch from what the step started from."""
+        """Start a micro-batch with the values before the step."""
         for buffer in self._watched:
             buffer.put(buffer.before)
 
     @torch.no_grad()
     def values(self) -> list[Tensor]:
-        """Return what this micro-batch adds to the mean, before it is weighted.
+        """Return what this micro-batch adds to the mean, without its weight.
 
         Raises:
-            TrainingError: If a buffer changed that the first step of the epoch left alone: what the other
-                replicas did to it is lost.
+            TrainingError: If a buffer changes now, but did not in the first step of the epoch: the changes
+                by the other replicas are lost.
         """
         for buffer in self._still:
             if buffer.was_touched():
@@ -116,13 +120,13 @@ class RunningBuffers:
                 buffer.has_changed = buffer.has_changed or buffer.differs()
         return [buffer.value() for buffer in self._watched]
 
-    def room(self) -> list[Tensor]:
-        """Return tensors for the sums that `finish` wants, also where there was no micro-batch."""
-        return [buffer.room() for buffer in self._watched]
+    def alloc_means(self) -> list[Tensor]:
+        """Return uninitialised tensors for the means that `finish` takes."""
+        return [buffer.alloc_mean() for buffer in self._watched]
 
     @torch.no_grad()
     def finish(self, means: Sequence[Tensor]) -> None:
-        """Give each buffer its mean; a collective in the first step of an epoch."""
+        """Give each buffer its mean. A collective operation in the first step of an epoch."""
         if self._is_first and self._watched:
             flags = self._group.agree([int(buffer.has_changed) for buffer in self._watched])
         else:
@@ -136,8 +140,8 @@ class RunningBuffers:
         self._is_first = False
 
 
-def _persistent(model: nn.Module) -> Iterator[_Buffer]:
-    """Yield each buffer that checkpoints hold, once."""
+def _persistent(model: nn.Module) -> Iterator[_ModuleBuffer]:
+    """Yield each buffer that is in checkpoints, once."""
     seen: set[int] = set()
     for prefix, module in model.named_modules():
         for key, tensor in module._buffers.items():
@@ -145,9 +149,9 @@ def _persistent(model: nn.Module) -> Iterator[_Buffer]:
             if tensor is None or not is_kept or id(tensor) in seen:
                 continue
             seen.add(id(tensor))
-            yield _Buffer(f"{prefix}.{key}".lstrip("."), module, key, tensor)
+            yield _ModuleBuffer(f"{prefix}.{key}".lstrip("."), module, key, tensor)
 
 
 def _as_real(tensor: Tensor) -> Tensor:
-    """Return complex numbers as pairs of real ones, which can be added up in a fixed order."""
+    """Return complex numbers as pairs of real ones, which can be added in a fixed order."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor

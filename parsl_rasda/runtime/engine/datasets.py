@@ -1,7 +1,7 @@
-"""How samples are read: whole micro-batches, from any of the usual kinds of data set.
+"""How samples are read: as whole micro-batches, from any of the usual kinds of data set.
 
-A data set is one of: a tuple of arrays or tensors of equal length, a single one, a
-`torch.utils.data.TensorDataset`, a `Readable` (reads many samples at once; it may be `Ordered` too), a
+A data set is one of these: an array or a tensor, a tuple of them with equal lengths, a
+`torch.utils.data.TensorDataset`, a `Readable` (reads many samples at once, and may be `Ordered`), a
 `Blockwise` (too large for memory: `parsl_rasda.data.open_shards`), or any map-style
 `torch.utils.data.Dataset` (samples are read one by one and collated).
 """
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset, defaul
 from parsl_rasda.errors import TrainingError
 from parsl_rasda.runtime.engine.replicas import seed_of
 
-Batch: TypeAlias = Any  # what the data set yields: a tensor, a tuple or a dict of tensors
+Batch: TypeAlias = Any  # what a data set yields: a tensor, a tuple or a dict of tensors
 Read: TypeAlias = tuple[int, Sequence[int]]  # a seed and the samples of one batch
 
 
@@ -33,49 +33,53 @@ class Readable(Protocol):
         ...
 
     def read(self, indices: list[int]) -> Batch:
-        """Return these samples, in this order, as one batch (first dimension: sample)."""
+        """Return these samples, in this order, as one batch, whose first dimension counts samples."""
         ...
 
 
 class Order(Protocol):
-    """All samples once, in the order of an epoch; a list of them will do."""
+    """All samples once, in the order of an epoch. A list of their numbers is one."""
 
     def __getitem__(self, part: slice, /) -> Sequence[int]:
-        """Return some consecutive ones."""
+        """Return the numbers of some consecutive samples."""
         ...
 
 
 @runtime_checkable
 class Ordered(Protocol):
-    """A data set that is fast only where neighbours are read together: it has a say in the order."""
+    """A data set that chooses the order, because it is fast only if neighbours are read together."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
         ...
 
     def order(self, seed: int, epoch: int) -> Order:
-        """Return the order of an epoch, a function of these alone."""
+        """Return the order of an epoch, a function of the arguments alone."""
         ...
 
 
 @runtime_checkable
 class Blockwise(Ordered, Protocol):
-    """One that reads ahead by itself, too."""
+    """A data set that chooses the order and reads ahead by itself."""
 
     def stream(self, reads: Iterable[Sequence[int]], *, streams: int) -> Iterator[Batch]:
-        """Yield a batch for each list of neighbours in an order, taken from so many places in turn.
+        """Yield a batch for each list of neighbours in the order.
 
         It may read ahead in a thread, and must not use global random numbers.
+
+        Args:
+            reads: The samples of each batch.
+            streams: The number of places in the order from which the lists come in turn.
         """
         ...
 
 
 class Samples:
-    """Any data set as one that reads many samples at once.
+    """Any data set, as one that reads many samples at once.
 
     Attributes:
-        ordered: The data set, if it has a say in the order.
-        blockwise: The data set, if it is one of these.
+        ordered: The data set if it is `Ordered`, or None.
+        blockwise: The data set if it is `Blockwise`, or None.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -108,7 +112,7 @@ class Samples:
             self.read = lambda indices: default_collate([dataset[i] for i in indices])
         else:
             raise TrainingError(
-                f"A {type(dataset).__name__} is not a data set that can be shared by replicas.",
+                f"A {type(dataset).__name__} is not a data set that replicas can share.",
                 "Give arrays, a map-style Dataset, or an object with __len__ and read(indices).",
             )
 
@@ -116,7 +120,7 @@ class Samples:
         return self.length
 
     def order(self, seed: int, epoch: int) -> Order:
-        """Return the order of an epoch: the data set's own, or any at all."""
+        """Return the order of an epoch: the data set's own, or a random one."""
         if self.ordered is not None:
             return self.ordered.order(seed, epoch)
         generator = torch.Generator().manual_seed(seed_of(seed, "order", epoch))
@@ -125,19 +129,19 @@ class Samples:
 
 
 class _Batches(Dataset[Batch]):
-    """A batch for each `Read`; the seed comes with it, so that it matters not where it is read."""
+    """A batch for each `Read`. The read brings the seed, so any process may read it."""
 
     def __init__(self, samples: Samples) -> None:
         self._samples = samples
 
-    def __getitem__(self, read: Any) -> Batch:  # a Read; torch says int
+    def __getitem__(self, read: Any) -> Batch:  # a Read, where torch expects an int
         seed, indices = read
         seed_everything(seed, None)
         return self._samples.read(list(indices))
 
 
 class _Reads(Sampler[Any]):
-    """The reads as torch wants them."""
+    """The reads, as a sampler of torch."""
 
     def __init__(self, reads: Iterable[Read]) -> None:
         self._reads = reads
@@ -152,11 +156,11 @@ def read_all(
     """Yield a batch on the device for each read.
 
     Args:
-        samples: Where from.
-        reads: What; taken one by one, so that they may be very many.
-        device: Where to.
-        workers: Processes that read ahead. A `Blockwise` data set reads ahead by itself instead.
-        streams: In how many places of the order the reads are, in turn.
+        samples: The data set.
+        reads: What to read. They are taken one by one, so there may be very many.
+        device: The device of the batches.
+        workers: Number of processes that read ahead; a `Blockwise` data set reads ahead by itself.
+        streams: The number of places in the order from which the reads come in turn.
     """
     batches: Iterator[Batch]
     if samples.blockwise is not None:
@@ -170,7 +174,7 @@ def read_all(
             sampler=todo,
             num_workers=workers,
             pin_memory=pinned,
-            worker_init_fn=_let_the_rank_decide,
+            worker_init_fn=_ignore_sigterm,
         )
         batches = iter(loader)
     else:
@@ -179,13 +183,13 @@ def read_all(
         yield to_device(batch, device)
 
 
-def _let_the_rank_decide(_worker: int) -> None:
-    """Let SIGTERM pass: sent to all processes of a job it asks the rank to save, which needs its batches."""
+def _ignore_sigterm(_worker: int) -> None:
+    """Ignore SIGTERM: if all processes of a job get it, the rank saves, and needs its batches for that."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def seed_everything(seed: int, device: torch.device | None) -> None:
-    """Seed the global generators of Python, NumPy and torch, and that of the device."""
+    """Seed the global generators of Python, NumPy, torch and the device."""
     random.seed(seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(seed & 0xFFFFFFFF)
@@ -195,7 +199,7 @@ def seed_everything(seed: int, device: torch.device | None) -> None:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Return a batch with its tensors on the device."""
+    """Return a batch whose tensors are on the device."""
     match batch:
         case torch.Tensor():
             return batch.to(device, non_blocking=True)

@@ -1,7 +1,7 @@
 """A prepared model in training: the one place where weights change.
 
-What it computes is a function of the configuration, the seed, the position and the schedule of
-replicas; the number of ranks decides only where. Nothing here knows of controllers or reports.
+What it computes is a function of the configuration, the seed, the position and the schedule of replicas.
+The number of ranks only decides where. Nothing here knows of controllers or reports.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from torch.nn.parameter import is_lazy
 
 from parsl_rasda.errors import InvalidSettingError, TrainingError
 from parsl_rasda.protocol import Training
-from parsl_rasda.runtime.checkpoints.state import REST_FIELDS, TrainingState
 from parsl_rasda.runtime.engine.buffers import RunningBuffers
 from parsl_rasda.runtime.engine.datasets import Batch, Samples, read_all, seed_everything
 from parsl_rasda.runtime.engine.forward import (
@@ -30,20 +29,21 @@ from parsl_rasda.runtime.engine.group import Group
 from parsl_rasda.runtime.engine.learning_rate import Scaling, rate_factor, scaling_rule
 from parsl_rasda.runtime.engine.reduction import ExactTree, OverlappedSum, Reduction
 from parsl_rasda.runtime.engine.replicas import EpochPlan, MicroBatch, carried, is_power_of_two, seed_of
+from parsl_rasda.runtime.engine.training_state import NON_TENSOR_FIELDS, TrainingState
 
-HEADER_FIELDS = ("epoch", "step", "losses", "samples", "batch_size", *REST_FIELDS)
+HEADER_FIELDS = ("epoch", "step", "losses", "samples", "batch_size", *NON_TENSOR_FIELDS)
 OptimizerFactory: TypeAlias = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
 Schedule: TypeAlias = Sequence[tuple[int, int]]  # (epoch, replicas)
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What the learning rate depends on: options of `prepare`, resolved.
+    """How the optimizer updates: the options of `Trial.prepare`.
 
     Attributes:
         rate: The learning rate that is scaled and warmed up.
         scaling: How it follows the replicas; None for ``training.lr_scaling``.
-        schedule: A further factor, a function of the position [epochs].
+        schedule: Another factor: a function of the position [epochs].
         clip_norm: Largest norm of a step's gradient, or None.
     """
 
@@ -55,7 +55,7 @@ class Update:
 
 @dataclass(slots=True)
 class _Step:
-    """One update in progress on this rank."""
+    """An update in progress on this rank."""
 
     index: int
     of: int
@@ -66,17 +66,17 @@ class _Step:
 
 
 @dataclass(slots=True)
-class Position:
-    """Where training stands: epochs done, steps done in the next, and the losses seen in it."""
+class TrainingPosition:
+    """Where training stands: epochs done, steps done in the next epoch, and its losses so far."""
 
     epoch: int = 0
     step: int = 0
-    losses: list[float] = field(default_factory=list)  # per replica, the sum over its samples
-    samples: int = 0  # that the losses are of
+    losses: list[float] = field(default_factory=list)  # for each replica, the sum over its samples
+    samples: int = 0  # whose losses these are
 
 
 class Engine:
-    """Model, optimizer and everything that updates them."""
+    """Model, optimizer, and everything that updates them."""
 
     def __init__(
         self,
@@ -102,14 +102,14 @@ class Engine:
             group.broadcast([t for t in model.state_dict().values() if isinstance(t, Tensor)])
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self._buffers = RunningBuffers(model, group)
-        self._modes: dict[nn.Module, bool] = {}  # in training, of each module
+        self._modes: dict[nn.Module, bool] = {}  # of each module in training
         self.optimizer = make_optimizer(self.parameters, update.rate)
         self.parameters = _trained(model, self.optimizer)
         self.rates = [float(options["lr"]) for options in self.optimizer.param_groups]
         self.scaling = update.scaling or scaling_rule(training.lr_scaling, type(self.optimizer))
         self.scaler = torch.amp.GradScaler(self.device.type) if training.precision == "fp16" else None
         self._state = TrainingState(model, self.optimizer, self.scaler, group, is_sharded=self.is_sharded)
-        self.position = Position()
+        self.position = TrainingPosition()
         self.halted = False
         self._step: _Step | None = None
         self._losses = torch.zeros(0)
@@ -129,33 +129,21 @@ class Engine:
         workers: int,
         halt: Callable[[], bool],
     ) -> Iterator[Batch]:
-        """Yield this rank's micro-batches from the position on; ends early once `halted`."""
+        """Yield this rank's micro-batches from the position on; end early once `halted`."""
         plan = EpochPlan(len(samples), schedule[-1][1], self.training.batch_size)
         mine = carried(self.group.rank, self.group.size, plan.replicas)
         position, reduction = self.position, self._reduction(plan.replicas)
-        if self.is_sharded and plan.samples // plan.steps < plan.replicas:
-            raise TrainingError(
-                "A step has fewer samples than replicas, which ranks of a sharded model cannot share.",
-                "Use more samples, or `training.sharding: none`.",
-            )
-        todo = range(position.step, plan.steps)
         self._begin_losses(mine, plan)
-        order = samples.order(self.seed, position.epoch)
-        reads = (
-            (self._seed_of("read", m), order[m.begin : m.begin + m.size])
-            for index in todo
-            for m in _own(plan, index, mine)
-        )
-        ahead = read_all(samples, reads, self.device, workers=workers, streams=len(mine))
+        batches = self._read(samples, plan, mine, workers)
         self.train()
         self._buffers.begin_epoch()
-        for index in todo:
+        for index in range(position.step, plan.steps):
             micro_batches = _own(plan, index, mine)
             self._set_rate(position.epoch + (index + 0.5) / plan.steps, schedule)
             self._buffers.begin_step()
             step = self._step = _Step(index, plan.steps, reduction, halt)
             for micro_batch in micro_batches:
-                batch = next(ahead)
+                batch = next(batches)
                 self._begin(step, micro_batch, is_last=micro_batch is micro_batches[-1])
                 yield transform(batch) if transform else batch
                 if step.micro_batch is not None:
@@ -167,8 +155,23 @@ class Engine:
             if self.halted:
                 return
 
+    def _read(self, samples: Samples, plan: EpochPlan, mine: range, workers: int) -> Iterator[Batch]:
+        """Return this rank's batches from the position on, read ahead."""
+        if self.is_sharded and plan.samples // plan.steps < plan.replicas:
+            raise TrainingError(
+                "A step has fewer samples than replicas, which ranks of a sharded model cannot share.",
+                "Use more samples, or `training.sharding: none`.",
+            )
+        order = samples.order(self.seed, self.position.epoch)
+        reads = (
+            (self._seed_of("read", m), order[m.begin : m.begin + m.size])
+            for index in range(self.position.step, plan.steps)
+            for m in _own(plan, index, mine)
+        )
+        return read_all(samples, reads, self.device, workers=workers, streams=len(mine))
+
     def train(self) -> None:
-        """Go on training after `evaluate`, with what the user has frozen (``norm.eval()``) still frozen."""
+        """Put the model in training mode again; modules that the user froze (``norm.eval()``) stay frozen."""
         if not self.model.training:
             self.model.train()
             for module, mode in self._modes.items():
@@ -181,7 +184,7 @@ class Engine:
         self.model.eval()
 
     def backward(self, loss: Tensor) -> bool:
-        """Use the loss of the micro-batch that was yielded. Returns whether the weights changed."""
+        """Train on the loss of the last micro-batch, and return whether the weights were updated."""
         step = self._step
         if step is None or step.micro_batch is None:
             raise TrainingError(
@@ -201,10 +204,10 @@ class Engine:
         return step.is_last
 
     def end_epoch(self) -> None:
-        """All steps of the epoch are done.
+        """End the epoch.
 
         Raises:
-            TrainingError: If they are not.
+            TrainingError: If it has steps that are not done.
         """
         step = self._step
         if step is not None and self.position.step < step.of:
@@ -212,17 +215,17 @@ class Engine:
                 f"trial.batches was left after {self.position.step} of {step.of} steps.",
                 "Let the loop end by itself; for shorter epochs, give it fewer samples.",
             )
-        self.position = Position(self.position.epoch + 1)
+        self.position = TrainingPosition(self.position.epoch + 1)
         self._step = None
         if self.training.compile:
             warn_if_nothing_compiled(self.model)
 
     def loss_sums(self) -> list[float]:
-        """Return the losses of the epoch so far, per replica; a collective."""
+        """Return the losses of the epoch so far, for each replica. A collective operation."""
         return self.group.sum(self._losses.tolist())
 
     def _begin(self, step: _Step, micro_batch: MicroBatch, *, is_last: bool) -> None:
-        """Make everything random and everything that runs along a function of the replica alone."""
+        """Make random numbers and buffers a function of the replica alone."""
         step.micro_batch, step.is_last = micro_batch, is_last
         self._buffers.begin()
         step.reduction.begin(last=is_last)
@@ -230,7 +233,7 @@ class Engine:
 
     @torch.no_grad()
     def _finish(self, step: _Step) -> None:
-        means = self._buffers.room()
+        means = self._buffers.alloc_means()
         self.halted = step.reduction.finish(means, halt=step.halt())
         self._buffers.finish(means)
         if self.scaler:
@@ -270,7 +273,7 @@ class Engine:
         return OverlappedSum(self.group, self.parameters)
 
     def _begin_losses(self, mine: range, plan: EpochPlan) -> None:
-        """Take up the sums of this rank's own replicas; each has one owner, so their sum is exact."""
+        """Restore the sums of this rank's replicas. Each has one owner, so their sum over ranks is exact."""
         sums = self.position.losses or [0.0] * plan.replicas
         own = [value if replica in mine else 0.0 for replica, value in enumerate(sums)]
         self._losses = torch.tensor(own, dtype=torch.float64, device=self.device)
@@ -289,7 +292,7 @@ class Engine:
         if len(self.optimizer.param_groups) != len(self.rates):
             raise TrainingError(
                 "The optimizer has another number of groups than at trial.prepare.",
-                "Give it all parameters there; those that are frozen may be thawed later.",
+                "Give it all parameters there; frozen ones may be unfrozen later.",
             )
         for options, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             options["lr"] = rate * factor
@@ -300,11 +303,11 @@ class Engine:
     # ----------------------------------------------------------------------------------- checkpoints
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return model and optimizer as tensors by name; a collective (`TrainingState.tensors`)."""
+        """Return the tensors of model and optimizer by name. A collective operation."""
         return self._state.tensors()
 
     def header(self) -> dict[str, Any]:
-        """Return the rest, as plain JSON; a collective."""
+        """Return everything that is not a tensor, as plain JSON. A collective operation."""
         position = self.position
         return {
             "epoch": position.epoch,
@@ -313,17 +316,17 @@ class Engine:
             "samples": position.samples if position.step else 0,
             "batch_size": self.training.batch_size,
             "seed": self.seed,
-            **self._state.rest(),
+            **self._state.non_tensor_state(),
         }
 
     def restore(self, path: Path, header: Mapping[str, Any]) -> None:
-        """Continue exactly where a checkpoint was written.
+        """Restore the state at which a checkpoint was written.
 
         Raises:
             CheckpointError: If it belongs to another model or optimizer.
         """
         self._state.restore(path, header)
-        self.position = Position(header["epoch"], header["step"], header["losses"], header["samples"])
+        self.position = TrainingPosition(header["epoch"], header["step"], header["losses"], header["samples"])
 
 
 def _own(plan: EpochPlan, step: int, mine: range) -> list[MicroBatch]:
@@ -332,7 +335,7 @@ def _own(plan: EpochPlan, step: int, mine: range) -> list[MicroBatch]:
 
 
 def _trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """Return the parameters whose gradients are added: also those that the user may thaw later."""
+    """Return the parameters whose gradients are added, with those that the user may unfreeze later."""
     held = {parameter for options in optimizer.param_groups for parameter in options["params"]}
     if strays := held - set(model.parameters()):
         raise TrainingError(
@@ -355,7 +358,7 @@ def _refuse_unfit(model: nn.Module) -> None:
     if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
         raise TrainingError(
             "The model has layers that get their shape from the first batch (LazyModules).",
-            "Give it one, model(example), before trial.prepare(...).",
+            "Call model(example) once before trial.prepare(...).",
         )
     if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
         raise TrainingError(

@@ -8,18 +8,18 @@ from typing import Any
 from parsl_rasda.errors import TrainingError
 from parsl_rasda.runtime.engine.group import Group
 
-SUM_TERMS = 64  # doubles that do not overlap and add up to any sum of doubles: 40 at most
+SUM_TERMS = 64  # non-overlapping doubles that represent any sum of doubles; at most 40 are needed
 
 
 def mean_over(group: Group, values: Any) -> float:
-    """Return the mean over the values of all ranks; a collective.
+    """Return the mean over the values of all ranks. A collective operation.
 
     Args:
         group: The ranks.
-        values: Of this one: a tensor, an array, or an iterable of these or of numbers.
+        values: Those of this rank: a tensor, an array, or an iterable of these or of numbers.
 
     Raises:
-        TrainingError: If it is a single number, or if nobody has a value.
+        TrainingError: If it is a single number, or if no rank has a value.
     """
     numbers = _numbers(values)
     terms = _exact_terms(numbers)
@@ -57,21 +57,21 @@ def _numbers(values: Any) -> list[float]:
 
 
 def _exact_terms(numbers: list[float]) -> list[float]:
-    """Return a few doubles whose exact sum is that of the numbers.
+    """Return a few doubles with the same exact sum as the numbers.
 
     Source:
-        Shewchuk 1997, Adaptive precision floating-point arithmetic, as behind `math.fsum`.
+        Shewchuk 1997, Adaptive precision floating-point arithmetic; `math.fsum` uses it too.
     """
     terms: list[float] = []
     while True:
-        rest = rounded_sum([*numbers, *(-term for term in terms)])
-        if not rest or not math.isfinite(rest):
-            return [*terms, rest] if rest else terms
-        terms.append(rest)
+        remainder = rounded_sum([*numbers, *(-term for term in terms)])
+        if not remainder or not math.isfinite(remainder):
+            return [*terms, remainder] if remainder else terms
+        terms.append(remainder)
 
 
 def rounded_sum(numbers: list[float]) -> float:
-    """Return the exact sum, rounded once; infinite or not a number where the numbers are."""
+    """Return the exact sum, rounded once; infinite or NaN if a number is."""
     try:
         return math.fsum(numbers)
     except (ValueError, OverflowError):  # infinities of both signs, or beyond the largest double

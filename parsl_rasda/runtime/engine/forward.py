@@ -1,4 +1,4 @@
-"""How ``model(x)`` is computed: in which precision, and compiled or not."""
+"""How ``model(x)`` is computed: in which precision, and whether compiled."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-Forward: TypeAlias = Callable[..., Any]  # takes the module, then what its own class takes
+Forward: TypeAlias = Callable[..., Any]  # takes the module, then the arguments of its forward
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-SHAPES = 64  # compiled apart; beyond its limit torch goes on without compiling, and without a word
+SHAPES = 64  # compiled separately; beyond its limit torch silently stops compiling
 
 
 def run_in_precision(model: nn.Module, device_type: str, dtype: torch.dtype | None) -> None:
-    """Let ``model(x)`` compute in a lower precision and return full precision, so that losses are safe."""
+    """Let ``model(x)`` compute in a lower precision and return full precision, in which losses are safe."""
     if dtype is None:
         return
 
@@ -32,13 +32,13 @@ def run_in_precision(model: nn.Module, device_type: str, dtype: torch.dtype | No
 
 
 def compile_forward(model: nn.Module) -> None:
-    """Compile what ``model(x)`` computes, a graph for each shape.
+    """Compile ``model(x)``, with a graph for each shape.
 
-    Shapes stay apart because which ones a rank meets first depends on its replicas, and a graph for many
-    shapes may round differently. The function in between is there because torch skips its own containers:
-    an `nn.Sequential` that is compiled in place is not compiled at all.
+    One graph for several shapes may round differently, and the shapes that a rank meets first depend on its
+    replicas. The function in between is needed because torch skips its own containers: an `nn.Sequential`
+    that is compiled in place is not compiled at all.
 
-    torch keeps what it has compiled on the disk of the node, so that a restart finds it again.
+    torch keeps compiled code on the node's disk, so that a restart finds it again.
     """
     torch._dynamo.config.recompile_limit = SHAPES
 
@@ -52,7 +52,7 @@ def compile_forward(model: nn.Module) -> None:
 
 
 def warn_if_nothing_compiled(model: nn.Module) -> None:
-    """Say so where torch has found nothing in the model that it can compile."""
+    """Warn if torch has found nothing in the model that it can compile."""
     from torch._dynamo.utils import counters
 
     if not counters["stats"]["unique_graphs"]:
@@ -60,14 +60,14 @@ def warn_if_nothing_compiled(model: nn.Module) -> None:
 
 
 def _replace_forward(model: nn.Module, wrapped: Callable[[Forward], Forward]) -> None:
-    """Give a model a class of its own with another `forward`.
+    """Give a model its own class with another `forward`.
 
-    A method that is put on the model itself goes to its copies as it is, and computes with the model's
-    weights there: averages of weights (`torch.optim.swa_utils.AveragedModel`) are copies.
+    A method on the model itself would be copied with the model, and the copy would compute with the weights
+    of the original: averages of weights (`torch.optim.swa_utils.AveragedModel`) are copies.
     """
     kind = type(model)
     forward: Forward = kind.forward
-    patch = vars(model).pop("forward", None)  # of the user's; it is bound to something already
+    patch = vars(model).pop("forward", None)  # the user's; it is bound already
     if patch is not None:
 
         def forward(_module: nn.Module, *args: Any, **kwargs: Any) -> Any:

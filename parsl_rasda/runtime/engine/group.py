@@ -1,6 +1,6 @@
-"""The ranks of a job as one group: rendezvous and the few collectives that training needs.
+"""The ranks of a job as a group: rendezvous, and the few collective operations that training needs.
 
-Everything is trivial for one process, which never imports torch.distributed.
+With one process everything is trivial, and torch.distributed is not imported.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from parsl_rasda.atomic_files import replace_file
 from parsl_rasda.errors import RasdaError
 
 if TYPE_CHECKING:
@@ -22,16 +23,19 @@ if TYPE_CHECKING:
     from torch.distributed import Work
 
 RENDEZVOUS_S = 120.0
-SILENCE_S = 1800.0  # a rank may be busy for long, say with plots on rank 0
+SILENCE_S = 1800.0  # a rank may be busy for long, for example with plots on rank 0
 LOOPBACK = "127.0.0.1"
 BACKENDS = {"cuda": "nccl", "xpu": "xccl", "cpu": "gloo"}
-BACKEND_VARIABLE = "PARSL_RASDA_BACKEND"  # in place of these: gloo lets several ranks share a GPU
-CAN_CHANGE_PATIENCE = ("cuda", "cpu")  # torch knows how for NCCL and gloo
-OWN_DOING = {"OutOfMemoryError", "AcceleratorError"}  # torch's, of kernels whose failure is noticed late
+BACKEND_VARIABLE = "PARSL_RASDA_BACKEND"  # instead of these: gloo lets several ranks share a GPU
+CAN_CHANGE_PATIENCE = ("cuda", "cpu")  # torch can change it for NCCL and gloo
+OWN_ERRORS = {
+    "OutOfMemoryError",
+    "AcceleratorError",
+}  # errors of this rank's kernels, which torch may notice late
 
 
 class PeersLostError(RasdaError):
-    """Another rank is gone: the job is lost, whatever this rank was doing."""
+    """Another rank is gone, so the job is lost."""
 
     def __init__(self, cause: str) -> None:
         super().__init__(cause)
@@ -45,8 +49,8 @@ class Group:
     """All ranks of a job.
 
     Args:
-        directory: Where rank 0 tells the others its address: the attempt's, seen by all of them.
-        one_node: Meet over the loopback interface.
+        directory: The attempt's directory, in which rank 0 publishes its address.
+        one_node: Whether to meet over the loopback interface.
     """
 
     def __init__(
@@ -85,12 +89,12 @@ class Group:
             world_size=self.size,
             timeout=patience if can_change else timedelta(seconds=SILENCE_S),
         )
-        if can_change:  # gloo's ranks wait as long for one that never comes as for one that is busy
+        if can_change:  # only now: a rank that never comes must not take as long to notice
             _set_pg_timeout(timedelta(seconds=SILENCE_S))
         return store
 
     def agree(self, numbers: Sequence[int]) -> tuple[int, ...]:
-        """Return the largest of each number over all ranks."""
+        """Return the maximum of each number over all ranks."""
         if self.size == 1:
             return tuple(numbers)
         import torch
@@ -102,7 +106,7 @@ class Group:
             return tuple(int(v) for v in values.tolist())
 
     def sum(self, numbers: Sequence[float]) -> list[float]:
-        """Return the sum of each number; exact in any order if only one rank has it non-zero."""
+        """Return the sum of each number, which is exact if only one rank has it non-zero."""
         if self.size == 1:
             return list(numbers)
         import torch
@@ -113,34 +117,36 @@ class Group:
             dist.all_reduce(values)
             return [float(v) for v in values.tolist()]
 
-    def texts(self, text: str) -> tuple[str, ...]:
-        """Return the text of every rank to rank 0, nothing to the others."""
+    def gather_strings(self, string: str) -> tuple[str, ...]:
+        """Return the strings of all ranks on rank 0, and nothing on the others."""
         if self.size == 1:
-            return (text,)
+            return (string,)
         with _peers():
-            self._store.set(f"text-{self.rank}", text)
+            self._store.set(f"string-{self.rank}", string)
             if self.rank:
                 return ()
-            return tuple(self._store.get(f"text-{rank}").decode() for rank in range(self.size))
+            return tuple(self._store.get(f"string-{rank}").decode() for rank in range(self.size))
 
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
-        """Overwrite tensors with those of rank 0."""
+        """Overwrite tensors by those of rank 0."""
         if self.size == 1:
             return
         import torch.distributed as dist
 
         with _peers():
             for tensor in tensors:
-                whole = tensor.detach().to(self.device).contiguous()
-                dist.broadcast(whole, 0)
-                tensor.detach().copy_(whole)
+                contiguous = tensor.detach().to(self.device).contiguous()
+                dist.broadcast(contiguous, 0)
+                tensor.detach().copy_(contiguous)
 
     def swap(self, mine: Tensor, theirs: Tensor, peer: int) -> None:
         """Send one tensor to a peer and receive another from it."""
         import torch
         import torch.distributed as dist
 
-        is_staged = self._backend == "gloo" and mine.device.type != "cpu"  # which gloo can reduce, not send
+        is_staged = (
+            self._backend == "gloo" and mine.device.type != "cpu"
+        )  # gloo can reduce those, but not send them
         here, there = (mine.cpu(), torch.empty_like(theirs, device="cpu")) if is_staged else (mine, theirs)
         exchange = [dist.P2POp(dist.isend, here, peer), dist.P2POp(dist.irecv, there, peer)]
         with _peers():
@@ -150,7 +156,7 @@ class Group:
             theirs.copy_(there)
 
     def start_sum(self, tensor: Tensor) -> Work | None:
-        """Begin to add a tensor over all ranks, in place."""
+        """Start to add a tensor over all ranks, in place."""
         if self.size == 1:
             return None
         import torch.distributed as dist
@@ -160,17 +166,17 @@ class Group:
             return work
 
     def finish(self, work: Work | None) -> None:
-        """Wait for what `start_sum` began."""
+        """Wait for the end of a `start_sum`."""
         if work is not None:
             with _peers():
                 work.wait()
 
 
 def own_address() -> str:
-    """Return an address of this node that the others can reach, loopback if there is no network.
+    """Return an address of this node that the other nodes can reach; loopback if there is no network.
 
-    The network that the site names for gloo and NCCL comes first: on many machines the name of a node
-    leads to an Ethernet that does not connect all of them.
+    The interface that the site names for gloo and NCCL comes first: on many machines the host name of a
+    node resolves to an Ethernet that does not connect all nodes.
     """
     for candidate in (_address_of_named_interface, _resolved_hostname, _address_of_default_route):
         try:
@@ -184,16 +190,14 @@ def own_address() -> str:
 
 def publish_address(directory: Path, host: str, port: int) -> None:
     """Tell the other ranks where rank 0 listens."""
-    part = directory / "address.part"
-    part.write_text(f"{host} {port}")
-    part.rename(directory / "address")
+    replace_file(directory / "address", f"{host} {port}", is_durable=False)
 
 
 def published_address(directory: Path) -> tuple[str, int]:
     """Wait for the address of rank 0.
 
     Raises:
-        PeersLostError: If it does not come.
+        PeersLostError: If it is not published in time.
     """
     end = time.monotonic() + RENDEZVOUS_S
     while time.monotonic() < end:
@@ -207,9 +211,9 @@ def published_address(directory: Path) -> tuple[str, int]:
 
 
 def listening(environ: Mapping[str, str], port: int = 0) -> socket.socket:
-    """Return a socket where rank 0 listens: at MASTER_ADDR, if that is this node, or at its own address.
+    """Return a listening socket of rank 0: at MASTER_ADDR if that is this node, else at its own address.
 
-    A site's MASTER_ADDR is often the first node of the allocation, and rank 0 on another.
+    A site's MASTER_ADDR is often the first node of the allocation, while rank 0 may be on another.
     """
     if named := environ.get("MASTER_ADDR"):
         with suppress(OSError):
@@ -241,13 +245,13 @@ def _address_of_default_route() -> str:
 
 @contextmanager
 def _peers() -> Iterator[None]:
-    """Turn what torch raises when a peer goes away into `PeersLostError`.
+    """Turn the error that torch raises when a peer is gone into `PeersLostError`.
 
-    gloo raises a bare RuntimeError; nothing but communication happens inside.
+    gloo raises a bare RuntimeError, so this context may contain nothing but communication.
     """
     try:
         yield
     except RuntimeError as error:
-        if type(error).__name__ in OWN_DOING or "CUDA error:" in str(error):
+        if type(error).__name__ in OWN_ERRORS or "CUDA error:" in str(error):
             raise
         raise PeersLostError(str(error).partition("\n")[0]) from error

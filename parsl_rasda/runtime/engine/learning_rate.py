@@ -1,7 +1,7 @@
 """The factor on the learning rate: how it follows the replicas, and its warm-up.
 
-Pure functions of the schedule of replicas and of the position in epochs. Clamped: after a warm-up
-the factor stays where it is, whatever the width of the job or the number of its restarts.
+Pure functions of the schedule of replicas and the position in epochs. The warm-up is clamped: after it,
+the factor is constant, whatever the world size and however often the job restarts.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ RULES: dict[str, Scaling] = {"linear": float, "sqrt": math.sqrt, "none": lambda 
 
 
 def scaling_rule(name: str, optimizer: type) -> Scaling:
-    """Return how the rate grows with replicas.
+    """Return how the rate grows with the replicas.
 
-    ``auto`` is linear for `torch.optim.SGD`, `ASGD` and what derives from them, and the square root
-    for everything else: those divide by a running size of the gradient, which noise dominates.
+    ``auto`` is linear for `torch.optim.SGD`, `ASGD` and classes derived from them. It is the square root for
+    all others, which divide by a running norm of the gradient that is dominated by noise.
 
     Raises:
         InvalidSettingError: If there is no such rule.
@@ -45,14 +45,14 @@ def rate_factor(
     initial: float = 0.0,
     rescale: float = 0.0,
 ) -> float:
-    """Return what the configured learning rate is multiplied by.
+    """Return the factor on the configured learning rate.
 
     Args:
-        position: Where training stands [epochs].
-        schedule: ``(epoch, replicas)``: from that many epochs on, that many replicas.
+        position: The current position [epochs].
+        schedule: ``(epoch, replicas)``: the number of replicas from that epoch on.
         scaling: How the full rate follows the replicas.
         initial: Warm-up from 0 at the start [epochs].
-        rescale: Warm-up after a change of replicas, from the rate before to the one after [epochs].
+        rescale: Warm-up after a change of replicas, from the old rate to the new one [epochs].
     """
     (begin, replicas), *changes = schedule
     ramp = _Ramp(begin, 0.0, scaling(replicas), initial)
@@ -65,7 +65,7 @@ def rate_factor(
 
 
 class _Ramp:
-    """A straight line from one value to another, constant after its end."""
+    """A straight line from one value to another, then constant."""
 
     def __init__(self, begin: float, before: float, after: float, length: float) -> None:
         self.begin, self.before, self.after, self.length = begin, before, after, length

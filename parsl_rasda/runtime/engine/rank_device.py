@@ -1,4 +1,4 @@
-"""The device of a rank, and what must be the same on all of them for results to be."""
+"""The device of a rank, and the settings that make results the same on all ranks."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from parsl_rasda.runtime.engine.seeding import fix_threads
 TYPES = {"cuda": "cuda", "rocm": "cuda", "xpu": "xpu", "cpu": "cpu", "none": "cpu"}
 
 
-def own_device(order: JobSpec, index: int) -> torch.device:
+def own_device(spec: JobSpec, index: int) -> torch.device:
     """Return this rank's device, made current.
 
     Raises:
         TrainingError: If torch does not see it.
     """
-    kind = TYPES[order.accelerator]
+    kind = TYPES[spec.accelerator]
     fix_threads(torch)
     if kind == "cpu":
         return torch.device("cpu")
     module = torch.get_device_module(kind)
     if os.environ.get(BACKEND_VARIABLE) == "gloo" and module.is_available():
-        index %= module.device_count()  # ranks may share
+        index %= module.device_count()  # ranks may share a GPU
     if not module.is_available() or module.device_count() <= index:
         raise TrainingError(
-            f"The site says `accelerator: {order.accelerator}`, but torch {torch.__version__} sees "
+            f"The site says `accelerator: {spec.accelerator}`, but torch {torch.__version__} sees "
             f"{module.device_count()} such devices and this rank needs number {index}.",
             "Install a torch built for it, or correct `accelerator` or `gpus_per_node` in the site file.",
         )
     module.set_device(index)
-    if order.training.reduce != "ddp":
-        make_deterministic(is_demanded=order.training.reduce == "exact")
+    if spec.training.reduce != "ddp":
+        make_deterministic(is_demanded=spec.training.reduce == "exact")
     return torch.device(kind, index)
 
 
@@ -43,9 +43,9 @@ def make_deterministic(*, is_demanded: bool) -> None:
     """Let kernels give the same bits each time.
 
     Args:
-        is_demanded: Whether those that cannot are errors, rather than warned of.
+        is_demanded: Whether a kernel that cannot do so raises an error, rather than a warning.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first handle is made
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first handle is created
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True, warn_only=not is_demanded)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # costs time

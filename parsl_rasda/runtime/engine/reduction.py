@@ -1,13 +1,13 @@
 """How the gradients of the replicas become the gradient of a step.
 
-Both ways add gradients that already carry their weight, together with running buffers such as those of
-batch normalisation, and leave the sum in ``parameter.grad`` and in given tensors of every rank. A flag rides
-along, so that all ranks leave at the same step without a collective of its own.
+Each way adds weighted gradients and weighted running buffers, such as those of batch normalisation, and
+leaves the sums on every rank: in ``parameter.grad`` and in given tensors. A flag is sent along, so that all
+ranks leave at the same step without another collective operation.
 
-`ExactTree` adds along one binary tree over the replicas, the same at any power-of-two width: the
-sum is the same bit for bit. It sends ``log2(W)`` gradients and overlaps nothing with the backward pass.
-`OverlappedSum` is what DistributedDataParallel does, without its wrapper: buckets are all-reduced
-while the last backward pass still runs. Rounding then depends on the width.
+`ExactTree` adds along a binary tree over the replicas. The tree is the same at any world size that is a
+power of two, so the bits of the sum are too. It sends ``log2(world size)`` gradients, and nothing while the
+backward pass runs. `OverlappedSum` does what DistributedDataParallel does, without its wrapper: it
+all-reduces buckets while the last backward pass runs. Its rounding depends on the world size.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from parsl_rasda.errors import TrainingError
 from parsl_rasda.runtime.engine.group import Group
 
 BUCKET_BYTES = 25 * 2**20  # as in DistributedDataParallel
-Leaf: TypeAlias = list[Tensor | None]  # one gradient a parameter, then the running buffers
+Leaf: TypeAlias = list[Tensor | None]  # a gradient for each parameter, then the running buffers
 
 
 class Reduction(Protocol):
-    """Adds up one step. Calls: for each micro-batch `begin` and `add`, then once `finish`.
+    """Adds up one step. Call `begin` and `add` for each micro-batch, then `finish` once.
 
     Attributes:
-        scale: Factor on the loss of each micro-batch, undone by the way gradients are added.
+        scale: Factor on the loss of each micro-batch; adding the gradients divides by it again.
     """
 
     scale: float
 
     def begin(self, *, last: bool) -> None:
-        """A micro-batch begins; ``last`` is this rank's last of the step."""
+        """Begin a micro-batch; ``last`` tells whether it is this rank's last of the step."""
         ...
 
     def add(self, values: Sequence[Tensor], weight: float) -> None:
-        """Its backward pass is done; ``weight`` applies to ``values``, those of running buffers."""
+        """Add the micro-batch after its backward pass, and ``weight * values`` of the running buffers."""
         ...
 
     def finish(self, means: Sequence[Tensor], *, halt: bool) -> bool:
-        """Leave the sum everywhere, that of weighted values in ``means``.
+        """Leave the sums on every rank, those of the weighted values in ``means``.
 
         Returns:
             Whether any rank has raised its flag (see `Flag`).
@@ -54,13 +54,13 @@ class Reduction(Protocol):
 
 
 class ExactTree:
-    """The same binary tree over the replicas at any width.
+    """The same binary tree over the replicas at any world size.
 
-    Inside a rank a binary counter adds equal subtrees as they complete; between ranks a butterfly
-    does, for ``a + b`` and ``b + a`` are the same bits. An absent leaf leaves the other as it is.
+    Within a rank, a binary counter adds subtrees of equal size as they complete. Between ranks, a butterfly
+    adds them, because ``a + b`` and ``b + a`` are the same bits. A missing leaf leaves its sibling unchanged.
 
     Args:
-        parameters: What has gradients.
+        parameters: The parameters that have gradients.
         carried: Number of replicas on this rank, a power of two.
     """
 
@@ -72,7 +72,7 @@ class ExactTree:
         self._flag = Flag(group)
 
     def begin(self, *, last: bool) -> None:
-        """Give the micro-batch gradients of its own."""
+        """Drop the gradients, so that the micro-batch gets new ones."""
         for parameter in self._parameters:
             parameter.grad = None
 
@@ -99,7 +99,7 @@ class ExactTree:
 
     def _exchange(self, total: Leaf, means: Sequence[Tensor], *, halt: bool) -> bool:
         like = [*self._parameters, *means]
-        # Minus zero is what changes nothing, not even the sign of a zero.
+        # Adding minus zero changes nothing, not even the sign of a zero.
         full = [
             torch.full_like(t, -0.0) if part is None else part for part, t in zip(total, like, strict=True)
         ]
@@ -111,7 +111,7 @@ class ExactTree:
             flat = flattened([*full, counts])
             other = torch.empty_like(flat)
             self._group.swap(flat, other, self._group.rank ^ distance)
-            unflatten(flat + other, [*full, counts])  # rounds to each one's own type, as inside a rank
+            unflatten(flat + other, [*full, counts])  # rounds to the type of each, as within a rank
             distance *= 2
         used = counts[:-1].tolist()
         self._deliver([part if count else None for part, count in zip(full, used, strict=True)], means)
@@ -133,7 +133,7 @@ class OverlappedSum:
 
     def __init__(self, group: Group, parameters: Sequence[Tensor]) -> None:
         self._group, self._parameters = group, parameters
-        self._sums: list[Tensor] = []  # of values, none before the first
+        self._sums: list[Tensor] = []  # of the values; empty before the first micro-batch
         self._flag = Flag(group)
         self._buckets = _buckets(parameters)
         self._bucket_of = {p: index for index, bucket in enumerate(self._buckets) for p in bucket}
@@ -143,11 +143,11 @@ class OverlappedSum:
         self._fresh = True
         for parameter in parameters if group.size > 1 else ():
             if not parameter.requires_grad:
-                continue  # it may be thawed later, and is sent at the end
+                continue  # it may be unfrozen later, and is sent at the end
             parameter.register_post_accumulate_grad_hook(self._arrived)  # type: ignore[no-untyped-call] # torch
 
     def begin(self, *, last: bool) -> None:
-        """Gradients of the step's micro-batches accumulate in place."""
+        """Let the gradients of the step's micro-batches accumulate in place."""
         if self._fresh:
             self._fresh = False
             self._sums = []
@@ -156,11 +156,11 @@ class OverlappedSum:
         self._armed = last
 
     def add(self, values: Sequence[Tensor], weight: float) -> None:
-        """Take the values as they are after this micro-batch."""
+        """Add the values as they are after this micro-batch."""
         self._sums = added(self._sums, values, weight)
 
     def finish(self, means: Sequence[Tensor], *, halt: bool) -> bool:
-        """Send what is left, wait, and hand out."""
+        """Send the remaining buckets, wait, and distribute the sums."""
         if self._fresh:
             self.begin(last=True)  # this rank has no samples in this step
         self._fresh, self._armed = True, False
@@ -211,10 +211,10 @@ class OverlappedSum:
 
 
 class Flag:
-    """Reads a flag off the device without making it wait.
+    """Reads a flag from the device without stalling it.
 
-    On a GPU the answer is that of the step before, on every rank alike: reading the newest would
-    drain the queue of kernels at each step.
+    On a GPU it returns the flag of the previous step, on every rank alike: to read the newest one would drain
+    the queue of kernels in each step.
     """
 
     def __init__(self, group: Group) -> None:
@@ -222,7 +222,7 @@ class Flag:
         self._before: tuple[Tensor, torch.Event] | None = None
 
     def raised(self, flag: Tensor) -> bool:
-        """Return whether the flag was raised, here or in the step before."""
+        """Return whether the flag was raised: in this step, or on a GPU in the previous one."""
         if self._device is None or self._device.type == "cpu":
             return bool(flag.item())
         before = self._before
@@ -246,14 +246,14 @@ def _added(left: Leaf | None, right: Leaf | None) -> Leaf | None:
 
 
 def added(sums: list[Tensor], values: Sequence[Tensor], weight: float) -> list[Tensor]:
-    """Return the sums with weighted values added, in place unless there are none yet."""
+    """Return the sums with the weighted values added, in place unless there are no sums yet."""
     if not sums:
         return [value * weight for value in values]
     return [total.add_(value, alpha=weight) for total, value in zip(sums, values, strict=True)]
 
 
 def flattened(tensors: Sequence[Tensor]) -> Tensor:
-    """Return everything in one vector, of the widest type among the tensors."""
+    """Return all tensors in one vector, of the widest type among them."""
     dtype = tensors[0].dtype
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
@@ -269,7 +269,7 @@ def unflatten(flat: Tensor, into: Sequence[Tensor]) -> None:
 
 
 def _buckets(parameters: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Return the parameters in about the order in which their gradients arrive: the last first."""
+    """Return the parameters from the last to the first, about the order in which gradients arrive."""
     buckets: list[list[Tensor]] = [[]]
     filled = 0
     for parameter in reversed(parameters):

@@ -1,9 +1,9 @@
-"""Which sample goes where, as pure functions of (seed, epoch, step, replica): never of rank or width.
+"""Which sample goes where: pure functions of (seed, epoch, step, replica), never of rank or world size.
 
-A *step* is one update of the weights. Its samples are shared by the replicas; rank ``k`` of ``W``
-carries replicas ``k*R/W .. (k+1)*R/W``. What a replica computes is therefore the same on any rank.
-A replica walks through a part of the epoch's order that is its own and contiguous, so that a rank reads
-few blocks of a data set on disk, and no other rank reads them.
+A *step* is one update of the weights. The replicas share its samples; rank ``k`` of ``W`` carries the
+replicas ``k*R/W .. (k+1)*R/W``. So a replica computes the same on any rank. Each replica walks through its
+own contiguous part of the epoch's order: a rank reads few blocks of a data set on disk, and no other rank
+reads them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class MicroBatch:
 
     Attributes:
         begin: Position of its first sample in the epoch's order.
-        size: Number of samples; 0 if there are fewer samples than replicas.
+        size: Number of samples; may be 0 if there are fewer samples than replicas.
         weight: Its share of the step's samples; the weights of a step add up to 1.
     """
 
@@ -37,8 +37,8 @@ class MicroBatch:
 class EpochPlan:
     """How an epoch's samples are cut into steps and micro-batches.
 
-    No step is larger than ``replicas * batch_size`` and any two differ by at most one sample: a
-    short last step would be noisier than the rest and break batch statistics of single samples.
+    No step is larger than ``replicas * batch_size``, and any two differ by at most one sample: a short last
+    step would be noisier than the others and break batch statistics.
     """
 
     samples: int
@@ -64,8 +64,8 @@ class EpochPlan:
         )
 
     def _begin(self, replica: int, step: int) -> int:
-        """Return what the replicas before this one take in the epoch, and this one before the step."""
-        total, larger = divmod(self.samples, self.steps)  # that many steps have one sample more, the first
+        """Return how many samples the replicas before this one take, and this one before the step."""
+        total, larger = divmod(self.samples, self.steps)  # the first `larger` steps have one sample more
         begin = 0
         for size, steps, done in (
             (total + 1, larger, min(step, larger)),
@@ -77,14 +77,14 @@ class EpochPlan:
 
 
 def carried(rank: int, world_size: int, replicas: int) -> range:
-    """Return the replicas that a rank carries: contiguous, so that they form a subtree.
+    """Return the replicas that a rank carries. They are contiguous, so they form a subtree.
 
     Raises:
         TrainingError: If the world size does not divide the replicas.
     """
     if replicas % world_size:
         raise TrainingError(
-            f"{replicas} replicas cannot be shared by {world_size} ranks.",
+            f"{world_size} ranks cannot share {replicas} replicas.",
             "The world size must divide the replicas.",
         )
     each = replicas // world_size
@@ -92,12 +92,12 @@ def carried(rank: int, world_size: int, replicas: int) -> range:
 
 
 def validation_batches(samples: int, replicas: int, mine: Sequence[int], batch_size: int) -> list[range]:
-    """Return the batches of the replicas ``mine``, as positions in a data set.
+    """Return the validation batches of the replicas ``mine``, as positions in a data set.
 
-    The cut depends on the replicas only, so a sample is always evaluated among the same others. Every
-    replica has as many batches, for ranks of a sharded model run them together: where `batch_size` is 1,
-    one may hold 2. If there are fewer samples than replicas, each rank takes them all, which leaves the
-    mean as it is.
+    The batches depend on the replicas only, so a sample is always evaluated together with the same others.
+    All replicas have the same number of batches, because the ranks of a sharded model run them together; so
+    a batch may have 2 samples where `batch_size` is 1. If there are fewer samples than replicas, each rank
+    takes all of them, which leaves the mean unchanged.
     """
     parts = [_part(samples, replicas, r) for r in mine]
     if samples < replicas:
@@ -111,17 +111,17 @@ def validation_batches(samples: int, replicas: int, mine: Sequence[int], batch_s
 
 
 def is_power_of_two(number: int) -> bool:
-    """Return whether a fixed binary tree has that many leaves at every level."""
+    """Return whether a number is a power of two: a full binary tree may have that many leaves."""
     return number > 0 and number & (number - 1) == 0
 
 
 def seed_of(*parts: int | str) -> int:
-    """Return 63 well mixed bits: torch's CPU generator looks at the low 32 only, so never pack fields."""
+    """Return 63 well mixed bits. torch's CPU generator reads the low 32 only, so fields cannot be packed."""
     digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def _part(total: int, parts: int, index: int) -> tuple[int, int]:
-    """Return offset and size of one of the even parts, larger ones first."""
+    """Return offset and size of one of the equal parts; the first ones may have one more."""
     size, rest = divmod(total, parts)
     return index * size + min(index, rest), size + (index < rest)

@@ -1,8 +1,8 @@
-"""The random state in which a training function starts, the same however its process came to be.
+"""The random state in which a training function starts: the same however its process was started.
 
-A forked rank has torch and NumPy loaded before its training function begins; a rank that is started
-plainly loads them whenever the function does, perhaps in its middle. Either way they are seeded before
-anybody draws from them, and nothing is loaded only to be seeded.
+A forked rank has torch and NumPy loaded before its training function begins. A rank that is started plainly
+loads them when the function does. In both cases they are seeded before anything draws from them, and
+nothing is loaded only to be seeded.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from parsl_rasda.runtime.engine.replicas import seed_of
 
 
 def seed_start(seed: int) -> None:
-    """Seed what a training function draws before its first step, such as initial weights.
+    """Seed the generators for what a training function draws before its first step, such as weights.
 
     Args:
-        seed: Of the trial.
+        seed: Seed of the trial.
     """
     start = seed_of(seed, "start")
     random.seed(start)
@@ -31,8 +31,8 @@ def seed_start(seed: int) -> None:
     _once_loaded("torch", lambda torch: _start_torch(torch, start))
 
 
-def fix_threads(torch: Any) -> None:  # the module: whoever imports this one need not import torch
-    """Give every rank as many threads, whatever their number: sums depend on it."""
+def fix_threads(torch: Any) -> None:  # the module, so that this one need not import it
+    """Give every rank the same number of threads, on which sums depend, unless the user sets it."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
 
@@ -43,7 +43,7 @@ def _start_torch(torch: Any, seed: int) -> None:
 
 
 def _once_loaded(name: str, act: Callable[[Any], None]) -> None:
-    """Do something with a module: now if it is loaded, else right after it has been."""
+    """Act on a module: now if it is loaded, else right after it is loaded."""
     sys.meta_path[:] = [f for f in sys.meta_path if not (isinstance(f, _Notice) and f.name == name)]
     if name in sys.modules:
         act(sys.modules[name])
@@ -52,7 +52,7 @@ def _once_loaded(name: str, act: Callable[[Any], None]) -> None:
 
 
 class _Notice(importlib.abc.MetaPathFinder):
-    """Finds a module as the others would, and acts once it has been executed."""
+    """Finds a module as the other finders would, and acts after it is executed."""
 
     def __init__(self, name: str, act: Callable[[Any], None]) -> None:
         self.name, self._act = name, act
@@ -60,7 +60,7 @@ class _Notice(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return what the next finder that knows the module returns."""
+        """Return what the other finders return for the module."""
         if fullname != self.name:
             return None
         others = (finder for finder in tuple(sys.meta_path) if finder is not self)
@@ -74,5 +74,5 @@ class _Notice(importlib.abc.MetaPathFinder):
                 sys.meta_path.remove(self)
                 self._act(module)
 
-            spec.loader.exec_module = load_and_act  # type: ignore[method-assign] # of this one loader
+            spec.loader.exec_module = load_and_act  # type: ignore[method-assign] # of this loader only
         return spec

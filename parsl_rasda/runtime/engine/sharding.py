@@ -1,8 +1,8 @@
-"""Models larger than one GPU: parameters, gradients and optimizer states in parts, one a rank (FSDP2).
+"""Models larger than one GPU: each rank has a shard of parameters, gradients and optimizer states (FSDP2).
 
-What is computed is what `reduce: ddp` computes: the order in which gradients are added is the
-library's own. Checkpoints hold whole tensors under the same names, so that a trial may change its
-width, or come from an unsharded one. Rank 0 keeps a whole copy on the CPU while it writes one.
+The result is that of `reduce: ddp`: the library chooses the order in which gradients are added. Checkpoints
+hold whole tensors under the same names, so a trial can change its world size, or continue an unsharded one.
+Rank 0 holds a whole copy on the CPU while it writes a checkpoint.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ def check_sharding(training: Training) -> None:
         raise InvalidSettingError("training.sharding", training.sharding, "none, fsdp")
     if training.reduce == "exact":
         raise InvalidSettingError("training.reduce", "exact with sharding: fsdp", "ddp, auto")
-    if training.precision == "fp16":  # each rank would see the infinities of its own part only
+    if training.precision == "fp16":  # each rank would see only the infinities of its own shard
         raise InvalidSettingError("training.precision", "fp16 with sharding: fsdp", "bf16, fp32")
     if training.compile:
         raise InvalidSettingError("training.compile", "true with sharding: fsdp", "false")
 
 
 def shard(model: nn.Module, group: Group) -> None:
-    """Share a model's parameters among the ranks, in place, after making them those of rank 0.
+    """Shard a model's parameters among the ranks, in place, after taking those of rank 0.
 
-    The elements of every `nn.Sequential` and `nn.ModuleList` are gathered one after the other while the
-    model runs; what remains is gathered once. No rank ever holds all of the model on its device.
+    While the model runs, the elements of every `nn.Sequential` and `nn.ModuleList` are gathered one after the
+    other, and the remaining parameters once. No rank ever holds the whole model on its device.
     """
     assert group.device is not None  # noqa: S101 - a group of several ranks has one
     group.broadcast([t for t in model.state_dict().values() if isinstance(t, Tensor)])
@@ -52,28 +52,28 @@ def shard(model: nn.Module, group: Group) -> None:
         if not is_done and any(True for _ in part.parameters()):
             fully_shard(part, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    model.to(group.device)  # buffers, and what is not shared
+    model.to(group.device)  # buffers, and what is not sharded
 
 
-def whole(tensor: Tensor, *, keep: bool) -> Tensor:
-    """Return a tensor as checkpoints hold it; a collective if it is in parts. Empty unless ``keep``."""
+def gather(tensor: Tensor, *, keep: bool) -> Tensor:
+    """Return the whole tensor, or an empty one unless ``keep``. A collective operation if it is sharded."""
     if not isinstance(tensor, DTensor):
         return tensor
     full = tensor.full_tensor()
     return full.cpu() if keep else torch.empty(0)
 
 
-def room(owner: Tensor | None, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
-    """Return room for this rank's part of a tensor, divided as its owner is; None if it stays whole."""
+def alloc_like(owner: Tensor | None, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
+    """Return an uninitialised tensor that is sharded as its owner is; None if it must stay whole."""
     if not isinstance(owner, DTensor) or shape != owner.shape:
         return None
     return torch.empty_like(owner, dtype=dtype)
 
 
 class ShardedSum:
-    """Gradients are added by FSDP itself after each backward pass; see `reduction.Reduction`.
+    """A `reduction.Reduction` whose gradients FSDP itself adds after each backward pass.
 
-    FSDP averages over the ranks: `scale` on every loss makes the average a sum.
+    FSDP averages over the ranks; the factor `scale` on every loss turns the average into a sum.
     """
 
     def __init__(self, group: Group, model: nn.Module) -> None:
@@ -84,9 +84,9 @@ class ShardedSum:
         self._fresh = True
 
     def begin(self, *, last: bool) -> None:
-        """Gradients of the step's micro-batches accumulate, in parts: each backward pass sends its own.
+        """Let the sharded gradients of the step's micro-batches accumulate; each backward pass sends its own.
 
-        Sending only the last sum would be faster, but holds the gradients of the whole model until then.
+        To send only their sum would be faster, but needs memory for the gradients of the whole model.
         """
         if self._fresh:
             self._fresh, self._sums = False, []
@@ -94,11 +94,11 @@ class ShardedSum:
                 parameter.grad = None
 
     def add(self, values: Sequence[Tensor], weight: float) -> None:
-        """Take the values as they are after this micro-batch."""
+        """Add the values as they are after this micro-batch."""
         self._sums = added(self._sums, values, weight)
 
     def finish(self, means: Sequence[Tensor], *, halt: bool) -> bool:
-        """Add the values and the flag; the gradients are in place."""
+        """Add the values and the flag over the ranks; the gradients are added already."""
         self._fresh = True
         flag = torch.tensor([float(halt)], device=self._group.device)
         tail = flattened([*self._sums, flag])

@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -284,12 +283,12 @@ class GlobusBed:
             process.send_signal(number)
 
     def _await(self, what: str, is_so: Callable[[], bool]) -> None:
-        give_up = time.monotonic() + START_S
-        while not is_so():
+        def has_started() -> bool:
             for name, process in self._processes.items():
                 assert process.poll() is None, f"{name} ended: {(self.folder / f'{name}.log').read_text()}"
-            assert time.monotonic() < give_up, f"{what} did not start"
-            time.sleep(0.05)
+            return is_so()
+
+        eventually(has_started, f"{what} starts", START_S)
 
 
 def free_port() -> int:

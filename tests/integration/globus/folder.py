@@ -16,7 +16,7 @@ from backend_tools import eventually
 from parsl_rasda.agent import orphan_reaper
 from parsl_rasda.orchestration.events import JobEnded, PilotEnded, StartJob
 from parsl_rasda.orchestration.journal import Record, read
-from parsl_rasda.orchestration.replay import rebuild
+from parsl_rasda.orchestration.replay import replay_search
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.protocol import JobSpec, read_epochs
 from parsl_rasda.study import load_study
@@ -101,7 +101,7 @@ class Folder:
         return out
 
     def wait_until(self, is_so: Callable[[], Any], process: subprocess.Popen[str]) -> None:
-        eventually(lambda: is_so() or process.poll() is not None, DEADLINE_S)
+        eventually(lambda: is_so() or process.poll() is not None, deadline_s=DEADLINE_S)
         assert process.poll() is None, process.communicate()
 
     def attempts(self, site: str) -> list[Path]:
@@ -138,7 +138,7 @@ class Folder:
         records, started = self.records(into), [start.job for start in self.started(into)]
         study = load_study(self.path / into / "study.yaml", check_targets=False)
         (tune,) = study.tune_stages.values()
-        machine = rebuild(RunDirectory(self.path / into), study.name, tune.tune).machine
+        machine = replay_search(RunDirectory(self.path / into), study.name, tune.tune).machine
         assert not machine.jobs
         up = (p for p in machine.pilots.up.values() if machine.pilots.accepts_jobs(p.pilot))
         slots = sum(len(n.gpus) for p in up for n in p.nodes)
@@ -147,7 +147,7 @@ class Folder:
         assert len(set(started)) == len(started)
         assert len(set(ended)) == len(ended)
         assert set(ended) <= set(started)
-        eventually(lambda: not self.ranks(), 20.0)
+        eventually(lambda: not self.ranks(), deadline_s=20.0)
 
 
 def verdict(summary: dict[str, Any]) -> dict[str, Any]:

@@ -128,8 +128,10 @@ def test_a_broker_that_is_away_for_half_a_minute_costs_no_result(
     back_at = time.monotonic() + 30.0
     try:
         running = [a for a in folder.attempts("alps") if (a / "claim").exists()]
-        eventually(lambda: all((a / "report.json").exists() for a in running), 30.0)  # what runs, runs on
-        eventually(lambda: time.monotonic() > back_at, 60.0)
+        eventually(
+            lambda: all((a / "report.json").exists() for a in running), deadline_s=30.0
+        )  # what runs, runs on
+        eventually(lambda: time.monotonic() > back_at, deadline_s=60.0)
     finally:
         folder.bed.start_broker(wait=True)
     assert verdict(folder.summary(process)) == alone

@@ -9,7 +9,7 @@ import yaml
 from backend_tools import eventually
 
 from parsl_rasda.backends.globus.backend import GlobusBackend
-from parsl_rasda.orchestration.backend import Backend
+from parsl_rasda.orchestration.backend import BackendContext, OpenJob
 from parsl_rasda.orchestration.events import (
     EndJob,
     EpochReported,
@@ -41,43 +41,38 @@ class TestGlobus(BackendContract):
         for name, value in bed.environment.items():
             monkeypatch.setenv(name, value)
 
-    def build(self, directory: Path) -> Backend:
-        return GlobusBackend(site_of(self.bed, directory), directory / "runner")
+    def build(self, directory: Path) -> GlobusBackend:
+        return GlobusBackend(site_of(self.bed, directory), BackendContext(directory / "runner"))
 
     def test_a_pilot_comes_with_its_slots(self, tmp_path: Path) -> None:
         with self.stage(tmp_path) as stage:
             assert len(stage.pilot.nodes[0].gpus) == 2
             assert not stage.pilot.interactive
 
-    def test_a_job_asks_at_every_epoch_goes_on_and_leaves(self, tmp_path: Path) -> None:
-        """No job behind an endpoint has a control channel: one that is to ask trains to its end."""
-        with self.stage(tmp_path) as stage:
-            stage.start("t0", until=2, interactive=True)
-            assert [stage.log.next(EpochReported).epoch for _ in range(2)] == [1, 2]
-            assert stage.log.next(JobEnded).outcome is Outcome.REACHED
-
     def test_ranks_that_do_not_heed_the_stop_file_are_ended(self, tmp_path: Path) -> None:
         with self.stage(tmp_path) as stage:
             job = stage.start("t0", until=1000, config={"epoch_s": 0.05})
             stage.log.next(EpochReported)
-            stage.runner.end_job(EndJob(job, "stopped"))
+            stage.backend.end_job(EndJob(job, "stopped"))
             assert stage.log.next(JobEnded).outcome is Outcome.PREEMPTED
 
     def test_the_service_knows_what_a_site_that_is_down_cannot_tell(self, tmp_path: Path) -> None:
         """A controller dies; its job ends; then its site goes down before the next controller comes."""
-        first, second = (GlobusBackend(site_of(self.bed, tmp_path), tmp_path / "runner") for _ in range(2))
+        first, second = (self.build(tmp_path) for _ in range(2))
         log, waiting = EventLog(), self.bed.waiting()
         first.open(log.post)
         first.request_pilot(RequestPilot(PilotId("local-0"), self.site))
         job = RunningPilot(first, log, log.next(PilotStarted), tmp_path).start("t0", until=2)
-        attempt = eventually(lambda: list(tmp_path.glob("alps/*/trials/t0/attempt-1")), 60.0)[0]
+        attempt = eventually(lambda: list(tmp_path.glob("alps/*/trials/t0/attempt-1")), deadline_s=60.0)[0]
         die(first)
-        eventually(lambda: (attempt / "report.json").exists() and self.bed.waiting() <= waiting, 60.0)
+        eventually(
+            lambda: (attempt / "report.json").exists() and self.bed.waiting() <= waiting, deadline_s=60.0
+        )
         self.bed.kill_endpoint("alps")
         try:
-            eventually(lambda: "alps" not in self.bed.online(), 60.0)
+            eventually(lambda: "alps" not in self.bed.online(), deadline_s=60.0)
             with second.hold():
-                found = second.recover([(job, 0)])
+                found = second.recover([OpenJob(job, self.site, 0)])
         finally:
             self.bed.start_endpoint("alps")
         assert not log.of(job)
@@ -88,6 +83,6 @@ class TestGlobus(BackendContract):
 
 def die(runner: GlobusBackend) -> None:
     """Let a runner end as if its process were killed, as far as anybody else can see."""
-    assert runner._loop is not None
-    runner._loop.end()
+    assert runner._actor is not None
+    runner._actor.end()
     runner._tasks.close()

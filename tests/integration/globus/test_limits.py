@@ -121,8 +121,8 @@ def test_results_that_nobody_fetched_in_time_are_read_from_the_sites_disk(
     with folder.bed.limits(result_window_s=4.0):
         sites = folder.bed.endpoints
         running = [a for site in sites for a in folder.attempts(site) if (a / "claim").exists()]
-        eventually(lambda: all((a / "report.json").exists() for a in running), DEADLINE_S)
-        eventually(lambda: folder.bed.waiting() <= waiting and not folder.bed.kept(), DEADLINE_S)
+        eventually(lambda: all((a / "report.json").exists() for a in running), deadline_s=DEADLINE_S)
+        eventually(lambda: folder.bed.waiting() <= waiting and not folder.bed.kept(), deadline_s=DEADLINE_S)
         known = epochs_known(folder)
         summary = folder.summary(folder.start("resume", "run", "--json"))
     assert verdict(summary) == alone

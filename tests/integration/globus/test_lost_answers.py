@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import operator
 import os
 import signal
 import sys
@@ -11,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -23,13 +23,14 @@ from parsl_rasda.backends.globus.backend import GlobusBackend
 from parsl_rasda.backends.globus.client import (
     EndpointClient,
     PilotLostError,
-    RefusedError,
     Task,
     TooLargeError,
     UnreachableError,
 )
-from parsl_rasda.doctor.examination import Doctor, Verdict
-from parsl_rasda.errors import InvalidSettingError
+from parsl_rasda.doctor.examination import Doctor
+from parsl_rasda.doctor.findings import Rating
+from parsl_rasda.errors import InvalidSettingError, StageFailedError
+from parsl_rasda.orchestration.backend import BackendContext, OpenJob, StageTask
 from parsl_rasda.orchestration.events import (
     EpochReported,
     Event,
@@ -45,6 +46,7 @@ from parsl_rasda.protocol import JobSpec
 from parsl_rasda.study.sites import GlobusSiteSpec
 from parsl_rasda.testing.backends import EventLog
 from parsl_rasda.types import JobId, NodeSlots, Outcome, PilotId, Placement, SiteName, TrialId
+from parsl_rasda.workflow.tasks import call_python
 
 EMULATED = "workflows.emulated.train:train"
 ENDPOINT = "11111111-0000-4000-8000-000000000000"
@@ -107,7 +109,7 @@ class DeafLink(EndpointClient):
     def work(self, task: Task, call: str, told: dict[str, Any]) -> None:
         result = endpoint_tasks.answer(call, told)
         found = {**result, **self.found} if call == "describe" else result
-        if call == "look" and self.block is not None:
+        if call == "poll" and self.block is not None:
             found = {**found, "block": self.block}
         if self.says(call):
             task.set_result(found)
@@ -150,7 +152,9 @@ class World:
         }
         self.folder, self.log, self.links = folder, EventLog(60.0), []
         self.site = GlobusSiteSpec.model_validate(declared)
-        self.runner = GlobusBackend(self.site, folder / "runner", study=study, connect=self.connect)
+        self.runner = GlobusBackend(
+            self.site, BackendContext(folder / "runner", study=study), connect=self.connect
+        )
 
     def connect(self, site: GlobusSiteSpec, group: UUID) -> EndpointClient:
         self.links.append(DeafLink(site, group))
@@ -162,6 +166,10 @@ class World:
 
     def ask(self) -> None:
         self.runner.request_pilot(RequestPilot(PilotId("alps-0"), SiteName("alps")))
+
+    def call(self, target: str, **arguments: Any) -> Future[Any]:
+        task = StageTask(SiteName("alps"), "stage", "0000", call_python, target, arguments, key=target)
+        return self.runner.submit_stage(task)
 
     def lose_the_service(self) -> None:
         self.link.is_online = UnreachableError(ENDPOINT, "no route")
@@ -287,7 +295,7 @@ def test_a_pilot_that_the_endpoint_has_replaced_is_given_up_without_blame_for_it
         assert "given it up" in stop.read_text(), "what still ran there has been stopped"
 
 
-@pytest.mark.parametrize("call", ["run", "look"])
+@pytest.mark.parametrize("call", ["run", "poll"])
 def test_what_ends_with_its_pilot_pays_for_nothing(tmp_path: Path, call: str) -> None:
     with opened(World(tmp_path)) as world:
         world.ask()
@@ -353,7 +361,7 @@ def test_a_pilot_that_another_run_has_got_meanwhile_is_given_up_and_waited_for(
         pilot = world.log.next(PilotStarted)
         for claim in claims.glob("pilot-*"):
             claim.unlink()  # it had no job for long
-        assert not pilot_lease.take("pool", "theirs", "heat")
+        assert not pilot_lease.acquire("pool", "theirs", "heat")
         job = world.send(pilot)
         ended = world.log.next(PilotEnded)
         assert (ended.usable, ended.cause) == (True, "another study (heat, run theirs) uses this pilot")
@@ -387,12 +395,12 @@ def test_jobs_leave_stages_their_workers_and_both_come_to_their_end(tmp_path: Pa
         world.ask()
         pilot = world.log.next(PilotStarted)
         world.link.says = lambda call: "stage" not in call  # it lasts
-        stage = world.runner.submit_stage(operator.add, 1, 2)
+        stage = world.call("statistics:mean", data=[1, 3])
         jobs = [world.send(pilot, trial, inputs={"epoch_s": 0.5}) for trial in ("0000", "0001")]
         world.log.next(EpochReported)
         assert world.link.sent.count("run") == 1, "two workers answer questions, one has the stage"
         world.link.says = lambda call: True
-        assert stage.result(60) == 3
+        assert stage.result(60)["result"] == 2
         assert {world.log.next(JobEnded, job).outcome for job in jobs} == {Outcome.REACHED}
 
 
@@ -449,7 +457,7 @@ def test_an_attempt_that_is_cut_off_keeps_what_its_controller_would_go_on_from(
 ) -> None:
     share_at = f"file://{tmp_path}/store/attempt-1" if where == "store" else None
     with opened(World(tmp_path)) as world:
-        world.link.runs = lambda call: call != "look"  # nobody hears of its epochs
+        world.link.runs = lambda call: call != "poll"  # nobody hears of its epochs
         world.link.says = lambda call: call != "run"
         world.ask()
         world.start(until=5, max_epochs=5, share_at=share_at, inputs={"epoch_s": 0.3})
@@ -477,20 +485,20 @@ def test_a_stage_whose_answers_are_lost_is_answered_from_the_sites_disk(tmp_path
             return arrived.count(call) > 1
 
         world.link.says = arrives
-        assert world.runner.submit_stage(operator.add, 1, 2).result(60) == 3
-    assert arrived == ["stage", "look_at_stages", "look_at_stages", "stage"]
+        assert world.call("statistics:mean", data=[1, 3]).result(60)["result"] == 2
+    assert arrived == ["stage", "poll_stages", "poll_stages", "stage"]
 
 
 def test_the_next_controller_waits_for_a_stage_that_a_dead_one_has_begun(tmp_path: Path) -> None:
     made = str(tmp_path / "made")
     with opened(World(tmp_path)) as world:
         world.link.says = lambda call: call != "stage"
-        abandoned = world.runner.submit_stage(os.mkdir, made, key="a")
+        abandoned = world.call("os:mkdir", path=made)
         eventually(lambda: world.link.kept)
         with opened(World(tmp_path)) as other:
-            assert other.runner.submit_stage(os.mkdir, made, key="a").result(60) is None, "made once"
-            again = other.runner.submit_stage(os.mkdir, made, key="a")
-            with pytest.raises(RefusedError, match="FileExistsError"):
+            assert other.call("os:mkdir", path=made).result(60)["result"] is None, "made once"
+            again = other.call("os:mkdir", path=made)
+            with pytest.raises(StageFailedError, match="FileExistsError"):
                 again.result(60)
     assert abandoned.done()
 
@@ -498,21 +506,21 @@ def test_the_next_controller_waits_for_a_stage_that_a_dead_one_has_begun(tmp_pat
 def test_a_stage_that_died_with_its_controller_is_begun_again(tmp_path: Path) -> None:
     with opened(World(tmp_path)) as world:
         world.link.runs = lambda call: call != "stage"
-        world.runner.submit_stage(operator.add, 1, 2)
+        world.call("statistics:mean", data=[1, 3])
         _, sent = eventually(lambda: world.link.lost)[0]
         folder = Path(sent["folder"])
         folder.mkdir(parents=True)
         (folder / "claim").write_text("a dead one")
         (folder / "heartbeat").write_text(str(time.time() - 60))
         with opened(World(tmp_path)) as other:
-            assert other.runner.submit_stage(operator.add, 1, 2).result(60) == 3
+            assert other.call("statistics:mean", data=[1, 3]).result(60)["result"] == 2
     assert "begun again" in (folder / "stop").read_text()
 
 
 def test_a_controller_that_leaves_ends_its_stages(tmp_path: Path) -> None:
     with opened(World(tmp_path)) as world:
         world.link.runs = lambda call: call != "stage"
-        world.runner.submit_stage(operator.add, 1, 2)
+        world.call("statistics:mean", data=[1, 3])
         _, sent = eventually(lambda: world.link.lost)[0]
     assert (Path(sent["folder"]) / "stop").read_text() == "the controller left"
 
@@ -523,9 +531,10 @@ def test_doctor_finds_nothing_wrong_behind_an_endpoint_that_works(
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     world = World(tmp_path)
-    doctor = Doctor(world.site, connect=world.connect)
+    build = partial(GlobusBackend, connect=world.connect)
+    doctor = Doctor(world.site, build=build)  # type: ignore[arg-type]  # of this kind of site
     findings = list(doctor.examine(lambda _: None))
-    assert not [finding for finding in findings if finding.verdict is Verdict.BAD], findings
+    assert not [finding for finding in findings if finding.verdict is Rating.BAD], findings
     assert any(finding.what == "all-reduce, 1 node" for finding in findings)
     assert doctor.folder.parent == tmp_path / "here", "its work_dir is no folder of this machine"
 
@@ -562,7 +571,7 @@ def test_a_site_that_was_refused_is_free_for_the_next_study(
     with opened(World(tmp_path)) as world:
         world.ask()
         world.log.next(JobEnded, world.start(python="nowhere.train:train"))
-    assert not pilot_lease.take("pool", "theirs", "heat")
+    assert not pilot_lease.acquire("pool", "theirs", "heat")
 
 
 def test_what_keeps_answers_from_coming_is_told_once(tmp_path: Path) -> None:
@@ -649,7 +658,7 @@ def test_what_a_job_saves_on_leaving_is_known_to_the_next_controller(tmp_path: P
         epochs = eventually(lambda: list((tmp_path / "disk").glob("*/trials/0000/attempt-1/epochs.jsonl")))[0]
         other = World(tmp_path)
         with opened(other):
-            events = other.runner.recover([(job, 0)])
+            events = other.runner.recover([OpenJob(job, SiteName("alps"), 0)])
             found = [event.epoch for event in events if isinstance(event, EpochReported)]
             (ended,) = (event for event in events if isinstance(event, JobEnded))
         assert ended.outcome is Outcome.PREEMPTED
@@ -666,7 +675,7 @@ def test_the_next_controller_learns_what_a_job_has_done_meanwhile(tmp_path: Path
         assert not ends(world.log)
         other = World(tmp_path)
         with opened(other):
-            events = other.runner.recover([(job, 1)])
+            events = other.runner.recover([OpenJob(job, SiteName("alps"), 1)])
         assert [type(event) for event in events] == [EpochReported, JobEnded]
         assert isinstance(events[0], EpochReported)
         assert events[0].epoch == 2

@@ -72,7 +72,7 @@ def test_a_stale_attempt_that_returns_after_its_successor_changes_nothing_on_dis
                 "epoch": 0,
                 "mark": "on a node that is away",
             }
-            answer = endpoint_tasks.look([{**asked, "stop": None, "abandon": None}], silence_s=-1.0)
+            answer = endpoint_tasks.poll([{**asked, "stop": None, "abandon": None}], silence_s=-1.0)
             (state,) = answer["jobs"]
             assert state["report"]["outcome"] == Outcome.LOST
             kept = Path(state["report"]["checkpoint"])

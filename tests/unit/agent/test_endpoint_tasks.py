@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from backend_tools import eventually
 
-from parsl_rasda.agent import endpoint_tasks, heartbeat, orphan_reaper, pilot_lease
+from parsl_rasda.agent import endpoint_tasks, orphan_reaper, pilot_lease
+from parsl_rasda.atomic_files import create_file
 from parsl_rasda.protocol import JobSpec, read_report
 from parsl_rasda.types import Outcome, TrialId
 
@@ -53,9 +54,9 @@ def run(directory: Path, script: str = "pass", term: int = 1) -> dict[str, Any]:
     return found
 
 
-def look(directory: Path, **fields: Any) -> dict[str, Any]:
+def poll(directory: Path, **fields: Any) -> dict[str, Any]:
     asked = {"directory": str(directory), "job": "0000.1", "epoch": 0, "mark": f"mark/{directory}"}
-    (state,) = endpoint_tasks.look([{**asked, "stop": None, "abandon": None, **fields}], silence_s=1.0)[
+    (state,) = endpoint_tasks.poll([{**asked, "stop": None, "abandon": None, **fields}], silence_s=1.0)[
         "jobs"
     ]
     found: dict[str, Any] = state
@@ -70,7 +71,7 @@ def test_a_task_that_is_delivered_twice_runs_once(tmp_path: Path) -> None:
 
 
 def test_an_attempt_that_was_told_to_stop_never_begins(tmp_path: Path) -> None:
-    told = look(tmp_path / "a", stop="stopped")
+    told = poll(tmp_path / "a", stop="stopped")
     assert told["report"]["outcome"] == Outcome.PREEMPTED
     state = run(tmp_path / "a", f"open({str(tmp_path / 'began')!r}, 'w')")
     assert state["report"]["outcome"] == Outcome.PREEMPTED
@@ -78,8 +79,8 @@ def test_an_attempt_that_was_told_to_stop_never_begins(tmp_path: Path) -> None:
 
 
 def test_an_attempt_that_nobody_claimed_is_lost_and_stays_so_when_its_task_comes_late(tmp_path: Path) -> None:
-    assert look(tmp_path / "a")["report"] is None, "it may still come"
-    state = look(tmp_path / "a", abandon="no worker took it")
+    assert poll(tmp_path / "a")["report"] is None, "it may still come"
+    state = poll(tmp_path / "a", abandon="no worker took it")
     assert state["report"]["outcome"] == Outcome.LOST
     assert "no worker took it" in state["report"]["cause"]
     late = run(tmp_path / "a", f"open({str(tmp_path / 'began')!r}, 'w')")
@@ -92,11 +93,11 @@ def test_a_silent_attempt_is_over_and_what_wakes_up_later_changes_nothing(tmp_pa
     directory.mkdir()
     (directory / "claim").touch()
     (directory / "heartbeat").write_text(str(time.time() - 5))
-    state = look(directory)
+    state = poll(directory)
     assert state["report"]["outcome"] == Outcome.LOST
     assert "silent" in state["report"]["cause"]
     assert (directory / "stop").exists(), "ranks that wake up leave at their next step"
-    heartbeat.write(directory / "report.json", '{"outcome": "reached"}')
+    create_file(directory / "report.json", '{"outcome": "reached"}')
     report = read_report(directory, order_at(directory).job)
     assert report is not None
     assert report.outcome is Outcome.LOST, "the first report stands"
@@ -107,10 +108,11 @@ def test_an_attempt_that_lives_is_left_alone(tmp_path: Path) -> None:
     directory.mkdir()
     (directory / "claim").touch()
     (directory / "heartbeat").write_text(str(time.time()))
-    assert look(directory, abandon="its future failed")["report"] is None
+    assert poll(directory, abandon="its future failed")["report"] is None
     assert not (directory / "stop").exists()
 
 
+@pytest.mark.slow
 def test_ranks_that_do_not_heed_the_stop_file_are_ended(tmp_path: Path) -> None:
     script = (
         "import signal, time; from pathlib import Path\n"
@@ -194,14 +196,14 @@ def pilot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_pilot_that_another_run_uses_is_said_to_be_taken_and_no_job_begins(
     tmp_path: Path, pilot: str
 ) -> None:
-    assert not pilot_lease.take(pilot, "theirs", "heat")
+    assert not pilot_lease.acquire(pilot, "theirs", "heat")
     words = "another study (heat, run theirs) uses this pilot"
     assert endpoint_tasks.describe("none", sender(tmp_path, 1))["taken"] == words
     order, launch = order_at(tmp_path / "a").to_json(), {"argv": ["false"], "environment": {}, "files": {}}
     told = endpoint_tasks.run(order, launch, "mark", sender(tmp_path, 1), [], grace_s=0.2)
     assert told == {"block": pilot, "jobs": [], "taken": words}
     assert not (tmp_path / "a").exists()
-    endpoint_tasks.sweep("theirs")
+    endpoint_tasks.clean_up("theirs")
     assert not endpoint_tasks.describe("none", sender(tmp_path, 1))["taken"], "its last word gave it up"
 
 
@@ -217,7 +219,7 @@ def test_a_job_holds_its_pilot_and_ends_where_another_run_has_got_it(
         running = thread.submit(run, directory, script)
         eventually(began.exists)
         monkeypatch.setattr(pilot_lease, "LEASE_S", 60.0)
-        eventually(lambda: not pilot_lease.take("pool", "theirs", "heat"))
+        eventually(lambda: not pilot_lease.acquire("pool", "theirs", "heat"))
         state = running.result(30)
     assert state["report"]["outcome"] == Outcome.PREEMPTED
     assert "another study (heat, run theirs) uses this pilot" in state["report"]["cause"]
@@ -234,7 +236,7 @@ def test_an_attempt_whose_input_is_not_there_does_not_begin(tmp_path: Path) -> N
     assert endpoint_tasks.run(*arguments, grace_s=0.2)["jobs"], "once it is there"
 
 
-@pytest.mark.parametrize("call", ["describe", "run", "look", "stage"])
+@pytest.mark.parametrize("call", ["describe", "run", "poll", "stage"])
 def test_every_call_is_known(call: str) -> None:
     with pytest.raises(TypeError):
         endpoint_tasks.answer(call, {})
@@ -248,7 +250,7 @@ def test_a_stage_runs_once_however_often_its_task_comes(tmp_path: Path) -> None:
     made = str(tmp_path / "made")
     assert call(tmp_path / "c", "os:mkdir", made) == {"result": None}
     assert call(tmp_path / "c", "os:mkdir", made) == {"result": None}, "from the disk"
-    (state,) = endpoint_tasks.look_at_stages([str(tmp_path / "c" / "0")])
+    (state,) = endpoint_tasks.poll_stages([str(tmp_path / "c" / "0")])
     assert state["answered"]
 
 
@@ -256,10 +258,10 @@ def test_a_stage_that_another_task_is_at_is_not_begun_again(tmp_path: Path) -> N
     (tmp_path / "c" / "0").mkdir(parents=True)
     (tmp_path / "c" / "0" / "claim").touch()
     assert call(tmp_path / "c", "os:mkdir", str(tmp_path / "made")) is None
-    (state,) = endpoint_tasks.look_at_stages([str(tmp_path / "c" / "0")])
+    (state,) = endpoint_tasks.poll_stages([str(tmp_path / "c" / "0")])
     assert not state["answered"]
     assert state["silent_s"] is not None
-    assert endpoint_tasks.look_at_stages([str(tmp_path / "other")])[0]["silent_s"] is None
+    assert endpoint_tasks.poll_stages([str(tmp_path / "other")])[0]["silent_s"] is None
     assert not (tmp_path / "made").exists()
 
 

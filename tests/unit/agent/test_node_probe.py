@@ -12,13 +12,11 @@ import pytest
 
 from parsl_rasda.agent.node_probe import (
     BEGAN_VARIABLE,
-    counted_here,
     describe_allocation,
     end_of_allocation,
     gpu_count,
     node_names,
 )
-from parsl_rasda.study import ParslSiteSpec
 
 
 def test_pbs_lists_a_node_once_per_core_and_we_once() -> None:
@@ -132,14 +130,6 @@ def test_gpus_that_only_slurm_knows_of_are_those_of_its_mask(monkeypatch: pytest
     assert gpu_count("cuda") == 0, "a mask alone makes no GPU"
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "2")
     assert gpu_count("cuda") == 2
-
-
-def test_only_this_machine_is_counted_here() -> None:
-    sites = [
-        ParslSiteSpec.model_validate({"name": kind, "provider": {"type": kind}, "accelerator": "cpu"})
-        for kind in ("LocalProvider", "SlurmProvider")
-    ]
-    assert counted_here(sites) == {"LocalProvider": gpu_count("cpu")}
 
 
 def test_an_allocation_describes_itself_as_plain_json() -> None:

@@ -67,33 +67,33 @@ def rewrite(directory: Path, **fields: int) -> None:
 
 
 def test_the_next_run_in_a_directory_ends_what_a_dead_one_left(tmp_path: Path) -> None:
-    first = orphan_reaper.claim(tmp_path)
+    first = orphan_reaper.acquire(tmp_path)
     with start(first) as process:
         rewrite(tmp_path, pid=dead_pid())
-        second = orphan_reaper.claim(tmp_path)
+        second = orphan_reaper.acquire(tmp_path)
         assert process.wait(5) == -15
     assert first != second
 
 
 def test_a_directory_whose_controller_lives_is_refused_and_left_alone(tmp_path: Path) -> None:
-    mark = orphan_reaper.claim(tmp_path)
+    mark = orphan_reaper.acquire(tmp_path)
     with start(mark) as process:
         with pytest.raises(RunDirectoryError, match=f"in use by process {os.getpid()} "):
-            orphan_reaper.claim(tmp_path)
+            orphan_reaper.acquire(tmp_path)
         assert process.poll() is None
         process.kill()
 
 
 def test_a_directory_that_was_given_up_is_free(tmp_path: Path) -> None:
-    orphan_reaper.claim(tmp_path)
+    orphan_reaper.acquire(tmp_path)
     orphan_reaper.release(tmp_path)
-    assert orphan_reaper.claim(tmp_path)
+    assert orphan_reaper.acquire(tmp_path)
 
 
 def test_a_pid_that_was_given_to_another_process_refuses_nobody(tmp_path: Path) -> None:
-    orphan_reaper.claim(tmp_path)
+    orphan_reaper.acquire(tmp_path)
     rewrite(tmp_path, pid=os.getppid(), start=1)
-    assert orphan_reaper.claim(tmp_path)
+    assert orphan_reaper.acquire(tmp_path)
 
 
 def dead_pid() -> int:
@@ -104,4 +104,4 @@ def dead_pid() -> int:
 
 def test_a_torn_record_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / orphan_reaper.RECORD).write_text('{"mark": ')
-    assert orphan_reaper.claim(tmp_path)
+    assert orphan_reaper.acquire(tmp_path)

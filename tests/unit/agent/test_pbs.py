@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from parsl_rasda.agent.pbs import read_end_time, read_verdict
-from parsl_rasda.agent.slurm import Verdict
+from parsl_rasda.agent.pbs import read_end, read_end_time
+from parsl_rasda.agent.slurm import BatchJobEnd
 
 BEGAN = "Thu Jun 15 10:00:00 2023"
 
@@ -39,7 +39,7 @@ def test_an_answer_without_an_end_has_none(answer: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "words", "is_preemption"),
+    ("status", "words", "was_taken_back"),
     [
         (-29, "PBS job 7 has ended: its walltime was over", True),
         (271, "PBS job 7 has ended: it was told to end from outside, signal 15", True),
@@ -51,15 +51,15 @@ def test_an_answer_without_an_end_has_none(answer: str) -> None:
         (0, "PBS job 7 has ended: it ended by itself", False),
     ],
 )
-def test_the_exit_status_tells_who_ended_a_job(status: int, words: str, is_preemption: bool) -> None:
-    assert read_verdict("7", shown(Exit_status=status)) == Verdict(words, is_preemption)
+def test_the_exit_status_tells_who_ended_a_job(status: int, words: str, was_taken_back: bool) -> None:
+    assert read_end("7", shown(Exit_status=status)) == BatchJobEnd(words, was_taken_back)
 
 
 @pytest.mark.parametrize("answer", ["", "no", shown(job_state="R"), shown(job_state="Q")])
 def test_a_job_that_has_not_ended_has_no_verdict(answer: str) -> None:
-    assert read_verdict("7", answer) is None
+    assert read_end("7", answer) is None
 
 
 def test_a_job_that_was_put_back_into_the_queue_was_taken_back() -> None:
-    verdict = read_verdict("7", shown(job_state="Q", run_count=2))
-    assert verdict == Verdict("PBS job 7 was put back into the queue", is_preemption=True)
+    verdict = read_end("7", shown(job_state="Q", run_count=2))
+    assert verdict == BatchJobEnd("PBS job 7 was put back into the queue", was_taken_back=True)

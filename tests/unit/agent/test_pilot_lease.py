@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parsl_rasda.agent import pilot_lease
-from parsl_rasda.agent.pilot_lease import LEASE_S, release, take
+from parsl_rasda.agent.pilot_lease import LEASE_S, acquire, release
 
 WORDS = "another study (heat, run 1) uses this pilot"
 
@@ -39,39 +39,39 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_the_first_run_has_it_until_it_gives_it_up() -> None:
-    assert take("block", "1", "heat") == ""
-    assert take("block", "2", "flow") == WORDS
-    assert take("another block", "2", "flow") == ""
+    assert acquire("block", "1", "heat") == ""
+    assert acquire("block", "2", "flow") == WORDS
+    assert acquire("another block", "2", "flow") == ""
     release("block", "2")
-    assert take("block", "2", "flow") == WORDS, "who does not have it cannot give it up"
+    assert acquire("block", "2", "flow") == WORDS, "who does not have it cannot give it up"
     release("block", "1")
-    assert take("block", "2", "flow") == ""
+    assert acquire("block", "2", "flow") == ""
 
 
 def test_the_next_controller_of_a_run_has_what_the_run_had() -> None:
-    assert take("block", "1", "heat") == ""
-    assert take("block", "1", "heat") == ""
+    assert acquire("block", "1", "heat") == ""
+    assert acquire("block", "1", "heat") == ""
 
 
-def test_a_claim_lapses_where_nobody_renews_it(clock: Clock) -> None:
-    take("block", "1", "heat")
+def test_a_lease_expires_if_nobody_renews_it(clock: Clock) -> None:
+    acquire("block", "1", "heat")
     clock.now += LEASE_S - 5
-    take("block", "1", "heat")
+    acquire("block", "1", "heat")
     clock.now += LEASE_S - 5
-    assert take("block", "2", "flow") == WORDS, "it was renewed"
+    assert acquire("block", "2", "flow") == WORDS, "it was renewed"
     clock.now += 5
-    assert take("block", "2", "flow") == ""
+    assert acquire("block", "2", "flow") == ""
 
 
-def test_a_claim_that_cannot_be_read_is_none(folder: Path) -> None:
-    take("block", "1", "heat")
+def test_a_lease_that_cannot_be_read_is_none(folder: Path) -> None:
+    acquire("block", "1", "heat")
     (file,) = folder.glob("pilot-*")
     file.write_text("{")
-    assert take("block", "2", "flow") == ""
+    assert acquire("block", "2", "flow") == ""
 
 
 def test_without_a_name_a_pilot_is_everybodys(folder: Path) -> None:
-    assert take("", "1", "heat") == take("", "2", "flow") == ""
+    assert acquire("", "1", "heat") == acquire("", "2", "flow") == ""
     assert not folder.exists()
 
 
@@ -87,6 +87,6 @@ def test_no_two_runs_ever_have_it_at_once(steps: list[tuple[str, bool, float]]) 
             if not takes:
                 release("block", run)
                 held.pop(run, None)
-            elif not take("block", run, "study"):
+            elif not acquire("block", run, "study"):
                 held[run] = clock.now + LEASE_S
             assert sum(until > clock.now for until in held.values()) <= 1

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from parsl_rasda.agent.slurm import Verdict, cancel_step, read_end_time, read_verdict
+from parsl_rasda.agent.slurm import BatchJobEnd, cancel_step, read_end, read_end_time
 
 LINE = (
     "JobId=7 JobName=parsl.slurm-0 UserId=root(0) Priority=1 Nice=0 JobState={state} Reason={reason} "
@@ -24,8 +24,8 @@ def shown(
     return LINE.format(state=state, reason=reason, code=code, restarts=restarts, end=end)
 
 
-def verdict(state: str, reason: str = "None", code: str = "0:0", *, restarts: int = 0) -> Verdict | None:
-    return read_verdict("7", shown(state, reason, code, restarts=restarts))
+def verdict(state: str, reason: str = "None", code: str = "0:0", *, restarts: int = 0) -> BatchJobEnd | None:
+    return read_end("7", shown(state, reason, code, restarts=restarts))
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def verdict(state: str, reason: str = "None", code: str = "0:0", *, restarts: in
 def test_what_the_batch_system_takes_back_is_nobodys_fault(
     state: str, reason: str, code: str, words: str
 ) -> None:
-    assert verdict(state, reason, code) == Verdict(words, is_preemption=True)
+    assert verdict(state, reason, code) == BatchJobEnd(words, was_taken_back=True)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_what_the_batch_system_takes_back_is_nobodys_fault(
     ],
 )
 def test_what_the_pilot_did_itself_is_a_loss(state: str, reason: str, code: str, words: str) -> None:
-    assert verdict(state, reason, code) == Verdict(words, is_preemption=False)
+    assert verdict(state, reason, code) == BatchJobEnd(words, was_taken_back=False)
 
 
 @pytest.mark.parametrize("state", ["RUNNING", "PENDING", "COMPLETING", "SUSPENDED"])
@@ -78,13 +78,13 @@ def test_a_job_that_has_not_ended_has_no_verdict(state: str) -> None:
 @pytest.mark.parametrize("state", ["PENDING", "RUNNING", "COMPLETING", "CONFIGURING"])
 def test_a_job_that_slurm_has_put_back_into_the_queue_was_taken_back(state: str) -> None:
     words = "Slurm job 7 was put back into the queue"
-    assert verdict(state, "BeginTime", restarts=1) == Verdict(words, is_preemption=True)
+    assert verdict(state, "BeginTime", restarts=1) == BatchJobEnd(words, was_taken_back=True)
 
 
 def test_a_job_that_ran_again_and_ended_did_so_for_its_own_reason() -> None:
     found = verdict("FAILED", "NonZeroExitCode", "3:0", restarts=1)
     assert found is not None
-    assert not found.is_preemption
+    assert not found.was_taken_back
 
 
 def test_the_end_of_a_job_is_slurms_own_time() -> None:
@@ -98,7 +98,7 @@ def test_a_job_without_an_end_has_none(answer: str) -> None:
 
 
 def test_an_answer_that_is_none_has_no_verdict() -> None:
-    assert read_verdict("7", "slurm_load_jobs error: Invalid job id specified") is None
+    assert read_end("7", "slurm_load_jobs error: Invalid job id specified") is None
 
 
 def test_only_steps_of_that_name_in_our_own_job_are_cancelled(

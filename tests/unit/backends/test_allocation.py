@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from parsl_rasda.backends.allocation import Allocation, read_allocation, walltime_s
+from parsl_rasda.agent.node_probe import gpu_count
+from parsl_rasda.backends.allocation import PilotAllocation, counted_here, read_allocation, walltime_s
 from parsl_rasda.launch.base import LaunchSettings
 from parsl_rasda.launch.srun import SrunLauncher
 from parsl_rasda.protocol import JobSpec
@@ -48,13 +49,13 @@ def site(**fields: Any) -> ParslSiteSpec:
 
 def read(
     spec: ParslSiteSpec, *, is_local: bool = False, walltime: str | None = None, **found: Any
-) -> Allocation | str:
+) -> PilotAllocation | str:
     return read_allocation(spec, FOUND | found, now=1000.0, is_local=is_local, walltime=walltime)
 
 
 def test_the_pilot_counts_the_gpus_where_the_site_file_does_not() -> None:
     slots = (0, 1, 2, 3)
-    assert read(site()) == Allocation(
+    assert read(site()) == PilotAllocation(
         (NodeSlots(NodeName("n1"), slots), NodeSlots(NodeName("n2"), slots)),
         None,
         "/site/python",
@@ -64,7 +65,7 @@ def test_the_pilot_counts_the_gpus_where_the_site_file_does_not() -> None:
 
 def test_the_site_files_number_wins() -> None:
     found = read(site(gpus_per_node=2, python="/mine"))
-    assert isinstance(found, Allocation)
+    assert isinstance(found, PilotAllocation)
     assert (found.gpus_per_node, found.python) == (2, "/mine")
 
 
@@ -72,7 +73,7 @@ def test_fewer_gpus_than_declared_are_used_as_they_are_with_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     found = read(site(gpus_per_node=8))
-    assert isinstance(found, Allocation)
+    assert isinstance(found, PilotAllocation)
     assert found.gpus_per_node == 4
     assert found.warning == "used with 4 GPUs on n1 of the 8 declared"
     assert found.warning in caplog.text
@@ -80,14 +81,14 @@ def test_fewer_gpus_than_declared_are_used_as_they_are_with_a_warning(
 
 def test_tiles_of_intels_cards_are_as_many_as_declared(caplog: pytest.LogCaptureFixture) -> None:
     found = read(site(gpus_per_node=12, accelerator="xpu"), gpus=6)
-    assert isinstance(found, Allocation)
+    assert isinstance(found, PilotAllocation)
     assert found.gpus_per_node == 12, "Aurora: six cards of two tiles"
     assert not caplog.text
 
 
 def test_nodes_of_one_machine_get_names_of_their_own() -> None:
     found = read(site(gpus_per_node=2, accelerator="none"), is_local=True, nodes=["laptop"])
-    assert isinstance(found, Allocation)
+    assert isinstance(found, PilotAllocation)
     assert [node.node for node in found.nodes] == ["node0", "node1"]
     assert found.is_one_machine
 
@@ -104,7 +105,7 @@ def test_one_machine_does_not_offer_its_gpus_once_for_each_node() -> None:
 def test_inside_an_allocation_nodes_keep_the_names_that_were_found(declared: int, used: list[str]) -> None:
     spec = site(provider={"type": "LocalProvider"}, nodes=declared, gpus_per_node=2)
     found = read(spec, is_local=True, nodes=["n1", "n2", "n3"])
-    assert isinstance(found, Allocation)
+    assert isinstance(found, PilotAllocation)
     assert [node.node for node in found.nodes] == used
     assert found.warning == ("used with 3 nodes of the 4 declared" if declared == 4 else "")
     assert found.is_one_machine == (declared == 1)
@@ -118,6 +119,14 @@ def test_a_pilot_with_another_version_is_refused_in_words() -> None:
     assert "parsl_rasda is 0.0.1 on the pilot" in str(read(site(), versions={"parsl_rasda": "0.0.1"}))
 
 
+def test_only_this_machine_is_counted_here() -> None:
+    sites = [
+        ParslSiteSpec.model_validate({"name": kind, "provider": {"type": kind}, "accelerator": "cpu"})
+        for kind in ("LocalProvider", "SlurmProvider")
+    ]
+    assert counted_here(sites) == {"LocalProvider": gpu_count("cpu")}
+
+
 def test_the_batch_systems_end_wins_over_the_walltime() -> None:
     assert deadline_of(walltime="01:00:00") == 4600.0
     assert deadline_of(walltime="01:00:00", deadline=4000.0) == 4000.0
@@ -126,7 +135,7 @@ def test_the_batch_systems_end_wins_over_the_walltime() -> None:
 
 def deadline_of(**fields: Any) -> float | None:
     found = read(site(), **fields)
-    assert isinstance(found, Allocation)
+    assert isinstance(found, PilotAllocation)
     return found.deadline
 
 
@@ -136,10 +145,10 @@ def test_a_walltime_counts_from_the_job_script_not_from_the_first_task() -> None
 
 def test_an_allocation_whose_deadline_is_here_is_over() -> None:
     found = read(site(), deadline=2000.0)
-    assert isinstance(found, Allocation)
+    assert isinstance(found, PilotAllocation)
     assert [found.is_over(now) for now in (1900.0, 1990.0, 2100.0)] == [False, True, True]
     without = read(site())
-    assert isinstance(without, Allocation)
+    assert isinstance(without, PilotAllocation)
     assert not without.is_over(1e12)
 
 
@@ -165,13 +174,13 @@ FORKED = ("/site/python", "-S", "-E", "-s", "/site/client.py", "/run/t0/order.js
 )
 def test_only_ranks_that_need_torch_are_forked(changes, warm_start, program) -> None:
     allocation = read(site())
-    assert isinstance(allocation, Allocation)
+    assert isinstance(allocation, PilotAllocation)
     assert allocation.rank_program(replace(ORDER, **changes), warm_start=warm_start) == program
 
 
 def test_launches_whose_ranks_cannot_start_fork_servers_see_to_them_first() -> None:
     allocation = read(site())
-    assert isinstance(allocation, Allocation)
+    assert isinstance(allocation, PilotAllocation)
     slots = (NodeSlots(NodeName("n1"), (0,)), NodeSlots(NodeName("n2"), (0,)))
     placement = Placement(SiteName("s"), PilotId("p"), slots)
     launch = SrunLauncher().command(placement, FORKED, LaunchSettings())

@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import inspect
 import threading
-import time
 from concurrent.futures import Future
+from contextlib import ExitStack, closing
 from typing import Any
 from uuid import UUID
 
 import globus_compute_sdk.sdk.executor as sdk
 import pytest
 import requests
+from backend_tools import eventually
 from globus_compute_sdk import Client as SDKClient
 from globus_compute_sdk.errors import MaxResultSizeExceeded, TaskExecutionFailed
 from globus_sdk import GlobusAPIError, NetworkError
@@ -66,84 +67,89 @@ class Executor:
         pass
 
 
+SITE = GlobusSiteSpec.model_validate({"name": "alps", "endpoint_id": str(UUID(int=9)), "work_dir": "/x"})
+
+
 @pytest.fixture
-def link(monkeypatch):
+def linked(monkeypatch):
+    """Open a link by way of an executor and a client that are the test's."""
     monkeypatch.setattr(client, "_STALE_EVERY_S", 0.0)
-    site = {"name": "alps", "endpoint_id": str(UUID(int=9)), "work_dir": "/x"}
-    made = EndpointClient(GlobusSiteSpec.model_validate(site), MINE)
-    yield made
-    made.close()
+    with ExitStack() as open_links:
+        yield lambda *sdk: open_links.enter_context(closing(EndpointClient(SITE, MINE, *sdk)))
+
+
+@pytest.fixture
+def link(linked):
+    return linked()
 
 
 def mended(link: EndpointClient, task: Future) -> None:
-    give_up = time.monotonic() + 10
-    while not task.done() and time.monotonic() < give_up:
-        link.mend()
-        threading.Event().wait(0.01)
+    eventually(lambda: link.mend() or task.done(), "the task is mended", 10.0)
 
 
-def test_a_task_that_is_refused_until_a_pid_file_is_stale_is_sent_again(link) -> None:
-    link._executor = Executor(refusals=3)
-    task = link.submit("look", {})
+def test_a_task_that_is_refused_until_a_pid_file_is_stale_is_sent_again(linked) -> None:
+    link = linked(Executor(refusals=3))
+    task = link.submit("poll", {})
     mended(link, task)
     assert task.result(0) == {"sent": 4}
     assert not link.trouble
 
 
-def test_an_endpoint_that_really_runs_twice_is_refused_in_its_own_words(link, monkeypatch) -> None:
+def test_an_endpoint_that_really_runs_twice_is_refused_in_its_own_words(linked, monkeypatch) -> None:
     monkeypatch.setattr(client, "_STALE_PATIENCE_S", 0.05)
-    link._executor = Executor(refusals=10**6)
-    task = link.submit("look", {})
+    link = linked(Executor(refusals=10**6))
+    task = link.submit("poll", {})
     mended(link, task)
     with pytest.raises(RefusedError, match="on another login node"):
         task.result(0)
     assert "was killed" in link.trouble
 
 
-def test_a_function_that_could_not_be_registered_is_registered_with_the_next_task(link) -> None:
-    link._executor = Executor(refusals=0)
-    link._executor.is_away = True
+def test_a_function_that_could_not_be_registered_is_registered_with_the_next_task(linked) -> None:
+    executor = Executor(refusals=0)
+    executor.is_away = True
+    link = linked(executor)
     with pytest.raises(UnreachableError, match="no route"):
-        link.submit("look", {}).result(10)
-    assert link.submit("look", {}).result(10) == {"sent": 1}
+        link.submit("poll", {}).result(10)
+    assert link.submit("poll", {}).result(10) == {"sent": 1}
 
 
-def test_a_task_is_measured_as_it_travels_where_each_quote_is_escaped_twice(link) -> None:
-    link._executor = Executor(refusals=0)
+def test_a_task_is_measured_as_it_travels_where_each_quote_is_escaped_twice(linked) -> None:
+    link = linked(Executor(refusals=0))
     with pytest.raises(TooLargeError, match=r"site 'alps' is 1\d\.\d MB"):
         link.submit("run", {"order": '"' * 3_000_000})
     assert link.submit("run", {"order": "x" * 3_000_000}).result(10) == {"sent": 1}
 
 
-def test_what_the_service_finds_too_large_is_said_to_be(link) -> None:
+def test_what_the_service_finds_too_large_is_said_to_be() -> None:
     response = requests.Response()
     response.status_code, response.url = 413, "http://service/submit"
     response.request = requests.Request("POST", response.url).prepare()
-    found = client._translated(link._site, GlobusAPIError(response))
+    found = client.translated(SITE, GlobusAPIError(response))
     assert isinstance(found, TooLargeError)
     assert "What was sent to site 'alps' is too large" in str(found)
 
 
-def test_a_result_that_the_endpoint_finds_too_large_is_said_to_be(link) -> None:
+def test_a_result_that_the_endpoint_finds_too_large_is_said_to_be() -> None:
     said = repr(MaxResultSizeExceeded(11_000_000, 10 * 1024 * 1024))
-    found = client._translated(link._site, TaskExecutionFailed(said, "0"))
+    found = client.translated(SITE, TaskExecutionFailed(said, "0"))
     assert isinstance(found, TooLargeError)
     assert "What a task at site 'alps' returns is 11.0 MB, and Globus Compute takes 10 MB" in str(found)
 
 
-def test_a_failure_is_told_in_the_words_of_the_site_not_in_the_advice_of_the_sdk(link) -> None:
+def test_a_failure_is_told_in_the_words_of_the_site_not_in_the_advice_of_the_sdk() -> None:
     said = "Traceback (most recent call last):\n  ...\nTypeError: cannot serialize a lock\n"
-    found = client._translated(link._site, TaskExecutionFailed(said, "0"))
+    found = client.translated(SITE, TaskExecutionFailed(said, "0"))
     assert isinstance(found, RefusedError)
     assert found.cause == "TypeError: cannot serialize a lock"
 
 
-def test_a_task_whose_pilot_has_ended_says_so(link) -> None:
+def test_a_task_whose_pilot_has_ended_says_so() -> None:
     said = repr(ManagerLost(b"c0ffee", "n0"))
     framed = f"{'+' * 68}\nTraceback ...\n{ManagerLost.__module__}.ManagerLost: {said}\n{'-' * 68}"
-    found = client._translated(link._site, TaskExecutionFailed(framed, "0"))
+    found = client.translated(SITE, TaskExecutionFailed(framed, "0"))
     assert isinstance(found, PilotLostError)
-    assert str(found) == f"endpoint {link._site.endpoint_id}: its pilot has ended"
+    assert str(found) == f"endpoint {SITE.endpoint_id}: its pilot has ended"
 
 
 class LosesConnections(Executor):
@@ -180,32 +186,34 @@ class Client:
             name: {"pending": True, **self.states.get(name, {})} for name in names if name not in self.failed
         }
 
+    def get_endpoint_status(self, endpoint: str) -> dict[str, str]:
+        return {"status": "online"}
+
     def get_task(self, name: str) -> dict[str, Any]:
         assert name in self.failed
         raise TaskExecutionFailed("Traceback\nValueError: no such folder", "0")
 
 
 @pytest.fixture
-def broken(link, monkeypatch):
-    """A link whose three tasks have lost their way back, and who is asked for them."""
+def broken(linked, monkeypatch):
+    """A link whose three tasks have lost their way back, who is asked for them, and the tasks."""
     monkeypatch.setattr(client, "_RELOAD_AFTER_S", 0.0)
     monkeypatch.setattr(client, "_RELOAD_SELDOM_S", 0.0)
-    link._executor, link._client = LosesConnections(), Client()
+    executor, service = LosesConnections(), Client()
+    link = linked(executor, service)
     tasks = [link.submit("run", {}) for _ in range(3)]
     for task in tasks:
-        while task.id is None:
-            threading.Event().wait(0.01)
-    link._executor.open[0].set_result({"came": "before"})
-    for inner in link._executor.open[1:]:
+        eventually(lambda task=task: task.id, "the service takes it", 10.0)
+    executor.open[0].set_result({"came": "before"})
+    for inner in executor.open[1:]:
         inner.set_exception(ConnectionError("the broker has gone"))
     assert [task.done() for task in tasks] == [True, False, False], "they run on; only the way back is broken"
-    return tasks
+    return link, service, tasks
 
 
-def test_results_whose_connection_broke_are_asked_for_until_the_service_has_them(link, broken) -> None:
-    client, (_, first, second) = link._client, broken
-    while len(client.asked) < 3:
-        link.mend()
+def test_results_whose_connection_broke_are_asked_for_until_the_service_has_them(broken) -> None:
+    link, client, (_, first, second) = broken
+    eventually(lambda: link.mend() or len(client.asked) >= 3, "the service is asked three times", 10.0)
     assert not first.done()
     client.states["2"] = {"pending": False, "result": "done meanwhile"}
     mended(link, first)
@@ -218,7 +226,7 @@ def test_results_whose_connection_broke_are_asked_for_until_the_service_has_them
     asked = len(client.asked)
     for _ in range(3):
         link.mend()
-        link._thread.submit(lambda: None).result()
+        assert link.ask_whether_online().result(10), "all that was asked before has been answered"
     assert len(client.asked) <= asked + 1, "nor anything once all have come"
 
 

@@ -1,4 +1,4 @@
-"""What a look at a silent pilot finds, where the batch system has no words of its own."""
+"""Why an unresponsive pilot is gone, where the batch system itself says nothing."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from parsl.jobs.states import JobState, JobStatus
 
-from parsl_rasda.backends.parsl.pilot_source import ExecutorLabel, LaneEnd, OwnPilots
+from parsl_rasda.backends.parsl.pilot_source import ExecutorLabel, OwnPilots, PilotExit
+from parsl_rasda.exits import EndedBy
 from parsl_rasda.study.sites import ParslSiteSpec
 
-LANE = ExecutorLabel("site-0")
+LABEL = ExecutorLabel("site-0")
 
 
 class Executor:
@@ -27,7 +28,7 @@ class Executor:
         return {"0": self._state}
 
 
-def look(executor: Executor, **site: Any) -> LaneEnd | None:
+def poll(executor: Executor, **site: Any) -> PilotExit | None:
     declared = {"name": "site", "provider": {"type": "LocalProvider"}, **site}
     pilots = OwnPilots(
         ParslSiteSpec.model_validate(declared),
@@ -35,33 +36,33 @@ def look(executor: Executor, **site: Any) -> LaneEnd | None:
         "mark",
         workers=1,
         python_path=(),
-        on_end=lambda lane, end: None,
+        on_end=lambda label, end: None,
     )
-    pilots._executors[LANE], pilots._blocks[LANE] = executor, "0"  # type: ignore[assignment]
-    return pilots.look(LANE)
+    pilots._executors[LABEL], pilots._blocks[LABEL] = executor, "0"  # type: ignore[assignment]
+    return pilots.poll(LABEL)
 
 
 @pytest.mark.parametrize(
-    ("state", "is_preemption"),
+    ("state", "ended_by"),
     [
-        (JobState.CANCELLED, True),
-        (JobState.TIMEOUT, True),
-        (JobState.COMPLETED, False),
-        (JobState.FAILED, False),
+        (JobState.CANCELLED, EndedBy.PILOT_TAKEN_BACK),
+        (JobState.TIMEOUT, EndedBy.PILOT_TAKEN_BACK),
+        (JobState.COMPLETED, EndedBy.PILOT_LOST),
+        (JobState.FAILED, EndedBy.PILOT_LOST),
     ],
 )
-def test_only_what_was_taken_back_costs_no_retry(state: JobState, is_preemption: bool) -> None:
-    end = look(Executor(state))
-    assert end == LaneEnd(f"the pilot's batch job ended: {state.name.lower()}", is_preemption)
+def test_a_pilot_is_taken_back_or_lost(state: JobState, ended_by: EndedBy) -> None:
+    end = poll(Executor(state))
+    assert end == PilotExit(f"the pilot's batch job ended: {state.name.lower()}", ended_by)
 
 
 @pytest.mark.parametrize("state", [JobState.RUNNING, JobState.PENDING])
 def test_a_job_that_has_not_ended_has_no_end(state: JobState) -> None:
-    assert look(Executor(state)) is None
+    assert poll(Executor(state)) is None
 
 
 def test_a_pilot_that_does_not_reach_us_says_where_it_tried_and_what_to_set() -> None:
     said = "ConnectionError: No viable ZMQ url from: ['tcp://10.9.9.9:5000']"
-    end = look(Executor(JobState.FAILED, exit_code=1, message=said), address="10.9.9.9")
+    end = poll(Executor(JobState.FAILED, exit_code=1, message=said), address="10.9.9.9")
     assert end is not None
     assert end.cause.endswith("it did not reach this machine at 10.9.9.9: set `address` in the site file")

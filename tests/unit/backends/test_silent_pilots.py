@@ -13,14 +13,15 @@ import pytest
 from parsl_rasda.agent import job as agent_job
 from parsl_rasda.agent import node_probe
 from parsl_rasda.backends.parsl.backend import ParslBackend
-from parsl_rasda.backends.parsl.pilot_source import ExecutorLabel, LaneEnd
+from parsl_rasda.backends.parsl.pilot_source import ExecutorLabel, PilotExit
+from parsl_rasda.orchestration.backend import BackendContext
 from parsl_rasda.orchestration.events import JobEnded, PilotEnded, PilotStarted, RequestPilot
 from parsl_rasda.protocol import JobSpec
 from parsl_rasda.study.sites import ParslSiteSpec
 from parsl_rasda.testing.backends import EventLog
 from parsl_rasda.types import NodeName, NodeSlots, Outcome, PilotId, Placement, SiteName, TrialId
 
-LANE = ExecutorLabel("site-0")
+LABEL = ExecutorLabel("site-0")
 JOBS = 8
 
 
@@ -35,18 +36,18 @@ class SilentPilots:
 
     def __init__(self) -> None:
         self.jobs: list[Future[Any]] = []
-        self.looks = 0
-        self.may_look = threading.Event()
+        self.polls = 0
+        self.may_answer = threading.Event()
         self.ended: list[ExecutorLabel] = []
 
-    def begin(self) -> ExecutorLabel:
-        return LANE
+    def start(self) -> ExecutorLabel:
+        return LABEL
 
-    def end(self, lane: ExecutorLabel) -> None:
-        self.ended.append(lane)
+    def end(self, label: ExecutorLabel) -> None:
+        self.ended.append(label)
 
     def submit(
-        self, lane: ExecutorLabel, function: Callable[..., Any], *arguments: Any, **named: Any
+        self, label: ExecutorLabel, function: Callable[..., Any], *arguments: Any, **named: Any
     ) -> Future[Any]:
         task: Future[Any] = Future()
         if function is agent_job.describe_allocation:
@@ -55,13 +56,13 @@ class SilentPilots:
             self.jobs.append(task)
         return task
 
-    def look(self, lane: ExecutorLabel) -> LaneEnd | None:
-        self.looks += 1
-        assert self.may_look.wait(60)
+    def poll(self, label: ExecutorLabel) -> PilotExit | None:
+        self.polls += 1
+        assert self.may_answer.wait(60)
         return None
 
     def close(self) -> None:
-        self.may_look.set()
+        self.may_answer.set()
 
 
 @pytest.fixture
@@ -82,8 +83,8 @@ def runner(tmp_path: Path, pilots: SilentPilots, log: EventLog) -> Iterator[Pars
         "accelerator": "none",
         "gpus_per_node": JOBS,
     }
-    runner = ParslBackend(ParslSiteSpec.model_validate(site), tmp_path / "runner")
-    runner._build_pilots = lambda _: pilots
+    context = BackendContext(tmp_path / "runner")
+    runner = ParslBackend(ParslSiteSpec.model_validate(site), context, lambda _mark, _on_end: pilots)
     runner.open(log.post)
     yield runner
     runner.close()
@@ -109,24 +110,24 @@ def order(number: int, directory: Path) -> JobSpec:
     )
 
 
-def test_eight_jobs_of_a_silent_pilot_cost_one_look(
+def test_eight_jobs_of_a_silent_pilot_cost_one_poll(
     runner: ParslBackend, pilots: SilentPilots, log: EventLog, tmp_path: Path
 ) -> None:
     pilot, site = PilotId("site-0"), SiteName("site")
     runner.request_pilot(RequestPilot(pilot, site))
     log.next(PilotStarted)
-    assert runner._session is not None
-    loop = runner._session.loop
+    assert runner._running is not None
+    actor = runner._running.actor
     for number in range(JOBS):
         slots = (NodeSlots(NodeName("n0"), (number,)),)
         runner.start_job(order(number, tmp_path), Placement(site, pilot, slots))
-    loop.do_now(lambda: None)
+    actor.call(lambda: None)
     for job in pilots.jobs:
         job.set_exception(ManagerLost("loss of manager"))
-    loop.do_now(lambda: None)
-    pilots.may_look.set()
+    actor.call(lambda: None)
+    pilots.may_answer.set()
     ended = [log.next(JobEnded) for _ in range(JOBS)]
     assert {e.outcome for e in ended} == {Outcome.LOST}
     assert "loss of manager" in log.next(PilotEnded).cause
-    assert pilots.looks == 1, "each may take fifteen seconds, in the one thread that also gives pilots back"
-    assert pilots.ended == [LANE]
+    assert pilots.polls == 1, "each may take fifteen seconds, in the one thread that also gives pilots back"
+    assert pilots.ended == [LABEL]

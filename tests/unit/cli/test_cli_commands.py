@@ -15,7 +15,7 @@ from parsl_rasda.cli.init import Template, copy_template, init
 from parsl_rasda.cli.options import load_inputs
 from parsl_rasda.cli.plan import plan
 from parsl_rasda.cli.report import report
-from parsl_rasda.cli.run_and_report import carry_through
+from parsl_rasda.cli.run_and_report import run_and_report
 from parsl_rasda.cli.status import status
 from parsl_rasda.cli.validate import validate
 from parsl_rasda.cli.watch import fitting_view, watch
@@ -57,7 +57,7 @@ def site(tmp_path: Path) -> str:
     return str(file)
 
 
-MEND = "mend the training and run it with another --dir"
+HOW_TO_FIX = "fix the training and run it with another --dir"
 NO_ACCOUNT = StageRecord(StageState.NO_SITE, at=1.0, cause="Site 'quad' is not available: no account")
 
 
@@ -87,7 +87,7 @@ def test_a_run_exits_with_the_code_of_its_end_and_says_how_to_go_on(ended, capsy
     state, directory = ended
     code = {StudyState.DONE: 0, StudyState.FAILED: 3, StudyState.NO_SITE: 4, StudyState.INTERRUPTED: 130}
     with pytest.raises(typer.Exit) as exit_:
-        carry_through(directory, lambda view: Ended(state), as_json=False)
+        run_and_report(directory, lambda view: Ended(state), as_json=False)
     assert exit_.value.exit_code == code[state]
     out, err = capsys.readouterr()
     assert f"all of it is in {directory}; open {directory / 'report.html'}" in out
@@ -95,13 +95,13 @@ def test_a_run_exits_with_the_code_of_its_end_and_says_how_to_go_on(ended, capsy
     assert ("no account" in out) == (state is StudyState.NO_SITE)
     can_go_on = state in {StudyState.NO_SITE, StudyState.INTERRUPTED}
     assert (f"Resume with: parsl-rasda resume {directory}" in err) == can_go_on
-    assert (MEND in err) == (state is StudyState.FAILED)
+    assert (HOW_TO_FIX in err) == (state is StudyState.FAILED)
 
 
 def test_run_and_status_print_one_and_the_same_document(ended, capsys) -> None:
     state, directory = ended
     with pytest.raises(typer.Exit):
-        carry_through(directory, lambda view: Ended(state), as_json=True)
+        run_and_report(directory, lambda view: Ended(state), as_json=True)
     printed = capsys.readouterr().out
     status(directory, as_json=True)
     assert printed == capsys.readouterr().out
@@ -132,7 +132,7 @@ def test_a_failed_stage_says_why_and_how_to_go_on_and_is_in_the_document(pipelin
         raise StageFailedError("evaluate", "ValueError: no field")
 
     with pytest.raises(typer.Exit) as exit_:
-        carry_through(pipeline, start, as_json=True)
+        run_and_report(pipeline, start, as_json=True)
     assert exit_.value.exit_code == 3
     out, err = capsys.readouterr()
     document = json.loads(out)
@@ -148,7 +148,7 @@ def test_a_ctrl_c_before_the_stages_says_how_to_go_on(ended, capsys) -> None:
 
     state, directory = ended
     with pytest.raises(typer.Exit) as exit_:
-        carry_through(directory, start, as_json=True)
+        run_and_report(directory, start, as_json=True)
     assert exit_.value.exit_code == 130
     out, err = capsys.readouterr()
     assert json.loads(out)["state"] == state.value
@@ -166,7 +166,7 @@ def test_what_the_sdk_warns_of_is_kept_in_a_file(finished, capsys) -> None:
         return Ended(StudyState.DONE)
 
     with pytest.raises(typer.Exit):
-        carry_through(finished, start, as_json=True)
+        run_and_report(finished, start, as_json=True)
     sdk.warning("nobody listens any more")
     text = (finished / "globus.log").read_text()
     assert [line.split(" ", 2)[2] for line in text.splitlines()] == [
@@ -180,7 +180,7 @@ def test_a_run_that_was_refused_prints_nothing(finished, capsys) -> None:
         raise RunDirectoryError(str(finished), "is being run by process 7", "Wait for it.")
 
     with pytest.raises(RunDirectoryError):
-        carry_through(finished, start, as_json=True)
+        run_and_report(finished, start, as_json=True)
     assert capsys.readouterr() == ("", "")
 
 
@@ -188,7 +188,7 @@ def test_advice_can_be_pasted_into_a_shell(finished, rehearsals, capsys) -> None
     odd = finished.with_name("my runs; x")
     rehearsals.into(odd, rehearsals.study_of(), torn_after=60.0)
     with pytest.raises(typer.Exit):
-        carry_through(odd, lambda view: Ended(StudyState.INTERRUPTED), as_json=False)
+        run_and_report(odd, lambda view: Ended(StudyState.INTERRUPTED), as_json=False)
     assert f"Resume with: parsl-rasda resume '{odd}'" in capsys.readouterr().err
     status(odd)
     assert f"go on with: parsl-rasda resume '{odd}'" in capsys.readouterr().out
@@ -199,7 +199,7 @@ def test_a_bug_is_not_dressed_up_as_the_users_mistake(tmp_path) -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        carry_through(tmp_path, start, as_json=False)
+        run_and_report(tmp_path, start, as_json=False)
 
 
 def test_a_run_that_ended_before_it_began_prints_nothing(tmp_path, capsys) -> None:
@@ -207,7 +207,7 @@ def test_a_run_that_ended_before_it_began_prints_nothing(tmp_path, capsys) -> No
         raise KeyboardInterrupt
 
     with pytest.raises(typer.Exit):
-        carry_through(tmp_path, start, as_json=False)
+        run_and_report(tmp_path, start, as_json=False)
     assert capsys.readouterr() == ("", ""), "there is nothing to resume"
 
 
@@ -228,7 +228,7 @@ def test_status_of_a_failed_study_says_to_mend_it(rehearsals, tmp_path, capsys) 
     rehearsals.into(tmp_path, rehearsals.study_of(), costs=never)
     status(tmp_path)
     out = capsys.readouterr().out
-    assert MEND in out
+    assert HOW_TO_FIX in out
     assert "resume" not in out
     shared = "failed    trial 0000, 0001, 0002, 0003 and 4 more: val_loss is nan after epoch 1"
     assert out.count("val_loss is nan after epoch 1") == 1 + 8, (
@@ -373,7 +373,7 @@ def test_two_sites_that_are_one_pilot_are_a_mistake_with_both_names_and_files(st
     assert f"alps ({files[0]}) and other ({files[1]}): the same endpoint_id" in str(error.value)
     assert error.value.exit_code == 2
     (tmp_path / "fjord.yaml").write_text(ENDPOINT.replace("{nodes", "{study: second, nodes"))
-    assert len(load_inputs(study, files)[1]) == 2
+    assert len(load_inputs(study, files).sites) == 2
 
 
 @pytest.mark.parametrize("template", Template)
@@ -389,7 +389,7 @@ def test_init_writes_files_that_validate(tmp_path, capsys, template) -> None:
 def test_init_overwrites_nothing(tmp_path) -> None:
     (tmp_path / "train.py").write_text("mine")
     with pytest.raises(InvalidSettingError, match=r"train\.py"):
-        copy_template("minimal", tmp_path)
+        copy_template(Template.MINIMAL, tmp_path)
     assert [f.name for f in tmp_path.iterdir()] == ["train.py"]
     assert (tmp_path / "train.py").read_text() == "mine"
 

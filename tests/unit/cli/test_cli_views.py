@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from parsl_rasda.cli.decisions import Narrator
+from parsl_rasda.cli.decisions import DecisionLog
 from parsl_rasda.cli.live import LiveView, search_panel
 from parsl_rasda.cli.plain import PlainView
-from parsl_rasda.cli.search_progress import Progress
+from parsl_rasda.cli.search_progress import SearchProgress
 from parsl_rasda.orchestration.assembly import build_machine
 from parsl_rasda.orchestration.events import JobEnded, PilotEnded
 from parsl_rasda.orchestration.journal import read
@@ -60,29 +60,29 @@ def test_of_several_searches_each_line_says_whose_it_is(finished) -> None:
     assert said == [f"{line} stage=coarse" for line in alone]
 
 
-def test_a_failure_is_told_with_its_reason(finished) -> None:
+def test_a_failure_has_a_line_with_its_reason(finished) -> None:
     (line,) = [line for line in lines_of(finished) if " failed " in line]
     assert line.split(" ", 1)[1] == 'failed trial=0005 reason="val_loss is nan after epoch 1"'
 
 
-def test_each_promotion_is_told_once_whether_or_not_it_restarts(finished) -> None:
-    told = [line for line in lines_of(finished) if " promoted " in line]
+def test_each_promotion_has_one_line_whether_or_not_it_restarts(finished) -> None:
+    promoted = [line for line in lines_of(finished) if " promoted " in line]
     milestones = {1, 2, 4}
     reached = sum(
         len(milestones & t.history.keys()) - (t.state != "completed")
         for t in read_run(finished).searches["tune"].machine.trials.values()
     )
-    assert len(told) == reached
+    assert len(promoted) == reached
 
 
-def test_losses_and_pilots_are_told_with_their_causes(finished) -> None:
+def test_losses_and_pilots_have_lines_with_their_causes(finished) -> None:
     machine = build_machine(read_run(finished).searches["tune"].tune)
-    narrator = Narrator(machine)
+    log = DecisionLog(machine)
     lost = JobEnded(0.0, JobId.parse("0001.2"), Outcome.LOST, 'node "n1" is down')
-    (told,) = narrator.tell(lost, ())
-    assert str(told).split(" ", 1)[1] == r'lost trial=0001 attempt=2 cause="node \"n1\" is down"'
-    (told,) = narrator.tell(PilotEnded(0.0, PilotId("a-0"), SiteName("a"), "walltime"), ())
-    assert str(told).split(" ", 1)[1] == "left pilot=a-0 cause=walltime"
+    (line,) = log.lines(lost, ())
+    assert str(line).split(" ", 1)[1] == r'lost trial=0001 attempt=2 cause="node \"n1\" is down"'
+    (line,) = log.lines(PilotEnded(0.0, PilotId("a-0"), SiteName("a"), "walltime"), ())
+    assert str(line).split(" ", 1)[1] == "left pilot=a-0 cause=walltime"
 
 
 def test_stages_are_lines_too() -> None:
@@ -105,7 +105,7 @@ def test_a_closed_terminal_does_not_end_a_run() -> None:
 
 
 def test_progress_kept_event_by_event_equals_the_summary(finished) -> None:
-    progress = follow(finished, lambda machine, usage: Progress("tune", machine, usage))
+    progress = follow(finished, lambda machine, usage: SearchProgress("tune", machine, usage))
     found, summary = progress.snapshot(), read_run(finished).document()
     counted = {state.value: n for state, n in found.states.items() if n}
     assert counted == {k: n for k, n in summary["trials"].items() if n and k != "total"}
@@ -135,7 +135,7 @@ def test_the_best_that_is_shown_is_what_the_search_would_return(rehearsals, tmp_
 
     class Check:
         def __init__(self, machine, usage) -> None:
-            self.machine, self.progress = machine, Progress("tune", machine, usage)
+            self.machine, self.progress = machine, SearchProgress("tune", machine, usage)
 
         def add(self, event, instructions) -> None:
             self.progress.add(event, instructions)
@@ -152,8 +152,8 @@ def test_the_best_that_is_shown_is_what_the_search_would_return(rehearsals, tmp_
 
 def test_progress_that_begins_in_the_middle_knows_what_came_before(finished) -> None:
     history = read_run(finished).searches["tune"]
-    whole = follow(finished, lambda machine, usage: Progress("tune", machine, usage)).snapshot()
-    late = Progress("tune", history.machine, history.usage).snapshot()
+    whole = follow(finished, lambda machine, usage: SearchProgress("tune", machine, usage)).snapshot()
+    late = SearchProgress("tune", history.machine, history.usage).snapshot()
     assert (late.states, late.rungs, late.best) == (
         {s: n for s, n in whole.states.items() if n},
         whole.rungs,
@@ -162,7 +162,7 @@ def test_progress_that_begins_in_the_middle_knows_what_came_before(finished) -> 
 
 
 def test_the_live_picture_shows_trials_rungs_gpus_and_the_best(finished) -> None:
-    progress = follow(finished, lambda machine, usage: Progress("tune", machine, usage))
+    progress = follow(finished, lambda machine, usage: SearchProgress("tune", machine, usage))
     text = as_text(search_panel(progress.snapshot()), width=100)
     for part in (
         "8 of 8 trials have ended",
@@ -198,7 +198,7 @@ def test_a_live_view_follows_searches_and_leaves_the_screen(finished) -> None:
 
 def test_a_live_view_before_its_pilot_says_what_it_waits_for(finished) -> None:
     machine = build_machine(read_run(finished).searches["tune"].tune)
-    text = as_text(search_panel(Progress("tune", machine, Usage()).snapshot()))
+    text = as_text(search_panel(SearchProgress("tune", machine, Usage()).snapshot()))
     assert "waiting for a pilot" in text
     assert "none yet" in text
 
@@ -211,15 +211,13 @@ def test_a_change_of_width_has_its_own_word(verb, finished) -> None:
 
     records = list(read(finished / "journal.jsonl"))
     start = next(i for r in records for i in r.instructions if isinstance(i, StartJob))
-    narrator = Narrator(build_machine(read_run(finished).searches["tune"].tune))
+    log = DecisionLog(build_machine(read_run(finished).searches["tune"].tune))
     (node,) = start.placement.nodes
     narrow, wide = (
         replace(start, placement=replace(start.placement, nodes=(replace(node, gpus=gpus),)))
         for gpus in ((0,), (0, 1))
     )
     first, second = (narrow, wide) if verb == "widened" else (wide, narrow)
-    list(narrator.tell(records[0].event, (first,)))
+    list(log.lines(records[0].event, (first,)))
     again = replace(second, job=JobId(second.job.trial, 2))
-    assert [t.verb for t in narrator.tell(PilotEnded(0.0, PilotId("x"), SiteName("x"), ""), (again,))][
-        -1
-    ] == verb
+    assert [t.verb for t in log.lines(PilotEnded(0.0, PilotId("x"), SiteName("x"), ""), (again,))][-1] == verb

@@ -1,4 +1,4 @@
-"""A full disk is told in words, as whatever the user can act on."""
+"""A full disk is reported like any error that the user can act on."""
 
 from __future__ import annotations
 

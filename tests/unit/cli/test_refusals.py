@@ -96,5 +96,8 @@ def test_a_searcher_with_a_wrong_option_is_found_before_the_run(study) -> None:
     with pytest.raises(InvalidFileError) as error:
         validate(study, ["nowhere"])
     text = str(error.value)
-    assert f"{study}:9: tune.searcher.scramblee: found true; allowed: the options of sobol: scramble" in text
+    assert (
+        f"{study}:9: tune.searcher.scramblee: found an unknown key; allowed: kind, warm_start, scramble"
+        in text
+    )
     assert "no site of that name" in text

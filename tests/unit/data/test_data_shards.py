@@ -322,7 +322,7 @@ def test_samples_that_cannot_be_stored_are_refused(tmp_path, arrays, found) -> N
 def test_samples_must_stay_alike(tmp_path) -> None:
     shards = ShardWriter(tmp_path)
     shards.write("train", x=np.zeros((2, 3)))
-    with pytest.raises(InvalidSettingError, match="what came first"):
+    with pytest.raises(InvalidSettingError, match="the same arrays as before"):
         shards.write("train", x=np.zeros((2, 4)))
 
 

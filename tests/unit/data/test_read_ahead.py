@@ -3,22 +3,15 @@ from __future__ import annotations
 import gc
 import itertools
 import threading
-import time
 
 import pytest
+from backend_tools import eventually
 
 from parsl_rasda.data.ahead import read_ahead
 
 
 def readers():
     return [thread for thread in threading.enumerate() if thread.name == "rasda-read-ahead"]
-
-
-def eventually(condition) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.001)
 
 
 def test_items_come_in_order_and_the_thread_ends_with_the_last() -> None:

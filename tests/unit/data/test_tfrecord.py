@@ -81,8 +81,8 @@ def test_a_file_that_is_cut_short_is_named_with_the_place(content: list[bytes], 
 @pytest.mark.parametrize(
     ("idx", "found"),
     [
-        ("0 16\n16\n", r"\.idx: no index of records"),
-        ("first second\n", r"\.idx: no index of records"),
+        ("0 16\n16\n", r"\.idx: it is not an index of records"),
+        ("first second\n", r"\.idx: it is not an index of records"),
         ("0 16\n17 17\n", r"\.idx: after byte 16 records are left out"),
         ("0 16\n", r"train-00000-of-00001: it ends at byte \d+, but at byte 16"),
     ],
@@ -114,7 +114,7 @@ def test_a_file_without_an_index_is_scanned_once(file: Path, tmp_path: Path) -> 
 def test_a_foreign_and_a_missing_file_are_named(tmp_path: Path) -> None:
     foreign = tmp_path / "a.tfrecord"
     foreign.write_bytes(b"\x89HDF\r\n\x1a\n" * 20)
-    with pytest.raises(DataError, match=r"a\.tfrecord: no record begins at byte 0.*no TFRecord file"):
+    with pytest.raises(DataError, match=r"a\.tfrecord: no record begins at byte 0.*Is it a TFRecord file"):
         read(foreign)
     with pytest.raises(DataError, match=r"b\.tfrecord: it cannot be opened: No such file"):
         read(tmp_path / "b.tfrecord")

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from parsl_rasda.errors import InvalidSettingError
+from parsl_rasda.errors import InvalidFileError
 from parsl_rasda.launch.base import LaunchSettings
 from parsl_rasda.launch.registry import build_launcher
 from parsl_rasda.types import NodeName, NodeSlots, PilotId, Placement, SiteName
@@ -115,9 +115,10 @@ def test_openmpi_forwards_the_sites_variables_to_other_nodes() -> None:
 
 
 def test_an_unknown_launcher_is_refused_with_the_list_of_those_there_are() -> None:
-    with pytest.raises(InvalidSettingError) as caught:
+    with pytest.raises(InvalidFileError) as caught:
         build_launcher("aprun")
-    assert str(caught.value) == "mpi_launcher: found 'aprun'; allowed: hydra, openmpi, srun, process"
+    known = "hydra, openmpi, srun, process (did you mean srun?)"
+    assert str(caught.value) == f"mpi_launcher: found 'aprun'; allowed: {known}"
 
 
 def test_a_step_bears_the_name_of_its_attempt_by_which_it_can_be_cancelled() -> None:

@@ -79,6 +79,13 @@ class Setup:
     restart_s: float = 0.1
     interactive: bool = True
 
+    def _reached_at_most(self) -> int | None:
+        """Return the largest number of replicas up to ``max_workers``: a study names no other."""
+        if self.max_workers is None:
+            return None
+        steps = (self.num_workers * self.scaling**k for k in range(16 if self.scaling > 1 else 1))
+        return max(step for step in steps if step <= self.max_workers)
+
     def machine(self) -> Machine:
         scheduler = build_scheduler(
             {
@@ -87,7 +94,7 @@ class Setup:
                 "reduction_factor": self.eta,
                 "scaling_factor": self.scaling,
                 "num_workers": self.num_workers,
-                "max_workers": self.max_workers,
+                "max_workers": self._reached_at_most(),
             }
         )
         settings = MachineSettings(

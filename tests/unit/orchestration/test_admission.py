@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from parsl_rasda.errors import InvalidFileError, InvalidSettingError, PlacementImpossibleError
 from parsl_rasda.orchestration.admission import (
+    AdmittedStudy,
     PilotShape,
+    admit,
     check_fit,
     check_searchers,
     misfit,
@@ -165,7 +167,7 @@ def test_every_wrong_option_of_every_searcher_comes_at_once_with_its_line(tmp_pa
     block = "stages.first.tune.searcher"
     assert found[11, f"{block}.foo"].startswith("3; the options of tpe: ")
     assert "did you mean n_startup_trials?" in found[12, f"{block}.n_startup_trial"]
-    assert found[22, "stages.second.tune.searcher.levels"] == "0; an integer of at least 1"
+    assert found[22, "stages.second.tune.searcher.levels"] == "0; greater than or equal to 1"
     assert (19, "stages.second.tune.scheduler.max_tt") in found, "what the spec finds stands beside it"
     assert any("search_space.lr" in key for _, key in found)
 
@@ -177,7 +179,7 @@ def test_in_the_short_form_and_on_the_command_line_a_mistake_has_the_key_that_wa
         "name: s\ntune:\n  metric: m\n  num_samples: 2\n  scheduler: {max_t: 2}\n"
         "  searcher: {kind: list, configs: 3}\n  search_space: {x: 1}\n  training: {command: [a]}\n"
     )
-    assert mistakes(tmp_path, short) == {(6, "tune.searcher.configs"): "3; a list of configurations"}
+    assert mistakes(tmp_path, short) == {(6, "tune.searcher.configs"): "3; a list"}
     override = "tune.searcher={kind: sobol, scramblee: true}"
     assert list(mistakes(tmp_path, short, override)) == [(0, "tune.searcher.scramblee")]
 
@@ -193,6 +195,17 @@ def test_what_a_sampler_itself_refuses_is_a_mistake_of_its_block(tmp_path: Path)
 def test_a_good_study_has_no_such_problems() -> None:
     assert not list(tune_problems(tune()))
     assert not list(tune_problems({"tune": 3}))
+
+
+def test_what_is_admitted_is_the_study_and_its_sites() -> None:
+    here, there = site(), site("large", gpus=8)
+    assert admit(study(num_workers=8), [here, there], {}) == AdmittedStudy(
+        study(num_workers=8), (here, there)
+    )
+    with pytest.raises(PlacementImpossibleError):
+        admit(study(num_workers=8), [here], {})
+    with pytest.raises(InvalidSettingError, match="'quad, quad'; allowed: sites with different names"):
+        admit(study(), [here, here], {})
 
 
 def test_a_study_declared_in_code_is_checked_too() -> None:

@@ -44,7 +44,7 @@ def setups(draw: st.DrawFn, variant: str, growth: str) -> Setup:
 
 @every_kind
 def test_the_books_stay_right_and_a_fair_world_ends_every_study(variant: str, growth: str) -> None:
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=3 * settings.default.max_examples // 2, deadline=None)
     @given(setups(variant, growth), st.integers(0, 2**32), st.sampled_from([0.02, 0.1, 0.3]))
     def check(setup: Setup, seed: int, fault_rate: float) -> None:
         world = World(setup, seed, fault_rate)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parsl_rasda.errors import InvalidSettingError
+from parsl_rasda.errors import InvalidFileError
 from parsl_rasda.placement.cluster_state import ClusterState, PendingTrial, RunningTrial
 from parsl_rasda.placement.growth import build_growth
 from parsl_rasda.placement.ledger import Ledger
@@ -306,5 +306,5 @@ def test_without_growth_nobody_is_ever_resized() -> None:
 
 
 def test_an_unknown_policy_is_refused_with_those_there_are() -> None:
-    with pytest.raises(InvalidSettingError, match="elastic"):
+    with pytest.raises(InvalidFileError, match="elastic"):
         build_growth("eager")

@@ -124,7 +124,7 @@ class Books:
             assert self.ledger.free_at(site) == sum(self.up[PilotId(p)][0] == site for p, _ in self.free)
 
 
-@settings(max_examples=170, deadline=None)
+@settings(max_examples=17 * settings.default.max_examples // 10, deadline=None)
 @given(st.integers(0, 2**32))
 def test_slots_are_conserved_and_never_shared(seed: int) -> None:
     books = Books(seed)

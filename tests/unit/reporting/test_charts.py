@@ -1,23 +1,21 @@
-"""Scales, ticks and pictures of a report."""
+"""Scales, ticks and charts of a report."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parsl_rasda.reporting.charts import beyond, hyperparameters, learning_curves
+from parsl_rasda.reporting.charts import Chart, count_far_off, hyperparameters, learning_curves
 from parsl_rasda.reporting.gantt import slots_over_time
 from parsl_rasda.reporting.occupancy import occupancy_of
 from parsl_rasda.reporting.runs import read_run
 from parsl_rasda.reporting.scales import Scale, metric_scale, time_ticks
 from parsl_rasda.search.space import SearchSpace
 
-SVG = "{http://www.w3.org/2000/svg}"
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
 
@@ -33,6 +31,12 @@ def summary_of(*trials: dict[str, Any], best: str | None = None, mode: str = "mi
     rungs = [{"rung": k, "epochs": epochs} for k, epochs in enumerate((1, 2, 4))]
     found = None if best is None else {"trial": best}
     return {"metric": "loss", "mode": mode, "best": found, "rungs": rungs, "trial_list": list(trials)}
+
+
+def shapes_of(chart: Chart | None, name: str) -> list[dict[str, Any]]:
+    """Return the attributes of a chart's shapes of a name."""
+    assert chart is not None
+    return [dict(shape.attributes) for shape in chart.shapes if shape.name == name]
 
 
 @given(values=st.lists(finite, min_size=1), smaller=st.booleans())
@@ -70,7 +74,7 @@ def test_metrics_over_decades_are_on_a_logarithm_and_few_far_ones_on_the_border(
     assert metric_scale([*accuracies, -40.0], 1, 0, smaller_is_better=False).low > 0.8
     assert metric_scale([*accuracies, 40.0], 1, 0, smaller_is_better=True).high < 1.1
     far = [trial_of(i, [(1, 0.5 + i / 100)], "stopped") for i in range(40)]
-    assert beyond(summary_of(*far, trial_of(40, [(1, -900.0)], "stopped"), mode="max")) == 1
+    assert count_far_off(summary_of(*far, trial_of(40, [(1, -900.0)], "stopped"), mode="max")) == 1
 
 
 def test_there_is_a_curve_a_trial_and_the_best_lies_on_top() -> None:
@@ -83,19 +87,19 @@ def test_there_is_a_curve_a_trial_and_the_best_lies_on_top() -> None:
             best="0000",
         )
     )
-    curves = ElementTree.fromstring(found).findall("path[@data-trial]")  # a picture of our own
-    assert [c.get("data-trial") for c in curves] == ["0001", "0003", "0000"]
-    assert [c.get("class") for c in curves] == ["curve stopped", "curve completed", "curve completed best"]
-    assert curves[0].get("d", "").endswith("h0"), "a single result is a dot"
-    assert len(curves[1].get("d", "").split()) < 700, "a long curve is thinned out"
+    curves = [path for path in shapes_of(found, "path") if "data-trial" in path]
+    assert [c["data-trial"] for c in curves] == ["0001", "0003", "0000"]
+    assert [c["class"] for c in curves] == ["curve stopped", "curve completed", "curve completed best"]
+    assert curves[0]["d"].endswith("h0"), "a single result is a dot"
+    assert len(curves[1]["d"].split()) < 700, "a long curve is thinned out"
 
 
-def test_without_a_result_there_is_no_picture() -> None:
+def test_without_a_result_there_is_no_chart() -> None:
     assert learning_curves(summary_of()) is None
     assert learning_curves(summary_of(trial_of(0, [(1, None)], "failed"))) is None
 
 
-def test_each_hyperparameter_that_varies_has_a_picture_with_the_trials_that_have_it() -> None:
+def test_each_hyperparameter_that_varies_has_a_chart_with_the_trials_that_have_it() -> None:
     space = SearchSpace.from_mapping(
         {
             "lr": {"float": [1e-4, 1e-1], "log": True},
@@ -110,17 +114,18 @@ def test_each_hyperparameter_that_varies_has_a_picture_with_the_trials_that_have
         trial_of(1, [(4, 0.1)], "completed", lr=1e-2, optimizer="adamw", layers=[3], always=3),
         trial_of(2, [(2, 0.3)], "stopped", lr=1e-1, optimizer="sgd", momentum=0.9, layers=[3], always=3),
     ]
-    pictures = [ElementTree.fromstring(p) for p in hyperparameters(summary_of(*trials, best="0001"), space)]
-    names = [p.get("aria-label", "").removeprefix("loss over ") for p in pictures]
+    charts = hyperparameters(summary_of(*trials, best="0001"), space)
+    names = [c.title.removeprefix("loss over ") for c in charts]
     assert names == ["lr", "optimizer", "momentum", "layers"]
     dots = {
-        n: {c.get("data-trial"): c for c in p.iter("circle")} for n, p in zip(names, pictures, strict=True)
+        name: {circle["data-trial"]: circle for circle in shapes_of(chart, "circle")}
+        for name, chart in zip(names, charts, strict=True)
     }
     assert set(dots["momentum"]) == {"0000", "0002"}
-    x = {trial: float(c.get("cx", "nan")) for trial, c in dots["lr"].items()}
+    x = {trial: float(circle["cx"]) for trial, circle in dots["lr"].items()}
     thirds = (x["0001"] - x["0000"]) / (x["0002"] - x["0000"])
     assert thirds == pytest.approx(2 / 3, abs=0.01), "on a logarithm, as it is searched"
-    radius = {trial: float(c.get("r", "nan")) for trial, c in dots["lr"].items()}
+    radius = {trial: float(circle["r"]) for trial, circle in dots["lr"].items()}
     assert radius["0000"] < radius["0002"] < radius["0001"], "larger the longer it trained"
 
 
@@ -133,16 +138,17 @@ def test_slots_are_rows_whatever_their_number(gpus: int, rehearsals: Any, tmp_pa
     run = read_run(tmp_path)
     occupancy = occupancy_of(run.searches["tune"].records)
     span_s = occupancy.close()
-    picture = ElementTree.fromstring(slots_over_time(run.document(), occupancy, span_s))
-    _, _, width, height = map(float, picture.get("viewBox", "").split())
-    bars = [r for r in picture.iter("rect") if "stay" in r.get("class", "")]
-    assert {b.get("data-trial") for b in bars} == {f"{i:04d}" for i in range(8)}
-    for bar in picture.iter("rect"):
-        x, y, w, h = (float(bar.get(k, "nan")) for k in ("x", "y", "width", "height"))
+    chart = slots_over_time(run.document(), occupancy, span_s)
+    assert chart is not None
+    width, height = float(chart.width), float(chart.height)
+    bars = [bar for bar in shapes_of(chart, "rect") if "job" in bar["class"]]
+    assert {b["data-trial"] for b in bars} == {f"{i:04d}" for i in range(8)}
+    for bar in shapes_of(chart, "rect"):
+        x, y, w, h = (float(bar[k]) for k in ("x", "y", "width", "height"))
         assert min(x, y, w, h) >= 0
         assert x + w <= width + 0.5
         assert y + h <= height
     assert height < 620
-    note = bars[0].get("data-note", "")
+    note = bars[0]["data-note"]
     assert note.startswith("attempt 1 on ")
     assert not math.isnan(span_s)

@@ -7,23 +7,26 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from parsl_rasda.orchestration.events import JobEnded
+from parsl_rasda.orchestration.journal import Journal, Record
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.orchestration.stage_records import StageRecord, write_record
 from parsl_rasda.reporting.html import page
-from parsl_rasda.reporting.markup import element
 from parsl_rasda.reporting.runs import read_run
+from parsl_rasda.reporting.templates import render
 from parsl_rasda.simulation.rehearsal import VirtualSite
 from parsl_rasda.study import StudySpec
-from parsl_rasda.types import StageState
+from parsl_rasda.types import JobId, Outcome, StageState
 
 HOSTILE = "</pre></script><script>document.title='gone'</script>\"'><img src=x onerror=alert(1)>&amp;"
 VOID = {"meta"}
@@ -229,43 +232,57 @@ def test_several_searches_have_a_section_each(rehearsals: Any, tmp_path: Path) -
 
 @pytest.fixture
 def hostile(rehearsals: Any, tmp_path: Path) -> Path:
-    """A run with settings and causes that are markup, and a terminal's colours."""
+    """A run with a name, settings, causes and reasons that are markup, and a terminal's colours."""
     directory = tmp_path / "hostile"
     choices = [HOSTILE, "\x1b[31mred\x1b[0m\x00"]
+    study = rehearsals.study_of(search_space={"lr": {"float": [0.001, 0.1]}, "how": {"choice": choices}})
     rehearsals.into(
         directory,
-        rehearsals.study_of(search_space={"lr": {"float": [0.001, 0.1]}, "how": {"choice": choices}}),
+        study,
         config_of=lambda trial: {"lr": 0.001 * (trial + 1), "how": choices[trial % 2]},
+        torn_after=30.0,
     )
-    write_record(directory / "stages" / "tune", StageRecord(StageState.FAILED, at=1.0, cause=HOSTILE))
+    machine = read_run(directory).searches["tune"].machine
+    with Journal(directory / "journal.jsonl", study.name) as journal:
+        event = JobEnded(31.0, JobId.parse("0000.1"), Outcome.FAILED, HOSTILE)
+        journal.append([Record(event, machine.handle(event))])
+    write_record(directory / "stages" / "tune", StageRecord(StageState.FAILED, at=40.0, cause=HOSTILE))
     return directory
 
 
 def test_what_comes_from_the_user_stays_text(hostile: Path) -> None:
-    found = read(hostile)
+    run = read_run(hostile)
+    found = Reader(page(replace(run, study=run.study.model_copy(update={"name": HOSTILE}))))
     script = (files("parsl_rasda.reporting") / "page" / "report.js").read_text()
     assert found.texts["script"] == [script]
     assert "img" not in found.tags
-    cells = [cell for row in found.rows for cell in row]
-    assert HOSTILE in cells
-    assert "red\N{REPLACEMENT CHARACTER}" in cells
+    assert found.texts["h1"] == [HOSTILE], "the name of the study"
+    assert found.texts["title"][0] == f"{HOSTILE}: failed"
+    trials = {row[0]: row for row in found.rows if row}
+    assert trials["0000"][6] == HOSTILE, "the reason of a trial"
+    assert trials["0002"][8] == HOSTILE, "a setting"
+    assert trials["0001"][8] == "red\N{REPLACEMENT CHARACTER}"
     assert any(HOSTILE in text for text in found.texts["p"]), "the cause"
 
 
-@given(text=st.text(), attribute=st.text())
-def test_whatever_is_put_into_an_element_is_text_again_when_it_is_read(text: str, attribute: str) -> None:
+@given(text=st.text(min_size=1), attribute=st.text())
+@example(text=HOSTILE, attribute=HOSTILE)
+def test_whatever_is_put_into_a_template_is_text_again_when_it_is_read(text: str, attribute: str) -> None:
     def shown(value: str) -> bool:
         return all(
             c >= " " and c != "\x7f" and not 0xD800 <= ord(c) < 0xE000 and c not in "\ufffe\uffff"
             for c in value
         )
 
-    found = Reader(element("p", text, class_=attribute))
-    assert found.tags == ["p"]
+    box = {"x": 0, "y": 0, "width": 1, "height": 1, "colour": attribute, "facts": text, "lines": [(0, text)]}
+    values = {"width": 1, "height": 1, "curves": [], "heads": {}, "legend": []}
+    found = Reader(render("graph.svg", boxes=[box], **values))
+    assert found.tags == ["svg", "defs", "marker", "path", "g", "title", "rect", "text"]
     if shown(text):
-        assert "".join(found.text) == text
+        assert "".join(found.texts["title"]) == "".join(found.texts["text"]) == text
 
 
+@pytest.mark.slow
 def test_a_thousand_trials_are_one_or_two_megabytes(
     rehearsals: Any, tmp_path: Path, record_property: Any
 ) -> None:
@@ -292,7 +309,7 @@ const at = svg.getPointAtLength(0).matrixTransform(svg.getScreenCTM());
 svg.dispatchEvent(new PointerEvent("pointermove", {bubbles: true, clientX: at.x, clientY: at.y}));
 const seen = {
   rows,
-  told: document.getElementById("told").textContent,
+  tooltip: document.getElementById("tooltip").textContent,
   hot: document.querySelectorAll(".hot").length,
   fits: document.documentElement.scrollWidth <= innerWidth,
 };
@@ -341,8 +358,8 @@ def test_the_table_sorts_and_a_curve_tells_its_trial(finished: Path, browser: An
     seen = json.loads(Reader(shown).texts["body"][0])
     best = run.document()["best"]
     assert seen["rows"] == [f"{i:04d}" for i in range(8)]
-    assert f"trial: {best['trial']}" in seen["told"]
-    assert "lr: " in seen["told"]
+    assert f"trial: {best['trial']}" in seen["tooltip"]
+    assert "lr: " in seen["tooltip"]
     assert seen["hot"] >= 4, "the same trial in every picture, and its row"
     assert seen["fits"], "a narrow window scrolls pictures and tables, not the page"
 

@@ -79,19 +79,19 @@ def test_areas_are_the_sums_in_the_books_and_no_slot_is_held_twice(
     span_s = found.close(now)
 
     assert span_s == pytest.approx(usage.makespan_s(now))
-    held = sum(len(hold.slots) * (hold.end - hold.begin) for hold in found.holds)
+    held = sum(len(span.slots) * (span.end - span.begin) for span in found.pilots)
     assert held == pytest.approx(usage.held_gpu_s(now))
-    ended = [stay for stay in found.stays if stay.end < span_s or usage.finished_at is not None]
-    in_jobs = sum(stay.placement.world_size * (stay.end - stay.begin) for stay in ended)
+    ended = [span for span in found.jobs if span.end < span_s or usage.finished_at is not None]
+    in_jobs = sum(span.placement.world_size * (span.end - span.begin) for span in ended)
     assert in_jobs == pytest.approx(gpu_s_of_ended_jobs(records))
     by_slot: dict[Any, list[tuple[float, float]]] = {}
-    for stay in found.stays:
-        assert stay.begin <= (stay.trained_from or stay.begin) <= stay.end <= span_s
-        for slot in stay.slots:
-            by_slot.setdefault(slot, []).append((stay.begin, stay.end))
+    for span in found.jobs:
+        assert span.begin <= (span.trained_from or span.begin) <= span.end <= span_s
+        for slot in span.slots:
+            by_slot.setdefault(slot, []).append((span.begin, span.end))
     assert set(by_slot) <= set(found.slots)
-    for stays in by_slot.values():
-        assert all(a[1] <= b[0] for a, b in zip(sorted(stays), sorted(stays)[1:], strict=False))
+    for jobs in by_slot.values():
+        assert all(a[1] <= b[0] for a, b in zip(sorted(jobs), sorted(jobs)[1:], strict=False))
 
 
 def test_the_clock_stands_still_while_nobody_runs_the_study() -> None:
@@ -102,7 +102,7 @@ def test_the_clock_stands_still_while_nobody_runs_the_study() -> None:
         return StartJob(job, {}, Placement(SITE, PILOT, (NodeSlots(NODE, gpus),)), 0, 1, ((0, 1),), None)
 
     occupancy, books = Occupancy(), Usage()
-    told: list[tuple[Event, tuple[Instruction, ...]]] = [
+    records: list[tuple[Event, tuple[Instruction, ...]]] = [
         (StudyStarted(1000.0, 1, {SITE: 1}), ()),
         (PilotStarted(1010.0, PILOT, SITE, slots), (start(job, (0,)),)),
         (JobStarted(1012.0, job), ()),
@@ -112,15 +112,15 @@ def test_the_clock_stands_still_while_nobody_runs_the_study() -> None:
         (EpochReported(5015.0, again, 2, {}, 6.0, None), (EndJob(again, "stopped"),)),
         (JobEnded(5016.0, again, Outcome.REACHED), (FinishStudy(None),)),  # type: ignore[arg-type]  # no matter how
     ]
-    for event, instructions in told:
+    for event, instructions in records:
         occupancy.add(event, instructions)
         books.add(event, instructions)
     assert occupancy.close() == books.makespan_s() == 36.0
     assert occupancy.resumed == [20.0]
-    assert [(s.job, s.begin, s.trained_from, s.end) for s in occupancy.stays] == [
+    assert [(s.job, s.begin, s.trained_from, s.end) for s in occupancy.jobs] == [
         (job, 10.0, 12.0, 20.0),
         (again, 25.0, 29.0, 36.0),
     ]
-    assert occupancy.stays[1].ending == "stopped"
-    assert [(h.begin, h.end) for h in occupancy.holds] == [(10.0, 20.0), (25.0, 36.0)]
+    assert occupancy.jobs[1].ending == "stopped"
+    assert [(h.begin, h.end) for h in occupancy.pilots] == [(10.0, 20.0), (25.0, 36.0)]
     assert len(occupancy.slots) == 2, "the same slots, whichever pilot holds them"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from parsl_rasda.errors import RunDirectoryError
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.reporting.files import COLUMNS, results_csv, write_report
-from parsl_rasda.reporting.format import config_text, duration, number, plain_json, share, shortened
+from parsl_rasda.reporting.format import config_text, duration, number, percent, plain_json, truncated
 from parsl_rasda.reporting.runs import read_run
 from parsl_rasda.reporting.tables import as_text, status_view, summary_view, trials_view
 from parsl_rasda.study import StudySpec
@@ -188,12 +188,12 @@ def test_durations_have_the_two_units_that_matter(seconds, text) -> None:
 
 def test_words_are_short() -> None:
     assert number(0.123456789) == "0.12346"
-    assert share(0.816) == "82 %"
+    assert percent(0.816) == "82 %"
     assert (
         config_text({"lr": 0.00123456, "optimizer": "sgd", "on": True})
         == "lr=0.0012346  optimizer=sgd  on=true"
     )
-    assert shortened({"a": list(range(99))}, 20) == '{"a": [0, 1, 2, 3, …'
+    assert truncated({"a": list(range(99))}, 20) == '{"a": [0, 1, 2, 3, …'
 
 
 anything = st.recursive(

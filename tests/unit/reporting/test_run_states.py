@@ -33,6 +33,8 @@ from parsl_rasda.study import StudySpec, dump_study
 from parsl_rasda.types import StageState
 
 PYTHON = "workflows.emulated.train:train"
+MLFLOW = pytest.param(Target.mlflow, marks=pytest.mark.slow)  # a second for each database
+TARGETS = [MLFLOW if target is Target.mlflow else target for target in Target]
 RESUME = "go on with: parsl-rasda resume"
 NO_FIELD = StageRecord(StageState.FAILED, at=2.0, cause="ValueError: no field (simulating.py:3)")
 REFUSED = StageRecord(StageState.FAILED, at=2.0, cause="another --dir, please", is_curable=False)
@@ -118,15 +120,15 @@ def test_the_state_of_a_run_is_that_of_all_its_stages(world, pipeline, rehearsal
     assert (RESUME in out) == is_advised
 
 
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("world", CASES)
-def test_every_command_works_on_a_run_in_every_state(world, pipeline, rehearsals, capsys) -> None:
+def test_every_command_works_on_a_run_in_every_state(world, target, pipeline, rehearsals, capsys) -> None:
     getattr(Worlds(pipeline, rehearsals), world)()
     report(pipeline)
     assert (pipeline / "summary.txt").read_text() == as_text(run_view(read_run(pipeline)))
     has_begun = (pipeline / "journal.jsonl").exists()
-    for target in Target:
-        export(pipeline, target)
-        assert ("nothing to export" in capsys.readouterr().err) != has_begun
+    export(pipeline, target)
+    assert ("nothing to export" in capsys.readouterr().err) != has_begun
 
 
 @pytest.mark.parametrize("controlled", [False, True])
@@ -157,7 +159,7 @@ def test_a_result_counts_only_while_its_key_stands(pipeline) -> None:
     assert (found.calls, found.ended, found.seconds) == (2, 1, 1.5)
 
 
-def test_the_cause_that_ended_a_search_is_told_everywhere(tmp_path, rehearsals, capsys) -> None:
+def test_the_cause_that_ended_a_search_is_shown_everywhere(tmp_path, rehearsals, capsys) -> None:
     study = rehearsals.study_of(scheduler={"num_workers": 2, "max_workers": 4})
     rehearsals.into(tmp_path, study, site=VirtualSite(nodes=1, gpus_per_node=1))
     cause = "a trial needs 2 GPUs at once"
@@ -214,9 +216,10 @@ def shape(document: Any, depth: int = 2) -> Any:
     return {k: None if k in by_stage else shape(v, depth - 1) for k, v in document.items()}
 
 
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("make", SHAPES.values(), ids=SHAPES)
 def test_a_document_has_the_same_keys_whatever_the_run_consists_of(
-    make, finished, tmp_path, rehearsals, capsys
+    make, target, finished, tmp_path, rehearsals, capsys
 ) -> None:
     directory = make(tmp_path, rehearsals)
     documents = []
@@ -227,8 +230,7 @@ def test_a_document_has_the_same_keys_whatever_the_run_consists_of(
     assert documents[1]["state"] in {"interrupted", "done"}
     report(directory)
     assert "\n\n\n" not in capsys.readouterr().out
-    for target in Target:
-        export(directory, target)
+    export(directory, target)
 
 
 def test_with_several_searches_costs_are_summed_and_findings_are_the_last_ones(tmp_path, rehearsals) -> None:

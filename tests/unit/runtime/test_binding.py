@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parsl_rasda.devices import CORES_VARIABLE
 from parsl_rasda.runtime.process.binding import own_cores
-from parsl_rasda.types import CORES_VARIABLE
 
 LUMI = {CORES_VARIABLE: "49-55 57-63 17-23 25-31 1-7 9-15 33-39 41-47"}
 ALL = frozenset(range(64))

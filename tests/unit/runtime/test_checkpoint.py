@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import json
 import os
 import pickle
@@ -61,6 +62,37 @@ def test_hostile_metadata_runs_nothing(checkpoint, tmp_path) -> None:
     with pytest.raises(CheckpointError, match=r"its metadata names posix\.system"):
         read_tensors(checkpoint)
     assert not marker.exists()
+
+
+class OldPickler(pickle.Pickler):
+    """Writes a member of an enumeration as Python 3.11.2 does."""
+
+    def reducer_override(self, obj):
+        return (getattr, (type(obj), obj.name)) if isinstance(obj, enum.Enum) else NotImplemented
+
+
+def test_a_checkpoint_of_an_older_python_is_read(checkpoint) -> None:
+    expected = read_tensors(checkpoint)
+    with (checkpoint / ".metadata").open("rb+") as file:
+        metadata = pickle.load(file)
+        file.seek(0)
+        OldPickler(file).dump(metadata)
+        file.truncate()
+    assert b"getattr" in (checkpoint / ".metadata").read_bytes()
+    found = read_tensors(checkpoint)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+class Reaching:
+    def __reduce__(self):
+        return getattr, (Path, "mro")
+
+
+def test_nothing_but_a_member_of_an_enumeration_can_be_had_by_its_name(checkpoint) -> None:
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(Reaching()))
+    with pytest.raises(CheckpointError, match="names mro of"):
+        read_tensors(checkpoint)
 
 
 def test_a_hostile_object_among_the_tensors_runs_nothing(tmp_path) -> None:

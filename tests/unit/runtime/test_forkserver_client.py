@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
+import parsl_rasda
+from parsl_rasda import prctl
 from parsl_rasda.agent import orphan_reaper
-from parsl_rasda.runtime.process.forkserver import client
+from parsl_rasda.runtime.process.forkserver import client, server
 
 HERE = {"PATH": "/bin", "OMP_NUM_THREADS": "1", client.RUN_VARIABLE: "r"}
 
 
-def test_client_and_runners_mean_the_same_marks() -> None:
+def test_the_clients_copies_equal_the_originals() -> None:
     assert client.RUN_VARIABLE == orphan_reaper.RUN_VARIABLE
     assert client.JOB_VARIABLE == orphan_reaper.JOB_VARIABLE
+    assert client.PR_SET_PDEATHSIG == prctl.PR_SET_PDEATHSIG
+
+
+def test_a_change_in_any_folder_of_the_runtime_needs_another_server() -> None:
+    package = Path(parsl_rasda.__file__).parent
+    folders = {path.parent for path in (package / "runtime").rglob("*.py")}
+    assert {package / name for name in client.SOURCES} == {package, *folders}
+
+
+def test_a_rank_finds_what_it_needs_loaded() -> None:
+    for name in {*server.MODULES} - server.OPTIONAL:
+        assert find_spec(name), name
 
 
 @pytest.mark.parametrize(

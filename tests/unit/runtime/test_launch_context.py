@@ -6,8 +6,8 @@ import pytest
 
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.protocol import JobSpec
+from parsl_rasda.runtime.attempt.launch_context import launch_context
 from parsl_rasda.runtime.engine import group
-from parsl_rasda.runtime.process.launch_context import launch_context
 from parsl_rasda.types import TrialId
 
 OMPI = {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}

@@ -76,7 +76,7 @@ def test_every_sample_is_evaluated_equally_often_and_among_the_same_others(
 
 
 def test_a_world_size_that_does_not_divide_the_replicas_is_refused() -> None:
-    with pytest.raises(TrainingError, match="4 replicas cannot be shared by 3 ranks"):
+    with pytest.raises(TrainingError, match="3 ranks cannot share 4 replicas"):
         carried(0, 3, 4)
 
 

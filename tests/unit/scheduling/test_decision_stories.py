@@ -15,7 +15,7 @@ from parsl_rasda.testing.schedulers import play
 
 
 def build(variant: str, **more: object) -> Scheduler:
-    return build_scheduler({"variant": variant, "metric": "loss", **more})
+    return build_scheduler({"variant": variant, "metric": "loss", "max_t": 8, **more})
 
 
 def test_a_trial_worse_than_the_median_of_the_earlier_ones_stops() -> None:
@@ -148,7 +148,7 @@ def test_promotion_keeps_a_trial_that_waits_for_company_from_below() -> None:
 stream = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 3), st.integers(0, 3)), max_size=60)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=5 * settings.default.max_examples, deadline=None)
 @given(stream, st.integers(0, 10))
 def test_dismissal_changes_nobody_elses_fate(reports, close_after) -> None:
     eager, patient = build("promotion", max_t=32), build("promotion", max_t=32)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parsl_rasda.errors import InvalidSettingError, PlacementImpossibleError
-from parsl_rasda.orchestration.replay import rebuild
+from parsl_rasda.orchestration.replay import replay_search
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.simulation.forecast import Forecast, forecast, forecast_study, virtual_site
 from parsl_rasda.simulation.measured import counted_gpus, measured_costs
@@ -49,7 +49,7 @@ def test_books_of_a_forecast_add_up(rehearsals) -> None:
         assert p.speedup == pytest.approx(policy(found, "ASHA").makespan_s / p.makespan_s)
 
 
-def test_a_study_that_asks_for_asha_is_told_what_rasda_would_gain(rehearsals) -> None:
+def test_a_study_that_asks_for_asha_learns_what_rasda_would_gain(rehearsals) -> None:
     found = plan(rehearsals.study_of(num_samples=4, scheduler={"kind": "asha", "variant": "synchronous"}))
     assert policy(found, "ASHA").is_declared
     assert any("`kind: rasda` would be" in sentence for sentence in found.advice)
@@ -69,7 +69,7 @@ def test_replicas_that_never_grow_are_named(rehearsals) -> None:
     assert "replicas never grow" in sentence
 
 
-def test_a_strict_study_is_told_when_elastic_would_be_faster(rehearsals) -> None:
+def test_a_strict_study_learns_when_elastic_would_be_faster(rehearsals) -> None:
     found = plan(rehearsals.study_of(num_samples=16, scheduler={"growth": "strict"}))
     assert policy(found, "RASDA strict").is_declared
     gain = policy(found, "RASDA strict").makespan_s / policy(found, "RASDA elastic").makespan_s
@@ -162,7 +162,7 @@ def test_no_forecast_beats_the_work_it_contains(trials, gpus, restart, variant, 
 def test_a_plan_from_a_finished_run_predicts_that_run(rehearsals, tmp_path, variant) -> None:
     study = rehearsals.study_of(num_samples=12, scheduler={"variant": variant})
     rehearsals.into(tmp_path, study)
-    history = rebuild(RunDirectory(tmp_path), study.name, study.tune_stages["tune"].tune)
+    history = replay_search(RunDirectory(tmp_path), study.name, study.tune_stages["tune"].tune)
     found = plan(study, measured=history)
     assert found.is_measured
     predicted = policy(found, "RASDA elastic")
@@ -174,7 +174,7 @@ def test_a_larger_metric_can_be_the_better_one_in_the_measured_run(rehearsals, t
     upward = rehearsals.costs_of(metric=lambda trial, epoch: trial + 0.01 * epoch)
     study = rehearsals.study_of(mode="max")
     rehearsals.into(tmp_path, study, costs=upward)
-    history = rebuild(RunDirectory(tmp_path), study.name, study.tune_stages["tune"].tune)
+    history = replay_search(RunDirectory(tmp_path), study.name, study.tune_stages["tune"].tune)
     found = plan(study, measured=history)
     assert [r.trials for r in found.rungs] == [r["reached"] for r in history.summary()["rungs"]]
 
@@ -183,7 +183,7 @@ def test_costs_of_a_run_are_read_back(rehearsals, tmp_path) -> None:
     given_costs = rehearsals.costs_of()
     study = rehearsals.study_of()
     rehearsals.into(tmp_path, study, costs=given_costs)
-    history = rebuild(RunDirectory(tmp_path), study.name, study.tune_stages["tune"].tune)
+    history = replay_search(RunDirectory(tmp_path), study.name, study.tune_stages["tune"].tune)
     costs = measured_costs(history, seed=0)
     for trial in range(8):
         assert costs.launch_s(trial) == pytest.approx(given_costs.launch_s(trial))
@@ -197,7 +197,7 @@ def test_costs_of_a_run_are_read_back(rehearsals, tmp_path) -> None:
 def test_a_trial_beyond_the_run_behaves_as_one_of_it(rehearsals, tmp_path) -> None:
     study = rehearsals.study_of()
     rehearsals.into(tmp_path, study)
-    history = rebuild(RunDirectory(tmp_path), study.name, study.tune_stages["tune"].tune)
+    history = replay_search(RunDirectory(tmp_path), study.name, study.tune_stages["tune"].tune)
     costs = measured_costs(history, seed=0)
     assert costs.metric(99, 1) in {costs.metric(trial, 1) for trial in range(8)}
     assert costs.epoch_s(99, 1) in {costs.epoch_s(trial, 1) for trial in range(8)}
@@ -209,6 +209,6 @@ def test_a_trial_beyond_the_run_behaves_as_one_of_it(rehearsals, tmp_path) -> No
 def test_a_run_without_an_epoch_leaves_the_estimates_in_force(rehearsals, tmp_path) -> None:
     study = rehearsals.study_of()
     rehearsals.into(tmp_path, study, torn_after=0.0)
-    history = rebuild(RunDirectory(tmp_path), study.name, study.tune_stages["tune"].tune)
+    history = replay_search(RunDirectory(tmp_path), study.name, study.tune_stages["tune"].tune)
     assert not plan(study, measured=history).is_measured
     assert math.isnan(measured_costs(replace(history, machine=history.machine), seed=0).metric(0, 1))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from parsl_rasda.devices import CORES_VARIABLE
 from parsl_rasda.errors import InvalidFileError
 from parsl_rasda.study import load_site
-from parsl_rasda.types import CORES_VARIABLE
 
 SITE = "provider: {type: SlurmProvider}\ngpus_per_node: 2\n"
 

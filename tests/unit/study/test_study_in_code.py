@@ -8,7 +8,8 @@ import pytest
 
 from parsl_rasda.errors import InvalidFileError
 from parsl_rasda.orchestration.admission import tune_problems
-from parsl_rasda.study import declare_site, declare_study
+from parsl_rasda.study import declare_executor, declare_study
+from parsl_rasda.types import Capabilities
 
 TUNE: dict[str, Any] = {
     "metric": "val_loss",
@@ -45,9 +46,16 @@ def test_what_is_no_search_is_a_mistake_too(tune: object) -> None:
         declare_study({"name": "s", "tune": tune}, "Study", check_tune=tune_problems)
 
 
-def test_a_site_in_code_is_the_site_of_a_file() -> None:
-    local = {"name": "here", "provider": {"type": "LocalProvider"}}
-    assert declare_site({**local, "gpus_per_node": 4}, "Slots").gpus_per_node == 4
+def test_an_executor_in_code_has_the_keys_of_a_site_file() -> None:
+    site = declare_executor({"name": "gpu", "gpus_per_node": 4, "nodes": 2}, "Slots")
+    assert (site.slots_per_pilot, site.capabilities) == (8, Capabilities())
+    wrong = {"gpus_per_node": 0, "mpi_launcher": "mpirun", "pilots": 2, "provider": {}}
     with pytest.raises(InvalidFileError) as error:
-        declare_site({**local, "gpus_per_node": 0, "mpi_launcher": "mpirun"}, "Slots")
-    assert {m.key for m in error.value.mistakes} == {"gpus_per_node", "mpi_launcher"}
+        declare_executor({"name": "gpu", **wrong}, "Slots")
+    assert {m.key for m in error.value.mistakes} == wrong.keys()
+
+
+def test_of_an_executor_a_run_directory_keeps_a_site_that_can_be_resumed_without_the_program() -> None:
+    site = declare_executor({"name": "gpu", "gpus_per_node": 4, "accelerator": "none", "nodes": 2}, "Slots")
+    kept = site.for_resume()
+    assert (kept.name, kept.slots, kept.is_local, kept.accelerator) == ("gpu", 8, True, "none")

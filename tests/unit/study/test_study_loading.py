@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from parsl_rasda.errors import InvalidFileError, InvalidSettingError, Mistake
+from parsl_rasda.errors import Diagnostic, InvalidFileError, InvalidSettingError
 from parsl_rasda.search.space import SearchSpace
 from parsl_rasda.study import (
     CommandStage,
@@ -218,7 +218,7 @@ def studies(draw: st.DrawFn) -> dict[str, object]:
         "mode": draw(st.sampled_from(["min", "max"])),
         "num_samples": draw(st.integers(1, 99)),
         "scheduler": {"max_t": max_t, "grace_period": draw(st.integers(1, max_t)), "variant": "promotion"},
-        "searcher": {"kind": "list", "configs": draw(json)},
+        "searcher": {"kind": "list", "configs": draw(st.lists(st.dictionaries(names, json), max_size=2))},
         "search_space": draw(st.dictionaries(names, parameters, min_size=1, max_size=4)),
         "training": {"python": "a.b:c", "batch_size": 4, "warmup": {"initial": draw(st.floats(0, 5))}},
         "estimates": {"efficiency": draw(st.floats(0.51, 1))},
@@ -325,7 +325,7 @@ def test_what_an_endpoint_decides_itself_is_no_setting_of_its_site(tmp_path: Pat
             "provider:",
             "providr:",
             1,
-            "allowed: exactly one of provider, endpoint_id (did you mean provider?)",
+            "allowed: exactly one of provider, endpoint_id, backend (did you mean provider?)",
         ),
         ("provider:", "endpoint_id: x\nprovider:", 1, "found provider and endpoint_id"),
         ("pilots: 2", "address: 3", 10, ": address: found 3; allowed: an address, or {interface: NAME}"),
@@ -400,7 +400,7 @@ forms = st.dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=2 * settings.default.max_examples, deadline=None)
 @given(space=st.dictionaries(st.sampled_from(["a", "b", "c"]), odd | forms, min_size=1, max_size=3))
 def test_a_search_space_that_is_accepted_here_can_be_searched(space: dict[str, object]) -> None:
     tune = {
@@ -436,7 +436,7 @@ def _paths(value: object, path: tuple[str | int, ...] = ()) -> list[tuple[str | 
     return [path, *(p for key, child in children for p in _paths(child, (*path, key)))]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
 @pytest.mark.parametrize("which", ["study", "site"])
 def test_no_wrong_value_anywhere_gives_anything_but_an_error_with_a_place(
@@ -452,9 +452,9 @@ def test_no_wrong_value_anywhere_gives_anything_but_an_error_with_a_place(
     (folder / "mutated.yaml").write_text(dump_document(plain))
     try:
         (load_study if which == "study" else load_site)(folder / "mutated.yaml", environment={})
-        mistakes: tuple[Mistake, ...] = ()
+        mistakes: tuple[Diagnostic, ...] = ()
     except InvalidFileError as error:
-        mistakes = error.mistakes or (Mistake("", 0, "", "an error without a mistake", ""),)
+        mistakes = error.mistakes or (Diagnostic((), "an error without a mistake", ""),)
     assert all(m.line >= 1 and m.key for m in mistakes)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from parsl_rasda.errors import InvalidFileError, Mistake
+from parsl_rasda.errors import Diagnostic, InvalidFileError
 from parsl_rasda.study import load_study
 
 # What is changed in a good study, and the words of the mistake, which must name the line where the
@@ -139,7 +139,7 @@ MISTAKES: dict[str, tuple[str | int, ...]] = {
         "searcher: {kind: tpe, warm_start: prepare,",
         "found 'prepare', which searches nothing",
     ),
-    "merge of no mapping": ("name: cfd", "name: cfd\n<<: 3", "what is no mapping"),
+    "merge of no mapping": ("name: cfd", "name: cfd\n<<: 3", "something that is not a mapping"),
     "unknown scheduler": (
         "kind: rasda",
         "kind: rasdaa",
@@ -309,7 +309,7 @@ def _line_of_change(text: str, old: str, new: str) -> set[int]:
     return {start + new.rstrip("\n").count("\n")} if new else set(range(start - 2, start + 2))
 
 
-def _mistakes(study: Path, *overrides: str) -> tuple[Mistake, ...]:
+def _mistakes(study: Path, *overrides: str) -> tuple[Diagnostic, ...]:
     with pytest.raises(InvalidFileError) as error:
         load_study(study, overrides, environment={})
     return error.value.mistakes
@@ -444,12 +444,12 @@ def test_a_constant_is_nothing_to_begin_a_search_with(folder: Path) -> None:
         (b"# only a comment\n", "an empty file"),
         (b"- a\n- b\n", "found ['a', 'b']; allowed: a YAML mapping"),
         (b"just words", "found 'just words'; allowed: a YAML mapping"),
-        (b"\x89HDF\r\n\x1a\n\xff\xfe", "bytes that are no text"),
-        (b"name: \x00\x01", "bytes that are no YAML"),
+        (b"\x89HDF\r\n\x1a\n\xff\xfe", "bytes that are not text"),
+        (b"name: \x00\x01", "bytes that are not YAML"),
         (b"a: 1\n---\nb: 2\n", "broken YAML"),
         (b"name: !!python/object:os.system x\n", "with the tag"),
         (b"name: &a [*a]\n", "an alias of something it is part of"),
-        (b"1: x\n", "the key 1, which is no text"),
+        (b"1: x\n", "the key 1, which is not a string"),
         (b"a: " + b"[" * 5000 + b"]" * 5000, "too many to read"),
     ],
 )

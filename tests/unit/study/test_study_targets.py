@@ -33,6 +33,8 @@ def code(tmp_path: Path) -> Path:
     )
     (package / "broken.py").write_text("def f(:\n")
     (package / "open.py").write_text("from somewhere import *\n")
+    (tmp_path / "spaces_for_targets" / "of" / "names").mkdir(parents=True)
+    (tmp_path / "spaces_for_targets" / "of" / "names" / "steps.py").write_text("def simulate(grid): ...\n")
     return tmp_path
 
 
@@ -51,6 +53,7 @@ def code(tmp_path: Path) -> Path:
         ("code_for_targets.steps:guarded", None),
         ("code_for_targets.steps:holds", Signature(("x",), ("x",), positional=1)),
         ("code_for_targets.open:anything", None),
+        ("spaces_for_targets.of.names.steps:simulate", Signature(("grid",), ("grid",), positional=1)),
         ("math:sqrt", None),
         ("sys:exit", None),
         ("torch._C:whatever", None),
@@ -71,7 +74,7 @@ def test_a_signature_is_told_from_the_source(code: Path, target: str, signature:
             "code_for_targets has no stepz; allowed: a module of code_for_targets: broken",
         ),
         ("code_for_target:simulate", "no module code_for_target"),
-        ("code_for_targets.steps.simulate:x", "code_for_targets.steps is no package"),
+        ("code_for_targets.steps.simulate:x", "code_for_targets.steps is not a package"),
         ("code_for_targets.broken:f", "broken.py:1: "),
         ("code_for_targets.steps:later", "async function"),
         ("code_for_targets.steps:stream", "which is a generator; allowed: a function that returns"),

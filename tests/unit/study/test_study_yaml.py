@@ -98,7 +98,7 @@ def test_a_block_is_repeated_by_merging_it_and_may_be_changed() -> None:
         ("a: &a {<<: *a}\n", "a.<<: found an alias of something it is part of"),
         ("a: &a {b: &b {<<: *a}, <<: *b}\n", "found an alias of something it is part of"),
         ("a: &a {b: &b {<<: *a}, <<: *b}\nc: {<<: *b}\n", "c.<<: found an alias of something it is part of"),
-        ("a: &a {? [x] : y}\nb: {<<: *a}\n", "b.?: found the key ?, which is no text"),
+        ("a: &a {? [x] : y}\nb: {<<: *a}\n", "b.?: found the key ?, which is not a string"),
     ],
 )
 def test_a_merge_that_cannot_be_is_a_mistake(text: str, found: str) -> None:

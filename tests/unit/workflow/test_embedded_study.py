@@ -21,7 +21,7 @@ def test_of_a_study_in_a_program_the_run_directory_holds_only_the_search(tmp_pat
     study, run = Study.from_yaml(file), tmp_path / "run"
     assert study.needs == ("data",)
     rehearsals.into(run, study.spec)
-    save_run(RunDirectory(run), study.spec, [Slots("cpu", accelerator="cpu").site()])
+    save_run(RunDirectory(run), study.spec, [Slots("cpu", accelerator="cpu").site().for_resume()])
     document = read_run(run).document()
     assert list(document["stages"]) == ["tune"]
     assert document["state"] == "done", "the stages around it are the program's"

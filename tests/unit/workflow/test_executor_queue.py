@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parsl_rasda.workflow.executor_queue import Turns, turns_of
+from parsl_rasda.workflow.executor_queue import ExecutorQueue, queue_of
 
 WAIT_S = 10
 
@@ -19,7 +19,7 @@ class Kernel:
 
 
 def test_the_second_on_an_executor_waits_for_the_first_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    turns, waits, had = Turns(), threading.Event(), threading.Event()
+    turns, waits, had = ExecutorQueue(), threading.Event(), threading.Event()
 
     def second() -> None:
         with turns.turn("second", ["gpu", "more"], waits.set):
@@ -37,15 +37,15 @@ def test_the_second_on_an_executor_waits_for_the_first_and_says_so(caplog: pytes
 def test_searches_on_different_executors_or_of_different_programs_do_not_meet() -> None:
     one, other = Kernel(), Kernel()
     with (
-        turns_of(one).turn("a", ["gpu"]),
-        turns_of(one).turn("b", ["cpu"]),
-        turns_of(other).turn("c", ["gpu"]),
+        queue_of(one).turn("a", ["gpu"]),
+        queue_of(one).turn("b", ["cpu"]),
+        queue_of(other).turn("c", ["gpu"]),
     ):
-        assert turns_of(one) is turns_of(one)
+        assert queue_of(one) is queue_of(one)
 
 
 def test_one_that_gives_up_waiting_is_in_nobodys_way() -> None:
-    turns = Turns()
+    turns = ExecutorQueue()
 
     def give_up() -> None:
         raise TimeoutError
@@ -60,14 +60,14 @@ def test_one_whose_turn_comes_when_it_is_too_late_does_not_begin() -> None:
     def give_up() -> None:
         raise TimeoutError
 
-    with pytest.raises(TimeoutError), Turns().turn("alone", ["gpu"], give_up):
+    with pytest.raises(TimeoutError), ExecutorQueue().turn("alone", ["gpu"], give_up):
         pytest.fail("it began")
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.sets(st.sampled_from("abcd"), min_size=1), min_size=2, max_size=8))
 def test_whatever_they_use_nobody_shares_and_everybody_has_a_turn(wanted: list[set[str]]) -> None:
-    turns, together = Turns(), threading.Barrier(len(wanted))
+    turns, together = ExecutorQueue(), threading.Barrier(len(wanted))
     used: set[str] = set()
     clashes: list[set[str]] = []
 

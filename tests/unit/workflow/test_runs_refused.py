@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from parsl_rasda.errors import InvalidFileError, InvalidSettingError, PlacementImpossibleError
-from parsl_rasda.orchestration.progress import NoView
+from parsl_rasda.orchestration.admission import admit
+from parsl_rasda.orchestration.progress import NoProgress
 from parsl_rasda.orchestration.replay import load_run, save_run
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.study import ParslSiteSpec, StudySpec, load_study
@@ -42,7 +43,7 @@ def test_a_trial_that_can_never_fit_is_refused_before_the_stage_ahead_of_it(
     tmp_path: Path, wrong: StudySpec
 ) -> None:
     with pytest.raises(PlacementImpossibleError):
-        run_study(wrong, [SITE], tmp_path / "out", search_path=(), view=NoView())
+        run_study(admit(wrong, [SITE], {}), tmp_path / "out", search_path=(), progress=NoProgress())
     assert not list(tmp_path.iterdir())
 
 
@@ -50,14 +51,14 @@ def test_so_it_is_when_a_run_is_taken_up_again(tmp_path: Path) -> None:
     save_run(RunDirectory(tmp_path / "out"), STRICT, [SITE])
     before = set(tmp_path.rglob("*"))
     with pytest.raises(PlacementImpossibleError):
-        resume_study(tmp_path / "out", (), view=NoView())
+        resume_study(tmp_path / "out", (), progress=NoProgress())
     assert set(tmp_path.rglob("*")) == before
 
 
 def test_a_searcher_of_a_study_in_code_is_refused_before_the_stage_ahead_of_it(tmp_path: Path) -> None:
     wrong = study(searcher={"kind": "tpe", "foo": 3})
     with pytest.raises(InvalidSettingError, match=r"searcher\.foo"):
-        run_study(wrong, [SITE], tmp_path / "out", search_path=(), view=NoView())
+        run_study(admit(wrong, [SITE], {}), tmp_path / "out", search_path=(), progress=NoProgress())
     assert not list(tmp_path.iterdir())
 
 
@@ -85,7 +86,7 @@ def test_every_setting_that_may_not_change_is_named(
 ) -> None:
     save_run(RunDirectory(tmp_path), study(), [SITE])
     with pytest.raises(InvalidFileError) as error:
-        resume_study(tmp_path, overrides, view=NoView())
+        resume_study(tmp_path, overrides, progress=NoProgress())
     for part in words:
         assert part in str(error.value)
     assert "num_samples: found 8" not in str(error.value)

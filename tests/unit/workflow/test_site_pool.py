@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 
-from parsl_rasda.backends.parsl.backend import ParslBackend
 from parsl_rasda.doctor.examination import Doctor
 from parsl_rasda.errors import RunDirectoryError
+from parsl_rasda.orchestration.backend import StageTask
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.study import CommandStage, ParslSiteSpec
+from parsl_rasda.testing.backends import FakeBackend
 from parsl_rasda.types import SiteName
 from parsl_rasda.workflow.dag import Call
-from parsl_rasda.workflow.site_pool import Places
+from parsl_rasda.workflow.site_pool import SitePool
 
 
 def site(**keys: object) -> ParslSiteSpec:
@@ -22,8 +23,8 @@ def site(**keys: object) -> ParslSiteSpec:
     )
 
 
-def places(folder: Path, **keys: object) -> Places:
-    return Places([site(**keys)], RunDirectory(folder), (), narrowest=1, stages_at_once=4)
+def places(folder: Path, **keys: object) -> SitePool:
+    return SitePool([site(**keys)], RunDirectory(folder), (), narrowest=1, stages_at_once=4)
 
 
 @pytest.mark.parametrize("character", [*" \t\n\"'$&;|<>()*?[]{}!\\`^", "\N{NO-BREAK SPACE}", "\N{SNOWMAN}"])
@@ -62,18 +63,27 @@ def stage(at_once: int | None = None) -> CommandStage:
     return CommandStage.model_validate({"command": ["true"], **resources})
 
 
-def started(at: Places, name: str, spec: CommandStage, where: SiteName, calls: int = 50) -> list[Any]:
+class Silent(FakeBackend):
+    """Calls of stages are at work until somebody else ends them."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda _order, _epoch: {})
+
+    def submit_stage(self, task: StageTask) -> Future[Any]:
+        return Future()
+
+
+def started(at: SitePool, name: str, spec: CommandStage, where: SiteName, calls: int = 50) -> list[Any]:
     futures = (at.submit(name, spec, Call(f"{i:04d}", where, {}, str(i))) for i in range(calls))
     return [future for future in futures if future is not None]
 
 
 def test_calls_take_no_more_than_the_workers_that_trials_leave_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     """Nothing is opened: calls stay at work until the test says that they have ended."""
-    monkeypatch.setattr(ParslBackend, "submit_stage", lambda *_, **__: Future())
     sites = [site(name=name) for name in SITES]
-    at = Places(sites, RunDirectory(tmp_path), (), narrowest=1, stages_at_once=3)
+    at = SitePool(sites, RunDirectory(tmp_path), (), narrowest=1, stages_at_once=3, build=lambda *_: Silent())
     assert len(started(at, "simulate", stage(2), SITES[0])) == 2, "as the stage says"
     (one,) = started(at, "render", stage(3), SITES[0])  # with the others, all that the site has
     assert started(at, "prepare", stage(3), SITES[0]) == []

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from parsl_rasda.errors import InvalidSettingError
+from parsl_rasda.orchestration.admission import check_sites
 from parsl_rasda.study import CommandStage, GlobusSiteSpec, StudySpec
 from parsl_rasda.types import SiteName
 from parsl_rasda.workflow.dag import (
     StageResult,
     calls_of,
-    check_sites,
     of_site,
     result_of,
     sites_of,

@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 
 from parsl_rasda.errors import StageFailedError
-from parsl_rasda.orchestration.progress import NoView
+from parsl_rasda.orchestration.admission import AdmittedStudy
+from parsl_rasda.orchestration.progress import NoProgress
 from parsl_rasda.orchestration.replay import save_run
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.study import StudySpec
 from parsl_rasda.workflow.dag import Call, under_kept_names
-from parsl_rasda.workflow.run import Session
+from parsl_rasda.workflow.run import WorkflowRun
 from parsl_rasda.workflow.tasks import call_command, call_python
-from tests.unit.workflow.test_stages import HERE, FakePlaces
+from tests.unit.workflow.test_stages import HERE, FakePool
 
 CODE = """
 GRID = 64
@@ -55,10 +56,11 @@ class Project:
     ) -> Any:
         """Run the study; return how often each stage was called."""
         study = StudySpec.model_validate({"name": "steps", "stages": self.stages})
-        places = FakePlaces(answer)
+        places = FakePool(answer)
         with self.run.controlled():
             save_run(self.run, study, [HERE])
-            Session(study, (HERE,), self.run, (str(self.folder),), NoView()).run_at(places)  # type: ignore[arg-type]
+            admitted = AdmittedStudy(study, (HERE,))
+            WorkflowRun(admitted, self.run, (str(self.folder),), NoProgress()).run_in(places)  # type: ignore[arg-type]
         stages = [name.partition("/")[0] for name in places.asked]
         return {name: stages.count(name) for name in dict.fromkeys(stages)}
 

@@ -8,7 +8,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
-from workflows.am_meltpool.heat import IN625, Beam, Field, eagar_tsai, finite_differences, rosenthal
+from tests.workflow_folder import workflow_folder
+
+with workflow_folder("am_meltpool"):
+    from heat import IN625, Beam, Field, eagar_tsai, finite_differences, rosenthal
 
 UM = 1e-6
 

@@ -9,16 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parsl_rasda.errors import InvalidSettingError
-from workflows.am_meltpool.models import (
-    Block,
-    CNN3d,
-    VideoSwin,
-    build,
-    cut,
-    join,
-    parameter_count,
-    relative_offsets,
-)
+from tests.workflow_folder import workflow_folder
+
+with workflow_folder("am_meltpool"):
+    from models import (
+        Block,
+        CNN3d,
+        VideoSwin,
+        build,
+        cut,
+        join,
+        parameter_count,
+        relative_offsets,
+    )
 
 CLIP = (8, 9, 11)
 axes = st.integers(1, 9)

@@ -22,13 +22,15 @@ from parsl_rasda.errors import DataError, InvalidFileError, InvalidSettingError
 from parsl_rasda.runtime import local_trial
 from parsl_rasda.study import load_study
 from tests.unit.workflows.best_trial import best_of
-from workflows.am_meltpool.dataset import NOMINAL, SPLITS, Clips, clip_of, find_scan_lines, write_index
-from workflows.am_meltpool.evaluate import evaluate
-from workflows.am_meltpool.render import POWER_W, SPEED_MM_S, planck_ratio, render
-from workflows.am_meltpool.simulate import X_M, Y_M, simulate
-from workflows.am_meltpool.train import train
+from tests.workflow_folder import workflow_folder
 
-HERE = Path(__file__).parents[3] / "workflows" / "am_meltpool"
+with workflow_folder("am_meltpool") as HERE:
+    from dataset import NOMINAL, SPLITS, Clips, clip_of, find_scan_lines, write_index
+    from evaluate import evaluate
+    from render import POWER_W, SPEED_MM_S, planck_ratio, render
+    from simulate import X_M, Y_M, simulate
+    from train import train
+
 OBJECTS = (27, 28, 29, 30, 31)
 LINES = 24
 
@@ -397,6 +399,7 @@ SWIN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [CNN, SWIN], ids=["cnn", "swin"])
 def test_a_network_beats_the_mean_on_objects_it_never_saw(
     config: dict[str, Any], data: dict[str, Any], tmp_path: Path

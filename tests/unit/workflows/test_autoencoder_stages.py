@@ -14,15 +14,17 @@ from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.runtime import local_trial
 from parsl_rasda.study import load_study
 from tests.unit.workflows.best_trial import best_of
-from workflows.cfd_autoencoder.evaluate import evaluate, principal_components
-from workflows.cfd_autoencoder.fields import SPLITS, open_fields, scaled
-from workflows.cfd_autoencoder.model import ACTIVATIONS, Autoencoder, parameter_count, sample_errors
-from workflows.cfd_autoencoder.prepare import LABELS, write_shards
-from workflows.cfd_autoencoder.simulate import simulate_cavity
-from workflows.cfd_autoencoder.train import train
-from workflows.cfd_defiltering.simulate import simulate
+from tests.workflow_folder import workflow_folder
 
-FOLDER = Path(__file__).parents[3] / "workflows" / "cfd_autoencoder"
+with workflow_folder("cfd_autoencoder") as FOLDER:
+    from evaluate import evaluate, principal_components
+    from fields import SPLITS, open_fields, scaled
+    from model import ACTIVATIONS, Autoencoder, parameter_count, sample_errors
+    from prepare import LABELS, write_shards
+    from simulate import simulate
+    from simulate_cavity import simulate_cavity
+    from train import train
+
 GRID = 24
 
 
@@ -143,6 +145,7 @@ def test_principal_components_lose_what_their_singular_values_say() -> None:
     assert float(sample_errors(principal_components(samples, 64), [samples]).max()) < 1e-10
 
 
+@pytest.mark.slow
 def test_the_autoencoder_beats_pca_of_its_size_on_flows_it_never_saw(
     data: dict[str, object], tmp_path: Path
 ) -> None:

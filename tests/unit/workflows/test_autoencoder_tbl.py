@@ -11,12 +11,14 @@ import torch
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.runtime import local_trial
 from parsl_rasda.study import load_study
-from workflows.cfd_autoencoder.evaluate import evaluate
-from workflows.cfd_autoencoder.fields import open_fields
-from workflows.cfd_autoencoder.tbl import actuation, cases, join, read_snapshot, snapshots, write_shards
-from workflows.cfd_autoencoder.train import train
+from tests.workflow_folder import workflow_folder
 
-STUDY = Path(__file__).parents[3] / "workflows" / "cfd_autoencoder" / "actuated_tbl.yaml"
+with workflow_folder("cfd_autoencoder") as FOLDER:
+    from evaluate import evaluate
+    from fields import open_fields
+    from tbl import actuation, cases, join, read_snapshot, snapshots, write_shards
+    from train import train
+
 PLANES, PIECE = 5, 12
 
 
@@ -172,6 +174,6 @@ def test_cases_that_leave_nothing_to_train_on_are_refused(root: Path, tmp_path: 
 
 
 def test_the_study_of_the_real_data_can_be_read() -> None:
-    study = load_study(STUDY, overrides=["stages.cases.with.root=/data/tbl"])
+    study = load_study(FOLDER / "actuated_tbl.yaml", overrides=["stages.cases.with.root=/data/tbl"])
     assert study.stages["cases"].with_ == {"root": "/data/tbl", "held_out": 1}
     assert study.stages["prepare"].with_ == {"planes": 89, "piece": 250, "validation_fraction": 0.125}

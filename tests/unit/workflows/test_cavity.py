@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from scipy.interpolate import CubicSpline
 
 from parsl_rasda.errors import InvalidSettingError
-from workflows.cfd_autoencoder.cavity import CavityFlow, Field, cell_centres
-from workflows.cfd_autoencoder.simulate import simulate_cavity
+from tests.workflow_folder import workflow_folder
+
+with workflow_folder("cfd_autoencoder"):
+    from cavity import CavityFlow, Field, cell_centres
+    from simulate_cavity import simulate_cavity
 
 # Ghia, Ghia & Shin 1982 (J. Comput. Phys. 48:387), table I: u on x = 1/2; table II: v on y = 1/2.
 U_AT = [0.0, 0.0547, 0.0625, 0.0703, 0.1016, 0.1719, 0.2813, 0.4531, 0.5]

@@ -14,11 +14,14 @@ from parsl_rasda.data import open_shards
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.runtime import local_trial
 from tests.unit.workflows.best_trial import best_of
-from workflows.cfd_defiltering.evaluate import evaluate
-from workflows.cfd_defiltering.model import Defilter, mean_square_error, parameter_count
-from workflows.cfd_defiltering.prepare import SPLITS, gaussian_filter, write_shards
-from workflows.cfd_defiltering.simulate import simulate
-from workflows.cfd_defiltering.train import train
+from tests.workflow_folder import workflow_folder
+
+with workflow_folder("cfd_defiltering"):
+    from evaluate import evaluate
+    from model import Defilter, mean_square_error, parameter_count
+    from prepare import SPLITS, gaussian_filter, write_shards
+    from simulate import simulate
+    from train import train
 
 SEEDS = (0, 1, 9)
 
@@ -164,6 +167,7 @@ def config() -> dict[str, object]:
     return {"lr": 0.01, "optimizer": "adamw", "weight_decay": 1e-4, "width": 6, "activation": "tanh"}
 
 
+@pytest.mark.slow
 def test_the_best_network_beats_the_filter_on_flows_it_never_saw(
     config: dict[str, object], data: dict[str, object], tmp_path: Path
 ) -> None:

@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from parsl_rasda.errors import InvalidSettingError
-from workflows.cv_resnet.digits import SPLITS, read_digits, write_digits
-from workflows.cv_resnet.image_folder import ImageFolder
-from workflows.cv_resnet.pixels import DEVIATION, MEAN, centre_box, random_box
-from workflows.cv_resnet.prepare import index_images
+from tests.workflow_folder import workflow_folder
+
+with workflow_folder("cv_resnet"):
+    from digits import SPLITS, read_digits, write_digits
+    from image_folder import ImageFolder
+    from pixels import DEVIATION, MEAN, centre_box, random_box
+    from prepare import index_images
 
 CLASSES = ("ant", "bee", "cat")
 

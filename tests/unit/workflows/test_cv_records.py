@@ -15,12 +15,15 @@ from parsl_rasda.errors import DataError, InvalidSettingError
 from parsl_rasda.runtime import local_trial
 from tests.unit.data.tensorflow_files import Feature, example, write_records
 from tests.unit.workflows.best_trial import best_of
-from workflows.cv_resnet.digits import SPLITS
-from workflows.cv_resnet.evaluate import evaluate
-from workflows.cv_resnet.image_records import ImageRecords
-from workflows.cv_resnet.pixels import DEVIATION, MEAN
-from workflows.cv_resnet.prepare import index_images
-from workflows.cv_resnet.train import train
+from tests.workflow_folder import workflow_folder
+
+with workflow_folder("cv_resnet"):
+    from digits import SPLITS
+    from evaluate import evaluate
+    from image_records import ImageRecords
+    from pixels import DEVIATION, MEAN
+    from prepare import index_images
+    from train import train
 
 CLASSES, TRAINING, HELD_BACK = 3, 41, 18
 
@@ -130,7 +133,9 @@ def test_records_that_cannot_be_halved_are_refused(root: Path, tmp_path: Path) -
 def test_a_file_that_is_cut_short_is_named_when_it_is_listed(root: Path, tmp_path: Path) -> None:
     broken = root / "train-00001-of-00004"  # the one without an index
     broken.write_bytes(broken.read_bytes()[:-3])
-    with pytest.raises(DataError, match=r"train-00001-of-00004: it is cut short: its record at byte \d+"):
+    with pytest.raises(
+        DataError, match=r"train-00001-of-00004: it is cut short at byte \d+: its record at byte \d+"
+    ):
         index_images(str(root), str(tmp_path))
 
 

@@ -10,13 +10,15 @@ from PIL import Image
 from parsl_rasda.runtime import local_trial
 from parsl_rasda.study import load_study
 from tests.unit.workflows.best_trial import best_of
-from workflows.cv_resnet.digits import write_digits
-from workflows.cv_resnet.evaluate import batches, confusion_matrix, confusions, error_of, evaluate
-from workflows.cv_resnet.model import ACTIVATIONS, NETWORKS, build, parameter_count, predictions
-from workflows.cv_resnet.prepare import index_images
-from workflows.cv_resnet.train import split_of, train
+from tests.workflow_folder import workflow_folder
 
-FOLDER = Path(__file__).parents[3] / "workflows" / "cv_resnet"
+with workflow_folder("cv_resnet") as FOLDER:
+    from digits import write_digits
+    from evaluate import batches, confusion_matrix, confusions, error_of, evaluate
+    from model import ACTIVATIONS, NETWORKS, build, parameter_count, predictions
+    from prepare import index_images
+    from train import split_of, train
+
 CONFIG = {"lr": 5e-3, "weight_decay": 1e-4, "optimizer": "adam", "activation": "relu", "network": "small"}
 
 
@@ -48,6 +50,7 @@ def test_the_network_is_built_of_the_activation_that_is_searched(activation: str
     assert torch.isfinite(model(torch.randn(4, 1, 8, 8))).all()
 
 
+@pytest.mark.slow
 def test_the_best_network_knows_digits_that_decided_nothing(data: dict[str, object], tmp_path: Path) -> None:
     trial = local_trial(
         CONFIG, inputs={"data": data}, epochs=4, batch_size=16, warmup_initial=1, directory=tmp_path

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,15 +10,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from parsl_rasda.study import load_study
-from workflows.cfd_defiltering.simulate import PEAK, SPIN_UP
-from workflows.cfd_defiltering.turbulence import (
-    SpectralFlow,
-    energy_spectrum,
-    initial_spectrum,
-    random_vorticity,
-)
+from tests.workflow_folder import workflow_folder
 
-STUDY = Path(__file__).parents[3] / "workflows" / "cfd_defiltering" / "study.yaml"
+with workflow_folder("cfd_defiltering") as FOLDER:
+    from simulate import PEAK, SPIN_UP
+    from turbulence import (
+        SpectralFlow,
+        energy_spectrum,
+        initial_spectrum,
+        random_vorticity,
+    )
 
 
 def integrate(flow: SpectralFlow, w_hat: Tensor, duration: float, steps: int) -> Tensor:
@@ -130,7 +130,7 @@ def test_flows_of_a_batch_do_not_touch_each_other() -> None:
 
 
 def test_the_grid_of_the_study_resolves_what_viscosity_leaves() -> None:
-    arguments = load_study(STUDY).stages["simulate"].with_
+    arguments = load_study(FOLDER / "study.yaml").stages["simulate"].with_
     flow = SpectralFlow(int(arguments["grid"]), float(arguments["viscosity"]))
     w_hat = flow.advance(random_vorticity(flow, 4, seed=0, peak=PEAK), SPIN_UP)
     for _ in range(3):

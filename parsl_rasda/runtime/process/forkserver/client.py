@@ -2,8 +2,9 @@
 
     python -S -E -s client.py ORDER.json
 
-Standard library only and imported by nothing before it runs: it starts in milliseconds where torch
-takes seconds. The server imports it too, for what both ends must agree on.
+It starts in milliseconds, where torch takes seconds: it imports a few modules of the standard library and
+nothing of this package. So it has copies of some constants; a unit test compares them with the originals.
+The server imports it too, for what both ends must agree on.
 """
 
 from __future__ import annotations
@@ -24,21 +25,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-_PARTS = ("engine", "checkpoints", "process", "process/forkserver")  # of `runtime`, that a rank is made of
+PROGRAM = "parsl_rasda.runtime"  # what a rank is: ``python -m PROGRAM ORDER.json``
+SOURCES = (  # folders of the package whose modules a server has loaded
+    *("", "runtime", "runtime/attempt", "runtime/checkpoints", "runtime/engine"),
+    *("runtime/process", "runtime/process/forkserver"),
+)
 RUN_VARIABLE = "PARSL_RASDA_RUN"  # as in `agent.orphan_reaper`
 JOB_VARIABLE = "PARSL_RASDA_JOB"
-DIRECTORY_VARIABLE = "PARSL_RASDA_FORKSERVERS"  # where sockets lie, in place of /tmp
+DIRECTORY_VARIABLE = "PARSL_RASDA_FORKSERVERS"  # the folder of sockets, in place of one in /tmp
 IDLE_VARIABLE = "PARSL_RASDA_FORKSERVER_IDLE_S"
 
-WISHES = (signal.SIGTERM, signal.SIGUSR1)  # to leave; blocked as long as they would kill a rank
-SIGNALS = (*WISHES, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # ask a rank to leave; blocked while they would kill it
+SIGNALS = (*STOP_SIGNALS, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 ACCEPTED = b"A"
 LISTENING = b"L"
 LISTENING_FD = 3
-MARK_BYTES = 255  # of the server's environment, where its ranks write their job's mark
-PR_SET_PDEATHSIG = 1
+MARK_BYTES = 255  # reserved in the server's environment, for the mark of a rank's job
+PR_SET_PDEATHSIG = 1  # as in `prctl`
 
-# Read when libraries are loaded: too late after a fork, so each combination has a server of its own.
+# Read when libraries are loaded, which is too late after a fork: each combination has its own server.
 _IDENTITY = (
     *("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "LD_", "MALLOC_"),
     *("TORCH_", "PYTORCH_", "PYTHON", RUN_VARIABLE),
@@ -53,11 +58,11 @@ SIZE = struct.Struct("!I")
 
 
 class NoServerError(OSError):
-    """There is no fork server to be had, for this reason."""
+    """No fork server can be used, for this reason."""
 
 
 def main(arguments: list[str]) -> NoReturn:
-    """Be a rank, in person or by proxy, and leave as it leaves."""
+    """Stand in for a rank, or be the rank, and end as it ends."""
     _die_with_launcher()
     early: list[int] = []
     for number in SIGNALS:
@@ -71,11 +76,11 @@ def main(arguments: list[str]) -> NoReturn:
     _stand_in(link, early)
 
 
-# ------------------------------------------------------------------------------- what both ends know
+# ------------------------------------------------------------------------- what client and server share
 
 
 def identity(environ: dict[str, str]) -> str:
-    """Return the name of the server that can serve us: equal only if a fork equals a start."""
+    """Return the name of the server that can serve this process: only one whose forks equal a plain start."""
     package = os.path.abspath(__file__)
     for _ in range(4):
         package = os.path.dirname(package)
@@ -85,37 +90,29 @@ def identity(environ: dict[str, str]) -> str:
     known = (
         (os.path.abspath(sys.executable), sys.version, os.uname().nodename),
         [(site, _installed(site)) for site in sorted(sites)],
-        [
-            source
-            for part in (
-                "",
-                "runtime",
-                *(f"runtime/{part}" for part in ("engine", "checkpoints", "process", "process/forkserver")),
-            )
-            for source in _sources(os.path.join(package, part))
-        ],
+        [source for folder in SOURCES for source in _sources(os.path.join(package, folder))],
         sorted((name, value) for name, value in environ.items() if name.startswith(_IDENTITY)),
     )
     return hashlib.blake2b(repr(known).encode(), digest_size=10).hexdigest()
 
 
 def private_directory(environ: dict[str, str]) -> str:
-    """Return the folder of sockets on this node, which nobody else may enter.
+    """Return the folder of sockets on this node, which no other user may enter.
 
     Raises:
-        NoServerError: If somebody else made it, or could enter.
+        NoServerError: If another user owns it, or may enter.
     """
     path = environ.get(DIRECTORY_VARIABLE) or f"/tmp/parsl-rasda-{os.getuid()}"  # noqa: S108 - checked below
     os.makedirs(path, 0o700, exist_ok=True)
     found = os.lstat(path)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise NoServerError(f"{path} is not a folder that only we may enter")
+        raise NoServerError(f"{path} is not a folder that only this user may enter")
     return path
 
 
 @contextmanager
 def alone(directory: str) -> Iterator[None]:
-    """One process at a time begins or ends a server in a folder."""
+    """Hold the lock under which a server of a folder begins or ends."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -125,12 +122,12 @@ def alone(directory: str) -> Iterator[None]:
 
 
 def refusal(path: str) -> str:
-    """Return where a server says why it cannot serve."""
+    """Return the file in which a server says why it cannot serve."""
     return path[: -len(".sock")] + ".refused"
 
 
 def log_of(path: str) -> str:
-    """Return where a server prints; it holds a shared lock on it as long as it or a rank of it lives."""
+    """Return a server's log. It is locked (shared) as long as the server or one of its ranks lives."""
     return path[: -len(".sock")] + ".log"
 
 
@@ -155,16 +152,16 @@ def _die_with_launcher() -> None:
     parent = os.getppid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     is_orphan = parent == 1 and any(name in os.environ for name in _RANK_VARIABLES)
-    if is_orphan or os.getppid() != parent:  # it died before we asked
+    if is_orphan or os.getppid() != parent:  # the launcher died before the call
         os._exit(1)
 
 
 def _ask_for_rank(arguments: list[str]) -> socket.socket:
-    """Return the link to the supervisor of a rank that takes our place."""
+    """Return the link to the supervisor of the rank."""
     environ = dict(os.environ)
     path = os.path.join(private_directory(environ), identity(environ) + ".sock")
     descriptors = [0, 1, 2]
-    if "PMI_FD" in environ:  # mpi4py in the rank speaks to the launcher there
+    if "PMI_FD" in environ:  # through which mpi4py in the rank talks to the launcher
         descriptors.append(int(environ["PMI_FD"]))
     text = json.dumps(_request(arguments, environ)).encode()
     for _ in range(_ATTEMPTS):
@@ -174,14 +171,14 @@ def _ask_for_rank(arguments: list[str]) -> socket.socket:
             link.sendall(text)
             if link.recv(1) == ACCEPTED:
                 return link
-        except OSError:  # it went away before it took us
+        except OSError:  # the server ended before it accepted
             pass
         link.close()
-    raise NoServerError("the fork server ends again and again")
+    raise NoServerError("the fork server ended again and again")
 
 
 def _request(arguments: list[str], environ: dict[str, str]) -> dict[str, Any]:
-    """Return all that a process is started with, as JSON."""
+    """Return everything that a process inherits at its start, as JSON."""
     umask = os.umask(0)
     os.umask(umask)
     return {
@@ -197,25 +194,25 @@ def _request(arguments: list[str], environ: dict[str, str]) -> dict[str, Any]:
 
 
 def _connected(path: str) -> socket.socket:
-    """Return a connection to the server, which is started if there is none."""
+    """Return a connection to the server; start one if there is none."""
     try:
         return _connection(path)
     except OSError:
         pass
-    with alone(os.path.dirname(path)):  # the others wait here, then find the one that was started
+    with alone(os.path.dirname(path)):  # other clients wait here and then find the new server
         try:
             return _connection(path)
         except OSError:
             pass
         _check_refusal(path)
         _check_lasting()
-        _sweep(os.path.dirname(path))
+        _clean_up(os.path.dirname(path))
         _start_server(path)
         return _connection(path)
 
 
 def ensure_server(path: str) -> None:
-    """Start a server here unless there is one, by somebody who stays as long as it does.
+    """Start a server here unless there is one; the caller stays as long as the server does.
 
     Raises:
         NoServerError: If it cannot serve.
@@ -225,7 +222,7 @@ def ensure_server(path: str) -> None:
             _connection(path).close()
         except OSError:
             _check_refusal(path)
-            _sweep(os.path.dirname(path))
+            _clean_up(os.path.dirname(path))
             _start_server(path)
 
 
@@ -250,15 +247,17 @@ def _check_refusal(path: str) -> None:
 
 
 def is_passing(groups: str) -> bool:
-    """Return whether these control groups are those of a Slurm step that ends before its job does."""
+    """Return whether these control groups belong to a Slurm step that ends before its job."""
     steps = {part for part in groups.replace("\n", "/").split("/") if part.startswith("step_")}
     return bool(steps - {"step_batch", "step_interactive", "step_extern"})
 
 
 def _check_lasting() -> None:
-    """A server lives where it was started, and a Slurm step takes with it whatever it started."""
+    """Refuse to start a server in a Slurm step that would take the server along when it ends."""
     if is_passing(_control_groups()):
-        raise NoServerError("none was ensured for this node, and one of a rank's own step would end with it")
+        raise NoServerError(
+            "the pilot started none on this node, and one in a rank's own step would end with it"
+        )
 
 
 def _control_groups() -> str:
@@ -269,8 +268,8 @@ def _control_groups() -> str:
         return ""
 
 
-def _sweep(directory: str) -> None:
-    """Remove what killed servers have left; their locks went with them."""
+def _clean_up(directory: str) -> None:
+    """Remove what killed servers have left; their locks are gone."""
     for name in os.listdir(directory):
         path = os.path.join(directory, name)
         try:
@@ -285,7 +284,7 @@ def _sweep(directory: str) -> None:
                 is_old = name.endswith(".refused") and age_s > _REFUSED_FOR_S
                 if is_old or ".sock." in name or name.endswith(".part"):  # nobody else starts one now
                     os.unlink(path)
-        except OSError:  # it lives, or another has swept
+        except OSError:  # it lives, or another process has removed it
             continue
 
 
@@ -297,7 +296,7 @@ def _remove(path: str) -> None:
 
 
 def _start_server(path: str) -> None:
-    """Start a daemon and wait until it listens; torch it imports while we queue."""
+    """Start a daemon and wait until it listens. It imports torch while clients queue."""
     began, reading = time.monotonic(), os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -307,9 +306,9 @@ def _start_server(path: str) -> None:
             os._exit(1)
     os.waitpid(pid, 0)
     os.close(reading[1])
-    word = os.read(reading[0], 1)
+    answer = os.read(reading[0], 1)
     os.close(reading[0])
-    if word != LISTENING:
+    if answer != LISTENING:
         raise NoServerError(f"it did not start within {time.monotonic() - began:.1f} s, see {log_of(path)}")
 
 
@@ -319,17 +318,17 @@ def _be_daemon(path: str, writing: int) -> None:
         os._exit(0)
     null = os.open(os.devnull, os.O_RDWR)
     log = os.open(log_of(path), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    # A pipe of the launcher that stays open would keep the launcher alive.
+    # An open pipe of the launcher would keep the launcher alive.
     kept = [os.dup2(fd, 64 + i, inheritable=False) for i, fd in enumerate((null, log, log, writing))]
     for number, descriptor in enumerate(kept):
         os.dup2(descriptor, number)
     os.closerange(LISTENING_FD + 1, 4096)
-    os.sched_setaffinity(0, range(os.cpu_count() or 1))  # undo the binding of the first rank
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))  # undo the binding of the rank that started it
     environ = {n: v for n, v in os.environ.items() if not n.startswith(_OF_ONE_LAUNCH)}
     environ |= {
         JOB_VARIABLE: "." * MARK_BYTES,
-        "OPENBLAS_NUM_THREADS": "1",  # its threads start with NumPy, and no thread survives a fork
-        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # so that nobody who asks for GPUs starts the driver
+        "OPENBLAS_NUM_THREADS": "1",  # it starts threads with NumPy, and no thread survives a fork
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # so that nothing that asks for GPUs starts the driver
     }
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
@@ -338,12 +337,12 @@ def _be_daemon(path: str, writing: int) -> None:
 
 
 def _become_rank(arguments: list[str], early: list[int]) -> NoReturn:
-    signal.pthread_sigmask(signal.SIG_BLOCK, WISHES)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     for caught in early:
         os.kill(os.getpid(), caught)
-    os.execv(sys.executable, [sys.executable, "-m", "parsl_rasda.runtime", *arguments])
+    os.execv(sys.executable, [sys.executable, "-m", PROGRAM, *arguments])
 
 
 def _stand_in(link: socket.socket, early: list[int]) -> NoReturn:
@@ -369,7 +368,7 @@ def _stand_in(link: socket.socket, early: list[int]) -> NoReturn:
 
 
 def leave_as(status: int) -> NoReturn:
-    """End as a rank has ended; a negative status is a death by signal."""
+    """End as a rank has ended. A negative status is a death by signal."""
     if status < 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if status != -signal.SIGKILL:

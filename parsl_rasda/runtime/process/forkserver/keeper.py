@@ -1,11 +1,11 @@
-"""Fork servers that outlive the ranks' own job steps: one lasting step a node, as long as its server lives.
+"""Fork servers that outlive the job steps of ranks: a step on each node lasts as long as its server lives.
 
     python -S -E -s keeper.py ensure NODE... -- srun ... --nodelist={node} ...      on the pilot
     python -S -E -s keeper.py keep                                                   in the step
 
-Slurm ends with a step whatever was started in it, so a rank of a step cannot start the server that later
-ranks want. A pilot ensures one on each node of a launch before it starts the launch; a rank then finds it.
-Standard library only, as `client`.
+Slurm ends with a step all processes that were started in it, so the rank of one step cannot start a server
+for later ranks. The pilot ensures a server on each node of a launch before it starts the launch.
+Standard library only, like `client`.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ import time
 
 try:
     from parsl_rasda.runtime.process.forkserver import client
-except ImportError:  # started as a script of its own, beside it
+except ImportError:  # started as a script, beside the client
     import client  # type: ignore[import-not-found, no-redef]
 
-PATIENCE_S = 20.0  # for a step to start; whoever finds no server then starts plainly
+PATIENCE_S = 20.0  # for a step to start; ranks without a server start plainly
 POLL_S = 0.02
 READY = "listening"
-_OF_THE_LAUNCH = (client.JOB_VARIABLE, "SLURM_HOSTFILE")  # what marks its processes, and where its ranks go
+_OF_THE_LAUNCH = (client.JOB_VARIABLE, "SLURM_HOSTFILE")  # mark its processes, and place its ranks
 
 
 def ensure(nodes: list[str], prefix: list[str]) -> list[str]:
-    """Start a lasting server on each of these nodes that has none; returns the nodes that then have one.
+    """Start a lasting server on each of these nodes that has none, and return the nodes that then have one.
 
     Args:
-        nodes: Names as the prefix wants them.
-        prefix: How a process is started in a step of its own, with ``{node}`` for the node.
+        nodes: Their names, as the prefix needs them.
+        prefix: Command that starts a process in a step of its own, with ``{node}`` for the node.
     """
     environ = {name: value for name, value in os.environ.items() if name not in _OF_THE_LAUNCH}
     stem = os.path.join(client.private_directory(environ), client.identity(environ))
@@ -42,11 +42,11 @@ def ensure(nodes: list[str], prefix: list[str]) -> list[str]:
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end and not all(map(_has_answered, begun.values())):
         time.sleep(POLL_S)
-    return [node for node, path in begun.items() if _said(path) == READY]
+    return [node for node, path in begun.items() if _content(path) == READY]
 
 
 def keep() -> None:
-    """Have a server on this node, and stay until it has ended."""
+    """Ensure a server on this node, and stay until it has ended."""
     environ = dict(os.environ)
     path = os.path.join(client.private_directory(environ), client.identity(environ) + ".sock")
     client.ensure_server(path)
@@ -54,7 +54,7 @@ def keep() -> None:
     sys.stdout.flush()
     try:
         with open(client.log_of(path)) as log:
-            fcntl.flock(log, fcntl.LOCK_EX)  # its server holds a share, and so do its ranks' supervisors
+            fcntl.flock(log, fcntl.LOCK_EX)  # shared by the server and its ranks' supervisors while they live
     except FileNotFoundError:
         return
 
@@ -65,7 +65,7 @@ def _argv(prefix: list[str], node: str) -> list[str]:
 
 
 def _begin(path: str, argv: list[str], environ: dict[str, str]) -> str:
-    """Start a node's step unless it runs; its file is locked as long as it does, and holds what it says."""
+    """Start a node's step unless it runs. Its file has its output, and is locked as long as it runs."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,7 +77,7 @@ def _begin(path: str, argv: list[str], environ: dict[str, str]) -> str:
             argv,
             env=environ,
             stdin=subprocess.DEVNULL,
-            stdout=file,  # the lock goes along, and ends with the step
+            stdout=file,  # the step inherits the lock, which ends with it
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
@@ -87,20 +87,20 @@ def _begin(path: str, argv: list[str], environ: dict[str, str]) -> str:
 
 
 def _has_answered(path: str) -> bool:
-    """Whether a node's step has a server, or has ended without."""
-    if _said(path) == READY:
+    """Return whether a node's step has a server, or has ended without one."""
+    if _content(path) == READY:
         return True
     try:
         with open(path) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except FileNotFoundError:  # it has ended, and somebody has swept
+    except FileNotFoundError:  # it has ended, and its file was removed
         return True
     return True
 
 
-def _said(path: str) -> str:
+def _content(path: str) -> str:
     try:
         with open(path) as file:
             return file.read().strip()
@@ -109,14 +109,14 @@ def _said(path: str) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Do what the command line says."""
+    """Run the command ``ensure`` or ``keep``."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if arguments == ["keep"]:
         keep()
         return
     word, *rest = arguments
     if word != "ensure" or "--" not in rest:
-        raise SystemExit(f"ensure NODE... -- PREFIX..., or keep; found {arguments}")
+        raise SystemExit(f"keeper.py: expected `ensure NODE... -- PREFIX...` or `keep`, found {arguments}")
     at = rest.index("--")
     missing = sorted({*rest[:at]} - {*ensure(rest[:at], rest[at + 1 :])})
     if missing:

@@ -1,7 +1,7 @@
-"""The parent of one forked rank: relays signals and status, and leaves nothing behind.
+"""The parent of one forked rank: it relays signals and status, and leaves no process behind.
 
-It stands between the server and the rank so that ranks outlive the server, and so that a death on either
-side is seen at once: if the client goes, the rank is killed; if this process is killed, so is the rank.
+It stands between the server and the rank, so that ranks outlive the server and a death on either side is
+noticed at once: if the client ends, the rank is killed; if the supervisor is killed, the rank is too.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from parsl_rasda.errors import RasdaError
+from parsl_rasda.prctl import adopt_orphans, die_with_parent
 from parsl_rasda.protocol import JobSpec
-from parsl_rasda.runtime import __main__ as runtime_main
-from parsl_rasda.runtime.process.attempt import FORKED
+from parsl_rasda.runtime.attempt.attempt import FORKED
+from parsl_rasda.runtime.process.exit_status import shown_status
 from parsl_rasda.runtime.process.forkserver import client
-from parsl_rasda.runtime.process.forkserver.process_tree import adopt_orphans, children, die_with
-from parsl_rasda.runtime.process.rank_parent import shown_end
+from parsl_rasda.runtime.process.forkserver.process_tree import children
 
 ENV_START_FIELD = 50 - 3  # of /proc/self/stat, behind pid, name and state
 SPARE_FD = 64
@@ -39,28 +39,28 @@ REAP_S = 1.0
 
 
 def supervise(link: socket.socket, ready_at: float) -> NoReturn:
-    """Fork the rank that the client asks for, and stay until it and all its helpers are gone.
+    """Fork the rank that the client asks for, and stay until it and its helpers are gone.
 
     Args:
-        link: To the client.
-        ready_at: When torch was loaded, by the monotonic clock that all processes here share [s].
+        link: The connection to the client.
+        ready_at: When torch was loaded, by the monotonic clock of this node [s].
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.setsid()
-    adopt_orphans()  # helpers of the rank come home when it dies
+    adopt_orphans()  # helpers of the rank, when it dies
     request, descriptors = _received(link)
     _mark(request["environment"].get(client.JOB_VARIABLE, ""))
     request["environment"][FORKED] = f"{max(0.0, ready_at - request['asked_at']):.3f}"
     wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    me = os.getpid()
+    parent = os.getpid()
     link.sendall(client.ACCEPTED)
-    signal.pthread_sigmask(signal.SIG_BLOCK, client.WISHES)
+    signal.pthread_sigmask(signal.SIG_BLOCK, client.STOP_SIGNALS)
     rank = os.fork()
     if rank == 0:
         try:
-            die_with(me)
+            die_with_parent(parent)
             signal.set_wakeup_fd(-1)
             for descriptor in (wake_read, wake_write):
                 os.close(descriptor)
@@ -73,7 +73,7 @@ def supervise(link: socket.socket, ready_at: float) -> NoReturn:
     status = _watch(link, rank, wake_read)
     _reap()
     if status is not None:
-        shown = _shown_end(request, os.waitstatus_to_exitcode(status))
+        shown = _shown_status(request, os.waitstatus_to_exitcode(status))
         with contextlib.suppress(OSError):
             link.sendall(client.STATUS.pack(shown))
     os._exit(0)
@@ -94,9 +94,9 @@ def _received(link: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 
 def _mark(mark: str) -> None:
-    """Write the job's mark into the environment that others see of this process and its children.
+    """Write the job's mark into the environment that other processes see of this one and its children.
 
-    /proc shows what a process was started with, which no setenv changes: only writing over it does.
+    /proc shows the environment at the start of a process. No setenv changes it; only overwriting it does.
     """
     text = f"{mark}\0".encode()
     if len(text) > client.MARK_BYTES:
@@ -109,7 +109,7 @@ def _mark(mark: str) -> None:
 
 
 def _watch(link: socket.socket, rank: int, wake: int) -> int | None:
-    """Pass signals on until the rank has ended; returns how, or None if the client went first."""
+    """Pass signals on until the rank ends. Return its wait status, or None if the client ended first."""
     while True:
         ready, _, _ = select.select([link.fileno(), wake], [], [])
         if wake in ready:
@@ -130,17 +130,17 @@ def _watch(link: socket.socket, rank: int, wake: int) -> int | None:
                 os.kill(rank, number)
 
 
-def _shown_end(request: Mapping[str, Any], status: int) -> int:
-    """Return how the client shall end."""
+def _shown_status(request: Mapping[str, Any], status: int) -> int:
+    """Return the status with which the client shall end."""
     try:
-        order = JobSpec.load(Path(request["directory"], request["arguments"][0]))
-        return shown_end(order, request["environment"], status)
-    except (RasdaError, OSError, ValueError, KeyError, TypeError, IndexError):  # then it could not be a rank
+        spec = JobSpec.load(Path(request["directory"], request["arguments"][0]))
+        return shown_status(spec, request["environment"], status)
+    except (RasdaError, OSError, ValueError, KeyError, TypeError, IndexError):  # then there was no job
         return status
 
 
 def _reap() -> None:
-    """End what the rank has left: its helpers, and theirs as they come home."""
+    """Kill the helpers that the rank has left, and theirs as they become orphans."""
     end = time.monotonic() + REAP_S
     while time.monotonic() < end:
         try:
@@ -155,7 +155,7 @@ def _reap() -> None:
 
 
 def _be_rank(request: Mapping[str, Any], descriptors: list[int]) -> NoReturn:
-    """Be what the client would have been by a plain start."""
+    """Be the rank that the client would have become by a plain start."""
     environment = request["environment"]
     _take_descriptors(environment, descriptors)
     for number in (*client.SIGNALS, signal.SIGCHLD):
@@ -175,12 +175,14 @@ def _be_rank(request: Mapping[str, Any], descriptors: list[int]) -> NoReturn:
     for name, descriptor, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
         setattr(sys, name, open(descriptor, mode, buffering=1, closefd=False))  # noqa: SIM115 - for life
     atexit._clear()
-    sys.argv = [runtime_main.__file__, *request["arguments"]]
+    program = importlib.import_module(f"{client.PROGRAM}.__main__")
+    main: Callable[[list[str]], NoReturn] = program.main
+    sys.argv = [str(program.__file__), *request["arguments"]]
     sys.path[0] = str(Path.cwd())
-    sys.modules["__main__"] = runtime_main  # what `spawn` of multiprocessing looks at
+    sys.modules["__main__"] = program  # `spawn` of multiprocessing reads its name
     importlib.invalidate_caches()
     try:
-        runtime_main.main(request["arguments"])
+        main(request["arguments"])
     except BaseException:
         traceback.print_exc()  # before it could write a report
         raise

@@ -1,0 +1,237 @@
+"""State and files of one attempt on a rank: what it was ordered, what it reports, why it leaves.
+
+Files come before messages: a line of ``epochs.jsonl`` is synced before the controller is told of it.
+``report.json`` belongs to the first rank that writes it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from parsl_rasda.atomic_files import create_file
+from parsl_rasda.errors import DamagedCheckpointError
+from parsl_rasda.protocol import DEADLINE_MARGIN_S, Checkpoint, EpochReport, JobResult, JobSpec
+from parsl_rasda.runtime.attempt.channel import ControlChannel
+from parsl_rasda.runtime.attempt.launch_context import LaunchContext
+from parsl_rasda.runtime.checkpoints.checkpoint import HEADER
+from parsl_rasda.runtime.checkpoints.retention import (
+    FETCHED,
+    known_epochs,
+    remove_superseded_attempts,
+    superseded,
+)
+from parsl_rasda.runtime.checkpoints.shared import CopyGoneError, SharedCheckpoints, fetch, is_url
+from parsl_rasda.types import Outcome
+
+FINAL_REPORT_S = 5.0  # kept free before the deadline, for the last files and messages
+FORKED = "PARSL_RASDA_FORKED"  # set by a fork server: how long the rank waited for torch [s]
+
+
+class PreemptRequested(BaseException):
+    """Unwinds the training function, because the job must leave now.
+
+    Args:
+        agreed: Whether every rank leaves at this point.
+    """
+
+    def __init__(self, *, agreed: bool) -> None:
+        super().__init__(agreed)
+        self.agreed = agreed
+
+
+class Attempt:
+    """State and files of one attempt on this rank.
+
+    Attributes:
+        epoch: Epochs done.
+        until: Epochs after which the job asks the controller, or ends.
+        schedule: ``(epoch, replicas)``, the current stretch last.
+        outcome: How the attempt ends, once that is decided.
+        history: The reports of this attempt, on rank 0.
+        preempt_cause: Why the job must leave at its next step, or None.
+        lost_origin: Why the checkpoint to resume from cannot be read, or None.
+        interruptible: Whether a signal may unwind the training function at any point, because there is
+            no work to save.
+        is_prepared: Whether a model is in training, which leaves at its next step.
+        is_unwinding: Whether a signal has unwound the training function.
+    """
+
+    def __init__(self, spec: JobSpec, context: LaunchContext) -> None:
+        self.spec, self.context = spec, context
+        self.directory = Path(spec.directory)
+        self.channel: ControlChannel | None = None
+        self.epoch, self.until = spec.epoch, spec.until
+        self.schedule: tuple[tuple[int, int], ...] = spec.schedule
+        self.outcome: Outcome | None = None
+        self.history: list[EpochReport] = []
+        self.preempt_cause: str | None = None
+        self.lost_origin: str | None = None
+        self.interruptible = True
+        self.is_prepared = False
+        self.is_unwinding = False
+        self.slots: tuple[str, ...] = spec.slots
+        self.checkpoints: list[Path] = []  # the whole ones of this attempt, oldest first
+        self._epoch_of: dict[Path, int] = {}
+        self._shared = (
+            SharedCheckpoints(spec.share_at, self._superseded)
+            if spec.share_at and context.rank == 0
+            else None
+        )
+        self._is_ready = False
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank speaks for the job."""
+        return self.context.rank == 0
+
+    @property
+    def replicas(self) -> int:
+        """Replicas of the current stretch."""
+        return self.schedule[-1][1]
+
+    def preempt(self, cause: str) -> None:
+        """Ask the job to leave at its next step; the first cause is kept."""
+        self.preempt_cause = self.preempt_cause or cause
+
+    def must_leave(self, margin_s: float = 0.0) -> bool:
+        """Return whether this rank was asked to leave, or its deadline is near.
+
+        Args:
+            margin_s: Time that leaving takes, besides the usual margin before the deadline [s].
+        """
+        deadline = self.spec.deadline
+        if deadline is not None and time.time() > deadline - DEADLINE_MARGIN_S - margin_s:
+            self.preempt("the deadline is near")
+        return self.preempt_cause is not None
+
+    def ready(self) -> None:
+        """Tell the controller once that the start is over and work has begun."""
+        if not self._is_ready:
+            self._is_ready = True
+            self.send("ready", {"once_s": float(os.environ.get(FORKED, "0"))})
+
+    def record(self, metrics: Mapping[str, float], seconds: float) -> None:
+        """Report the epoch that is now done: first to the file, then to the controller."""
+        if not self.is_main:
+            return
+        if not self.history:
+            remove_superseded_attempts(self.directory, self.spec.resume_from)
+        report = EpochReport(
+            trial=self.spec.trial,
+            attempt=self.spec.attempt,
+            epoch=self.epoch,
+            metrics=metrics,
+            seconds=seconds,
+            checkpoint=self._reachable(),
+            at=time.time(),
+            slots=self.slots,
+        )
+        self.history.append(report)
+        with (self.directory / "epochs.jsonl").open("a") as file:
+            file.write(json.dumps(report.to_json()) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.send("epoch", report.to_json())
+
+    def add_checkpoint(self, path: Path, epoch: int | None = None) -> None:
+        """Note a whole checkpoint, and remove older ones that nobody needs any more (`retention`).
+
+        Args:
+            path: Its directory.
+            epoch: Epochs done in it, if not as many as now.
+        """
+        if path in self.checkpoints:
+            return
+        self.checkpoints.append(path)
+        self._epoch_of[path] = self.epoch if epoch is None else epoch
+        if self._shared:
+            self._shared.add(path, self._epoch_of[path])
+        places = [str(checkpoint) for checkpoint in self.checkpoints]
+        for _ in range(superseded(places, (), None) if self._shared else self._superseded(places)):
+            if self._shared and self._shared.needs(self.checkpoints[0]):
+                break
+            old = self.checkpoints.pop(0)
+            if self.is_main:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def _superseded(self, places: Sequence[str]) -> int:
+        """Return how many of these checkpoints may be removed, counted from the oldest."""
+        return superseded(places, tuple(self.history), known_epochs(self.directory))
+
+    def share(self) -> None:
+        """If the study shares checkpoints, wait until the last one has been copied.
+
+        Raises:
+            StoreError: If it could not be copied, or not before the job must leave.
+        """
+        if self._shared:
+            deadline = self.spec.deadline
+            self._shared.finish(
+                None if deadline is None else max(0.0, deadline - FINAL_REPORT_S - time.time())
+            )
+
+    @contextmanager
+    def resuming(self) -> Iterator[None]:
+        """Note whether the checkpoint to resume from is gone or damaged: the trial has others."""
+        try:
+            yield
+        except (DamagedCheckpointError, CopyGoneError) as error:
+            self.lost_origin = f"{error}; the trial resumes from an older one, or starts again"
+            raise
+
+    def find_checkpoint(self, place: str) -> Path:
+        """Return the directory of a checkpoint of this trial; rank 0 fetches it if it is not on this site.
+
+        Args:
+            place: The checkpoint's directory or URL.
+
+        Raises:
+            CopyGoneError: If it is not at the URL any more.
+            StoreError: If it cannot be fetched.
+        """
+        if not is_url(place):
+            return Path(place)
+        attempt, name = place.split("/")[-2:]
+        written_here, fetched = self.directory.parent / attempt / name, self.directory / FETCHED
+        if (written_here / HEADER).exists():
+            return written_here
+        if self.is_main and not fetched.exists():
+            fetch(place, fetched)
+        return fetched
+
+    def _reachable(self) -> Checkpoint | None:
+        """Return the newest checkpoint that others can read."""
+        if self._shared:
+            return self._shared.newest
+        if not self.checkpoints:
+            return None
+        newest = self.checkpoints[-1]
+        return Checkpoint(str(newest), self._epoch_of[newest])
+
+    def send(self, op: str, message: Mapping[str, Any]) -> None:
+        """Send a message to the controller if there is a channel."""
+        if self.channel:
+            self.channel.send(op, message)
+
+    def close(self, outcome: Outcome, cause: str = "", traceback: str = "") -> None:
+        """Write the result of the attempt and send it, unless another rank was first."""
+        result = JobResult(
+            trial=self.spec.trial,
+            attempt=self.spec.attempt,
+            outcome=outcome,
+            epoch=self.epoch,
+            cause=cause,
+            checkpoint=self._reachable(),
+            traceback=traceback,
+            at=time.time(),
+            unreadable=self.spec.resume_from if self.lost_origin and outcome is Outcome.LOST else None,
+        )
+        if create_file(self.directory / "report.json", json.dumps(result.to_json(), indent=1)):
+            self.send("bye", result.to_json())

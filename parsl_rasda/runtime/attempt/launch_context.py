@@ -1,0 +1,107 @@
+"""Which rank this process is, and which GPU belongs to it.
+
+Both are read from the launcher's environment before torch is imported, because a device mask that is set
+later has no effect. If the launcher and the job disagree, this module refuses to guess.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from parsl_rasda.devices import device_mask
+from parsl_rasda.errors import InvalidSettingError
+from parsl_rasda.protocol import JobSpec
+
+# Rank, size and local rank, in order of precedence: inside a Slurm job, ranks of mpiexec inherit the
+# SLURM_PROCID of the proxy that started them, and a single process (`launch.process`) that of its pilot.
+LAUNCHERS = (
+    ("PARSL_RASDA_RANK", "PARSL_RASDA_SIZE", "PARSL_RASDA_LOCAL_RANK"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchContext:
+    """One process of a launch.
+
+    Attributes:
+        rank: Index of this process.
+        size: Number of processes. It is 1 where slots are only logical, whatever the job's world size.
+        device_index: Index of this rank's device among the visible ones.
+        environment: Variables to set before torch is imported.
+        slot: ``node:gpu`` as this rank sees it.
+        one_node: Whether all ranks are on one node.
+        local_size: Number of processes on this node.
+    """
+
+    rank: int
+    size: int
+    device_index: int
+    environment: Mapping[str, str]
+    slot: str
+    one_node: bool
+    local_size: int = 1
+
+    @property
+    def gpu(self) -> int:
+        """The number of this rank's slot on the node."""
+        return int(self.slot.rpartition(":")[2])
+
+
+def launch_context(spec: JobSpec, environ: Mapping[str, str]) -> LaunchContext:
+    """Return what the launcher and the job say about this process.
+
+    Raises:
+        InvalidSettingError: If the launcher started another number of ranks than the job has.
+    """
+    rank, size, local_rank = _launched(spec, environ)
+    if spec.slots and len(spec.slots) != spec.world_size:
+        raise InvalidSettingError("slots", spec.slots, f"one per rank, {spec.world_size} in all")
+    slots = [_parted(slot) for slot in spec.slots] or [("", local_rank)] * size
+    node, gpu = slots[rank]
+    gpus = [g for n, g in slots if n == node]
+    environment = device_mask(spec.accelerator, gpus, environ) if spec.slots else {}
+    index = gpus.index(gpu) if environment else local_rank
+    return LaunchContext(
+        rank=rank,
+        size=size,
+        device_index=index,
+        environment=environment,
+        slot=f"{_seen_node(node, {n for n, _ in slots}, environ)}:{gpu}",
+        one_node=len({n for n, _ in slots}) == 1,
+        local_size=min(size, len(gpus)),
+    )
+
+
+def launched(environ: Mapping[str, str]) -> tuple[int, int, int]:
+    """Return rank, size and local rank as set by the launcher, or those of a single process."""
+    for rank, size, local in LAUNCHERS:
+        if rank in environ and size in environ:
+            return int(environ[rank]), int(environ[size]), int(environ.get(local, "0"))
+    return 0, 1, 0
+
+
+def _launched(spec: JobSpec, environ: Mapping[str, str]) -> tuple[int, int, int]:
+    found = launched(environ)
+    logical = spec.accelerator == "none" and found[1] == 1
+    if found[1] != spec.world_size and not logical:
+        raise InvalidSettingError("ranks started by the launcher", found[1], f"{spec.world_size}, as ordered")
+    return found
+
+
+def _parted(slot: str) -> tuple[str, int]:
+    node, _, gpu = slot.rpartition(":")
+    return node, int(gpu)
+
+
+def _seen_node(claimed: str, nodes: set[str], environ: Mapping[str, str]) -> str:
+    """Return this process's node, by the name that the job uses for it where one matches."""
+    hostname = socket.gethostname()
+    for name in (environ.get("SLURMD_NODENAME"), hostname, hostname.partition(".")[0]):
+        if name in nodes:
+            return str(name)
+    return claimed or hostname

@@ -1,0 +1,70 @@
+"""Every link, path and module that the documents name exists."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parents[2]
+TOP = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
+DOCUMENTS = [*TOP, *sorted((REPOSITORY / "docs").glob("*.md"))]
+TREES = ("parsl_rasda", "tests", "benchmarks", "docs", "workflows", "site_configs")
+MOST_LINES = 150
+each = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+
+
+def words_of(document: Path) -> list[str]:
+    """Return what stands between single backquotes."""
+    text = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+@each
+def test_every_relative_link_leads_somewhere(document: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", document.read_text())
+    for link in links:
+        if not re.match(r"\w+://", link):
+            assert (document.parent / link.partition("#")[0]).exists(), link
+
+
+@each
+def test_every_path_and_every_module_exists(document: Path) -> None:
+    for word in words_of(document):
+        if re.fullmatch(rf"({'|'.join(TREES)})/[\w./-]*", word):
+            assert (REPOSITORY / word).exists(), word
+        elif re.fullmatch(r"parsl_rasda(\.[a-z_0-9]+)+", word) and not is_group(word):
+            assert is_importable(word), word
+
+
+def is_group(word: str) -> bool:
+    """Whether a name is that of a group of entry points."""
+    return any(f'"{word}"' in path.read_text() for path in (REPOSITORY / "parsl_rasda").rglob("*.py"))
+
+
+def is_importable(name: str) -> bool:
+    """Whether this is a module, or a name in one."""
+    for module, _, rest in ((name, "", ""), name.rpartition(".")):
+        if importlib.util.find_spec(module) is not None:
+            return not rest or hasattr(importlib.import_module(module), rest)
+    return False
+
+
+@each
+def test_it_can_be_read_in_one_go_and_stands_for_itself(document: Path) -> None:
+    text = document.read_text()
+    assert "../shared" not in text
+    assert re.search(r"\bissues? #?\d", text) is None
+    if document.name != "README.md":
+        assert len(text.splitlines()) < MOST_LINES
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    project = (REPOSITORY / "pyproject.toml").read_text()
+    assert f'version = "{citation["version"]}"' in project
+    assert citation["references"][0]["doi"] == "10.1016/j.future.2025.108042"
+    assert citation["references"][0]["doi"] in (REPOSITORY / "README.md").read_text()

@@ -1,0 +1,63 @@
+"""What a rank answers at an epoch boundary."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from parsl_rasda.runtime import local_trial
+from parsl_rasda.runtime.attempt.attempt import Attempt
+from parsl_rasda.runtime.attempt.boundary import Answer, own_answer
+
+NO_REASON, A_REASON = (lambda: False), (lambda: True)
+
+
+class Channel:
+    """A controller that answers at once, or not within the time."""
+
+    def __init__(self, message) -> None:
+        self._message = message
+
+    def answer(self, timeout_s, unless):
+        return self._message
+
+
+@pytest.fixture
+def attempt_at(tmp_path):
+    trial = local_trial({}, epochs=4, replicas=2, directory=tmp_path)
+
+    def make(epoch, message=None, *, interactive=True) -> Attempt:
+        attempt = Attempt(replace(trial._spec, interactive=interactive), trial._attempt.context)
+        attempt.epoch, attempt.channel = epoch, Channel(message)
+        return attempt
+
+    return make
+
+
+def test_a_job_without_a_controller_goes_on_to_its_end(attempt_at) -> None:
+    assert own_answer(attempt_at(3, interactive=False), NO_REASON) == (Answer.GO, 4, 2)
+    assert own_answer(attempt_at(4, interactive=False), A_REASON) == (Answer.LEAVE, 0, 0)
+
+
+def test_a_reason_to_leave_comes_before_the_controllers_answer(attempt_at) -> None:
+    assert own_answer(attempt_at(3, {"op": "go", "until": 8}), A_REASON)[0] is Answer.PREEMPT
+    assert own_answer(attempt_at(3, interactive=False), A_REASON)[0] is Answer.PREEMPT
+
+
+@pytest.mark.parametrize(
+    ("message", "answer"),
+    [
+        ({"op": "go", "until": 8, "replicas": 4}, (Answer.GO, 8, 4)),
+        ({"op": "go", "until": 8}, (Answer.GO, 8, 2)),
+        ({"op": "go", "until": 4}, (Answer.LEAVE, 0, 0)),  # of a stretch that is done already
+        ({"op": "leave"}, (Answer.LEAVE, 0, 0)),
+        (None, (Answer.WAIT, 0, 0)),
+    ],
+)
+def test_an_interactive_job_does_what_the_controller_answers(attempt_at, message, answer) -> None:
+    assert own_answer(attempt_at(4, message), NO_REASON) == answer
+
+
+def test_the_largest_answer_of_all_ranks_counts() -> None:
+    assert sorted(Answer) == [Answer.WAIT, Answer.GO, Answer.LEAVE, Answer.PREEMPT]

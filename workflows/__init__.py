@@ -1,1 +1,0 @@
-"""Workflows shipped with parsl_rasda, one folder each."""

@@ -1,1 +1,0 @@
-"""Laser speed and power from videos of melt pools: simulate, render, tune by RASDA, evaluate."""

@@ -1,1 +1,0 @@
-"""Compression of flows by a convolutional autoencoder: simulate, prepare, tune by RASDA, compare with PCA."""

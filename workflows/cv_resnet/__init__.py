@@ -1,1 +1,0 @@
-"""Image classification by residual networks: prepare, tune by RASDA, evaluate on a test half."""

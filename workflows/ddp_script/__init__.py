@@ -1,1 +1,0 @@
-"""Somebody's DistributedDataParallel script, tuned as it is."""
