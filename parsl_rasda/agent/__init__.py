@@ -5,7 +5,7 @@ returns when every process of it is gone. `exit_diagnosis` reads what an attempt
 `orphan_reaper` finds and ends what was orphaned, `node_probe` says what the pilot has, `slurm` and `pbs` ask
 the batch system. `worker_pool` starts Parsl's workers, `die_with_parent` ends their fork server.
 
-Behind an endpoint there is no channel: `endpoint_tasks` and `stage_calls` leave everything on the site's disk,
+Behind an endpoint there is no channel: `endpoint_tasks` and `stage_calls` leave all on the site's disk,
 with a `heartbeat`, and hold the pilot by a `pilot_lease`.
 
 Nothing here sees more of the package than the protocol, types, errors and devices.
