@@ -140,7 +140,8 @@ def test_words_are_filled_in_as_validate_reads_them(tmp_path) -> None:
 
 @pytest.mark.mpi
 def test_a_plain_ddp_script_trains_on_two_ranks_and_resumes_on_one(tmp_path) -> None:
-    study = load_study(ROOT / "workflows/ddp_script/study.yaml")
+    folder = ROOT / "workflows" / "ddp_script"
+    study = load_study(folder / "study.yaml")
     (stage,) = study.stages.values()
     command = tuple(sys.executable if word == "python" else word for word in stage.tune.training.command)
     script = {"python": None, "command": command, "config": {"lr": 0.05, "momentum": 0.5}}
@@ -155,7 +156,8 @@ def test_a_plain_ddp_script_trains_on_two_ranks_and_resumes_on_one(tmp_path) -> 
             **script,
         )
         launch = mpi_command(order) if world_size > 1 else rank_command(order)
-        status, errors = finished(launch, {"MASTER_ADDR": "127.0.0.1"})
+        path = f"{folder}:{ROOT}"  # as every launch of this study has it
+        status, errors = finished(launch, {"MASTER_ADDR": "127.0.0.1", "PYTHONPATH": path})
         assert status == 0, errors
         legs.append(order)
     losses = [dict(epochs_of(order)[-1].metrics)["val_loss"] for order in legs]
