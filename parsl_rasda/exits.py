@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from parsl_rasda.protocol import JobResult
-from parsl_rasda.types import Outcome
+from parsl_rasda.types import Fault, Outcome, Phase
 
 _LOG_TAIL_LINES = 3
 _SHELL_SIGNAL_BASE = 128  # a shell and srun report a death by signal N as 128 + N
@@ -32,6 +32,7 @@ class EndedBy(StrEnum):
 
     LAUNCH_EXIT = "launch exit"  # the launcher ended by itself
     LAUNCH_ERROR = "launch error"  # the launcher could not be started
+    STORAGE = "storage"  # the agent could not write what a launch needs
     RANKS_UNRESPONSIVE = "ranks unresponsive"  # they had reported and did not end
     CONTROLLER = "controller"  # it told the attempt to leave, or did not let it begin
     CONTROLLER_SILENT = "controller silent"  # nothing was heard of it for a lease
@@ -55,6 +56,7 @@ class EndedBy(StrEnum):
 _OUTCOMES: dict[EndedBy, tuple[Outcome, Outcome]] = {
     EndedBy.LAUNCH_EXIT: (Outcome.LOST, Outcome.LOST),
     EndedBy.LAUNCH_ERROR: (Outcome.LOST, Outcome.LOST),
+    EndedBy.STORAGE: (Outcome.LOST, Outcome.PREEMPTED),
     EndedBy.RANKS_UNRESPONSIVE: (Outcome.PREEMPTED, Outcome.PREEMPTED),
     EndedBy.CONTROLLER: (Outcome.PREEMPTED, Outcome.PREEMPTED),
     EndedBy.CONTROLLER_SILENT: (Outcome.PREEMPTED, Outcome.PREEMPTED),
@@ -86,6 +88,8 @@ class ExitObservations:
         report: The ranks' own report, or None.
         returncode: The launcher's, as in `subprocess`: negative for a death by signal.
         log_tail: The last lines of the attempt's log.
+        phase: How far its ranks got, as far as anybody heard, if they left no report.
+        fault: What kind of thing went wrong, if whoever saw the end knows.
     """
 
     ended_by: EndedBy
@@ -94,6 +98,8 @@ class ExitObservations:
     report: JobResult | None = None
     returncode: int = 0
     log_tail: tuple[str, ...] = ()
+    phase: Phase | None = None
+    fault: Fault | None = None
 
 
 @dataclass(frozen=True, slots=True)

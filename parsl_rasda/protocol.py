@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from parsl_rasda.errors import RasdaError
-from parsl_rasda.types import JSON, JobId, Outcome, TrialId
+from parsl_rasda.types import JSON, Fault, JobId, Outcome, Phase, TrialId
 
 FORMAT = 1
 DEADLINE_MARGIN_S = 10.0  # before its deadline, a rank begins to leave
@@ -230,6 +230,9 @@ class JobResult:
         checkpoint: Newest whole checkpoint of this attempt, or None; for a preemption in mid-epoch
             it holds the epoch in progress.
         unreadable: The checkpoint it was ordered to go on from, if that is gone or damaged.
+        phase: How far the ranks got, or None if that is not known.
+        fault: What kind of thing went wrong, or None.
+        exception: Class of the exception that ended the first rank to fail, or empty.
     """
 
     trial: TrialId
@@ -241,6 +244,9 @@ class JobResult:
     traceback: str = ""
     at: float = 0.0
     unreadable: str | None = None
+    phase: Phase | None = None
+    fault: Fault | None = None
+    exception: str = ""
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
@@ -253,6 +259,8 @@ class JobResult:
         values = _known(cls, data)
         values["outcome"] = Outcome(values["outcome"])
         values["checkpoint"] = checkpoint_in(data)
+        values["phase"] = Phase(data["phase"]) if data.get("phase") in set(Phase) else None
+        values["fault"] = Fault(data["fault"]) if data.get("fault") in set(Fault) else None
         return cls(**values)
 
 
@@ -282,7 +290,15 @@ def read_report(directory: Path, job: JobId) -> JobResult | None:
     return report if (report.trial, report.attempt) == (job.trial, job.attempt) else None
 
 
-def report_of_epochs(directory: Path, order: JobSpec, outcome: Outcome, cause: str) -> JobResult:
+def report_of_epochs(
+    directory: Path,
+    order: JobSpec,
+    outcome: Outcome,
+    cause: str,
+    *,
+    phase: Phase | None = None,
+    fault: Fault | None = None,
+) -> JobResult:
     """Return a report for an attempt that wrote none, made of the epochs it has left."""
     epochs = read_epochs(directory, order.job)
     saved = [e for e in epochs if e.checkpoint is not None]
@@ -294,6 +310,8 @@ def report_of_epochs(directory: Path, order: JobSpec, outcome: Outcome, cause: s
         cause=cause,
         checkpoint=saved[-1].checkpoint if saved else None,
         at=time.time(),
+        phase=Phase.TRAINING if epochs else phase,
+        fault=fault,
     )
 
 

@@ -21,7 +21,7 @@ def conclude(directory: Path, order: JobSpec, seen: ExitObservations) -> JobResu
     if own is not None:
         return amend(own, seen)
     found = classify_exit(seen)
-    return report_of_epochs(directory, order, found.outcome, found.cause)
+    return report_of_epochs(directory, order, found.outcome, found.cause, phase=seen.phase, fault=seen.fault)
 
 
 def amend(own: JobResult, seen: ExitObservations) -> JobResult:

@@ -27,6 +27,7 @@ LOST, PREEMPTED = Outcome.LOST, Outcome.PREEMPTED
 OUTCOMES = {
     "launch exit": (LOST, LOST),
     "launch error": (LOST, LOST),
+    "storage": (LOST, PREEMPTED),
     "ranks unresponsive": (PREEMPTED, PREEMPTED),
     "controller": (PREEMPTED, PREEMPTED),
     "controller silent": (PREEMPTED, PREEMPTED),
