@@ -10,6 +10,7 @@ attempt that wakes up can write nowhere else. It holds::
     order.json          the JobSpec
     epochs.jsonl        one EpochReport a line, synced before anything is said of it
     epoch-000004/       a checkpoint (renamed into place when whole)
+    started             made by the first rank that runs
     report.json         the JobResult, last
     log.txt             stdout and stderr of the launch
     stop                without a control channel: why the attempt must leave at its next step
@@ -32,12 +33,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from parsl_rasda.errors import RasdaError
-from parsl_rasda.types import JSON, Fault, JobId, Outcome, Phase, TrialId
+from parsl_rasda.types import JSON, Blame, Fault, JobId, Outcome, Phase, TrialId
 
 FORMAT = 1
 DEADLINE_MARGIN_S = 10.0  # before its deadline, a rank begins to leave
 RECORD_SEPARATOR = b"\x1e"
 STOP = "stop"
+STARTED = "started"  # made by the first rank that runs
 KNOWN = "known"  # in an attempt without a channel: how many epochs the controller has heard of
 
 
@@ -233,6 +235,7 @@ class JobResult:
         phase: How far the ranks got, or None if that is not known.
         fault: What kind of thing went wrong, or None.
         exception: Class of the exception that ended the first rank to fail, or empty.
+        blame: Whose fault it was, as `exits.classify_exit` judged where it ended; None if nobody has judged.
     """
 
     trial: TrialId
@@ -247,6 +250,7 @@ class JobResult:
     phase: Phase | None = None
     fault: Fault | None = None
     exception: str = ""
+    blame: Blame | None = None
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
@@ -261,6 +265,7 @@ class JobResult:
         values["checkpoint"] = checkpoint_in(data)
         values["phase"] = Phase(data["phase"]) if data.get("phase") in set(Phase) else None
         values["fault"] = Fault(data["fault"]) if data.get("fault") in set(Fault) else None
+        values["blame"] = Blame(data["blame"]) if data.get("blame") in set(Blame) else None
         return cls(**values)
 
 
@@ -298,6 +303,7 @@ def report_of_epochs(
     *,
     phase: Phase | None = None,
     fault: Fault | None = None,
+    blame: Blame | None = None,
 ) -> JobResult:
     """Return a report for an attempt that wrote none, made of the epochs it has left."""
     epochs = read_epochs(directory, order.job)
@@ -312,6 +318,7 @@ def report_of_epochs(
         at=time.time(),
         phase=Phase.TRAINING if epochs else phase,
         fault=fault,
+        blame=blame,
     )
 
 

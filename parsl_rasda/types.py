@@ -110,6 +110,18 @@ class Outcome(StrEnum):
     FAILED = "failed"  # the user's code raised: a retry would raise again
 
 
+class Blame(StrEnum):
+    """Whose fault the end of an attempt was. Only its own fault ever fails a trial at once."""
+
+    TRIAL = "trial"  # its configuration, or the user's code
+    SLOT = "slot"  # a GPU that is broken, busy or missing
+    NODE = "node"
+    PILOT = "pilot"
+    SITE = "site"  # with `Phase.NO_RANK` or `Phase.MET`, perhaps only this world size there
+    CONTROLLER = "controller"
+    UNSURE = "unsure"  # a signal, an error of the GPU's driver, lost contact
+
+
 class Phase(StrEnum):
     """How far the ranks of an attempt got."""
 

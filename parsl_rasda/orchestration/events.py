@@ -14,9 +14,11 @@ from pydantic import JsonValue
 
 from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.types import (
+    Blame,
     JobId,
     NodeSlots,
     Outcome,
+    Phase,
     PilotId,
     Placement,
     SiteName,
@@ -150,6 +152,9 @@ class JobEnded:
         checkpoint: Path of the newest whole checkpoint of the attempt, or None if it made none.
         checkpoint_epoch: Epochs done in it; None stands for those that the trial has by then.
         unreadable: The checkpoint it was to go on from, if that is gone or damaged: nothing was trained.
+        blame: Whose fault it was; None in records of versions that did not ask, whose rule still holds for
+            them.
+        phase: How far its ranks got, if that is known.
     """
 
     at: float
@@ -159,6 +164,8 @@ class JobEnded:
     checkpoint: str | None = None
     checkpoint_epoch: int | None = None
     unreadable: str | None = None
+    blame: Blame | None = None
+    phase: Phase | None = None
 
 
 @dataclass(frozen=True, slots=True)
