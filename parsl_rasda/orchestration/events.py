@@ -40,11 +40,13 @@ class StudyStarted:
     Attributes:
         num_samples: Trials wanted in all; a later start may raise it.
         sites: Pilots wanted per site; a later start may name other sites.
+        retry_failed: Trials that failed start afresh.
     """
 
     at: float
     num_samples: int
     sites: Mapping[SiteName, int]
+    retry_failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +296,24 @@ class TrialFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class SetAside:
+    """Tell the log and the people that something is not used for a while.
+
+    Attributes:
+        what: A slot, a node, a world size on a site or a site, in words.
+        cause: The last failure that it is blamed for.
+        until: When it is tried again [s].
+        times: How often in a row it was set aside.
+    """
+
+    what: str
+    site: SiteName
+    cause: str
+    until: float
+    times: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class FinishStudy:
     """Nothing is left to do; the driver ends."""
 
@@ -310,5 +330,6 @@ Instruction: TypeAlias = (
     | EndJob
     | ObserveTrial
     | TrialFinished
+    | SetAside
     | FinishStudy
 )
