@@ -23,7 +23,7 @@ from parsl_rasda.types import Blame, NodeName, Outcome, Phase, PilotId, SiteName
 _IN_A_ROW = 2  # failures without a success between, after which something is set aside
 _SAME_TRIAL_IN_A_ROW = 3  # the same for a world size at which one trial fails again and again
 _BACKOFF_S, _MAX_BACKOFF_S = 60.0, 1800.0  # until it is tried again: at first, and at most; doubled each time
-_LAST_CHANCE_S = 10.0  # until all is tried once more when nothing is left
+_LAST_CHANCES_S = (5.0, 10.0, 20.0)  # until all is tried once more when nothing is left
 _FREE_PREEMPTIONS = 5  # in a row without a finished epoch, after which the site is suspected
 _FREE_CHECKPOINT_LOSSES = 5
 _ENDING_S = 30.0  # before the end of a pilot: what is lost then is lost by that
@@ -94,12 +94,14 @@ class _Doubt:
         vouched_before: Other trials had finished epochs there, and nothing had gone wrong there since.
         unvouched: Its slots on which no other trial has finished an epoch since.
         is_counted: It is held against its slots, too.
+        is_probe: It was on a slot that was tried again, and costs the trial nothing.
     """
 
     slots: frozenset[Slot]
     vouched_before: bool
     unvouched: set[Slot]
     is_counted: bool
+    is_probe: bool = False
 
     @property
     def vouched_since(self) -> bool:
@@ -120,7 +122,8 @@ class FaultModel:
         self._good: dict[Slot, tuple[TrialId, ...]] = {}  # the last two that trained there, if all was well
         self._alike: list[tuple[str, TrialId, frozenset[Slot]]] = []
         self._last_chance_at: float | None = None
-        self._is_last_chance_over = False
+        self._last_chances = 0  # how many of them have passed
+        self._ever_good: set[Slot] = set()  # a trial has finished an epoch there
 
     def restart(self) -> None:
         """Forget what happened under an earlier controller; all may have been mended."""
@@ -128,14 +131,16 @@ class FaultModel:
             self._use(suspect, record)
         for memory in (self._records, self._doubts, self._is_narrow, self._good, self._alike):
             memory.clear()
-        self._last_chance_at, self._is_last_chance_over = None, False
+        self._ever_good.clear()
+        self._last_chance_at, self._last_chances = None, 0
 
     # ------------------------------------------------------------------------------- what happens
 
     def saw_epoch(self, trial: TrialRecord, job: LiveJob, epoch: int) -> list[tuple[TrialId, str]]:
         """Note that a trial has finished an epoch; return the trials that are at fault by that, and why."""
         slots = slots_of(job.placement)
-        self._last_chance_at, self._is_last_chance_over = None, False
+        self._last_chance_at, self._last_chances = None, 0
+        self._ever_good |= slots
         for slot in slots:
             before = self._good.get(slot, ())
             if before[-1:] != (trial.id,):
@@ -316,13 +321,16 @@ class FaultModel:
         probed = [s for s in self._suspects_of(job) if s.kind is Kind.SLOT and self._is_on_probation(s)]
         for suspect in probed:
             self._strike(suspect, trial, cause)
-        if probed:
-            return None  # a probe costs its trial nothing
-        trial.retries += 1
         mine = self._doubts.setdefault(trial.id, [])
+        if probed:
+            mine.append(_Doubt(slots, vouched, set(slots), is_counted=True, is_probe=True))
+            return None
+        trial.retries += 1
         is_clean = not any(self._is_evidence(d) and d.slots.isdisjoint(slots) for d in mine)
-        mine.append(_Doubt(slots, vouched, set(slots), is_clean))
-        if is_clean:
+        # What has been good before is not suspected for trials that have never trained: they may all be bad.
+        is_counted = is_clean and (bool(trial.history) or not slots <= self._ever_good)
+        mine.append(_Doubt(slots, vouched, set(slots), is_counted))
+        if is_counted:
             for suspect in self._suspects_of(job):
                 if suspect.kind is Kind.SLOT:
                     self._strike(suspect, trial, cause)
@@ -356,7 +364,7 @@ class FaultModel:
 
     def _is_evidence(self, doubt: _Doubt) -> bool:
         """Whether an end counts against its trial: it does not where something is set aside."""
-        return not any(self._is_aside(slot) for slot in doubt.slots)
+        return not (doubt.is_probe or any(self._is_aside(slot) for slot in doubt.slots))
 
     def _guilt(self, trial: TrialRecord) -> str:
         """Return why a trial is at fault itself, or nothing if that is not certain."""
@@ -386,6 +394,11 @@ class FaultModel:
         self._doubts.pop(trial, None)
         self._is_narrow.discard(trial)
 
+    def _has_fresh(self) -> bool:
+        """Whether a trial that has not failed yet is to come: what is tried again is better tried by that."""
+        waiting = self._search.cluster_state.waiting
+        return self._search.unproposed > 0 or any(w.trial not in self._doubts for w in waiting)
+
     def caution(self, trial: TrialRecord, site: SiteName | None) -> Caution:
         """Return where a trial must not start now."""
         doubts = self._doubts.get(trial.id, [])
@@ -397,7 +410,8 @@ class FaultModel:
         needed = growth.needs(trial.replicas, self._narrowest)
         counted = sum(self._is_evidence(d) for d in doubts)
         has_others = cluster.can_ever_start(needed, (trial.replicas, site, avoid))
-        if has_others or counted > self._search.settings.max_retries:
+        has_fresh = counted < len(doubts) and self._has_fresh()
+        if has_others or has_fresh or counted > self._search.settings.max_retries:
             return avoid  # elsewhere, or once others have shown what they do there
         return Caution(is_narrow=True)
 
@@ -415,7 +429,8 @@ class FaultModel:
         """Let what has been aside for long enough be tried again; return whether anything was."""
         now, found = self._search.now, False
         if self._last_chance_at is not None and now >= self._last_chance_at:
-            self._last_chance_at, self._is_last_chance_over = None, True
+            self._last_chance_at = None
+            self._last_chances += 1
             return self._try_all()
         for suspect, record in self._records.items():
             if record.standing is not Standing.USED and now >= record.until:
@@ -435,16 +450,17 @@ class FaultModel:
 
     def hopes(self) -> bool:
         """Whether something that is set aside may still let a standstill end: all is tried once more."""
-        if self._is_last_chance_over or not any(r.standing is Standing.ASIDE for r in self._records.values()):
+        is_over = self._last_chances == len(_LAST_CHANCES_S)
+        if is_over or not any(r.standing is Standing.ASIDE for r in self._records.values()):
             return False
         if self._last_chance_at is None:
-            self._last_chance_at = self._search.now + _LAST_CHANCE_S
+            self._last_chance_at = self._search.now + _LAST_CHANCES_S[self._last_chances]
         return True
 
     def last_verdicts(self) -> list[tuple[TrialId, str]]:
         """Return the trials that are at fault, as nobody else can show more, and why.
 
-        They failed again and again, and where they ran others had fared well just before.
+        They failed again and again where others had fared well just before, and none had failed.
         """
         guilty = []
         for who, doubts in self._doubts.items():
@@ -452,7 +468,10 @@ class FaultModel:
             counted = [d for d in doubts if self._is_evidence(d)]
             is_worn = len(counted) > self._search.settings.max_retries
             is_last = trial.job is None and not trial.state.is_final
-            if is_last and is_worn and any(d.vouched_before for d in counted):
+            slots = frozenset[Slot]().union(*(d.slots for d in counted))
+            others = (d for other, found in self._doubts.items() if other != who for d in found)
+            is_alone = all(d.slots.isdisjoint(slots) for d in others)
+            if is_last and is_worn and is_alone and any(d.vouched_before for d in counted):
                 guilty.append((who, f"{trial.reason} ({len(counted)} attempts)"))
         return guilty
 

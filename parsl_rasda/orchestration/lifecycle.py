@@ -12,7 +12,7 @@ from parsl_rasda.orchestration.fault_model import FaultModel
 from parsl_rasda.orchestration.search_record import SearchRecord
 from parsl_rasda.orchestration.states import JobState
 from parsl_rasda.orchestration.trial_record import LiveJob, TrialRecord
-from parsl_rasda.placement.cluster_state import PendingTrial, RunningTrial
+from parsl_rasda.placement.cluster_state import NO_CAUTION, PendingTrial, RunningTrial
 from parsl_rasda.types import JobId, Outcome, Placement, SiteName, Stretch, TrialState
 
 _FREE_PREEMPTIONS = 5  # in a row without a finished epoch, after which they cost retries
@@ -36,6 +36,12 @@ class TrialLifecycle:
         caution = self._faults.caution(trial, site)
         waiting = PendingTrial(trial.id, trial.age, trial.stretch, site, caution=caution)
         self._search.cluster_state.enqueue(waiting)
+
+    def forget_cautions(self) -> None:
+        """Let all wait that wait as if nothing had gone wrong before."""
+        for waiting in self._search.cluster_state.waiting:
+            if waiting.caution != NO_CAUTION:
+                self.enqueue(self._search.trials[waiting.trial])
 
     def requeue_doubtful(self) -> None:
         """Let those that may be at fault wait for where they may start as things are now."""

@@ -168,6 +168,7 @@ class Machine:
             self.cluster_state.ledger.remove_pilot(pilot)
         self.pilots.restart()
         self.faults.restart()
+        self._lifecycle.forget_cautions()
         for trial in self.trials.values():
             if trial.job is not None:
                 self._lifecycle.forget_job(trial, trial.job)
