@@ -1,4 +1,4 @@
-"""How an attempt ended: the one place where what was seen of an end becomes an outcome and a cause.
+"""How an attempt ended: the one place where what was seen of an end becomes an outcome, a cause and a blame.
 
 Agents and backends report facts: what they saw end, whether the attempt was told to leave, what the
 launcher and the ranks left behind. They judge nothing. `classify_exit` is pure and total.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from parsl_rasda.protocol import JobResult
-from parsl_rasda.types import Outcome
+from parsl_rasda.types import Blame, Fault, Outcome, Phase
 
 _LOG_TAIL_LINES = 3
 _SHELL_SIGNAL_BASE = 128  # a shell and srun report a death by signal N as 128 + N
@@ -32,6 +32,7 @@ class EndedBy(StrEnum):
 
     LAUNCH_EXIT = "launch exit"  # the launcher ended by itself
     LAUNCH_ERROR = "launch error"  # the launcher could not be started
+    STORAGE = "storage"  # the agent could not write what a launch needs
     RANKS_UNRESPONSIVE = "ranks unresponsive"  # they had reported and did not end
     CONTROLLER = "controller"  # it told the attempt to leave, or did not let it begin
     CONTROLLER_SILENT = "controller silent"  # nothing was heard of it for a lease
@@ -55,6 +56,7 @@ class EndedBy(StrEnum):
 _OUTCOMES: dict[EndedBy, tuple[Outcome, Outcome]] = {
     EndedBy.LAUNCH_EXIT: (Outcome.LOST, Outcome.LOST),
     EndedBy.LAUNCH_ERROR: (Outcome.LOST, Outcome.LOST),
+    EndedBy.STORAGE: (Outcome.LOST, Outcome.PREEMPTED),
     EndedBy.RANKS_UNRESPONSIVE: (Outcome.PREEMPTED, Outcome.PREEMPTED),
     EndedBy.CONTROLLER: (Outcome.PREEMPTED, Outcome.PREEMPTED),
     EndedBy.CONTROLLER_SILENT: (Outcome.PREEMPTED, Outcome.PREEMPTED),
@@ -75,6 +77,96 @@ _OUTCOMES: dict[EndedBy, tuple[Outcome, Outcome]] = {
 }
 
 
+# Whose fault an end is that says nothing more.
+_BLAMES: dict[EndedBy, Blame] = {
+    EndedBy.LAUNCH_EXIT: Blame.UNSURE,
+    EndedBy.LAUNCH_ERROR: Blame.SITE,
+    EndedBy.STORAGE: Blame.SITE,
+    EndedBy.RANKS_UNRESPONSIVE: Blame.UNSURE,
+    EndedBy.CONTROLLER: Blame.CONTROLLER,
+    EndedBy.CONTROLLER_SILENT: Blame.CONTROLLER,
+    EndedBy.CONTROLLER_CLOSED: Blame.CONTROLLER,
+    EndedBy.MANAGER_LOST: Blame.PILOT,
+    EndedBy.WORKER_LOST: Blame.UNSURE,
+    EndedBy.TASK_SILENT: Blame.UNSURE,
+    EndedBy.TASK_UNCLAIMED: Blame.PILOT,
+    EndedBy.NOT_SENT: Blame.PILOT,
+    EndedBy.PILOT_LOST: Blame.PILOT,
+    EndedBy.PILOT_ENDED: Blame.PILOT,
+    EndedBy.PILOT_TAKEN_BACK: Blame.PILOT,
+    EndedBy.PILOT_AT_WALLTIME: Blame.PILOT,
+    EndedBy.PILOT_RELEASED: Blame.PILOT,
+    EndedBy.PILOT_LEASED: Blame.PILOT,
+    EndedBy.SITE_UNFIT: Blame.SITE,
+    EndedBy.ENDPOINT_LOST: Blame.SITE,
+}
+_FAULT_BLAMES: dict[Fault, Blame] = {
+    Fault.STORAGE: Blame.SITE,
+    Fault.CHECKPOINT: Blame.SITE,
+    Fault.SETUP: Blame.SITE,
+    Fault.DEVICE: Blame.SLOT,
+    Fault.PEERS_LOST: Blame.UNSURE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """A text that tells whose fault an end was.
+
+    Attributes:
+        phase: How far the ranks had got where that text is written, if it tells.
+    """
+
+    pattern: re.Pattern[str]
+    blame: Blame
+    phase: Phase | None = None
+
+
+def _sign(pattern: str, blame: Blame, phase: Phase | None = None) -> Sign:
+    return Sign(re.compile(pattern), blame, phase)
+
+
+# The first that is found counts. Of a launch without a report, those that blame the trial do not count.
+SIGNS: tuple[Sign, ...] = (
+    # cudaErrorECCUncorrectable, hipErrorECCNotCorrectable; "NVRM: Xid" of NVIDIA's driver.
+    _sign(r"uncorrectable ECC|\bECC error|\bXid\b|uncorrectable NVLink", Blame.SLOT),
+    # cudaErrorDevicesUnavailable: "CUDA-capable device(s) is/are busy or unavailable", "all ... devices are".
+    _sign(r"busy or unavailable", Blame.SLOT),
+    # cudaErrorNoDevice; torch.cuda._lazy_init, torch/csrc/cuda: no, or fewer, GPUs than the site file says.
+    _sign(
+        r"no (CUDA|ROCm)-capable device is detected|No (CUDA|HIP|XPU) (GPUs|devices) are available"
+        r"|Found no NVIDIA driver|GPU is lost|fallen off the bus",
+        Blame.SLOT,
+    ),
+    # Python's OSError: ENOSPC, EDQUOT, EIO, EROFS, ESTALE, EREMOTEIO, ENOTCONN; HDF5 writes "errno =".
+    _sign(r"\[Errno (28|122|5|30|116|121|107)\]|errno = (28|122|5|30|116|121)\b", Blame.SITE),
+    _sign(r"No space left on device|Disk quota exceeded|Stale (NFS )?file handle", Blame.SITE),
+    # What ranks say of a site whose interpreter lacks the product.
+    _sign(r"No module named '?parsl_rasda\b", Blame.SITE, Phase.NO_RANK),
+    # torch.distributed: TCPStore, gloo's full mesh and NCCL's bootstrap, which never came up.
+    _sign(
+        r"DistNetworkError|DistStoreError|client socket has (failed|timed out)|waiting for clients"
+        r"|server socket has failed to listen|connectFullMesh failed|no socket interface found"
+        r"|Unable to (find|resolve) .*interface",
+        Blame.SITE,
+        Phase.MET,
+    ),
+    # torch: CUDA, HIP, NCCL, RCCL, cuBLAS, cuDNN, gloo. A bad GPU and a bad kernel say the same.
+    _sign(
+        r"\b(CUDA|HIP|NCCL|RCCL|nccl|cuFFT|XPU|CUFFT) (internal )?error|\b(CUBLAS|CUDNN|HIPBLAS)_STATUS_",
+        Blame.UNSURE,
+    ),
+    _sign(
+        r"Connection (closed|reset) by peer|ProcessGroup\w+.*timed? ?out|collective operation timeout",
+        Blame.UNSURE,
+    ),
+)
+# torch, CUDACachingAllocator.cpp: "CUDA out of memory. ... Process 7 has 3.00 GiB memory in use."
+_OUT_OF_MEMORY = re.compile(r"\b(CUDA|HIP|XPU) out of memory|OutOfMemoryError")
+_MEMORY_OF_OTHERS = re.compile(r"Process \d+ has ([\d.]+) (GiB|TiB) memory in use")
+_CONTEXTS_GIB = 1.0  # what the driver needs for one process or two
+
+
 @dataclass(frozen=True, slots=True)
 class ExitObservations:
     """What was seen of an attempt's end.
@@ -86,6 +178,9 @@ class ExitObservations:
         report: The ranks' own report, or None.
         returncode: The launcher's, as in `subprocess`: negative for a death by signal.
         log_tail: The last lines of the attempt's log.
+        phase: How far its ranks got, as far as anybody heard, if they left no report.
+        fault: What kind of thing went wrong, if whoever saw the end knows.
+        missing_input: A path that the job needs and that is not there, or nothing.
     """
 
     ended_by: EndedBy
@@ -94,14 +189,23 @@ class ExitObservations:
     report: JobResult | None = None
     returncode: int = 0
     log_tail: tuple[str, ...] = ()
+    phase: Phase | None = None
+    fault: Fault | None = None
+    missing_input: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class JobExit:
-    """How an attempt ended."""
+    """How an attempt ended.
+
+    Attributes:
+        blame: Whose fault it was, or None where nothing went wrong.
+    """
 
     outcome: Outcome
     cause: str
+    blame: Blame | None = None
+    phase: Phase | None = None
 
 
 def classify_exit(seen: ExitObservations) -> JobExit:
@@ -114,12 +218,60 @@ def classify_exit(seen: ExitObservations) -> JobExit:
     cause = _words_of_exit(seen) if seen.ended_by is EndedBy.LAUNCH_EXIT else seen.words
     own = seen.report
     if own is None:
-        return JobExit(outcome, cause)
-    if own.outcome is Outcome.LOST and outcome is Outcome.PREEMPTED:
-        return JobExit(outcome, cause)
-    if own.outcome is Outcome.PREEMPTED and seen.ended_by is EndedBy.WORKER_LOST and not seen.was_told:
-        return JobExit(outcome, cause)
-    return JobExit(own.outcome, own.cause)
+        blame, phase = _blame_without_report(seen)
+        return JobExit(outcome, cause, blame, phase)
+    is_overruled = (own.outcome is Outcome.LOST and outcome is Outcome.PREEMPTED) or (
+        own.outcome is Outcome.PREEMPTED and seen.ended_by is EndedBy.WORKER_LOST and not seen.was_told
+    )
+    if is_overruled:
+        return JobExit(outcome, cause, _BLAMES[seen.ended_by], own.phase)
+    return _exit_of_report(own, seen)
+
+
+def _exit_of_report(own: JobResult, seen: ExitObservations) -> JobExit:
+    """Return the exit that the ranks report; one that they call a failure need not be their trial's."""
+    if own.outcome is Outcome.REACHED:
+        return JobExit(own.outcome, own.cause, None, own.phase)
+    if own.outcome is Outcome.PREEMPTED:
+        by_launch = seen.ended_by in {EndedBy.LAUNCH_EXIT, EndedBy.RANKS_UNRESPONSIVE}
+        return JobExit(
+            own.outcome, own.cause, Blame.PILOT if by_launch else _BLAMES[seen.ended_by], own.phase
+        )
+    blame, phase = _blame_of_report(own)
+    cause = own.cause
+    if blame is Blame.TRIAL and seen.missing_input and "FileNotFoundError" in f"{own.exception} {own.cause}":
+        blame, cause = Blame.NODE, f"input {seen.missing_input} is not there: {own.cause}"
+    return JobExit(Outcome.FAILED if blame is Blame.TRIAL else Outcome.LOST, cause, blame, phase)
+
+
+def _blame_of_report(own: JobResult) -> tuple[Blame, Phase | None]:
+    text = f"{own.exception}: {own.cause}"
+    if _OUT_OF_MEMORY.search(text):
+        return (Blame.SLOT if _is_held_by_others(text) else Blame.TRIAL), own.phase
+    found = next((sign for sign in SIGNS if sign.pattern.search(text)), None)
+    if found is not None:
+        return found.blame, found.phase or own.phase
+    if own.fault in _FAULT_BLAMES:
+        return _FAULT_BLAMES[own.fault], own.phase
+    return (Blame.TRIAL if own.outcome is Outcome.FAILED else Blame.UNSURE), own.phase
+
+
+def _blame_without_report(seen: ExitObservations) -> tuple[Blame, Phase | None]:
+    if seen.ended_by is EndedBy.LAUNCH_ERROR or seen.phase is Phase.NO_RANK:
+        return Blame.SITE, Phase.NO_RANK
+    if seen.fault in _FAULT_BLAMES:
+        return _FAULT_BLAMES[seen.fault], seen.phase
+    text = "\n".join(seen.log_tail)
+    found = next((sign for sign in SIGNS if sign.pattern.search(text)), None)
+    if seen.ended_by is EndedBy.LAUNCH_EXIT and found is not None and found.blame is Blame.SLOT:
+        return found.blame, seen.phase
+    return _BLAMES[seen.ended_by], seen.phase
+
+
+def _is_held_by_others(text: str) -> bool:
+    """Whether other processes hold more of the GPU than their contexts need."""
+    held = sum(float(n) * (1024 if unit == "TiB" else 1) for n, unit in _MEMORY_OF_OTHERS.findall(text))
+    return held >= _CONTEXTS_GIB
 
 
 def _words_of_exit(seen: ExitObservations) -> str:

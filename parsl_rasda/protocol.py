@@ -10,6 +10,7 @@ attempt that wakes up can write nowhere else. It holds::
     order.json          the JobSpec
     epochs.jsonl        one EpochReport a line, synced before anything is said of it
     epoch-000004/       a checkpoint (renamed into place when whole)
+    started             made by the first rank that runs
     report.json         the JobResult, last
     log.txt             stdout and stderr of the launch
     stop                without a control channel: why the attempt must leave at its next step
@@ -32,12 +33,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from parsl_rasda.errors import RasdaError
-from parsl_rasda.types import JSON, JobId, Outcome, TrialId
+from parsl_rasda.types import JSON, Blame, Fault, JobId, Outcome, Phase, TrialId
 
 FORMAT = 1
 DEADLINE_MARGIN_S = 10.0  # before its deadline, a rank begins to leave
 RECORD_SEPARATOR = b"\x1e"
 STOP = "stop"
+STARTED = "started"  # made by the first rank that runs
 KNOWN = "known"  # in an attempt without a channel: how many epochs the controller has heard of
 
 
@@ -230,6 +232,10 @@ class JobResult:
         checkpoint: Newest whole checkpoint of this attempt, or None; for a preemption in mid-epoch
             it holds the epoch in progress.
         unreadable: The checkpoint it was ordered to go on from, if that is gone or damaged.
+        phase: How far the ranks got, or None if that is not known.
+        fault: What kind of thing went wrong, or None.
+        exception: Class of the exception that ended the first rank to fail, or empty.
+        blame: Whose fault it was, as `exits.classify_exit` judged where it ended; None if nobody has judged.
     """
 
     trial: TrialId
@@ -241,6 +247,10 @@ class JobResult:
     traceback: str = ""
     at: float = 0.0
     unreadable: str | None = None
+    phase: Phase | None = None
+    fault: Fault | None = None
+    exception: str = ""
+    blame: Blame | None = None
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
@@ -253,6 +263,9 @@ class JobResult:
         values = _known(cls, data)
         values["outcome"] = Outcome(values["outcome"])
         values["checkpoint"] = checkpoint_in(data)
+        values["phase"] = Phase(data["phase"]) if data.get("phase") in set(Phase) else None
+        values["fault"] = Fault(data["fault"]) if data.get("fault") in set(Fault) else None
+        values["blame"] = Blame(data["blame"]) if data.get("blame") in set(Blame) else None
         return cls(**values)
 
 
@@ -282,7 +295,16 @@ def read_report(directory: Path, job: JobId) -> JobResult | None:
     return report if (report.trial, report.attempt) == (job.trial, job.attempt) else None
 
 
-def report_of_epochs(directory: Path, order: JobSpec, outcome: Outcome, cause: str) -> JobResult:
+def report_of_epochs(
+    directory: Path,
+    order: JobSpec,
+    outcome: Outcome,
+    cause: str,
+    *,
+    phase: Phase | None = None,
+    fault: Fault | None = None,
+    blame: Blame | None = None,
+) -> JobResult:
     """Return a report for an attempt that wrote none, made of the epochs it has left."""
     epochs = read_epochs(directory, order.job)
     saved = [e for e in epochs if e.checkpoint is not None]
@@ -294,6 +316,9 @@ def report_of_epochs(directory: Path, order: JobSpec, outcome: Outcome, cause: s
         cause=cause,
         checkpoint=saved[-1].checkpoint if saved else None,
         at=time.time(),
+        phase=Phase.TRAINING if epochs else phase,
+        fault=fault,
+        blame=blame,
     )
 
 

@@ -110,6 +110,40 @@ class Outcome(StrEnum):
     FAILED = "failed"  # the user's code raised: a retry would raise again
 
 
+class Blame(StrEnum):
+    """Whose fault the end of an attempt was. Only its own fault ever fails a trial at once."""
+
+    TRIAL = "trial"  # its configuration, or the user's code
+    SLOT = "slot"  # a GPU that is broken, busy or missing
+    NODE = "node"
+    PILOT = "pilot"
+    SITE = "site"  # with `Phase.NO_RANK` or `Phase.MET`, perhaps only this world size there
+    CONTROLLER = "controller"
+    UNSURE = "unsure"  # a signal, an error of the GPU's driver, lost contact
+
+
+class Phase(StrEnum):
+    """How far the ranks of an attempt got."""
+
+    NO_RANK = "no_rank"  # none ran, as far as anybody heard
+    MET = "met"  # one ran at least: they set up, and meet
+    FIRST_STEP = "first_step"  # they work on the first step, or the first epoch without steps
+    TRAINING = "training"
+    LEAVING = "leaving"  # they were done, or were told to leave
+
+
+class Fault(StrEnum):
+    """What kind of thing went wrong on a rank, or where the ranks were to be started."""
+
+    STORAGE = "storage"  # a file system that is full, read-only, stale or broken
+    CHECKPOINT = "checkpoint"  # the one to resume from is gone or damaged
+    SETUP = "setup"  # the ranks that ran are not those of the order
+    DEVICE = "device"  # a GPU that is missing, busy or broken
+    OUT_OF_MEMORY = "out_of_memory"
+    PEERS_LOST = "peers_lost"  # another rank is gone, or could not be reached
+    USER_CODE = "user_code"
+
+
 class TrialState(StrEnum):
     """Where a trial stands."""
 

@@ -292,6 +292,8 @@ def _conclude(directory: Path, job: JobId, seen: ExitObservations) -> None:
         cause=found.cause,
         checkpoint=saved[-1].checkpoint if saved else None,
         at=time.time(),
+        phase=found.phase,
+        blame=found.blame,
     )
     create_file(directory / "report.json", json.dumps(report.to_json()))
 

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from parsl_rasda.exits import EndedBy, ExitObservations, classify_exit
-from parsl_rasda.protocol import JobResult, JobSpec, read_report, report_of_epochs
+from parsl_rasda.protocol import STARTED, JobResult, JobSpec, read_report, report_of_epochs
+from parsl_rasda.types import Phase
 
 _LOG_TAIL_BYTES = 4096
 
@@ -19,15 +20,17 @@ def conclude(directory: Path, order: JobSpec, seen: ExitObservations) -> JobResu
     """Return the report of an attempt that has ended: the ranks' own, or one made of the epochs they left."""
     own = read_report(directory, order.job)
     if own is not None:
-        return amend(own, seen)
+        return amend(own, replace(seen, missing_input=_missing_input(order)))
     found = classify_exit(seen)
-    return report_of_epochs(directory, order, found.outcome, found.cause)
+    return report_of_epochs(
+        directory, order, found.outcome, found.cause, phase=found.phase, fault=seen.fault, blame=found.blame
+    )
 
 
 def amend(own: JobResult, seen: ExitObservations) -> JobResult:
     """Return the ranks' own report with the outcome and the cause that it has by what else was seen."""
     found = classify_exit(replace(seen, report=own))
-    return replace(own, outcome=found.outcome, cause=found.cause)
+    return replace(own, outcome=found.outcome, cause=found.cause, blame=found.blame, phase=found.phase)
 
 
 def observe_launch(returncode: int, log: Path) -> ExitObservations:
@@ -37,7 +40,13 @@ def observe_launch(returncode: int, log: Path) -> ExitObservations:
         returncode: As in `subprocess`: negative for a death by signal.
         log: The attempt's log file.
     """
-    return ExitObservations(EndedBy.LAUNCH_EXIT, returncode=returncode, log_tail=_tail(log))
+    phase = None if (log.parent / STARTED).exists() else Phase.NO_RANK
+    return ExitObservations(EndedBy.LAUNCH_EXIT, returncode=returncode, log_tail=_tail(log), phase=phase)
+
+
+def _missing_input(order: JobSpec) -> str:
+    """Return a path that a job needs and that is not here, or nothing."""
+    return next((path for _, path in order.paths if not Path(path).exists()), "")
 
 
 def _tail(log: Path) -> tuple[str, ...]:

@@ -33,6 +33,9 @@ Overrides: TypeAlias = Annotated[
         help="Override a setting of the study, e.g. tune.num_samples=64; may be repeated.",
     ),
 ]
+RetryFailed: TypeAlias = Annotated[
+    bool, typer.Option("--retry-failed", help="Let the trials that failed start afresh, once it is mended.")
+]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from parsl_rasda.cli.options import AsJson, Overrides, RunFolder
+from parsl_rasda.cli.options import AsJson, Overrides, RetryFailed, RunFolder
 
 
-def resume(directory: RunFolder, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def resume(
+    directory: RunFolder,
+    overrides: Overrides = None,
+    retry_failed: RetryFailed = False,
+    as_json: AsJson = False,
+) -> None:
     """Continue a run, after any crash or with more trials.
 
     Only tune.num_samples may be changed, and only to a larger number.
@@ -14,5 +19,7 @@ def resume(directory: RunFolder, overrides: Overrides = None, as_json: AsJson = 
     from parsl_rasda.workflow.entry import resume_study
 
     run_and_report(
-        directory, lambda view: resume_study(directory, overrides or (), progress=view), as_json=as_json
+        directory,
+        lambda view: resume_study(directory, overrides or (), progress=view, retry_failed=retry_failed),
+        as_json=as_json,
     )

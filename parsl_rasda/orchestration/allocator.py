@@ -8,7 +8,7 @@ from parsl_rasda.orchestration.events import ContinueJob, ProposeTrial
 from parsl_rasda.orchestration.lifecycle import TrialLifecycle
 from parsl_rasda.orchestration.search_record import SearchRecord
 from parsl_rasda.orchestration.trial_record import LiveJob, TrialRecord
-from parsl_rasda.placement.cluster_state import RunningTrial
+from parsl_rasda.placement.cluster_state import NO_CAUTION, RunningTrial
 from parsl_rasda.types import Placement, SiteName, StudyState, TrialId, TrialState
 
 
@@ -44,7 +44,7 @@ class Allocator:
         search = self._search
         if not search.is_draining and not search.is_proposing:
             anywhere: set[SiteName | None] = {None} if search.unproposed else set()
-            waiting = anywhere | {site for _, site in search.cluster_state.kinds}
+            waiting = anywhere | {site for _, site, _ in search.cluster_state.kinds}
             search.instructions.extend(search.pilots.request_deferred(waiting, search.now))
 
     def move(self, trial: TrialRecord, job: LiveJob, target: Placement) -> None:
@@ -100,11 +100,10 @@ class Allocator:
     def _has_room(self) -> bool:
         """Whether another trial could start now, and nobody in the queue could."""
         search, workers = self._search, self._search.settings.num_workers
-        find, needs = search.cluster_state.ledger.find, search.growth.needs
-        if find(workers) is None:
+        find, needs = search.cluster_state.find_start, search.growth.needs
+        if find(workers, (workers, None, NO_CAUTION)) is None:
             return False
-        wanted = {(needs(replicas, workers), site) for replicas, site in search.cluster_state.kinds}
-        return not any(find(world_size, site=site) for world_size, site in wanted)
+        return not any(find(needs(kind[0], workers), kind) for kind in search.cluster_state.kinds)
 
     def _resume_paused(self) -> bool:
         """Let one paused trial go on if there is room; return whether it is in the queue now."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from parsl_rasda.orchestration.allocator import Allocator
 from parsl_rasda.orchestration.events import FinishStudy
+from parsl_rasda.orchestration.fault_model import FaultModel
 from parsl_rasda.orchestration.lifecycle import TrialLifecycle
 from parsl_rasda.orchestration.search_record import SearchRecord
 from parsl_rasda.placement.cluster_state import PendingTrial
@@ -13,9 +14,11 @@ from parsl_rasda.types import StudyState, TrialState
 class Completion:
     """Ends a search."""
 
-    def __init__(self, search: SearchRecord, lifecycle: TrialLifecycle, allocator: Allocator) -> None:
+    def __init__(
+        self, search: SearchRecord, lifecycle: TrialLifecycle, allocator: Allocator, faults: FaultModel
+    ) -> None:
         """Work on a search; what its last trials need is done by the others."""
-        self._search, self._lifecycle, self._allocator = search, lifecycle, allocator
+        self._search, self._lifecycle, self._allocator, self._faults = search, lifecycle, allocator, faults
 
     def finish_if_over(self) -> None:
         """End the search if nothing runs and nothing can."""
@@ -26,6 +29,8 @@ class Completion:
             self._finish_well()
         elif search.state is StudyState.INTERRUPTED:
             self.finish(StudyState.INTERRUPTED)
+        elif search.state is StudyState.FAILED:
+            self.finish(StudyState.FAILED, self._faults.all_fail_alike)
         elif search.pilots.none_left:
             self.finish(StudyState.NO_SITE, "no pilot could be had")
         elif not search.is_proposing and not search.pilots.awaited:
@@ -38,10 +43,16 @@ class Completion:
             return False
         for rung in range(len(search.scheduler.milestones)):
             needed = self._needs(search.scheduler.replicas(rung))
-            if not search.cluster_state.ledger.can_ever_fit(needed):
+            if not search.cluster_state.ledger.can_ever_fit(needed, whole=True):
                 self._finish_unfit(needed)
                 return True
         return False
+
+    def give_up(self) -> None:
+        """Let running jobs leave, and end once they have: other configurations would fail alike."""
+        self._search.state = StudyState.FAILED
+        for trial in tuple(self._search.jobs.values()):
+            self._lifecycle.tell_to_leave(trial, "stopped")
 
     def finish(self, state: StudyState, cause: str = "") -> None:
         """End the search."""
@@ -54,12 +65,22 @@ class Completion:
         A trial that has outgrown the site of its checkpoint starts afresh where it fits.
         """
         search, cluster = self._search, self._search.cluster_state
+        if self._faults.hopes():
+            return
         for site in sorted({w.site for w in cluster.waiting if w.site and not self._can_ever_start(w)}):
             self._lifecycle.abandon_site(site)
         self._allocator.allocate()
         if search.jobs or search.is_proposing:
             return
-        if cluster.kinds or search.unproposed:
+        for trial, cause in self._faults.last_verdicts():
+            self._lifecycle.fail(search.trials[trial], cause)
+        self._allocator.allocate()
+        if search.jobs or search.is_proposing:
+            return
+        is_wanted = bool(cluster.kinds or search.unproposed)
+        if is_wanted and (reason := self._faults.give_up()):
+            self.finish(StudyState.NO_SITE, f"nothing is left that trials can run on: {reason}")
+        elif cluster.kinds or search.unproposed:
             replicas = [w.stretch.replicas for w in cluster.waiting] or [search.settings.num_workers]
             self._finish_unfit(self._needs(replicas[0]))
         else:
@@ -70,8 +91,8 @@ class Completion:
         return self._search.growth.needs(replicas, self._search.settings.num_workers)
 
     def _can_ever_start(self, waiting: PendingTrial) -> bool:
-        ledger = self._search.cluster_state.ledger
-        return ledger.can_ever_fit(self._needs(waiting.stretch.replicas), waiting.site)
+        needed = self._needs(waiting.stretch.replicas)
+        return self._search.cluster_state.can_ever_start(needed, waiting.kind)
 
     def _finish_well(self) -> None:
         good = any(t.state is not TrialState.FAILED for t in self._search.trials.values())

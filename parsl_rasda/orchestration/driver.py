@@ -27,6 +27,7 @@ from parsl_rasda.orchestration.events import (
     ReleasePilot,
     RequestPilot,
     SearchExhausted,
+    SetAside,
     StartJob,
     StudyInterrupted,
     StudyStarted,
@@ -84,7 +85,12 @@ class Driver:
         self.interrupt()
 
     def run(
-        self, num_samples: int, sites: Mapping[SiteName, int], missed: Iterable[Event] = ()
+        self,
+        num_samples: int,
+        sites: Mapping[SiteName, int],
+        missed: Iterable[Event] = (),
+        *,
+        retry_failed: bool = False,
     ) -> FinishStudy:
         """Run until nothing is left to do, and return how the study ended.
 
@@ -92,12 +98,14 @@ class Driver:
             num_samples: Trials wanted in all.
             sites: Pilots wanted per site.
             missed: What happened while no controller was listening; only recorded, not acted on.
+            retry_failed: Let the trials that failed start afresh.
         """
         pilots: dict[PilotId, PilotStarted] = {}
         self._record(list(missed))
         self.backend.open(self._events.put)
         try:
-            finish = self._act(self._record([StudyStarted(self.clock(), num_samples, dict(sites))]), pilots)
+            started = StudyStarted(self.clock(), num_samples, dict(sites), retry_failed)
+            finish = self._act(self._record([started]), pilots)
             while finish is None and not self._abandoned:
                 finish = self._step(pilots)
         finally:
@@ -175,8 +183,8 @@ class Driver:
                     self.backend.release_pilot(instruction)
                 case FinishStudy():
                     finish = instruction
-                case ProposeTrial() | ObserveTrial() | TrialFinished():
-                    pass  # the searcher has been told when the event was handled
+                case ProposeTrial() | ObserveTrial() | TrialFinished() | SetAside():
+                    pass  # who must know has been told when the event was handled
                 case _:
                     assert_never(instruction)
         return finish

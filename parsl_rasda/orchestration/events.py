@@ -14,9 +14,11 @@ from pydantic import JsonValue
 
 from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.types import (
+    Blame,
     JobId,
     NodeSlots,
     Outcome,
+    Phase,
     PilotId,
     Placement,
     SiteName,
@@ -38,11 +40,13 @@ class StudyStarted:
     Attributes:
         num_samples: Trials wanted in all; a later start may raise it.
         sites: Pilots wanted per site; a later start may name other sites.
+        retry_failed: Trials that failed start afresh.
     """
 
     at: float
     num_samples: int
     sites: Mapping[SiteName, int]
+    retry_failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +154,9 @@ class JobEnded:
         checkpoint: Path of the newest whole checkpoint of the attempt, or None if it made none.
         checkpoint_epoch: Epochs done in it; None stands for those that the trial has by then.
         unreadable: The checkpoint it was to go on from, if that is gone or damaged: nothing was trained.
+        blame: Whose fault it was; None in records of versions that did not ask, whose rule still holds for
+            them.
+        phase: How far its ranks got, if that is known.
     """
 
     at: float
@@ -159,6 +166,8 @@ class JobEnded:
     checkpoint: str | None = None
     checkpoint_epoch: int | None = None
     unreadable: str | None = None
+    blame: Blame | None = None
+    phase: Phase | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +296,24 @@ class TrialFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class SetAside:
+    """Tell the log and the people that something is not used for a while.
+
+    Attributes:
+        what: A slot, a node, a world size on a site or a site, in words.
+        cause: The last failure that it is blamed for.
+        until: When it is tried again [s].
+        times: How often in a row it was set aside.
+    """
+
+    what: str
+    site: SiteName
+    cause: str
+    until: float
+    times: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class FinishStudy:
     """Nothing is left to do; the driver ends."""
 
@@ -303,5 +330,6 @@ Instruction: TypeAlias = (
     | EndJob
     | ObserveTrial
     | TrialFinished
+    | SetAside
     | FinishStudy
 )

@@ -58,7 +58,7 @@ class Invariants:
         _expect(gone, [], "jobs that start on a pilot that is not up")
 
     def _check_slots(self) -> None:
-        """Each slot of the pilots that accept jobs is free, or held by one job or for its next one."""
+        """Each slot of the pilots that accept jobs is free, set aside, or held by or for one job."""
         pilots, ledger = self._search.pilots, self._search.cluster_state.ledger
         accepting = {pilot for pilot in pilots.up if pilots.accepts_jobs(pilot)}
         _expect(set(ledger.pilots), accepting, "pilots in the ledger")
@@ -69,7 +69,7 @@ class Invariants:
                 held += {(p.pilot, slot) for p in places for slot in p.slots if p.pilot in accepting}
         _expect(len(held), len(set(held)), "slots held, of which none is held twice")
         total = sum(len(node.gpus) for pilot in accepting for node in pilots.up[pilot].nodes)
-        _expect(ledger.free + len(held), total, "slots, free or held")
+        _expect(ledger.free + len(held) + ledger.num_set_aside, total, "slots, free, held or set aside")
 
     def _check_queue(self) -> None:
         """Every trial that waits is in the queue once, and nobody else is."""

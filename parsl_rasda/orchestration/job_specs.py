@@ -138,5 +138,7 @@ def end_event(report: JobResult, now: float) -> JobEnded:
         report.outcome,
         report.cause,
         unreadable=report.unreadable,
+        blame=report.blame,
+        phase=report.phase,
         **saved,
     )

@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import assert_never
 
 from parsl_rasda.orchestration.events import EndJob, JobEnded, StartJob, TrialFinished
+from parsl_rasda.orchestration.fault_model import FaultModel
 from parsl_rasda.orchestration.search_record import SearchRecord
 from parsl_rasda.orchestration.states import JobState
 from parsl_rasda.orchestration.trial_record import LiveJob, TrialRecord
-from parsl_rasda.placement.cluster_state import PendingTrial, RunningTrial
+from parsl_rasda.placement.cluster_state import NO_CAUTION, PendingTrial, RunningTrial
 from parsl_rasda.types import JobId, Outcome, Placement, SiteName, Stretch, TrialState
 
 _FREE_PREEMPTIONS = 5  # in a row without a finished epoch, after which they cost retries
@@ -21,9 +22,9 @@ _FREE_CHECKPOINT_LOSSES = 5  # of a trial, after which each one costs a retry
 class TrialLifecycle:
     """What can happen to one trial."""
 
-    def __init__(self, search: SearchRecord) -> None:
-        """Work on a search."""
-        self._search = search
+    def __init__(self, search: SearchRecord, faults: FaultModel) -> None:
+        """Work on a search; the fault model says whose fault the end of a job was."""
+        self._search, self._faults = search, faults
 
     # ------------------------------------------------------------------------------- waiting
 
@@ -32,7 +33,20 @@ class TrialLifecycle:
         trial.enter(TrialState.WAITING)
         trial.rewind()
         site = self._site_of(trial)
-        self._search.cluster_state.enqueue(PendingTrial(trial.id, trial.age, trial.stretch, site))
+        caution = self._faults.caution(trial, site)
+        waiting = PendingTrial(trial.id, trial.age, trial.stretch, site, caution=caution)
+        self._search.cluster_state.enqueue(waiting)
+
+    def forget_cautions(self) -> None:
+        """Let all wait that wait as if nothing had gone wrong before."""
+        for waiting in self._search.cluster_state.waiting:
+            if waiting.caution != NO_CAUTION:
+                self.enqueue(self._search.trials[waiting.trial])
+
+    def requeue_doubtful(self) -> None:
+        """Let those that may be at fault wait for where they may start as things are now."""
+        for trial in self._faults.doubtful():
+            self.enqueue(trial)
 
     def _site_of(self, trial: TrialRecord) -> SiteName | None:
         """Return the only site that a trial may use, or None.
@@ -49,7 +63,7 @@ class TrialLifecycle:
             return None
         world_size = search.growth.needs(most, search.settings.num_workers)
         ledger = search.cluster_state.ledger
-        fits = {site: ledger.can_ever_fit(world_size, site) for site in search.pilots.sites_up}
+        fits = {site: ledger.can_ever_fit(world_size, site, whole=True) for site in search.pilots.sites_up}
         return None if all(fits.values()) else next((site for site in sorted(fits) if fits[site]), None)
 
     def abandon_site(self, site: SiteName) -> None:
@@ -137,12 +151,14 @@ class TrialLifecycle:
         if trial.state is not TrialState.RUNNING:
             return  # paused or concluded: it was told to leave
         match event.outcome:
-            case Outcome.FAILED:
-                self.fail(trial, event.cause or "the training function failed")
             case Outcome.REACHED if not was_told and trial.epoch < job.until:
                 self.fail(trial, f"the training function returned after epoch {trial.epoch} of {job.until}")
             case Outcome.REACHED:
                 self.enqueue(trial)
+            case _ if event.blame is not None:
+                self._go_on_if_blameless(trial, job, event, was_told=was_told)
+            case Outcome.FAILED:
+                self.fail(trial, event.cause or "the training function failed")
             case Outcome.LOST if (
                 event.unreadable is not None and trial.checkpoint_losses <= _FREE_CHECKPOINT_LOSSES
             ):
@@ -158,6 +174,16 @@ class TrialLifecycle:
             case _:
                 assert_never(event.outcome)
 
+    def _go_on_if_blameless(
+        self, trial: TrialRecord, job: LiveJob, event: JobEnded, *, was_told: bool
+    ) -> None:
+        cause = self._faults.judge(trial, job, event, was_told=was_told)
+        if cause is None:
+            self.enqueue(trial)
+        else:
+            self.fail(trial, cause)
+        self.requeue_doubtful()
+
     def _retry(self, trial: TrialRecord, event: JobEnded) -> None:
         trial.retries += 1
         trial.reason = event.cause
@@ -165,6 +191,16 @@ class TrialLifecycle:
             self.fail(trial, f"{event.cause} (attempt {trial.attempt}, no retry left)")
         else:
             self.enqueue(trial)
+
+    def retry_failed(self) -> None:
+        """Let the trials that failed start afresh: what made them fail was mended."""
+        search = self._search
+        for trial in search.trials.values():
+            if trial.state is TrialState.FAILED:
+                first = search.scheduler.readmit(trial.id)
+                trial.start_afresh(first)
+                search.ended -= 1
+                self.enqueue(trial)
 
     # ------------------------------------------------------------------------------- the end of a trial
 
@@ -179,6 +215,8 @@ class TrialLifecycle:
     def fail(self, trial: TrialRecord, cause: str) -> None:
         """End a trial that cannot go on."""
         self._search.scheduler.remove(trial.id)
+        self._search.cluster_state.dequeue(trial.id)
+        self._faults.forget(trial.id)
         self.conclude(trial, TrialState.FAILED, cause)
         self.dismiss()
 

@@ -8,8 +8,8 @@ A trial changes its world size by leaving at an epoch boundary and starting agai
 checkpoint written there, as a new attempt.
 
 The machine says what follows from each event. Its parts share one `SearchRecord`: `TrialLifecycle`
-changes trials and jobs, `Allocator` hands out slots, `PilotRegistry` knows the pilots, `Completion`
-ends the search; `Invariants` checks all of it, in tests.
+changes trials and jobs, `FaultModel` says whose fault their ends were, `Allocator` hands out slots,
+`PilotRegistry` knows the pilots, `Completion` ends the search; `Invariants` checks all of it, in tests.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from parsl_rasda.orchestration.events import (
     TimerFired,
     TrialProposed,
 )
+from parsl_rasda.orchestration.fault_model import FaultModel
 from parsl_rasda.orchestration.invariants import Invariants, are_validated
 from parsl_rasda.orchestration.lifecycle import TrialLifecycle
 from parsl_rasda.orchestration.search_record import MachineSettings, SearchRecord
@@ -81,9 +82,10 @@ class Machine:
         )
         self._search = SearchRecord(settings, scheduler, growth, self.cluster_state)
         self.trials, self.jobs, self.pilots = self._search.trials, self._search.jobs, self._search.pilots
-        self._lifecycle = TrialLifecycle(self._search)
+        self.faults = FaultModel(self._search)
+        self._lifecycle = TrialLifecycle(self._search, self.faults)
         self._allocator = Allocator(self._search, self._lifecycle)
-        self._completion = Completion(self._search, self._lifecycle, self._allocator)
+        self._completion = Completion(self._search, self._lifecycle, self._allocator, self.faults)
         is_validated = are_validated() if validate is None else validate
         self._invariants = Invariants(self._search) if is_validated else None
 
@@ -151,7 +153,8 @@ class Machine:
         search = self._search
         if search.state is not StudyState.RUNNING or not search.is_unfinished:
             return None
-        return self.pilots.wake_at if search.is_draining else self.pilots.retry_at(search.now)
+        pilots = self.pilots.wake_at if search.is_draining else self.pilots.retry_at(search.now)
+        return min((at for at in (pilots, self.faults.wake_at) if at is not None), default=None)
 
     # ------------------------------------------------------------------------------- the search
 
@@ -164,11 +167,15 @@ class Machine:
         for pilot in self.pilots.up:
             self.cluster_state.ledger.remove_pilot(pilot)
         self.pilots.restart()
+        self.faults.restart()
+        self._lifecycle.forget_cautions()
         for trial in self.trials.values():
             if trial.job is not None:
                 self._lifecycle.forget_job(trial, trial.job)
                 if trial.state is TrialState.RUNNING:
                     self._lifecycle.enqueue(trial)
+        if event.retry_failed:
+            self._lifecycle.retry_failed()
         self._close_if_full()
         if not search.is_unfinished:
             return  # it died between its last decision and its end
@@ -211,9 +218,12 @@ class Machine:
             self._lifecycle.tell_to_leave(trial, "interrupted")
 
     def _on_timer(self) -> None:
-        """Ask the sites that have cooled down; what else is due is due after every event."""
+        """Ask the sites that have cooled down, and try again what was set aside."""
         if self.state is StudyState.RUNNING:
             self._allocator.request_deferred_pilots()
+            if self.faults.retry_due():
+                self._lifecycle.requeue_doubtful()
+                self._allocator.allocate()
 
     # ------------------------------------------------------------------------------- pilots
 
@@ -292,10 +302,14 @@ class Machine:
         self.cluster_state.times.saw_epoch(trial.id, placement.world_size, placement.site, event.seconds)
         metric = float(event.metrics.get(self.settings.metric, math.nan))
         self.pilots.note_progress(placement.pilot)
+        guilty = self.faults.saw_epoch(trial, job, event.epoch)
         trial.epoch, trial.preemptions = event.epoch, 0
         trial.history[event.epoch] = metric
         if event.checkpoint is not None:
             trial.keep(event.checkpoint)
+        self._lifecycle.requeue_doubtful()
+        for other, cause in guilty:
+            self._lifecycle.fail(self.trials[other], cause)
         self._judge(trial, job, self.scheduler.report(trial.id, event.epoch, metric), metric)
 
     def _judge(self, trial: TrialRecord, job: LiveJob, decision: Decision, metric: float) -> None:
@@ -357,6 +371,8 @@ class Machine:
         else:
             self._allocator.release(job)
             self._lifecycle.go_on_after(trial, job, event, was_told=was_told)
+        if self.faults.all_fail_alike and self.state is StudyState.RUNNING:
+            self._completion.give_up()
         self._allocator.allocate()
 
     def _note_checkpoint(self, trial: TrialRecord, job: LiveJob, event: JobEnded) -> None:

@@ -23,7 +23,8 @@ class JobState(StrEnum):
 
 
 TRIAL_TRANSITIONS: Mapping[TrialState, frozenset[TrialState]] = {
-    TrialState.WAITING: frozenset({TrialState.WAITING, TrialState.RUNNING}),
+    # To FAILED if others fare well where it failed.
+    TrialState.WAITING: frozenset({TrialState.WAITING, TrialState.RUNNING, TrialState.FAILED}),
     TrialState.RUNNING: frozenset(TrialState),
     # Back to RUNNING if it is promoted before its job has left.
     TrialState.PAUSED: frozenset(
@@ -31,7 +32,7 @@ TRIAL_TRANSITIONS: Mapping[TrialState, frozenset[TrialState]] = {
     ),
     TrialState.STOPPED: frozenset(),
     TrialState.COMPLETED: frozenset(),
-    TrialState.FAILED: frozenset(),
+    TrialState.FAILED: frozenset({TrialState.WAITING}),  # if the user wants it retried
 }
 JOB_TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
     JobState.STARTING: frozenset({JobState.TRAINING, JobState.LEAVING, JobState.ENDED}),

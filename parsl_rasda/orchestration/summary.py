@@ -46,6 +46,7 @@ def summarise(study: str, machine: Machine, usage: Usage, now: float | None = No
             {"pilot": pilot, "site": site, "since": at} for pilot, (site, at) in usage.awaited.items()
         ],
         "resting": [{"site": site, "until": at} for site, at in machine.pilots.cooling_down.items()],
+        "set_aside": machine.faults.set_aside,
         "rungs": _rungs(machine),
         "trial_list": [_trial(t) for t in trials],
     }
@@ -66,6 +67,7 @@ def no_search(study: str) -> dict[str, Any]:
         "pilots": [],
         "awaited": [],
         "resting": [],
+        "set_aside": [],
         "rungs": [],
         "trial_list": [],
     }
@@ -104,7 +106,7 @@ def spent(usages: Sequence[Usage], now: float | None = None) -> dict[str, Any]:
 
 def cause(machine: Machine, usage: Usage) -> str:
     """Return why a search has no result, in words; empty if it has one or goes on."""
-    if machine.state is not StudyState.FAILED:
+    if machine.state is not StudyState.FAILED or usage.cause:
         return usage.cause
     first = next(iter(machine.trials.values()), None)
     return "no trial succeeded" + (f"; trial {first.id}: {first.reason}" if first else "")

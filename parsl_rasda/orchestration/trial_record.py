@@ -140,6 +140,13 @@ class TrialRecord:
         self.checkpoint, self.previous = self.previous, None
         self.checkpoint_losses += 1
 
+    def start_afresh(self, first: Decision) -> None:
+        """Forget all that it has done; its attempts count on, for their numbers are their fences."""
+        self.forget()
+        self.schedule = [Stretch(0, first.until, first.replicas)]
+        self.epoch = self.retries = self.checkpoint_losses = self.preemptions = self.rung = 0
+        self.history, self.reason = {}, ""
+
     def forget(self) -> None:
         """Forget all checkpoints, and where they are."""
         self.checkpoint, self.previous, self.site = None, None, None

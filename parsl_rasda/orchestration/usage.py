@@ -20,6 +20,7 @@ from parsl_rasda.orchestration.events import (
     PilotEnded,
     PilotStarted,
     RequestPilot,
+    SetAside,
     SiteDegraded,
     StartJob,
     StudyInterrupted,
@@ -119,7 +120,8 @@ class Usage:
         """Close what an earlier controller left open when it died."""
         if self.started_at is not None and self.finished_at is None:
             self.running_s += self.last_at - self.started_at
-            self.faults.append(Fault(self.last_at, "controller", "died; taken up again"))
+            if not self._is_leaving:  # the user's own second Ctrl-C is no fault
+                self.faults.append(Fault(self.last_at, "controller", "died; taken up again"))
         for pilot in tuple(self._pilots):
             self._close_pilot(pilot, self.last_at)
         self._jobs.clear()
@@ -163,7 +165,7 @@ class Usage:
         if self._jobs.pop(event.job, None) is None:
             return
         self._restarting.pop(event.job, None)
-        if event.outcome is Outcome.PREEMPTED:
+        if event.outcome is Outcome.PREEMPTED and not self._is_leaving:
             self.preemptions += 1
         is_ours = self._is_leaving and event.outcome is Outcome.LOST
         if event.outcome in {Outcome.LOST, Outcome.FAILED} and not is_ours:
@@ -180,6 +182,8 @@ class Usage:
                     self._restarting[instruction.job] = since
             case EndJob(job, "resize"):
                 self._resizing[job.trial] = at
+            case SetAside(times=1):  # later ones are the same fault
+                self.faults.append(Fault(at, instruction.what, f"set aside: {instruction.cause}"))
             case FinishStudy() if self.started_at is not None:
                 self.running_s += at - self.started_at
                 self.finished_at, self.cause = at, instruction.cause

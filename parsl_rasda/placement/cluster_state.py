@@ -15,12 +15,27 @@ from typing import Protocol, TypeAlias
 
 from sortedcontainers import SortedDict
 
-from parsl_rasda.placement.ledger import Ledger
+from parsl_rasda.placement.ledger import Ledger, Slot
 from parsl_rasda.placement.times import Times
 from parsl_rasda.types import Placement, SiteName, Stretch, TrialId
 
-Kind: TypeAlias = tuple[int, SiteName | None]
-"""Replicas and site of a waiting trial: where one of a kind does not fit, none does."""
+
+@dataclass(frozen=True, slots=True)
+class Caution:
+    """Where a trial must not start, because of how its last attempts ended.
+
+    Attributes:
+        avoid: Slots that it may have to do with.
+        is_narrow: It starts at the narrowest world size, to find out which slot it was.
+    """
+
+    avoid: frozenset[Slot] = frozenset()
+    is_narrow: bool = False
+
+
+NO_CAUTION = Caution()
+Kind: TypeAlias = tuple[int, SiteName | None, Caution]
+"""Replicas, site and caution of a waiting trial: where one of a kind does not fit, none does."""
 
 
 @dataclass(slots=True)
@@ -39,11 +54,12 @@ class PendingTrial:
     stretch: Stretch
     site: SiteName | None = None
     yields_until: int = 0
+    caution: Caution = NO_CAUTION
 
     @property
     def kind(self) -> Kind:
         """What decides where it fits."""
-        return self.stretch.replicas, self.site
+        return self.stretch.replicas, self.site, self.caution
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -58,6 +74,7 @@ class RunningTrial:
     Attributes:
         boundary_at: When its next epoch ends, as foreseen [s].
         ahead: What it trains from then on: epochs that are certain, with at most one slot a replica.
+        may_widen: Nothing has gone wrong with it that a wider job would hide.
     """
 
     trial: TrialId
@@ -65,6 +82,7 @@ class RunningTrial:
     placement: Placement
     boundary_at: float
     ahead: Stretch
+    may_widen: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +141,7 @@ class ClusterState:
             step: Ratio between neighbouring world sizes (smallest prime of the scaling factor).
         """
         self.ledger, self.times = ledger, times
+        ledger.narrowest = num_workers
         self.num_workers, self.max_epochs, self.step = num_workers, max_epochs, step
         self.new_trials = 0  # wanted, but not proposed yet: they wait as well
         self.starts = 0  # how often a waiting trial got its slots
@@ -163,7 +182,7 @@ class ClusterState:
 
     def waiting_for(self, site: SiteName) -> int:
         """Return how many trials wait that may use a site, those not proposed yet among them."""
-        known = sum(len(line) for (_, where), line in self._lines.items() if where in {None, site})
+        known = sum(len(line) for (_, where, _), line in self._lines.items() if where in {None, site})
         return known + self.new_trials
 
     def enqueue(self, waiting: PendingTrial) -> None:
@@ -194,7 +213,8 @@ class ClusterState:
         self.unplace(running.trial)
         self.running[running.trial] = running
         ahead = running.ahead
-        if running.placement.world_size < ahead.replicas and ahead.until > ahead.epoch:
+        is_narrower = running.placement.world_size < ahead.replicas
+        if running.may_widen and is_narrower and ahead.until > ahead.epoch:
             key = self.rank(running)
             self._ends[key] = running.trial
             self._end_keys[running.trial] = key
@@ -238,6 +258,40 @@ class ClusterState:
     def world_sizes(self, replicas: int) -> tuple[int, ...]:
         """Return the world sizes a trial may have, ascending: divisors of its replicas."""
         return _world_sizes(self.num_workers, self.step, replicas)
+
+    def find_start(self, world_size: int, kind: Kind) -> Placement | None:
+        """Return free slots for a waiting trial that wants so many, or None to wait.
+
+        Fewer are found where the site can never give so many, because of what it refuses or has set aside.
+        """
+        _, site, caution = kind
+        if not (self.ledger.is_reduced or caution != NO_CAUTION):
+            return self.ledger.find(world_size, site=site)
+        for name in [site] if site is not None else self.ledger.sites_by_free():
+            width = self.usable(world_size, kind, name)
+            found = self.ledger.find(width, site=name, avoid=caution.avoid)
+            if found is not None:
+                return found
+        return None
+
+    def usable(self, world_size: int, kind: Kind, site: SiteName) -> int:
+        """Return the world size at which a trial that wants so many slots may start on a site."""
+        replicas, _, caution = kind
+        most = min(world_size, self.num_workers) if caution.is_narrow else world_size
+        if not (self.ledger.is_reduced or caution.avoid):
+            return most
+        if not self.ledger.can_ever_fit(most, site, whole=True):
+            return most
+        smaller = (w for w in reversed(self.world_sizes(replicas)) if w <= most)
+        return next((w for w in smaller if self.ledger.can_ever_fit(w, site, avoid=caution.avoid)), most)
+
+    def can_ever_start(self, world_size: int, kind: Kind) -> bool:
+        """Whether a trial that wants so many slots could start on the pilots that are up, were they free."""
+        _, bound, caution = kind
+        return any(
+            self.ledger.can_ever_fit(self.usable(world_size, kind, site), site, avoid=caution.avoid)
+            for site in ([bound] if bound is not None else self.ledger.sites_by_free())
+        )
 
     def widest(
         self,

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from itertools import islice
 
 from parsl_rasda.placement.cluster_state import (
+    NO_CAUTION,
     Allocation,
     ClusterState,
     GrowthPolicy,
@@ -59,7 +60,7 @@ class ElasticGrowth:
             refused: set[Kind] = set()  # slots only get fewer here: never ask twice
             for waiting in cluster.queue(refused):
                 world_size = self.needs(waiting.stretch.replicas, cluster.num_workers)
-                placement = cluster.ledger.find(world_size, site=waiting.site)
+                placement = cluster.find_start(world_size, waiting.kind)
                 if placement is None:
                     refused.add(waiting.kind)
                     awaited.add(waiting.site)
@@ -112,7 +113,7 @@ class StrictGrowth:
 
     def decide(self, cluster: ClusterState, now: float, here: RunningTrial | None = None) -> Allocation:
         """Start what fits at its full world size; send ``here`` to the queue if it must grow."""
-        if here is not None and here.placement.world_size != here.ahead.replicas:
+        if here is not None and here.placement.world_size != self._full(cluster, here):
             return Allocation(requeue=True)
         starts: dict[TrialId, Placement] = {}
         with _trying(cluster) as trial_run:
@@ -121,7 +122,7 @@ class StrictGrowth:
             for waiting in cluster.queue(refused):
                 if in_front is not None and cluster.starts + len(starts) >= in_front.yields_until:
                     break
-                placement = cluster.ledger.find(waiting.stretch.replicas, site=waiting.site)
+                placement = cluster.find_start(waiting.stretch.replicas, waiting.kind)
                 if placement is None:
                     refused.add(waiting.kind)
                     in_front = in_front or waiting
@@ -129,6 +130,11 @@ class StrictGrowth:
                 trial_run.hold(placement)
                 starts[waiting.trial] = placement
         return Allocation(starts)
+
+    def _full(self, cluster: ClusterState, here: RunningTrial) -> int:
+        """Return the full world size, or what is left of it on a site with faults."""
+        replicas, site = here.ahead.replicas, here.placement.site
+        return cluster.usable(replicas, (replicas, site, NO_CAUTION), site)
 
 
 class NoGrowth:
@@ -149,7 +155,7 @@ class NoGrowth:
             refused: set[Kind] = set()
             for waiting in cluster.queue(refused):
                 world_size = self.needs(waiting.stretch.replicas, cluster.num_workers)
-                placement = cluster.ledger.find(world_size, site=waiting.site)
+                placement = cluster.find_start(world_size, waiting.kind)
                 if placement is None:
                     refused.add(waiting.kind)
                     continue
@@ -184,7 +190,7 @@ def _widen(
 
     def wider(running: RunningTrial) -> Placement | None:
         own = running.placement
-        if own.site in awaited:
+        if own.site in awaited or not running.may_widen:
             return None
         pays = _pays(cluster, running, is_fresh=running.trial in starting)
         return cluster.widest(running.ahead.replicas, own.site, own, pays)
@@ -219,7 +225,8 @@ def _pays(cluster: ClusterState, running: RunningTrial, *, is_fresh: bool) -> Ca
 
 def _as_running(waiting: PendingTrial, placement: Placement, now: float) -> RunningTrial:
     """Return a trial that is about to start, as if at a boundary: its launch is due anyway."""
-    return RunningTrial(waiting.trial, waiting.age, placement, now, waiting.stretch)
+    may_widen = waiting.caution == NO_CAUTION
+    return RunningTrial(waiting.trial, waiting.age, placement, now, waiting.stretch, may_widen)
 
 
 def _shrunk(cluster: ClusterState, here: RunningTrial, started: Sequence[PendingTrial]) -> Placement | None:

@@ -3,27 +3,42 @@
 A placement of at most one node's GPUs lies on one node; a larger one takes its GPUs evenly from
 nodes that were wholly free. Inside a node slots are given out in aligned blocks, on the fullest
 node that fits, so that doubling in place rarely meets a neighbour. The ledger starts nothing and
-remembers no trial: it knows free and held slots only.
+remembers no trial: it knows which slots are free, held or set aside, and which world sizes a site refuses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from sortedcontainers import SortedSet
 
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.types import NodeName, NodeSlots, PilotId, Placement, SiteName
 
+Slot: TypeAlias = tuple[SiteName, NodeName, int]
+"""A GPU of a node of a site, in whichever pilot it is."""
+
+
+def slots_of(placement: Placement) -> frozenset[Slot]:
+    """Return the slots of a placement."""
+    return frozenset((placement.site, n.node, gpu) for n in placement.nodes for gpu in n.gpus)
+
 
 @dataclass(slots=True)
 class _Node:
-    """One node; bit ``i`` of ``free`` stands for ``gpus[i]``."""
+    """One node; bit ``i`` of ``held`` and of ``aside`` stands for ``gpus[i]``."""
 
     name: NodeName
     gpus: tuple[int, ...]
-    free: int
+    held: int = 0
+    aside: int = 0
+
+    @property
+    def free(self) -> int:
+        return self.all & ~(self.held | self.aside)
 
     @property
     def all(self) -> int:
@@ -31,6 +46,9 @@ class _Node:
 
     def mask(self, gpus: Iterable[int]) -> int:
         return sum(1 << self.gpus.index(gpu) for gpu in gpus)
+
+    def mask_of(self, site: SiteName, slots: Collection[Slot]) -> int:
+        return sum(1 << i for i, gpu in enumerate(self.gpus) if (site, self.name, gpu) in slots)
 
     def slots(self, mask: int) -> NodeSlots:
         return NodeSlots(self.name, tuple(gpu for i, gpu in enumerate(self.gpus) if mask >> i & 1))
@@ -55,18 +73,31 @@ class _Pilot:
         for node in self.nodes.values():
             self.buckets[node.free.bit_count()].add(node.name)
 
-    def set_free(self, node: _Node, mask: int) -> None:
-        self.buckets[node.free.bit_count()].remove(node.name)
-        node.free = mask
-        self.buckets[mask.bit_count()].add(node.name)
+    def mark(self, node: _Node, *, held: int | None = None, aside: int | None = None) -> int:
+        """Change a node; return by how many its free slots have grown."""
+        before = node.free.bit_count()
+        self.buckets[before].remove(node.name)
+        node.held = node.held if held is None else held
+        node.aside = node.aside if aside is None else aside
+        after = node.free.bit_count()
+        self.buckets[after].add(node.name)
+        return after - before
 
 
 class Ledger:
-    """Free and held slots. `find` looks, `take` and `release` change."""
+    """Free and held slots. `find` looks, `take` and `release` change.
+
+    Attributes:
+        narrowest: World size up to which jobs may use slots on probation.
+    """
 
     def __init__(self) -> None:
+        self.narrowest = 1
         self._pilots: dict[PilotId, _Pilot] = {}
         self._free: dict[SiteName, int] = {}
+        self._aside: set[Slot] = set()
+        self._probation: set[Slot] = set()
+        self._refused: set[tuple[SiteName, int | None]] = set()
 
     # ------------------------------------------------------------------------------- pilots
 
@@ -81,9 +112,11 @@ class Ledger:
             raise InvalidSettingError(f"pilot {pilot}", names, "a new pilot with distinct nodes")
         if any(len(set(n.gpus)) < len(n.gpus) for n in nodes):
             raise InvalidSettingError(f"pilot {pilot}", nodes, "distinct GPUs on each node")
-        entries = {n.node: _Node(n.node, n.gpus, (1 << len(n.gpus)) - 1) for n in nodes if n.gpus}
+        entries = {n.node: _Node(n.node, n.gpus) for n in nodes if n.gpus}
+        for node in entries.values() if self._aside else ():
+            node.aside = node.mask_of(site, self._aside)
         self._pilots[pilot] = _Pilot(pilot, site, entries)
-        self._free[site] = self._free.get(site, 0) + sum(len(n.gpus) for n in nodes)
+        self._free[site] = self._free.get(site, 0) + sum(n.free.bit_count() for n in entries.values())
 
     def remove_pilot(self, pilot: PilotId) -> None:
         """Let a pilot's slots leave, free or held; placements there need no release."""
@@ -113,20 +146,110 @@ class Ledger:
             return list(self._free)
         return sorted(self._free, key=lambda s: (-self._free[s], s))
 
-    def can_ever_fit(self, world_size: int, site: SiteName | None = None) -> bool:
-        """Whether ``world_size`` slots would fit on a pilot that is up (of that site), if all were free."""
+    def can_ever_fit(
+        self,
+        world_size: int,
+        site: SiteName | None = None,
+        *,
+        avoid: Collection[Slot] = (),
+        whole: bool = False,
+    ) -> bool:
+        """Whether ``world_size`` slots would fit on a pilot that is up (of that site), if all were free.
+
+        Args:
+            world_size: Slots wanted.
+            site: Only there.
+            avoid: Slots that do not count.
+            whole: Count also what is set aside, on probation or refused.
+        """
         pilots = [p for p in self._pilots.values() if site in {None, p.site}]
-        return any(_shape(p, world_size, everything=True) for p in pilots)
+        if whole or not (self.is_reduced or avoid):
+            return any(_shape(p, world_size, everything=True) for p in pilots)
+        hidden = {*avoid, *self._aside, *(self._probation if world_size > self.narrowest else ())}
+        return any(
+            _fits_without(p, world_size, hidden) for p in pilots if not self._refuses(p.site, world_size)
+        )
 
     @property
     def largest(self) -> int:
         """Slots of the largest pilot: no placement can be wider."""
         return max((sum(len(n.gpus) for n in p.nodes.values()) for p in self._pilots.values()), default=0)
 
+    # ------------------------------------------------------------------------------- what is not used
+
+    @property
+    def is_reduced(self) -> bool:
+        """Whether anything is set aside, on probation or refused."""
+        return bool(self._aside or self._probation or self._refused)
+
+    @property
+    def num_set_aside(self) -> int:
+        """Slots of the pilots that are up that are set aside and not held."""
+        nodes = (n for p in self._pilots.values() for n in p.nodes.values())
+        return sum((n.aside & ~n.held).bit_count() for n in nodes)
+
+    def slots_at(self, site: SiteName, node: NodeName | None = None) -> frozenset[Slot]:
+        """Return the slots of the pilots that are up, of a site or of a node there."""
+        pilots = (p for p in self._pilots.values() if p.site == site)
+        nodes = (n for p in pilots for n in p.nodes.values() if node in {None, n.name})
+        return frozenset((site, n.name, gpu) for n in nodes for gpu in n.gpus)
+
+    def set_aside(self, slots: Iterable[Slot]) -> None:
+        """Hand slots out no more; whoever holds them keeps them."""
+        self._aside.update(slots)
+        self._mark_aside()
+
+    def restore(self, slots: Iterable[Slot], *, on_probation: bool = False) -> None:
+        """Hand slots out again; on probation only to jobs of the narrowest world size."""
+        slots = set(slots)
+        self._aside -= slots
+        self._probation -= slots
+        if on_probation:
+            self._probation |= slots
+        self._mark_aside()
+
+    def refuse(self, site: SiteName, world_size: int | None = None) -> None:
+        """Hand out no slots of a site to jobs of a world size, or to any job."""
+        self._refused.add((site, world_size))
+
+    def allow(self, site: SiteName, world_size: int | None = None) -> None:
+        """Take `refuse` back."""
+        self._refused.discard((site, world_size))
+
+    def _refuses(self, site: SiteName, world_size: int) -> bool:
+        return bool(self._refused) and not self._refused.isdisjoint({(site, world_size), (site, None)})
+
+    def _mark_aside(self) -> None:
+        for pilot in self._pilots.values():
+            for node in pilot.nodes.values():
+                aside = node.mask_of(pilot.site, self._aside)
+                if aside != node.aside:
+                    self._free[pilot.site] += pilot.mark(node, aside=aside)
+
+    @contextmanager
+    def _without(self, slots: Collection[Slot]) -> Iterator[None]:
+        """Let some slots count as held."""
+        before: list[tuple[_Pilot, _Node, int]] = []
+        for pilot in self._pilots.values() if slots else ():
+            for node in pilot.nodes.values():
+                if hidden := node.mask_of(pilot.site, slots) & node.free:
+                    before.append((pilot, node, node.held))
+                    pilot.mark(node, held=node.held | hidden)
+        try:
+            yield
+        finally:
+            for pilot, node, held in before:
+                pilot.mark(node, held=held)
+
     # ------------------------------------------------------------------------------- placements
 
     def find(
-        self, world_size: int, *, site: SiteName | None = None, own: Placement | None = None
+        self,
+        world_size: int,
+        *,
+        site: SiteName | None = None,
+        own: Placement | None = None,
+        avoid: Collection[Slot] = (),
     ) -> Placement | None:
         """Return free slots for a job of ``world_size``, or None to wait. Changes nothing.
 
@@ -134,13 +257,22 @@ class Ledger:
             world_size: Slots wanted.
             site: Only there; otherwise the site with most free slots that fits.
             own: A placement whose slots count as free, and are preferred.
+            avoid: Slots that count as held.
         """
-        for name in [site] if site is not None else self.sites_by_free():
-            if self.free_at(name) + (own.world_size if own and own.site == name else 0) < world_size:
-                continue
-            found = self._find_at(name, world_size, own)
-            if found is not None:
-                return found
+        hidden: Collection[Slot] = avoid
+        if self._probation and world_size > self.narrowest:
+            if own is not None and not self._probation.isdisjoint(slots_of(own)):
+                return None
+            hidden = {*avoid, *self._probation}
+        with self._without(hidden):
+            for name in [site] if site is not None else self.sites_by_free():
+                if self._refuses(name, world_size):
+                    continue
+                if self.free_at(name) + (own.world_size if own and own.site == name else 0) < world_size:
+                    continue
+                found = self._find_at(name, world_size, own)
+                if found is not None:
+                    return found
         return None
 
     def take(self, placement: Placement) -> None:
@@ -153,8 +285,7 @@ class Ledger:
         if any(mask & ~node.free for node, mask in masks):
             raise InvalidSettingError("placement", placement, "slots that are free")
         for node, mask in masks:
-            pilot.set_free(node, node.free & ~mask)
-            self._free[pilot.site] -= mask.bit_count()
+            self._free[pilot.site] += pilot.mark(node, held=node.held | mask)
 
     def release(self, placement: Placement) -> None:
         """Give slots back; those of a pilot that has left are forgotten.
@@ -165,11 +296,10 @@ class Ledger:
         if placement.pilot not in self._pilots:
             return
         pilot, masks = self._masks(placement)
-        if any(mask & node.free for node, mask in masks):
+        if any(mask & ~node.held for node, mask in masks):
             raise InvalidSettingError("placement", placement, "slots that are held")
         for node, mask in masks:
-            pilot.set_free(node, node.free | mask)
-            self._free[pilot.site] += mask.bit_count()
+            self._free[pilot.site] += pilot.mark(node, held=node.held & ~mask)
 
     def _masks(self, placement: Placement) -> tuple[_Pilot, list[tuple[_Node, int]]]:
         pilot = self._pilots.get(placement.pilot)
@@ -248,6 +378,15 @@ def _shape(pilot: _Pilot, world_size: int, *, everything: bool = False) -> tuple
         if world_size % count == 0:
             return count, world_size // count
     return None
+
+
+def _fits_without(pilot: _Pilot, world_size: int, hidden: Collection[Slot]) -> bool:
+    """Whether a world size fits on a pilot if all its slots but the hidden ones are free."""
+    left = [(n, len(n.gpus) - n.mask_of(pilot.site, hidden).bit_count()) for n in pilot.nodes.values()]
+    if world_size <= pilot.per_node:
+        return any(count >= world_size for _, count in left)
+    shape = _shape(pilot, world_size)
+    return shape is not None and sum(count == pilot.per_node for _, count in left) >= shape[0]
 
 
 def _block(free: int, world_size: int, own: int, size: int) -> int:

@@ -25,7 +25,7 @@ from parsl_rasda.reporting.tables import (
 )
 from parsl_rasda.types import StageState, StudyState
 
-HOW_TO_FIX = "fix the training and run it with another --dir"
+HOW_TO_FIX = "fix the training, then resume with --retry-failed, or run it with another --dir"
 _ENDINGS = {StudyState.FAILED: "failed", StudyState.NO_SITE: "no site or pilot could be had"}
 
 

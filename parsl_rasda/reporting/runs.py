@@ -123,6 +123,7 @@ class Run:
             "pilots": [pilot for s in summaries.values() for pilot in s["pilots"]],
             "awaited": [pilot for s in summaries.values() for pilot in s["awaited"]],
             "resting": [site for s in summaries.values() for site in s["resting"]],
+            "set_aside": [what for s in summaries.values() for what in s["set_aside"]],
             "state": self.state.value,
             "cause": self.cause,
             "searches": summaries,

@@ -71,7 +71,18 @@ def summary_view(summary: Summary, name: str | None = None) -> RenderableType:
     else:
         words = "failed" if summary["cause"] else "has not begun"
     head = headline(name or summary["study"], state, words, seconds)
+    head.append(missing(summary))
     return Group(head, Padding(grid, (0, 0, 0, 2)))
+
+
+def missing(summary: Summary) -> str:
+    """Return what is missing of a search that has ended, and how to get it, to end a line with."""
+    trials, state = summary["trials"], summary["state"]
+    left = trials["total"] - sum(trials[s] for s in TrialState if s.is_final)
+    if state in {StudyState.RUNNING, StudyState.DONE} or not (left and summary["trial_list"]):
+        return ""
+    how = "mend it, then resume with --retry-failed" if state == StudyState.FAILED else "resume it"
+    return f"; {left} of {counted(trials['total'], 'trial')} have not ended: {how}"
 
 
 def headline(name: str, state: str, words: str, seconds: float = 0.0) -> Text:
@@ -166,8 +177,13 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str | Text]]:
         "epochs",
         f"{summary['epochs']}" + (f", {repeated} of them repeated after a loss" if repeated else ""),
     )
+    if preempted := summary["faults"]["preemptions"]:
+        yield "preempted", f"{counted(preempted, 'attempt')}, taken up again at no cost in retries"
     if summary["state"] == StudyState.RUNNING:
         yield from _places(summary)
+    for aside in summary.get("set_aside", ()):  # summaries of earlier versions have none
+        again = f"tried again from {clock(aside['until'])} on"
+        yield "set aside", f"{aside['name']}, {again}: {truncated(aside['cause'], 200)}"
 
 
 def _places(summary: Summary) -> Iterator[tuple[str, str]]:
@@ -200,11 +216,6 @@ def troubles(summary: Summary) -> Iterator[tuple[str, str]]:
     faults = summary["faults"]
     other = _by_cause((f["cause"], f["what"]) for f in faults["list"] if f["cause"] not in failed)
     yield from _listed("faults", [f"{what}: {truncated(cause, 200)}" for cause, what in other.items()])
-    if faults["preemptions"]:
-        yield (
-            "preempted",
-            f"{counted(faults['preemptions'], 'attempt')}, taken up again at no cost in retries",
-        )
 
 
 def _by_cause(found: Iterable[tuple[str, str]]) -> dict[str, str]:

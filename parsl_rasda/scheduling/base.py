@@ -71,6 +71,10 @@ class Scheduler(Protocol):
         """Take out a trial that failed: nobody waits for it, and it never goes on."""
         ...
 
+    def readmit(self, trial: TrialId) -> Decision:
+        """Admit a trial that was removed once more, from its start. Returns its first stretch."""
+        ...
+
     def close(self) -> None:
         """Say that no further trial will be added."""
         ...

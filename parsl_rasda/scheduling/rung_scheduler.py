@@ -91,6 +91,14 @@ class RungScheduler(ABC):
             self._stop(contender, "the trial failed")
             self._withdraw(contender)
 
+    def readmit(self, trial: TrialId) -> Decision:
+        """Admit a removed trial as new, at its old age."""
+        contender = Contender(trial, self._contenders[trial].age)
+        self._contenders[trial] = contender
+        self._decide(contender, Action.CONTINUE, self._ahead(contender))
+        self._come_back(contender)
+        return contender.last
+
     def close(self) -> None:  # noqa: B027 - most variants wait for nobody
         """Say that no further trial will be added."""
 
@@ -111,6 +119,10 @@ class RungScheduler(ABC):
 
     def _admit(self, contender: Contender) -> None:  # noqa: B027 - only some rules count the present
         """Learn of a new contender."""
+
+    def _come_back(self, contender: Contender) -> None:
+        """Learn that a contender who was withdrawn competes again."""
+        self._admit(contender)
 
     def _known(self, trial: TrialId) -> Contender:
         contender = self._contenders.get(trial)

@@ -102,6 +102,14 @@ class SynchronousScheduler(RungScheduler):
             self._going.pop(contender.trial, None)
             self._arrive(contender)
 
+    def _come_back(self, contender: Contender) -> None:
+        """Let it take its place in its cohort again, unless a rung there has been decided without it."""
+        cohort = self._cohorts[contender.trial]
+        if cohort.rung == 0 and not cohort.is_complete:
+            cohort.present.pop(contender.age, None)
+        else:
+            self._admit(contender)
+
     def _fill_up(self) -> None:
         cohort, self._filling = self._filling, _Cohort()
         cohort.is_full = True

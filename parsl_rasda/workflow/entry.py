@@ -47,13 +47,16 @@ def run_study(
         return WorkflowRun(admitted, run, search_path_of(run), progress, may_restart=True).run()
 
 
-def resume_study(directory: Path, overrides: Sequence[str], *, progress: ProgressReporter) -> RunResult:
+def resume_study(
+    directory: Path, overrides: Sequence[str], *, progress: ProgressReporter, retry_failed: bool = False
+) -> RunResult:
     """Take a run up where it ended, after any death.
 
     Args:
         directory: Its run directory.
         overrides: ``key=value``; only the number of trials may change.
         progress: Who reports.
+        retry_failed: Let the trials that failed start afresh.
 
     Raises:
         RunDirectoryError: If the directory is not one of a run, or is being run.
@@ -72,7 +75,7 @@ def resume_study(directory: Path, overrides: Sequence[str], *, progress: Progres
     with run.controlled():
         if wanted != study:
             replace_file(run.study_file, dump_study(wanted))
-        return WorkflowRun(admitted, run, paths, progress).run()
+        return WorkflowRun(admitted, run, paths, progress, retry_failed=retry_failed).run()
 
 
 def refuse_other_search(run: RunDirectory, study: StudySpec, *, may_grow: bool = False) -> None:

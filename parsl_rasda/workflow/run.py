@@ -69,6 +69,7 @@ class WorkflowRun:
     Attributes:
         may_restart: Whether a search begins anew if its inputs or its training code have changed; else
             it goes on with other code, and refuses other inputs.
+        retry_failed: Trials that failed start afresh.
     """
 
     admitted: AdmittedStudy
@@ -76,6 +77,7 @@ class WorkflowRun:
     search_path: Sequence[str]
     progress: ProgressReporter
     may_restart: bool = False
+    retry_failed: bool = False
     searches: list[Search] = field(default_factory=list)
     one_search: threading.Lock = field(default_factory=threading.Lock)
     warnings: set[str] = field(default_factory=set)
@@ -217,6 +219,7 @@ class WorkflowRun:
                 self.run_directory,
                 call.arguments,
                 _known(stage, done),
+                self.retry_failed,
             )
             self.searches.append(search)
             found = search.run(self.progress)

@@ -19,7 +19,7 @@ from parsl_rasda.orchestration.replay import ReplayedSearch, replay_search
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.orchestration.summary import best, cause
 from parsl_rasda.study import SiteBase, StudySpec, TuneSpec
-from parsl_rasda.types import JSON, SiteName, StudyState
+from parsl_rasda.types import JSON, SiteName, StudyState, TrialState
 from parsl_rasda.workflow.dag import of_site
 
 _MOST_PATHS = 100  # of the inputs, that a site is asked for before each job
@@ -32,6 +32,7 @@ class Search:
     Attributes:
         directory: Where its journal and its trials are.
         claimed: The directory of the whole run, which this controller has claimed.
+        retry_failed: Trials that failed start afresh.
     """
 
     study: StudySpec
@@ -43,6 +44,7 @@ class Search:
     claimed: RunDirectory
     inputs: Mapping[str, JSON]
     known: Sequence[Mapping[str, JSON]] = ()
+    retry_failed: bool = False
     state: StudyState = StudyState.RUNNING
     cause: str = ""
     _history: ReplayedSearch | None = None
@@ -57,7 +59,8 @@ class Search:
         )
         self._history = history
         machine = history.machine
-        if machine.state is not StudyState.DONE or machine.lacks(self.tune.num_samples):
+        retries = self.retry_failed and any(t.state is TrialState.FAILED for t in machine.trials.values())
+        if machine.state is not StudyState.DONE or machine.lacks(self.tune.num_samples) or retries:
             self._drive(history, progress)
         self.state = history.machine.state
         self.cause = cause(history.machine, history.usage)
@@ -108,7 +111,7 @@ class Search:
             if self._is_leaving:  # it was interrupted before there was a driver
                 self._driver.interrupt()
             pilots = {name: site.pilots for name, site in self.sites.items()}
-            self._driver.run(self.tune.num_samples, pilots, missed)
+            self._driver.run(self.tune.num_samples, pilots, missed, retry_failed=self.retry_failed)
 
     def _orders(self) -> JobSpecBuilder:
         facts = {}

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parsl_rasda.exits import EndedBy, ExitObservations, JobExit, classify_exit
+from parsl_rasda.exits import EndedBy, ExitObservations, classify_exit
 from parsl_rasda.protocol import JobResult
-from parsl_rasda.types import Outcome, TrialId
+from parsl_rasda.types import Blame, Fault, Outcome, Phase, TrialId
 
 MPICH_KILLED = """user output
 =   BAD TERMINATION OF ONE OF YOUR APPLICATION PROCESSES
@@ -27,6 +27,7 @@ LOST, PREEMPTED = Outcome.LOST, Outcome.PREEMPTED
 OUTCOMES = {
     "launch exit": (LOST, LOST),
     "launch error": (LOST, LOST),
+    "storage": (LOST, PREEMPTED),
     "ranks unresponsive": (PREEMPTED, PREEMPTED),
     "controller": (PREEMPTED, PREEMPTED),
     "controller silent": (PREEMPTED, PREEMPTED),
@@ -49,6 +50,11 @@ OUTCOMES = {
 
 def report(outcome: Outcome) -> JobResult:
     return JobResult(TrialId("t0"), 1, outcome, epoch=3, cause="own words")
+
+
+def outcome_and_cause(seen: ExitObservations) -> tuple[Outcome, str]:
+    found = classify_exit(seen)
+    return found.outcome, found.cause
 
 
 reports = st.builds(report, st.sampled_from(Outcome))
@@ -88,19 +94,17 @@ def test_the_ranks_own_report_stands(
     own: Outcome, ended_by: EndedBy, was_told: bool, outcome: Outcome
 ) -> None:
     seen = ExitObservations(ended_by, "seen", was_told=was_told, report=report(own))
-    assert classify_exit(seen) == JobExit(outcome, "own words")
+    assert outcome_and_cause(seen) == (outcome, "own words")
 
 
 @pytest.mark.parametrize("ended_by", [e for e in EndedBy if OUTCOMES[e][0] is PREEMPTED])
 def test_what_is_lost_while_it_leaves_was_preempted(ended_by: EndedBy) -> None:
-    assert classify_exit(ExitObservations(ended_by, "seen", report=report(LOST))) == JobExit(
-        PREEMPTED, "seen"
-    )
+    assert outcome_and_cause(ExitObservations(ended_by, "seen", report=report(LOST))) == (PREEMPTED, "seen")
 
 
 def test_ranks_whose_worker_died_were_lost_whatever_they_say() -> None:
     seen = ExitObservations(EndedBy.WORKER_LOST, "the worker died", report=report(PREEMPTED))
-    assert classify_exit(seen) == JobExit(LOST, "the worker died")
+    assert outcome_and_cause(seen) == (LOST, "the worker died")
 
 
 @given(observations)
@@ -109,7 +113,8 @@ def test_every_observation_has_an_exit_that_names_a_cause_that_was_seen(seen: Ex
     if seen.report is None or found.cause != seen.report.cause:
         assert found.outcome in {LOST, PREEMPTED}, "only ranks know that they have reached their epoch"
     if seen.report is not None and seen.report.outcome not in {LOST, PREEMPTED}:
-        assert found == JobExit(seen.report.outcome, seen.report.cause)
+        assert (found.outcome, found.cause) == (seen.report.outcome, seen.report.cause)
+    assert (found.blame is Blame.TRIAL) == (found.outcome is Outcome.FAILED)
     assert classify_exit(replace(seen)) == found
 
 
@@ -154,3 +159,62 @@ def test_a_rank_out_of_memory_is_named_whatever_the_exit_code(code: int, line: s
 def test_the_rules_that_a_launcher_prints_are_left_out() -> None:
     log = "out of resource\n  Binding policy: NONE\n" + "-" * 60 + "\n\n"
     assert cause_of_exit(1, log).endswith("(exit 1): out of resource")
+
+
+# ------------------------------------------------------------------------------------------ whose fault
+
+OWN_OOM = (
+    "OutOfMemoryError: CUDA out of memory. Tried to allocate 8.00 GiB. GPU 0 has a capacity of 10.00 GiB "
+    "of which 1.00 GiB is free. Including non-PyTorch memory, this process has 9.00 GiB memory in use."
+)
+OTHERS_OOM = OWN_OOM.replace("Including", "Process 4711 has 7.50 GiB memory in use. Including")
+
+
+@pytest.mark.parametrize(
+    ("cause", "blame"),
+    [
+        ("ValueError: no such layer (u.py:3)", Blame.TRIAL),
+        ("ModuleNotFoundError: No module named 'x' (u.py:1)", Blame.TRIAL),
+        (OWN_OOM, Blame.TRIAL),
+        (OTHERS_OOM, Blame.SLOT),
+        ("RuntimeError: CUDA error: uncorrectable ECC error encountered", Blame.SLOT),
+        ("RuntimeError: CUDA error: CUDA-capable device(s) is/are busy or unavailable", Blame.SLOT),
+        ("RuntimeError: No CUDA GPUs are available", Blame.SLOT),
+        ("AcceleratorError: CUDA error: an illegal memory access was encountered", Blame.UNSURE),
+        ("RuntimeError: NCCL error in: ProcessGroupNCCL.cpp:2", Blame.UNSURE),
+        ("RuntimeError: HIP error: unspecified launch failure", Blame.UNSURE),
+        ("RuntimeError: CUDNN_STATUS_EXECUTION_FAILED", Blame.UNSURE),
+        ("OSError: [Errno 28] No space left on device: '/scratch/x'", Blame.SITE),
+        ("OSError: [Errno 122] Disk quota exceeded: '/scratch/x'", Blame.SITE),
+        ("DistStoreError: Timed out after 61 seconds waiting for clients. 1/2 clients joined.", Blame.SITE),
+    ],
+)
+def test_what_an_exception_says_tells_whose_fault_it_was(cause: str, blame: Blame) -> None:
+    own = replace(report(Outcome.FAILED), cause=cause)
+    found = classify_exit(ExitObservations(EndedBy.LAUNCH_EXIT, report=own))
+    assert found.blame is blame
+    assert (found.outcome is Outcome.FAILED) == (blame is Blame.TRIAL)
+
+
+def test_a_missing_input_is_not_the_trials_fault() -> None:
+    own = replace(report(Outcome.FAILED), cause="FileNotFoundError: [Errno 2] No such file: '/data/x'")
+    seen = ExitObservations(EndedBy.LAUNCH_EXIT, report=own)
+    assert classify_exit(seen).blame is Blame.TRIAL
+    assert classify_exit(replace(seen, missing_input="/data/x")).blame is Blame.NODE
+
+
+@pytest.mark.parametrize("ended_by", [EndedBy.LAUNCH_EXIT, EndedBy.LAUNCH_ERROR])
+def test_without_any_rank_it_is_never_the_trial(ended_by: EndedBy) -> None:
+    found = classify_exit(ExitObservations(ended_by, "no", returncode=1, phase=Phase.NO_RANK))
+    assert (found.blame, found.phase) == (Blame.SITE, Phase.NO_RANK)
+
+
+@pytest.mark.parametrize(("fault", "blame"), [(Fault.STORAGE, Blame.SITE), (Fault.PEERS_LOST, Blame.UNSURE)])
+def test_a_fault_that_the_ranks_name_tells_too(fault: Fault, blame: Blame) -> None:
+    own = replace(report(LOST), fault=fault)
+    assert classify_exit(ExitObservations(EndedBy.LAUNCH_EXIT, report=own)).blame is blame
+
+
+@given(observations.filter(lambda seen: seen.report is None))
+def test_without_a_report_the_trial_is_never_to_blame(seen: ExitObservations) -> None:
+    assert classify_exit(seen).blame is not Blame.TRIAL

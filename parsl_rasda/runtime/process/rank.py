@@ -5,6 +5,7 @@ Exit status 0: it left as it was told to. Any other is a loss or a failure, and 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 import os
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from parsl_rasda.errors import InvalidSettingError, TrainingError
 from parsl_rasda.prctl import die_with_parent
-from parsl_rasda.protocol import DEADLINE_MARGIN_S, JobSpec
+from parsl_rasda.protocol import DEADLINE_MARGIN_S, STARTED, JobSpec
 from parsl_rasda.runtime.attempt.attempt import FINAL_REPORT_S, FORKED, Attempt, PreemptRequested
 from parsl_rasda.runtime.attempt.channel import ControlChannel, claim_stdin, claim_stdout, watch_for_stop
 from parsl_rasda.runtime.attempt.launch_context import LaunchContext, launch_context
@@ -49,6 +50,8 @@ def main(argv: Sequence[str]) -> NoReturn:
     if not is_forked:
         die_with_parent(os.getppid())
     spec = JobSpec.load(Path(argv[0]))
+    with contextlib.suppress(OSError):  # a disk that is full is noticed by whoever needs it
+        (Path(spec.directory) / STARTED).touch()
     try:
         context = launch_context(spec, os.environ)
     except InvalidSettingError as error:

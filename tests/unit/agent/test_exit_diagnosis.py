@@ -7,7 +7,7 @@ from pathlib import Path
 from parsl_rasda.agent import exit_diagnosis
 from parsl_rasda.exits import EndedBy, ExitObservations
 from parsl_rasda.protocol import Checkpoint, EpochReport, JobResult, JobSpec
-from parsl_rasda.types import Outcome, TrialId
+from parsl_rasda.types import Blame, Outcome, TrialId
 
 ORDER = JobSpec(
     study="s",
@@ -41,7 +41,7 @@ def write_epochs(directory: Path, *reports: EpochReport, tail: str = "") -> None
 def test_the_ranks_own_report_wins_over_every_inference(tmp_path: Path) -> None:
     report = JobResult(TrialId("t0"), 2, Outcome.FAILED, 3, "ValueError: no", None, "Traceback", 1.0)
     (tmp_path / "report.json").write_text(json.dumps(report.to_json()))
-    assert exit_diagnosis.conclude(tmp_path, ORDER, LOST) == report
+    assert exit_diagnosis.conclude(tmp_path, ORDER, LOST) == replace(report, blame=Blame.TRIAL)
 
 
 def test_what_is_lost_while_it_leaves_was_preempted(tmp_path: Path) -> None:
@@ -50,8 +50,8 @@ def test_what_is_lost_while_it_leaves_was_preempted(tmp_path: Path) -> None:
     )
     (tmp_path / "report.json").write_text(json.dumps(lost.to_json()))
     found = exit_diagnosis.conclude(tmp_path, ORDER, ExitObservations(EndedBy.CONTROLLER, "stopped"))
-    assert found == replace(lost, outcome=Outcome.PREEMPTED, cause="stopped")
-    assert exit_diagnosis.conclude(tmp_path, ORDER, LOST) == lost
+    assert found == replace(lost, outcome=Outcome.PREEMPTED, cause="stopped", blame=Blame.CONTROLLER)
+    assert exit_diagnosis.conclude(tmp_path, ORDER, LOST) == replace(lost, blame=Blame.UNSURE)
 
 
 def test_a_report_of_another_attempt_counts_for_nothing(tmp_path: Path) -> None:

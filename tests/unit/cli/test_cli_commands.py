@@ -57,7 +57,7 @@ def site(tmp_path: Path) -> str:
     return str(file)
 
 
-HOW_TO_FIX = "fix the training and run it with another --dir"
+HOW_TO_FIX = "fix the training, then resume with --retry-failed, or run it with another --dir"
 NO_ACCOUNT = StageRecord(StageState.NO_SITE, at=1.0, cause="Site 'quad' is not available: no account")
 
 

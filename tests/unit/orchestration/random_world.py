@@ -493,7 +493,8 @@ class World:
         assert len(held) == len(set(held)), "two trials hold one slot"
         ups = (nodes for pilot, (_, nodes) in self.up.items() if pilot not in closing)
         slots = sum(len(n.gpus) for nodes in ups for n in nodes)
-        assert self.machine.cluster_state.ledger.free + len(held) == slots
+        ledger = self.machine.cluster_state.ledger
+        assert ledger.free + len(held) + ledger.num_set_aside == slots
         waiting = {w.trial for w in self.machine.cluster_state.waiting}
         assert waiting == {t.id for t in self.machine.trials.values() if t.state == "waiting"}
 

@@ -117,7 +117,7 @@ def an_older_checkpoint_holds_more(machine: Machine) -> None:
 
 
 BROKEN: tuple[tuple[Callable[[Machine], None], str], ...] = (
-    (a_slot_is_lost, "slots, free or held"),
+    (a_slot_is_lost, "slots, free, held or set aside"),
     (a_slot_is_held_twice, "none is held twice"),
     (a_pilot_is_unknown_to_the_ledger, "pilots in the ledger"),
     (a_trial_has_two_jobs, "live jobs"),

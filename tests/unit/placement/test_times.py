@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from parsl_rasda.placement.cluster_state import ClusterState, PendingTrial, RunningTrial
+from parsl_rasda.placement.cluster_state import NO_CAUTION, ClusterState, PendingTrial, RunningTrial
 from parsl_rasda.placement.ledger import Ledger
 from parsl_rasda.placement.times import Assumed, Times
 from parsl_rasda.types import NodeName, NodeSlots, PilotId, Placement, SiteName, Stretch, TrialId
@@ -155,7 +155,7 @@ def test_once_a_kind_is_refused_the_queue_goes_on_without_it() -> None:
         if one.trial == "c":
             refused.add(one.kind)
     assert seen == ["a", "b", "c", "d"]
-    assert set(made.kinds) == {(4, None), (2, None)}
+    assert set(made.kinds) == {(4, None, NO_CAUTION), (2, None, NO_CAUTION)}
     made.enqueue(PendingTrial(TrialId("a"), 0, Stretch(0, 16, 2)))
     assert [w.trial for w in made.waiting] == ["b", "c", "a", "d", "e"], "nobody waits twice"
 
