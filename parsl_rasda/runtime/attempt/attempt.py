@@ -20,13 +20,13 @@ from parsl_rasda.errors import DamagedCheckpointError
 from parsl_rasda.protocol import DEADLINE_MARGIN_S, Checkpoint, EpochReport, JobResult, JobSpec
 from parsl_rasda.runtime.attempt.channel import ControlChannel
 from parsl_rasda.runtime.attempt.launch_context import LaunchContext
-from parsl_rasda.runtime.checkpoints.checkpoint import HEADER
 from parsl_rasda.runtime.checkpoints.retention import (
     FETCHED,
     known_epochs,
     remove_superseded_attempts,
     superseded,
 )
+from parsl_rasda.runtime.checkpoints.seal import is_whole
 from parsl_rasda.runtime.checkpoints.shared import CopyGoneError, SharedCheckpoints, fetch, is_url
 from parsl_rasda.types import Outcome
 
@@ -187,24 +187,24 @@ class Attempt:
             raise
 
     def find_checkpoint(self, place: str) -> Path:
-        """Return the directory of a checkpoint of this trial; rank 0 fetches it if it is not on this site.
+        """Return the directory of a checkpoint of this trial; rank 0 must be the first to ask.
+
+        It fetches what is not on this site, or is damaged here.
 
         Args:
             place: The checkpoint's directory or URL.
 
         Raises:
-            CopyGoneError: If it is not at the URL any more.
+            CopyGoneError: If it is not at the URL any more, or is damaged there.
             StoreError: If it cannot be fetched.
         """
         if not is_url(place):
             return Path(place)
         attempt, name = place.split("/")[-2:]
         written_here, fetched = self.directory.parent / attempt / name, self.directory / FETCHED
-        if (written_here / HEADER).exists():
-            return written_here
-        if self.is_main and not fetched.exists():
+        if self.is_main and not fetched.exists() and not is_whole(written_here):
             fetch(place, fetched)
-        return fetched
+        return fetched if fetched.exists() else written_here
 
     def _reachable(self) -> Checkpoint | None:
         """Return the newest checkpoint that others can read."""

@@ -32,7 +32,8 @@ from typing import IO
 from parsl_rasda.errors import TrainingError
 from parsl_rasda.protocol import JobSpec
 from parsl_rasda.runtime.attempt.attempt import Attempt, PreemptRequested
-from parsl_rasda.runtime.checkpoints.checkpoint import checkpoint_name, publish_checkpoint, read_header
+from parsl_rasda.runtime.checkpoints.checkpoint import checkpoint_name, publish_checkpoint
+from parsl_rasda.runtime.checkpoints.seal import check_files
 from parsl_rasda.runtime.engine.group import PeersLostError, listening, publish_address, published_address
 from parsl_rasda.types import JSON, Outcome
 
@@ -55,7 +56,7 @@ def run_command(attempt: Attempt) -> None:
     out.mkdir(exist_ok=True)
     if spec.resume_from and attempt.is_main:
         with attempt.resuming():
-            read_header(attempt.find_checkpoint(spec.resume_from))
+            check_files(attempt.find_checkpoint(spec.resume_from))
     environment = _environment(attempt)  # the other ranks wait here for rank 0
     resumed = attempt.find_checkpoint(spec.resume_from) if spec.resume_from else None
     argv = filled(spec, out=out, report=report, checkpoint=resumed)
