@@ -11,13 +11,24 @@ from pathlib import Path
 
 from parsl_rasda.exits import EndedBy, ExitObservations, classify_exit
 from parsl_rasda.protocol import JobResult, JobSpec, read_report, report_of_epochs
+from parsl_rasda.storage import unwritable
+from parsl_rasda.types import Fault, Phase
 
 _LOG_TAIL_BYTES = 4096
 
 
-def conclude(directory: Path, order: JobSpec, seen: ExitObservations) -> JobResult:
-    """Return the report of an attempt that has ended: the ranks' own, or one made of the epochs they left."""
-    own = read_report(directory, order.job)
+def conclude(
+    directory: Path, order: JobSpec, seen: ExitObservations, said: JobResult | None = None
+) -> JobResult:
+    """Return the report of an attempt that has ended: the ranks' own, or one made of the epochs they left.
+
+    Args:
+        directory: Of the attempt.
+        order: Of the attempt.
+        seen: What was seen of its end.
+        said: The report that a rank sent; it counts if none could be written.
+    """
+    own = read_report(directory, order.job) or said
     if own is not None:
         return amend(own, seen)
     found = classify_exit(seen)
@@ -30,14 +41,17 @@ def amend(own: JobResult, seen: ExitObservations) -> JobResult:
     return replace(own, outcome=found.outcome, cause=found.cause)
 
 
-def observe_launch(returncode: int, log: Path) -> ExitObservations:
-    """Return what is seen of a launch that ended by itself.
+def observe_launch(returncode: int, log: Path, phase: Phase | None = None) -> ExitObservations:
+    """Return what is seen of a launch that ended by itself, or because nothing could be written.
 
     Args:
         returncode: As in `subprocess`: negative for a death by signal.
         log: The attempt's log file.
+        phase: How far its ranks got, as far as anybody heard.
     """
-    return ExitObservations(EndedBy.LAUNCH_EXIT, returncode=returncode, log_tail=_tail(log))
+    if full := unwritable(log.parent):
+        return ExitObservations(EndedBy.STORAGE, str(full), phase=phase, fault=Fault.STORAGE)
+    return ExitObservations(EndedBy.LAUNCH_EXIT, returncode=returncode, log_tail=_tail(log), phase=phase)
 
 
 def _tail(log: Path) -> tuple[str, ...]:
