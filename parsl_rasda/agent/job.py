@@ -20,6 +20,7 @@ from parsl_rasda.agent import exit_diagnosis, node_probe, orphan_reaper
 from parsl_rasda.agent.control_relay import ControlAddress, ControlClient, Message
 from parsl_rasda.agent.launch import LEAVE, Launch
 from parsl_rasda.exits import EndedBy, ExitObservations
+from parsl_rasda.private_files import make_private, private_files
 from parsl_rasda.protocol import JobResult, JobSpec, read_epochs
 
 _HELLO_S = 30.0  # for the controller to let it start
@@ -46,6 +47,7 @@ class Named:
         return self.function(*arguments, **named)
 
 
+@private_files()
 def run_job(order: Message, launch: Message, mark: str, address: Message | None) -> Message:
     """Run one attempt to its end.
 
@@ -99,7 +101,7 @@ def _ask_to_start(client: ControlClient) -> ExitObservations | None:
 
 def _launch(order: JobSpec, command: Message, mark: str, client: ControlClient | None) -> JobResult:
     directory = Path(order.directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    make_private(directory)
     order.save(directory / "order.json")
     log = directory / "log.txt"
     try:
