@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 FOR_DEMO := $(VENV)/.installed-demo
 FOR_ALL := $(VENV)/.installed
 
-.PHONY: demo test test-unit lint install clean
+.PHONY: demo test test-unit mutations lint install clean
 demo: $(FOR_DEMO)
 	$(BIN)/parsl-rasda run workflows/cfd_defiltering/study.yaml --site local --dir $$(mktemp -d -p . runs.XXXXXX)/cfd_defiltering
 
@@ -19,6 +19,10 @@ test: install
 test-unit: export OMP_NUM_THREADS = 1
 test-unit: install
 	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" tests/unit tests/contract $(PYTEST_ARGS)
+
+# 100,000 mutated study and site files: no traceback, always file:line, none over 2 s. Minutes.
+mutations: install
+	PYTHONPATH=. $(BIN)/python benchmarks/mutations.py --count 100000 --parts $$(nproc)
 
 lint: install
 	$(BIN)/ruff check .

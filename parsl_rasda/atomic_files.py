@@ -6,7 +6,7 @@ What need not survive a crash of the machine, such as a heartbeat, is not synced
 from __future__ import annotations
 
 import os
-import threading
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -53,11 +53,11 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def _beside(path: Path, content: str | bytes, *, is_durable: bool) -> Iterator[Path]:
-    """Give a file of a name that no other writer has; what is left of it goes."""
-    part = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.{threading.get_ident()}.part")
+    """Give a file of a name that nobody else has or can foresee; what is left of it goes."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     data = content.encode() if isinstance(content, str) else content
     try:
-        with part.open("wb") as file:
+        with part.open("xb") as file:
             file.write(data)
             if is_durable:
                 file.flush()

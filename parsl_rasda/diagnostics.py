@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from parsl_rasda.errors import Diagnostic, InvalidFileError, Loc
+from parsl_rasda.plain_text import printable
 
 Plain: TypeAlias = Mapping[str, Any]  # parsed YAML that may still be wrong in every way
 
@@ -19,6 +20,8 @@ _Model = TypeVar("_Model", bound=BaseModel)
 MARK = "\0"  # begins the name of a union's variant; no key of a YAML file can
 _KIND = "diagnostic"
 _SHOWN = 60  # characters of a value that a message repeats
+_LONGEST_INT_BITS = 400  # longer ones are not written out; Python itself refuses at 4,300 digits
+_LONGEST_WORD = 100  # characters; for longer ones no similar word is looked for, which takes their square
 
 
 # ------------------------------------------------------------------------------------------- words
@@ -26,20 +29,40 @@ _SHOWN = 60  # characters of a value that a message repeats
 
 def shown(value: object) -> str:
     """Return a value as a message repeats it: as YAML would write it, and short."""
-    text = _flow(value)
+    text = "".join(_within(_flow(value), _SHOWN))
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
 
-def _flow(value: object) -> str:
+def _within(pieces: Iterator[str], enough: int) -> Iterator[str]:
+    """Yield pieces until they are long enough: a whole value may be a hundred thousand."""
+    for piece in pieces:
+        yield piece
+        enough -= len(piece)
+        if enough < 0:
+            return
+
+
+def _flow(value: object) -> Iterator[str]:
     if value is None:
-        return "nothing"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{k}: {_flow(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_flow(v) for v in value) + "]"
-    return repr(value)
+        yield "nothing"
+    elif isinstance(value, bool):
+        yield str(value).lower()
+    elif isinstance(value, Mapping):
+        yield "{"
+        for n, (key, each) in enumerate(value.items()):
+            yield f"{', ' if n else ''}{printable(str(key), _SHOWN)}: "
+            yield from _flow(each)
+        yield "}"
+    elif isinstance(value, list | tuple):
+        yield "["
+        for n, each in enumerate(value):
+            yield ", " if n else ""
+            yield from _flow(each)
+        yield "]"
+    elif isinstance(value, int) and value.bit_length() > _LONGEST_INT_BITS:
+        yield f"a number of about {int(value.bit_length() * 0.30103)} digits"
+    else:
+        yield repr(value[: _SHOWN + 1] if isinstance(value, str) else value)
 
 
 def listing(words: Iterable[str]) -> str:
@@ -49,8 +72,10 @@ def listing(words: Iterable[str]) -> str:
 
 def suggestion(word: object, options: Iterable[str]) -> str:
     """Return `` (did you mean x?)`` if an option is close to the word, else nothing."""
-    original = {o.lower(): o for o in options if o != word}
-    close = difflib.get_close_matches(str(word).lower(), original, n=1)
+    if len(text := str(word)) > _LONGEST_WORD:
+        return ""
+    original = {o.lower(): o for o in options if o != word and len(o) <= _LONGEST_WORD}
+    close = difflib.get_close_matches(text.lower(), original, n=1)
     return f" (did you mean {original[close[0]]}?)" if close else ""
 
 

@@ -10,6 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from parsl_rasda.plain_text import printable
+
+_LONGEST_MESSAGE = 4_000  # characters; lists of names have no length of their own
+
 Loc: TypeAlias = tuple[str | int, ...]  # where something stands: keys and indices, from the top
 
 
@@ -38,7 +42,7 @@ class Diagnostic:
     @property
     def key(self) -> str:
         """The place, as messages call it."""
-        return ".".join(map(str, self.loc)) or "the file"
+        return ".".join(printable(str(part)) for part in self.loc) or "the file"
 
     def below(self, *loc: str | int) -> Diagnostic:
         """Return the diagnostic as seen from further up, where its whole is at ``loc``."""
@@ -46,7 +50,8 @@ class Diagnostic:
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}: " if self.line else f"{self.file}: " if self.file else ""
-        return f"{place}{self.key}: found {self.found}; allowed: {self.allowed}"
+        text = f"{place}{self.key}: found {self.found}; allowed: {self.allowed}"
+        return printable(text, _LONGEST_MESSAGE).replace("\n", "\\n")
 
 
 class InvalidFileError(RasdaError):

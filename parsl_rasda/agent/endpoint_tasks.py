@@ -46,6 +46,7 @@ from parsl_rasda.agent.stage_calls import poll_stages, stage, stop_stages
 from parsl_rasda.atomic_files import create_file, replace_file
 from parsl_rasda.errors import StorageError
 from parsl_rasda.exits import EndedBy, ExitObservations, classify_exit
+from parsl_rasda.private_files import make_private, private_files
 from parsl_rasda.protocol import KNOWN, STOP, JobResult, JobSpec, read_epochs, read_report
 from parsl_rasda.storage import storing
 from parsl_rasda.types import JobId, TrialId
@@ -116,6 +117,7 @@ def clean_up(mark: str) -> int:
     return ended
 
 
+@private_files()
 def describe(accelerator: str, sender: Message) -> Message:
     """Return what there is here, after ending whatever was sent under earlier terms, and lease it.
 
@@ -128,7 +130,7 @@ def describe(accelerator: str, sender: Message) -> Message:
     """
     ours = TaskContext(**sender)
     terms = Path(ours.folder) / TERMS
-    terms.mkdir(parents=True, exist_ok=True)
+    make_private(terms)
     (terms / str(ours.term)).touch()
     unfinished = [
         claim.parent
@@ -154,6 +156,7 @@ def describe(accelerator: str, sender: Message) -> Message:
     }
 
 
+@private_files()
 def run(
     order: Message, launch: Message, mark: str, sender: Message, python_path: Sequence[str], grace_s: float
 ) -> Message:
@@ -188,7 +191,7 @@ def run(
     directory = Path(job.directory)
     try:
         with storing(directory):
-            directory.mkdir(parents=True, exist_ok=True)
+            make_private(directory)
             is_first = create_file(directory / CLAIM, str(ours.term))
     except StorageError as error:
         return {"block": this_block(), "jobs": [], "unfit": str(error)}
@@ -241,6 +244,7 @@ def _missing_input(job: JobSpec) -> str | None:
     return None
 
 
+@private_files()
 def poll(jobs: Sequence[Message], silence_s: float) -> Message:
     """Return what each of some attempts has left on this site's disk.
 
@@ -265,7 +269,7 @@ def _poll(asked: Message, silence_s: float) -> Message:
         _write_known(directory, asked["epoch"])
     reason = asked["stop"] or asked["abandon"]
     if reason is not None and (asked["stop"] or not (directory / CLAIM).exists()):
-        directory.mkdir(parents=True, exist_ok=True)
+        make_private(directory)
         create_file(directory / STOP, reason)
     if read_report(directory, job) is None:
         claimed = (directory / CLAIM).exists()

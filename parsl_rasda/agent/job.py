@@ -21,6 +21,7 @@ from parsl_rasda.agent.control_relay import ControlAddress, ControlClient, Messa
 from parsl_rasda.agent.launch import LEAVE, Launch
 from parsl_rasda.errors import StorageError
 from parsl_rasda.exits import EndedBy, ExitObservations
+from parsl_rasda.private_files import make_private, private_files
 from parsl_rasda.protocol import JobResult, JobSpec, ProtocolError, read_epochs
 from parsl_rasda.storage import storing
 from parsl_rasda.types import Fault, JobId, Phase
@@ -49,6 +50,7 @@ class Named:
         return self.function(*arguments, **named)
 
 
+@private_files()
 def run_job(order: Message, launch: Message, mark: str, address: Message | None) -> Message:
     """Run one attempt to its end.
 
@@ -105,7 +107,7 @@ def _launch(order: JobSpec, command: Message, mark: str, client: ControlClient |
     log = directory / "log.txt"
     try:
         with storing(directory):
-            directory.mkdir(parents=True, exist_ok=True)
+            make_private(directory)
             order.save(directory / "order.json")
             launch = Launch(command, mark, log)
     except StorageError as error:

@@ -19,6 +19,7 @@ from typing import Any
 
 from parsl_rasda import prctl
 from parsl_rasda.agent import orphan_reaper, slurm
+from parsl_rasda.private_files import umask_below
 from parsl_rasda.protocol import RECORD_SEPARATOR
 
 LEAVE = signal.SIGUSR1  # Open MPI passes on TERM too, but then ends its ranks before they have saved
@@ -50,7 +51,7 @@ class Launch:
         self._log = log.open("ab", buffering=0)
         self._unread = b""
         self._unsent = b""
-        starter = os.getpid()
+        starter, umask = os.getpid(), umask_below(log.parent)
         try:
             self._process = subprocess.Popen(
                 tuple(command["argv"]),
@@ -61,7 +62,7 @@ class Launch:
                 bufsize=0,
                 start_new_session=True,
                 # One system call each; the alternative is an interpreter start per launch.
-                preexec_fn=lambda: prctl.die_with_parent(starter, LEAVE),  # noqa: PLW1509
+                preexec_fn=lambda: _begin(starter, umask),  # noqa: PLW1509
             )
         except BaseException:
             self._log.close()
@@ -153,6 +154,12 @@ class Launch:
             ):  # a full disk is noticed by its ranks, and when they have ended
                 self._log.write(other + b"\n")
         return message if isinstance(message, dict) else None
+
+
+def _begin(starter: int, umask: int) -> None:
+    """Prepare the process of a launch, before it becomes the launcher."""
+    os.umask(umask)
+    prctl.die_with_parent(starter, LEAVE)
 
 
 def _run_before(argv: Sequence[str], environment: Mapping[str, str], log: Path) -> None:

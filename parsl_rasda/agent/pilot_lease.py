@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -61,8 +62,9 @@ def release(block: str, mark: str) -> None:
 def _locked() -> Iterator[None]:
     """Let one process of this node at a time read leases and write them."""
     FOLDER.mkdir(0o700, exist_ok=True)
-    if FOLDER.lstat().st_uid != os.getuid():
-        raise PermissionError(f"{FOLDER} belongs to somebody else")
+    found = FOLDER.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise PermissionError(f"{FOLDER} is not a folder that only this user may enter")
     with (FOLDER / "pilots.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -28,11 +28,13 @@ from parsl_rasda.agent.heartbeat import (
 )
 from parsl_rasda.atomic_files import create_file
 from parsl_rasda.errors import StageFailedError
+from parsl_rasda.private_files import make_private, private_files
 from parsl_rasda.protocol import STOP
 
 ANSWER = "answer.json"
 
 
+@private_files()
 def stage(folder: str, sender: str, target: str, arguments: Sequence[object]) -> Message | None:
     """Call ``package.module:function``, once for each folder however often the task is delivered.
 
@@ -47,7 +49,7 @@ def stage(folder: str, sender: str, target: str, arguments: Sequence[object]) ->
         task has the call.
     """
     directory = Path(folder)
-    directory.mkdir(parents=True, exist_ok=True)
+    make_private(directory)
     if create_file(directory / CLAIM, sender):
         with _StageHeartbeat(directory) as heartbeat:
             _end_earlier(directory)
@@ -78,7 +80,7 @@ def poll_stages(folders: Sequence[str]) -> list[Message]:
 def stop_stages(folders: Sequence[str], reason: str) -> None:
     """Tell calls to end, or not to begin."""
     for folder in folders:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        make_private(Path(folder))
         create_file(Path(folder) / STOP, reason)
 
 

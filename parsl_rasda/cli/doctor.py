@@ -30,13 +30,15 @@ def doctor(site: OneSite = "local", as_json: AsJson = False) -> None:
     """
     from parsl_rasda.doctor.examination import Doctor
     from parsl_rasda.doctor.findings import Rating
+    from parsl_rasda.private_files import private_files
     from parsl_rasda.study import load_site
 
     found: list[Finding] = []
     try:
-        for finding in Doctor(load_site(site)).examine(print_message):
-            found.append(finding)
-            print_message(f"  {finding.what}: {finding.found}")
+        with private_files():
+            for finding in Doctor(load_site(site)).examine(print_message):
+                found.append(finding)
+                print_message(f"  {finding.what}: {finding.found}")
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     is_fit = all(f.verdict is not Rating.BAD for f in found)

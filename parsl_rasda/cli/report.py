@@ -15,10 +15,12 @@ def report(directory: RunFolder) -> None:
     from rich.console import Group
     from rich.text import Text
 
+    from parsl_rasda.private_files import private_files
     from parsl_rasda.reporting.files import write_report
     from parsl_rasda.reporting.overview import outcome_view
     from parsl_rasda.reporting.runs import read_run
 
     run = read_run(directory)
-    files = write_report(run)
+    with private_files(directory):
+        files = write_report(run)
     print_result(Group(outcome_view(run), *(Text(f"wrote {file}", "dim") for file in files)))

@@ -19,6 +19,7 @@ from parsl_rasda.cli.plain import PlainView
 from parsl_rasda.errors import SiteUnavailableError, StageFailedError
 from parsl_rasda.orchestration.progress import ProgressReporter
 from parsl_rasda.orchestration.run_directory import RunDirectory
+from parsl_rasda.private_files import private_files
 from parsl_rasda.reporting.files import write_page
 from parsl_rasda.reporting.overview import HOW_TO_FIX, has_no_success, outcome_view, resume_command
 from parsl_rasda.reporting.runs import Run, read_run
@@ -49,6 +50,11 @@ def run_and_report(directory: Path, start: Callable[[ProgressReporter], RunEnd],
     Raises:
         RasdaError: If the run was refused: nothing is printed then.
     """
+    with private_files(directory):
+        _run_and_report(directory, start, as_json=as_json)
+
+
+def _run_and_report(directory: Path, start: Callable[[ProgressReporter], RunEnd], *, as_json: bool) -> None:
     try:
         with _view(directory) as view:
             code = EXIT_CODES[start(view).state]

@@ -38,6 +38,7 @@ from parsl_rasda.orchestration.events import (
     RequestPilot,
 )
 from parsl_rasda.orchestration.run_directory import RunDirectory, check_folder
+from parsl_rasda.private_files import make_private
 from parsl_rasda.protocol import JobSpec
 from parsl_rasda.study import SiteSpec
 from parsl_rasda.types import JobId, NodeSlots, Outcome, PilotId, Placement, SiteName, TrialId
@@ -71,7 +72,7 @@ class Doctor:
         if site.capabilities.sees_run_directory:  # else its work_dir lies elsewhere
             base = Path(site.work_dir) if site.work_dir else base
             check_folder(base)
-        base.mkdir(parents=True, exist_ok=True)
+        make_private(base)
         self.folder = Path(tempfile.mkdtemp(prefix="rasda-doctor-", dir=base))
         self.where = str(self.folder)  # the files of its jobs, for the user
         context = BackendContext(self.folder / "runner", self.folder, study="doctor")
@@ -172,7 +173,7 @@ class Doctor:
             deadline=pilot.deadline,
         )
         began, gb_s = time.monotonic(), 0.0
-        directory.mkdir(parents=True, exist_ok=True)
+        make_private(directory)
         self.backend.start_job(order, placement)
         while True:
             event = self._await(

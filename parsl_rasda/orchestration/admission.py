@@ -249,7 +249,8 @@ def misfit(machine: Machine, shapes: Sequence[PilotShape], block: str) -> Placem
     if rung is None:
         return None
     if rung == 0:
-        narrower = next(w for w in range(needs[0] - 1, 0, -1) if ledger.can_ever_fit(w))
+        most = min(needs[0] - 1, ledger.largest)
+        narrower = next(w for w in range(most, 0, -1) if ledger.can_ever_fit(w))
         advice = f"Set `{block}.num_workers` to {narrower}"
     else:
         most = machine.scheduler.replicas(rung - 1)

@@ -29,6 +29,7 @@ from pathlib import Path
 
 from parsl_rasda.atomic_files import create_file
 from parsl_rasda.errors import RunDirectoryError
+from parsl_rasda.private_files import close_folder
 from parsl_rasda.processes import identify
 from parsl_rasda.types import JobId
 
@@ -127,13 +128,22 @@ class RunDirectory:
             RunDirectoryError: If another controller is alive.
         """
         with self._held():
-            self.path.mkdir(parents=True, exist_ok=True)
+            self._close_to_others()
             self._become_controller()
             try:
                 yield
             finally:
                 if self._is_mine:
                     self._claim.unlink(missing_ok=True)
+
+    @property
+    def _is_in_use(self) -> bool:
+        return self.path.is_dir() and any(self.path.iterdir())
+
+    def _close_to_others(self) -> None:
+        """Make the directory; one that holds something else keeps its rights, for others may need that."""
+        if self.origin.exists() or self.journal.exists() or not self._is_in_use:
+            close_folder(self.path)
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import math
 import random
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice, pairwise, takewhile
+from functools import partial
+from itertools import islice
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, JsonValue, StrictBool
@@ -248,12 +250,39 @@ def _points(
 
 
 def _finest(space: SearchSpace, num_samples: int | None) -> int:
+    """Return the most levels with which a grid has at most so many points; 2 if no number does."""
     if num_samples is None:
         return 4
-    sizes = (len(_grid(space, count)) for count in range(2, num_samples + 2))
-    # Without ranges more levels make no difference, and the search for more must end.
-    growing = takewhile(lambda pair: pair[0] < pair[1] <= num_samples, pairwise(sizes))
-    return 2 + sum(1 for _ in growing)
+    least, most = 2, min(num_samples, LARGEST_GRID)
+    size = partial(_size, space, list(space.parameters.items()), {})
+    if size(most) == size(least):  # without ranges more levels make no difference
+        return least
+    return max(least, bisect_right(range(least, most + 1), num_samples, key=size) + 1)
+
+
+def _size(
+    space: SearchSpace, left: Sequence[tuple[str, Parameter]], config: dict[str, JSON], count: int
+) -> int:
+    """Return how many points a grid has, or some number above `LARGEST_GRID`; none of them is made."""
+    if not left:
+        return 1
+    (name, parameter), later = left[0], left[1:]
+    if not space.is_active(parameter, config):
+        return _size(space, later, config, count)
+    if not any(name in each.when for _, each in later):
+        return _number_of_levels(parameter, count) * _size(space, later, config, count)
+    total = 0
+    for value in _levels(parameter, count):
+        total += _size(space, later, {**config, name: value}, count)
+        if total > LARGEST_GRID:
+            break
+    return total
+
+
+def _number_of_levels(parameter: Parameter, count: int) -> int:
+    if isinstance(parameter, Float) and parameter.step is None and parameter.low < parameter.high:
+        return count
+    return len(_levels(parameter, count))
 
 
 def _text(config: Mapping[str, Any]) -> str:

@@ -66,7 +66,9 @@ class OptunaSearcher:
             import optuna
 
             direction = "minimize" if mode is Mode.MIN else "maximize"
-            self._study: Any = optuna.create_study(direction=direction, sampler=make_sampler(seed))
+            self._study: Any = optuna.create_study(
+                direction=direction, sampler=make_sampler(0)
+            )  # `_ask` seeds
 
     def propose(self, trial: TrialId) -> Mapping[str, JSON] | None:
         """Return the sampler's suggestion; a known trial gets its own again."""

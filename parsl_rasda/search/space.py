@@ -13,6 +13,7 @@ from decimal import Decimal
 from typing import TypeAlias
 
 from parsl_rasda.errors import InvalidSettingError
+from parsl_rasda.study.parameters import hashable
 from parsl_rasda.types import JSON
 
 Conditions: TypeAlias = Mapping[str, JSON]  # earlier parameter -> its value, or a list of its values
@@ -240,7 +241,7 @@ def _integer(key: str, found: JSON) -> int:
 def _check_range(key: str, parameter: Parameter) -> None:
     if isinstance(parameter, Choice):
         values = parameter.values
-        if not values or any(same_value(a, b) for i, a in enumerate(values) for b in values[:i]):
+        if not values or len({hashable(value) for value in values}) < len(values):
             raise InvalidSettingError(f"{key}.choice", list(values), "at least one value, each of them once")
         return
     if isinstance(parameter, Constant):
@@ -264,8 +265,9 @@ def _check_conditions(key: str, parameter: Parameter, earlier: Mapping[str, Para
             raise InvalidSettingError(f"{key}.{other}", other, f"a parameter above it: {names}")
         if not (values := _as_list(wanted)):
             raise InvalidSettingError(f"{key}.{other}", wanted, "at least one value")
+        known = {hashable(v) for v in earlier[other].values} if isinstance(earlier[other], Choice) else None
         for value in values:
-            if not _can_be(earlier[other], value):
+            if hashable(value) not in known if known is not None else not _can_be(earlier[other], value):
                 allowed = f"a value that {other} can take: {earlier[other]}"
                 raise InvalidSettingError(f"{key}.{other}", value, allowed)
 

@@ -9,7 +9,7 @@ replaced without quotes is read as if it had been written there.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,39 +17,38 @@ from typing import Any, TypeAlias
 import yaml
 
 from parsl_rasda.diagnostics import shown
-from parsl_rasda.errors import Diagnostic, InvalidFileError, Loc
+from parsl_rasda.errors import Diagnostic, Loc
+from parsl_rasda.study.yaml_nodes import (
+    CORE,
+    DEEPEST,
+    LARGEST_FILE,
+    LONGEST_SCALAR,
+    MERGE,
+    MOST_VALUES,
+    PLAIN_TAGS,
+    TAG,
+    compose,
+    decoded,
+    refusal,
+)
 from parsl_rasda.types import JSON
 
 Environment: TypeAlias = Mapping[str, str]
 
-_TAG = "tag:yaml.org,2002:"
-_MERGE = f"{_TAG}merge"  # ``<<``: not in YAML 1.2 any more, but what people repeat a block with
-_CORE = (
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
-    (
-        "float",
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        list("-+.0123456789"),
-    ),
-)
-_PLAIN_TAGS = (*_CORE, ("merge", "<<", ["<"]))
 _CONVERSIONS: dict[str, Callable[[str], JSON]] = {
-    f"{_TAG}str": str,
-    _MERGE: str,  # as a value it means nothing
-    f"{_TAG}null": lambda _: None,
-    f"{_TAG}bool": lambda text: text.lower() == "true",
-    f"{_TAG}int": lambda text: int(text, {"0o": 8, "0x": 16}.get(text[:2], 10)),
-    f"{_TAG}float": lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
+    f"{TAG}str": str,
+    MERGE: str,  # as a value it means nothing
+    f"{TAG}null": lambda _: None,
+    f"{TAG}bool": lambda text: text.lower() == "true",
+    f"{TAG}int": lambda text: int(text, {"0o": 8, "0x": 16}.get(text[:2], 10)),
+    f"{TAG}float": lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
 }
 _PART_OF_ITSELF = "an alias of something it is part of"
 _UNICODE_BREAKS = re.compile("[\x85\u2028\u2029]")
+_MOST_DIGITS = 100
+_UNFIT = re.compile("[\0\ud800-\udfff]")  # no path, variable or UTF-8 file can hold these
+_FIT = "text that files and commands can hold"
 _VARIABLE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}")
-
-
-class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  # PyYAML's own protocol
 
 
 class _Dumper(yaml.SafeDumper):
@@ -61,15 +60,14 @@ class _Dumper(yaml.SafeDumper):
     def represent_str(self, data: str) -> yaml.ScalarNode:
         # Unless they are escaped, these line breaks of Unicode are read back as "\n".
         style = '"' if _UNICODE_BREAKS.search(data) else None
-        return self.represent_scalar(f"{_TAG}str", data, style)
+        return self.represent_scalar(f"{TAG}str", data, style)
 
 
 _Dumper.add_representer(str, _Dumper.represent_str)
 
 
-for _name, _pattern, _first in _PLAIN_TAGS:
-    for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(_TAG + _name, re.compile(f"^(?:{_pattern})$"), _first)
+for _name, _pattern, _first in PLAIN_TAGS:
+    _Dumper.add_implicit_resolver(TAG + _name, re.compile(f"^(?:{_pattern})$"), _first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +135,12 @@ def read_document(path: Path, environment: Environment) -> Document:
     """
     source = str(path)
     try:
-        text = path.read_bytes().decode()
+        with path.open("rb") as file:
+            text = decoded(file.read(LARGEST_FILE + 1), source)
     except FileNotFoundError:
-        raise _only(source, 0, "no such file", "an existing YAML file") from None
+        raise refusal(source, 0, "no such file", "an existing YAML file") from None
     except OSError as error:
-        raise _only(source, 0, f"an unreadable file ({error.strerror})", "a readable YAML file") from None
-    except UnicodeDecodeError as error:
-        raise _only(source, 0, f"bytes that are not text (at {error.start})", "YAML in UTF-8") from None
+        raise refusal(source, 0, f"an unreadable file ({error.strerror})", "a readable YAML file") from None
     return parse_document(text, source, environment)
 
 
@@ -153,15 +150,35 @@ def parse_document(text: str, source: str, environment: Environment) -> Document
     Raises:
         InvalidFileError: If it is not a YAML mapping.
     """
-    try:
-        node = _compose(text, source)
-        if node is None:
-            raise _only(source, 0, "an empty file", "a YAML mapping (key: value)")
-        document = _Reader(source, environment, Position(source, 1, ())).read(node)
-    except RecursionError:
-        raise _only(source, 0, "parts in parts in parts, too many to read", "a flatter file") from None
+    node = compose(text, source)
+    if node is None:
+        raise refusal(source, 1, "an empty file", "a YAML mapping (key: value)")
+    document = _Reader(source, environment, Position(source, 1, ())).read(node)
     if not isinstance(document.data, dict):
-        raise _only(source, 1, shown(document.data), "a YAML mapping (key: value)")
+        raise refusal(source, 1, shown(document.data), "a YAML mapping (key: value)")
+    return document
+
+
+def declared_document(declared: Mapping[str, Any], source: str) -> Document:
+    """Return what a program declares in place of a file, within the same limits.
+
+    Raises:
+        InvalidFileError: If a file could not hold it.
+    """
+    places: tuple[Loc, ...] = ((), *((key,) for key in declared))
+    document = Document(dict(declared), {loc: Position(source, 0, loc) for loc in places})
+    for number, (loc, value) in enumerate(_parts(declared, ())):
+        if number > MOST_VALUES:
+            raise refusal(source, 0, f"more than {MOST_VALUES} values", "fewer of them")
+        if len(loc) > DEEPEST:
+            raise refusal(source, 0, "parts in parts in parts, too many to read", "a flatter study")
+        for text in (value, loc[-1] if loc else None):
+            if not isinstance(text, str):
+                continue
+            if len(text) > LONGEST_SCALAR:
+                raise refusal(source, 0, f"a value of {len(text)} characters", f"at most {LONGEST_SCALAR}")
+            if found := _unfit(text):
+                document.mistakes.append(document.placed(Diagnostic(loc, found, _FIT)))
     return document
 
 
@@ -171,30 +188,13 @@ def parse_value(text: str, source: str, key: Loc, environment: Environment) -> D
     Raises:
         InvalidFileError: If it is not YAML.
     """
-    node = _compose(text, source, numbered=False) or yaml.ScalarNode(f"{_TAG}null", "")
+    node = compose(text, source, numbered=False) or yaml.ScalarNode(f"{TAG}null", "")
     return _Reader(source, environment, Position(source, 0, key)).read(node)
 
 
 def dump_document(data: Mapping[str, JSON]) -> str:
     """Return YAML that `parse_document` reads as the same data, whatever the environment."""
     return yaml.dump(_escaped(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
-
-
-def _compose(text: str, source: str, *, numbered: bool = True) -> yaml.Node | None:
-    try:
-        return yaml.compose(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        found = str(error.problem or error.context)
-        if "cannot start any token" in found and "\\t" in found:
-            found = "a tab"
-        line = mark.line + 1 if mark and numbered else 0
-        if line and error.context_mark and error.context_mark.line + 1 < line:
-            found += f" ({error.context} that begins in line {error.context_mark.line + 1})"
-        raise _only(source, line, f"broken YAML: {found}", "YAML, indented by blanks") from None
-    except yaml.YAMLError as error:
-        found = str(error).splitlines()[0]
-        raise _only(source, 0, f"bytes that are not YAML: {found}", "YAML in UTF-8") from None
 
 
 class _Reader:
@@ -230,9 +230,11 @@ class _Reader:
 
     def _mapping(self, node: yaml.MappingNode, loc: Loc) -> JSON:
         mapping: dict[str, JSON] = {}
-        for key, value in (*self._merged(node, loc), *(e for e in node.value if e[0].tag != _MERGE)):
+        for key, value in (*self._merged(node, loc), *(e for e in node.value if e[0].tag != MERGE)):
             name = _spelled(key)
-            if key.tag != f"{_TAG}str":
+            if found := _unfit(name):
+                self._complain(loc, f"{found} in a key", _FIT, at=key)
+            elif key.tag != f"{TAG}str":
                 self._complain(
                     (*loc, name), f"the key {name}, which is not a string", "strings as keys", at=key
                 )
@@ -250,7 +252,7 @@ class _Reader:
         found: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         for key, value in node.value:
             others = value.value if isinstance(value, yaml.SequenceNode) else [value]
-            for other in others if key.tag == _MERGE else ():
+            for other in others if key.tag == MERGE else ():
                 if not isinstance(other, yaml.MappingNode):
                     self._complain(
                         (*loc, "<<"), "something that is not a mapping", "an alias of a mapping", at=key
@@ -260,7 +262,7 @@ class _Reader:
                     self._complain((*loc, "<<"), _PART_OF_ITSELF, "aliases of finished parts", at=key)
                     continue
                 self._open.append(other)
-                entries = (*self._merged(other, loc), *(e for e in other.value if e[0].tag != _MERGE))
+                entries = (*self._merged(other, loc), *(e for e in other.value if e[0].tag != MERGE))
                 self._open.pop()
                 for entry in entries:
                     if _spelled(entry[0]) not in own:
@@ -270,14 +272,31 @@ class _Reader:
     def _scalar(self, node: yaml.Node, loc: Loc) -> JSON:
         text, tag = str(node.value), node.tag
         if _VARIABLE.search(text):
-            text = _VARIABLE.sub(lambda m: self._variable(m, loc), text)
+            text = self._replaced(text, loc)
             if isinstance(node, yaml.ScalarNode) and node.style is None:  # written without quotes
-                tag = _TAG + _kind(text)
+                tag = TAG + _kind(text)
+        if found := _unfit(text):
+            self._complain(loc, found, _FIT)
+            return None
+        if tag == f"{TAG}int" and len(text) > _MOST_DIGITS:
+            self._complain(loc, f"a number of {len(text)} digits", f"at most {_MOST_DIGITS} digits")
+            return None
         try:
             return _CONVERSIONS[tag](text)
         except (KeyError, ValueError):
             self._complain(loc, f"{shown(text)} with the tag {tag}", "values without tags")
             return None
+
+    def _replaced(self, text: str, loc: Loc) -> str:
+        """Return a text with the values of its variables; what they are together is counted first."""
+        length = len(text) + sum(
+            len(self._environment.get(m[1]) or "") for m in _VARIABLE.finditer(text) if m[1]
+        )
+        if length > LONGEST_SCALAR:
+            found = f"a value of {length} characters with its variables"
+            self._complain(loc, found, f"at most {LONGEST_SCALAR}")
+            return ""
+        return _VARIABLE.sub(lambda m: self._variable(m, loc), text)
 
     def _variable(self, match: re.Match[str], loc: Loc) -> str:
         name, _, default = match.groups()
@@ -297,12 +316,30 @@ class _Reader:
         self._document.mistakes.append(mistake)
 
 
+def _parts(value: object, loc: Loc) -> Iterator[tuple[Loc, object]]:
+    """Yield a value and all that is in it, with its place."""
+    waiting: list[tuple[Loc, object]] = [(loc, value)]
+    while waiting:
+        place, part = waiting.pop()
+        yield place, part
+        if isinstance(part, Mapping):
+            waiting += [((*place, str(key)), each) for key, each in part.items()]
+        elif isinstance(part, list | tuple):
+            waiting += [((*place, n), each) for n, each in enumerate(part)]
+
+
+def _unfit(text: str) -> str | None:
+    """Return words for a character that an escape or an option has brought in, if it can be kept nowhere."""
+    wrong = _UNFIT.search(text)
+    return f"the character U+{ord(wrong.group()):04X}" if wrong else None
+
+
 def _spelled(key: yaml.Node) -> str:
     return str(key.value) if isinstance(key, yaml.ScalarNode) else "?"
 
 
 def _kind(text: str) -> str:
-    return next((name for name, pattern, _ in _CORE if re.fullmatch(pattern, text)), "str")
+    return next((name for name, pattern, _ in CORE if re.fullmatch(pattern, text)), "str")
 
 
 def _place(container: object, part: str | int, walked: Loc) -> str | int:
@@ -325,7 +362,3 @@ def _escaped(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_escaped(v) for v in value]
     return value
-
-
-def _only(source: str, line: int, found: str, allowed: str) -> InvalidFileError:
-    return InvalidFileError([Diagnostic((), found, allowed, source, line)])

@@ -15,7 +15,7 @@ from parsl_rasda.study.document import (
     Document,
     Environment,
     NoSuchPlaceError,
-    Position,
+    declared_document,
     dump_document,
     parse_value,
     read_document,
@@ -90,7 +90,7 @@ def declare_study(declared: Plain, source: str, *, check_tune: _TuneCheck | None
     Raises:
         InvalidFileError: With every mistake.
     """
-    document = _declared(declared, source)
+    document = declared_document(declared, source)
     _write_out_short_form(document)
     return _checked(document, (Path.cwd(),), check_tune)
 
@@ -101,7 +101,7 @@ def declare_executor(declared: Plain, source: str) -> ExecutorSite:
     Raises:
         InvalidFileError: With every mistake.
     """
-    return _validated(_declared(declared, source), ExecutorSite.model_validate, ())
+    return _validated(declared_document(declared, source), ExecutorSite.model_validate, ())
 
 
 def load_site(name_or_path: str | os.PathLike[str], *, environment: Environment | None = None) -> SiteSpec:
@@ -160,11 +160,6 @@ def site_file(name_or_path: str | os.PathLike[str]) -> Path:
     names = site_names()
     allowed = f"{listing(names)}{suggestion(text, names)}, or the path of a file"
     raise InvalidFileError([Diagnostic(("--site",), "no site of that name", allowed, text)])
-
-
-def _declared(declared: Plain, source: str) -> Document:
-    places: tuple[Loc, ...] = ((), *((key,) for key in declared))
-    return Document(dict(declared), {loc: Position(source, 0, loc) for loc in places})
 
 
 def _checked(document: Document, folders: Sequence[Path] | None, check_tune: _TuneCheck | None) -> StudySpec:

@@ -14,7 +14,7 @@ Only the form is checked here; `parsl_rasda.search` draws from it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Annotated, Any
 
@@ -31,7 +31,10 @@ from pydantic import (
 
 from parsl_rasda.diagnostics import MARK, Plain, is_number, listing, mapping_at, refused, shown, suggestion
 from parsl_rasda.errors import Diagnostic
-from parsl_rasda.study.spec import Count, Flag, Identifier, Number, Spec, exactly_one, variant
+from parsl_rasda.study.spec import LARGEST_NUMBER, Count, Flag, Identifier, Number, Spec, exactly_one, variant
+
+LARGEST_INT = 2**53  # searchers draw real numbers, which are exact so far
+MOST_STEPS = 1e9
 
 KINDS = ("float", "int", "choice", "constant")
 _one_kind = exactly_one(*KINDS)
@@ -87,10 +90,11 @@ class ChoiceForm(Spec):
     def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
         """Yield values that are listed twice."""
         values = plain.get("choice")
-        if isinstance(values, list | tuple):
-            for i, value in enumerate(values):
-                if any(_same(value, other) for other in values[:i]):
-                    yield Diagnostic(("choice", i), f"{shown(value)} a second time", "each value once")
+        seen: set[Hashable] = set()
+        for i, value in enumerate(values if isinstance(values, list | tuple) else ()):
+            if (form := hashable(value)) in seen:
+                yield Diagnostic(("choice", i), f"{shown(value)} a second time", "each value once")
+            seen.add(form)
 
 
 class ConstantForm(Spec):
@@ -105,7 +109,19 @@ def _tag(value: object) -> str:
 
 
 def _of_one_kind(value: object) -> object:
+    if isinstance(value, list | tuple):
+        raise refused(value, _no_constant(value))
     return _one_kind(value) if isinstance(value, Mapping) else value
+
+
+def _no_constant(values: Sequence[object]) -> str:
+    """Return what is allowed in place of a bare list: it could be anything."""
+    forms = [f"{{choice: {shown(values)}}}"]
+    if len(values) == 2 and all(is_number(v) for v in values):  # noqa: PLR2004 - low and high
+        is_whole = all(isinstance(v, int) for v in values)
+        forms.append(f"{{{'int' if is_whole else 'float'}: {shown(values)}}}")
+    meant = " or ".join(forms)
+    return f"a mapping with one of {listing(KINDS)}, or a constant that is no list (did you mean {meant}?)"
 
 
 ParameterForm = Annotated[
@@ -128,6 +144,19 @@ def _checked(value: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
 SearchSpaceForm = Annotated[Mapping[str, JsonValue], AfterValidator(_checked)]
 
 
+def hashable(value: object) -> Hashable:
+    """Return what is equal for equal values, where true is not 1, and can be in a set."""
+    return (isinstance(value, bool), _frozen(value))
+
+
+def _frozen(value: object) -> Hashable:
+    if isinstance(value, Mapping):
+        return ("mapping", frozenset((key, _frozen(each)) for key, each in value.items()))
+    if isinstance(value, list | tuple):
+        return ("list", tuple(map(_frozen, value)))
+    return value if isinstance(value, Hashable) else repr(value)
+
+
 def searched_in(space: Plain) -> list[str]:
     """Return the names of the parameters that are no constants."""
     return [n for n, p in space.items() if isinstance(p, Mapping) and "constant" not in p]
@@ -145,8 +174,9 @@ def space_problems(space: Plain) -> Iterator[Diagnostic]:
                     loc, found, f"an earlier one: {listing(earlier)}{suggestion(condition, earlier)}"
                 )
                 continue
+            can_be = _possible(earlier[condition])
             for value in values if isinstance(values, list) else [values]:
-                if not _possible(earlier[condition], value):
+                if not can_be(value):
                     yield Diagnostic(
                         loc, shown(value), f"a value of {condition}: {shown(earlier[condition])}"
                     )
@@ -157,6 +187,14 @@ def _bounds(plain: Plain, key: str) -> Iterator[Diagnostic]:
     if (bounds := _low_high(plain.get(key))) is None:
         return
     low, high = bounds
+    for limit in (low, high):
+        if not abs(limit) <= (LARGEST_NUMBER if key == "float" else LARGEST_INT):
+            largest = f"{LARGEST_NUMBER:g}" if key == "float" else str(LARGEST_INT)
+            yield Diagnostic((key,), shown(limit), f"numbers from -{largest} to {largest}")
+            return
+    step = plain.get("step")
+    if key == "float" and is_number(step) and step > 0 and (high - low) / step > MOST_STEPS:
+        yield Diagnostic(("step",), f"{shown(step)}, which makes too many values", f"at most {MOST_STEPS:g}")
     if low > high:
         yield Diagnostic((key,), shown(bounds), "[low, high], low first")
     if plain.get("log") is True:
@@ -166,20 +204,29 @@ def _bounds(plain: Plain, key: str) -> Iterator[Diagnostic]:
             yield Diagnostic(("step",), shown(step), "no step together with `log: true`")
 
 
-def _possible(parameter: object, value: object) -> bool:
-    """Return whether a parameter can be exactly this value; one whose form is wrong is named elsewhere."""
-    if not isinstance(parameter, Mapping):
-        return _same(parameter, value)
-    if "constant" in parameter:
-        return _same(parameter["constant"], value)
-    if isinstance(choices := parameter.get("choice"), list | tuple):
-        return any(_same(c, value) for c in choices)
+def _possible(parameter: object) -> Callable[[object], bool]:
+    """Return whether a parameter can be exactly a value; one whose form is wrong is named elsewhere."""
+    values = [parameter]
+    if isinstance(parameter, Mapping):
+        if isinstance(choices := parameter.get("choice"), list | tuple):
+            values = list(choices)
+        elif "constant" in parameter:
+            values = [parameter["constant"]]
+        else:
+            return lambda value: _on_a_step(parameter, value)
+    known = {hashable(value) for value in values}
+    return lambda value: hashable(value) in known
+
+
+def _on_a_step(parameter: Plain, value: object) -> bool:
     bounds = _low_high(parameter.get("float", parameter.get("int")))
     step = parameter.get("step", 1 if "int" in parameter else None)
     if bounds is None or not (step is None or (is_number(step) and step > 0)):
         return True
     if step is None or not is_number(value) or not bounds[0] <= value <= bounds[1]:
         return False
+    if not (bounds[1] - bounds[0]) / step <= MOST_STEPS:
+        return True
     low, at, distance = (Decimal(repr(x)) for x in (bounds[0], value, step))  # 0.3 is 3 steps of 0.1
     return (at - low) % distance == 0
 
@@ -190,7 +237,3 @@ def _low_high(value: object) -> tuple[float, float] | None:
             return low, high
         case _:
             return None
-
-
-def _same(a: object, b: object) -> bool:
-    return a == b and isinstance(a, bool) == isinstance(b, bool)

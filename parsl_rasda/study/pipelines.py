@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import Annotated, Any, TypeAlias
@@ -18,7 +19,7 @@ from parsl_rasda.study.spec import (
     Count,
     Identifier,
     Label,
-    Natural,
+    Seed,
     Spec,
     Target,
     exactly_one,
@@ -28,6 +29,7 @@ from parsl_rasda.study.tuning import TuneSpec, command_problems
 
 DIRECTORY = "directory"  # the argument that every stage may have: a folder of its own
 SHORT_STAGE = "tune"  # the name of the only stage when a study is a single top-level `tune`
+MOST_CALLS = 100_000  # of a stage
 _VARIANTS = ("python", "command", "tune")
 EACH = "each"  # in place of a site's name
 _WARM_START: Loc = ("tune", "searcher", "warm_start")
@@ -68,6 +70,13 @@ class StageBase(Spec):
         "returned is on its disk only, which sites without Globus Compute share; numbers and strings are "
         "everywhere.",
     )
+
+    @classmethod
+    def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
+        """Yield more calls than any run should make."""
+        lists = {k: len(v) for k, v in mapping_at(plain, "for_each").items() if isinstance(v, list | tuple)}
+        if (calls := math.prod(lists.values())) > MOST_CALLS:
+            yield Diagnostic(("for_each",), f"{shown(calls)} combinations", f"at most {MOST_CALLS}")
 
     @property
     def stages_before(self) -> tuple[str, ...]:
@@ -121,6 +130,7 @@ class TuneStage(StageBase):
     @classmethod
     def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
         """Yield a search on each site: it is one search, over all of them."""
+        yield from super().problems(plain)
         if plain.get("site") == EACH:
             yield Diagnostic(("site",), EACH, "the name of a site; without one, a search uses all of them")
         if plain.get("for_each"):
@@ -152,7 +162,7 @@ class StudySpec(Spec):
     """A study: stages that need one another, or a single `tune` at the top level."""
 
     name: Label = Field(description="Name of the study.")
-    seed: Natural = Field(
+    seed: Seed = Field(
         0, description="Seed of the searchers and of the training; a stage has the seeds that it is given."
     )
     stages: Mapping[Identifier, _AnyStage] = Field(

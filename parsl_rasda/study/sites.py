@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self, TypeAlias
@@ -28,8 +29,15 @@ from parsl_rasda.study.spec import (
 )
 from parsl_rasda.types import Capabilities
 
-_WALLTIME = re.compile(r"\d+:[0-5]\d:[0-5]\d")
-_CORES = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
+MOST_GPUS_PER_NODE = 1_024  # or cores, or logical slots
+MOST_NODES = 100_000  # of a pilot
+MOST_PILOTS = 1_000
+MOST_SLOTS = 200_000  # of all pilots of a site together; the largest machines have about 130,000
+MOST_THREADS = 4_096
+
+_FACTORS = ("gpus_per_node", "nodes", "pilots")
+_WALLTIME = re.compile(r"[0-9]{1,4}:[0-5][0-9]:[0-5][0-9]")
+_CORES = re.compile(r"[0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}(-[0-9]{1,5})?)*")
 _VARIANTS = ("provider", "endpoint_id", "backend")
 _LOCAL = "LocalProvider"
 _FIT = ", ".join(
@@ -61,8 +69,8 @@ class ProviderSpec(Spec):
             yield Diagnostic(("type",), f"{kind}: {_UNFIT[kind]}", _FIT)
         if kind == "CondorProvider" and nodes != 1:
             yield Diagnostic(("nodes_per_block",), shown(nodes), "1: HTCondor gives no list of several nodes")
-        if not (is_number(nodes) and isinstance(nodes, int) and nodes >= 1):
-            yield Diagnostic(("nodes_per_block",), shown(nodes), "a whole number of at least 1")
+        if not (is_number(nodes) and isinstance(nodes, int) and 1 <= nodes <= MOST_NODES):
+            yield Diagnostic(("nodes_per_block",), shown(nodes), f"a whole number from 1 to {MOST_NODES}")
         walltime = plain.get("walltime", "0:00:00")
         if not (isinstance(walltime, str) and _WALLTIME.fullmatch(walltime)):
             yield Diagnostic(("walltime",), shown(walltime), "HH:MM:SS, for example 01:30:00")
@@ -73,10 +81,13 @@ class ProviderSpec(Spec):
         return self.model_extra or {}
 
 
+Nodes = Annotated[Count, Field(le=MOST_NODES)]
+
+
 def _gpus(value: object) -> object:
-    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+    if value == "auto" or (is_number(value) and isinstance(value, int) and 1 <= value <= MOST_GPUS_PER_NODE):
         return value
-    raise refused(value, "a whole number of at least 1, or auto")
+    raise refused(value, f"a whole number from 1 to {MOST_GPUS_PER_NODE}, or auto")
 
 
 def _cores(value: str) -> str:
@@ -102,7 +113,9 @@ class SiteBase(Spec):
     gpus_per_node: Annotated[int | Literal["auto"], BeforeValidator(_gpus)] = Field(
         "auto", description="GPUs of a node, or cores where accelerator is cpu; auto: the pilot counts them."
     )
-    pilots: Count = Field(1, description="Allocations held at a time, each of `nodes` nodes.")
+    pilots: Annotated[Count, Field(le=MOST_PILOTS)] = Field(
+        1, description="Allocations held at a time, each of `nodes` nodes."
+    )
     mpi_launcher: Annotated[Choice, chosen_from(LAUNCHERS)] = Field(
         "hydra",
         description="hydra (MPICH, Intel MPI), openmpi, srun, process (one process per trial, whatever its "
@@ -112,7 +125,9 @@ class SiteBase(Spec):
     accelerator: Literal["cuda", "rocm", "xpu", "cpu", "none"] = Field(
         "cuda", description="What a slot is; none: purely logical, for emulation."
     )
-    threads_per_rank: Count = Field(1, description="Threads of a rank's arithmetic.")
+    threads_per_rank: Annotated[Count, Field(le=MOST_THREADS)] = Field(
+        1, description="Threads of a rank's arithmetic."
+    )
     cores_of_gpu: tuple[Annotated[str, AfterValidator(_cores)], ...] = Field(
         (), description="Cores next to each GPU of a node, as 0-7 or 0-3,8-11: its rank keeps to them."
     )
@@ -139,6 +154,23 @@ class SiteBase(Spec):
     heartbeat_threshold_s: Annotated[Seconds, Field(gt=0)] = Field(
         30.0, alias="heartbeat_threshold", description="Silence after which a pilot counts as lost [s]."
     )
+
+    @classmethod
+    def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
+        """Yield more slots than any machine has, and variables that no process can have."""
+        yield from super().problems(plain)
+        per_block = mapping_at(plain, "provider").get("nodes_per_block")
+        found = (plain.get("gpus_per_node"), plain.get("nodes") or per_block, plain.get("pilots"))
+        sizes = zip(_FACTORS, found, (MOST_GPUS_PER_NODE, MOST_NODES, MOST_PILOTS), strict=True)
+        counts = {key: n for key, n, most in sizes if is_number(n) and 1 <= n <= most}
+        if (slots := math.prod(counts.values())) > MOST_SLOTS:
+            key = max(counts, key=lambda each: counts[each])
+            place = (key,) if plain.get(key) else ("provider", "nodes_per_block")
+            asked = f"{shown(counts[key])}, which makes {shown(slots)} slots in all"
+            yield Diagnostic(place, asked, f"at most {MOST_SLOTS} slots: {' x '.join(_FACTORS)}")
+        for name in mapping_at(plain, "environment"):
+            if not name or "=" in name:
+                yield Diagnostic(("environment", name), shown(name), "the name of a variable")
 
     @property
     def rank_environment(self) -> Mapping[str, str]:
@@ -225,7 +257,7 @@ class ParslSiteSpec(SiteBase):
     """A machine that this one reaches through a Parsl provider."""
 
     provider: ProviderSpec = Field(description="Parsl's provider, under Parsl's own names.")
-    nodes: Count | None = Field(
+    nodes: Nodes | None = Field(
         None, description="Nodes of a pilot; without it, nodes_per_block of the provider, or 1."
     )
     address: _Address | None = Field(
@@ -241,6 +273,7 @@ class ParslSiteSpec(SiteBase):
     @classmethod
     def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
         """Yield two different numbers of nodes, and several pilots that would be the same machine."""
+        yield from super().problems(plain)
         nodes, per_block = plain.get("nodes"), mapping_at(plain, "provider").get("nodes_per_block")
         if nodes is not None and per_block is not None and nodes != per_block:
             yield Diagnostic(
@@ -287,11 +320,12 @@ class GlobusSiteSpec(SiteBase):
     user_endpoint_config: Mapping[str, JsonValue] = Field(
         default_factory=dict, description="Values for the endpoint's template; the same for a whole study."
     )
-    nodes: Count = Field(1, description="Nodes of a pilot; the endpoint's nodes_per_block.")
+    nodes: Nodes = Field(1, description="Nodes of a pilot; the endpoint's nodes_per_block.")
 
     @classmethod
     def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
         """Yield what the endpoint decides, and not the controller."""
+        yield from super().problems(plain)
         if plain.get("release_idle_after") is not None:
             allowed = "idle_s in user_endpoint_config: the endpoint gives an idle pilot back itself"
             yield Diagnostic(("release_idle_after",), shown(plain["release_idle_after"]), allowed)
@@ -324,7 +358,7 @@ class PluginSiteSpec(SiteBase, PluginSpec):
     chosen_by = "backend"
 
     backend: str = Field(description="The plug-in: the name of an entry point in parsl_rasda.backends.")
-    nodes: Count = Field(1, description="Nodes of a pilot.")
+    nodes: Nodes = Field(1, description="Nodes of a pilot.")
 
     @classmethod
     def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
@@ -361,11 +395,12 @@ class ExecutorSite(SiteBase):
     No file declares one: `for_resume` is what a run directory keeps of it.
     """
 
-    nodes: Count = Field(1, description="Nodes of one block.")
+    nodes: Nodes = Field(1, description="Nodes of one block.")
 
     @classmethod
     def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
         """Yield what only the owner of the executor decides."""
+        yield from super().problems(plain)
         if plain.get("pilots", 1) != 1:
             yield Diagnostic(("pilots",), shown(plain["pilots"]), "1: an executor is one pilot")
 

@@ -146,12 +146,21 @@ def chosen_from(group: PluginGroup) -> BeforeValidator:
 # ------------------------------------------------------------------------------------ kinds of values
 
 
+LONGEST_NAME = 100  # characters; names become parts of paths
+MOST = 1_000_000  # of anything counted that has no lower limit of its own
+LONGEST_S = 1e9  # thirty years
+LARGEST_NUMBER = 1e150  # its square is still a number
+LARGEST_SEED = 2**64 - 1  # what generators of random numbers take
+
+
 @dataclass(frozen=True, slots=True)
 class _Matches:
     pattern: re.Pattern[str]
     allowed: str
 
     def __call__(self, value: str) -> str:
+        if len(value) > LONGEST_NAME and self.pattern is not TARGET:
+            raise refused(value, f"at most {LONGEST_NAME} characters")
         if not self.pattern.fullmatch(value):
             raise refused(value, self.allowed)
         return value
@@ -164,10 +173,11 @@ _LABEL = re.compile(r"\w[\w.-]*")
 Identifier = Annotated[str, AfterValidator(_Matches(IDENTIFIER, "letters, digits and _, no digit first"))]
 Label = Annotated[str, AfterValidator(_Matches(_LABEL, "letters, digits, _, - and ., and no blanks"))]
 Target = Annotated[str, AfterValidator(_Matches(TARGET, "package.module:function"))]
-Count = Annotated[int, Field(strict=True, ge=1)]
-Natural = Annotated[int, Field(strict=True, ge=0)]
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Seconds = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0)]
+Count = Annotated[int, Field(strict=True, ge=1, le=MOST)]
+Natural = Annotated[int, Field(strict=True, ge=0, le=MOST)]
+Seed = Annotated[int, Field(strict=True, ge=0, le=LARGEST_SEED)]
+Number = Annotated[float, Field(strict=True, ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
+Seconds = Annotated[float, Field(strict=True, ge=0, le=LONGEST_S)]
 Flag = StrictBool
 Arguments = Mapping[Identifier, JsonValue]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Literal, TypeAlias
 
@@ -16,6 +15,7 @@ from parsl_rasda.study.commands import Command, unknown_placeholders
 from parsl_rasda.study.parameters import SearchSpaceForm, space_problems
 from parsl_rasda.study.spec import (
     IDENTIFIER,
+    MOST,
     Count,
     Flag,
     Identifier,
@@ -58,7 +58,7 @@ class SchedulerSpec(PluginSpec):
     )
     grace_period: Count = Field(1, description="Epochs every trial trains before it is first judged.")
     max_t: Count = Field(description="Epochs of a trial that is never stopped.")
-    reduction_factor: Annotated[int, Field(strict=True, ge=2)] = Field(
+    reduction_factor: Annotated[Count, Field(ge=2)] = Field(
         2, description="One trial in this many passes a rung; also the ratio of epochs between rungs."
     )
     scaling_factor: Count = Field(2, description="Replicas grow by this factor at each rung; 1: never.")
@@ -114,17 +114,17 @@ class SearcherSpec(PluginSpec):
 
 
 def _count_or_name(value: object) -> object:
-    count = is_number(value) and isinstance(value, int) and value >= 1
+    count = is_number(value) and isinstance(value, int) and 1 <= value <= MOST
     if count or (isinstance(value, str) and IDENTIFIER.fullmatch(value)):
         return value
-    raise refused(value, "a whole number of at least 1, or the name of a search-space parameter")
+    raise refused(value, f"a whole number from 1 to {MOST}, or the name of a search-space parameter")
 
 
 def _epochs_or_name(value: object) -> object:
-    number = is_number(value) and 0 <= value < math.inf
+    number = is_number(value) and 0 <= value <= MOST
     if number or (isinstance(value, str) and IDENTIFIER.fullmatch(value)):
         return value
-    raise refused(value, "a number of epochs, 0 or more, or the name of a search-space parameter")
+    raise refused(value, f"a number of epochs from 0 to {MOST}, or the name of a search-space parameter")
 
 
 CountOrName = Annotated[int | str, BeforeValidator(_count_or_name)]

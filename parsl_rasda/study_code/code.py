@@ -8,6 +8,7 @@ installed packages: they change with an environment, not with a study.
 from __future__ import annotations
 
 import ast
+import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeGuard
@@ -147,10 +148,11 @@ def _only(statement: ast.stmt, name: str) -> ast.stmt:
 
 
 def _bare(node: ast.AST) -> ast.AST:
-    """Return a statement without its docstrings."""
-    for part in ast.walk(node):
+    """Return a copy of a statement without its docstrings; the tree is others' too."""
+    bare = copy.deepcopy(node)
+    for part in ast.walk(bare):
         if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             first = part.body[0]
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and len(part.body) > 1:
                 part.body = part.body[1:]
-    return node
+    return bare

@@ -11,12 +11,14 @@ import ast
 import importlib.util
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from parsl_rasda.diagnostics import listing, suggestion
 from parsl_rasda.study_code.annotations import annotated
 
+_READABLE = "a module that Python can read"
 _MAX_HOPS = 8  # re-exports followed from one module to the next
 
 
@@ -74,7 +76,7 @@ def _signature_in(found: ast.AST | None, function: str) -> Signature | None:
         case ast.AsyncFunctionDef():
             raise TargetError(f"{function}, which is an async function", "a plain function")
         case ast.FunctionDef(decorator_list=[]):
-            if any(isinstance(node, ast.Yield | ast.YieldFrom) for node in _own_nodes(found)):
+            if _is_generator(found):
                 raise TargetError(f"{function}, which is a generator", "a function that returns its result")
             return _signature(found.args, skip=0)
         case ast.Assign(value=value) | ast.AnnAssign(value=value) if _is_literal(value):
@@ -83,6 +85,11 @@ def _signature_in(found: ast.AST | None, function: str) -> Signature | None:
             return _constructor(found)
         case _:
             return None
+
+
+@lru_cache(maxsize=256)
+def _is_generator(function: ast.FunctionDef) -> bool:
+    return any(isinstance(node, ast.Yield | ast.YieldFrom) for node in _own_nodes(function))
 
 
 def _own_nodes(function: ast.FunctionDef) -> Iterator[ast.AST]:
@@ -121,10 +128,19 @@ def parsed(module: str, file: Path) -> ast.Module:
         TargetError: If it is not Python.
     """
     try:
-        return ast.parse(file.read_bytes(), filename=str(file))
-    except SyntaxError as error:
-        found = f"{module}, which is not Python ({file.name}:{error.lineno}: {error.msg})"
-        raise TargetError(found, "a module that Python can read") from None
+        state = file.stat()
+        return _tree(file, state.st_mtime_ns, state.st_size, state.st_ino)
+    except OSError as error:
+        raise TargetError(f"{module}, which cannot be read ({error.strerror})", _READABLE) from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # what compile() raises
+        place = f"{file.name}:{error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else str(error)
+        raise TargetError(f"{module}, which is not Python ({place})", _READABLE) from None
+
+
+@lru_cache(maxsize=64)
+def _tree(file: Path, _mtime_ns: int, _size: int, _inode: int) -> ast.Module:
+    """Return the syntax tree of a file in one state, about which many ask; none may change it."""
+    return ast.parse(file.read_bytes(), filename=str(file))
 
 
 def _find(module: str, paths: Sequence[Path]) -> ModuleSpec | None:

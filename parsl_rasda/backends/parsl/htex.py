@@ -24,6 +24,7 @@ from parsl_rasda.agent.node_probe import BEGAN_VARIABLE
 from parsl_rasda.agent.orphan_reaper import RUN_VARIABLE
 from parsl_rasda.backends.parsl import staging
 from parsl_rasda.errors import InvalidSettingError
+from parsl_rasda.private_files import current_umask
 from parsl_rasda.study.sites import ParslSiteSpec
 
 _LOCAL_POLLING_S = 1
@@ -139,6 +140,7 @@ def worker_init(mark: str, python_path: tuple[Path, ...]) -> str:
     paths = ":".join(str(path) for path in python_path)
     return "\n".join(
         (
+            f"umask {current_umask():04o}",  # batch systems need not pass it on
             f"cd {shlex.quote(str(Path.cwd()))}",
             f"export {RUN_VARIABLE}={mark}",
             # Stages run side by side: torch's default, a thread a core for each, stalls them all.

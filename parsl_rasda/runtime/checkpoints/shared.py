@@ -169,7 +169,7 @@ def fetch(url: str, path: Path) -> None:
         part.mkdir(parents=True)
         system, root = _file_system(url)
         for source in system.find(root):
-            target = part / PurePosixPath(source).relative_to(root)
+            target = part / _inside(url, PurePosixPath(source), root)
             target.parent.mkdir(parents=True, exist_ok=True)
             system.get_file(source, str(target))
         if not (part / HEADER).exists():
@@ -178,6 +178,18 @@ def fetch(url: str, path: Path) -> None:
 
     _retry(url, copy)
     part.rename(path)
+
+
+def _inside(url: str, source: PurePosixPath, root: str) -> PurePosixPath:
+    """Return the path of a file below the folder of a copy; a store may hold objects of any name.
+
+    Raises:
+        ValueError: If it would lead out of the folder that it is copied to.
+    """
+    below = source.relative_to(root) if source.is_relative_to(root) else None
+    if below is None or below.is_absolute() or not below.parts or ".." in below.parts or "\0" in str(below):
+        raise ValueError(f"{source} leads out of {root}")
+    return below
 
 
 def _retry(url: str, copy: Any) -> None:

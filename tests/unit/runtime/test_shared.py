@@ -135,3 +135,21 @@ def test_a_store_that_stays_away_is_named(tmp_path: Path, url: str, gate: Gate) 
     with pytest.raises(StoreError, match="epoch-000001 could not be copied: OSError: the store is busy"):
         shares.finish()
     assert shares.newest is None
+
+
+@pytest.mark.parametrize("name", ["../outside", "a/../../outside", "/etc/outside"])
+def test_no_name_in_a_store_leads_out_of_the_folder_of_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    class Store:
+        def find(self, root: str) -> list[str]:
+            return [f"{root}/header.json", name if name.startswith("/") else f"{root}/{name}"]
+
+        def get_file(self, source: str, target: str) -> None:
+            Path(target).write_text(source)
+
+    monkeypatch.setattr(shared, "_file_system", lambda url: (Store(), "bucket/copy"))
+    with pytest.raises(StoreError, match="leads out of"):
+        fetch("s3://bucket/copy", tmp_path / "in" / "copy")
+    assert not list(tmp_path.rglob("outside"))
+    assert not (tmp_path / "in" / "copy").exists()

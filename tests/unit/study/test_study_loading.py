@@ -190,22 +190,18 @@ def test_training_settings_take_the_values_of_a_trial() -> None:
 
 # --------------------------------------------------------------------------------- round trip
 
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
 names = st.from_regex(r"[a-z][a-z0-9_]{0,5}", fullmatch=True).filter(lambda n: n != "directory")
 json = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False)
-    | st.text(max_size=8)
-    | st.just("${HOME}"),
-    lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=4), v, max_size=3),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts | st.just("${HOME}"),
+    lambda v: st.lists(v, max_size=3) | st.dictionaries(texts, v, max_size=3),
     max_leaves=6,
 )
 bounds = st.tuples(st.floats(0.001, 1), st.floats(2, 9)).map(list)
 parameters = st.one_of(
     st.fixed_dictionaries({"float": bounds}, optional={"log": st.booleans()}),
     st.tuples(st.integers(1, 4), st.integers(5, 9)).map(lambda b: {"int": list(b)}),
-    st.lists(st.integers() | st.text(max_size=5), min_size=1, unique_by=repr).map(lambda c: {"choice": c}),
+    st.lists(st.integers() | texts, min_size=1, unique_by=repr).map(lambda c: {"choice": c}),
     st.integers(1, 9),
 )
 
@@ -316,7 +312,7 @@ def test_what_an_endpoint_decides_itself_is_no_setting_of_its_site(tmp_path: Pat
             "gpus_per_node: 4",
             "gpus_per_node: all",
             9,
-            "found 'all'; allowed: a whole number of at least 1, or auto",
+            "found 'all'; allowed: a whole number from 1 to 1024, or auto",
         ),
         ("pilots: 2", "pilots: 2\nnodes: 3", 11, "nodes: found 3, but nodes_per_block is 4"),
         ("mpi_launcher: srun", "mpi_launcher: slurm", 11, "allowed: hydra, openmpi, srun, process"),
