@@ -19,7 +19,15 @@ from parsl_rasda.protocol import JobSpec
 from parsl_rasda.study.files import local_path
 from parsl_rasda.types import Capabilities, JobId, Placement, SiteName
 
-PostEvent: TypeAlias = Callable[[Event], None]
+
+@dataclass(frozen=True, slots=True)
+class BackendFailed:
+    """A backend has met a bug of its own: nobody knows what it still does. The driver ends the run."""
+
+    error: Exception
+
+
+PostEvent: TypeAlias = Callable[[Event | BackendFailed], None]
 
 
 class StageFunction(Protocol):

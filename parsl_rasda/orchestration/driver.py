@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, assert_never
 
-from parsl_rasda.errors import JournalError
-from parsl_rasda.orchestration.backend import Backend
+from parsl_rasda.errors import ControllerFailedError, JournalError
+from parsl_rasda.orchestration.backend import Backend, BackendFailed
 from parsl_rasda.orchestration.events import (
     ContinueJob,
     EndJob,
@@ -72,7 +72,7 @@ class Driver:
     on_write: Callable[[], None] = lambda: None
     _abandoned: bool = False
     _heartbeat_at: float = -math.inf
-    _events: queue.SimpleQueue[Event] = field(default_factory=queue.SimpleQueue)
+    _events: queue.SimpleQueue[Event | BackendFailed] = field(default_factory=queue.SimpleQueue)
 
     def interrupt(self) -> None:
         """Let running jobs save and leave, then end; may be called from a signal handler."""
@@ -92,6 +92,9 @@ class Driver:
             num_samples: Trials wanted in all.
             sites: Pilots wanted per site.
             missed: What happened while no controller was listening; only recorded, not acted on.
+
+        Raises:
+            ControllerFailedError: If the backend has met a bug.
         """
         pilots: dict[PilotId, PilotStarted] = {}
         self._record(list(missed))
@@ -109,14 +112,14 @@ class Driver:
         wake_at = self.machine.wake_at
         patience_s = _HEARTBEAT_S if wake_at is None else min(_HEARTBEAT_S, max(0.0, wake_at - self.clock()))
         try:
-            batch = [self._events.get(timeout=patience_s)]
+            batch = [_known(self._events.get(timeout=patience_s))]
         except queue.Empty:
             if wake_at is None or self.clock() < wake_at:
                 return None
             batch = [TimerFired(self.clock())]
         while len(batch) < _BATCH:
             try:
-                batch.append(self._events.get_nowait())
+                batch.append(_known(self._events.get_nowait()))
             except queue.Empty:
                 break
         pilots.update({e.pilot: e for e in batch if isinstance(e, PilotStarted)})
@@ -180,6 +183,12 @@ class Driver:
                 case _:
                     assert_never(instruction)
         return finish
+
+
+def _known(found: Event | BackendFailed) -> Event:
+    if isinstance(found, BackendFailed):
+        raise ControllerFailedError(type(found.error).__name__, str(found.error)) from found.error
+    return found
 
 
 def replay(
