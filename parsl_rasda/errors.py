@@ -187,3 +187,20 @@ class TrainingError(RasdaError):
 
     def __str__(self) -> str:
         return f"{self.found} {self.advice}"
+
+
+class ControllerFailedError(RasdaError):
+    """A thread of the controller has met a bug of ours; what was trained is kept."""
+
+    exit_code = 1  # as of any bug
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(kind, message)
+        self.kind, self.message = kind, message
+
+    def __str__(self) -> str:
+        return (
+            f"The controller has met a bug of its own ({self.kind}: {self.message}). "
+            "What was trained is kept: `parsl-rasda resume` goes on from there. "
+            "Please report the traceback above."
+        )

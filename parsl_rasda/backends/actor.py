@@ -13,6 +13,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+_LOOK_S = 1.0  # how often a waiting thread makes sure that it waits for somebody
+
 logger = logging.getLogger(__name__)
 
 
@@ -20,7 +22,12 @@ class Actor:
     """The two threads of a backend."""
 
     def __init__(
-        self, name: str, tick: Callable[[], None] | None = None, tick_s: float = float("inf")
+        self,
+        name: str,
+        tick: Callable[[], None] | None = None,
+        tick_s: float = float("inf"),
+        *,
+        on_bug: Callable[[Exception], None] = lambda _: None,
     ) -> None:
         """Start them.
 
@@ -28,7 +35,9 @@ class Actor:
             name: Of the first; the second has it too.
             tick: Called in the first once in a while, however much else there is to do.
             tick_s: How often [s].
+            on_bug: Called in the first when a task has raised, which none should; the next one follows.
         """
+        self._on_bug = on_bug
         self._tick, self._tick_s = tick, tick_s
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._changed = threading.Condition()
@@ -41,11 +50,17 @@ class Actor:
         self._inbox.put(task)
 
     def call(self, task: Callable[[], None]) -> None:
-        """Return when a task has been called, and all that were posted before it."""
+        """Return when a task has been called, and all that were posted before it.
+
+        Raises:
+            RuntimeError: If the thread has ended: it would never be.
+        """
         done = threading.Event()
         self.post(task)
         self.post(done.set)
-        done.wait()
+        while not done.wait(_LOOK_S):
+            if not self._thread.is_alive():
+                raise RuntimeError(f"the thread {self._thread.name} has ended")
 
     def run_blocking(self, task: Callable[[], Any], then: Callable[[Future[Any]], None]) -> None:
         """Call a task that may take seconds in the worker, and then ``then`` in the first thread."""
@@ -85,7 +100,8 @@ class Actor:
     def _run(self, task: Callable[[], None]) -> None:
         try:
             task()
-        except Exception:  # a bug; ending the thread would leave the study waiting for ever
+        except Exception as error:  # a bug; ending the thread would leave the study waiting for ever
             logger.exception("a backend's task failed")
+            self._on_bug(error)
         with self._changed:
             self._changed.notify_all()

@@ -6,6 +6,7 @@ and shows its traceback. Modules that take long to import are imported by the co
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import sys
 from importlib.metadata import version
@@ -17,6 +18,7 @@ from parsl_rasda.cli.doctor import doctor
 from parsl_rasda.cli.export import export
 from parsl_rasda.cli.init import init
 from parsl_rasda.cli.output import print_message
+from parsl_rasda.cli.patient_output import occupy_standard_descriptors, patient_output
 from parsl_rasda.cli.plan import plan
 from parsl_rasda.cli.report import report
 from parsl_rasda.cli.resume import resume
@@ -27,6 +29,7 @@ from parsl_rasda.cli.watch import watch
 from parsl_rasda.errors import RasdaError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_LONG = {"run", "resume"}  # commands that hold allocations
 
 app = typer.Typer(
     name="parsl-rasda",
@@ -42,6 +45,12 @@ for command in (init, validate, doctor, plan, run, resume, status, watch, report
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    occupy_standard_descriptors()
+    with patient_output() if _LONG.intersection(sys.argv[1:2]) else contextlib.nullcontext():
+        _run()
+
+
+def _run() -> None:
     try:
         app()
     except RasdaError as error:

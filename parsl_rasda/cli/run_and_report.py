@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -154,4 +155,5 @@ class _Handler(logging.Handler):
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._console.print(Text(self.format(record)), soft_wrap=True)
+        with contextlib.suppress(Exception):  # whoever warns, any thread, must not suffer for the display
+            self._console.print(Text(self.format(record)), soft_wrap=True)

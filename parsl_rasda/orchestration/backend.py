@@ -13,13 +13,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from parsl_rasda.errors import StageFailedError
+from parsl_rasda.errors import ControllerFailedError, StageFailedError
 from parsl_rasda.orchestration.events import ContinueJob, EndJob, Event, ReleasePilot, RequestPilot
 from parsl_rasda.protocol import JobSpec
 from parsl_rasda.study.files import local_path
 from parsl_rasda.types import Capabilities, JobId, Placement, SiteName
 
-PostEvent: TypeAlias = Callable[[Event], None]
+
+@dataclass(frozen=True, slots=True)
+class BackendFailed:
+    """A backend has met a bug of its own: nobody knows what it still does. The driver ends the run."""
+
+    error: Exception
+
+
+PostEvent: TypeAlias = Callable[[Event | BackendFailed], None]
+
+
+def event_of(found: Event | BackendFailed) -> Event:
+    """Return the event that a backend posted.
+
+    Raises:
+        ControllerFailedError: If it has met a bug.
+    """
+    if isinstance(found, BackendFailed):
+        raise ControllerFailedError(type(found.error).__name__, str(found.error)) from found.error
+    return found
 
 
 class StageFunction(Protocol):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, assert_never
 
 from parsl_rasda.errors import JournalError
-from parsl_rasda.orchestration.backend import Backend
+from parsl_rasda.orchestration.backend import Backend, BackendFailed, event_of
 from parsl_rasda.orchestration.events import (
     ContinueJob,
     EndJob,
@@ -73,7 +73,7 @@ class Driver:
     on_write: Callable[[], None] = lambda: None
     _abandoned: bool = False
     _heartbeat_at: float = -math.inf
-    _events: queue.SimpleQueue[Event] = field(default_factory=queue.SimpleQueue)
+    _events: queue.SimpleQueue[Event | BackendFailed] = field(default_factory=queue.SimpleQueue)
 
     def interrupt(self) -> None:
         """Let running jobs save and leave, then end; may be called from a signal handler."""
@@ -99,6 +99,9 @@ class Driver:
             sites: Pilots wanted per site.
             missed: What happened while no controller was listening; only recorded, not acted on.
             retry_failed: Let the trials that failed start afresh.
+
+        Raises:
+            ControllerFailedError: If the backend has met a bug.
         """
         pilots: dict[PilotId, PilotStarted] = {}
         self._record(list(missed))
@@ -117,14 +120,14 @@ class Driver:
         wake_at = self.machine.wake_at
         patience_s = _HEARTBEAT_S if wake_at is None else min(_HEARTBEAT_S, max(0.0, wake_at - self.clock()))
         try:
-            batch = [self._events.get(timeout=patience_s)]
+            batch = [event_of(self._events.get(timeout=patience_s))]
         except queue.Empty:
             if wake_at is None or self.clock() < wake_at:
                 return None
             batch = [TimerFired(self.clock())]
         while len(batch) < _BATCH:
             try:
-                batch.append(self._events.get_nowait())
+                batch.append(event_of(self._events.get_nowait()))
             except queue.Empty:
                 break
         pilots.update({e.pilot: e for e in batch if isinstance(e, PilotStarted)})

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import (
     AfterValidator,
@@ -154,7 +154,11 @@ def _frozen(value: object) -> Hashable:
         return ("mapping", frozenset((key, _frozen(each)) for key, each in value.items()))
     if isinstance(value, list | tuple):
         return ("list", tuple(map(_frozen, value)))
-    return value if isinstance(value, Hashable) else repr(value)
+    try:
+        hash(value)
+    except TypeError:
+        return repr(value)
+    return cast("Hashable", value)
 
 
 def searched_in(space: Plain) -> list[str]:

@@ -20,7 +20,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-from parsl_rasda.orchestration.backend import Backend, OpenJob, PostEvent, StageTask
+from parsl_rasda.orchestration.backend import Backend, BackendFailed, OpenJob, PostEvent, StageTask
 from parsl_rasda.orchestration.events import (
     RELEASED,
     ContinueJob,
@@ -236,8 +236,10 @@ class EventLog:
         self._seen = 0
         self.events: list[Event] = []
 
-    def post(self, event: Event) -> None:
+    def post(self, event: Event | BackendFailed) -> None:
         """Take an event; called from any thread."""
+        if isinstance(event, BackendFailed):
+            raise event.error
         with self._changed:
             self.events.append(event)
             self._changed.notify_all()

@@ -8,10 +8,13 @@ stands (`stage_log`).
 from __future__ import annotations
 
 import logging
+import math
+import os
+import queue
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +26,7 @@ import networkx as nx
 from parsl_rasda.errors import RasdaError, SiteUnavailableError, StageFailedError
 from parsl_rasda.orchestration.admission import AdmittedStudy
 from parsl_rasda.orchestration.data_locality import foreseen
-from parsl_rasda.orchestration.progress import ProgressReporter
+from parsl_rasda.orchestration.progress import GuardedProgress, ProgressReporter
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.study import SiteSpec, StudySpec, TuneStage
 from parsl_rasda.types import StudyState
@@ -45,6 +48,10 @@ from parsl_rasda.workflow.stage_log import StageEndedError, StageLog
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.5
+EXIT_INTERRUPTED = 130
+_LEAVING_S = 60.0  # beyond the margin: pilots and Parsl's processes end
+_AGAIN_S = 30.0  # after a second signal
+_LAST_WORDS_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +90,10 @@ class WorkflowRun:
     warnings: set[str] = field(default_factory=set)
     ending: threading.Event = field(default_factory=threading.Event)
     interrupted: bool = False
+
+    def __post_init__(self) -> None:
+        """Let no display end the run."""
+        self.progress = GuardedProgress(self.progress)
 
     @property
     def study(self) -> StudySpec:
@@ -125,7 +136,8 @@ class WorkflowRun:
         graph = stage_graph(self.study)
         self.log.forget(graph.nodes)
         with ExitStack() as stack:
-            stack.enter_context(_signals(self._interrupt))
+            margin_s = max(site.checkpoint_margin_s for site in self.sites)
+            stack.enter_context(_signals(self._interrupt, margin_s + _LEAVING_S))
             try:
                 self._open(pool, stack, graph)
                 self._run_graph(graph, done, pool)
@@ -156,8 +168,8 @@ class WorkflowRun:
                     if name not in running.values():
                         running[threads.submit(self._run_stage, name, dict(done), pool)] = name
                 ended, _ = wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED)
-                self.run_directory.beat()
                 try:
+                    self.run_directory.beat()
                     done.update({running.pop(future): future.result() for future in ended})
                 except BaseException:
                     self._end_all(at_once=False)  # what else is running saves and leaves
@@ -241,22 +253,49 @@ def _known(stage: TuneStage, done: Mapping[str, StageResult]) -> list[dict[str, 
 
 
 @contextmanager
-def _signals(interrupt: Any) -> Iterator[None]:
-    """Turn Ctrl-C and a polite kill into an interruption; a second one does not wait for anybody."""
+def _signals(interrupt: Callable[..., None], patience_s: float) -> Iterator[None]:
+    """Turn Ctrl-C and a polite kill into an interruption; a second one does not wait for anybody.
+
+    A thread acts on them, since a handler may find any lock held. Whatever hangs meanwhile, the process
+    ends in time: as after a SIGKILL, what it leaves behind ends by itself, and `resume` goes on.
+
+    Args:
+        interrupt: Called with ``again``, whether it is not the first time.
+        patience_s: How long the run may take to end, after the first signal.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    seen: list[int] = []
-
-    def handle(number: int, frame: object) -> None:
-        del frame
-        seen.append(number)
-        interrupt(again=len(seen) > 1)
-
+    arrived: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # may be put to in a handler
     names = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {name: signal.signal(name, handle) for name in names}
+    before = {name: signal.signal(name, lambda number, _: arrived.put(number)) for name in names}
+    thread = threading.Thread(
+        target=_act_on_signals, args=(arrived, interrupt, patience_s), name="signals", daemon=True
+    )
+    thread.start()
     try:
         yield
     finally:
+        arrived.put(None)
+        thread.join()  # what arrived before is acted on
         for name, handler in before.items():
             signal.signal(name, handler)
+
+
+def _act_on_signals(
+    arrived: queue.SimpleQueue[int | None], interrupt: Callable[..., None], patience_s: float
+) -> None:
+    give_up: float | None = None
+    while True:
+        try:
+            number = arrived.get(timeout=None if give_up is None else max(0.0, give_up - time.monotonic()))
+        except queue.Empty:
+            words = "the run does not end: it is left as it is, and what it had running ends by itself"
+            threading.Thread(target=logger.error, args=(words,), daemon=True).start()  # that may hang, too
+            time.sleep(_LAST_WORDS_S)
+            os._exit(EXIT_INTERRUPTED)
+        if number is None:
+            return
+        again = give_up is not None
+        give_up = min(give_up or math.inf, time.monotonic() + (_AGAIN_S if again else patience_s))
+        interrupt(again=again)

@@ -27,7 +27,7 @@ from parsl_rasda.backends.globus.stages import GlobusStages
 from parsl_rasda.errors import InvalidSettingError, RasdaError, StageFailedError
 from parsl_rasda.exits import EndedBy
 from parsl_rasda.launch.registry import build_launcher
-from parsl_rasda.orchestration.backend import BackendContext, OpenJob, PostEvent, StageTask
+from parsl_rasda.orchestration.backend import BackendContext, BackendFailed, OpenJob, PostEvent, StageTask
 from parsl_rasda.orchestration.events import (
     ContinueJob,
     EndJob,
@@ -125,7 +125,12 @@ class GlobusBackend:
         if self._client is not None:
             return  # it is held
         self._client = self._connect(self._site, self._group)
-        self._actor = Actor(f"rasda-{self._site.name}", self._tick, _TICK_S)
+        self._actor = Actor(
+            f"rasda-{self._site.name}",
+            self._tick,
+            _TICK_S,
+            on_bug=lambda error: self._post(BackendFailed(error)),
+        )
 
     def request_pilot(self, request: RequestPilot) -> None:
         """Ask the endpoint what it has; answered when its pilot is up."""

@@ -8,6 +8,7 @@ which GPUs, when, and what follows from a loss are the machine's decisions.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -29,10 +30,11 @@ from parsl_rasda.backends.parsl.pilot_source import (
     own_pilots,
     pilots_in_executor,
 )
+from parsl_rasda.errors import ControllerFailedError
 from parsl_rasda.exits import EndedBy
 from parsl_rasda.launch.base import Launcher
 from parsl_rasda.launch.registry import build_launcher
-from parsl_rasda.orchestration.backend import BackendContext, OpenJob, PostEvent, StageTask
+from parsl_rasda.orchestration.backend import BackendContext, BackendFailed, OpenJob, PostEvent, StageTask
 from parsl_rasda.orchestration.events import (
     ContinueJob,
     EndJob,
@@ -46,6 +48,8 @@ from parsl_rasda.types import JobId, Placement
 
 _END_GRACE_S = 1.0  # for processes that should have ended by themselves
 _CLOSE_WAIT_S = 12.0  # grace, TERM to KILL, and some
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -118,8 +122,10 @@ class ParslBackend:
             return  # it is held
         mark = orphan_reaper.acquire(self._directory)
         source = self._build_pilots(mark, self._on_pilot_end)
-        control = ControlServer(source.address, self._on_message)
-        actor = Actor("rasda-parsl")
+        control = ControlServer(
+            source.address, self._on_message, lambda error: self._forward(BackendFailed(error))
+        )
+        actor = Actor("rasda-parsl", on_bug=lambda error: self._on_bug(error, pool))  # comes below
         tracker = JobTracker(
             site=self._site,
             launcher=self._launcher,
@@ -229,7 +235,11 @@ class ParslBackend:
 
     # ------------------------------------------------------------------- posted to the thread
 
-    def _forward(self, event: Event) -> None:
+    def _on_bug(self, error: Exception, pool: PilotPool) -> None:
+        pool.fail_stages(ControllerFailedError(type(error).__name__, str(error)))
+        self._forward(BackendFailed(error))
+
+    def _forward(self, event: Event | BackendFailed) -> None:
         self._post(event)  # to whoever listens now: that changes while it is held
 
     def _post_task(self, task: Callable[[_Running], None]) -> None:
@@ -238,7 +248,13 @@ class ParslBackend:
             running.actor.post(lambda: task(running))
 
     def _on_message(self, job: str, message: Message) -> None:
-        self._post_task(lambda running: running.tracker.on_message(JobId.parse(job), message))
+        def take(running: _Running) -> None:
+            try:
+                running.tracker.on_message(JobId.parse(job), message)
+            except (ValueError, TypeError, KeyError):  # ranks run the user's code: anything may come
+                logger.warning("dropped message job=%s op=%s", job, message["op"], exc_info=True)
+
+        self._post_task(take)
 
     def _on_pilot_end(self, label: ExecutorLabel, end: PilotExit) -> None:
         self._post_task(lambda running: running.pool.terminate(label, end))

@@ -20,12 +20,18 @@ logger = logging.getLogger(__name__)
 class ControlServer:
     """The controller's end: one thread owns the socket; `send` may be called from any thread."""
 
-    def __init__(self, address: str, on_message: Callable[[str, Message], None]) -> None:
+    def __init__(
+        self,
+        address: str,
+        on_message: Callable[[str, Message], None],
+        on_bug: Callable[[Exception], None] = lambda _: None,
+    ) -> None:
         """Bind to a free port of ``address`` and begin to listen.
 
         Args:
             address: An address of this machine that pilots can reach.
             on_message: Called on the server's thread with a job's id and what its agent sent.
+            on_bug: Called there if it cannot go on: no job will be heard of any more.
         """
         import zmq
 
@@ -38,7 +44,7 @@ class ControlServer:
         self._socket.curve_publickey = public
         port = self._socket.bind_to_random_port(f"tcp://{address}")
         self.control_address = ControlAddress(f"tcp://{address}:{port}", public.decode())
-        self._on_message = on_message
+        self._on_message, self._on_bug = on_message, on_bug
         self._outgoing: deque[tuple[str, Message]] = deque()
         self._jobs: set[str] = set()
         self._is_closing = False
@@ -75,6 +81,16 @@ class ControlServer:
             return  # the pipe is full of reasons to wake up
 
     def _serve(self) -> None:
+        try:
+            self._pass_on()
+        except Exception as error:
+            logger.exception("the control channel has failed")
+            self._on_bug(error)
+        finally:
+            self._socket.close()
+
+    def _pass_on(self) -> None:
+        """Pass messages on, both ways, until the server is closed."""
         import zmq
 
         poller = zmq.Poller()
@@ -93,7 +109,6 @@ class ControlServer:
             while self._outgoing:
                 job, message = self._outgoing.popleft()
                 self._socket.send_multipart([job.encode(), json.dumps(message).encode()])
-        self._socket.close()
 
     def _receive(self) -> None:
         job, *frames = self._socket.recv_multipart()

@@ -24,7 +24,7 @@ from parsl_rasda.backends.parsl.pilot_source import (
     PilotSource,
     message_of,
 )
-from parsl_rasda.errors import SiteUnavailableError
+from parsl_rasda.errors import RasdaError, SiteUnavailableError
 from parsl_rasda.exits import EndedBy
 from parsl_rasda.orchestration.backend import PostEvent
 from parsl_rasda.orchestration.events import RELEASED, PilotEnded, PilotLost, PilotStarted, RequestPilot
@@ -243,8 +243,12 @@ class PilotPool:
         self._pilots.clear()
         self._starting.clear()
         self._early_stages.clear()
+        self.fail_stages(SiteUnavailableError(self.site.name, "the backend was closed"))
+
+    def fail_stages(self, error: RasdaError) -> None:
+        """End all stages with an error: nobody would end them any more."""
         for stage in tuple(self.stages):
-            _fail(stage, SiteUnavailableError(self.site.name, "the backend was closed"))
+            _fail(stage, error)
 
     # --------------------------------------------------------------------------------------- work
 

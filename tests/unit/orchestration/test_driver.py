@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from parsl_rasda.errors import JournalError
+from parsl_rasda.errors import ControllerFailedError, JournalError
 from parsl_rasda.orchestration.assembly import build_machine
+from parsl_rasda.orchestration.backend import BackendFailed
 from parsl_rasda.orchestration.driver import replay
 from parsl_rasda.orchestration.events import (
     EndJob,
@@ -315,3 +316,22 @@ def test_a_journal_that_cannot_be_written_stops_the_study_before_it_acts(tmp_pat
     with pytest.raises(OSError, match="no space left"):
         run.run(6, EVERYWHERE)
     assert runner.orders == []
+
+
+def test_a_bug_of_the_backend_ends_the_run_in_words(tmp_path: Path) -> None:
+    class Broken(FakeBackend):
+        def open(self, post):
+            self.tell, self.is_closed = post, False
+            super().open(post)
+
+        def start_job(self, order, placement):
+            self.tell(BackendFailed(KeyError("lost")))  # and the job is never heard of again
+
+        def close(self):
+            self.is_closed = True
+            super().close()
+
+    runner = Broken(curve)
+    with pytest.raises(ControllerFailedError, match=r"KeyError: 'lost'.*resume"):
+        driver(tmp_path, runner).run(6, EVERYWHERE)
+    assert runner.is_closed
