@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from decimal import Decimal
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -158,7 +158,7 @@ def _frozen(value: object) -> Hashable:
         hash(value)
     except TypeError:
         return repr(value)
-    return cast("Hashable", value)
+    return value
 
 
 def searched_in(space: Plain) -> list[str]:
