@@ -297,7 +297,7 @@ def test_a_rank_says_that_the_checkpoint_it_is_to_go_on_from_is_gone_or_damaged(
     assert finished(rank_command(second))[0] == 1
     report = report_of(second)
     assert (report.outcome, report.unreadable, report.checkpoint) == (Outcome.LOST, place, None)
-    assert report.cause.endswith("the trial goes on from an older one, or from its start")
+    assert report.cause.endswith("the trial resumes from an older one, or starts again")
     assert place.removeprefix("file://") in report.cause or "resumed" in report.cause
 
 
