@@ -149,6 +149,19 @@ class DamagedCheckpointError(CheckpointError):
     """A checkpoint is gone, or what is left of it cannot be read; an older one may do."""
 
 
+class StorageError(RasdaError):
+    """A file system is full, read-only, stale or broken: the site's fault, and a retry may help later."""
+
+    exit_code = 4
+
+    def __init__(self, path: str, words: str, left: str) -> None:
+        super().__init__(path, words, left)
+        self.path, self.words, self.left = path, words, left
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.words} ({self.left})"
+
+
 class DataError(RasdaError):
     """A file of samples is missing, damaged, or not what its index says."""
 

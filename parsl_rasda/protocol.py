@@ -18,9 +18,10 @@ attempt that wakes up can write nowhere else. It holds::
 Control channel: rank 0 writes lines ``\x1e{json}\n`` on its original stdout and reads ``{json}\n``
 from stdin. Rank to controller: ``{"op": "ready", "once_s": 2.4}`` (first step done; seconds of the start
 that no later one on this node will need), ``{"op": "epoch", ...EpochReport}``,
-``{"op": "bye", ...JobResult}``. Controller to rank: ``{"op": "go", "until": 4, "replicas": 2}``,
-``{"op": "leave"}`` (at this epoch boundary), ``{"op": "preempt"}`` (checkpoint at the next step, leave),
-``{"op": "beat"}`` (the controller lives).
+``{"op": "bye", ...JobResult}``, and for the agent alone ``{"op": "phase", "phase": "met"}``.
+Controller to rank: ``{"op": "go", "until": 4, "replicas": 2}``, ``{"op": "leave"}`` (at this epoch
+boundary), ``{"op": "preempt"}`` (checkpoint at the next step, leave), ``{"op": "beat"}`` (the controller
+lives).
 """
 
 from __future__ import annotations

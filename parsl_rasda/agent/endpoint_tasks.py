@@ -25,6 +25,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -43,8 +44,10 @@ from parsl_rasda.agent.heartbeat import (
 )
 from parsl_rasda.agent.stage_calls import poll_stages, stage, stop_stages
 from parsl_rasda.atomic_files import create_file, replace_file
+from parsl_rasda.errors import StorageError
 from parsl_rasda.exits import EndedBy, ExitObservations, classify_exit
 from parsl_rasda.protocol import KNOWN, STOP, JobResult, JobSpec, read_epochs, read_report
+from parsl_rasda.storage import storing
 from parsl_rasda.types import JobId, TrialId
 
 TERMS = "terms"
@@ -183,16 +186,22 @@ def run(
     if unfit is not None:
         return {"block": this_block(), "jobs": [], "unfit": unfit}
     directory = Path(job.directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    if not create_file(directory / CLAIM, str(ours.term)):
+    try:
+        with storing(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            is_first = create_file(directory / CLAIM, str(ours.term))
+    except StorageError as error:
+        return {"block": this_block(), "jobs": [], "unfit": str(error)}
+    if not is_first:
         return {"block": this_block(), "jobs": [_state(directory, job.job, 0)]}
     launch["environment"] |= {
         orphan_reaper.RUN_VARIABLE: ours.process_mark,
         **({"PYTHONPATH": path} if path else {}),
     }
     report = _run_claimed(job, launch, mark, ours, grace_s)
-    create_file(directory / "report.json", json.dumps(report.to_json()))
-    return {"block": this_block(), "jobs": [_state(directory, job.job, 0)]}
+    with suppress(OSError):  # it is in the answer, too
+        create_file(directory / "report.json", json.dumps(report.to_json()))
+    return {"block": this_block(), "jobs": [_state(directory, job.job, 0, report)]}
 
 
 def _run_claimed(job: JobSpec, launch: Message, mark: str, ours: TaskContext, grace_s: float) -> JobResult:
@@ -298,8 +307,8 @@ def _conclude(directory: Path, job: JobId, seen: ExitObservations) -> None:
     create_file(directory / "report.json", json.dumps(report.to_json()))
 
 
-def _state(directory: Path, job: JobId, epoch: int) -> Message:
-    report = read_report(directory, job)
+def _state(directory: Path, job: JobId, epoch: int, known: JobResult | None = None) -> Message:
+    report = read_report(directory, job) or known
     return {
         "job": str(job),
         "directory": str(directory),
@@ -325,8 +334,9 @@ class Watchdog(Heartbeat):
         kill_at = float("inf")
         while not self._over.wait(HEARTBEAT_S):
             self._write()
-            if taken := self._sender.lease_pilot():  # while this node was suspended, perhaps
-                create_file(self._directory / STOP, taken)
+            with suppress(OSError):  # a full disk must not end this thread
+                if taken := self._sender.lease_pilot():  # while this node was suspended, perhaps
+                    create_file(self._directory / STOP, taken)
             if self.reason is None and (reason := read(self._directory / STOP)) is not None:
                 self.reason, kill_at = reason, time.monotonic() + self._grace_s
             if time.monotonic() > kill_at:

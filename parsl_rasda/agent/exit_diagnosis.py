@@ -11,14 +11,24 @@ from pathlib import Path
 
 from parsl_rasda.exits import EndedBy, ExitObservations, classify_exit
 from parsl_rasda.protocol import STARTED, JobResult, JobSpec, read_report, report_of_epochs
-from parsl_rasda.types import Phase
+from parsl_rasda.storage import unwritable
+from parsl_rasda.types import Fault, Phase
 
 _LOG_TAIL_BYTES = 4096
 
 
-def conclude(directory: Path, order: JobSpec, seen: ExitObservations) -> JobResult:
-    """Return the report of an attempt that has ended: the ranks' own, or one made of the epochs they left."""
-    own = read_report(directory, order.job)
+def conclude(
+    directory: Path, order: JobSpec, seen: ExitObservations, said: JobResult | None = None
+) -> JobResult:
+    """Return the report of an attempt that has ended: the ranks' own, or one made of the epochs they left.
+
+    Args:
+        directory: Of the attempt.
+        order: Of the attempt.
+        seen: What was seen of its end.
+        said: The report that a rank sent; it counts if none could be written.
+    """
+    own = read_report(directory, order.job) or said
     if own is not None:
         return amend(own, replace(seen, missing_input=_missing_input(order)))
     found = classify_exit(seen)
@@ -33,14 +43,18 @@ def amend(own: JobResult, seen: ExitObservations) -> JobResult:
     return replace(own, outcome=found.outcome, cause=found.cause, blame=found.blame, phase=found.phase)
 
 
-def observe_launch(returncode: int, log: Path) -> ExitObservations:
-    """Return what is seen of a launch that ended by itself.
+def observe_launch(returncode: int, log: Path, phase: Phase | None = None) -> ExitObservations:
+    """Return what is seen of a launch that ended by itself, or because nothing could be written.
 
     Args:
         returncode: As in `subprocess`: negative for a death by signal.
         log: The attempt's log file.
+        phase: How far its ranks got, as far as anybody heard.
     """
-    phase = None if (log.parent / STARTED).exists() else Phase.NO_RANK
+    if full := unwritable(log.parent):
+        return ExitObservations(EndedBy.STORAGE, str(full), phase=phase, fault=Fault.STORAGE)
+    if phase in {None, Phase.NO_RANK}:  # a rank that has no channel leaves a file
+        phase = None if (log.parent / STARTED).exists() else Phase.NO_RANK
     return ExitObservations(EndedBy.LAUNCH_EXIT, returncode=returncode, log_tail=_tail(log), phase=phase)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -39,7 +40,12 @@ class Heartbeat:
             self._write()
 
     def _write(self) -> None:
-        replace_file(self._directory / HEARTBEAT, str(time.time()), is_durable=False)
+        path, now = self._directory / HEARTBEAT, str(time.time())
+        try:
+            replace_file(path, now, is_durable=False)
+        except OSError:  # on a full disk there is room for the old file only
+            with suppress(OSError), path.open("r+") as file:
+                file.write(now)
 
 
 def silence_of(directory: Path) -> float:

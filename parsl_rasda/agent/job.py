@@ -19,8 +19,11 @@ from typing import Any
 from parsl_rasda.agent import exit_diagnosis, node_probe, orphan_reaper
 from parsl_rasda.agent.control_relay import ControlAddress, ControlClient, Message
 from parsl_rasda.agent.launch import LEAVE, Launch
+from parsl_rasda.errors import StorageError
 from parsl_rasda.exits import EndedBy, ExitObservations
-from parsl_rasda.protocol import JobResult, JobSpec, read_epochs
+from parsl_rasda.protocol import JobResult, JobSpec, ProtocolError, read_epochs
+from parsl_rasda.storage import storing
+from parsl_rasda.types import Fault, JobId, Phase
 
 _HELLO_S = 30.0  # for the controller to let it start
 _POLL_MS = 50
@@ -99,33 +102,50 @@ def _ask_to_start(client: ControlClient) -> ExitObservations | None:
 
 def _launch(order: JobSpec, command: Message, mark: str, client: ControlClient | None) -> JobResult:
     directory = Path(order.directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    order.save(directory / "order.json")
     log = directory / "log.txt"
     try:
-        launch = Launch(command, mark, log)
+        with storing(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            order.save(directory / "order.json")
+            launch = Launch(command, mark, log)
+    except StorageError as error:
+        seen = ExitObservations(EndedBy.STORAGE, str(error), phase=Phase.NO_RANK, fault=Fault.STORAGE)
+        return exit_diagnosis.conclude(directory, order, seen)
     except OSError as error:
         words = f"cannot start {command['argv'][0]!r}: {error.strerror}"
-        return exit_diagnosis.conclude(directory, order, ExitObservations(EndedBy.LAUNCH_ERROR, words))
+        seen = ExitObservations(EndedBy.LAUNCH_ERROR, words, phase=Phase.NO_RANK)
+        return exit_diagnosis.conclude(directory, order, seen)
+    watch = _Watch(order, launch, client)
     try:
-        seen = _Watch(order, launch, client).until_it_ends()
+        ended = watch.until_it_ends()
     finally:
         launch.kill()
         late = launch.close()
-    if client is not None:
-        for message in late:
+    for message in late:
+        watch.note(message)
+        if client is not None:
             client.send(message)
-    seen = seen or exit_diagnosis.observe_launch(launch.returncode or 0, log)
-    return exit_diagnosis.conclude(directory, order, seen)
+    if ended is None:
+        seen = exit_diagnosis.observe_launch(launch.returncode or 0, log, watch.phase)
+    else:
+        seen = replace(ended, phase=watch.phase)
+    return exit_diagnosis.conclude(directory, order, seen, watch.report)
 
 
 class _Watch:
-    """Watches over one launch, in the thread that started it."""
+    """Watches over one launch, in the thread that started it.
+
+    Attributes:
+        phase: How far its ranks got, as rank 0 has said.
+        report: What a rank has sent as the result, or None.
+    """
 
     def __init__(self, order: JobSpec, launch: Launch, client: ControlClient | None) -> None:
         self._order = order
         self._launch = launch
         self._client = client
+        self.phase = Phase.NO_RANK
+        self.report: JobResult | None = None
         self._parent = os.getppid()
         self._heard_at = time.monotonic()
         self._report_poll_at = 0.0
@@ -156,12 +176,30 @@ class _Watch:
 
     def _from_ranks(self) -> None:
         for message in self._launch.read():
+            self.note(message)
             if message.get("op") == "epoch":
                 self._asked = message
             if message.get("op") == "bye":
                 self._force_after(_EXIT_S)
             if self._client is not None:
                 self._client.send(message)
+
+    def note(self, message: Message) -> None:
+        """Note how far the ranks got, and how they ended, if a message says so."""
+        match message.get("op"):
+            case "phase" if message.get("phase") in set(Phase):
+                self.phase = Phase(message["phase"])
+            case "ready" | "epoch":
+                self.phase = Phase.TRAINING
+            case "bye":
+                try:
+                    found = JobResult.from_json(message)
+                except (ValueError, KeyError, TypeError, ProtocolError):
+                    return
+                if JobId(found.trial, found.attempt) == self._order.job:
+                    self.report = self.report or found
+            case _:
+                pass
 
     def _from_controller(self, client: ControlClient) -> None:
         while (message := client.receive()) is not None:

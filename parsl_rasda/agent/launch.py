@@ -148,7 +148,10 @@ class Launch:
         else:
             other = text
         if other:
-            self._log.write(other + b"\n")
+            with contextlib.suppress(
+                OSError
+            ):  # a full disk is noticed by its ranks, and when they have ended
+                self._log.write(other + b"\n")
         return message if isinstance(message, dict) else None
 
 

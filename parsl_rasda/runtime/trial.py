@@ -35,7 +35,7 @@ from parsl_rasda.runtime.checkpoints.saver import MOMENT_S, Saver, copied
 from parsl_rasda.runtime.checkpoints.shared import is_url
 from parsl_rasda.runtime.engine.exact_mean import mean_over, rounded_sum
 from parsl_rasda.runtime.engine.group import Group
-from parsl_rasda.types import JSON, Outcome
+from parsl_rasda.types import JSON, Outcome, Phase
 
 if TYPE_CHECKING:
     import torch
@@ -113,6 +113,7 @@ class Trial:
             return Group(0, 1, self.device if "torch" in sys.modules else None, directory, one_node=True)
         group = Group(context.rank, context.size, self.device, directory, one_node=context.one_node)
         self._attempt.slots = group.gather_strings(context.slot)
+        self._attempt.enter(Phase.FIRST_STEP)
         return group
 
     # ----------------------------------------------------------------- what a training function calls

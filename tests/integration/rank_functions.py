@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -31,6 +32,22 @@ def load_in_vain(trial):
     from parsl_rasda.runtime.checkpoints.checkpoint import read_header
 
     read_header(trial.directory / "nothing")
+
+
+def fill_the_disk(trial):
+    """Fill a file system to the last page, and then use it."""
+    for _ in trial.epochs():
+        with contextlib.suppress(OSError), Path(trial.config["filler"]).open("ab", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        match trial.config["then"]:
+            case "print":
+                print("x" * 100_000, flush=True)
+            case "save":
+                import torch
+
+                torch.save({"x": torch.zeros(100_000)}, trial.directory / "model.pt")
+        trial.report(val_loss=0.0)
 
 
 def print_much(trial):

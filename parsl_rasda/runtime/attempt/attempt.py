@@ -18,17 +18,18 @@ from typing import Any
 from parsl_rasda.atomic_files import create_file
 from parsl_rasda.errors import DamagedCheckpointError
 from parsl_rasda.protocol import DEADLINE_MARGIN_S, Checkpoint, EpochReport, JobResult, JobSpec
-from parsl_rasda.runtime.attempt.channel import ControlChannel
+from parsl_rasda.runtime.attempt.channel import ControlChannel, say
 from parsl_rasda.runtime.attempt.launch_context import LaunchContext
-from parsl_rasda.runtime.checkpoints.checkpoint import HEADER
 from parsl_rasda.runtime.checkpoints.retention import (
     FETCHED,
     known_epochs,
     remove_superseded_attempts,
     superseded,
 )
+from parsl_rasda.runtime.checkpoints.seal import is_whole
 from parsl_rasda.runtime.checkpoints.shared import CopyGoneError, SharedCheckpoints, fetch, is_url
-from parsl_rasda.types import Outcome
+from parsl_rasda.storage import storing
+from parsl_rasda.types import Fault, Outcome, Phase
 
 FINAL_REPORT_S = 5.0  # kept free before the deadline, for the last files and messages
 FORKED = "PARSL_RASDA_FORKED"  # set by a fork server: how long the rank waited for torch [s]
@@ -61,12 +62,16 @@ class Attempt:
             no work to save.
         is_prepared: Whether a model is in training, which leaves at its next step.
         is_unwinding: Whether a signal has unwound the training function.
+        control: Descriptor of the agent's end of stdout, or None outside a launch.
+        phase: How far this rank got.
     """
 
     def __init__(self, spec: JobSpec, context: LaunchContext) -> None:
         self.spec, self.context = spec, context
         self.directory = Path(spec.directory)
         self.channel: ControlChannel | None = None
+        self.control: int | None = None
+        self.phase = Phase.NO_RANK
         self.epoch, self.until = spec.epoch, spec.until
         self.schedule: tuple[tuple[int, int], ...] = spec.schedule
         self.outcome: Outcome | None = None
@@ -111,10 +116,18 @@ class Attempt:
             self.preempt("the deadline is near")
         return self.preempt_cause is not None
 
+    def enter(self, phase: Phase) -> None:
+        """Note how far this rank got, and tell the agent: a rank that is killed cannot tell it any more."""
+        if phase is not self.phase:
+            self.phase = phase
+            if self.is_main and self.control is not None:
+                say(self.control, "phase", {"phase": phase})
+
     def ready(self) -> None:
         """Tell the controller once that the start is over and work has begun."""
         if not self._is_ready:
             self._is_ready = True
+            self.enter(Phase.TRAINING)
             self.send("ready", {"once_s": float(os.environ.get(FORKED, "0"))})
 
     def record(self, metrics: Mapping[str, float], seconds: float) -> None:
@@ -134,7 +147,8 @@ class Attempt:
             slots=self.slots,
         )
         self.history.append(report)
-        with (self.directory / "epochs.jsonl").open("a") as file:
+        path = self.directory / "epochs.jsonl"
+        with storing(path), path.open("a") as file:
             file.write(json.dumps(report.to_json()) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -187,24 +201,24 @@ class Attempt:
             raise
 
     def find_checkpoint(self, place: str) -> Path:
-        """Return the directory of a checkpoint of this trial; rank 0 fetches it if it is not on this site.
+        """Return the directory of a checkpoint of this trial; rank 0 must be the first to ask.
+
+        It fetches what is not on this site, or is damaged here.
 
         Args:
             place: The checkpoint's directory or URL.
 
         Raises:
-            CopyGoneError: If it is not at the URL any more.
+            CopyGoneError: If it is not at the URL any more, or is damaged there.
             StoreError: If it cannot be fetched.
         """
         if not is_url(place):
             return Path(place)
         attempt, name = place.split("/")[-2:]
         written_here, fetched = self.directory.parent / attempt / name, self.directory / FETCHED
-        if (written_here / HEADER).exists():
-            return written_here
-        if self.is_main and not fetched.exists():
+        if self.is_main and not fetched.exists() and not is_whole(written_here):
             fetch(place, fetched)
-        return fetched
+        return fetched if fetched.exists() else written_here
 
     def _reachable(self) -> Checkpoint | None:
         """Return the newest checkpoint that others can read."""
@@ -220,8 +234,20 @@ class Attempt:
         if self.channel:
             self.channel.send(op, message)
 
-    def close(self, outcome: Outcome, cause: str = "", traceback: str = "") -> None:
-        """Write the result of the attempt and send it, unless another rank was first."""
+    def close(
+        self,
+        outcome: Outcome,
+        cause: str = "",
+        traceback: str = "",
+        *,
+        fault: Fault | None = None,
+        exception: str = "",
+    ) -> None:
+        """Write the result of the attempt and send it, unless another rank was first.
+
+        What cannot be written, on a full disk for example, is sent all the same, by whatever rank.
+        """
+        is_leaving = self.outcome is not None or self.preempt_cause is not None
         result = JobResult(
             trial=self.spec.trial,
             attempt=self.spec.attempt,
@@ -232,6 +258,15 @@ class Attempt:
             traceback=traceback,
             at=time.time(),
             unreadable=self.spec.resume_from if self.lost_origin and outcome is Outcome.LOST else None,
-        )
-        if create_file(self.directory / "report.json", json.dumps(result.to_json(), indent=1)):
-            self.send("bye", result.to_json())
+            phase=Phase.LEAVING if is_leaving else self.phase,
+            fault=fault,
+            exception=exception,
+        ).to_json()
+        try:
+            is_first = create_file(self.directory / "report.json", json.dumps(result, indent=1))
+        except OSError:
+            if self.control is not None:
+                say(self.control, "bye", result)
+            return
+        if is_first:
+            self.send("bye", result)

@@ -45,6 +45,16 @@ def claim_stdin() -> int:
     return control
 
 
+def say(descriptor: int, op: str, message: Mapping[str, Any]) -> None:
+    """Send one line. A controller that is gone does not stop the training."""
+    line = RECORD_SEPARATOR + json.dumps({"op": op, **message}).encode() + b"\n"
+    try:
+        while line:
+            line = line[os.write(descriptor, line) :]
+    except OSError:  # the attempt's files have it too, and the lease ends the job
+        return
+
+
 def watch_for_stop(directory: Path, on_preempt: Callable[[str], None]) -> None:
     """Without a channel, a file asks the job to leave: call back with its text once it exists."""
 
@@ -78,13 +88,8 @@ class ControlChannel:
         threading.Thread(target=self._listen, name="control-channel", daemon=True).start()
 
     def send(self, op: str, message: Mapping[str, Any] | None = None) -> None:
-        """Send one line. A controller that is gone does not stop the training."""
-        line = RECORD_SEPARATOR + json.dumps({"op": op, **(message or {})}).encode() + b"\n"
-        try:
-            while line:
-                line = line[os.write(self._stdout, line) :]
-        except OSError:  # the attempt's files have it too, and the lease ends the job
-            return
+        """Send one line (`say`)."""
+        say(self._stdout, op, message or {})
 
     def answer(self, timeout_s: float, unless: Callable[[], bool]) -> Mapping[str, Any] | None:
         """Return the next ``go`` or ``leave``; None after the timeout, or soon after ``unless`` is true."""

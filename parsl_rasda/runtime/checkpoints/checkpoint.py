@@ -1,7 +1,8 @@
 """The format of a checkpoint on disk: tensors by torch.distributed.checkpoint, everything else as JSON.
 
 A checkpoint is a directory. It is written beside its place, synced and renamed; ``header.json`` is
-written last. A directory of the right name is therefore whole. Reading a checkpoint executes nothing
+written last. A directory of the right name was therefore whole once, and the `seal` in its header tells
+whether it still is. Reading a checkpoint executes nothing
 that it contains. The metadata of torch.distributed.checkpoint is a pickle, so it is read by an unpickler
 that knows a few record types and no function; anything but a tensor is refused.
 """
@@ -9,8 +10,8 @@ that knows a few record types and no function; anything but a tensor is refused.
 from __future__ import annotations
 
 import io
-import json
 import pickle
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from parsl_rasda.atomic_files import replace_file, sync_folder
 from parsl_rasda.errors import CheckpointError, DamagedCheckpointError
+from parsl_rasda.runtime.checkpoints.seal import HEADER, SEAL_FIELDS, check_files, sealed, sealed_header
+from parsl_rasda.storage import storage_error, storing
 
 if TYPE_CHECKING:
     from torch import Size, Tensor, dtype
@@ -28,10 +31,9 @@ if TYPE_CHECKING:
 
     Allocate = Callable[[str, Size, dtype], Tensor | None]
 
-HEADER = "header.json"
-FORMAT = 1
 MODEL = "model."
 OPTIMIZER = "optim."
+_MISFIT = re.compile(r"Size mismatch|can't allocate memory|MemoryError")
 
 # What torch.distributed.checkpoint writes into its metadata for tensors, and nothing else.
 _METADATA = "torch.distributed.checkpoint.metadata"
@@ -67,42 +69,46 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], header: Mapping[
         path: Its directory. The parent must exist.
         tensors: The tensors by name. Without any, torch is not imported.
         header: Plain JSON.
+
+    Raises:
+        StorageError: If the file system fails.
     """
     if path.exists():
         return  # an attempt reaches each point once, so what is there is whole
     part = path.with_name(path.name + ".tmp")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    if tensors:
-        from torch.distributed.checkpoint.filesystem import FileSystemWriter
-        from torch.distributed.checkpoint.state_dict_saver import save
-
-        with _torch_checkpoint(path):
-            save(dict(tensors), storage_writer=FileSystemWriter(part, sync_files=True), no_dist=True)
-    publish_checkpoint(part, path, header)
+    try:
+        with storing(path):
+            part.mkdir()
+        if tensors:
+            _write_tensors(part, path, tensors)
+        publish_checkpoint(part, path, header)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)  # a full disk needs the space for the report
+        raise
 
 
 def publish_checkpoint(part: Path, path: Path, header: Mapping[str, Any]) -> None:
-    """Write the header into a directory that is otherwise complete, and move the directory to its place."""
-    replace_file(part / HEADER, json.dumps({**header, "format": FORMAT}, indent=1))
-    part.rename(path)
-    sync_folder(path.parent)
+    """Seal a directory that is otherwise complete by its header, and move it to its place.
+
+    Raises:
+        StorageError: If the file system fails.
+    """
+    with storing(path):
+        replace_file(part / HEADER, sealed(part, header))
+        part.rename(path)
+        sync_folder(path.parent)
 
 
 def read_header(path: Path) -> dict[str, Any]:
     """Return the header of a checkpoint: everything that is not a tensor.
 
     Raises:
-        DamagedCheckpointError: If it is missing or unreadable.
+        DamagedCheckpointError: If it is missing or damaged.
         CheckpointError: If the checkpoint has another format.
+        StorageError: If the file system fails.
     """
-    try:
-        header = json.loads((path / HEADER).read_text())
-    except (OSError, ValueError) as error:
-        raise DamagedCheckpointError(str(path), f"no readable {HEADER}: {error}") from error
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise CheckpointError(str(path), f"another format than {FORMAT}")
-    return dict(header)
+    return {name: value for name, value in sealed_header(path).items() if name not in SEAL_FIELDS}
 
 
 def check_header(path: Path, header: Mapping[str, Any], names: Iterable[str]) -> None:
@@ -127,8 +133,9 @@ def read_tensors(path: Path, prefix: str = "", allocate: Allocate | None = None)
             tensor is read, on the CPU.
 
     Raises:
-        DamagedCheckpointError: If files are missing or cut off.
-        CheckpointError: If they hold anything but tensors, or tensors of another shape than allocated.
+        DamagedCheckpointError: If files are missing or damaged, or cannot be read for any other reason.
+        CheckpointError: If they are whole, but hold tensors of another shape than allocated.
+        StorageError: If the file system fails.
     """
     import torch
     from torch.distributed.checkpoint.filesystem import FileSystemReader
@@ -141,8 +148,9 @@ def read_tensors(path: Path, prefix: str = "", allocate: Allocate | None = None)
             metadata.storage_meta = StorageMeta(load_id=self.load_id)
             return metadata
 
+    is_sealed = check_files(path)
     entries = _restricted_metadata(path).state_dict_metadata
-    with _torch_checkpoint(path):
+    with _reading(path, is_sealed=is_sealed):
         tensors = {}
         for name, entry in entries.items():
             if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata):
@@ -184,34 +192,65 @@ def _restricted_metadata(path: Path) -> Metadata:
     except Exception as error:  # a damaged pickle raises anything
         raise DamagedCheckpointError(str(path), f"unreadable metadata: {error}") from error
     if not isinstance(metadata, Metadata):
-        raise CheckpointError(str(path), f"its metadata is a {type(metadata).__name__}")
+        raise DamagedCheckpointError(str(path), f"its metadata is a {type(metadata).__name__}")
     for name, entry in metadata.state_dict_metadata.items():
         if not isinstance(entry, TensorStorageMetadata):
-            raise CheckpointError(str(path), f"{name} is not a tensor")
+            raise DamagedCheckpointError(str(path), f"{name} is not a tensor")
     for info in (metadata.storage_data or {}).values():
         if Path(info.relative_path).name != str(info.relative_path):
-            raise CheckpointError(str(path), f"it points to {info.relative_path}, outside itself")
+            raise DamagedCheckpointError(str(path), f"it points to {info.relative_path}, outside itself")
         file = path / info.relative_path
         if not file.is_file() or file.stat().st_size < info.offset + info.length:
             raise DamagedCheckpointError(str(path), f"{file.name} is missing or cut off")
     return metadata
 
 
+def _write_tensors(part: Path, path: Path, tensors: Mapping[str, Tensor]) -> None:
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    try:
+        with _quiet():
+            save(dict(tensors), storage_writer=FileSystemWriter(part, sync_files=True), no_dist=True)
+    except (CheckpointException, Exception) as error:  # noqa: BLE001 - torch's own is not an Exception
+        cause = _cause_of(error)
+        raise storage_error(cause, path) or CheckpointError(str(path), _named(cause)) from cause
+
+
 @contextmanager
-def _torch_checkpoint(path: Path) -> Iterator[None]:
-    """Turn every error that torch raises for a checkpoint into a `CheckpointError`."""
+def _reading(path: Path, *, is_sealed: bool) -> Iterator[None]:
+    """Turn every error that torch raises for a checkpoint: what cannot be read is damaged.
+
+    Unless it is whole, and does not fit the tensors or the memory that there are.
+    """
     from torch.distributed.checkpoint.api import CheckpointException
 
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "torch.distributed is disabled"
-            )  # also warned of with no_dist=True
+        with _quiet():
             yield
     except CheckpointError:
         raise
-    except CheckpointException as error:  # not an Exception in torch
-        (cause, _), *_ = error.failures.values()
-        raise CheckpointError(str(path), f"{type(cause).__name__}: {cause}") from error
-    except Exception as error:
-        raise CheckpointError(str(path), f"{type(error).__name__}: {error}") from error
+    except (CheckpointException, Exception) as error:  # noqa: BLE001 - a damaged file raises anything
+        cause = _cause_of(error)
+        does_not_fit = is_sealed and _MISFIT.search(_named(cause))
+        kind = CheckpointError if does_not_fit else DamagedCheckpointError
+        raise storage_error(cause, path) or kind(str(path), _named(cause)) from cause
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # also warned of with no_dist=True
+        yield
+
+
+def _cause_of(error: BaseException) -> BaseException:
+    """Return the first of the errors that torch has gathered from all ranks, or the error itself."""
+    for cause, _ in getattr(error, "failures", {}).values():
+        return cause if isinstance(cause, BaseException) else error
+    return error
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from parsl_rasda.errors import RasdaError
+from parsl_rasda.errors import DamagedCheckpointError, RasdaError
 from parsl_rasda.protocol import Checkpoint
-from parsl_rasda.runtime.checkpoints.checkpoint import HEADER
 from parsl_rasda.runtime.checkpoints.retention import superseded
+from parsl_rasda.runtime.checkpoints.seal import HEADER, check_files
 
 TRIES = 5
+TRIES_OF_DAMAGED = 2  # the damage may have come on the way
 FIRST_PAUSE_S = 0.5  # doubled after each try
 
 
@@ -36,7 +37,7 @@ class StoreError(RasdaError):
 
 
 class CopyGoneError(StoreError):
-    """There is no whole checkpoint at the URL; a retry does not help."""
+    """There is no whole checkpoint at the URL, or only a damaged one; a retry does not help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +159,7 @@ def fetch(url: str, path: Path) -> None:
     """Copy a checkpoint from a URL to a directory, whole or not at all.
 
     Raises:
-        CopyGoneError: If there is no whole checkpoint at the URL.
+        CopyGoneError: If there is no whole checkpoint at the URL, or only a damaged one.
         StoreError: If it cannot be read.
     """
     part = path.with_name(path.name + ".tmp")
@@ -173,6 +174,7 @@ def fetch(url: str, path: Path) -> None:
             system.get_file(source, str(target))
         if not (part / HEADER).exists():
             raise FileNotFoundError(f"no {HEADER} there")
+        check_files(part)
 
     _retry(url, copy)
     part.rename(path)
@@ -185,7 +187,8 @@ def _retry(url: str, copy: Any) -> None:
             copy()
         except Exception as error:  # each file system of fsspec raises its own errors
             cause = f"{type(error).__name__}: {error}"
-            if isinstance(error, FileNotFoundError):
+            is_damaged = isinstance(error, DamagedCheckpointError) and attempt >= TRIES_OF_DAMAGED
+            if isinstance(error, FileNotFoundError) or is_damaged:
                 raise CopyGoneError(url, cause) from error
             if attempt == TRIES or isinstance(error, ImportError | ValueError):
                 raise StoreError(url, cause) from error

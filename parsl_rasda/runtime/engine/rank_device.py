@@ -14,11 +14,15 @@ from parsl_rasda.runtime.engine.seeding import fix_threads
 TYPES = {"cuda": "cuda", "rocm": "cuda", "xpu": "xpu", "cpu": "cpu", "none": "cpu"}
 
 
+class DeviceMissingError(TrainingError):
+    """A rank has no device: the site has fewer than it says, or torch sees none of them."""
+
+
 def own_device(spec: JobSpec, index: int) -> torch.device:
     """Return this rank's device, made current.
 
     Raises:
-        TrainingError: If torch does not see it.
+        DeviceMissingError: If torch does not see it.
     """
     kind = TYPES[spec.accelerator]
     fix_threads(torch)
@@ -28,7 +32,7 @@ def own_device(spec: JobSpec, index: int) -> torch.device:
     if os.environ.get(BACKEND_VARIABLE) == "gloo" and module.is_available():
         index %= module.device_count()  # ranks may share a GPU
     if not module.is_available() or module.device_count() <= index:
-        raise TrainingError(
+        raise DeviceMissingError(
             f"The site says `accelerator: {spec.accelerator}`, but torch {torch.__version__} sees "
             f"{module.device_count()} such devices and this rank needs number {index}.",
             "Install a torch built for it, or correct `accelerator` or `gpus_per_node` in the site file.",

@@ -26,18 +26,27 @@ import threading
 import time
 import zlib
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from parsl_rasda.errors import TrainingError
 from parsl_rasda.protocol import JobSpec
 from parsl_rasda.runtime.attempt.attempt import Attempt, PreemptRequested
-from parsl_rasda.runtime.checkpoints.checkpoint import checkpoint_name, publish_checkpoint, read_header
+from parsl_rasda.runtime.checkpoints.checkpoint import checkpoint_name, publish_checkpoint
+from parsl_rasda.runtime.checkpoints.seal import check_files
 from parsl_rasda.runtime.engine.group import PeersLostError, listening, publish_address, published_address
-from parsl_rasda.types import JSON, Outcome
+from parsl_rasda.types import JSON, Outcome, Phase
 
 POLL_S = 0.05
 _PORTS = range(20_000, 30_000)  # below those that Linux assigns by itself (ip_local_port_range)
+
+
+class CommandKilledError(PeersLostError):
+    """The command was killed by a signal: nobody knows why."""
+
+    def __str__(self) -> str:
+        return self.cause
 
 
 def run_command(attempt: Attempt) -> None:
@@ -45,7 +54,7 @@ def run_command(attempt: Attempt) -> None:
 
     Raises:
         TrainingError: If it fails, or its report is missing or unusable.
-        PeersLostError: If it was killed by a signal.
+        CommandKilledError: If it was killed by a signal.
         CheckpointError: If the checkpoint to resume from is gone.
         PreemptRequested: If it had to leave before it reported anything.
     """
@@ -55,14 +64,14 @@ def run_command(attempt: Attempt) -> None:
     out.mkdir(exist_ok=True)
     if spec.resume_from and attempt.is_main:
         with attempt.resuming():
-            read_header(attempt.find_checkpoint(spec.resume_from))
+            check_files(attempt.find_checkpoint(spec.resume_from))
     environment = _environment(attempt)  # the other ranks wait here for rank 0
     resumed = attempt.find_checkpoint(spec.resume_from) if spec.resume_from else None
     argv = filled(spec, out=out, report=report, checkpoint=resumed)
     attempt.interruptible = False
     attempt.is_prepared = True  # the script gets the signal, and decides
     began = time.monotonic()
-    attempt.ready()
+    attempt.enter(Phase.FIRST_STEP)
     status, last_line = _run(argv, environment, attempt)
     if attempt.is_main and status == 0:
         _await_ranks(directory, attempt.context.size)
@@ -82,6 +91,7 @@ def _record(attempt: Attempt, report: Path, out: Path, began: float) -> None:
             raise PreemptRequested(agreed=True)
         raise TrainingError(f"The command succeeded but wrote no {report.name}.", "It must write {report}.")
     epoch, metrics = _read(report, spec)
+    attempt.enter(Phase.TRAINING)
     attempt.epoch = epoch
     path = directory / checkpoint_name(epoch)
     publish_checkpoint(out, path, {"epoch": epoch, "step": 0, "replicas": attempt.replicas})
@@ -184,16 +194,17 @@ def _await_ranks(directory: Path, size: int) -> None:
 
 def _copy(stderr: IO[bytes], last_lines: deque[str]) -> None:
     for line in stderr:
-        sys.stderr.buffer.write(line)
-        sys.stderr.buffer.flush()
         last_lines.append(line.decode(errors="replace"))
+        with suppress(OSError):  # the log is full; the command must not wait for its reader
+            sys.stderr.buffer.write(line)
+            sys.stderr.buffer.flush()
 
 
 def _check(status: int, last_line: str, *, preempted: bool) -> None:
     if preempted or status == 0:
         return
     if status < 0:
-        raise PeersLostError(f"the command was killed by {signal.Signals(-status).name}")
+        raise CommandKilledError(f"the command was killed by {signal.Signals(-status).name}")
     raise TrainingError(f"The command ended with exit status {status}: {last_line}", "See log.txt.")
 
 

@@ -8,6 +8,7 @@ that they were preempted.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from pathlib import Path
 from parsl_rasda.atomic_files import create_file
 from parsl_rasda.protocol import JobSpec, report_of_epochs
 from parsl_rasda.runtime.attempt.launch_context import launched
-from parsl_rasda.types import Outcome
+from parsl_rasda.types import Outcome, Phase
 
 
 def shown_status(spec: JobSpec, environ: Mapping[str, str], status: int) -> int:
@@ -31,6 +32,7 @@ def shown_status(spec: JobSpec, environ: Mapping[str, str], status: int) -> int:
         return status
     how = f"died by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
     directory, cause = Path(spec.directory), f"rank {launched(environ)[0]} {how}"
-    result = report_of_epochs(directory, spec, Outcome.LOST, cause)
-    create_file(directory / "report.json", json.dumps(result.to_json(), indent=1))
+    result = report_of_epochs(directory, spec, Outcome.LOST, cause, phase=Phase.MET)
+    with contextlib.suppress(OSError):  # on a full disk nothing can be reported: the agent sees it too
+        create_file(directory / "report.json", json.dumps(result.to_json(), indent=1))
     return status if status < 0 else -signal.SIGKILL

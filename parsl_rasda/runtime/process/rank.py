@@ -14,8 +14,8 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -27,13 +27,13 @@ from parsl_rasda.runtime.attempt.attempt import FINAL_REPORT_S, FORKED, Attempt,
 from parsl_rasda.runtime.attempt.channel import ControlChannel, claim_stdin, claim_stdout, watch_for_stop
 from parsl_rasda.runtime.attempt.launch_context import LaunchContext, launch_context
 from parsl_rasda.runtime.checkpoints.shared import StoreError
-from parsl_rasda.runtime.engine.group import PeersLostError
 from parsl_rasda.runtime.engine.seeding import seed_start
 from parsl_rasda.runtime.process.binding import bind
+from parsl_rasda.runtime.process.end import End, end_by
 from parsl_rasda.runtime.process.forkserver.client import STOP_SIGNALS
 from parsl_rasda.runtime.process.rank_parent import continue_in_child
 from parsl_rasda.runtime.trial import Trial
-from parsl_rasda.types import Outcome
+from parsl_rasda.types import Outcome, Phase
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -55,19 +55,22 @@ def main(argv: Sequence[str]) -> NoReturn:
     try:
         context = launch_context(spec, os.environ)
     except InvalidSettingError as error:
-        _leave(Attempt(spec, SINGLE), Outcome.FAILED, cause_of(error), traceback.format_exc(), together=True)
+        attempt = Attempt(spec, SINGLE)
+        _leave(attempt, replace(end_by(attempt, error), together=True))
     os.environ.update(context.environment)
     if context.size == spec.world_size:  # else it stands for several slots
         bind(context.gpu)
     attempt = Attempt(spec, context)
+    attempt.control = control
+    attempt.enter(Phase.MET)
     if spec.accelerator == "none" and not attempt.is_main:
         _hold_slot(attempt)
     if context.size > 1 and not is_forked:
         continue_in_child(spec)
     _listen(attempt, control)
-    outcome, cause, trace, together = _run(attempt)
+    end = _run(attempt)
     attempt.interruptible = False
-    _leave(attempt, outcome, cause, trace, together=together)
+    _leave(attempt, end)
 
 
 def _listen(attempt: Attempt, control: int) -> None:
@@ -159,8 +162,7 @@ def _watch_deadline(deadline: float, preempt: Callable[[str], None]) -> None:
     timer.start()
 
 
-def _run(attempt: Attempt) -> tuple[Outcome, str, str, bool]:
-    """Return outcome, cause, traceback, and whether the other ranks end by themselves."""
+def _run(attempt: Attempt) -> End:
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # earlier ones raise here
         if attempt.spec.command:
@@ -171,29 +173,27 @@ def _run(attempt: Attempt) -> tuple[Outcome, str, str, bool]:
             _train(attempt)
     except PreemptRequested as request:
         return _shared(attempt, Outcome.PREEMPTED, together=request.agreed)
-    except (PeersLostError, StoreError) as error:
-        return Outcome.LOST, attempt.lost_origin or str(error), traceback.format_exc(), False
     except BaseException as error:  # noqa: BLE001 - whatever the user's code raises is reported
-        if attempt.lost_origin:
-            return Outcome.LOST, attempt.lost_origin, traceback.format_exc(), False
-        return Outcome.FAILED, cause_of(error), traceback.format_exc(), False
+        return end_by(attempt, error)
     return _shared(attempt, attempt.outcome or Outcome.REACHED, together=True)
 
 
-def _shared(attempt: Attempt, outcome: Outcome, *, together: bool) -> tuple[Outcome, str, str, bool]:
+def _shared(attempt: Attempt, outcome: Outcome, *, together: bool) -> End:
     """Share the last checkpoint, and return what `_run` returns."""
     attempt.interruptible = False
     try:
         attempt.share()
     except StoreError as error:
         if outcome is not Outcome.PREEMPTED:  # a preempted trial resumes from an older one
-            return Outcome.LOST, str(error), "", False
-    return outcome, attempt.preempt_cause or "", "", together
+            return end_by(attempt, error)
+    return End(outcome, attempt.preempt_cause or "", together=together)
 
 
 def _train(attempt: Attempt) -> None:
     seed_start(attempt.spec.seed)
     function = training_function(attempt.spec.python or "")
+    if attempt.context.size == 1:
+        attempt.enter(Phase.FIRST_STEP)  # several ranks must meet first
     seed_start(attempt.spec.seed)  # again: what its module has drawn may depend on what was loaded before
     function(Trial(attempt))
     if attempt.outcome is None:
@@ -219,30 +219,19 @@ def training_function(name: str) -> Callable[[Trial], None]:
     return checked
 
 
-def cause_of(error: BaseException) -> str:
-    """Return what went wrong in one line, with the line of the user's own code."""
-    frames = traceback.extract_tb(error.__traceback__)
-    runtime = str(Path(__file__).parents[1])
-    own = [f for f in frames if not f.filename.startswith((runtime, sys.prefix, sys.base_prefix, "<"))]
-    place = (own or frames)[-1:]
-    where = f" ({Path(place[0].filename).name}:{place[0].lineno})" if place else ""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}{where}"
-
-
-def _leave(attempt: Attempt, outcome: Outcome, cause: str, trace: str, *, together: bool) -> NoReturn:
+def _leave(attempt: Attempt, end: End) -> NoReturn:
     """Report the end, and leave the process such that the launcher ends the other ranks if need be."""
-    failed = outcome in {Outcome.FAILED, Outcome.LOST}
-    if trace:
-        sys.stderr.write(trace)
+    failed = end.outcome in {Outcome.FAILED, Outcome.LOST}
+    with contextlib.suppress(Exception):  # the log is full, or the training function has closed it
+        sys.stderr.write(end.traceback)
+        sys.stderr.flush()
     if failed or attempt.is_main:
-        attempt.close(outcome, cause, trace)
-    elif not together:
+        attempt.close(end.outcome, end.cause, end.traceback, fault=end.fault, exception=end.exception)
+    elif not end.together:
         _await_report(attempt, FINAL_REPORT_S)  # rank 0 was told to leave too, and dies with this one
     for helper in _helpers():
         helper.kill()  # those that read ahead ignore SIGTERM
-    sys.stderr.flush()
-    is_first = attempt.context.size > 1 and not together  # then the rank's parent ends the launch
+    is_first = attempt.context.size > 1 and not end.together  # then the rank's parent ends the launch
     os._exit(1 if failed or is_first else 0)
 
 

@@ -14,7 +14,7 @@ from parsl_rasda.orchestration.events import (
 )
 from parsl_rasda.orchestration.summary import summarise
 from parsl_rasda.orchestration.usage import Usage
-from parsl_rasda.types import Blame, JobId, Outcome, SiteName, StudyState, TrialId, TrialState
+from parsl_rasda.types import Blame, JobId, Outcome, SiteName, StudyState, TrialState
 from tests.unit.orchestration.test_machine_stories import Story, of, story
 
 

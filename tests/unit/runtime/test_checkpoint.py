@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from parsl_rasda.errors import CheckpointError
+from parsl_rasda.errors import CheckpointError, DamagedCheckpointError
 from parsl_rasda.runtime import load_model, local_trial
 from parsl_rasda.runtime.checkpoints.checkpoint import read_header, read_tensors, write_checkpoint
 from parsl_rasda.runtime.checkpoints.shared import store
@@ -33,6 +33,12 @@ def checkpoint(tmp_path) -> Path:
     return path
 
 
+def as_of_the_version_before(path: Path) -> Path:
+    """Give a checkpoint a header without a seal: what its files hold is then looked at, whatever it is."""
+    (path / "header.json").write_text(json.dumps({"epoch": 1, "format": 1}, indent=1))
+    return path
+
+
 class Hostile:
     """Runs a command when it is unpickled."""
 
@@ -48,6 +54,12 @@ def test_what_was_written_is_read(checkpoint) -> None:
     assert tensors.keys() == TENSORS.keys()
     assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
     assert read_tensors(checkpoint, "optim.").keys() == {"optim.weight.step"}
+    assert read_header(checkpoint) == {"epoch": 1, "format": 2}
+
+
+def test_a_checkpoint_of_the_version_before_is_read(checkpoint) -> None:
+    tensors = read_tensors(as_of_the_version_before(checkpoint))
+    assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
     assert read_header(checkpoint) == {"epoch": 1, "format": 1}
 
 
@@ -57,6 +69,7 @@ def test_a_checkpoint_without_tensors_is_only_a_header(tmp_path) -> None:
 
 
 def test_hostile_metadata_runs_nothing(checkpoint, tmp_path) -> None:
+    as_of_the_version_before(checkpoint)
     marker = tmp_path / "owned"
     (checkpoint / ".metadata").write_bytes(pickle.dumps(Hostile(marker)))
     with pytest.raises(CheckpointError, match=r"its metadata names posix\.system"):
@@ -72,6 +85,7 @@ class OldPickler(pickle.Pickler):
 
 
 def test_a_checkpoint_of_an_older_python_is_read(checkpoint) -> None:
+    as_of_the_version_before(checkpoint)
     expected = read_tensors(checkpoint)
     with (checkpoint / ".metadata").open("rb+") as file:
         metadata = pickle.load(file)
@@ -90,6 +104,7 @@ class Reaching:
 
 
 def test_nothing_but_a_member_of_an_enumeration_can_be_had_by_its_name(checkpoint) -> None:
+    as_of_the_version_before(checkpoint)
     (checkpoint / ".metadata").write_bytes(pickle.dumps(Reaching()))
     with pytest.raises(CheckpointError, match="names mro of"):
         read_tensors(checkpoint)
@@ -108,6 +123,7 @@ def test_a_hostile_object_among_the_tensors_runs_nothing(tmp_path) -> None:
 
 
 def test_hostile_tensor_data_runs_nothing(checkpoint, tmp_path) -> None:
+    as_of_the_version_before(checkpoint)
     marker = tmp_path / "owned"
     for file in checkpoint.glob("*.distcp"):
         file.write_bytes(pickle.dumps(Hostile(marker)).ljust(file.stat().st_size, b"."))
@@ -117,6 +133,7 @@ def test_hostile_tensor_data_runs_nothing(checkpoint, tmp_path) -> None:
 
 
 def test_a_checkpoint_cannot_point_outside_itself(checkpoint) -> None:
+    as_of_the_version_before(checkpoint)
     metadata = pickle.loads((checkpoint / ".metadata").read_bytes())
     for info in metadata.storage_data.values():
         info.relative_path = "../../secret"
@@ -129,12 +146,13 @@ def test_a_checkpoint_cannot_point_outside_itself(checkpoint) -> None:
 def test_damaged_metadata_is_an_error_of_ours(tmp_path_factory, data) -> None:
     path = tmp_path_factory.mktemp("damaged") / "epoch-000001"
     write_checkpoint(path, {"model.weight": torch.zeros(2)}, {})
+    as_of_the_version_before(path)
     content = bytearray((path / ".metadata").read_bytes())
     places = st.integers(0, 2**16)  # the file is longer or shorter with its path
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(places) % len(content)] = data.draw(st.integers(0, 255))
     (path / ".metadata").write_bytes(content[: 1 + data.draw(places) % len(content)])
-    with contextlib.suppress(CheckpointError):
+    with contextlib.suppress(DamagedCheckpointError):
         read_tensors(path)
 
 
@@ -149,11 +167,11 @@ def test_an_unfinished_checkpoint_is_not_there(tmp_path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["epoch-000001"]
 
 
-@pytest.mark.parametrize("header", ["", "[]", '{"format": 2}', "not json"])
+@pytest.mark.parametrize("header", ["", "[]", "1", '{"format": 2}', '{"format": 3}', "not json"])
 def test_a_directory_without_a_header_of_ours_is_no_checkpoint(tmp_path, header) -> None:
     if header:
         (tmp_path / "header.json").write_text(header)
-    with pytest.raises(CheckpointError):
+    with pytest.raises(DamagedCheckpointError):
         read_header(tmp_path)
 
 

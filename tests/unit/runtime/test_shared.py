@@ -11,16 +11,16 @@ from fsspec.implementations.local import LocalFileSystem
 
 from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.runtime.checkpoints import shared
-from parsl_rasda.runtime.checkpoints.checkpoint import HEADER
+from parsl_rasda.runtime.checkpoints.seal import HEADER, sealed
 from parsl_rasda.runtime.checkpoints.shared import SharedCheckpoints, StoreError, fetch, store
 
 
 def checkpoint(folder: Path, epoch: int) -> Path:
     path = folder / f"epoch-{epoch:06d}"
     (path / "deep").mkdir(parents=True)
-    (path / HEADER).write_text(f'{{"epoch": {epoch}}}')
     (path / ".metadata").write_text("tensors")
     (path / "deep" / "weights").write_bytes(bytes(epoch))
+    (path / HEADER).write_text(sealed(path, {"epoch": epoch}))
     return path
 
 

@@ -1,0 +1,83 @@
+"""How a rank ended, and what kind of thing made it end."""
+
+from __future__ import annotations
+
+import re
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+from parsl_rasda.errors import InvalidSettingError
+from parsl_rasda.runtime.attempt.attempt import Attempt
+from parsl_rasda.runtime.checkpoints.shared import StoreError
+from parsl_rasda.runtime.engine.group import PeersLostError
+from parsl_rasda.storage import storage_error
+from parsl_rasda.types import Fault, Outcome
+
+_OUT_OF_MEMORY = re.compile(
+    r"OutOfMemoryError|MemoryError|can't allocate memory|(CUDA|HIP|XPU) out of memory"
+)
+_DEVICE = re.compile(
+    r"AcceleratorError|DeviceMissingError|(CUDA|HIP|NCCL|cuDNN|CUBLAS|XPU) error"
+    r"|CUBLAS_STATUS|CUDNN_STATUS|No (CUDA|HIP) GPUs are available"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a rank ended.
+
+    Attributes:
+        together: Whether the other ranks end by themselves.
+    """
+
+    outcome: Outcome
+    cause: str = ""
+    traceback: str = ""
+    together: bool = False
+    fault: Fault | None = None
+    exception: str = ""
+
+
+def end_by(attempt: Attempt, error: BaseException) -> End:
+    """Return how an attempt ends by an exception that nobody has caught."""
+    trace, name = "".join(traceback.format_exception(error)), type(error).__name__
+    if attempt.lost_origin:
+        return End(Outcome.LOST, attempt.lost_origin, trace, fault=Fault.CHECKPOINT, exception=name)
+    if storage := storage_error(error, attempt.directory):
+        return End(Outcome.LOST, str(storage), trace, fault=Fault.STORAGE, exception=name)
+    if isinstance(error, PeersLostError | StoreError):
+        return End(Outcome.LOST, str(error), trace, fault=fault_of(error), exception=name)
+    return End(Outcome.FAILED, cause_of(error), trace, fault=fault_of(error), exception=name)
+
+
+def fault_of(error: BaseException) -> Fault | None:
+    """Return what kind of thing an exception is; None if it does not say: a command was killed."""
+    if isinstance(error, PeersLostError):
+        return Fault.PEERS_LOST if type(error) is PeersLostError else None
+    if isinstance(error, StoreError):
+        return Fault.STORAGE
+    if isinstance(error, InvalidSettingError):
+        return Fault.SETUP
+    named = f"{type(error).__name__}: {_text_of(error)}"
+    if _OUT_OF_MEMORY.search(named):
+        return Fault.OUT_OF_MEMORY
+    return Fault.DEVICE if _DEVICE.search(named) else Fault.USER_CODE
+
+
+def cause_of(error: BaseException) -> str:
+    """Return what went wrong in one line, with the line of the user's own code."""
+    frames = traceback.extract_tb(error.__traceback__)
+    runtime = str(Path(__file__).parents[1])
+    own = [f for f in frames if not f.filename.startswith((runtime, sys.prefix, sys.base_prefix, "<"))]
+    place = (own or frames)[-1:]
+    where = f" ({Path(place[0].filename).name}:{place[0].lineno})" if place else ""
+    return f"{type(error).__name__}: {' '.join(_text_of(error).split())}{where}"
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - a user's class may raise anything
+        return "(its text cannot be had)"
