@@ -200,6 +200,7 @@ class JobExit:
 
     Attributes:
         blame: Whose fault it was, or None where nothing went wrong.
+        phase: How far the ranks got, if that tells something; of the site's faults, that of its launcher.
     """
 
     outcome: Outcome
@@ -250,22 +251,27 @@ def _blame_of_report(own: JobResult) -> tuple[Blame, Phase | None]:
         return (Blame.SLOT if _is_held_by_others(text) else Blame.TRIAL), own.phase
     found = next((sign for sign in SIGNS if sign.pattern.search(text)), None)
     if found is not None:
-        return found.blame, found.phase or own.phase
+        return found.blame, found.phase if found.blame is Blame.SITE else own.phase
+    if own.fault is Fault.SETUP:  # the launcher's
+        return Blame.SITE, Phase.MET
     if own.fault in _FAULT_BLAMES:
-        return _FAULT_BLAMES[own.fault], own.phase
+        blame = _FAULT_BLAMES[own.fault]
+        return blame, None if blame is Blame.SITE else own.phase
     return (Blame.TRIAL if own.outcome is Outcome.FAILED else Blame.UNSURE), own.phase
 
 
 def _blame_without_report(seen: ExitObservations) -> tuple[Blame, Phase | None]:
-    if seen.ended_by is EndedBy.LAUNCH_ERROR or seen.phase is Phase.NO_RANK:
+    by_launch = seen.ended_by is EndedBy.LAUNCH_EXIT and seen.phase is Phase.NO_RANK
+    if seen.ended_by is EndedBy.LAUNCH_ERROR or by_launch:
         return Blame.SITE, Phase.NO_RANK
     if seen.fault in _FAULT_BLAMES:
-        return _FAULT_BLAMES[seen.fault], seen.phase
+        return _FAULT_BLAMES[seen.fault], None
     text = "\n".join(seen.log_tail)
     found = next((sign for sign in SIGNS if sign.pattern.search(text)), None)
     if seen.ended_by is EndedBy.LAUNCH_EXIT and found is not None and found.blame is Blame.SLOT:
         return found.blame, seen.phase
-    return _BLAMES[seen.ended_by], seen.phase
+    blame = _BLAMES[seen.ended_by]
+    return blame, None if blame is Blame.SITE else seen.phase
 
 
 def _is_held_by_others(text: str) -> bool:

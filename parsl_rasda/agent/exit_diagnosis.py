@@ -53,8 +53,8 @@ def observe_launch(returncode: int, log: Path, phase: Phase | None = None) -> Ex
     """
     if full := unwritable(log.parent):
         return ExitObservations(EndedBy.STORAGE, str(full), phase=phase, fault=Fault.STORAGE)
-    if phase is None and not (log.parent / STARTED).exists():
-        phase = Phase.NO_RANK
+    if phase in {None, Phase.NO_RANK}:  # a rank that has no channel leaves a file
+        phase = None if (log.parent / STARTED).exists() else Phase.NO_RANK
     return ExitObservations(EndedBy.LAUNCH_EXIT, returncode=returncode, log_tail=_tail(log), phase=phase)
 
 

@@ -82,5 +82,5 @@ def _options(
     """Resource-adaptive hyperparameter optimisation (RASDA) as one stage of Parsl pipelines.
 
     Exit codes: 0 done; 2 the input is wrong; 3 there is no result, since no trial succeeded or a stage
-    failed; 4 a site or pilot could not be had; 130 interrupted, and resumable.
+    failed; 4 what is left of the sites cannot go on; 130 interrupted, and resumable.
     """

@@ -162,7 +162,9 @@ def test_a_trial_changes_its_state_as_the_table_allows(old: TrialState, new: Tri
 
 
 def test_a_trial_or_a_job_that_has_ended_stays_so() -> None:
-    assert {s for s, after in TRIAL_TRANSITIONS.items() if not after} == {s for s in TrialState if s.is_final}
+    ended = {s for s, after in TRIAL_TRANSITIONS.items() if not after}
+    assert ended == {s for s in TrialState if s.is_final} - {TrialState.FAILED}
+    assert TRIAL_TRANSITIONS[TrialState.FAILED] == {TrialState.WAITING}, "only if the user wants it retried"
     assert [s for s, after in JOB_TRANSITIONS.items() if not after] == [JobState.ENDED]
     assert set(TRIAL_TRANSITIONS) == set(TrialState)
     assert set(JOB_TRANSITIONS) == set(JobState)

@@ -29,6 +29,7 @@ from parsl_rasda.orchestration.events import (
     ReleasePilot,
     RequestPilot,
     SearchExhausted,
+    SetAside,
     SiteDegraded,
     StartJob,
     StudyInterrupted,
@@ -40,10 +41,12 @@ from parsl_rasda.orchestration.events import (
 from parsl_rasda.orchestration.journal import Journal, Record, decode, encode, read
 from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.types import (
+    Blame,
     JobId,
     NodeName,
     NodeSlots,
     Outcome,
+    Phase,
     PilotId,
     Placement,
     SiteName,
@@ -72,7 +75,13 @@ pilots, sites, trials = names.map(PilotId), names.map(SiteName), names.map(Trial
 schedules = st.lists(st.tuples(st.integers(0, 99), st.integers(1, 99)), max_size=3).map(tuple)
 
 events = st.one_of(
-    st.builds(StudyStarted, at, st.integers(1, 9999), st.dictionaries(sites, st.integers(1, 9), max_size=3)),
+    st.builds(
+        StudyStarted,
+        at,
+        st.integers(1, 9999),
+        st.dictionaries(sites, st.integers(1, 9), max_size=3),
+        retry_failed=st.booleans(),
+    ),
     st.builds(PilotStarted, at, pilots, sites, nodes, st.booleans(), st.none() | at, st.none() | at),
     st.builds(PilotEnded, at, pilots, sites, names, st.booleans()),
     st.builds(PilotLost, at, pilots),
@@ -89,7 +98,16 @@ events = st.one_of(
         checkpoints,
         st.lists(names, max_size=3).map(tuple),
     ),
-    st.builds(JobEnded, at, jobs, st.sampled_from(Outcome), names, paths),
+    st.builds(
+        JobEnded,
+        at,
+        jobs,
+        st.sampled_from(Outcome),
+        names,
+        paths,
+        blame=st.none() | st.sampled_from(Blame),
+        phase=st.none() | st.sampled_from(Phase),
+    ),
     st.builds(TimerFired, at),
     st.builds(SiteDegraded, at, sites, names),
     st.builds(StudyInterrupted, at),
@@ -102,6 +120,7 @@ instructions = st.one_of(
     st.builds(ContinueJob, jobs, st.integers(1, 99), st.integers(1, 99)),
     st.builds(EndJob, jobs, names),
     st.builds(ObserveTrial, trials, st.integers(1, 99), numbers),
+    st.builds(SetAside, names, sites, names, at, st.integers(1, 10)),
     st.builds(TrialFinished, trials, st.sampled_from(TrialState), st.none() | numbers, names),
     st.builds(FinishStudy, st.sampled_from(StudyState), names),
 )

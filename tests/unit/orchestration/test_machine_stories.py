@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -47,6 +47,7 @@ class Story:
 
     def __init__(self, machine: Machine, searched: int = 1000) -> None:
         self.machine, self.now, self.searched = machine, 0.0, searched
+        self.configs: Iterator[dict[str, int]] = iter(())
 
     def tell(self, kind, *values, **named) -> list[Instruction]:
         self.now += 1.0
@@ -54,7 +55,7 @@ class Story:
         asked = [i for i in found if isinstance(i, ProposeTrial)]
         for ask in asked:
             if len(self.machine.trials) < self.searched:
-                found += self.tell(TrialProposed, ask.trial, {})
+                found += self.tell(TrialProposed, ask.trial, next(self.configs, {}))
             else:
                 found += self.tell(SearchExhausted)
         return found
