@@ -18,7 +18,7 @@ from typing import Any
 from parsl_rasda.atomic_files import create_file
 from parsl_rasda.errors import DamagedCheckpointError
 from parsl_rasda.protocol import DEADLINE_MARGIN_S, Checkpoint, EpochReport, JobResult, JobSpec
-from parsl_rasda.runtime.attempt.channel import ControlChannel, say
+from parsl_rasda.runtime.attempt.channel import ControlChannel, OwnDescriptor, say
 from parsl_rasda.runtime.attempt.launch_context import LaunchContext
 from parsl_rasda.runtime.checkpoints.retention import (
     FETCHED,
@@ -62,7 +62,7 @@ class Attempt:
             no work to save.
         is_prepared: Whether a model is in training, which leaves at its next step.
         is_unwinding: Whether a signal has unwound the training function.
-        control: Descriptor of the agent's end of stdout, or None outside a launch.
+        control: The way to the agent, or None outside a launch.
         phase: How far this rank got.
     """
 
@@ -70,7 +70,7 @@ class Attempt:
         self.spec, self.context = spec, context
         self.directory = Path(spec.directory)
         self.channel: ControlChannel | None = None
-        self.control: int | None = None
+        self.control: OwnDescriptor | None = None
         self.phase = Phase.NO_RANK
         self.epoch, self.until = spec.epoch, spec.until
         self.schedule: tuple[tuple[int, int], ...] = spec.schedule

@@ -24,7 +24,13 @@ from parsl_rasda.errors import InvalidSettingError, TrainingError
 from parsl_rasda.prctl import die_with_parent
 from parsl_rasda.protocol import DEADLINE_MARGIN_S, JobSpec
 from parsl_rasda.runtime.attempt.attempt import FINAL_REPORT_S, FORKED, Attempt, PreemptRequested
-from parsl_rasda.runtime.attempt.channel import ControlChannel, claim_stdin, claim_stdout, watch_for_stop
+from parsl_rasda.runtime.attempt.channel import (
+    ControlChannel,
+    OwnDescriptor,
+    claim_stdin,
+    claim_stdout,
+    watch_for_stop,
+)
 from parsl_rasda.runtime.attempt.launch_context import LaunchContext, launch_context
 from parsl_rasda.runtime.checkpoints.shared import StoreError
 from parsl_rasda.runtime.engine.seeding import seed_start
@@ -71,7 +77,7 @@ def main(argv: Sequence[str]) -> NoReturn:
     _leave(attempt, end)
 
 
-def _listen(attempt: Attempt, control: int) -> None:
+def _listen(attempt: Attempt, control: OwnDescriptor) -> None:
     """Treat signals, the deadline and the controller's messages as requests to leave."""
     main_thread = threading.main_thread().ident or 0
 
@@ -123,10 +129,10 @@ def _stop_signals(reader: socket.socket) -> Iterator[str]:
 
     Other signals that Python handles arrive here too, such as the SIGCHLD of a process that reads ahead.
     """
-    while True:
-        number = reader.recv(1)[0]
-        if number in STOP_SIGNALS:
-            yield signal.Signals(number).name
+    with contextlib.suppress(OSError):  # until the training function closes it
+        while number := reader.recv(1):
+            if number[0] in STOP_SIGNALS:
+                yield signal.Signals(number[0]).name
 
 
 def _reset_signals() -> None:
