@@ -89,7 +89,8 @@ def _listen(attempt: Attempt, control: OwnDescriptor) -> None:
 
     def preempt(cause: str) -> None:
         attempt.preempt(cause)
-        signal.pthread_kill(main_thread, signal.SIGUSR1)
+        if attempt.wakeup is None or attempt.wakeup.is_ours():  # else it leaves when it asks by itself
+            signal.pthread_kill(main_thread, signal.SIGUSR1)
 
     _keep_awake(attempt, main_thread)
     signal.signal(signal.SIGTERM, on_signal)
@@ -112,7 +113,8 @@ def _keep_awake(attempt: Attempt, main_thread: int) -> None:
     """
     reader, writer = socket.socketpair()
     writer.setblocking(False)
-    signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
+    attempt.wakeup = OwnDescriptor(writer.detach())
+    signal.set_wakeup_fd(attempt.wakeup.number, warn_on_full_buffer=False)
 
     def wake() -> None:
         for name in _stop_signals(reader):
