@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from parsl_rasda.agent import exit_diagnosis, node_probe, orphan_reaper
+from parsl_rasda.agent import exit_diagnosis, node_probe, orphan_reaper, warden
 from parsl_rasda.agent.control_relay import ControlAddress, ControlClient, Message
 from parsl_rasda.agent.launch import LEAVE, Launch
 from parsl_rasda.errors import StorageError
@@ -114,7 +114,7 @@ def _launch(order: JobSpec, command: Message, mark: str, client: ControlClient |
         seen = ExitObservations(EndedBy.STORAGE, str(error), phase=Phase.NO_RANK, fault=Fault.STORAGE)
         return exit_diagnosis.conclude(directory, order, seen)
     except OSError as error:
-        words = f"cannot start {command['argv'][0]!r}: {error.strerror}"
+        words = f"cannot start a launch: {error.strerror} ({error.filename})"
         seen = ExitObservations(EndedBy.LAUNCH_ERROR, words, phase=Phase.NO_RANK)
         return exit_diagnosis.conclude(directory, order, seen)
     watch = _Watch(order, launch, client)
@@ -127,7 +127,10 @@ def _launch(order: JobSpec, command: Message, mark: str, client: ControlClient |
         watch.note(message)
         if client is not None:
             client.send(message)
-    if ended is None:
+    if watch.unstarted is not None:
+        words = f"cannot start {command['argv'][0]!r}: {os.strerror(watch.unstarted)}"
+        seen = ExitObservations(EndedBy.LAUNCH_ERROR, words, phase=Phase.NO_RANK)
+    elif ended is None:
         seen = exit_diagnosis.observe_launch(launch.returncode or 0, log, watch.phase)
     else:
         seen = replace(ended, phase=watch.phase)
@@ -140,6 +143,7 @@ class _Watch:
     Attributes:
         phase: How far its ranks got, as rank 0 has said.
         report: What a rank has sent as the result, or None.
+        unstarted: The error number with which the launcher could not be started, or None.
     """
 
     def __init__(self, order: JobSpec, launch: Launch, client: ControlClient | None) -> None:
@@ -148,12 +152,15 @@ class _Watch:
         self._client = client
         self.phase = Phase.NO_RANK
         self.report: JobResult | None = None
+        self.unstarted: int | None = None
         self._parent = os.getppid()
         self._heard_at = time.monotonic()
         self._report_poll_at = 0.0
         self._seen: ExitObservations | None = None  # why it must leave before its time
         self._next_force: tuple[float, Callable[[], None]] | None = None
         self._asked: Message | None = None  # the epoch at which rank 0 waits
+        self._newest_epoch = order.epoch  # of which the controller was told
+        self._epochs_bytes = 0  # of their file, at the last look
 
     def until_it_ends(self) -> ExitObservations | None:
         """Relay until the launch has ended; return why it was made to end, or None."""
@@ -179,18 +186,41 @@ class _Watch:
     def _from_ranks(self) -> None:
         for message in self._launch.read():
             self.note(message)
-            if message.get("op") == "epoch":
-                self._asked = message
             if message.get("op") == "bye":
                 self._force_after(_EXIT_S)
-            if self._client is not None:
+            if message.get("op") == "epoch":
+                self._tell_epoch(message)
+            elif self._client is not None:
                 self._client.send(message)
+
+    def _tell_epoch(self, message: Message) -> None:
+        """Tell the controller of an epoch, once: rank 0 has sent it, or it was found on disk."""
+        if message["epoch"] <= self._newest_epoch:
+            return
+        self._newest_epoch, self._asked = message["epoch"], message
+        if self._client is not None:
+            self._client.send(message)
+
+    def _look_at_epochs(self) -> None:
+        """Find epochs that rank 0 could not send: the training function may have closed its descriptors."""
+        directory = Path(self._order.directory)
+        try:
+            size = (directory / "epochs.jsonl").stat().st_size
+        except OSError:
+            return
+        if size == self._epochs_bytes:
+            return
+        self._epochs_bytes = size
+        for epoch in read_epochs(directory, self._order.job):
+            self._tell_epoch({"op": "epoch", **epoch.to_json()})
 
     def note(self, message: Message) -> None:
         """Note how far the ranks got, and how they ended, if a message says so."""
         match message.get("op"):
             case "phase" if message.get("phase") in set(Phase):
                 self.phase = Phase(message["phase"])
+            case warden.UNSTARTED:
+                self.unstarted = int(message["errno"])
             case "ready" | "epoch":
                 self.phase = Phase.TRAINING
             case "bye":
@@ -229,6 +259,7 @@ class _Watch:
         elif self._next_force is None:
             if now >= self._report_poll_at:
                 self._report_poll_at = now + _REPORT_POLL_S
+                self._look_at_epochs()
                 if self._has_report():
                     self._force_after(_EXIT_S)
             if self._client is not None and now - self._heard_at > self._order.lease_s:

@@ -1,8 +1,8 @@
 """One launch as a process: pipes, signals, and the certainty that it is gone.
 
 A launch must not outlive the worker that started it: Parsl kills workers without warning, and an orphaned
-``mpiexec`` keeps its GPUs. So the launch gets a signal when the thread that started it ends. Every
-launcher passes that signal on to the ranks; KILL ends those that ignore it.
+``mpiexec`` keeps its GPUs. So the launcher has a parent of its own, the `warden`, which gets a signal when
+the thread that started it ends, passes it on, and ends by force what does not leave.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from parsl_rasda import prctl
-from parsl_rasda.agent import orphan_reaper, slurm
+from parsl_rasda.agent import orphan_reaper, slurm, warden
 from parsl_rasda.private_files import umask_below
 from parsl_rasda.protocol import RECORD_SEPARATOR
 
-LEAVE = signal.SIGUSR1  # Open MPI passes on TERM too, but then ends its ranks before they have saved
+LEAVE = warden.LEAVE  # Open MPI passes on TERM too, but then ends its ranks before they have saved
+_WARDEN = (sys.executable, "-S", "-E", "-s", warden.__file__)
+_KILLED_WITHIN_S = 6.0  # the warden gives up earlier
 _BEFORE_TIMEOUT_S = 30.0
 _READ_BYTES = 65536
 # hydra aborts when more than 64 KiB wait unread for a busy rank 0, and no rank needs old heartbeats.
@@ -54,7 +55,7 @@ class Launch:
         starter, umask = os.getpid(), umask_below(log.parent)
         try:
             self._process = subprocess.Popen(
-                tuple(command["argv"]),
+                (*_WARDEN, str(starter), *command["argv"]),
                 env=_environment(command["environment"], mark),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -116,7 +117,11 @@ class Launch:
     def kill(self) -> None:
         """End whatever is left of the launch, at once: on this node, and a step of Slurm's on all."""
         if self._process.poll() is None:
-            self._process.kill()
+            self._process.send_signal(warden.KILL)
+            try:
+                self._process.wait(_KILLED_WITHIN_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
         orphan_reaper.end_marked(orphan_reaper.JOB_VARIABLE, self._mark, grace_s=0.0)
         if self._process.wait() < 0 and self._step:
             slurm.cancel_step(self._step)

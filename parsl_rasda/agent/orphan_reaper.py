@@ -21,6 +21,7 @@ from pathlib import Path
 
 import psutil
 
+from parsl_rasda.agent import warden
 from parsl_rasda.atomic_files import replace_file
 from parsl_rasda.errors import RunDirectoryError
 from parsl_rasda.processes import ProcessId, identify
@@ -30,6 +31,7 @@ JOB_VARIABLE = "PARSL_RASDA_JOB"
 RECORD = "controller.json"
 
 _GONE_WITHIN_S = 5.0  # after SIGKILL; a process in an uninterruptible wait may need longer
+_WARDEN_S = 1.0  # before that end, one that has not ended is killed
 _POLL_S = 0.01
 _EMPTY_SCANS = 2  # a process that is just being replaced by exec shows no environment for a moment
 
@@ -100,7 +102,8 @@ def end_marked(
 ) -> int:
     """End every process with that variable: by a signal, and by KILL after ``grace_s`` [s].
 
-    Returns when they are gone; new ones that they start meanwhile are ended too.
+    Returns when they are gone; new ones that they start meanwhile are ended too. A `warden` ends when its
+    launcher does; instead of KILL it gets a signal of its own, and takes along what has no mark.
 
     Args:
         variable: Its name.
@@ -118,10 +121,14 @@ def end_marked(
     while empty_scans < _EMPTY_SCANS and time.monotonic() < give_up:
         found = marked(variable, value)
         empty_scans = 0 if found else empty_scans + 1
-        is_over = time.monotonic() >= kill_from
+        now = time.monotonic()
+        is_over = now >= kill_from
         for process in found:
-            if is_over or process not in signalled:
-                _send(process, signal.SIGKILL if is_over else first)
+            is_warden = _is_warden(process.pid)
+            if is_over:
+                _send(process, warden.KILL if is_warden and now < give_up - _WARDEN_S else signal.SIGKILL)
+            elif not is_warden and process not in signalled:
+                _send(process, first)
         signalled.update(found)
         time.sleep(_POLL_S)
     return len(signalled)
@@ -133,6 +140,13 @@ def age_s(pid: int) -> float:
         return max(0.0, time.time() - float(psutil.Process(pid).create_time()))
     except psutil.Error:
         return 0.0
+
+
+def _is_warden(pid: int) -> bool:
+    try:
+        return warden.__file__ in psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return False
 
 
 def _last_record(path: Path) -> RunRecord | None:

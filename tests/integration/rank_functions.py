@@ -34,6 +34,30 @@ def load_in_vain(trial):
     read_header(trial.directory / "nothing")
 
 
+def close_descriptors(trial):
+    """Close a range of descriptors in every epoch, as programs do that become daemons."""
+    own = []
+    for _ in trial.epochs():
+        os.closerange(*trial.config["range"])
+        if trial.config.get("reuse"):  # files of its own get the numbers
+            own += [(trial.directory / f"own-{number}").open("w") for number in range(3, 12)]
+        trial.report(val_loss=0.0)
+
+
+def leave_a_daemon(trial):
+    """Leave a process in a session of its own, without an environment and without a parent."""
+    for _ in trial.epochs():
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                tell = f"echo $$ > {trial.directory}/daemon-{trial.rank}"
+                os.execve("/bin/sh", ["sh", "-c", f"{tell}; exec sleep 600"], {})
+            os._exit(0)
+        while not (trial.directory / f"daemon-{trial.rank}").exists():
+            time.sleep(0.01)
+        trial.report(val_loss=0.0)
+
+
 def fill_the_disk(trial):
     """Fill a file system to the last page, and then use it."""
     for _ in trial.epochs():

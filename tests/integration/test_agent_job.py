@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import signal
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -20,8 +22,9 @@ from parsl_rasda.agent.control_relay import Message
 from parsl_rasda.backends.parsl.control_server import ControlServer
 from parsl_rasda.launch.base import LaunchSettings
 from parsl_rasda.launch.registry import build_launcher
+from parsl_rasda.processes import identify
 from parsl_rasda.protocol import JobResult, JobSpec
-from parsl_rasda.types import NodeName, NodeSlots, Outcome, PilotId, Placement, SiteName, TrialId
+from parsl_rasda.types import NodeName, NodeSlots, Outcome, Phase, PilotId, Placement, SiteName, TrialId
 
 pytestmark = pytest.mark.mpi
 
@@ -157,6 +160,60 @@ def test_a_program_that_does_not_exist_is_a_loss_with_the_launchers_words(order:
 def test_what_ranks_print_is_kept_in_the_log(order: JobSpec) -> None:
     RunningTrial(replace(order, interactive=False), None).end()
     assert "hello from the ranks" in (Path(order.directory) / "log.txt").read_text()
+
+
+def in_real_ranks(order: JobSpec, monkeypatch: pytest.MonkeyPatch, function: str, **config: Any) -> JobSpec:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    alone = {"world_size": 1, "accelerator": "none", "schedule": ((0, 1),), "metric": "val_loss"}
+    return replace(order, python=f"rank_functions:{function}", config=config, **alone)
+
+
+def test_an_epoch_that_rank_zero_could_not_send_is_found_on_disk(
+    controller: Controller, order: JobSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closes = in_real_ranks(order, monkeypatch, "close_descriptors", range=(3, 4))  # its way to the agent
+    running = RunningTrial(closes, asdict(controller.server.control_address), sys.executable, "process")
+    controller.expect("hello")
+    controller.say("start")
+    assert controller.expect("epoch")["epoch"] == 1
+    controller.say("go", epoch=1, until=2, replicas=1)
+    assert controller.expect("epoch")["epoch"] == 2
+    controller.say("leave", reason="stopped", grace_s=10.0)
+    report, epochs = running.end()
+    assert (report.outcome, epochs) == (Outcome.REACHED, [1, 2])
+
+
+@pytest.mark.parametrize("reuse", [False, True])
+def test_a_rank_that_closed_its_channel_leaves_by_itself(
+    controller: Controller, order: JobSpec, monkeypatch: pytest.MonkeyPatch, reuse: bool
+) -> None:
+    closes = in_real_ranks(order, monkeypatch, "close_descriptors", range=(3, 4096), reuse=reuse)
+    running = RunningTrial(closes, asdict(controller.server.control_address), sys.executable, "process")
+    controller.expect("hello")
+    controller.say("start")
+    report, epochs = running.end()
+    assert (report.outcome, report.epoch, epochs) == (Outcome.PREEMPTED, 1, [1])
+    own = [p.read_text() for p in Path(order.directory).glob("scratch/own-*")]
+    assert not any(own), "nothing of ours was written into the files that got the numbers"
+
+
+@pytest.mark.parametrize("launcher", ["process", "hydra"])
+def test_a_daemon_that_a_rank_leaves_goes_with_the_launch(
+    order: JobSpec, monkeypatch: pytest.MonkeyPatch, launcher: str
+) -> None:
+    leaves = in_real_ranks(replace(order, interactive=False), monkeypatch, "leave_a_daemon")
+    report, _ = RunningTrial(leaves, None, sys.executable, launcher).end()
+    assert report.outcome is Outcome.REACHED
+    pid = int((Path(order.directory) / "scratch" / "daemon-0").read_text())
+    assert identify(pid) is None
+
+
+def test_a_result_says_how_far_the_ranks_got(order: JobSpec) -> None:
+    no_rank, _ = RunningTrial(order, None, program="/no/such/launcher", launcher="process").end()
+    assert no_rank.phase is Phase.NO_RANK
+    dies = {"die": {"epoch": 1, "rank": 0, "signal": int(signal.SIGABRT)}}
+    died, _ = RunningTrial(replace(order, config=dies, directory=f"{order.directory}-2"), None).end()
+    assert died.phase is Phase.TRAINING
 
 
 def test_a_death_by_signal_is_named(order: JobSpec) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from typing import Any
 from parsl_rasda.atomic_files import create_file
 from parsl_rasda.errors import DamagedCheckpointError
 from parsl_rasda.protocol import DEADLINE_MARGIN_S, Checkpoint, EpochReport, JobResult, JobSpec
-from parsl_rasda.runtime.attempt.channel import ControlChannel, say
+from parsl_rasda.runtime.attempt.channel import ControlChannel, OwnDescriptor, say
 from parsl_rasda.runtime.attempt.launch_context import LaunchContext
 from parsl_rasda.runtime.checkpoints.retention import (
     FETCHED,
@@ -62,16 +63,18 @@ class Attempt:
             no work to save.
         is_prepared: Whether a model is in training, which leaves at its next step.
         is_unwinding: Whether a signal has unwound the training function.
-        control: Descriptor of the agent's end of stdout, or None outside a launch.
+        control: The way to the agent, or None outside a launch.
         phase: How far this rank got.
+        wakeup: Where Python writes the numbers of signals (`signal.set_wakeup_fd`), if anywhere.
     """
 
     def __init__(self, spec: JobSpec, context: LaunchContext) -> None:
         self.spec, self.context = spec, context
         self.directory = Path(spec.directory)
         self.channel: ControlChannel | None = None
-        self.control: int | None = None
+        self.control: OwnDescriptor | None = None
         self.phase = Phase.NO_RANK
+        self.wakeup: OwnDescriptor | None = None
         self.epoch, self.until = spec.epoch, spec.until
         self.schedule: tuple[tuple[int, int], ...] = spec.schedule
         self.outcome: Outcome | None = None
@@ -106,11 +109,14 @@ class Attempt:
         self.preempt_cause = self.preempt_cause or cause
 
     def must_leave(self, margin_s: float = 0.0) -> bool:
-        """Return whether this rank was asked to leave, or its deadline is near.
+        """Return whether this rank was asked to leave, or its deadline is near; the main thread asks.
 
         Args:
             margin_s: Time that leaving takes, besides the usual margin before the deadline [s].
         """
+        if self.wakeup is not None and not self.wakeup.is_ours():
+            signal.set_wakeup_fd(-1)  # it may be a file of the training function by now
+            self.wakeup = None
         deadline = self.spec.deadline
         if deadline is not None and time.time() > deadline - DEADLINE_MARGIN_S - margin_s:
             self.preempt("the deadline is near")

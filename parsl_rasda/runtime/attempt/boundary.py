@@ -31,6 +31,9 @@ def own_answer(attempt: Attempt, must_leave: Callable[[], bool]) -> tuple[int, i
         return Answer.LEAVE, 0, 0
     if must_leave():
         return Answer.PREEMPT, 0, 0
+    if attempt.channel and attempt.channel.is_deaf:
+        attempt.preempt("the control channel broke")
+        return Answer.PREEMPT, 0, 0
     if not is_interactive:
         return Answer.GO, attempt.until, attempt.replicas
     message = attempt.channel.answer(WAIT_SLICE_S, must_leave) if attempt.channel else None

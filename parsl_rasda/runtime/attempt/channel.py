@@ -26,32 +26,51 @@ POLL_S = 0.05
 STOP_POLL_S = 0.5  # on a file system that all trials share
 
 
-def claim_stdout() -> int:
+class OwnDescriptor:
+    """A descriptor that a training function may close, and whose number may then be a file of its own."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self._file = self._open_file()
+
+    def is_ours(self) -> bool:
+        """Return whether the number still stands for what it stood for."""
+        return self._file is not None and self._open_file() == self._file
+
+    def _open_file(self) -> tuple[int, int] | None:
+        try:
+            found = os.fstat(self.number)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+
+def claim_stdout() -> OwnDescriptor:
     """Return a private copy of stdout. Whatever is printed from now on goes to stderr."""
-    control = os.dup(STDOUT)
+    control = OwnDescriptor(os.dup(STDOUT))
     os.dup2(STDERR, STDOUT)
     return control
 
 
-def claim_stdin() -> int:
+def claim_stdin() -> OwnDescriptor:
     """Return a private copy of stdin. Whoever reads stdin from now on finds its end.
 
     Programs started by a training function inherit stdin, and some read it without need. They could take
     the message for which the trial waits.
     """
-    control, empty = os.dup(STDIN), os.open(os.devnull, os.O_RDONLY)
+    control, empty = OwnDescriptor(os.dup(STDIN)), os.open(os.devnull, os.O_RDONLY)
     os.dup2(empty, STDIN)
     os.close(empty)
     return control
 
 
-def say(descriptor: int, op: str, message: Mapping[str, Any]) -> None:
+def say(descriptor: OwnDescriptor, op: str, message: Mapping[str, Any]) -> None:
     """Send one line. A controller that is gone does not stop the training."""
     line = RECORD_SEPARATOR + json.dumps({"op": op, **message}).encode() + b"\n"
     try:
-        while line:
-            line = line[os.write(descriptor, line) :]
-    except OSError:  # the attempt's files have it too, and the lease ends the job
+        while line and descriptor.is_ours():
+            line = line[os.write(descriptor.number, line) :]
+    except OSError:  # the attempt's files have it too, and the agent looks at them
         return
 
 
@@ -74,18 +93,26 @@ class ControlChannel:
     """The rank's end of the channel. A thread listens from the beginning.
 
     Args:
-        stdin: File descriptor to read from.
-        stdout: File descriptor to write to.
+        stdin: To read from.
+        stdout: To write to.
         lease_s: Silence of the controller after which it is taken for dead [s].
         on_preempt: Called by the listening thread with the reason to leave.
     """
 
-    def __init__(self, stdin: int, stdout: int, *, lease_s: float, on_preempt: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        stdin: OwnDescriptor,
+        stdout: OwnDescriptor,
+        *,
+        lease_s: float,
+        on_preempt: Callable[[str], None],
+    ) -> None:
         self._stdin, self._stdout = stdin, stdout
         self._lease_s, self._on_preempt = lease_s, on_preempt
         # Not a SimpleQueue: its `get` waits forever if a signal comes as its timeout ends (Python 3.11).
         self._answers: queue.Queue[Mapping[str, Any]] = queue.Queue()
-        threading.Thread(target=self._listen, name="control-channel", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="control-channel", daemon=True)
+        self._thread.start()
 
     def send(self, op: str, message: Mapping[str, Any] | None = None) -> None:
         """Send one line (`say`)."""
@@ -101,21 +128,37 @@ class ControlChannel:
                 continue
         return None
 
-    def _listen(self) -> None:
-        buffer, last_message_at = b"", time.monotonic()
+    @property
+    def is_deaf(self) -> bool:
+        """Whether no answer will ever come."""
+        return not self._thread.is_alive() and self._answers.empty()
+
+    def _run(self) -> None:
+        try:
+            self._on_preempt(self._listen())
+        except (OSError, ValueError) as error:
+            self._on_preempt(f"the control channel broke: {error}")
+
+    def _listen(self) -> str:
+        """Return why nothing more will be heard."""
+        buffer, last_message_at, is_silent = b"", time.monotonic(), False
+        poller = select.poll()
+        poller.register(self._stdin.number, select.POLLIN)
         while True:
-            if select.select([self._stdin], [], [], min(1.0, self._lease_s / 4))[0]:
-                data = os.read(self._stdin, 65536)
+            ready = poller.poll(1000 * min(1.0, self._lease_s / 4))
+            if not self._stdin.is_ours():
+                return "the training function closed the control channel"
+            if ready:
+                data = os.read(self._stdin.number, 65536)
                 if not data:
-                    self._on_preempt("the controller closed the control channel")
-                    return
+                    return "the controller closed the control channel"
                 last_message_at = time.monotonic()
                 *lines, buffer = (buffer + data).split(b"\n")
                 for line in lines:
                     self._on_message(line)
-            elif time.monotonic() - last_message_at > self._lease_s:
+            elif not is_silent and time.monotonic() - last_message_at > self._lease_s:
+                is_silent = True
                 self._on_preempt(f"the controller was silent for {self._lease_s:g} s")
-                last_message_at = float("inf")
 
     def _on_message(self, line: bytes) -> None:
         try:

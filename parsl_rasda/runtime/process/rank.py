@@ -24,7 +24,13 @@ from parsl_rasda.errors import InvalidSettingError, TrainingError
 from parsl_rasda.prctl import die_with_parent
 from parsl_rasda.protocol import DEADLINE_MARGIN_S, STARTED, JobSpec
 from parsl_rasda.runtime.attempt.attempt import FINAL_REPORT_S, FORKED, Attempt, PreemptRequested
-from parsl_rasda.runtime.attempt.channel import ControlChannel, claim_stdin, claim_stdout, watch_for_stop
+from parsl_rasda.runtime.attempt.channel import (
+    ControlChannel,
+    OwnDescriptor,
+    claim_stdin,
+    claim_stdout,
+    watch_for_stop,
+)
 from parsl_rasda.runtime.attempt.launch_context import LaunchContext, launch_context
 from parsl_rasda.runtime.checkpoints.shared import StoreError
 from parsl_rasda.runtime.engine.seeding import seed_start
@@ -73,7 +79,7 @@ def main(argv: Sequence[str]) -> NoReturn:
     _leave(attempt, end)
 
 
-def _listen(attempt: Attempt, control: int) -> None:
+def _listen(attempt: Attempt, control: OwnDescriptor) -> None:
     """Treat signals, the deadline and the controller's messages as requests to leave."""
     main_thread = threading.main_thread().ident or 0
 
@@ -85,7 +91,8 @@ def _listen(attempt: Attempt, control: int) -> None:
 
     def preempt(cause: str) -> None:
         attempt.preempt(cause)
-        signal.pthread_kill(main_thread, signal.SIGUSR1)
+        if attempt.wakeup is None or attempt.wakeup.is_ours():  # else it leaves when it asks by itself
+            signal.pthread_kill(main_thread, signal.SIGUSR1)
 
     _keep_awake(attempt, main_thread)
     signal.signal(signal.SIGTERM, on_signal)
@@ -108,7 +115,8 @@ def _keep_awake(attempt: Attempt, main_thread: int) -> None:
     """
     reader, writer = socket.socketpair()
     writer.setblocking(False)
-    signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
+    attempt.wakeup = OwnDescriptor(writer.detach())
+    signal.set_wakeup_fd(attempt.wakeup.number, warn_on_full_buffer=False)
 
     def wake() -> None:
         for name in _stop_signals(reader):
@@ -125,10 +133,10 @@ def _stop_signals(reader: socket.socket) -> Iterator[str]:
 
     Other signals that Python handles arrive here too, such as the SIGCHLD of a process that reads ahead.
     """
-    while True:
-        number = reader.recv(1)[0]
-        if number in STOP_SIGNALS:
-            yield signal.Signals(number).name
+    with contextlib.suppress(OSError):  # until the training function closes it
+        while number := reader.recv(1):
+            if number[0] in STOP_SIGNALS:
+                yield signal.Signals(number[0]).name
 
 
 def _separate_children() -> None:

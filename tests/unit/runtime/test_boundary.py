@@ -16,8 +16,8 @@ NO_REASON, A_REASON = (lambda: False), (lambda: True)
 class Channel:
     """A controller that answers at once, or not within the time."""
 
-    def __init__(self, message) -> None:
-        self._message = message
+    def __init__(self, message, *, is_deaf=False) -> None:
+        self._message, self.is_deaf = message, is_deaf
 
     def answer(self, timeout_s, unless):
         return self._message
@@ -38,6 +38,13 @@ def attempt_at(tmp_path):
 def test_a_job_without_a_controller_goes_on_to_its_end(attempt_at) -> None:
     assert own_answer(attempt_at(3, interactive=False), NO_REASON) == (Answer.GO, 4, 2)
     assert own_answer(attempt_at(4, interactive=False), A_REASON) == (Answer.LEAVE, 0, 0)
+
+
+def test_an_answer_that_will_never_come_is_not_waited_for(attempt_at) -> None:
+    attempt = attempt_at(3)
+    attempt.channel = Channel(None, is_deaf=True)
+    assert own_answer(attempt, NO_REASON)[0] is Answer.PREEMPT
+    assert attempt.preempt_cause == "the control channel broke"
 
 
 def test_a_reason_to_leave_comes_before_the_controllers_answer(attempt_at) -> None:
