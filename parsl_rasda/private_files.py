@@ -32,8 +32,7 @@ def umask_below(folder: Path) -> int:
 
 def close_folder(folder: Path) -> None:
     """Make a folder if it is missing, and let nobody else in but a group that is asked for."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(0o700, exist_ok=True)
+    folder.mkdir(0o700, parents=True, exist_ok=True)
     found = folder.stat()
     if found.st_uid == os.geteuid() and found.st_mode & umask_below(folder):
         folder.chmod(stat.S_IMODE(found.st_mode) & ~umask_below(folder))

@@ -92,14 +92,24 @@ def load_run(directory: RunDirectory) -> tuple[StudySpec, tuple[SiteSpec, ...]]:
 
     Raises:
         RunDirectoryError: If the directory is not one of a run.
+        InvalidFileError: If a variable of a site is not set: its value was not kept.
+    """
+    study = load_run_study(directory)
+    return study, tuple(load_site(path) for path in sorted(directory.sites.glob("*.yaml")))
+
+
+def load_run_study(directory: RunDirectory) -> StudySpec:
+    """Return the study that a run was started with: all that readers need, who lack the sites' variables.
+
+    Raises:
+        RunDirectoryError: If the directory is not one of a run.
     """
     if not directory.study_file.is_file():
         found = "is not a run directory (no study.yaml in it)"
         raise RunDirectoryError(
             str(directory.path), found, "Start one with `parsl-rasda run STUDY --dir DIR`."
         )
-    study = load_study(directory.study_file, check_targets=False)
-    return study, tuple(load_site(path) for path in sorted(directory.sites.glob("*.yaml")))
+    return load_study(directory.study_file, check_targets=False)
 
 
 def replay_search(

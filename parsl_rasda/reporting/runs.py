@@ -13,11 +13,11 @@ from typing import Any
 
 import networkx as nx
 
-from parsl_rasda.orchestration.replay import ReplayedSearch, load_run, replay_search
+from parsl_rasda.orchestration.replay import ReplayedSearch, load_run_study, replay_search
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.orchestration.stage_records import StageRecord, kept_result, read_record
 from parsl_rasda.orchestration.summary import cause, no_search, spent
-from parsl_rasda.study import SiteSpec, StudySpec
+from parsl_rasda.study import StudySpec
 from parsl_rasda.types import StageState, StudyState
 
 _TROUBLED = {StageState.FAILED, StageState.NO_SITE}
@@ -65,7 +65,7 @@ class Run:
 
     directory: Path
     study: StudySpec
-    sites: tuple[SiteSpec, ...]
+    sites: tuple[str, ...]
     searches: Mapping[str, ReplayedSearch]
     directories: Mapping[str, Path]
     records: Mapping[str, StageRecord]
@@ -187,7 +187,8 @@ def read_run(directory: Path) -> Run:
     """
     run = RunDirectory(directory)
     controller = run.controller  # before the journal: a run that ends meanwhile must not look interrupted
-    study, sites = load_run(run)
+    study = load_run_study(run)
+    sites = tuple(sorted(file.stem for file in run.sites.glob("*.yaml")))
     searches = study.tune_stages
     directories = {n: directory if len(searches) == 1 else directory / n for n in searches}
     histories = {

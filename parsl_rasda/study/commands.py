@@ -27,6 +27,8 @@ def _words(value: object) -> object:
 def _word(value: object) -> object:
     if not isinstance(value, str):
         raise refused(value, "a string; put true, null and the like in quotes")
+    if "\0" in value:
+        raise refused(value, "text without the character U+0000, which no command can have")
     try:
         names = [n for _, n, _, _ in string.Formatter().parse(value) if n is not None]
     except ValueError:

@@ -46,9 +46,21 @@ _CONVERSIONS: dict[str, Callable[[str], JSON]] = {
 _PART_OF_ITSELF = "an alias of something it is part of"
 _UNICODE_BREAKS = re.compile("[\x85\u2028\u2029]")
 _MOST_DIGITS = 100
-_UNFIT = re.compile("[\0\ud800-\udfff]")  # no path, variable or UTF-8 file can hold these
-_FIT = "text that files and commands can hold"
+_SURROGATES = re.compile("[\ud800-\udfff]")  # no UTF-8 file can hold these
+_FIT = "text that a file in UTF-8 can hold"
 _VARIABLE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}")
+
+
+@dataclass(frozen=True, slots=True)
+class AsWritten:
+    """A value as it stands in a file, with its variables: what is kept of it, for they may be secret.
+
+    Attributes:
+        is_plain: Whether it is written without quotes, so that it may become a number.
+    """
+
+    text: str
+    is_plain: bool
 
 
 class _Dumper(yaml.SafeDumper):
@@ -62,8 +74,12 @@ class _Dumper(yaml.SafeDumper):
         style = '"' if _UNICODE_BREAKS.search(data) else None
         return self.represent_scalar(f"{TAG}str", data, style)
 
+    def represent_written(self, data: AsWritten) -> yaml.ScalarNode:
+        return self.represent_scalar(f"{TAG}str", data.text, None if data.is_plain else '"')
+
 
 _Dumper.add_representer(str, _Dumper.represent_str)
+_Dumper.add_representer(AsWritten, _Dumper.represent_written)
 
 
 for _name, _pattern, _first in PLAIN_TAGS:
@@ -81,10 +97,15 @@ class Position:
 
 @dataclass(slots=True)
 class Document:
-    """Plain data, the position of each part, and the mistakes found while reading it."""
+    """Plain data, the position of each part, and the mistakes found while reading it.
+
+    Attributes:
+        written: Values that had variables in them.
+    """
 
     data: JSON
     positions: dict[Loc, Position]
+    written: dict[Loc, AsWritten] = field(default_factory=dict)
     mistakes: list[Diagnostic] = field(default_factory=list)
 
     def placed(self, found: Diagnostic) -> Diagnostic:
@@ -193,7 +214,10 @@ def parse_value(text: str, source: str, key: Loc, environment: Environment) -> D
 
 
 def dump_document(data: Mapping[str, JSON]) -> str:
-    """Return YAML that `parse_document` reads as the same data, whatever the environment."""
+    """Return YAML that `parse_document` reads as the same data, whatever the environment.
+
+    Values in the data that are `AsWritten` depend on it.
+    """
     return yaml.dump(_escaped(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
@@ -272,8 +296,11 @@ class _Reader:
     def _scalar(self, node: yaml.Node, loc: Loc) -> JSON:
         text, tag = str(node.value), node.tag
         if _VARIABLE.search(text):
+            is_plain = isinstance(node, yaml.ScalarNode) and node.style is None  # written without quotes
+            if any(found[1] for found in _VARIABLE.finditer(text)):
+                self._document.written[loc] = AsWritten(text, is_plain)
             text = self._replaced(text, loc)
-            if isinstance(node, yaml.ScalarNode) and node.style is None:  # written without quotes
+            if is_plain:
                 tag = TAG + _kind(text)
         if found := _unfit(text):
             self._complain(loc, found, _FIT)
@@ -330,7 +357,7 @@ def _parts(value: object, loc: Loc) -> Iterator[tuple[Loc, object]]:
 
 def _unfit(text: str) -> str | None:
     """Return words for a character that an escape or an option has brought in, if it can be kept nowhere."""
-    wrong = _UNFIT.search(text)
+    wrong = _SURROGATES.search(text)
     return f"the character U+{ord(wrong.group()):04X}" if wrong else None
 
 

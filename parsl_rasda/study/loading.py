@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -114,7 +115,8 @@ def load_site(name_or_path: str | os.PathLike[str], *, environment: Environment 
     document = read_document(path, os.environ if environment is None else environment)
     if isinstance(document.data, dict):
         document.data.setdefault("name", path.stem)
-    return _validated(document, _SITE.validate_python, _provider_problems(document.data))
+    site = _validated(document, _SITE.validate_python, _provider_problems(document.data))
+    return site.as_written(document.written)
 
 
 def dump_study(spec: StudySpec) -> str:
@@ -123,8 +125,18 @@ def dump_study(spec: StudySpec) -> str:
 
 
 def dump_site(spec: SiteSpec) -> str:
-    """Return YAML that `load_site` reads as the same site, in any environment."""
-    return dump_document(spec.model_dump(mode="json", by_alias=True))
+    """Return YAML that `load_site` reads as the same site, where its variables have the same values.
+
+    Those are not in it: they may be secret.
+    """
+    data = spec.model_dump(mode="json", by_alias=True)
+    for loc, written in spec.written.items():
+        container: Any = data
+        with suppress(KeyError, IndexError, TypeError):  # {kind: ${NAME}} is written as ${NAME}
+            for part in loc[:-1]:
+                container = container[part]
+            container[loc[-1]] = written
+    return dump_document(data)
 
 
 def search_path(study_file: Path) -> tuple[Path, ...]:

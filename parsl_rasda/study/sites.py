@@ -9,12 +9,22 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self, TypeAlias
 from uuid import UUID
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    PrivateAttr,
+    Tag,
+)
 
 from parsl_rasda.devices import CORES_VARIABLE
 from parsl_rasda.diagnostics import MARK, Plain, is_number, listing, mapping_at, refused, shown, suggestion
-from parsl_rasda.errors import Diagnostic
+from parsl_rasda.errors import Diagnostic, Loc
 from parsl_rasda.plugins import BACKENDS, LAUNCHERS, Choice
+from parsl_rasda.study.document import AsWritten
 from parsl_rasda.study.spec import (
     Count,
     Flag,
@@ -23,6 +33,7 @@ from parsl_rasda.study.spec import (
     PluginSpec,
     Seconds,
     Spec,
+    Text,
     chosen_from,
     exactly_one,
     variant,
@@ -121,7 +132,7 @@ class SiteBase(Spec):
         description="hydra (MPICH, Intel MPI), openmpi, srun, process (one process per trial, whatever its "
         "width), or a plug-in, with options as {kind: NAME, option: value}.",
     )
-    launcher_options: tuple[str, ...] = Field((), description="Words to add to the launcher's command.")
+    launcher_options: tuple[Text, ...] = Field((), description="Words to add to the launcher's command.")
     accelerator: Literal["cuda", "rocm", "xpu", "cpu", "none"] = Field(
         "cuda", description="What a slot is; none: purely logical, for emulation."
     )
@@ -131,11 +142,11 @@ class SiteBase(Spec):
     cores_of_gpu: tuple[Annotated[str, AfterValidator(_cores)], ...] = Field(
         (), description="Cores next to each GPU of a node, as 0-7 or 0-3,8-11: its rank keeps to them."
     )
-    environment: Mapping[str, str] = Field(
+    environment: Mapping[Text, Text] = Field(
         default_factory=dict, description="Variables of every rank; numbers go in quotes."
     )
-    python: str | None = Field(None, description="Python there; without it, that of the pilot.")
-    work_dir: str | None = Field(None, description="Folder for checkpoints that all nodes of the site see.")
+    python: Text | None = Field(None, description="Python there; without it, that of the pilot.")
+    work_dir: Text | None = Field(None, description="Folder for checkpoints that all nodes of the site see.")
     warm_start: Flag = Field(
         True,
         description="Fork ranks from a process that has torch loaded; plain starts where that cannot work.",
@@ -154,6 +165,23 @@ class SiteBase(Spec):
     heartbeat_threshold_s: Annotated[Seconds, Field(gt=0)] = Field(
         30.0, alias="heartbeat_threshold", description="Silence after which a pilot counts as lost [s]."
     )
+
+    _written: Mapping[Loc, AsWritten] = PrivateAttr(default_factory=dict)
+
+    @property
+    def written(self) -> Mapping[Loc, AsWritten]:
+        """The values that had variables in them, by their place, as the file has them."""
+        return self._written
+
+    def as_written(self, written: Mapping[Loc, AsWritten]) -> Self:
+        """Return the site, which from now on knows how its file has these values.
+
+        Args:
+            written: By place in the file, where a key may be spelled in two ways.
+        """
+        keys = {name: field.alias or name for name, field in type(self).model_fields.items()}
+        self._written = {(keys.get(str(loc[0]), loc[0]), *loc[1:]): text for loc, text in written.items()}
+        return self
 
     @classmethod
     def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
@@ -211,7 +239,14 @@ class SiteBase(Spec):
             walltime: ``HH:MM:SS``, where the site file has one.
         """
         changes = {"pilots": 1, "nodes": min(nodes, self.nodes_per_pilot), **self._trial(nodes, walltime)}
-        return self.model_validate({**self.model_dump(by_alias=True), **changes})
+        site = self.model_validate({**self.model_dump(by_alias=True), **changes})
+        return site.as_written(
+            {loc: text for loc, text in self._trial_written() if loc[0] not in {"pilots", "nodes"}}
+        )
+
+    def _trial_written(self) -> Iterator[tuple[Loc, AsWritten]]:
+        """Yield what a trial leaves as the file has it."""
+        yield from self.written.items()
 
     def _trial(self, nodes: int, walltime: str) -> dict[str, object]:
         """Return what else a trial changes."""
@@ -309,6 +344,12 @@ class ParslSiteSpec(SiteBase):
         provider = self.provider.model_dump()
         changed = {key: value for key, value in small.items() if key in provider}
         return {"provider": {**provider, **changed, **self.doctor}}
+
+    def _trial_written(self) -> Iterator[tuple[Loc, AsWritten]]:
+        for loc, text in self.written.items():
+            yield loc, text
+            if loc[0] == "doctor":
+                yield ("provider", *loc[1:]), text
 
 
 class GlobusSiteSpec(SiteBase):

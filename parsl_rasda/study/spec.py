@@ -166,6 +166,14 @@ class _Matches:
         return value
 
 
+def _without_nul(value: str) -> str:
+    if "\0" in value:
+        raise refused(value, "text without the character U+0000, which no path and no command can have")
+    return value
+
+
+Text = Annotated[str, AfterValidator(_without_nul)]
+
 IDENTIFIER = re.compile(r"[^\W\d]\w*")
 TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _LABEL = re.compile(r"\w[\w.-]*")

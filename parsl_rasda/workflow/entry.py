@@ -12,7 +12,7 @@ from parsl_rasda.diagnostics import listing, shown
 from parsl_rasda.errors import Diagnostic, InvalidFileError, RunDirectoryError
 from parsl_rasda.orchestration.admission import AdmittedStudy, admit, tune_problems
 from parsl_rasda.orchestration.progress import ProgressReporter
-from parsl_rasda.orchestration.replay import load_run, save_run, search_path_of
+from parsl_rasda.orchestration.replay import load_run, load_run_study, save_run, search_path_of
 from parsl_rasda.orchestration.run_directory import RunDirectory, check_folder
 from parsl_rasda.study import StudySpec, dump_study, load_study
 from parsl_rasda.types import JSON
@@ -96,7 +96,7 @@ def refuse_other_search(run: RunDirectory, study: StudySpec, *, may_grow: bool =
         return
     differs = [
         ".".join(loc)
-        for loc, old, new in _changes(*_documents(load_run(run)[0], study))
+        for loc, old, new in _changes(*_documents(load_run_study(run), study))
         if not (_is_more_trials(loc, old, new) if may_grow else _is_free(loc, study))
     ]
     if differs:

@@ -5,6 +5,9 @@ With `staging`, the only module that imports Parsl at its top; it is imported wh
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -31,6 +34,7 @@ _LOCAL_POLLING_S = 1
 _BATCH_POLLING_S = 15  # Parsl's providers say 60: a minute of a dead pilot's GPUs, for every pilot
 _HEARTBEAT_S = 2  # also how soon a killed worker is noticed
 _STRATEGY_S = 1
+_INIT_VARIABLE = "PARSL_RASDA_INIT"  # in base64: what the `worker_init` of a site does
 _NO_REQUEUE = "#SBATCH --no-requeue"  # run a second time, a pilot finds its study elsewhere
 # A script of this package, found on the pilot's PATH as Parsl's own would be; same arguments.
 _LAUNCH_COMMAND = DEFAULT_LAUNCH_CMD.replace("process_worker_pool.py", "parsl-rasda-workers", 1)
@@ -152,6 +156,31 @@ def worker_init(mark: str, python_path: tuple[Path, ...]) -> str:
     )
 
 
+# How batch systems that pass no environment on are told to pass a variable on.
+_PASSING_ON = {
+    "PBSProProvider": "#PBS -v {}",
+    "TorqueProvider": "#PBS -v {}",
+    "GridEngineProvider": "#$ -v {}",
+    "CondorProvider": "getenv = {}",
+}
+
+
+def _from_environment(site: ParslSiteSpec, text: str) -> tuple[str, str]:
+    """Return shell lines that run a text without containing it, for its variables may be secret.
+
+    It comes with the environment, which a second text tells the batch system to pass on, if it must be told.
+    """
+    name = f"{_INIT_VARIABLE}_{hashlib.blake2b(site.name.encode(), digest_size=4).hexdigest()}"
+    os.environ[name] = base64.b64encode(text.encode()).decode()  # a line without commas and quotes
+    missing = "did not come with the job, so the variables of worker_init are unknown: see SECURITY.md"
+    lines = (
+        f': "${{{name}:?{missing}}}"',
+        f'eval "$(printf %s "${name}" | base64 -d)"',
+        f"unset {name}",
+    )
+    return "\n".join(lines), _PASSING_ON.get(site.provider.type, "").format(name)
+
+
 def build_provider(site: ParslSiteSpec, ours: str) -> Any:  # any of Parsl's providers, which are untyped
     """Return the provider of a site's pilots, one allocation each.
 
@@ -164,6 +193,10 @@ def build_provider(site: ParslSiteSpec, ours: str) -> Any:  # any of Parsl's pro
     """
     options = dict(site.provider.options)
     theirs = options.pop("worker_init", "")
+    if ("provider", "worker_init") in site.written:
+        theirs, passing_on = _from_environment(site, str(theirs))
+        if passing_on:
+            options["scheduler_options"] = f"{options.get('scheduler_options', '')}\n{passing_on}"
     try:
         build = getattr(parsl.providers, site.provider.type)
     except AttributeError:

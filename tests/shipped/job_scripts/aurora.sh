@@ -8,8 +8,11 @@
 #PBS -e FOLDER/NAME.stderr
 #PBS -l filesystems=home:flare
 #PBS -l place=scatter
+#PBS -v PARSL_RASDA_INIT_7d247509
 export PARSL_RASDA_BEGAN=$(date +%s)
-module load frameworks; source /venv/bin/activate
+: "${PARSL_RASDA_INIT_7d247509:?did not come with the job, so the variables of worker_init are unknown: see SECURITY.md}"
+eval "$(printf %s "$PARSL_RASDA_INIT_7d247509" | base64 -d)"
+unset PARSL_RASDA_INIT_7d247509
 echo ours
 export JOBNAME="NAME"
 pool --flag

@@ -11,7 +11,9 @@
 #SBATCH --gpus-per-node=4
 #SBATCH --cpus-per-task=288
 export PARSL_RASDA_BEGAN=$(date +%s)
-source /venv/bin/activate
+: "${PARSL_RASDA_INIT_9045812b:?did not come with the job, so the variables of worker_init are unknown: see SECURITY.md}"
+eval "$(printf %s "$PARSL_RASDA_INIT_9045812b" | base64 -d)"
+unset PARSL_RASDA_INIT_9045812b
 echo ours
 export PARSL_CORES=288
 export JOBNAME="NAME"

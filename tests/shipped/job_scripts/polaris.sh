@@ -8,8 +8,11 @@
 #PBS -e FOLDER/NAME.stderr
 #PBS -l filesystems=home:eagle
 #PBS -l place=scatter
+#PBS -v PARSL_RASDA_INIT_710b567c
 export PARSL_RASDA_BEGAN=$(date +%s)
-module use /soft/modulefiles; module load conda; source /venv/bin/activate
+: "${PARSL_RASDA_INIT_710b567c:?did not come with the job, so the variables of worker_init are unknown: see SECURITY.md}"
+eval "$(printf %s "$PARSL_RASDA_INIT_710b567c" | base64 -d)"
+unset PARSL_RASDA_INIT_710b567c
 echo ours
 export JOBNAME="NAME"
 pool --flag

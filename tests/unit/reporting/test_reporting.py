@@ -122,7 +122,7 @@ def test_while_somebody_runs_it_numbers_are_as_of_now(rehearsals, tmp_path) -> N
 
 def test_a_run_tells_which_pilots_it_waits_for_and_since_when(rehearsals, tmp_path) -> None:
     rehearsals.into(tmp_path, rehearsals.study_of(), torn_after=5.0)
-    (site,) = (site.name for site in read_run(tmp_path).sites)
+    (site,) = read_run(tmp_path).sites
     assert read_run(tmp_path).document()["awaited"] == [], "nobody runs it"
     with RunDirectory(tmp_path).controlled():
         document = read_run(tmp_path).document(now=6.0)
@@ -136,7 +136,7 @@ def test_a_run_tells_which_sites_are_left_alone_and_until_when(rehearsals, tmp_p
     with RunDirectory(tmp_path).controlled():
         run = read_run(tmp_path)
         (history,) = run.searches.values()
-        (site,) = (site.name for site in run.sites)
+        (site,) = run.sites
         history.machine.pilots.back_off(site, 600.0)
         document = run.document(now=601.0)
     assert [(r["site"], r["until"] > 600.0) for r in document["resting"]] == [(site, True)]

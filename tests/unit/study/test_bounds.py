@@ -102,7 +102,6 @@ def test_blocks_that_are_merged_a_few_times_are_still_read() -> None:
             "s.yaml:2: seed: found 999999999999999999999999999999; allowed: less than or",
         ),
         ("name: x\nseed: 1\nseed: 2\n", "s.yaml:3: seed: found the key a second time (first in line 2)"),
-        ('name: x\nseed: "\\0"\n', "s.yaml:2: seed: found the character U+0000"),
         ('name: x\nseed: "\\ud800"\n', "s.yaml:2: seed: found the character U+D800"),
         ("name: x\na: *nobody\n", "s.yaml:2: the file: found broken YAML: an undefined alias *nobody"),
         ("", "s.yaml:1: the file: found an empty file"),
@@ -230,8 +229,24 @@ def test_a_program_is_held_to_what_a_file_can_hold() -> None:
     for _ in range(200):
         deep = [deep]
     tune = {"metric": "loss", "num_samples": 1, "scheduler": {"max_t": 1}, "training": {"command": ["true"]}}
-    for wrong in (deep, "x\0", "\ud800", "x" * 70_000, [0] * 200_000):
+    for wrong in (deep, "\ud800", "x" * 70_000, [0] * 200_000):
         with pytest.raises(InvalidFileError):
             declare_study(
                 {"name": "x", "tune": {**tune, "search_space": {"a": {"constant": wrong}}}}, "Study"
             )
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ('work_dir: "/a\\0"', "work_dir"),
+        ('environment: {A: "\\0"}', "environment.A"),
+        ('launcher_options: ["\\0"]', "launcher_options.0"),
+    ],
+)
+def test_what_becomes_a_path_or_a_command_has_no_nul(line: str, key: str, tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(f"{SITE}{line}\n")
+    with pytest.raises(InvalidFileError) as error:
+        load_site(tmp_path / "s.yaml")
+    assert f"s.yaml:4: {key}: found" in str(error.value)
+    assert "U+0000" in str(error.value)
