@@ -26,7 +26,7 @@ class Completion:
             self._finish_well()
         elif search.state is StudyState.INTERRUPTED:
             self.finish(StudyState.INTERRUPTED)
-        elif search.pilots.none_left:
+        elif search.pilots.is_hopeless:
             self.finish(StudyState.NO_SITE, "no pilot could be had")
         elif not search.is_proposing and not search.pilots.awaited:
             self._end_standstill()

@@ -87,6 +87,8 @@ class PilotEnded:
 
     Attributes:
         usable: Whether it ever started; a site whose pilots never start is given up, for longer and longer.
+        refused: It never started, and the site is to be asked less and less often, from the first time on.
+            (Journals of before have only `usable`, by which a site is asked three times at once.)
     """
 
     at: float
@@ -94,6 +96,7 @@ class PilotEnded:
     site: SiteName
     cause: str
     usable: bool = True
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -241,11 +241,11 @@ class Machine:
         elif not self.pilots.must_back_off(event.site):
             if search.is_unfinished:
                 search.instructions.append(self.pilots.request(event.site))
-        elif self.pilots.none_left:
+        elif self.pilots.is_given_up(event.site) and self.pilots.is_hopeless:
             self._completion.finish(StudyState.NO_SITE, event.cause)
         else:
             self.pilots.back_off(event.site, search.now)
-            if not self.pilots.has(event.site):
+            if self.pilots.is_given_up(event.site) and not self.pilots.has(event.site):
                 self._lifecycle.abandon_site(event.site)
                 self._allocator.allocate()
 

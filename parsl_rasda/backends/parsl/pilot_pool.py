@@ -281,7 +281,7 @@ class PilotPool:
     def _post_end(self, pilot: _Pilot, cause: str, *, usable: bool) -> None:
         if pilot.request is not None:
             ended = (pilot.request.pilot, pilot.request.site, cause, usable)
-            self.post(PilotEnded(time.time(), *ended))
+            self.post(PilotEnded(time.time(), *ended, refused=not usable))
 
     def _pilot_of(self, pilot_id: PilotId) -> _Pilot | None:
         mine = (p for p in self._pilots.values() if p.request is not None and p.request.pilot == pilot_id)

@@ -332,6 +332,6 @@ def test_a_bug_of_the_backend_ends_the_run_in_words(tmp_path: Path) -> None:
             super().close()
 
     runner = Broken(curve)
-    with pytest.raises(ControllerFailedError, match="KeyError: 'lost'.*resume"):
+    with pytest.raises(ControllerFailedError, match=r"KeyError: 'lost'.*resume"):
         driver(tmp_path, runner).run(6, EVERYWHERE)
     assert runner.is_closed

@@ -283,3 +283,79 @@ def test_pilots_that_bring_trials_on_may_die_as_often_as_they_like() -> None:
         started = of(StartJob, told.pilot(f"a-{n}"))[0]
         told.epoch(str(started.job), n + 1, 0.5)
         assert of(RequestPilot, told.loses(f"a-{n}"))
+
+
+# ------------------------------------------------------------------------------------- refused submissions
+
+
+def refuses(told: Story, pilot: str) -> list[Instruction]:
+    return told.pilot_ends(pilot, usable=False, refused=True)
+
+
+def test_a_site_that_refuses_is_asked_after_2_s_and_then_half_as_often_whatever_trains_elsewhere() -> None:
+    told = story(max_t=64, max_retries=99)
+    told.begin(2, a=1, b=1)
+    told.pilot("a-0", gpus=1)
+    assert refuses(told, "b-1") == [], "not at once"
+    pauses = []
+    for number in range(2, 13):
+        due = told.machine.wake_at
+        pauses.append(due - told.now)
+        told.now = max(told.now, due - 2.0)
+        assert of(RequestPilot, told.epoch("0000.1", number, 0.5)) == [], "an epoch elsewhere is no reason"
+        told.now = due
+        assert told.tell(TimerFired) == [RequestPilot(PilotId(f"b-{number}"), SiteName("b"))]
+        assert refuses(told, f"b-{number}") == []
+    assert pauses == [2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 600.0, 600.0]
+
+
+def test_epochs_on_the_pilot_that_a_site_has_are_no_reason_to_ask_it_for_the_second_it_refuses() -> None:
+    told = story(max_t=64, max_retries=99)
+    told.begin(2, a=2)
+    told.pilot("a-0", gpus=1)
+    asked = []
+    refuses(told, "a-1")
+    for epoch in range(1, 30):
+        asked += of(RequestPilot, told.epoch("0000.1", epoch, 0.5))
+        if asked:
+            refuses(told, asked[-1].pilot)
+    assert len(asked) <= 4, "within half a minute: after 2, 4, 8 and 16 s"
+
+
+def test_a_site_that_refuses_three_times_with_no_other_ends_the_study() -> None:
+    told = story(max_t=8)
+    told.begin(1, a=1)
+    for number in range(2):
+        assert refuses(told, f"a-{number}") == []
+        told.now = told.machine.wake_at
+        assert told.tell(TimerFired) == [RequestPilot(PilotId(f"a-{number + 1}"), SiteName("a"))]
+    assert refuses(told, "a-2") == [FinishStudy(StudyState.NO_SITE, "walltime")]
+
+
+def test_what_is_refused_together_is_refused_once() -> None:
+    told = story(max_t=8)
+    told.begin(8, a=4)
+    for number in range(4):
+        told.now -= 1.0  # at the same moment
+        assert refuses(told, f"a-{number}") == []
+    assert told.machine.wake_at == told.now + 2.0
+    told.now = told.machine.wake_at
+    assert told.tell(TimerFired) == [RequestPilot(PilotId("a-4"), SiteName("a"))], "one to try"
+    assert of(RequestPilot, told.pilot("a-4", gpus=1)) == [RequestPilot(PilotId("a-5"), SiteName("a"))]
+
+
+def test_a_trial_that_waits_for_a_site_that_gives_up_goes_to_one_that_has_refused_once() -> None:
+    told = story(max_t=8, max_retries=99)
+    told.begin(1, a=1, b=1)
+    told.pilot("a-0", gpus=1)
+    told.epoch("0000.1", 1, 0.5)
+    refuses(told, "b-1")
+    asked = of(RequestPilot, told.loses("a-0"))
+    while asked[0].site == "a":
+        asked = of(RequestPilot, refuses(told, asked[0].pilot))
+        while not asked:
+            told.now = told.machine.wake_at
+            asked = of(RequestPilot, told.tell(TimerFired))
+    assert told.machine.pilots.is_given_up(SiteName("a"))
+    (start,) = of(StartJob, told.pilot(asked[0].pilot, gpus=1))
+    assert (start.placement.site, start.epoch) == ("b", 0), "its checkpoint is on the other"
