@@ -25,7 +25,7 @@ class Completion:
         if not search.is_unfinished:
             self._finish_well()
         elif search.state is StudyState.INTERRUPTED:
-            self.finish(StudyState.INTERRUPTED)
+            self.finish(StudyState.INTERRUPTED, search.interruption)
         elif search.pilots.is_hopeless:
             self.finish(StudyState.NO_SITE, "no pilot could be had")
         elif not search.is_proposing and not search.pilots.awaited:

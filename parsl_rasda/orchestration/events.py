@@ -55,6 +55,7 @@ class PilotStarted:
             the site keeps for checkpoints; or None.
         release_idle_after_s: The site wants it back after so long without work [s]; or None.
         warning: In what it falls short of the site file, in words.
+        is_own_allocation: The controller itself is in it: with it, the controller ends.
     """
 
     at: float
@@ -65,6 +66,7 @@ class PilotStarted:
     deadline: float | None = None
     release_idle_after_s: float | None = None
     warning: str = ""
+    is_own_allocation: bool = False
 
 
 RELEASED = "released"  # the cause of a pilot's end that we asked for

@@ -171,6 +171,23 @@ class PilotRegistry:
         return left_s is not None and left_s < _LAST_S
 
     @property
+    def controller_ends_at(self) -> float | None:
+        """When the allocation that the controller is in is to be left [s], or None."""
+        own = (p.deadline for p in self.up.values() if p.is_own_allocation)
+        return min((end - DEADLINE_MARGIN_S for end in own if end is not None), default=None)
+
+    def must_controller_end(self, now: float) -> bool:
+        """Whether the controller's own allocation ends, or is too short for more and all there is."""
+        end = self.controller_ends_at
+        if end is None:
+            return False
+        is_closed = not self.requested and all(
+            p.is_own_allocation and i in self.closing - self.lost and i in self._idle_since
+            for i, p in self.up.items()
+        )
+        return is_closed or now >= end
+
+    @property
     def has_idle(self) -> bool:
         """Whether a pilot has no job."""
         return bool(self._idle_since)
@@ -178,11 +195,15 @@ class PilotRegistry:
     def release_idle(self, now: float, *, draining: bool) -> Iterator[PilotId]:
         """Yield the pilots to release now: idle ones that close, or that were idle for too long.
 
+        The controller's own allocation is never given back: another pilot there would be no longer one.
+
         Args:
             now: Present time [s].
             draining: Nothing waits for slots.
         """
         for pilot in [p for p in self._idle_since if p not in self._released and p not in self.lost]:
+            if self.up[pilot].is_own_allocation:
+                continue
             if pilot not in self.closing:
                 due = self._due(pilot)
                 if not draining or due is None or now < due:
@@ -199,8 +220,10 @@ class PilotRegistry:
         return min((t for t in times if t is not None), default=None)
 
     def _due(self, pilot: PilotId) -> float | None:
-        patience_s = self.up[pilot].release_idle_after_s
-        return None if patience_s is None else self._idle_since[pilot] + patience_s
+        start = self.up[pilot]
+        if start.release_idle_after_s is None or start.is_own_allocation:
+            return None
+        return self._idle_since[pilot] + start.release_idle_after_s
 
     # ------------------------------------------------------------------------------- replacements
 

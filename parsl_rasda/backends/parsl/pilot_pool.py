@@ -153,6 +153,7 @@ class PilotPool:
                 deadline=allocation.leave_by(self.site.checkpoint_margin_s, now),
                 release_idle_after_s=self.site.release_idle_after_s,
                 warning=allocation.warning,
+                is_own_allocation=allocation.is_own,
             )
         )
 

@@ -359,3 +359,61 @@ def test_a_trial_that_waits_for_a_site_that_gives_up_goes_to_one_that_has_refuse
     assert told.machine.pilots.is_given_up(SiteName("a"))
     (start,) = of(StartJob, told.pilot(asked[0].pilot, gpus=1))
     assert (start.placement.site, start.epoch) == ("b", 0), "its checkpoint is on the other"
+
+
+# ------------------------------------------------------------------------------ the controller's allocation
+
+
+def in_own_allocation(deadline: float = 100.0) -> Story:
+    told = story(max_t=64, max_retries=0)
+    told.begin(2, a=1)
+    assert len(of(StartJob, told.pilot("a-0", gpus=2, deadline=deadline, is_own_allocation=True))) == 2
+    return told
+
+
+def test_at_the_end_of_the_allocation_it_is_in_the_controller_lets_all_save_and_ends() -> None:
+    told = in_own_allocation()
+    told.epoch("0000.1", 1, 0.5)
+    due = told.machine.wake_at
+    assert due is not None
+    assert due < 100.0
+    told.now = due
+    assert told.tell(TimerFired) == [
+        EndJob(JobId.parse("0000.1"), "interrupted"),
+        EndJob(JobId.parse("0001.1"), "interrupted"),
+    ]
+    assert told.ends("0000.1", Outcome.PREEMPTED, "0000.1/2") == []
+    (finish,) = told.ends("0001.1", Outcome.PREEMPTED, "0001.1/1")
+    assert (finish.state, "allocation" in finish.cause) == (StudyState.INTERRUPTED, True)
+    told.begin(2, a=1)
+    starts = of(StartJob, told.pilot("a-1", gpus=2, deadline=1000.0, is_own_allocation=True))
+    assert sorted(s.resume_from for s in starts) == ["0000.1/2", "0001.1/1"], "the next one goes on"
+    assert [t.retries for t in told.machine.trials.values()] == [0, 0]
+
+
+def test_an_own_allocation_too_short_for_another_epoch_is_left_neither_released_nor_replaced() -> None:
+    told = in_own_allocation()
+    told.now = 82.0
+    assert of(EndJob, told.epoch("0000.1", 1, 0.5)) == [EndJob(JobId.parse("0000.1"), "walltime")]
+    assert told.ends("0000.1") == [], "the other one still trains"
+    told.epoch("0001.1", 1, 0.5)
+    (finish,) = told.ends("0001.1")
+    assert finish.state is StudyState.INTERRUPTED
+
+
+def test_an_own_allocation_that_is_taken_away_at_its_end_ends_the_controller() -> None:
+    told = in_own_allocation()
+    told.now = 99.0
+    told.tell(PilotLost, PilotId("a-0"))
+    told.ends("0000.1", Outcome.PREEMPTED)
+    told.ends("0001.1", Outcome.PREEMPTED)
+    assert told.machine.state is StudyState.INTERRUPTED
+    assert told.pilot_ends("a-0") == []
+    assert all(not t.state.is_final for t in told.machine.trials.values())
+
+
+def test_a_pilot_in_the_own_allocation_that_dies_early_is_replaced() -> None:
+    told = in_own_allocation(deadline=10_000.0)
+    told.epoch("0000.1", 1, 0.5)
+    told.tell(PilotLost, PilotId("a-0"))
+    assert told.loses("a-0") == [RequestPilot(PilotId("a-1"), SiteName("a"))]
