@@ -36,6 +36,7 @@ class PilotAllocation:
         rank_client: The program that has a rank forked (`runtime.process.forkserver`).
         is_one_machine: All its nodes are the machine that the pilot is on; their names mean nothing.
         warning: A message on what it has less of than declared, or nothing.
+        is_own: It is the allocation that the controller is in.
     """
 
     nodes: tuple[NodeSlots, ...]
@@ -44,6 +45,7 @@ class PilotAllocation:
     rank_client: str
     is_one_machine: bool = False
     warning: str = ""
+    is_own: bool = False
 
     @property
     def gpus_per_node(self) -> int:
@@ -144,7 +146,8 @@ def read_allocation(
     warning = _shortfall(site, names[0], len(nodes), gpus)
     if warning:
         logger.warning("pilot falls short site=%s: %s", site.name, warning)
-    return PilotAllocation(nodes, deadline, python, found["rank_client"], is_one_machine, warning)
+    is_own = is_local and found["deadline"] is not None
+    return PilotAllocation(nodes, deadline, python, found["rank_client"], is_one_machine, warning, is_own)
 
 
 def counted_here(sites: Iterable[SiteSpec]) -> dict[str, int]:

@@ -28,10 +28,10 @@ class Completion:
         if not search.is_unfinished:
             self._finish_well()
         elif search.state is StudyState.INTERRUPTED:
-            self.finish(StudyState.INTERRUPTED)
+            self.finish(StudyState.INTERRUPTED, search.interruption)
         elif search.state is StudyState.FAILED:
             self.finish(StudyState.FAILED, self._faults.all_fail_alike)
-        elif search.pilots.none_left:
+        elif search.pilots.is_hopeless:
             self.finish(StudyState.NO_SITE, "no pilot could be had")
         elif not search.is_proposing and not search.pilots.awaited:
             self._end_standstill()

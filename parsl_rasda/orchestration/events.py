@@ -59,6 +59,7 @@ class PilotStarted:
             the site keeps for checkpoints; or None.
         release_idle_after_s: The site wants it back after so long without work [s]; or None.
         warning: In what it falls short of the site file, in words.
+        is_own_allocation: The controller itself is in it: with it, the controller ends.
     """
 
     at: float
@@ -69,6 +70,7 @@ class PilotStarted:
     deadline: float | None = None
     release_idle_after_s: float | None = None
     warning: str = ""
+    is_own_allocation: bool = False
 
 
 RELEASED = "released"  # the cause of a pilot's end that we asked for
@@ -91,6 +93,8 @@ class PilotEnded:
 
     Attributes:
         usable: Whether it ever started; a site whose pilots never start is given up, for longer and longer.
+        refused: It never started, and the site is to be asked less and less often, from the first time on.
+            (Journals of before have only `usable`, by which a site is asked three times at once.)
     """
 
     at: float
@@ -98,6 +102,7 @@ class PilotEnded:
     site: SiteName
     cause: str
     usable: bool = True
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

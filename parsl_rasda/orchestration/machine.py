@@ -113,6 +113,7 @@ class Machine:
         self._search.instructions = []
         self._apply(event)
         self._release_idle_pilots()
+        self._leave_with_allocation()
         self._completion.finish_if_over()
         if self._invariants is not None:
             self._invariants.check()
@@ -154,14 +155,15 @@ class Machine:
         if search.state is not StudyState.RUNNING or not search.is_unfinished:
             return None
         pilots = self.pilots.wake_at if search.is_draining else self.pilots.retry_at(search.now)
-        return min((at for at in (pilots, self.faults.wake_at) if at is not None), default=None)
+        due = (pilots, self.pilots.controller_ends_at, self.faults.wake_at)
+        return min((at for at in due if at is not None), default=None)
 
     # ------------------------------------------------------------------------------- the search
 
     def _on_study_started(self, event: StudyStarted) -> None:
         """Begin, or take up again after a death: nothing of before is running any more."""
         search = self._search
-        search.state, search.is_over = StudyState.RUNNING, False
+        search.state, search.is_over, search.interruption = StudyState.RUNNING, False, ""
         search.num_samples = event.num_samples if self.lacks(event.num_samples) else len(self.trials)
         search.is_proposing = False
         for pilot in self.pilots.up:
@@ -241,21 +243,24 @@ class Machine:
     def _on_pilot_ended(self, event: PilotEnded) -> None:
         search = self._search
         is_idle_released = self.pilots.is_idle_released(event.pilot)
+        is_controllers_end = self.pilots.must_controller_end(search.now)
         if not self.pilots.ended(event):
             return
         self.cluster_state.ledger.remove_pilot(event.pilot)
         if search.state is not StudyState.RUNNING:
             return
-        if is_idle_released and search.is_draining and not self.pilots.none_left:
+        if is_controllers_end:
+            self._interrupt_with_allocation()
+        elif is_idle_released and search.is_draining and not self.pilots.none_left:
             self.pilots.defer(event.site)
         elif not self.pilots.must_back_off(event.site):
             if search.is_unfinished:
                 search.instructions.append(self.pilots.request(event.site))
-        elif self.pilots.none_left:
+        elif self.pilots.is_given_up(event.site) and self.pilots.is_hopeless:
             self._completion.finish(StudyState.NO_SITE, event.cause)
         else:
             self.pilots.back_off(event.site, search.now)
-            if not self.pilots.has(event.site):
+            if self.pilots.is_given_up(event.site) and not self.pilots.has(event.site):
                 self._lifecycle.abandon_site(event.site)
                 self._allocator.allocate()
 
@@ -272,6 +277,18 @@ class Machine:
         for pilot in self.pilots.release_idle(search.now, draining=search.is_draining):
             self.cluster_state.ledger.remove_pilot(pilot)
             search.instructions.append(ReleasePilot(pilot))
+
+    def _leave_with_allocation(self) -> None:
+        """Interrupt the search when the allocation that the controller is in is to be left: all save."""
+        search = self._search
+        if search.state is not StudyState.RUNNING or search.is_proposing or not search.is_unfinished:
+            return
+        if self.pilots.must_controller_end(search.now):
+            self._interrupt_with_allocation()
+
+    def _interrupt_with_allocation(self) -> None:
+        self._search.interruption = "the allocation that the controller is in has come to its end"
+        self._on_interrupted()
 
     # ------------------------------------------------------------------------------- jobs
 

@@ -12,6 +12,7 @@ from parsl_rasda.types import PilotId, SiteName
 _LAST_S = 600.0  # before its end, in which a job that leaves untold leaves because of it
 _MAX_FAILURES = 3  # pilots in a row that came to nothing, after which a site is not asked for a while:
 _BACKOFF_S, _MAX_BACKOFF_S = 60.0, 1800.0  # at first, and at most; doubled by every further failure
+_REFUSED_S, _MAX_REFUSED_S = 2.0, 600.0  # the same for refusals, from the first one on
 _SHORT_S = 60.0  # an idle pilot that ends so soon came to nothing, too
 
 
@@ -37,6 +38,7 @@ class PilotRegistry:
         self._deferred: Counter[SiteName] = Counter()  # gone, and not replaced for now
         self._retry_at: dict[SiteName, float] = {}  # when a site that failed may be asked again
         self._failures: Counter[SiteName] = Counter()  # pilots in a row that came to nothing
+        self._refusals: Counter[SiteName] = Counter()  # times in a row that none came up: epochs do not count
 
     def restart(self) -> None:
         """Forget the pilots of an earlier controller; their ids do not come again."""
@@ -48,9 +50,19 @@ class PilotRegistry:
         return not self.up and not self.requested
 
     @property
+    def is_hopeless(self) -> bool:
+        """Whether no pilot is up, none is awaited, and no site is to be asked again soon."""
+        return self.none_left and not self.awaits_retry
+
+    @property
     def awaited(self) -> bool:
         """Whether a pilot is to come, or to go and to be replaced."""
-        return bool(self.requested or self.closing)
+        return bool(self.requested or self.closing or self.awaits_retry)
+
+    @property
+    def awaits_retry(self) -> bool:
+        """Whether a site has refused a pilot and is not given up yet: it will be asked again soon."""
+        return any(self._refusals[site] and not self.is_given_up(site) for site in self.cooling_down)
 
     def accepts_jobs(self, pilot: PilotId) -> bool:
         """Whether jobs may start on a pilot."""
@@ -66,8 +78,12 @@ class PilotRegistry:
         return {pilot.site for pilot in self.up.values()}
 
     def must_back_off(self, site: SiteName) -> bool:
-        """Whether the last few pilots of a site came to nothing, so that it is not asked for a while."""
-        return self._failures[site] >= _MAX_FAILURES
+        """Whether the last pilots of a site came to nothing, so that it is not asked for a while."""
+        return self._failures[site] >= _MAX_FAILURES or self._refusals[site] > 0
+
+    def is_given_up(self, site: SiteName) -> bool:
+        """Whether so many pilots of a site came to nothing that nobody waits for another."""
+        return max(self._failures[site], self._refusals[site]) >= _MAX_FAILURES
 
     # ------------------------------------------------------------------------------- coming and going
 
@@ -82,6 +98,7 @@ class PilotRegistry:
         """Note that a pilot is up."""
         self.requested.pop(event.pilot, None)
         self.up[event.pilot] = event
+        self._refusals[event.site] = 0
         self._idle_since[event.pilot] = event.at
 
     def ended(self, event: PilotEnded) -> bool:
@@ -89,7 +106,10 @@ class PilotRegistry:
         start = self.up.pop(event.pilot, None)
         if start is None and self.requested.pop(event.pilot, None) is None:
             return False
-        if event.pilot in self._made_progress:
+        if event.refused:
+            # What is refused together, as four requests of a start are, is refused once.
+            self._refusals[event.site] += event.at >= self._retry_at.get(event.site, event.at)
+        elif event.pilot in self._made_progress:
             self._failures[event.site] = 0
         elif event.pilot not in self._released and self._came_to_nothing(event, start):
             self._failures[event.site] += 1
@@ -127,7 +147,8 @@ class PilotRegistry:
             self._made_progress.add(pilot)
             site = self.up[pilot].site
             self._failures[site] = 0
-            self._retry_at.pop(site, None)
+            if not self._refusals[site]:
+                self._retry_at.pop(site, None)
 
     # ------------------------------------------------------------------------------- the end of a pilot
 
@@ -150,6 +171,23 @@ class PilotRegistry:
         return left_s is not None and left_s < _LAST_S
 
     @property
+    def controller_ends_at(self) -> float | None:
+        """When the allocation that the controller is in is to be left [s], or None."""
+        own = (p.deadline for p in self.up.values() if p.is_own_allocation)
+        return min((end - DEADLINE_MARGIN_S for end in own if end is not None), default=None)
+
+    def must_controller_end(self, now: float) -> bool:
+        """Whether the controller's own allocation ends, or is too short for more and all there is."""
+        end = self.controller_ends_at
+        if end is None:
+            return False
+        is_closed = not self.requested and all(
+            p.is_own_allocation and i in self.closing - self.lost and i in self._idle_since
+            for i, p in self.up.items()
+        )
+        return is_closed or now >= end
+
+    @property
     def has_idle(self) -> bool:
         """Whether a pilot has no job."""
         return bool(self._idle_since)
@@ -157,11 +195,15 @@ class PilotRegistry:
     def release_idle(self, now: float, *, draining: bool) -> Iterator[PilotId]:
         """Yield the pilots to release now: idle ones that close, or that were idle for too long.
 
+        The controller's own allocation is never given back: another pilot there would be no longer one.
+
         Args:
             now: Present time [s].
             draining: Nothing waits for slots.
         """
         for pilot in [p for p in self._idle_since if p not in self._released and p not in self.lost]:
+            if self.up[pilot].is_own_allocation:
+                continue
             if pilot not in self.closing:
                 due = self._due(pilot)
                 if not draining or due is None or now < due:
@@ -178,8 +220,10 @@ class PilotRegistry:
         return min((t for t in times if t is not None), default=None)
 
     def _due(self, pilot: PilotId) -> float | None:
-        patience_s = self.up[pilot].release_idle_after_s
-        return None if patience_s is None else self._idle_since[pilot] + patience_s
+        start = self.up[pilot]
+        if start.release_idle_after_s is None or start.is_own_allocation:
+            return None
+        return self._idle_since[pilot] + start.release_idle_after_s
 
     # ------------------------------------------------------------------------------- replacements
 
@@ -193,8 +237,12 @@ class PilotRegistry:
 
     def back_off(self, site: SiteName, now: float) -> None:
         """Note that a pilot of a site that fails is not replaced, for a while."""
-        doublings = min(self._failures[site] - _MAX_FAILURES, 5)
-        self._retry_at[site] = now + min(_BACKOFF_S * 2**doublings, _MAX_BACKOFF_S)
+        pause_s = 0.0
+        if self._failures[site] >= _MAX_FAILURES:
+            pause_s = _pause_s(_BACKOFF_S, self._failures[site] - _MAX_FAILURES, _MAX_BACKOFF_S)
+        if self._refusals[site]:
+            pause_s = max(pause_s, _pause_s(_REFUSED_S, self._refusals[site] - 1, _MAX_REFUSED_S))
+        self._retry_at[site] = now + pause_s
         self._deferred[site] += 1
 
     @property
@@ -218,3 +266,7 @@ class PilotRegistry:
             if now >= self._retry_at.get(site, now) and not {None, site}.isdisjoint(waiting):
                 self._deferred[site] -= 1
                 yield self.request(site)
+
+
+def _pause_s(first_s: float, doublings: int, most_s: float) -> float:
+    return min(first_s * 2.0 ** min(doublings, 16), most_s)

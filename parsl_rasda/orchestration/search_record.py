@@ -46,6 +46,7 @@ class SearchRecord:
         exhausted_at: Trials that were wanted when the searcher had no more.
         is_proposing: The searcher has been asked and has not answered.
         is_over: `FinishStudy` has been returned.
+        interruption: Why it was interrupted, if not by the user.
         now: Time of the event that is handled [s].
         instructions: What follows from it, so far.
     """
@@ -63,6 +64,7 @@ class SearchRecord:
     exhausted_at: int = 0
     is_proposing: bool = False
     is_over: bool = False
+    interruption: str = ""
     now: float = 0.0
     instructions: list[Instruction] = field(default_factory=list)
 

@@ -153,6 +153,7 @@ class PilotPool:
                 deadline=allocation.leave_by(self.site.checkpoint_margin_s, now),
                 release_idle_after_s=self.site.release_idle_after_s,
                 warning=allocation.warning,
+                is_own_allocation=allocation.is_own,
             )
         )
 
@@ -281,7 +282,7 @@ class PilotPool:
     def _post_end(self, pilot: _Pilot, cause: str, *, usable: bool) -> None:
         if pilot.request is not None:
             ended = (pilot.request.pilot, pilot.request.site, cause, usable)
-            self.post(PilotEnded(time.time(), *ended))
+            self.post(PilotEnded(time.time(), *ended, refused=not usable))
 
     def _pilot_of(self, pilot_id: PilotId) -> _Pilot | None:
         mine = (p for p in self._pilots.values() if p.request is not None and p.request.pilot == pilot_id)

@@ -311,7 +311,12 @@ class World:
             self._pilot_goes(self.rng.choice(pilots))
         elif what == "refuse" and self.requested:
             pilot = self.rng.choice(list(self.requested))
-            self.tell(PilotEnded(self.now, pilot, self.requested.pop(pilot), "refused", usable=False))
+            counts = self.rng.random() < 0.5  # since some version
+            self.tell(
+                PilotEnded(
+                    self.now, pilot, self.requested.pop(pilot), "refused", usable=False, refused=counts
+                )
+            )
         elif what == "stale" and self.stale:
             self._stale_words(self.rng.choice(self.stale))
         elif what == "pause":

@@ -67,8 +67,8 @@ class Story:
         shape = tuple(NodeSlots(NodeName(f"{pilot}-n{i}"), tuple(range(gpus))) for i in range(nodes))
         return self.tell(PilotStarted, PilotId(pilot), site_of(pilot), shape, **named)
 
-    def pilot_ends(self, pilot: str, *, usable: bool = True) -> list[Instruction]:
-        return self.tell(PilotEnded, PilotId(pilot), site_of(pilot), "walltime", usable)
+    def pilot_ends(self, pilot: str, *, usable: bool = True, refused: bool = False) -> list[Instruction]:
+        return self.tell(PilotEnded, PilotId(pilot), site_of(pilot), "walltime", usable, refused)
 
     def loses(self, pilot: str) -> list[Instruction]:
         """A pilot goes: jobs end first, and what is started there meanwhile finds it gone."""

@@ -283,3 +283,137 @@ def test_pilots_that_bring_trials_on_may_die_as_often_as_they_like() -> None:
         started = of(StartJob, told.pilot(f"a-{n}"))[0]
         told.epoch(str(started.job), n + 1, 0.5)
         assert of(RequestPilot, told.loses(f"a-{n}"))
+
+
+# ------------------------------------------------------------------------------------- refused submissions
+
+
+def refuses(told: Story, pilot: str) -> list[Instruction]:
+    return told.pilot_ends(pilot, usable=False, refused=True)
+
+
+def test_a_site_that_refuses_is_asked_after_2_s_and_then_half_as_often_whatever_trains_elsewhere() -> None:
+    told = story(max_t=64, max_retries=99)
+    told.begin(2, a=1, b=1)
+    told.pilot("a-0", gpus=1)
+    assert refuses(told, "b-1") == [], "not at once"
+    pauses = []
+    for number in range(2, 13):
+        due = told.machine.wake_at
+        pauses.append(due - told.now)
+        told.now = max(told.now, due - 2.0)
+        assert of(RequestPilot, told.epoch("0000.1", number, 0.5)) == [], "an epoch elsewhere is no reason"
+        told.now = due
+        assert told.tell(TimerFired) == [RequestPilot(PilotId(f"b-{number}"), SiteName("b"))]
+        assert refuses(told, f"b-{number}") == []
+    assert pauses == [2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 600.0, 600.0]
+
+
+def test_epochs_on_the_pilot_that_a_site_has_are_no_reason_to_ask_it_for_the_second_it_refuses() -> None:
+    told = story(max_t=64, max_retries=99)
+    told.begin(2, a=2)
+    told.pilot("a-0", gpus=1)
+    asked = []
+    refuses(told, "a-1")
+    for epoch in range(1, 30):
+        asked += of(RequestPilot, told.epoch("0000.1", epoch, 0.5))
+        if asked:
+            refuses(told, asked[-1].pilot)
+    assert len(asked) <= 4, "within half a minute: after 2, 4, 8 and 16 s"
+
+
+def test_a_site_that_refuses_three_times_with_no_other_ends_the_study() -> None:
+    told = story(max_t=8)
+    told.begin(1, a=1)
+    for number in range(2):
+        assert refuses(told, f"a-{number}") == []
+        told.now = told.machine.wake_at
+        assert told.tell(TimerFired) == [RequestPilot(PilotId(f"a-{number + 1}"), SiteName("a"))]
+    assert refuses(told, "a-2") == [FinishStudy(StudyState.NO_SITE, "walltime")]
+
+
+def test_what_is_refused_together_is_refused_once() -> None:
+    told = story(max_t=8)
+    told.begin(8, a=4)
+    for number in range(4):
+        told.now -= 1.0  # at the same moment
+        assert refuses(told, f"a-{number}") == []
+    assert told.machine.wake_at == told.now + 2.0
+    told.now = told.machine.wake_at
+    assert told.tell(TimerFired) == [RequestPilot(PilotId("a-4"), SiteName("a"))], "one to try"
+    assert of(RequestPilot, told.pilot("a-4", gpus=1)) == [RequestPilot(PilotId("a-5"), SiteName("a"))]
+
+
+def test_a_trial_that_waits_for_a_site_that_gives_up_goes_to_one_that_has_refused_once() -> None:
+    told = story(max_t=8, max_retries=99)
+    told.begin(1, a=1, b=1)
+    told.pilot("a-0", gpus=1)
+    told.epoch("0000.1", 1, 0.5)
+    refuses(told, "b-1")
+    asked = of(RequestPilot, told.loses("a-0"))
+    while asked[0].site == "a":
+        asked = of(RequestPilot, refuses(told, asked[0].pilot))
+        while not asked:
+            told.now = told.machine.wake_at
+            asked = of(RequestPilot, told.tell(TimerFired))
+    assert told.machine.pilots.is_given_up(SiteName("a"))
+    (start,) = of(StartJob, told.pilot(asked[0].pilot, gpus=1))
+    assert (start.placement.site, start.epoch) == ("b", 0), "its checkpoint is on the other"
+
+
+# ------------------------------------------------------------------------------ the controller's allocation
+
+
+def in_own_allocation(deadline: float = 100.0) -> Story:
+    told = story(max_t=64, max_retries=0)
+    told.begin(2, a=1)
+    assert len(of(StartJob, told.pilot("a-0", gpus=2, deadline=deadline, is_own_allocation=True))) == 2
+    return told
+
+
+def test_at_the_end_of_the_allocation_it_is_in_the_controller_lets_all_save_and_ends() -> None:
+    told = in_own_allocation()
+    told.epoch("0000.1", 1, 0.5)
+    due = told.machine.wake_at
+    assert due is not None
+    assert due < 100.0
+    told.now = due
+    assert told.tell(TimerFired) == [
+        EndJob(JobId.parse("0000.1"), "interrupted"),
+        EndJob(JobId.parse("0001.1"), "interrupted"),
+    ]
+    assert told.ends("0000.1", Outcome.PREEMPTED, "0000.1/2") == []
+    (finish,) = told.ends("0001.1", Outcome.PREEMPTED, "0001.1/1")
+    assert (finish.state, "allocation" in finish.cause) == (StudyState.INTERRUPTED, True)
+    told.begin(2, a=1)
+    starts = of(StartJob, told.pilot("a-1", gpus=2, deadline=1000.0, is_own_allocation=True))
+    assert sorted(s.resume_from for s in starts) == ["0000.1/2", "0001.1/1"], "the next one goes on"
+    assert [t.retries for t in told.machine.trials.values()] == [0, 0]
+
+
+def test_an_own_allocation_too_short_for_another_epoch_is_left_neither_released_nor_replaced() -> None:
+    told = in_own_allocation()
+    told.now = 82.0
+    assert of(EndJob, told.epoch("0000.1", 1, 0.5)) == [EndJob(JobId.parse("0000.1"), "walltime")]
+    assert told.ends("0000.1") == [], "the other one still trains"
+    told.epoch("0001.1", 1, 0.5)
+    (finish,) = told.ends("0001.1")
+    assert finish.state is StudyState.INTERRUPTED
+
+
+def test_an_own_allocation_that_is_taken_away_at_its_end_ends_the_controller() -> None:
+    told = in_own_allocation()
+    told.now = 99.0
+    told.tell(PilotLost, PilotId("a-0"))
+    told.ends("0000.1", Outcome.PREEMPTED)
+    told.ends("0001.1", Outcome.PREEMPTED)
+    assert told.machine.state is StudyState.INTERRUPTED
+    assert told.pilot_ends("a-0") == []
+    assert all(not t.state.is_final for t in told.machine.trials.values())
+
+
+def test_a_pilot_in_the_own_allocation_that_dies_early_is_replaced() -> None:
+    told = in_own_allocation(deadline=10_000.0)
+    told.epoch("0000.1", 1, 0.5)
+    told.tell(PilotLost, PilotId("a-0"))
+    assert told.loses("a-0") == [RequestPilot(PilotId("a-1"), SiteName("a"))]
