@@ -5,6 +5,7 @@ Exit status 0: it left as it was told to. Any other is a loss or a failure, and 
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import math
 import os
@@ -21,9 +22,15 @@ from typing import TYPE_CHECKING, NoReturn
 
 from parsl_rasda.errors import InvalidSettingError, TrainingError
 from parsl_rasda.prctl import die_with_parent
-from parsl_rasda.protocol import DEADLINE_MARGIN_S, JobSpec
+from parsl_rasda.protocol import DEADLINE_MARGIN_S, STACKS_SIGNAL, JobSpec
 from parsl_rasda.runtime.attempt.attempt import FINAL_REPORT_S, FORKED, Attempt, PreemptRequested
-from parsl_rasda.runtime.attempt.channel import ControlChannel, claim_stdin, claim_stdout, watch_for_stop
+from parsl_rasda.runtime.attempt.channel import (
+    STDERR,
+    ControlChannel,
+    claim_stdin,
+    claim_stdout,
+    watch_for_stop,
+)
 from parsl_rasda.runtime.attempt.launch_context import LaunchContext, launch_context
 from parsl_rasda.runtime.checkpoints.shared import StoreError
 from parsl_rasda.runtime.engine.group import PeersLostError
@@ -84,6 +91,7 @@ def _listen(attempt: Attempt, control: int) -> None:
     _keep_awake(attempt, main_thread)
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGUSR1, on_signal)
+    faulthandler.register(STACKS_SIGNAL, file=STDERR, all_threads=True)
     _separate_children()
     spec = attempt.spec
     if spec.interactive and attempt.is_main:
