@@ -102,7 +102,7 @@ class Training:
     clip_norm: float | None = None
     checkpoint_every: int = 1  # epochs; rungs and preemptions always checkpoint
     compile: bool = False
-    stall_after_s: float = 15.0  # without a step, at least, before the ranks count as stalled
+    stall_after_s: float = 12.0  # without a step, at least, before the ranks count as stalled
 
 
 @dataclass(frozen=True, slots=True)

@@ -225,7 +225,7 @@ class _Watch:
         words = f"the ranks took no step for {stalled_s:.0f} s; their stacks are in {log}"
         self._seen = ExitObservations(EndedBy.RANKS_STALLED, words)
         dump_stacks(self._mark)
-        self._next_force = (time.monotonic() + _STACKS_S, self._terminate)
+        self._next_force = (time.monotonic() + _STACKS_S, self._launch.kill)  # it can save nothing
 
     def _force_after(self, grace_s: float) -> None:
         when = time.monotonic() + grace_s

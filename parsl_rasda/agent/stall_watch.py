@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,36 +18,36 @@ from parsl_rasda.types import JobId
 
 _EPOCHS = 10.0  # so many times the longest epoch without a step is a stall
 _EARLIER_ATTEMPTS = 3  # that are asked how long an epoch takes
-_LOOK_S = 1.0  # a watcher that was not called for longer was stopped itself
+_LOOK_S = 8.0  # a watcher that was not called for longer was stopped itself
 
 
 class StallWatch:
     """Knows when the ranks of a job were last heard to take a step."""
 
-    def __init__(self, order: JobSpec) -> None:
+    def __init__(self, order: JobSpec, clock: Callable[[], float] = time.monotonic) -> None:
         """Begin to watch; earlier attempts of the trial say how long an epoch takes."""
-        self._order = order
+        self._order, self._clock = order, clock
         self._steps = Path(order.directory) / STEPS
         self._steps_at = 0.0
-        self._moved_at = self._looked_at = time.monotonic()
+        self._moved_at = self._looked_at = self._clock()
         self._is_waiting = False
         self._longest_s = max((self._here_s(each) for each in _earlier(order)), default=0.0)
 
     def heard(self, message: Mapping[str, Any]) -> None:
         """Take note of a message of rank 0."""
-        self._moved_at = time.monotonic()
+        self._moved_at = self._clock()
         if message.get("op") == "epoch":
             self._is_waiting = self._order.interactive
             self._longest_s = max(self._longest_s, float(message["seconds"]))
 
     def answered(self) -> None:
         """Note that ranks that waited at a boundary train on."""
-        self._moved_at, self._is_waiting = time.monotonic(), False
+        self._moved_at, self._is_waiting = self._clock(), False
 
     @property
     def stalled_s(self) -> float | None:
         """How long there has been no step [s], if that is too long; else None."""
-        now = time.monotonic()
+        now = self._clock()
         if now - self._looked_at > _LOOK_S:
             self._moved_at += now - self._looked_at
         self._looked_at = now
@@ -65,7 +65,7 @@ class StallWatch:
         except OSError:
             return False
         if at != self._steps_at:
-            self._steps_at, self._moved_at = at, time.monotonic()
+            self._steps_at, self._moved_at = at, self._clock()
             return True
         return False
 

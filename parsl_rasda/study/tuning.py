@@ -178,7 +178,7 @@ class TrainingSpec(Spec):
     checkpoint_every: Count = Field(1, description="Epochs between checkpoints; rungs always have one.")
     compile: Flag = Field(False, description="Whether the model goes through torch.compile.")
     stall_after: Seconds = Field(
-        15.0,
+        12.0,
         description="No step for so long [s], and for ten epochs as they are: the ranks have stalled, their "
         "stacks go to the attempt's log, and the trial is tried again.",
     )
