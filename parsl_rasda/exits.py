@@ -34,6 +34,7 @@ class EndedBy(StrEnum):
     LAUNCH_ERROR = "launch error"  # the launcher could not be started
     STORAGE = "storage"  # the agent could not write what a launch needs
     RANKS_UNRESPONSIVE = "ranks unresponsive"  # they had reported and did not end
+    RANKS_STALLED = "ranks stalled"  # they took no step for far too long
     CONTROLLER = "controller"  # it told the attempt to leave, or did not let it begin
     CONTROLLER_SILENT = "controller silent"  # nothing was heard of it for a lease
     CONTROLLER_CLOSED = "controller closed"  # it left, whatever ran
@@ -58,6 +59,7 @@ _OUTCOMES: dict[EndedBy, tuple[Outcome, Outcome]] = {
     EndedBy.LAUNCH_ERROR: (Outcome.LOST, Outcome.LOST),
     EndedBy.STORAGE: (Outcome.LOST, Outcome.PREEMPTED),
     EndedBy.RANKS_UNRESPONSIVE: (Outcome.PREEMPTED, Outcome.PREEMPTED),
+    EndedBy.RANKS_STALLED: (Outcome.LOST, Outcome.LOST),
     EndedBy.CONTROLLER: (Outcome.PREEMPTED, Outcome.PREEMPTED),
     EndedBy.CONTROLLER_SILENT: (Outcome.PREEMPTED, Outcome.PREEMPTED),
     EndedBy.CONTROLLER_CLOSED: (Outcome.PREEMPTED, Outcome.PREEMPTED),

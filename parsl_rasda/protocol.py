@@ -27,6 +27,7 @@ lives).
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -37,6 +38,8 @@ from parsl_rasda.errors import RasdaError
 from parsl_rasda.types import JSON, Blame, Fault, JobId, Outcome, Phase, TrialId
 
 FORMAT = 1
+STEPS = "steps"  # a file that rank 0 touches while it trains, where there is no channel
+STACKS_SIGNAL = signal.SIGUSR2  # upon which a rank writes the stacks of its threads to its log
 DEADLINE_MARGIN_S = 10.0  # before its deadline, a rank begins to leave
 RECORD_SEPARATOR = b"\x1e"
 STOP = "stop"
@@ -102,6 +105,7 @@ class Training:
     clip_norm: float | None = None
     checkpoint_every: int = 1  # epochs; rungs and preemptions always checkpoint
     compile: bool = False
+    stall_after_s: float = 12.0  # without a step, at least, before the ranks count as stalled
 
 
 @dataclass(frozen=True, slots=True)

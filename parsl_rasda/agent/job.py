@@ -19,6 +19,7 @@ from typing import Any
 from parsl_rasda.agent import exit_diagnosis, node_probe, orphan_reaper, warden
 from parsl_rasda.agent.control_relay import ControlAddress, ControlClient, Message
 from parsl_rasda.agent.launch import LEAVE, Launch
+from parsl_rasda.agent.stall_watch import StallWatch, dump_stacks
 from parsl_rasda.errors import StorageError
 from parsl_rasda.exits import EndedBy, ExitObservations
 from parsl_rasda.private_files import make_private, private_files
@@ -33,6 +34,7 @@ _REPORT_POLL_S = 2.0  # a look at the file system, which all trials share
 _EXIT_S = 10.0  # for a launch to end after its ranks have reported
 _TERM_TO_KILL_S = 5.0
 _LEASE_GRACE_S = 10.0
+_STACKS_S = 1.0  # for ranks that have stalled to say where
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +119,7 @@ def _launch(order: JobSpec, command: Message, mark: str, client: ControlClient |
         words = f"cannot start a launch: {error.strerror} ({error.filename})"
         seen = ExitObservations(EndedBy.LAUNCH_ERROR, words, phase=Phase.NO_RANK)
         return exit_diagnosis.conclude(directory, order, seen)
-    watch = _Watch(order, launch, client)
+    watch = _Watch(order, launch, client, mark)
     try:
         ended = watch.until_it_ends()
     finally:
@@ -146,8 +148,9 @@ class _Watch:
         unstarted: The error number with which the launcher could not be started, or None.
     """
 
-    def __init__(self, order: JobSpec, launch: Launch, client: ControlClient | None) -> None:
-        self._order = order
+    def __init__(self, order: JobSpec, launch: Launch, client: ControlClient | None, mark: str) -> None:
+        self._order, self._mark = order, mark
+        self._stalls = StallWatch(order)
         self._launch = launch
         self._client = client
         self.phase = Phase.NO_RANK
@@ -185,6 +188,9 @@ class _Watch:
 
     def _from_ranks(self) -> None:
         for message in self._launch.read():
+            self._stalls.heard(message)
+            if message.get("op") == "step":
+                continue
             self.note(message)
             if message.get("op") == "bye":
                 self._force_after(_EXIT_S)
@@ -245,6 +251,7 @@ class _Watch:
                 case "go":
                     if self._asked is not None and message["epoch"] == self._asked["epoch"]:
                         self._asked = None
+                        self._stalls.answered()
                         self._launch.write(message)
                 case "leave" | "preempt" as op:
                     self._asked = None
@@ -262,6 +269,9 @@ class _Watch:
                 self._look_at_epochs()
                 if self._has_report():
                     self._force_after(_EXIT_S)
+                elif (stalled_s := self._stalls.stalled_s) is not None:
+                    self._end_stalled(stalled_s)
+                    return
             if self._client is not None and now - self._heard_at > self._order.lease_s:
                 words = f"the controller was silent for {self._order.lease_s:g} s"
                 self._leave(EndedBy.CONTROLLER_SILENT, "preempt", words, _LEASE_GRACE_S)
@@ -280,6 +290,13 @@ class _Watch:
         else:
             self._launch.leave()
         self._force_after(grace_s)
+
+    def _end_stalled(self, stalled_s: float) -> None:
+        log = Path(self._order.directory) / "log.txt"
+        words = f"the ranks took no step for {stalled_s:.0f} s; their stacks are in {log}"
+        self._seen = ExitObservations(EndedBy.RANKS_STALLED, words)
+        dump_stacks(self._mark)
+        self._next_force = (time.monotonic() + _STACKS_S, self._launch.kill)  # it can save nothing
 
     def _force_after(self, grace_s: float) -> None:
         when = time.monotonic() + grace_s

@@ -221,6 +221,7 @@ class Trial:
     def step(self, loss: Tensor) -> None:
         """Train on the mean loss of the last batch: backward, accumulation, clipping, warm-up, update."""
         engine = self._prepared("step")
+        self._attempt.step()
         if engine.backward(loss):
             self._attempt.ready()
             now = time.monotonic()

@@ -177,6 +177,11 @@ class TrainingSpec(Spec):
     clip_norm: Number | None = Field(None, gt=0, description="Largest norm of the gradient.")
     checkpoint_every: Count = Field(1, description="Epochs between checkpoints; rungs always have one.")
     compile: Flag = Field(False, description="Whether the model goes through torch.compile.")
+    stall_after: Seconds = Field(
+        12.0,
+        description="No step for so long [s], and for ten epochs as they are: the ranks have stalled, their "
+        "stacks go to the attempt's log, and the trial is tried again.",
+    )
 
     @classmethod
     def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
@@ -208,6 +213,7 @@ class TrainingSpec(Spec):
             clip_norm=self.clip_norm,
             checkpoint_every=self.checkpoint_every,
             compile=self.compile,
+            stall_after_s=self.stall_after,
         )
 
 

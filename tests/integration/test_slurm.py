@@ -268,6 +268,34 @@ def test_a_pilot_that_ends_in_mid_study_costs_no_retry_and_nothing_of_the_result
     assert not [f for f in summary["faults"]["list"] if f["what"].startswith("job")]
 
 
+def test_a_controller_inside_an_allocation_ends_with_it_and_the_next_one_goes_on(
+    place: Place, as_on_local: dict[str, Any]
+) -> None:
+    study = {**study_of(scheduler=SYNCHRONOUS), "with": {**STUDY["with"], "epoch_s": 5.0}}
+    files = place.write("study.yaml", study), place.write("local.yaml", {**LOCAL, "checkpoint_margin": 25})
+    first = in_allocation(place, "00:01:00", "run", files[0], "--site", files[1], "--dir", "run")
+    assert "code 130" in first, first
+    assert "allocation" in first, first
+    assert len(events_of(place.folder / "run", PilotStarted)) == 1, "it is not replaced there"
+    assert "code 0" in in_allocation(place, "00:10:00", "resume", "run")
+    summary = place.finish(place.start("status", "run", "--json"))
+    assert verdict(summary) == as_on_local
+    assert [t["losses"] for t in summary["trial_list"]] == [0] * 8
+
+
+def in_allocation(place: Place, walltime: str, *words: str | Path) -> str:
+    """Run a command inside an allocation; return what it said, and its exit code."""
+    script = place.folder / "job.sh"
+    command = " ".join(map(str, (COMMAND, *words)))
+    script.write_text(f"#!/bin/bash\ncd {place.folder}\n{command}\necho code $?\n")
+    options = ("--parsable", "--nodes=1", "--exclusive", f"--time={walltime}")
+    output = f"--output={place.folder}/out-{words[0]}.txt"
+    environment = {"PYTHONPATH": str(ROOT)}
+    job = place.cluster.run("sbatch", *options, output, str(script), environment=environment).strip()
+    eventually(lambda: job not in place.cluster.jobs("PENDING,RUNNING,COMPLETING"), deadline_s=DEADLINE_S)
+    return (place.folder / f"out-{words[0]}.txt").read_text()
+
+
 def test_two_pilots_share_a_study_and_one_that_idles_is_given_back(place: Place) -> None:
     provider = {**SITE["provider"], "nodes_per_block": 1}
     site = {**SITE, "provider": provider, "pilots": 2, "release_idle_after": 2}

@@ -6,6 +6,7 @@ Files come before messages: a line of ``epochs.jsonl`` is synced before the cont
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from typing import Any
 
 from parsl_rasda.atomic_files import create_file
 from parsl_rasda.errors import DamagedCheckpointError
-from parsl_rasda.protocol import DEADLINE_MARGIN_S, Checkpoint, EpochReport, JobResult, JobSpec
+from parsl_rasda.protocol import DEADLINE_MARGIN_S, STEPS, Checkpoint, EpochReport, JobResult, JobSpec
 from parsl_rasda.runtime.attempt.channel import ControlChannel, OwnDescriptor, say
 from parsl_rasda.runtime.attempt.launch_context import LaunchContext
 from parsl_rasda.runtime.checkpoints.retention import (
@@ -93,6 +94,7 @@ class Attempt:
             else None
         )
         self._is_ready = False
+        self._step_told_at = 0.0
 
     @property
     def is_main(self) -> bool:
@@ -135,6 +137,17 @@ class Attempt:
             self._is_ready = True
             self.enter(Phase.TRAINING)
             self.send("ready", {"once_s": float(os.environ.get(FORKED, "0"))})
+
+    def step(self) -> None:
+        """Show now and then that the ranks take steps: rank 0, who would wait for any that does not."""
+        now = time.monotonic()
+        if self.is_main and now >= self._step_told_at + self.spec.training.stall_after_s / 5:
+            self._step_told_at = now
+            if self.channel:
+                self.channel.send("step")
+            else:
+                with contextlib.suppress(OSError):
+                    (self.directory / STEPS).touch()
 
     def record(self, metrics: Mapping[str, float], seconds: float) -> None:
         """Report the epoch that is now done: first to the file, then to the controller."""

@@ -6,6 +6,7 @@ Exit status 0: it left as it was told to. Any other is a loss or a failure, and 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib
 import math
 import os
@@ -22,9 +23,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 from parsl_rasda.errors import InvalidSettingError, TrainingError
 from parsl_rasda.prctl import die_with_parent
-from parsl_rasda.protocol import DEADLINE_MARGIN_S, STARTED, JobSpec
+from parsl_rasda.protocol import DEADLINE_MARGIN_S, STACKS_SIGNAL, STARTED, JobSpec
 from parsl_rasda.runtime.attempt.attempt import FINAL_REPORT_S, FORKED, Attempt, PreemptRequested
 from parsl_rasda.runtime.attempt.channel import (
+    STDERR,
     ControlChannel,
     OwnDescriptor,
     claim_stdin,
@@ -97,6 +99,7 @@ def _listen(attempt: Attempt, control: OwnDescriptor) -> None:
     _keep_awake(attempt, main_thread)
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGUSR1, on_signal)
+    faulthandler.register(STACKS_SIGNAL, file=STDERR, all_threads=True)
     _separate_children()
     spec = attempt.spec
     if spec.interactive and attempt.is_main:
