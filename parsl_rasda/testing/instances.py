@@ -134,6 +134,10 @@ class TableScheduler:
     def remove(self, trial: TrialId) -> None:
         """Forget a trial: the table knows nothing of failures."""
 
+    def readmit(self, trial: TrialId) -> Decision:
+        """Let a trial that failed train to the first rung."""
+        return self._go(trial, 0)
+
     def close(self) -> None:
         """Learn that no further trial will come."""
 
