@@ -105,7 +105,6 @@ _BLAMES: dict[EndedBy, Blame] = {
 _FAULT_BLAMES: dict[Fault, Blame] = {
     Fault.STORAGE: Blame.SITE,
     Fault.CHECKPOINT: Blame.SITE,
-    Fault.SETUP: Blame.SITE,
     Fault.DEVICE: Blame.SLOT,
     Fault.PEERS_LOST: Blame.UNSURE,
 }
@@ -145,6 +144,8 @@ SIGNS: tuple[Sign, ...] = (
     _sign(r"No space left on device|Disk quota exceeded|Stale (NFS )?file handle", Blame.SITE),
     # What ranks say of a site whose interpreter lacks the product.
     _sign(r"No module named '?parsl_rasda\b", Blame.SITE, Phase.NO_RANK),
+    # runtime.attempt.launch_context: other ranks came up than were ordered.
+    _sign(r"ranks started by the launcher", Blame.SITE, Phase.MET),
     # torch.distributed: TCPStore, gloo's full mesh and NCCL's bootstrap, which never came up.
     _sign(
         r"DistNetworkError|DistStoreError|client socket has (failed|timed out)|waiting for clients"
@@ -254,8 +255,6 @@ def _blame_of_report(own: JobResult) -> tuple[Blame, Phase | None]:
     found = next((sign for sign in SIGNS if sign.pattern.search(text)), None)
     if found is not None:
         return found.blame, found.phase if found.blame is Blame.SITE else own.phase
-    if own.fault is Fault.SETUP:  # the launcher's
-        return Blame.SITE, Phase.MET
     if own.fault in _FAULT_BLAMES:
         blame = _FAULT_BLAMES[own.fault]
         return blame, None if blame is Blame.SITE else own.phase

@@ -135,7 +135,7 @@ class TableScheduler:
         """Forget a trial: the table knows nothing of failures."""
 
     def readmit(self, trial: TrialId) -> Decision:
-        """Let a trial that was removed start again."""
+        """Let a trial that failed train to the first rung."""
         return self._go(trial, 0)
 
     def close(self) -> None:
