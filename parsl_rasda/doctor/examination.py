@@ -28,7 +28,7 @@ from parsl_rasda.doctor.findings import (
     rank_findings,
 )
 from parsl_rasda.errors import SiteUnavailableError
-from parsl_rasda.orchestration.backend import Backend, BackendContext, StageTask
+from parsl_rasda.orchestration.backend import Backend, BackendContext, BackendFailed, StageTask
 from parsl_rasda.orchestration.events import (
     EpochReported,
     Event,
@@ -66,7 +66,7 @@ class Doctor:
             RunDirectoryError: If nothing can be run in `work_dir`, or without one in the current folder.
         """
         self.site = site.for_trial(_NODES, _WALLTIME)
-        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.events: queue.SimpleQueue[Event | BackendFailed] = queue.SimpleQueue()
         base = Path.cwd()
         if site.capabilities.sees_run_directory:  # else its work_dir lies elsewhere
             base = Path(site.work_dir) if site.work_dir else base
@@ -205,5 +205,7 @@ class Doctor:
                 event = self.events.get(timeout=left_s)
             except queue.Empty:
                 return None
+            if isinstance(event, BackendFailed):
+                raise event.error
             if wanted(event):
                 return event

@@ -28,6 +28,7 @@ OUTCOMES = {
     "launch exit": (LOST, LOST),
     "launch error": (LOST, LOST),
     "ranks unresponsive": (PREEMPTED, PREEMPTED),
+    "ranks stalled": (LOST, LOST),
     "controller": (PREEMPTED, PREEMPTED),
     "controller silent": (PREEMPTED, PREEMPTED),
     "controller closed": (PREEMPTED, PREEMPTED),
