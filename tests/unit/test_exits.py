@@ -29,6 +29,7 @@ OUTCOMES = {
     "launch error": (LOST, LOST),
     "storage": (LOST, PREEMPTED),
     "ranks unresponsive": (PREEMPTED, PREEMPTED),
+    "ranks stalled": (LOST, LOST),
     "controller": (PREEMPTED, PREEMPTED),
     "controller silent": (PREEMPTED, PREEMPTED),
     "controller closed": (PREEMPTED, PREEMPTED),
