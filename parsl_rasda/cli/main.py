@@ -7,6 +7,7 @@ and shows its traceback. Modules that take long to import are imported by the co
 from __future__ import annotations
 
 import errno
+import io
 import sys
 from importlib.metadata import version
 from typing import Annotated
@@ -42,6 +43,9 @@ for command in (init, validate, doctor, plan, run, resume, status, watch, report
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what the terminal's encoding lacks is no error
     try:
         app()
     except RasdaError as error:

@@ -136,7 +136,7 @@ class Attempt:
             slots=self.slots,
         )
         self.history.append(report)
-        with (self.directory / "epochs.jsonl").open("a") as file:
+        with (self.directory / "epochs.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(report.to_json()) + "\n")
             file.flush()
             os.fsync(file.fileno())

@@ -97,7 +97,7 @@ def read_header(path: Path) -> dict[str, Any]:
         CheckpointError: If the checkpoint has another format.
     """
     try:
-        header = json.loads((path / HEADER).read_text())
+        header = json.loads((path / HEADER).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DamagedCheckpointError(str(path), f"no readable {HEADER}: {error}") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
@@ -153,7 +153,7 @@ def read_tensors(path: Path, prefix: str = "", allocate: Allocate | None = None)
     return tensors
 
 
-class _RestrictedUnpickler(pickle.Unpickler):
+class _RestrictedUnpickler(pickle.Unpickler):  # noqa: S301 - it knows no code to run
     """Knows the record types of a checkpoint's metadata and refuses every other name."""
 
     def find_class(self, module: str, name: str) -> Any:

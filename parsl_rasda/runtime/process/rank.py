@@ -20,6 +20,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from parsl_rasda.errors import InvalidSettingError, TrainingError
+from parsl_rasda.plain_text import LONGEST_TRACE, cleaned, words_of
 from parsl_rasda.prctl import die_with_parent
 from parsl_rasda.protocol import DEADLINE_MARGIN_S, JobSpec
 from parsl_rasda.runtime.attempt.attempt import FINAL_REPORT_S, FORKED, Attempt, PreemptRequested
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> NoReturn:
     try:
         context = launch_context(spec, os.environ)
     except InvalidSettingError as error:
-        _leave(Attempt(spec, SINGLE), Outcome.FAILED, cause_of(error), traceback.format_exc(), together=True)
+        _leave(Attempt(spec, SINGLE), Outcome.FAILED, cause_of(error), trace_of(), together=True)
     os.environ.update(context.environment)
     if context.size == spec.world_size:  # else it stands for several slots
         bind(context.gpu)
@@ -156,11 +157,11 @@ def _run(attempt: Attempt) -> tuple[Outcome, str, str, bool]:
     except PreemptRequested as request:
         return _shared(attempt, Outcome.PREEMPTED, together=request.agreed)
     except (PeersLostError, StoreError) as error:
-        return Outcome.LOST, attempt.lost_origin or str(error), traceback.format_exc(), False
+        return Outcome.LOST, attempt.lost_origin or cleaned(str(error)), trace_of(), False
     except BaseException as error:  # noqa: BLE001 - whatever the user's code raises is reported
         if attempt.lost_origin:
-            return Outcome.LOST, attempt.lost_origin, traceback.format_exc(), False
-        return Outcome.FAILED, cause_of(error), traceback.format_exc(), False
+            return Outcome.LOST, attempt.lost_origin, trace_of(), False
+        return Outcome.FAILED, cause_of(error), trace_of(), False
     return _shared(attempt, attempt.outcome or Outcome.REACHED, together=True)
 
 
@@ -210,8 +211,15 @@ def cause_of(error: BaseException) -> str:
     own = [f for f in frames if not f.filename.startswith((runtime, sys.prefix, sys.base_prefix, "<"))]
     place = (own or frames)[-1:]
     where = f" ({Path(place[0].filename).name}:{place[0].lineno})" if place else ""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}{where}"
+    return " ".join(words_of(error).split()) + where
+
+
+def trace_of() -> str:
+    """Return the traceback of the error that is handled, whatever it holds, and not all of one of 20 MB."""
+    try:
+        return cleaned(trace_of(), LONGEST_TRACE)
+    except Exception as failure:  # noqa: BLE001 - of the user's own ``__str__``
+        return f"(its traceback cannot be had: {type(failure).__name__})"
 
 
 def _leave(attempt: Attempt, outcome: Outcome, cause: str, trace: str, *, together: bool) -> NoReturn:
