@@ -24,7 +24,7 @@ def passed_at_the_second_try(cache: Path) -> list[str]:
 
 
 def _names(file: Path) -> set[str]:
-    return set(json.loads(file.read_text())) if file.exists() else set()
+    return set(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else set()
 
 
 def main(folders: Sequence[str]) -> int:

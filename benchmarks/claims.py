@@ -25,5 +25,5 @@ def conclude(found: Mapping[str, Any], claims: Mapping[str, bool], out: Path | N
     text = json.dumps({**found, "claims": dict(claims), "machine": machine}, indent=1)
     print(text)
     if out:
-        out.write_text(text + "\n")
+        out.write_text(text + "\n", encoding="utf-8")
     sys.exit(not all(claims.values()))

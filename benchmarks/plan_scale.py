@@ -62,10 +62,10 @@ def plan(folder: Path, trials: int, gpus: int) -> dict[str, object]:
         "training": {"python": "workflows.emulated.train:train"},
         "estimates": ESTIMATES,
     }
-    study.write_text(json.dumps({"name": "scale", "seed": SEED, "tune": tune}))
+    study.write_text(json.dumps({"name": "scale", "seed": SEED, "tune": tune}), encoding="utf-8")
     nodes = gpus // GPUS_PER_NODE
     place = {"provider": {"type": "LocalProvider"}, "gpus_per_node": GPUS_PER_NODE, "nodes": nodes}
-    site.write_text(json.dumps(place))
+    site.write_text(json.dumps(place), encoding="utf-8")
     program = Path(sys.executable).with_name("parsl-rasda")
     wall_s, processor_s, output = [], [], b""
     for _ in range(REPEATS):

@@ -76,7 +76,7 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.dump:
         every = [(name_of(cell, s), Instance(seed=s, **cell)) for cell in cells() for s in SEEDS]
-        chosen.dump.write_text(json.dumps([_dumped(name, one) for name, one in every]))
+        chosen.dump.write_text(json.dumps([_dumped(name, one) for name, one in every]), encoding="utf-8")
         return
     from claims import conclude  # the tests import this file from elsewhere
 
@@ -85,7 +85,7 @@ def main() -> None:
 
 def measure() -> tuple[dict[str, object], dict[str, bool]]:
     """Return how the product compares with the reference and with ASHA, and what of the claims holds."""
-    reference = json.loads(REFERENCE.read_text())
+    reference = json.loads(REFERENCE.read_text(encoding="utf-8"))
     begin, rows = time.perf_counter(), []
     for cell in cells():
         found = [compare(cell, s, reference["makespans"]) for s in SEEDS]

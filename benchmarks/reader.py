@@ -57,7 +57,7 @@ def main() -> None:
     text = json.dumps(found, indent=1)
     print(text)
     if arguments.out:
-        arguments.out.write_text(text + "\n")
+        arguments.out.write_text(text + "\n", encoding="utf-8")
     sys.exit(bool(found["broken_claims"]))
 
 
@@ -199,7 +199,7 @@ def drop(file: str) -> None:
 
 
 def resident_mb(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 

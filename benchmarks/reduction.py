@@ -168,7 +168,7 @@ def steps_at(directory: Path, world_size: int, rounds: int) -> dict[str, float]:
     launcher = (MPIEXEC, "-n", str(world_size)) if world_size > 1 else ()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     subprocess.run((*launcher, *rank), env=environment, check=True, stdin=subprocess.DEVNULL)
-    last = (directory / "epochs.jsonl").read_text().splitlines()[-1]
+    last = (directory / "epochs.jsonl").read_text(encoding="utf-8").splitlines()[-1]
     return {k: v for k, v in json.loads(last)["metrics"].items() if k != "train_loss"}
 
 

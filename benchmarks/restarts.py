@@ -47,7 +47,7 @@ def train(trial):
         for index, (x, y) in enumerate(trial.batches(data)):
             trial.step(nn.functional.cross_entropy(model(x), y))
             if index == 0 and trial.is_main:
-                (trial.directory / f"first-{epoch}").write_text(str(time.time()))
+                (trial.directory / f"first-{epoch}").write_text(str(time.time()), encoding="utf-8")
         trial.report(loss=0.0)
 
 
@@ -194,7 +194,11 @@ class Restarted:
         return order.job
 
     def first_step(self, job, epoch: int) -> float:
-        return float((self.directory / f"attempt-{job.attempt}" / "scratch" / f"first-{epoch}").read_text())
+        return float(
+            (self.directory / f"attempt-{job.attempt}" / "scratch" / f"first-{epoch}").read_text(
+                encoding="utf-8"
+            )
+        )
 
 
 def summary(times: list[float]) -> dict[str, object]:

@@ -34,13 +34,13 @@ EPOCH_S = 0.1
 
 
 def note(path: str, what: str) -> None:
-    with Path(path).open("a") as file:
+    with Path(path).open("a", encoding="utf-8") as file:
         file.write(f"{what} {time.time()}\n")
 
 
 def report_with(report, epoch: int, checkpoint_class, log: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "epoch").write_text(str(epoch))
+        (Path(folder) / "epoch").write_text(str(epoch), encoding="utf-8")
         checkpoint = checkpoint_class.from_directory(folder)
         note(log, "report")
         report({"epoch": epoch}, checkpoint=checkpoint)
@@ -50,7 +50,7 @@ def resumed_epoch(checkpoint) -> int:
     if checkpoint is None:
         return 0
     with checkpoint.as_directory() as folder:
-        return int((Path(folder) / "epoch").read_text())
+        return int((Path(folder) / "epoch").read_text(encoding="utf-8"))
 
 
 def function(config) -> None:
@@ -119,7 +119,7 @@ def restarts(kind: str, repeats: int, folder: Path) -> dict[str, object]:
     scheduler = ResourceChangingScheduler(FIFOScheduler(), resources_allocation_function=allocate)
     tune_config = tune.TuneConfig(metric="epoch", mode="max", scheduler=scheduler)
     tune.Tuner(trainable, param_space=space, tune_config=tune_config, run_config=run_config).fit()
-    events = [line.split() for line in log.read_text().splitlines()]
+    events = [line.split() for line in log.read_text(encoding="utf-8").splitlines()]
     times = [
         float(after[1]) - float(before[1])
         for before, after in pairwise(events)

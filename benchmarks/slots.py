@@ -96,6 +96,8 @@ def in_a_process_of_its_own(slots: int) -> dict[str, Any]:
         text=True,
         timeout=LIMIT_S,
         check=True,
+        encoding="utf-8",
+        errors="replace",
     )
     row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     print(row, file=sys.stderr)

@@ -45,7 +45,7 @@ def main() -> None:
 def ran(folder: Path, slots: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run the study; return what it took, and what must not depend on that."""
     site, run = folder / f"{slots}.yaml", folder / f"run-{slots}"
-    site.write_text(SITE % slots)
+    site.write_text(SITE % slots, encoding="utf-8")
     study = str(REPOSITORY / "workflows" / "cfd_defiltering" / "study.yaml")
     words = [str(COMMAND), "run", study, "--site", str(site), "--dir", str(run), "--json"]
     settings = [
@@ -61,6 +61,8 @@ def ran(folder: Path, slots: int) -> tuple[dict[str, Any], dict[str, Any]]:
         stdout=subprocess.PIPE,
         text=True,
         check=True,
+        encoding="utf-8",
+        errors="replace",
     )
     wall_s = round(time.perf_counter() - began, 1)
     document = json.loads(done.stdout)
@@ -79,7 +81,9 @@ def ran(folder: Path, slots: int) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def widths_of(run: Path) -> list[int]:
     """Return the numbers of ranks that jobs had."""
-    orders = (json.loads(order.read_text()) for order in run.glob("trials/*/attempt-*/order.json"))
+    orders = (
+        json.loads(order.read_text(encoding="utf-8")) for order in run.glob("trials/*/attempt-*/order.json")
+    )
     return sorted({order["world_size"] for order in orders})
 
 

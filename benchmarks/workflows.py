@@ -57,7 +57,15 @@ def demo(folder: Path) -> dict[str, Any]:
     """Run `make demo` in a fresh clone."""
     subprocess.run(["git", "clone", "-q", str(REPOSITORY), str(folder / "clone")], check=True)
     begin = time.perf_counter()
-    done = subprocess.run(["make", "demo"], cwd=folder / "clone", capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["make", "demo"],
+        cwd=folder / "clone",
+        capture_output=True,
+        text=True,
+        check=False,
+        encoding="utf-8",
+        errors="replace",
+    )
     row = {"wall_s": round(time.perf_counter() - begin, 1), "exit_code": done.returncode}
     return row if done.returncode == 0 else {**row, "stderr": done.stderr[-2000:]}
 
@@ -67,7 +75,9 @@ def study(name: str, folder: Path) -> dict[str, Any]:
     file = str(REPOSITORY / "workflows" / name / "study.yaml")
     begin = time.perf_counter()
     words = [str(COMMAND), "run", file, "--site", "local", "--dir", str(run), "--json"]
-    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        words, cwd=REPOSITORY, capture_output=True, text=True, check=False, encoding="utf-8", errors="replace"
+    )
     row: dict[str, Any] = {"wall_s": round(time.perf_counter() - begin, 1), "exit_code": done.returncode}
     if done.returncode:
         return {**row, "stderr": done.stderr[-2000:]}
@@ -86,7 +96,15 @@ def foretold(file: str, run: Path) -> float:
     """Return the makespan that `plan` foresees with the times of a finished run [s]."""
     words = [str(COMMAND), "plan", file, "--site", "local", "--from", str(run), "--json"]
     plan = json.loads(
-        subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            words,
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=True,
+            encoding="utf-8",
+            errors="replace",
+        ).stdout
     )
     (makespan_s,) = [p["makespan_s"] for p in plan["stages"][0]["policies"] if p["name"] == "RASDA elastic"]
     return float(makespan_s)

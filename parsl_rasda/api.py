@@ -26,6 +26,7 @@ from parsl_rasda.errors import InvalidSettingError, RasdaError, RunDirectoryErro
 from parsl_rasda.orchestration.admission import check_search_fit, tune_problems
 from parsl_rasda.orchestration.progress import NoProgress, ProgressReporter
 from parsl_rasda.orchestration.run_directory import RunDirectory
+from parsl_rasda.plain_text import words_of
 from parsl_rasda.study import (
     ExecutorSite,
     StudySpec,
@@ -256,7 +257,7 @@ def _ours(stage: str, error: BaseException) -> RasdaError:
         return error.__cause__
     root = (isinstance(error, DependencyError) and error.__cause__) or error
     what = "an input could not be had: " if root is not error else ""
-    failed = StageFailedError(stage, f"{what}{type(root).__name__}: {root}")
+    failed = StageFailedError(stage, f"{what}{words_of(root)}")
     failed.__cause__ = error
     return failed
 

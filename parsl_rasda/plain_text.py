@@ -8,8 +8,11 @@ as it is (a configuration) is made `printable` where it is shown.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 LONGEST = 2_000  # characters of a reason or a cause: what people read; log.txt has it all
+
+LONGEST_TRACE = 20_000  # of a traceback
 
 # What terminals obey, XML refuses and UTF-8 cannot hold: control characters but for blanks and line ends,
 # surrogates, directions of writing that reorder a line, non-characters.
@@ -32,11 +35,18 @@ def cleaned(text: str, longest: int = LONGEST) -> str:
     return _cut(printable(_SEQUENCE.sub("", text).replace("\r\n", "\n").replace("\r", "\n")), longest)
 
 
-def printable(text: str, longest: int | None = None) -> str:
-    """Return text with every character that is unfit for terminals, XML or UTF-8 written as an escape."""
+def printable(text: str, longest: int | None = None, *, escape: Callable[[str], str] | None = None) -> str:
+    """Return text with every character that is unfit for terminals, XML or UTF-8 written as an escape.
+
+    Args:
+        text: Any text.
+        longest: Cut to so many characters first.
+        escape: How to write a character; as Python does by default.
+    """
     if longest is not None:
         text = _cut(text, longest)
-    return _UNFIT.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    write = escape or (lambda character: character.encode("unicode_escape").decode())
+    return _UNFIT.sub(lambda found: write(found[0]), text)
 
 
 def words_of(error: BaseException) -> str:

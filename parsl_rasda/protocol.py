@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from parsl_rasda.errors import RasdaError
+from parsl_rasda.plain_text import LONGEST_TRACE, cleaned
 from parsl_rasda.types import JSON, Blame, Fault, JobId, Outcome, Phase, TrialId
 
 FORMAT = 1
@@ -185,12 +186,12 @@ class JobSpec:
 
     def save(self, path: Path) -> None:
         """Write the spec as a file."""
-        path.write_text(json.dumps(self.to_json(), indent=1))
+        path.write_text(json.dumps(self.to_json(), indent=1), encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read the spec from a file."""
-        return cls.from_json(json.loads(path.read_text()))
+        return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,13 +272,15 @@ class JobResult:
         values["phase"] = Phase(data["phase"]) if data.get("phase") in set(Phase) else None
         values["fault"] = Fault(data["fault"]) if data.get("fault") in set(Fault) else None
         values["blame"] = Blame(data["blame"]) if data.get("blame") in set(Blame) else None
+        values["cause"] = cleaned(str(values.get("cause", "")))
+        values["traceback"] = cleaned(str(values.get("traceback", "")), LONGEST_TRACE)
         return cls(**values)
 
 
 def read_epochs(directory: Path, job: JobId) -> list[EpochReport]:
     """Return the epochs an attempt has synced to disk, oldest first; a torn last line is left out."""
     try:
-        lines = (directory / "epochs.jsonl").read_text().splitlines()
+        lines = (directory / "epochs.jsonl").read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
     epochs = []
@@ -294,7 +297,7 @@ def read_epochs(directory: Path, job: JobId) -> list[EpochReport]:
 def read_report(directory: Path, job: JobId) -> JobResult | None:
     """Return the report that the ranks wrote for this very attempt, or None."""
     try:
-        report = JobResult.from_json(json.loads((directory / "report.json").read_text()))
+        report = JobResult.from_json(json.loads((directory / "report.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, ProtocolError):
         return None
     return report if (report.trial, report.attempt) == (job.trial, job.attempt) else None

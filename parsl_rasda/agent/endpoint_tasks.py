@@ -135,7 +135,8 @@ def describe(accelerator: str, sender: Message) -> Message:
     unfinished = [
         claim.parent
         for claim in Path(ours.folder).glob(f"trials*/*/attempt-*/{CLAIM}")
-        if _number(claim.read_text()) < ours.term and not (claim.parent / "report.json").exists()
+        if _number(claim.read_text(encoding="utf-8")) < ours.term
+        and not (claim.parent / "report.json").exists()
     ]
     for directory in unfinished:
         create_file(directory / STOP, "the controller has given it up")

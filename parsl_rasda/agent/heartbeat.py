@@ -51,7 +51,7 @@ class Heartbeat:
 def silence_of(directory: Path) -> float:
     """Return how old the heartbeat is [s]; without one, how old the claim is."""
     try:
-        return time.time() - float((directory / HEARTBEAT).read_text())
+        return time.time() - float((directory / HEARTBEAT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return _age_s(directory / CLAIM)
 
@@ -66,6 +66,6 @@ def _age_s(path: Path) -> float:
 def read(path: Path) -> str | None:
     """Return what a file holds, or None if there is none."""
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except OSError:
         return None

@@ -159,6 +159,7 @@ class _Watch:
         self._parent = os.getppid()
         self._heard_at = time.monotonic()
         self._report_poll_at = 0.0
+        self._log_check_at = 0.0
         self._seen: ExitObservations | None = None  # why it must leave before its time
         self._next_force: tuple[float, Callable[[], None]] | None = None
         self._asked: Message | None = None  # the epoch at which rank 0 waits
@@ -261,6 +262,9 @@ class _Watch:
 
     def _check_clocks(self) -> None:
         now = time.monotonic()
+        if now >= self._log_check_at:
+            self._log_check_at = now + _REPORT_POLL_S
+            self._launch.bound_log()
         if self._next_force is not None and now >= self._next_force[0]:
             self._next_force[1]()
         elif self._next_force is None:

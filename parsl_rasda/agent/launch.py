@@ -18,6 +18,7 @@ from typing import Any
 
 from parsl_rasda import prctl
 from parsl_rasda.agent import orphan_reaper, slurm, warden
+from parsl_rasda.atomic_files import replace_file
 from parsl_rasda.private_files import umask_below
 from parsl_rasda.protocol import RECORD_SEPARATOR
 
@@ -26,6 +27,7 @@ _WARDEN = (sys.executable, "-S", "-E", "-s", warden.__file__)
 _KILLED_WITHIN_S = 6.0  # the warden gives up earlier
 _BEFORE_TIMEOUT_S = 30.0
 _READ_BYTES = 65536
+LARGEST_LOG = 10_000_000  # bytes
 # hydra aborts when more than 64 KiB wait unread for a busy rank 0, and no rank needs old heartbeats.
 _MAX_BACKLOG_BYTES = 4096
 
@@ -45,11 +47,11 @@ class Launch:
             OSError: If the launcher cannot be started.
         """
         for path, text in command["files"].items():
-            Path(path).write_text(text)
+            Path(path).write_text(text, encoding="utf-8")
         if argv := command.get("before"):
             _run_before(argv, _environment(command["environment"], mark), log)
         self._mark, self._step = mark, str(command.get("step", ""))
-        self._log = log.open("ab", buffering=0)
+        self._log_file, self._log = log, log.open("ab", buffering=0)
         self._unread = b""
         self._unsent = b""
         starter, umask = os.getpid(), umask_below(log.parent)
@@ -106,6 +108,18 @@ class Launch:
         except BrokenPipeError:
             self._unsent = b""  # its end will be noticed in a moment
 
+    def bound_log(self) -> None:
+        """Begin the log afresh if it is large; its last part is kept beside it, in ``log.txt.1``.
+
+        Everybody appends to it, so it can be cut under those who write.
+        """
+        size = os.fstat(self._log.fileno()).st_size
+        if size > LARGEST_LOG:
+            with self._log_file.open("rb") as full:
+                full.seek(size - LARGEST_LOG)
+                replace_file(self._log_file.with_name("log.txt.1"), full.read(LARGEST_LOG), is_durable=False)
+            os.truncate(self._log_file, 0)
+
     def leave(self) -> None:
         """Tell the ranks to save and leave."""
         self._process.send_signal(LEAVE)
@@ -137,6 +151,7 @@ class Launch:
             messages += found
             if not found and self._unread == before:
                 break  # a process that we may not see or kill keeps the pipe open
+        self.bound_log()
         os.close(self.stdout)
         os.close(self._stdin)
         self._log.close()

@@ -59,14 +59,22 @@ def node_names(environment: Mapping[str, str]) -> tuple[str, ...]:
     if nodes := environment.get("SLURM_JOB_NODELIST"):
         command = ("scontrol", "show", "hostnames", nodes)
         listing = subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=_COMMAND_TIMEOUT_S
+            command,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=_COMMAND_TIMEOUT_S,
+            encoding="utf-8",
+            errors="replace",
         )
         return _each_once(listing.stdout)
     for variable in ("PBS_NODEFILE", "LSB_DJOB_HOSTFILE"):
         if path := environment.get(variable):
-            return _each_once(Path(path).read_text())
+            return _each_once(Path(path).read_text(encoding="utf-8"))
     if path := environment.get("PE_HOSTFILE"):  # host, slots, queue and processors in a line
-        return _each_once("\n".join(line.split()[0] for line in Path(path).read_text().splitlines() if line))
+        return _each_once(
+            "\n".join(line.split()[0] for line in Path(path).read_text(encoding="utf-8").splitlines() if line)
+        )
     return (platform.node() or "localhost",)
 
 
@@ -114,7 +122,15 @@ def _devices(pattern: str) -> list[Path]:
 def _listed(*command: str) -> int:
     if shutil.which(command[0]) is None:
         return 0
-    listing = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_COMMAND_TIMEOUT_S)
+    listing = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_COMMAND_TIMEOUT_S,
+        encoding="utf-8",
+        errors="replace",
+    )
     return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
 
 

@@ -151,7 +151,7 @@ def _is_warden(pid: int) -> bool:
 
 def _last_record(path: Path) -> RunRecord | None:
     try:
-        return RunRecord(**json.loads(path.read_text()))
+        return RunRecord(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None  # the first run here; or the last one died while it wrote, before it started anything
 

@@ -65,7 +65,7 @@ def _locked() -> Iterator[None]:
     found = FOLDER.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise PermissionError(f"{FOLDER} is not a folder that only this user may enter")
-    with (FOLDER / "pilots.lock").open("w") as lock:
+    with (FOLDER / "pilots.lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -77,7 +77,7 @@ def _file_of(block: str) -> Path:
 def _holder(file: Path) -> tuple[str, str, float]:
     """Return the mark of the run that has a pilot, its study, and until when [s]; empty if there is none."""
     try:
-        mark, study, until = json.loads(file.read_text())
+        mark, study, until = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return "", "", 0.0
     return str(mark), str(study), float(until)

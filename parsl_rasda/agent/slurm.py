@@ -82,6 +82,8 @@ def run_command(*command: str, **environment: str) -> str:
             timeout=_TIMEOUT_S,
             check=False,
             env={**os.environ, **environment},
+            encoding="utf-8",
+            errors="replace",
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

@@ -88,7 +88,7 @@ def dump_stacks(mark: str) -> None:
 def _catches(pid: int, number: signal.Signals) -> bool:
     """Whether a process has a handler for a signal, which would end it otherwise."""
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     except OSError:
         return False
     caught = next((line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")), "0")

@@ -141,7 +141,7 @@ def _become(argv: list[str]) -> NoReturn:
 def _children() -> list[int]:
     me = os.getpid()
     try:
-        with open(f"/proc/{me}/task/{me}/children") as file:
+        with open(f"/proc/{me}/task/{me}/children", encoding="utf-8") as file:
             return [int(pid) for pid in file.read().split()]
     except OSError:  # a kernel without that file
         return [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if _parent(pid) == me]
@@ -149,7 +149,7 @@ def _children() -> list[int]:
 
 def _parent(pid: int) -> int:
     try:
-        with open(f"/proc/{pid}/stat") as file:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
             return int(file.read().rpartition(")")[2].split()[1])
     except OSError:
         return 0

@@ -17,7 +17,7 @@ from parsl_rasda.cli.search_progress import RungProgress, SearchProgress, Search
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.usage import Usage
 from parsl_rasda.reporting.format import config_text, duration, number
-from parsl_rasda.reporting.tables import STATE_STYLES
+from parsl_rasda.reporting.tables import STATE_STYLES, Harmless
 from parsl_rasda.types import TrialState
 
 _PER_SECOND = 4
@@ -94,7 +94,7 @@ class LiveView:
         with self._lock:
             stages = [_stage_line(name, stage, now) for name, stage in self._stages.items()]
             searches = [p.snapshot() for p in self._searches.values()]
-        return Group(*stages, *(search_panel(found) for found in searches))
+        return Harmless(Group(*stages, *(search_panel(found) for found in searches)))
 
 
 def search_panel(found: SearchSnapshot) -> RenderableType:
@@ -111,7 +111,7 @@ def search_panel(found: SearchSnapshot) -> RenderableType:
     decisions = [_decision_line(str(line), line.verb) for line in found.decisions]
     return Panel(
         Group(facts, Text(), _rungs(found.rungs), Text(), *decisions),
-        title=title,
+        title=Text(title),
         title_align="left",
         border_style="cyan",
     )

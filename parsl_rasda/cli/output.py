@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from parsl_rasda.plain_text import printable
 from parsl_rasda.reporting.format import plain_json
 
 if TYPE_CHECKING:
@@ -17,21 +18,20 @@ if TYPE_CHECKING:
 
 def print_json(document: Mapping[str, Any]) -> None:
     """Print one JSON document that every reader understands: no NaN, no infinity."""
-    typer.echo(json.dumps(plain_json(document), indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(plain_json(document), indent=2, ensure_ascii=False, allow_nan=False)
+    typer.echo(printable(text, escape=lambda found: json.dumps(found)[1:-1]))
 
 
 def print_result(renderable: RenderableType) -> None:
     """Print a result: coloured in a terminal, as plain text elsewhere."""
-    from rich.console import Console
-
-    from parsl_rasda.reporting.tables import as_text
+    from parsl_rasda.reporting.tables import Harmless, as_text, console_of
 
     if sys.stdout.isatty():
-        Console().print(renderable)
+        console_of().print(Harmless(renderable))
     else:
         typer.echo(as_text(renderable), nl=False)
 
 
 def print_message(text: str) -> None:
     """Print a line on stderr, for people."""
-    typer.echo(text, err=True)
+    typer.echo(printable(text), err=True)

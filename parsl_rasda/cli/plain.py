@@ -13,6 +13,7 @@ from parsl_rasda.cli.decisions import DecisionLine, DecisionLog, Fact
 from parsl_rasda.orchestration.events import Event, Instruction
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.usage import Usage
+from parsl_rasda.plain_text import printable
 
 
 class PlainView:
@@ -50,7 +51,7 @@ class PlainView:
     def write(self, line: DecisionLine) -> None:
         """Write one line, and never fail: a closed terminal must not end a run."""
         with self._lock, contextlib.suppress(OSError, ValueError):
-            self._output.write(f"{line}\n")
+            self._output.write(f"{printable(str(line))}\n")
             self._output.flush()
 
 

@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Protocol
 
@@ -20,10 +21,12 @@ from parsl_rasda.cli.plain import PlainView
 from parsl_rasda.errors import SiteUnavailableError, StageFailedError
 from parsl_rasda.orchestration.progress import ProgressReporter
 from parsl_rasda.orchestration.run_directory import RunDirectory
+from parsl_rasda.plain_text import printable
 from parsl_rasda.private_files import private_files
 from parsl_rasda.reporting.files import write_page
 from parsl_rasda.reporting.overview import HOW_TO_FIX, has_no_success, outcome_view, resume_command
 from parsl_rasda.reporting.runs import Run, read_run
+from parsl_rasda.reporting.tables import console_of
 from parsl_rasda.types import StudyState
 
 EXIT_CODES = {
@@ -33,6 +36,7 @@ EXIT_CODES = {
     StudyState.INTERRUPTED: 130,
     StudyState.RUNNING: 130,
 }
+_LARGEST_LOG = 10_000_000  # bytes
 _SDK = ("globus_compute_sdk", "globus_sdk", "pika")
 
 
@@ -101,7 +105,7 @@ def _first_log(directory: Path) -> str:
 @contextmanager
 def _view(directory: Path) -> Iterator[ProgressReporter]:
     """Give a view on stderr: live in a terminal, else a line a decision."""
-    console = Console(stderr=True)
+    console = console_of(stderr=True)
     live = console.is_terminal and not console.is_dumb_terminal
     view: ProgressReporter = LiveView(console) if live else PlainView(console.file)
     with _shown_warnings(console), _sdk_log(directory / "globus.log"):
@@ -130,7 +134,7 @@ def _sdk_log(file: Path) -> Iterator[None]:
     Without a handler of its own, Python would print them into the view, with tracebacks. Differences between
     versions are reported by the handshake with the site, which says what to do.
     """
-    handler = logging.FileHandler(file, delay=True)
+    handler = RotatingFileHandler(file, maxBytes=_LARGEST_LOG, backupCount=1, delay=True, encoding="utf-8")
     handler.setLevel(logging.WARNING)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     loggers = [logging.getLogger(name) for name in _SDK]
@@ -156,4 +160,4 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(Exception):  # whoever warns, any thread, must not suffer for the display
-            self._console.print(Text(self.format(record)), soft_wrap=True)
+            self._console.print(Text(printable(self.format(record))), soft_wrap=True)

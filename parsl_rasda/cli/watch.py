@@ -28,17 +28,17 @@ def watch(
 
     Ctrl-C ends the watching, not the run. Works from any machine that sees the directory.
     """
-    from rich.console import Console
     from rich.live import Live
 
     from parsl_rasda.reporting.overview import run_view
     from parsl_rasda.reporting.runs import read_run
+    from parsl_rasda.reporting.tables import Harmless, console_of
 
     run = read_run(directory)
     try:
-        with Live(console=Console(), transient=True, auto_refresh=False) as live:
+        with Live(console=console_of(), transient=True, auto_refresh=False) as live:
             while run.controller:
-                live.update(fitting_view(run, live.console.size), refresh=True)
+                live.update(Harmless(fitting_view(run, live.console.size)), refresh=True)
                 began = time.monotonic()
                 run = read_run(directory)
                 time.sleep(max(every, (time.monotonic() - began) / _SHARE))

@@ -120,7 +120,7 @@ def save(
 
 def _load(path: Path, split: str | None, names: Sequence[str] | None) -> Index:
     try:
-        data: Any = json.loads(path.read_text())
+        data: Any = json.loads(path.read_text(encoding="utf-8"))
         if data["format"] != FORMAT:
             raise DataError(str(path), f"it has format {data['format']!r}; this parsl_rasda reads {FORMAT}")
         splits: dict[str, list[tuple[str, int, int]]] = data["splits"]

@@ -126,7 +126,7 @@ def indexed(file: Path, directory: Path) -> tuple[Path, int]:
         lines = "".join(
             f"{start} {end - start}\n" for start, end in itertools.pairwise(_starts_of(str(file)))
         )
-        _idx(str(link)).write_text(lines)
+        _idx(str(link)).write_text(lines, encoding="utf-8")
         file = link
     return file, len(_starts_of(str(file))) - 1
 
@@ -147,7 +147,7 @@ def _starts(path: str, descriptor: int) -> NDArray[np.int64]:
     if not idx.exists():
         return np.fromiter(_scanned(path, descriptor, size), np.int64)
     try:
-        offsets, sizes = np.array(idx.read_text().split(), np.int64).reshape(-1, 2).T
+        offsets, sizes = np.array(idx.read_text(encoding="utf-8").split(), np.int64).reshape(-1, 2).T
     except ValueError as error:
         raise DataError(
             str(idx), f"it is not an index of records, with lines `offset bytes`: {error}"

@@ -22,4 +22,7 @@ def describe_allocation(accelerator: str) -> dict[str, Any]:
 
 def rank_files(attempt: str) -> list[dict[str, Any]]:
     """Return what the ranks of `runtime.site_probe` have left in the directory of their attempt."""
-    return [json.loads(path.read_text()) for path in sorted(Path(attempt).glob("scratch/rank-*.json"))]
+    return [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(Path(attempt).glob("scratch/rank-*.json"))
+    ]

@@ -34,6 +34,7 @@ from parsl_rasda.orchestration.events import (
     TimerFired,
     TrialFinished,
     TrialProposed,
+    cleaned_event,
 )
 from parsl_rasda.orchestration.job_specs import JobSpecBuilder
 from parsl_rasda.orchestration.journal import Journal, Record
@@ -143,7 +144,7 @@ class Driver:
         """Let the machine handle events, sync them, and return what must be done."""
         pending, records = deque(batch), []
         while pending:
-            event = pending.popleft()
+            event = cleaned_event(pending.popleft())
             instructions = self.machine.handle(event)
             records.append(Record(event, instructions))
             for instruction in instructions:

@@ -7,11 +7,12 @@ on; a machine fed the same events gives the same instructions.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from pydantic import JsonValue
 
+from parsl_rasda.plain_text import cleaned
 from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.types import (
     Blame,
@@ -212,6 +213,18 @@ Event: TypeAlias = (
     | SiteDegraded
     | StudyInterrupted
 )
+
+
+def cleaned_event(event: Event) -> Event:
+    """Return an event as it may be written down: words of people and programs are short and harmless."""
+    match event:
+        case PilotStarted():
+            return replace(event, warning=cleaned(event.warning))
+        case PilotEnded() | JobEnded() | SiteDegraded():
+            return replace(event, cause=cleaned(event.cause))
+        case _:
+            return event
+
 
 # ------------------------------------------------------------------------------------ instructions
 

@@ -80,7 +80,7 @@ def save_run(
 def search_path_of(directory: RunDirectory) -> list[str]:
     """Return the folders where the functions of a run's study are."""
     try:
-        paths: list[str] = json.loads(directory.origin.read_text())["search_path"]
+        paths: list[str] = json.loads(directory.origin.read_text(encoding="utf-8"))["search_path"]
     except (OSError, ValueError, KeyError) as error:
         found = f"origin.json cannot be read ({error})"
         raise RunDirectoryError(str(directory.path), found, "Start a new run from the study file.") from error

@@ -78,7 +78,7 @@ class RunDirectory:
         file = self.path / "mark"
         if not file.exists():
             create_file(file, uuid.uuid4().hex[:12])
-        return file.read_text()
+        return file.read_text(encoding="utf-8")
 
     @property
     def searches_before(self) -> int:
@@ -108,7 +108,7 @@ class RunDirectory:
         """Who runs the study now, in words; None if nobody does."""
         file = self._claim
         try:
-            found = json.loads(file.read_text())
+            found = json.loads(file.read_text(encoding="utf-8"))
             host, pid, start = found["host"], found["pid"], found["start"]
             age_s = time.time() - file.stat().st_mtime
         except (OSError, ValueError, KeyError, TypeError):
@@ -173,7 +173,7 @@ class RunDirectory:
     @property
     def _is_mine(self) -> bool:
         try:
-            found = json.loads(self._claim.read_text())
+            found = json.loads(self._claim.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
         return bool(found == _identity())

@@ -45,7 +45,7 @@ class StageRecord:
 def read_record(folder: Path) -> StageRecord:
     """Return the record of a stage; without one, or with half of one, it has not begun."""
     try:
-        found = json.loads((folder / "stage.json").read_text())
+        found = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
         return StageRecord(**{**found, "state": StageState(found["state"])})
     except (OSError, ValueError, KeyError, TypeError):
         return StageRecord()
@@ -77,7 +77,7 @@ def kept_result(folder: Path, call: str, key: str) -> dict[str, Any] | None:
 def kept_call(folder: Path, call: str) -> dict[str, Any] | None:
     """Return what is kept of a call, whatever it was called with."""
     try:
-        found = json.loads((folder / f"{call}.json").read_text())
+        found = json.loads((folder / f"{call}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and "key" in found else None

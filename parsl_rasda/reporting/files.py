@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from parsl_rasda.atomic_files import replace_file
+from parsl_rasda.plain_text import printable
 from parsl_rasda.reporting.format import plain_json
 from parsl_rasda.reporting.graph import graphml, mermaid, run_graph
 from parsl_rasda.reporting.graph_svg import svg
@@ -65,7 +66,7 @@ def results_csv(summary: Mapping[str, Any]) -> str:
         facts = {**t, "epochs": t["epoch"]}
         row = {column: facts[column] for column in COLUMNS}
         rows.writerow({**row, **{names[k]: _cell(v) for k, v in t["config"].items()}})
-    return output.getvalue()
+    return printable(output.getvalue())
 
 
 def _cell(value: Any) -> Any:  # Any: a JSON value

@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
+from html import escape
 from typing import Any
 
 import networkx as nx
 
 from parsl_rasda.orchestration.decision_graph import graph_of_decisions, last_stretch
+from parsl_rasda.plain_text import printable
 from parsl_rasda.reporting.graph_calls import add_stage
 from parsl_rasda.reporting.runs import Run
 from parsl_rasda.types import Mode
@@ -60,7 +62,10 @@ def run_graph(run: Run) -> nx.DiGraph[str]:
 
 def graphml(graph: nx.DiGraph[str]) -> str:
     """Return the graph with all attributes as GraphML."""
-    return "\n".join(nx.generate_graphml(graph)) + "\n"
+    plain = nx.relabel_nodes(graph, {vertex: printable(vertex) for vertex in graph})
+    for data in (plain.graph, *(data for _, data in plain.nodes(data=True))):
+        data.update({key: printable(value) for key, value in data.items() if isinstance(value, str)})
+    return "\n".join(nx.generate_graphml(plain)) + "\n"
 
 
 def mermaid(graph: nx.DiGraph[str]) -> str:
@@ -69,11 +74,11 @@ def mermaid(graph: nx.DiGraph[str]) -> str:
     names = {vertex: f"v{i}" for i, vertex in enumerate(drawn)}
     lines = ["flowchart LR"]
     for vertex, data in drawn.nodes(data=True):
-        text = " ".join(lines_of(data)).replace('"', "'")
+        text = escape(" ".join(" ".join(lines_of(data)).split()), quote=False).replace('"', "'")
         lines.append(f'  {names[vertex]}["{text}"]:::{fate_of(data)}')
     lines += [f"  {names[a]} --> {names[b]}" for a, b in drawn.edges]
     lines += [f"  classDef {fate} fill:{colour},stroke:#868e96" for fate, colour in COLOURS.items()]
-    return "\n".join(lines) + "\n"
+    return printable("\n".join(lines) + "\n")
 
 
 def collapsed(graph: nx.DiGraph[str]) -> nx.DiGraph[str]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from parsl_rasda.plain_text import printable
 from parsl_rasda.reporting.format import clock, config_text, counted, duration, number, percent, truncated
 from parsl_rasda.types import StudyState, TrialState
 
@@ -45,10 +47,27 @@ _ORDER = ("running", "waiting", "paused", "failed", "completed", "stopped")
 
 def as_text(renderable: RenderableType, width: int = _WIDE) -> str:
     """Return what a terminal of so many columns would show, without colours."""
-    console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
-    console.print(renderable)
+    console = console_of(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
+    console.print(Harmless(renderable))
     written: io.StringIO = console.file  # type: ignore[assignment]  # the file given above
     return "\n".join(line.rstrip() for line in written.getvalue().splitlines()) + "\n"
+
+
+def console_of(**settings: Any) -> Console:  # Any: what rich takes
+    """Return a console that takes text as it is: brackets are no markup, and colons no pictures."""
+    return Console(markup=False, emoji=False, **settings)
+
+
+@dataclass(frozen=True, slots=True)
+class Harmless:
+    """A view in which text cannot control the terminal, whoever wrote it."""
+
+    view: RenderableType
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield what the view yields, with control characters written out."""
+        for segment in console.render(self.view, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
 
 
 def summary_view(summary: Summary, name: str | None = None) -> RenderableType:

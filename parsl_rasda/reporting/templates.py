@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from parsl_rasda.plain_text import printable
 from parsl_rasda.reporting.format import counted, duration, number, percent, value_text
 
-# Not allowed in a page; causes of failures may hold the colours of a terminal.
-_CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 _TEMPLATES = Environment(
     loader=PackageLoader("parsl_rasda.reporting", "page"),
     autoescape=True,
@@ -24,8 +22,4 @@ _TEMPLATES.filters |= {f.__name__: f for f in (counted, duration, number, percen
 
 def render(template: str, **values: Any) -> str:  # Any: whatever a template shows
     """Return a filled template without control characters."""
-    return _CONTROL.sub(_visible, _TEMPLATES.get_template(template).render(values))
-
-
-def _visible(found: re.Match[str]) -> str:
-    return "" if found[0].startswith("\x1b") else "\N{REPLACEMENT CHARACTER}"
+    return printable(_TEMPLATES.get_template(template).render(values))

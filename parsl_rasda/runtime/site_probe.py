@@ -40,7 +40,7 @@ def examine(trial: Trial) -> None:
             trial.mean([0.0])  # the ranks have met
             seen |= {"clock": time.time(), **_versions(trial)}
             gb_s = _all_reduce_gb_s(trial)
-        (trial.directory / f"rank-{trial.rank}.json").write_text(json.dumps(seen))
+        (trial.directory / f"rank-{trial.rank}.json").write_text(json.dumps(seen), encoding="utf-8")
         trial.report(gb_s=gb_s)
 
 

@@ -35,7 +35,7 @@ def code_of(target: str, paths: Sequence[Path]) -> str:
     reader = _Reader(tuple(path.resolve() for path in paths))
     file = source_file(module, paths)
     if file is None or not reader.is_own(module, file):
-        return file.read_text(errors="replace") if file else ""
+        return file.read_text(errors="replace", encoding="utf-8") if file else ""
     return "\n".join(f"{place} {text}" for place, text in sorted(reader.closure((module, name)).items()))
 
 

@@ -421,7 +421,7 @@ class BackendContract:
 
     def test_a_call_of_a_stage_runs_beside_jobs_with_its_file(self, tmp_path: Path) -> None:
         file = tmp_path / "mesh.txt"
-        file.write_text("coarse")
+        file.write_text("coarse", encoding="utf-8")
         with self.stage(tmp_path) as stage:
             stage.start("t0", until=8)
             found = stage.backend.submit_stage(self.call(file.as_uri())).result(_STAGE_S)

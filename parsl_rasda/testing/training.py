@@ -36,5 +36,5 @@ def call(
     """Return what a call of a stage was given; of a file, what it holds."""
     paths = {name: file.filepath for name, file in zip(files, inputs, strict=True)}
     given = {**arguments, **paths}
-    held = {name: Path(path).read_text() for name, path in given.items() if name == "file"}
+    held = {name: Path(path).read_text(encoding="utf-8") for name, path in given.items() if name == "file"}
     return {"stage": stage, "target": target, "directory": directory, "arguments": {**arguments, **held}}

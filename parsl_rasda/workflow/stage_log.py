@@ -13,6 +13,7 @@ from parsl_rasda.errors import RasdaError, RunDirectoryError, SiteUnavailableErr
 from parsl_rasda.orchestration.progress import ProgressReporter
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.orchestration.stage_records import StageRecord, forget_record, read_record, write_record
+from parsl_rasda.plain_text import cleaned, words_of
 from parsl_rasda.types import StageState, StudyState
 from parsl_rasda.workflow.dag import Call
 
@@ -58,6 +59,7 @@ class StageLog:
         """Record why a stage has no result; one that was only told to leave has not failed."""
         before = read_record(self.folder(name))
         state, cause, is_curable = _ending(error)
+        cause = cleaned(cause)
         if interrupted or state is StageState.INTERRUPTED:
             if before.state is StageState.RUNNING:
                 self._write(name, replace(before, state=StageState.INTERRUPTED, at=time.time()))
@@ -83,4 +85,4 @@ def _ending(error: Exception) -> tuple[StageState, str, bool]:
         case RasdaError():
             return StageState.FAILED, str(error), False
         case _:
-            return StageState.FAILED, f"{type(error).__name__}: {error}", True
+            return StageState.FAILED, words_of(error), True

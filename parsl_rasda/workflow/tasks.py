@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from parsl_rasda.errors import StageFailedError
+from parsl_rasda.plain_text import words_of
 
 
 def call_python(
@@ -93,7 +94,7 @@ def call_command(
         except OSError as error:
             raise StageFailedError(stage, f"{argv[0]}: {error.strerror}") from error
     if done.returncode:
-        last = log.read_text(errors="replace").strip().splitlines()[-1:]
+        last = _last_bytes(log).decode(errors="replace").strip().splitlines()[-1:]
         raise StageFailedError(stage, f"{argv[0]} ended with {done.returncode}: {' '.join(last)} (see {log})")
     return {"result": _result_of(stage, folder), "seconds": time.perf_counter() - begin}
 
@@ -153,9 +154,15 @@ def _result_of(stage: str, folder: Path) -> Any:
     if not file.exists():
         return str(folder)
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise StageFailedError(stage, f"{file} is not JSON: {error}") from error
+
+
+def _last_bytes(file: Path, most: int = 4096) -> bytes:
+    with file.open("rb") as opened:
+        opened.seek(max(0, opened.seek(0, 2) - most))
+        return opened.read()
 
 
 def _plain(stage: str, result: Any) -> Any:
@@ -178,4 +185,4 @@ def _path(value: object) -> str:
 def _cause(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{where}"
+    return f"{words_of(error)}{where}"

@@ -36,4 +36,4 @@ seen = {
 (place / f"rank-{rank}.json").write_text(json.dumps(seen))
 if rank == 0:
     loss = abs(arguments.lr - 0.01) + 1.0 / arguments.until
-    Path(arguments.report).write_text(json.dumps({"val_loss": loss}))
+    Path(arguments.report).write_text(json.dumps({"val_loss": loss}), encoding="utf-8")

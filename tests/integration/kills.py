@@ -139,7 +139,7 @@ def kill_one(node, launch, rng):
 def kind_of(pid):
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        parent = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
     except OSError:
         return "rank"
     if is_server(pid):

@@ -23,7 +23,9 @@ arguments = parser.parse_args()
 def finish(epoch):
     if os.environ["RANK"] == "0":
         (Path(arguments.save) / "state.json").write_text(json.dumps({"epoch": epoch}))
-        Path(arguments.out).write_text(json.dumps({"val_loss": arguments.lr / epoch, "epoch": epoch}))
+        Path(arguments.out).write_text(
+            json.dumps({"val_loss": arguments.lr / epoch, "epoch": epoch}), encoding="utf-8"
+        )
     sys.exit(0)
 
 

@@ -155,7 +155,7 @@ def test_a_pilot_that_dies_ends_its_jobs_and_the_next_one_uses_its_lane(tmp_path
         job = RunningPilot(backend, log, started, tmp_path).start("t0", width=2, config={"epoch_s": 600})
         log.next(JobStarted, job)
         for pid in processes_of(mark_of(tmp_path)):
-            if "parsl-rasda-workers" in Path(f"/proc/{pid}/cmdline").read_text():
+            if "parsl-rasda-workers" in Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8"):
                 os.kill(pid, signal.SIGKILL)
         ended = log.next(PilotEnded)
         assert ended.usable
@@ -199,4 +199,4 @@ def epochs_of(log: EventLog, job: JobId) -> list[EpochReported]:
 
 
 def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])

@@ -322,7 +322,9 @@ def test_helpers_that_read_ahead_die_with_their_rank(node, tmp_path) -> None:
     launch = node.start(order)
     eventually((tmp_path / "scratch/waiting-0").exists, "it trains")
     rank = int((tmp_path / "scratch/pid-0").read_text())
-    children = [int(pid) for pid in Path(f"/proc/{rank}/task/{rank}/children").read_text().split()]
+    children = [
+        int(pid) for pid in Path(f"/proc/{rank}/task/{rank}/children").read_text(encoding="utf-8").split()
+    ]
     assert len(children) == 2
     os.kill(rank, signal.SIGKILL)
     assert launch.wait(20) == -signal.SIGKILL

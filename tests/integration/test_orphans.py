@@ -138,14 +138,14 @@ def _with_words(pids: Any) -> dict[int, list[str]]:
     found = {}
     for pid in pids:
         try:
-            found[pid] = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+            found[pid] = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").split("\0")
         except OSError:
             continue
     return found
 
 
 def _parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
 
 
 def kill(controller: Controller, victim: str) -> None:

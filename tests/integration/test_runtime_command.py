@@ -73,7 +73,9 @@ def test_a_script_is_told_its_rank_as_torchrun_would(tmp_path) -> None:
     assert [two["RANK"], two["WORLD_SIZE"], two["LOCAL_RANK"]] == ["1", "2", "1"]
     assert one["LOCAL_WORLD_SIZE"] == two["LOCAL_WORLD_SIZE"] == "2"
     assert one["MASTER_PORT"] == two["MASTER_PORT"]
-    kernel_gives_from = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    kernel_gives_from = int(
+        Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="utf-8").split()[0]
+    )
     assert int(one["MASTER_PORT"]) < kernel_gives_from, "nobody gets it in the meantime"
     assert len(epochs_of(order)) == 1
 

@@ -490,7 +490,10 @@ def rank_of(place: Place, job: JobId) -> int:
 
 def worker_of(place: Place, job: JobId) -> int:
     launchers = [p for p in pids_of(place, order_of(job)) if command_of(p)[0] == "srun"]
-    parents = {int(Path(f"/proc/{p}/stat").read_text().rpartition(")")[2].split()[1]) for p in launchers}
+    parents = {
+        int(Path(f"/proc/{p}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+        for p in launchers
+    }
     (worker,) = parents - set(launchers)  # srun forks itself
     return worker
 
@@ -500,7 +503,7 @@ def order_of(job: JobId) -> str:
 
 
 def command_of(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").split("\0")
 
 
 def test_the_ranks_of_a_killed_srun_end_on_every_node(place: Place) -> None:

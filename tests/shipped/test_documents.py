@@ -19,13 +19,13 @@ each = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name
 
 def words_of(document: Path) -> list[str]:
     """Return what stands between single backquotes."""
-    text = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     return re.findall(r"`([^`\n]+)`", text)
 
 
 @each
 def test_every_relative_link_leads_somewhere(document: Path) -> None:
-    links = re.findall(r"\]\(([^)\s]+)\)", document.read_text())
+    links = re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8"))
     for link in links:
         if not re.match(r"\w+://", link):
             assert (document.parent / link.partition("#")[0]).exists(), link
@@ -55,7 +55,7 @@ def is_importable(name: str) -> bool:
 
 @each
 def test_it_can_be_read_in_one_go_and_stands_for_itself(document: Path) -> None:
-    text = document.read_text()
+    text = document.read_text(encoding="utf-8")
     assert "../shared" not in text
     assert re.search(r"\bissues? #?\d", text) is None
     if document.name != "README.md":

@@ -9,7 +9,7 @@ from parsl_rasda.processes import ProcessId, identify
 
 def test_a_process_is_known_by_its_start() -> None:
     me = identify(os.getpid())
-    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
     assert me == ProcessId(os.getpid(), ticks)
     assert me.is_alive
     assert not ProcessId(me.pid, me.start - 1).is_alive

@@ -113,7 +113,10 @@ def write_index(
         splits[part_of[key]].append(line)
     splits["unlabelled"] = [line for line in lines if not line.is_labelled]
     index = Path(directory) / "index.json"
-    index.write_text(json.dumps({split: [astuple(line) for line in rows] for split, rows in splits.items()}))
+    index.write_text(
+        json.dumps({split: [astuple(line) for line in rows] for split, rows in splits.items()}),
+        encoding="utf-8",
+    )
     targets = {split: _targets(splits[split]) for split in SPLITS[:-1]}
     mean = targets["train"].mean(dim=0)
     return {
@@ -244,7 +247,7 @@ class Clips(BlockReader):
         Raises:
             InvalidSettingError: If there is no such split.
         """
-        splits = json.loads(Path(index).read_text())
+        splits = json.loads(Path(index).read_text(encoding="utf-8"))
         if split not in splits:
             raise InvalidSettingError("split", split, f"one of {', '.join(splits)} of {index}")
         self.lines = [ScanLine(*row) for row in splits[split]]

@@ -109,7 +109,7 @@ def _draw(predicted: Tensor, truth: Tensor, *, title: str, path: Path) -> None:
 
 def _write(path: Path, clips: Clips, predicted: Tensor) -> None:
     """Write what the network says about scan lines whose laser parameters nobody told."""
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(["object", "layer", "scan_line", "speed_mm_s", "power_w"])
         for line, (speed, power) in zip(clips.lines, predicted.tolist(), strict=True):

@@ -52,7 +52,7 @@ def main() -> None:
     if rank == 0:
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}
         torch.save(state, arguments.save / "state.pt")
-        arguments.report.write_text(json.dumps({"val_loss": float(loss)}))
+        arguments.report.write_text(json.dumps({"val_loss": float(loss)}), encoding="utf-8")
     dist.destroy_process_group()
 
 

@@ -328,7 +328,10 @@ def _walltime(provider: Any) -> str | None:  # a provider of Parsl's, untyped
 
 def message_of(error: BaseException) -> str:
     """Return the message of an error, or its name if it has none."""
-    return str(error) or type(error).__name__
+    try:
+        return str(error) or type(error).__name__
+    except Exception:  # noqa: BLE001 - an error of somebody else's code, whose text cannot be had
+        return type(error).__name__
 
 
 def _exit_of(words: list[str], *, was_taken_back: bool) -> PilotExit:

@@ -167,7 +167,7 @@ class Attempt:
         )
         self.history.append(report)
         path = self.directory / "epochs.jsonl"
-        with storing(path), path.open("a") as file:
+        with storing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(report.to_json()) + "\n")
             file.flush()
             os.fsync(file.fileno())

@@ -80,7 +80,7 @@ def watch_for_stop(directory: Path, on_preempt: Callable[[str], None]) -> None:
     def watch() -> None:
         while True:
             try:
-                on_preempt((directory / STOP).read_text())
+                on_preempt((directory / STOP).read_text(encoding="utf-8"))
             except OSError:
                 time.sleep(STOP_POLL_S)
             else:

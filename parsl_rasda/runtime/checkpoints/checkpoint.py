@@ -161,7 +161,7 @@ def read_tensors(path: Path, prefix: str = "", allocate: Allocate | None = None)
     return tensors
 
 
-class _RestrictedUnpickler(pickle.Unpickler):
+class _RestrictedUnpickler(pickle.Unpickler):  # noqa: S301 - it knows no code to run
     """Knows the record types of a checkpoint's metadata and refuses every other name."""
 
     def find_class(self, module: str, name: str) -> Any:

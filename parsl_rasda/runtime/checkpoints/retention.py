@@ -16,7 +16,7 @@ FETCHED = "resumed"  # the directory of a checkpoint that was fetched from anoth
 def known_epochs(directory: Path) -> int | None:
     """Return how many epochs the controller is known to have received; None if it receives them at once."""
     try:
-        return int((directory / KNOWN).read_text())
+        return int((directory / KNOWN).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 

@@ -202,7 +202,7 @@ def published_address(directory: Path) -> tuple[str, int]:
     end = time.monotonic() + RENDEZVOUS_S
     while time.monotonic() < end:
         try:
-            host, port = (directory / "address").read_text().split()
+            host, port = (directory / "address").read_text(encoding="utf-8").split()
         except FileNotFoundError:
             time.sleep(0.02)
         else:

@@ -25,10 +25,9 @@ import sys
 import threading
 import time
 import zlib
-from collections import deque
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 from parsl_rasda.errors import TrainingError
 from parsl_rasda.protocol import JobSpec
@@ -39,6 +38,7 @@ from parsl_rasda.runtime.engine.group import PeersLostError, listening, publish_
 from parsl_rasda.types import JSON, Outcome, Phase
 
 POLL_S = 0.05
+_LAST_BYTES = 4096
 _PORTS = range(20_000, 30_000)  # below those that Linux assigns by itself (ip_local_port_range)
 
 
@@ -172,9 +172,9 @@ def _free_address(directory: Path) -> tuple[str, int]:
 def _run(argv: list[str], environment: dict[str, str], attempt: Attempt) -> tuple[int, str]:
     """Return the exit status of the command and the last line that it wrote to stderr."""
     process = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    last_lines: deque[str] = deque(maxlen=20)
+    last = bytearray()
     assert process.stderr is not None  # noqa: S101 - a pipe was asked for
-    copying = threading.Thread(target=_copy, args=(process.stderr, last_lines), daemon=True)
+    copying = threading.Thread(target=_copy, args=(process.stderr, last), daemon=True)
     copying.start()
     is_stopping = False
     while process.poll() is None:
@@ -183,7 +183,8 @@ def _run(argv: list[str], environment: dict[str, str], attempt: Attempt) -> tupl
             process.terminate()
             is_stopping = True
     copying.join(timeout=1.0)  # a grandchild may hold the pipe open
-    return process.returncode, next((line for line in reversed(last_lines) if line.strip()), "").strip()
+    lines = last.decode(errors="replace").splitlines()
+    return process.returncode, next((line for line in reversed(lines) if line.strip()), "").strip()
 
 
 def _await_ranks(directory: Path, size: int) -> None:
@@ -192,11 +193,12 @@ def _await_ranks(directory: Path, size: int) -> None:
         time.sleep(POLL_S)
 
 
-def _copy(stderr: IO[bytes], last_lines: deque[str]) -> None:
-    for line in stderr:
-        last_lines.append(line.decode(errors="replace"))
+def _copy(stderr: Any, last: bytearray) -> None:  # a BufferedReader, which Popen calls IO
+    """Pass on what is written, and keep the end of it; a line may have none."""
+    while piece := stderr.read1(65536):
+        last[:] = (last + piece)[-_LAST_BYTES:]
         with suppress(OSError):  # the log is full; the command must not wait for its reader
-            sys.stderr.buffer.write(line)
+            sys.stderr.buffer.write(piece)
             sys.stderr.buffer.flush()
 
 
@@ -210,7 +212,7 @@ def _check(status: int, last_line: str, *, preempted: bool) -> None:
 
 def _read(report: Path, spec: JobSpec) -> tuple[int, dict[str, float]]:
     try:
-        values = json.loads(report.read_text())
+        values = json.loads(report.read_text(encoding="utf-8"))
         epoch = int(values.pop("epoch", spec.until))
         metrics = {str(name): float(value) for name, value in values.items()}
     except (ValueError, TypeError, AttributeError) as error:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from parsl_rasda.errors import InvalidSettingError
+from parsl_rasda.plain_text import LONGEST_TRACE, cleaned, words_of
 from parsl_rasda.runtime.attempt.attempt import Attempt
 from parsl_rasda.runtime.checkpoints.shared import StoreError
 from parsl_rasda.runtime.engine.group import PeersLostError
@@ -42,13 +43,13 @@ class End:
 
 def end_by(attempt: Attempt, error: BaseException) -> End:
     """Return how an attempt ends by an exception that nobody has caught."""
-    trace, name = "".join(traceback.format_exception(error)), type(error).__name__
+    trace, name = _trace_of(error), type(error).__name__
     if attempt.lost_origin:
         return End(Outcome.LOST, attempt.lost_origin, trace, fault=Fault.CHECKPOINT, exception=name)
     if storage := storage_error(error, attempt.directory):
-        return End(Outcome.LOST, str(storage), trace, fault=Fault.STORAGE, exception=name)
+        return End(Outcome.LOST, cleaned(str(storage)), trace, fault=Fault.STORAGE, exception=name)
     if isinstance(error, PeersLostError | StoreError):
-        return End(Outcome.LOST, str(error), trace, fault=fault_of(error), exception=name)
+        return End(Outcome.LOST, cleaned(str(error)), trace, fault=fault_of(error), exception=name)
     return End(Outcome.FAILED, cause_of(error), trace, fault=fault_of(error), exception=name)
 
 
@@ -60,7 +61,7 @@ def fault_of(error: BaseException) -> Fault | None:
         return Fault.STORAGE
     if isinstance(error, InvalidSettingError):
         return Fault.SETUP
-    named = f"{type(error).__name__}: {_text_of(error)}"
+    named = words_of(error)
     if _OUT_OF_MEMORY.search(named):
         return Fault.OUT_OF_MEMORY
     return Fault.DEVICE if _DEVICE.search(named) else Fault.USER_CODE
@@ -73,11 +74,12 @@ def cause_of(error: BaseException) -> str:
     own = [f for f in frames if not f.filename.startswith((runtime, sys.prefix, sys.base_prefix, "<"))]
     place = (own or frames)[-1:]
     where = f" ({Path(place[0].filename).name}:{place[0].lineno})" if place else ""
-    return f"{type(error).__name__}: {' '.join(_text_of(error).split())}{where}"
+    return " ".join(words_of(error).split()) + where
 
 
-def _text_of(error: BaseException) -> str:
+def _trace_of(error: BaseException) -> str:
+    """Return the traceback of an error, whatever it holds, and not all of one of 20 MB."""
     try:
-        return str(error)
-    except Exception:  # noqa: BLE001 - a user's class may raise anything
-        return "(its text cannot be had)"
+        return cleaned("".join(traceback.format_exception(error)), LONGEST_TRACE)
+    except Exception as failure:  # noqa: BLE001 - of the user's own ``__str__``
+        return f"(its traceback cannot be had: {type(failure).__name__})"

@@ -21,7 +21,7 @@ from parsl_rasda.agent.node_probe import (
 
 def test_pbs_lists_a_node_once_per_core_and_we_once() -> None:
     def listing(path: Path) -> str:
-        path.write_text("n2\nn2\nn1\nn1\n")
+        path.write_text("n2\nn2\nn1\nn1\n", encoding="utf-8")
         return str(path)
 
     import tempfile

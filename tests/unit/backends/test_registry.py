@@ -61,12 +61,12 @@ def test_a_backend_of_another_distribution_is_built_with_its_options_and_says_wh
 
 
 def test_a_mistake_in_its_options_is_told_with_its_line(cloud: Path) -> None:
-    cloud.write_text("backend: cloud\nqueue: [1]\n")
+    cloud.write_text("backend: cloud\nqueue: [1]\n", encoding="utf-8")
     with pytest.raises(InvalidFileError, match=r"cloud.yaml:2: queue: "):
         load_site(cloud)
 
 
 def test_a_backend_that_nobody_has_is_refused_with_those_there_are(cloud: Path) -> None:
-    cloud.write_text("backend: clod\n")
+    cloud.write_text("backend: clod\n", encoding="utf-8")
     with pytest.raises(InvalidFileError, match="did you mean cloud"):
         load_site(cloud)

@@ -18,7 +18,7 @@ def write_records(path: Path, records: Iterable[bytes], *, idx: bool = False) ->
     if idx:
         starts = [sum(map(len, parts[:n])) for n in range(len(parts))]
         lines = [f"{start} {len(part)}\n" for start, part in zip(starts, parts, strict=True)]
-        Path(f"{path}.idx").write_text("".join(lines))
+        Path(f"{path}.idx").write_text("".join(lines), encoding="utf-8")
     return path
 
 

@@ -88,14 +88,14 @@ def test_a_file_that_is_cut_short_is_named_with_the_place(content: list[bytes], 
     ],
 )
 def test_an_index_that_does_not_fit_is_named(file: Path, idx: str, found: str) -> None:
-    Path(f"{file}.idx").write_text(idx)
+    Path(f"{file}.idx").write_text(idx, encoding="utf-8")
     with pytest.raises(DataError, match=found):
         read(file)
 
 
 def test_an_index_that_joins_records_is_found_when_they_are_read(file: Path) -> None:
     size = file.stat().st_size
-    Path(f"{file}.idx").write_text(f"0 33\n33 {size - 33}\n")
+    Path(f"{file}.idx").write_text(f"0 33\n33 {size - 33}\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"the record at byte 0 has 0 bytes, not 17 as its index says"):
         read(file)
 
@@ -105,7 +105,7 @@ def test_a_file_without_an_index_is_scanned_once(file: Path, tmp_path: Path) -> 
     found, count = indexed(file, tmp_path / "prepared")
     assert (found.parent, count) == (tmp_path / "prepared", len(RECORDS))
     assert read(found) == RECORDS
-    assert Path(f"{found}.idx").read_text().splitlines()[:3] == ["0 16", "16 17", "33 336"]
+    assert Path(f"{found}.idx").read_text(encoding="utf-8").splitlines()[:3] == ["0 16", "16 17", "33 336"]
     assert indexed(file, tmp_path / "prepared") == (found, count), "again is no harm"
     with_idx = write_records(tmp_path / "validation-00000-of-00001", RECORDS, idx=True)
     assert indexed(with_idx, tmp_path / "prepared") == (with_idx, len(RECORDS))

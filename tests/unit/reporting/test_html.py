@@ -21,6 +21,7 @@ from parsl_rasda.orchestration.events import JobEnded
 from parsl_rasda.orchestration.journal import Journal, Record
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.orchestration.stage_records import StageRecord, write_record
+from parsl_rasda.plain_text import printable
 from parsl_rasda.reporting.html import page
 from parsl_rasda.reporting.runs import read_run
 from parsl_rasda.reporting.templates import render
@@ -261,25 +262,19 @@ def test_what_comes_from_the_user_stays_text(hostile: Path) -> None:
     trials = {row[0]: row for row in found.rows if row}
     assert trials["0000"][6] == HOSTILE, "the reason of a trial"
     assert trials["0002"][8] == HOSTILE, "a setting"
-    assert trials["0001"][8] == "red\N{REPLACEMENT CHARACTER}"
+    assert trials["0001"][8] == r"\x1b[31mred\x1b[0m\x00", "what a terminal would obey is written out"
     assert any(HOSTILE in text for text in found.texts["p"]), "the cause"
 
 
 @given(text=st.text(min_size=1), attribute=st.text())
 @example(text=HOSTILE, attribute=HOSTILE)
 def test_whatever_is_put_into_a_template_is_text_again_when_it_is_read(text: str, attribute: str) -> None:
-    def shown(value: str) -> bool:
-        return all(
-            c >= " " and c != "\x7f" and not 0xD800 <= ord(c) < 0xE000 and c not in "\ufffe\uffff"
-            for c in value
-        )
-
     box = {"x": 0, "y": 0, "width": 1, "height": 1, "colour": attribute, "facts": text, "lines": [(0, text)]}
     values = {"width": 1, "height": 1, "curves": [], "heads": {}, "legend": []}
     found = Reader(render("graph.svg", boxes=[box], **values))
     assert found.tags == ["svg", "defs", "marker", "path", "g", "title", "rect", "text"]
-    if shown(text):
-        assert "".join(found.texts["title"]) == "".join(found.texts["text"]) == text
+    if "\r" not in text:  # which HTML reads as another line end
+        assert "".join(found.texts["title"]) == "".join(found.texts["text"]) == printable(text)
 
 
 @pytest.mark.slow

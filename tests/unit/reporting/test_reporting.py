@@ -20,7 +20,7 @@ from parsl_rasda.study import StudySpec
 
 
 def rows_of(file: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(file.read_text())))
+    return list(csv.DictReader(io.StringIO(file.read_text(encoding="utf-8"))))
 
 
 def test_results_have_one_row_per_trial_with_each_setting(finished) -> None:

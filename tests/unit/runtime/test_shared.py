@@ -146,7 +146,7 @@ def test_no_name_in_a_store_leads_out_of_the_folder_of_a_copy(
             return [f"{root}/header.json", name if name.startswith("/") else f"{root}/{name}"]
 
         def get_file(self, source: str, target: str) -> None:
-            Path(target).write_text(source)
+            Path(target).write_text(source, encoding="utf-8")
 
     monkeypatch.setattr(shared, "_file_system", lambda url: (Store(), "bucket/copy"))
     with pytest.raises(StoreError, match="leads out of"):

@@ -91,7 +91,7 @@ def test_a_single_tune_at_the_top_is_a_study_of_one_stage(short: Path) -> None:
 
 
 def test_mistakes_of_a_single_tune_keep_the_keys_of_the_file(short: Path) -> None:
-    short.write_text(SHORT.replace("mode: max", "mode: most"))
+    short.write_text(SHORT.replace("mode: max", "mode: most"), encoding="utf-8")
     with pytest.raises(InvalidFileError) as error:
         load_study(short)
     assert str(error.value) == f"{short}:5: tune.mode: found 'most'; allowed: min, max"

@@ -418,7 +418,7 @@ def test_a_network_beats_the_mean_on_objects_it_never_saw(
     assert sum(squares) / 2 == pytest.approx(result["test_best_mse"], rel=1e-4)
     assert result["power"]["r2"] > 0.5
     assert Path(str(result["picture"])).read_bytes().startswith(b"\x89PNG")
-    with Path(str(result["predictions"])).open() as file:
+    with Path(str(result["predictions"])).open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == LINES
     assert {row["object"] for row in rows} == {"C029"}

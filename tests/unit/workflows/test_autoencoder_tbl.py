@@ -105,7 +105,7 @@ def test_the_last_snapshots_of_a_case_validate_and_the_last_case_is_unseen(
     last = read_snapshot(root / "L1000_T40_A30" / "boxOutput240.hdf5", planes=PLANES, piece=PIECE)
     ours = open_fields(data, "validation").read(range(10)).float()
     assert torch.allclose(ours, torch.from_numpy(last), atol=1e-3)
-    attributes = json.loads(Path(data["indices"]["train"][0]).read_text())["attributes"]
+    attributes = json.loads(Path(data["indices"]["train"][0]).read_text(encoding="utf-8"))["attributes"]
     assert (attributes["L"], attributes["T"], attributes["A"]) == (1000.0, 40.0, 30.0)
 
 

@@ -109,7 +109,7 @@ def test_filtered_snapshots_have_speed_one_and_the_error_of_doing_nothing_is_tol
 
 def test_shards_hold_fp32_in_chunks_of_one_block(data: dict[str, object]) -> None:
     index = Path(str(data["index"]))
-    for rows in json.loads(index.read_text())["splits"].values():
+    for rows in json.loads(index.read_text(encoding="utf-8"))["splits"].values():
         for name, start, stop in rows:
             with h5py.File(index.parent / name) as file:
                 for values in (file["filtered"], file["truth"]):

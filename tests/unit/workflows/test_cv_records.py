@@ -75,7 +75,7 @@ def test_records_are_listed_with_their_validation_cut_in_half(data: dict[str, An
     assert json.loads(json.dumps(data)) == data
     assert data["samples"] == {"train": TRAINING, "validation": 10, "test": 8}
     assert (data["classes"], data["channels"]) == (["1", "2", "3"], 3)
-    splits = json.loads(Path(data["path"]).read_text())["splits"]
+    splits = json.loads(Path(data["path"]).read_text(encoding="utf-8"))["splits"]
     halves = [{(file, n) for file, a, b in splits[s] for n in range(a, b)} for s in SPLITS[1:]]
     assert len(halves[0] | halves[1]) == HELD_BACK
     assert not halves[0] & halves[1]

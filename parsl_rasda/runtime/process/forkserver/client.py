@@ -238,7 +238,7 @@ def _connection(path: str) -> socket.socket:
 
 def _check_refusal(path: str) -> None:
     try:
-        with open(refusal(path)) as file:
+        with open(refusal(path), encoding="utf-8") as file:
             reason, age_s = file.read(), time.time() - os.fstat(file.fileno()).st_mtime
     except OSError:
         return
@@ -262,7 +262,7 @@ def _check_lasting() -> None:
 
 def _control_groups() -> str:
     try:
-        with open("/proc/self/cgroup") as file:
+        with open("/proc/self/cgroup", encoding="utf-8") as file:
             return file.read()
     except OSError:
         return ""
@@ -274,7 +274,7 @@ def _clean_up(directory: str) -> None:
         path = os.path.join(directory, name)
         try:
             if name.endswith((".log", ".step")):
-                with open(path) as file:
+                with open(path, encoding="utf-8") as file:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     if name.endswith(".log"):
                         _remove(path[: -len(".log")] + ".sock")

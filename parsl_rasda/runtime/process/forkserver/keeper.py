@@ -53,7 +53,7 @@ def keep() -> None:
     sys.stdout.write(READY)
     sys.stdout.flush()
     try:
-        with open(client.log_of(path)) as log:
+        with open(client.log_of(path), encoding="utf-8") as log:
             fcntl.flock(log, fcntl.LOCK_EX)  # shared by the server and its ranks' supervisors while they live
     except FileNotFoundError:
         return
@@ -91,7 +91,7 @@ def _has_answered(path: str) -> bool:
     if _content(path) == READY:
         return True
     try:
-        with open(path) as file:
+        with open(path, encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
@@ -102,7 +102,7 @@ def _has_answered(path: str) -> bool:
 
 def _content(path: str) -> str:
     try:
-        with open(path) as file:
+        with open(path, encoding="utf-8") as file:
             return file.read().strip()
     except FileNotFoundError:
         return ""

@@ -12,7 +12,7 @@ def children() -> list[int]:
     This file costs one read. psutil would look at every process of the node, at each wake-up of a server.
     """
     try:
-        text = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text()
+        text = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text(encoding="utf-8")
     except OSError:
         return []
     return [int(pid) for pid in text.split()]

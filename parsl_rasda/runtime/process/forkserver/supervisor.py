@@ -101,7 +101,9 @@ def _mark(mark: str) -> None:
     text = f"{mark}\0".encode()
     if len(text) > client.MARK_BYTES:
         return
-    start = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[ENV_START_FIELD])
+    start = int(
+        Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[ENV_START_FIELD]
+    )
     environment = b"\0" + Path("/proc/self/environ").read_bytes()
     found = environment.find(f"\0{client.JOB_VARIABLE}=.".encode())
     if found >= 0:
