@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parsl_rasda.errors import RunDirectoryError
+from parsl_rasda.orchestration.events import PilotEnded
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.reporting.files import COLUMNS, results_csv, write_report
 from parsl_rasda.reporting.format import config_text, duration, number, percent, plain_json, truncated
@@ -137,7 +138,10 @@ def test_a_run_tells_which_sites_are_left_alone_and_until_when(rehearsals, tmp_p
         run = read_run(tmp_path)
         (history,) = run.searches.values()
         (site,) = run.sites
-        history.machine.pilots.back_off(site, 600.0)
+        pilots = history.machine.pilots
+        for _ in range(3):  # in a row that come to nothing
+            pilots.ended(PilotEnded(600.0, pilots.request(site).pilot, site, "refused", usable=False))
+        pilots.back_off(site, 600.0)
         document = run.document(now=601.0)
     assert [(r["site"], r["until"] > 600.0) for r in document["resting"]] == [(site, True)]
     assert f"{site}, which refused; asked again from " in as_text(status_view(document))
