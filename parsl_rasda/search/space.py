@@ -265,9 +265,10 @@ def _check_conditions(key: str, parameter: Parameter, earlier: Mapping[str, Para
             raise InvalidSettingError(f"{key}.{other}", other, f"a parameter above it: {names}")
         if not (values := _as_list(wanted)):
             raise InvalidSettingError(f"{key}.{other}", wanted, "at least one value")
-        known = {hashable(v) for v in earlier[other].values} if isinstance(earlier[other], Choice) else None
+        condition = earlier[other]
+        known = {hashable(v) for v in condition.values} if isinstance(condition, Choice) else None
         for value in values:
-            if hashable(value) not in known if known is not None else not _can_be(earlier[other], value):
+            if hashable(value) not in known if known is not None else not _can_be(condition, value):
                 allowed = f"a value that {other} can take: {earlier[other]}"
                 raise InvalidSettingError(f"{key}.{other}", value, allowed)
 

@@ -154,7 +154,11 @@ def _frozen(value: object) -> Hashable:
         return ("mapping", frozenset((key, _frozen(each)) for key, each in value.items()))
     if isinstance(value, list | tuple):
         return ("list", tuple(map(_frozen, value)))
-    return value if isinstance(value, Hashable) else repr(value)
+    try:
+        hash(value)
+    except TypeError:  # of a program, which may declare anything; a file cannot
+        return repr(value)
+    return value  # type: ignore[return-value]  # it has just been hashed
 
 
 def searched_in(space: Plain) -> list[str]:

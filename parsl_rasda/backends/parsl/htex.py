@@ -194,7 +194,7 @@ def build_provider(site: ParslSiteSpec, ours: str) -> Any:  # any of Parsl's pro
     options = dict(site.provider.options)
     theirs = options.pop("worker_init", "")
     if ("provider", "worker_init") in site.written:
-        theirs, passing_on = _from_environment(site, theirs)
+        theirs, passing_on = _from_environment(site, str(theirs))
         if passing_on:
             options["scheduler_options"] = f"{options.get('scheduler_options', '')}\n{passing_on}"
     try:
