@@ -138,7 +138,7 @@ class Restarted:
             report = self.log.next(EpochReported, job)
             if count % 2:
                 times.append(self.first_step(job, report.epoch - 1) - reported_at)
-            reported_at, self.epoch, self.checkpoint = report.at, report.epoch, report.checkpoint
+            reported_at, self.epoch, self.checkpoint = report.at, report.epoch, report.checkpoint.path
             self.runner.end_job(EndJob(job, "resized"))
             if self.log.next(JobEnded, job).outcome != "reached":
                 raise RuntimeError(f"the job did not leave as ordered: {self.log.of(job)}")

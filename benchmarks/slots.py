@@ -53,7 +53,7 @@ class Meter(NoProgress):
         self.began: tuple[float, float] | None = None
         self.ended = (0.0, 0.0)
 
-    def search(self, stage: str, machine: Any, accounts: Any, *, alone: bool) -> Meter:
+    def search(self, stage: str, machine: Any, usage: Any, *, alone: bool) -> Meter:
         return self
 
     def add(self, event: Event, instructions: tuple[Instruction, ...]) -> None:

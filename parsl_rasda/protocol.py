@@ -43,7 +43,7 @@ KNOWN = "known"  # in an attempt without a channel: how many epochs the controll
 
 
 class ProtocolError(RasdaError):
-    """An order or a report that this version does not understand."""
+    """A spec or a result of a job that this version does not understand."""
 
     def __init__(self, what: str, found: object) -> None:
         super().__init__(what, found)
@@ -54,6 +54,36 @@ class ProtocolError(RasdaError):
             f"{self.what}: found format {self.found!r}, this parsl_rasda speaks {FORMAT}. "
             "Install the same version on the site as on the controller."
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint that is whole.
+
+    In JSON it is two fields of the record that names it: ``checkpoint``, and ``checkpoint_epoch``,
+    which is null if the checkpoint holds all epochs of that record.
+
+    Attributes:
+        path: Its directory, or its URL.
+        epoch: Epochs finished in it.
+    """
+
+    path: str
+    epoch: int
+
+
+def checkpoint_fields(checkpoint: Checkpoint | None, epoch: int) -> dict[str, Any]:
+    """Return the JSON fields of the checkpoint of a record at an epoch."""
+    if checkpoint is None:
+        return {"checkpoint": None, "checkpoint_epoch": None}
+    done = None if checkpoint.epoch == epoch else checkpoint.epoch
+    return {"checkpoint": checkpoint.path, "checkpoint_epoch": done}
+
+
+def checkpoint_in(data: Mapping[str, Any]) -> Checkpoint | None:
+    """Return the checkpoint of a record that has an ``epoch``, as `checkpoint_fields` wrote it."""
+    path, epoch = data.get("checkpoint"), data.get("checkpoint_epoch")
+    return None if path is None else Checkpoint(str(path), int(data["epoch"] if epoch is None else epoch))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +163,10 @@ class JobSpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Return the order that `to_json` wrote.
+        """Return the job's spec that `to_json` wrote.
 
         Raises:
-            HandoffError: If another format wrote it.
+            ProtocolError: If another format wrote it.
         """
         values = _known(cls, data)
         values["training"] = Training(**_known(Training, data.get("training", {}), versioned=False))
@@ -148,12 +178,12 @@ class JobSpec:
         return cls(**values)
 
     def save(self, path: Path) -> None:
-        """Write the order as a file."""
+        """Write the spec as a file."""
         path.write_text(json.dumps(self.to_json(), indent=1), encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read the order from a file."""
+        """Read the spec from a file."""
         return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
 
 
@@ -164,8 +194,8 @@ class EpochReport:
     Attributes:
         epoch: Epochs now done.
         seconds: Wall time of this epoch's training and evaluation [s], without waiting for decisions.
-        checkpoint: Newest whole checkpoint of the attempt, a directory or a URL, or None.
-        checkpoint_epoch: Epochs done in it, if fewer: copies to a URL are written while training goes on.
+        checkpoint: Newest whole checkpoint of the attempt, or None. It may hold fewer epochs: copies to a
+            URL are written while training goes on.
         slots: ``node:gpu`` of each rank, as the ranks themselves saw them, in rank order.
     """
 
@@ -174,26 +204,21 @@ class EpochReport:
     epoch: int
     metrics: Mapping[str, float]
     seconds: float
-    checkpoint: str | None = None
+    checkpoint: Checkpoint | None = None
     at: float = 0.0
     slots: tuple[str, ...] = ()
-    checkpoint_epoch: int | None = None
     format: int = FORMAT
-
-    @property
-    def saved_epoch(self) -> int:
-        """Epochs done in the checkpoint."""
-        return self.epoch if self.checkpoint_epoch is None else self.checkpoint_epoch
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON."""
-        return asdict(self)
+        return {**asdict(self), **checkpoint_fields(self.checkpoint, self.epoch)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Return the report that `to_json` wrote."""
         values = _known(cls, data)
         values["metrics"] = {str(k): float(v) for k, v in data["metrics"].items()}
+        values["checkpoint"] = checkpoint_in(data)
         values["slots"] = tuple(data.get("slots", ()))
         return cls(**values)
 
@@ -205,7 +230,6 @@ class JobResult:
     Attributes:
         checkpoint: Newest whole checkpoint of this attempt, or None; for a preemption in mid-epoch
             it holds the epoch in progress.
-        checkpoint_epoch: Epochs done in it, if fewer than ``epoch``.
         unreadable: The checkpoint it was ordered to go on from, if that is gone or damaged.
     """
 
@@ -214,16 +238,15 @@ class JobResult:
     outcome: Outcome
     epoch: int
     cause: str = ""
-    checkpoint: str | None = None
+    checkpoint: Checkpoint | None = None
     traceback: str = ""
     at: float = 0.0
-    checkpoint_epoch: int | None = None
     unreadable: str | None = None
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON."""
-        return asdict(self)
+        return {**asdict(self), **checkpoint_fields(self.checkpoint, self.epoch)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -232,6 +255,7 @@ class JobResult:
         values["outcome"] = Outcome(values["outcome"])
         values["cause"] = cleaned(str(values.get("cause", "")))
         values["traceback"] = cleaned(str(values.get("traceback", "")), LONGEST_TRACE)
+        values["checkpoint"] = checkpoint_in(data)
         return cls(**values)
 
 
@@ -272,7 +296,6 @@ def report_of_epochs(directory: Path, order: JobSpec, outcome: Outcome, cause: s
         epoch=epochs[-1].epoch if epochs else order.epoch,
         cause=cause,
         checkpoint=saved[-1].checkpoint if saved else None,
-        checkpoint_epoch=saved[-1].saved_epoch if saved else None,
         at=time.time(),
     )
 

@@ -59,8 +59,8 @@ class Placement:
     nodes: tuple[NodeSlots, ...]
 
     @property
-    def width(self) -> int:
-        """Number of slots, which is the job's world size."""
+    def world_size(self) -> int:
+        """Number of slots, one for each rank."""
         return sum(len(n.gpus) for n in self.nodes)
 
     @property
@@ -77,6 +77,15 @@ class Placement:
             NodeSlots(n.node, tuple(g for g in n.gpus if g not in others.get(n.node, ()))) for n in self.nodes
         )
         return Placement(self.site, self.pilot, tuple(n for n in nodes if n.gpus))
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Training with the same replicas, from so many finished epochs to so many."""
+
+    epoch: int
+    until: int
+    replicas: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ settings.register_profile("quick", max_examples=25, deadline=None)
 settings.register_profile("ci", max_examples=100, deadline=None)
 settings.load_profile("quick")  # `--hypothesis-profile=ci` is applied after this
 
+os.environ["PARSL_RASDA_VALIDATE"] = "1"  # every machine checks its invariants, in child processes too
+
 # Programs of each part; RASDA_REQUIRE names the parts that must be there ("all", or "slurm,mpiexec").
 PARTS = {
     "slurm": ("slurmctld", "slurmd", "munged", "srun", "sbatch", "scontrol"),

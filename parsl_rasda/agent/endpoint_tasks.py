@@ -25,7 +25,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -195,7 +195,7 @@ def run(
         **({"PYTHONPATH": path} if path else {}),
     }
     report = _run_claimed(job, launch, mark, ours, grace_s)
-    create_file(directory / "report.json", json.dumps(asdict(report)))
+    create_file(directory / "report.json", json.dumps(report.to_json()))
     return {"block": this_block(), "jobs": [_state(directory, job.job, 0)]}
 
 
@@ -296,10 +296,9 @@ def _conclude(directory: Path, job: JobId, seen: ExitObservations) -> None:
         epoch=epochs[-1].epoch if epochs else 0,
         cause=found.cause,
         checkpoint=saved[-1].checkpoint if saved else None,
-        checkpoint_epoch=saved[-1].saved_epoch if saved else None,
         at=time.time(),
     )
-    create_file(directory / "report.json", json.dumps(asdict(report)))
+    create_file(directory / "report.json", json.dumps(report.to_json()))
 
 
 def _state(directory: Path, job: JobId, epoch: int) -> Message:

@@ -81,7 +81,7 @@ class DecisionLog:
                 pass
 
     def _start_line(self, at: float, start: StartJob) -> DecisionLine:
-        trial, world_size = start.job.trial, start.placement.width
+        trial, world_size = start.job.trial, start.placement.world_size
         before, was_until = self._world_size.get(trial), self._until.get(trial, start.until)
         self._until[trial], self._world_size[trial] = start.until, world_size
         if start.job.attempt == 1:

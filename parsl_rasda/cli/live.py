@@ -76,10 +76,10 @@ class LiveView:
         with self._lock:
             self._stages.setdefault(name, _StageProgress(1, time.monotonic())).cause = cause
 
-    def search(self, stage: str, machine: Machine, accounts: Usage, *, alone: bool) -> SearchProgress:
+    def search(self, stage: str, machine: Machine, usage: Usage, *, alone: bool) -> SearchProgress:
         """Return an observer that follows a search."""
         del alone  # its panel has its name in any case
-        progress = SearchProgress(stage, machine, accounts)
+        progress = SearchProgress(stage, machine, usage)
         with self._lock:
             self._searches[stage] = progress
         return progress

@@ -40,9 +40,9 @@ class PlainView:
         """Write why a stage has no result."""
         self.write(DecisionLine(time.time(), "stage-failed", {"name": name, "cause": cause}))
 
-    def search(self, stage: str, machine: Machine, accounts: Usage, *, alone: bool) -> _SearchWriter:
+    def search(self, stage: str, machine: Machine, usage: Usage, *, alone: bool) -> _SearchWriter:
         """Return an observer that writes the decisions of a search, with its stage unless it is alone."""
-        del accounts
+        del usage
         return _SearchWriter(self, DecisionLog(machine), {} if alone else {"stage": stage})
 
     def close(self) -> None:

@@ -60,9 +60,9 @@ class SearchSnapshot:
 class SearchProgress:
     """Adds up the events of one search; the display's thread takes snapshots."""
 
-    def __init__(self, stage: str, machine: Machine, accounts: Usage) -> None:
+    def __init__(self, stage: str, machine: Machine, usage: Usage) -> None:
         """Begin in the state of a machine, which may be in the middle of a search."""
-        self._stage, self._machine, self._accounts = stage, machine, accounts
+        self._stage, self._machine, self._usage = stage, machine, usage
         self._log = DecisionLog(machine)
         self._lock = threading.Lock()
         self._decisions: deque[DecisionLine] = deque(maxlen=_SHOWN)
@@ -77,7 +77,7 @@ class SearchProgress:
                 self._add_metric(trial.id, epoch, metric)
         self._count_states(machine.trials)
         self._find_best()
-        self._usage = self._read_usage()
+        self._figures = self._read_figures()
 
     def add(self, event: Event, instructions: tuple[Instruction, ...]) -> None:
         """Take note of one event; the machine may be ahead of it."""
@@ -89,12 +89,12 @@ class SearchProgress:
             touched = {t for part in (event, *instructions) if (t := _trial_of(part)) is not None}
             self._count_states(touched if touched else tuple(self._machine.trials))
             self._rank(touched)
-            self._usage = self._read_usage()
+            self._figures = self._read_figures()
 
     def snapshot(self) -> SearchSnapshot:
         """Return the state of the search; may be called from any thread."""
         with self._lock:
-            gpus, busy, epochs, restarts, faults, total = self._usage
+            gpus, busy, epochs, restarts, faults, total = self._figures
             return SearchSnapshot(
                 self._stage,
                 self._machine.settings.metric,
@@ -110,8 +110,8 @@ class SearchProgress:
                 tuple(self._decisions),
             )
 
-    def _read_usage(self) -> tuple[int, int, int, int, int, int]:
-        a = self._accounts
+    def _read_figures(self) -> tuple[int, int, int, int, int, int]:
+        a = self._usage
         restarts, faults = len(a.restarts_s), len(a.faults)
         return a.gpus, a.busy_gpus, a.epochs, restarts, faults, self._machine.num_samples
 

@@ -141,7 +141,7 @@ class Doctor:
             say(f"a job on {shape}")
             placement = Placement(pilot.site, pilot.pilot, nodes)
             job = self._run(TrialId(f"doctor-{number}"), placement, pilot)
-            yield launch_finding(shape, job, placement.width, self.site)
+            yield launch_finding(shape, job, placement.world_size, self.site)
             if job.ended.outcome is not Outcome.REACHED:
                 return  # wider ones would fail in the same way
             ranks += job.ranks
@@ -163,8 +163,8 @@ class Doctor:
             epoch=0,
             until=1,
             max_epochs=1,
-            schedule=((0, placement.width),),
-            world_size=placement.width,
+            schedule=((0, placement.world_size),),
+            world_size=placement.world_size,
             python="parsl_rasda.runtime.site_probe:examine",
             inputs={"torch": self.site.accelerator != "none"},
             slots=placement.slots,

@@ -32,7 +32,7 @@ class HydraLauncher:
             # No ssh and no srun for this machine; the variable is the only spelling that both know.
             hosts = ()
             environment |= {"HYDRA_LAUNCHER": "fork", "I_MPI_HYDRA_BOOTSTRAP": "fork"}
-        argv = ("mpiexec", *hosts, "-n", str(placement.width), *settings.options, *program)
+        argv = ("mpiexec", *hosts, "-n", str(placement.world_size), *settings.options, *program)
         return LaunchCommand(argv, environment)
 
 

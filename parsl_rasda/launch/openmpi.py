@@ -28,9 +28,9 @@ class OpenMpiLauncher:
         variables = rank_environment(settings)
         hosts = ",".join(f"{n.node}:{len(n.gpus)}" for n in placement.nodes)
         if settings.local:
-            hosts = f"localhost:{placement.width}"
+            hosts = f"localhost:{placement.world_size}"
         argv = (
-            *("mpiexec", "--host", hosts, "-n", str(placement.width)),
+            *("mpiexec", "--host", hosts, "-n", str(placement.world_size)),
             *("--map-by", "slot:OVERSUBSCRIBE"),
             *("--bind-to", "none"),  # trials share nodes: each would bind to core 0
             *(

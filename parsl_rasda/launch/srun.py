@@ -45,7 +45,7 @@ class SrunLauncher:
         argv = (
             # Input to all ranks blocks as soon as one does not read; torn lines come from all writing.
             *("srun", "--unbuffered", "--input=0", "--output=0", "--error=all"),
-            *(f"--nodes={len(placement.nodes)}", f"--ntasks={placement.width}", *layout),
+            *(f"--nodes={len(placement.nodes)}", f"--ntasks={placement.world_size}", *layout),
             *("--overlap", "--mem=0", f"--cpus-per-task={settings.threads_per_rank}", "--cpu-bind=none"),
             *((f"--gres=gpu:{gpus}",) if gpus else ()),
             *((f"--job-name={step}",) if step else ()),

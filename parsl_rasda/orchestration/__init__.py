@@ -1,8 +1,10 @@
 """The study as a state machine: events in, instructions out; journal and driver.
 
-Reading order: `events` (what can happen, what must be done), `life` (trials and jobs), `slots` (who
-gets slots), `machine` (what follows from each event), `driver` (the live loop: journal, then act),
-`history` and `unfolding` (a run as its journal tells it), `accounts` and `summary` (its books).
+Reading order: `events` (what can happen, what must be done), `machine` (what follows from each
+event) with its parts `search_record`, `trial_record`, `states`, `lifecycle` (trials and jobs),
+`allocator` (who gets slots), `pilots`, `completion` and `invariants`; `driver` (the live loop:
+journal, then act), `replay` and `decision_graph` (a run as its journal tells it), `usage` and
+`summary` (what it has used and come to).
 
 >>> from parsl_rasda.orchestration.assembly import build_machine
 >>> from parsl_rasda.orchestration.events import StudyStarted

@@ -34,11 +34,11 @@ def build_machine(tune: TuneSpec) -> Machine:
         metric=tune.metric,
         mode=tune.mode,
         num_workers=method.num_workers,
-        width_step=_smallest_prime(method.scaling_factor),
+        world_size_step=_smallest_prime(method.scaling_factor),
         max_retries=tune.max_retries,
         assumed=assumed_times(tune),
-        roaming=tune.checkpoints is not None,
-        asking=tune.training.command is None,
+        checkpoints_shared=tune.checkpoints is not None,
+        interactive=tune.training.command is None,
     )
     return Machine(settings, scheduler, build_growth(method.growth))
 

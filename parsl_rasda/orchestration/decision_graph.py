@@ -1,4 +1,4 @@
-"""The graph of a study as its decisions unfold it: one vertex a stage, one a stretch of a trial.
+"""The graph of a study as it was decided: one vertex for each stage, one for each stretch of a trial.
 
 A stretch leads from one rung to the next. Its vertex appears when the scheduler decides on it and
 holds everything that is known of it: replicas, every placement it was trained on, the metric it
@@ -29,7 +29,7 @@ from parsl_rasda.orchestration.trial_record import TrialRecord
 from parsl_rasda.types import JobId, Placement, TrialId, TrialState
 
 
-class Unfolding:
+class DecisionGraph:
     """An observer of one search; `graph` is complete after every event."""
 
     def __init__(self, machine: Machine, *, after: Sequence[str] = ()) -> None:
@@ -44,7 +44,7 @@ class Unfolding:
             self.graph.add_node(stage, kind="stage", label=stage)
 
     def add(self, event: Event, instructions: tuple[Instruction, ...]) -> None:
-        """Take note of one event, which the machine has handled, and of what followed from it."""
+        """Note one event, which the machine has handled, and what followed from it."""
         match event:
             case StudyStarted():
                 self._live.clear()
@@ -73,7 +73,7 @@ class Unfolding:
             rung=rung,
             until=self.machine.scheduler.milestones[rung],
             replicas=self.machine.scheduler.replicas(rung),
-            placements=_placed(trial.job.placement) if trial.job and trial.job.ending is None else "",
+            placements=_placed(trial.job.placement) if trial.job and not trial.job.is_leaving else "",
             metric="",
             decision="running",
             reason="",
@@ -125,14 +125,14 @@ def last_stretch(graph: nx.DiGraph[str], trial: str) -> str | None:
     return max(found)[1] if found else None
 
 
-def unfold(history: ReplayedSearch, after: Sequence[str]) -> nx.DiGraph[str]:
-    """Return the graph that a journal tells of.
+def graph_of_decisions(history: ReplayedSearch, after: Sequence[str]) -> nx.DiGraph[str]:
+    """Return the graph of what a journal tells.
 
     Args:
         history: One search.
         after: Vertices that the search waited for.
     """
     machine = build_machine(history.tune)
-    unfolding = Unfolding(machine, after=after)
-    replay(history.records, machine, NoSearcher(), [unfolding])
-    return unfolding.graph
+    decisions = DecisionGraph(machine, after=after)
+    replay(history.records, machine, NoSearcher(), [decisions])
+    return decisions.graph

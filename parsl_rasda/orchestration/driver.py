@@ -1,6 +1,6 @@
 """The live driver: one thread owns the machine, writes the journal, and acts.
 
-Runners post events from any thread; they only enqueue. Events that have piled up are handled
+Backends post events from any thread; they only enqueue. Events that have piled up are handled
 together and synced to disk once, before any of their instructions is carried out.
 """
 
@@ -41,12 +41,12 @@ from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.search.base import Searcher
 from parsl_rasda.types import PilotId, SiteName, StudyState
 
-_BEAT_S = 10.0
+_HEARTBEAT_S = 10.0
 _BATCH = 256
 
 
 class Observer(Protocol):
-    """Sees every event and what followed from it: accounts, progress display, log."""
+    """Sees every event and what followed from it: usage, progress display, log."""
 
     def add(self, event: Event, instructions: tuple[Instruction, ...]) -> None:
         """Take note; must neither block nor raise."""
@@ -59,20 +59,20 @@ class Driver:
 
     Attributes:
         on_write: Called before anything is written; raises if another controller has taken over.
-        on_beat: Called every few seconds, however busy the study is, to show that the controller lives.
+        on_heartbeat: Called every few seconds, however busy the study is, to show that the controller lives.
     """
 
     machine: Machine
     journal: Journal
-    runner: Backend
+    backend: Backend
     searcher: Searcher
-    orders: JobSpecBuilder
+    job_specs: JobSpecBuilder
     clock: Callable[[], float]
     observers: Sequence[Observer] = ()
-    on_beat: Callable[[], None] = lambda: None
+    on_heartbeat: Callable[[], None] = lambda: None
     on_write: Callable[[], None] = lambda: None
     _abandoned: bool = False
-    _beat_at: float = -math.inf
+    _heartbeat_at: float = -math.inf
     _events: queue.SimpleQueue[Event] = field(default_factory=queue.SimpleQueue)
 
     def interrupt(self) -> None:
@@ -85,30 +85,30 @@ class Driver:
         self.interrupt()
 
     def run(
-        self, num_samples: int, sites: Mapping[SiteName, int], evidence: Iterable[Event] = ()
+        self, num_samples: int, sites: Mapping[SiteName, int], missed: Iterable[Event] = ()
     ) -> FinishStudy:
         """Run until nothing is left to do, and return how the study ended.
 
         Args:
             num_samples: Trials wanted in all.
             sites: Pilots wanted per site.
-            evidence: What happened while no controller was listening; only booked, not acted on.
+            missed: What happened while no controller was listening; only recorded, not acted on.
         """
         pilots: dict[PilotId, PilotStarted] = {}
-        self._record(list(evidence))
-        self.runner.open(self._events.put)
+        self._record(list(missed))
+        self.backend.open(self._events.put)
         try:
             finish = self._act(self._record([StudyStarted(self.clock(), num_samples, dict(sites))]), pilots)
             while finish is None and not self._abandoned:
                 finish = self._step(pilots)
         finally:
-            self.runner.close()
+            self.backend.close()
         return finish or FinishStudy(StudyState.INTERRUPTED)
 
     def _step(self, pilots: dict[PilotId, PilotStarted]) -> FinishStudy | None:
-        self._beat()
+        self._heartbeat()
         wake_at = self.machine.wake_at
-        patience_s = _BEAT_S if wake_at is None else min(_BEAT_S, max(0.0, wake_at - self.clock()))
+        patience_s = _HEARTBEAT_S if wake_at is None else min(_HEARTBEAT_S, max(0.0, wake_at - self.clock()))
         try:
             batch = [self._events.get(timeout=patience_s)]
         except queue.Empty:
@@ -123,11 +123,11 @@ class Driver:
         pilots.update({e.pilot: e for e in batch if isinstance(e, PilotStarted)})
         return self._act(self._record(batch), pilots)
 
-    def _beat(self) -> None:
+    def _heartbeat(self) -> None:
         now = self.clock()
-        if not 0 <= now - self._beat_at < _BEAT_S:  # a clock that was set back must not silence it
-            self._beat_at = now
-            self.on_beat()
+        if not 0 <= now - self._heartbeat_at < _HEARTBEAT_S:  # a clock that was set back must not silence it
+            self._heartbeat_at = now
+            self.on_heartbeat()
 
     def _record(self, batch: list[Event]) -> list[Instruction]:
         """Let the machine handle events, sync them, and return what must be done."""
@@ -137,7 +137,7 @@ class Driver:
             instructions = self.machine.handle(event)
             records.append(Record(event, instructions))
             for instruction in instructions:
-                teach(self.searcher, instruction)
+                inform(self.searcher, instruction)
             asked = [i for i in instructions if isinstance(i, ProposeTrial)]
             pending.extendleft(self._propose(ask) for ask in asked)
         if records:
@@ -162,18 +162,18 @@ class Driver:
             match instruction:
                 case StartJob():
                     pilot = pilots[instruction.placement.pilot]
-                    order = self.orders.order(
+                    spec = self.job_specs.build(
                         instruction, interactive=pilot.interactive, deadline=pilot.deadline
                     )
-                    self.runner.start_job(order, instruction.placement)
+                    self.backend.start_job(spec, instruction.placement)
                 case ContinueJob():
-                    self.runner.continue_job(instruction)
+                    self.backend.continue_job(instruction)
                 case EndJob():
-                    self.runner.end_job(instruction)
+                    self.backend.end_job(instruction)
                 case RequestPilot():
-                    self.runner.request_pilot(instruction)
+                    self.backend.request_pilot(instruction)
                 case ReleasePilot():
-                    self.runner.release_pilot(instruction)
+                    self.backend.release_pilot(instruction)
                 case FinishStudy():
                     finish = instruction
                 case ProposeTrial() | ObserveTrial() | TrialFinished():
@@ -200,13 +200,13 @@ def replay(
             found = "this version of parsl_rasda decides otherwise than the one that wrote the journal"
             raise JournalError("journal.jsonl", count + 1, found)
         for instruction in instructions:
-            teach(searcher, instruction)
+            inform(searcher, instruction)
         for observer in observers:
             observer.add(record.event, instructions)
     return count
 
 
-def teach(searcher: Searcher, instruction: Instruction) -> None:
+def inform(searcher: Searcher, instruction: Instruction) -> None:
     """Tell the searcher what it can learn from an instruction."""
     if isinstance(instruction, ObserveTrial):
         searcher.observe(instruction.trial, instruction.epoch, instruction.metric)

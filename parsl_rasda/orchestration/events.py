@@ -13,6 +13,7 @@ from typing import TypeAlias
 from pydantic import JsonValue
 
 from parsl_rasda.plain_text import cleaned
+from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.types import (
     JobId,
     NodeSlots,
@@ -131,7 +132,6 @@ class EpochReported:
 
     Attributes:
         checkpoint: Newest whole checkpoint of the attempt, or None if it made none.
-        checkpoint_epoch: Epochs done in it, if fewer.
     """
 
     at: float
@@ -139,9 +139,8 @@ class EpochReported:
     epoch: int
     metrics: Mapping[str, float]
     seconds: float
-    checkpoint: str | None
+    checkpoint: Checkpoint | None
     slots: tuple[str, ...] = ()
-    checkpoint_epoch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +148,8 @@ class JobEnded:
     """A job's processes are gone and its slots are free.
 
     Attributes:
-        checkpoint: Newest whole checkpoint of the attempt, or None if it made none.
-        checkpoint_epoch: Epochs done in it, if fewer than the trial has.
+        checkpoint: Path of the newest whole checkpoint of the attempt, or None if it made none.
+        checkpoint_epoch: Epochs done in it; None stands for those that the trial has by then.
         unreadable: The checkpoint it was to go on from, if that is gone or damaged: nothing was trained.
     """
 
@@ -172,7 +171,7 @@ class TimerFired:
 
 @dataclass(frozen=True, slots=True)
 class SiteDegraded:
-    """Something befell a site that may cost time only: what runs there runs on. It is written down."""
+    """A site has a fault that may cost time only: what runs there runs on. It is written down."""
 
     at: float
     site: SiteName

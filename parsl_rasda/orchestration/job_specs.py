@@ -1,4 +1,4 @@
-"""From `StartJob` to the order that ranks understand, and back from what a dead job left on disk."""
+"""From `StartJob` to the `JobSpec` that ranks understand, and back from what a dead job left on disk."""
 
 from __future__ import annotations
 
@@ -9,14 +9,21 @@ from pathlib import Path
 
 from parsl_rasda.orchestration.events import EpochReported, Event, JobEnded, StartJob
 from parsl_rasda.orchestration.run_directory import RunDirectory
-from parsl_rasda.protocol import EpochReport, JobResult, JobSpec, read_epochs, read_report
+from parsl_rasda.protocol import (
+    EpochReport,
+    JobResult,
+    JobSpec,
+    checkpoint_fields,
+    read_epochs,
+    read_report,
+)
 from parsl_rasda.study import TuneSpec
 from parsl_rasda.types import JSON, JobId, SiteName, TrialId
 
 
 @dataclass(frozen=True, slots=True)
 class SiteFacts:
-    """What an order must know of the site its job runs on.
+    """What a job must know of the site it runs on.
 
     Attributes:
         work_dir: Folder for attempts there; None is the run directory.
@@ -32,7 +39,7 @@ class SiteFacts:
 
 @dataclass(frozen=True, slots=True)
 class JobSpecBuilder:
-    """Writes orders for one `tune` stage.
+    """Builds the specs of the jobs of one `tune` stage.
 
     Attributes:
         inputs: Results of the stages it needs, and constants, by argument name.
@@ -45,8 +52,8 @@ class JobSpecBuilder:
     sites: Mapping[SiteName, SiteFacts]
     inputs: Mapping[str, JSON] = field(default_factory=dict)
 
-    def order(self, start: StartJob, *, interactive: bool, deadline: float | None) -> JobSpec:
-        """Return the order of one attempt."""
+    def build(self, start: StartJob, *, interactive: bool, deadline: float | None) -> JobSpec:
+        """Return the spec of one attempt."""
         site = self.sites[start.placement.site]
         return JobSpec(
             study=self.study,
@@ -61,7 +68,7 @@ class JobSpecBuilder:
             until=start.until,
             max_epochs=self.tune.scheduler.max_t,
             schedule=start.schedule,
-            world_size=start.placement.width,
+            world_size=start.placement.world_size,
             python=self.tune.training.python,
             command=self.tune.training.command,
             inputs={**self.inputs, **site.inputs},
@@ -82,13 +89,13 @@ class JobSpecBuilder:
         return self.directory.attempt(job, own).resolve()
 
     def _shared(self, job: JobId) -> str | None:
-        """Return the folder of an attempt where all sites reach it, if checkpoints are shared."""
+        """Return the folder of an attempt that all sites reach, if checkpoints are shared."""
         base = self.tune.checkpoints
         if base is None:
             return None
         return f"{base.rstrip('/')}/{self.study}-{self.directory.mark}/{job.trial}/attempt-{job.attempt}"
 
-    def evidence(self, jobs: Iterable[tuple[JobId, SiteName, int]], at: float) -> Iterator[Event]:
+    def events_on_disk(self, jobs: Iterable[tuple[JobId, SiteName, int]], at: float) -> Iterator[Event]:
         """Yield what jobs left on disk while no controller was listening, oldest first per job.
 
         Args:
@@ -119,18 +126,17 @@ def epoch_event(report: EpochReport, now: float) -> EpochReported:
         report.seconds,
         report.checkpoint,
         report.slots,
-        report.checkpoint_epoch,
     )
 
 
 def end_event(report: JobResult, now: float) -> JobEnded:
     """Return the event of an attempt's end; it happened ``now`` [s] if the report does not say when."""
+    saved = checkpoint_fields(report.checkpoint, report.epoch)
     return JobEnded(
         report.at or now,
         JobId(report.trial, report.attempt),
         report.outcome,
         report.cause,
-        report.checkpoint,
-        report.checkpoint_epoch,
-        report.unreadable,
+        unreadable=report.unreadable,
+        **saved,
     )

@@ -17,8 +17,10 @@ from typing import Any, Self, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
+from parsl_rasda.atomic_files import sync_folder
 from parsl_rasda.errors import JournalError
-from parsl_rasda.orchestration.events import Event, Instruction
+from parsl_rasda.orchestration.events import EpochReported, Event, Instruction
+from parsl_rasda.protocol import checkpoint_fields, checkpoint_in
 
 FORMAT = 1
 # Names under which earlier versions wrote records; they are read for ever.
@@ -57,7 +59,7 @@ class Journal:
             except JournalError:
                 self.close()
                 raise
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
 
     def append(self, records: Iterable[Record]) -> None:
         """Write records and sync them to disk, all at once.
@@ -132,15 +134,22 @@ def encode(record: Event | Instruction) -> dict[str, Any]:
     """Return a record as plain JSON with its type's name."""
     name = type(record).__name__
     kind: Any = type(record)  # Any: mypy sees a union of unhashable types
-    return {"type": name, **_adapter(kind).dump_python(record, mode="json")}
+    data = {"type": name, **_adapter(kind).dump_python(record, mode="json")}
+    if isinstance(record, EpochReported):
+        data |= checkpoint_fields(record.checkpoint, record.epoch)
+    return data
 
 
 def decode(data: Mapping[str, Any], union: Any) -> Any:  # Any: one of the union's members
     """Return the record that `encode` wrote, if it is a member of the union."""
     kinds = {kind.__name__: kind for kind in get_args(union)}
     kind = kinds[_OLD_NAMES.get(data["type"], data["type"])]
+    values = {k: v for k, v in data.items() if k != "type"}
+    if kind is EpochReported:
+        values["checkpoint"] = checkpoint_in(values)
+        values.pop("checkpoint_epoch", None)
     try:
-        return _adapter(kind).validate_python({k: v for k, v in data.items() if k != "type"})
+        return _adapter(kind).validate_python(values)
     except ValidationError as error:
         raise ValueError(str(error)) from error
 
@@ -173,11 +182,3 @@ def _cut_torn_line(path: Path, data: bytes) -> None:
     whole = data.rfind(b"\n") + 1
     if whole < len(data):
         os.truncate(path, whole)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

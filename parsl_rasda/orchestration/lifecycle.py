@@ -1,175 +1,95 @@
-"""What the machine knows, and the steps in the life of a trial and of its jobs.
+"""The steps in the life of a trial and of its jobs.
 
-WAITING (for slots) -> RUNNING -> at each rung goes on, PAUSED or a final state.
+WAITING (for slots) -> RUNNING -> at each rung goes on, PAUSED or a final state; see `states`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from typing import assert_never
 
-from parsl_rasda.orchestration.events import (
-    EndJob,
-    Instruction,
-    StartJob,
-    TrialFinished,
-)
-from parsl_rasda.orchestration.pilots import PilotRegistry
-from parsl_rasda.orchestration.trial_record import Job, TrialRecord
-from parsl_rasda.placement.cluster_state import ClusterState, GrowthPolicy, PendingTrial, RunningTrial
-from parsl_rasda.placement.ledger import Ledger
-from parsl_rasda.placement.times import Assumed, Times
-from parsl_rasda.scheduling.base import Decision, Scheduler
-from parsl_rasda.types import (
-    JobId,
-    Mode,
-    PilotId,
-    Placement,
-    SiteName,
-    StudyState,
-    TrialId,
-    TrialState,
-)
+from parsl_rasda.orchestration.events import EndJob, JobEnded, StartJob, TrialFinished
+from parsl_rasda.orchestration.search_record import SearchRecord
+from parsl_rasda.orchestration.states import JobState
+from parsl_rasda.orchestration.trial_record import LiveJob, TrialRecord
+from parsl_rasda.placement.cluster_state import PendingTrial, RunningTrial
+from parsl_rasda.types import JobId, Outcome, Placement, SiteName, Stretch, TrialState
 
-
-@dataclass(frozen=True, slots=True)
-class MachineSettings:
-    """What the machine must know of the study.
-
-    Attributes:
-        num_workers: Width at which trials start.
-        width_step: Ratio between neighbouring widths.
-        max_retries: Lost attempts a trial may have.
-        roaming: Checkpoints are shared, so that a trial may change its site.
-        asking: Trainings ask what to do at each epoch, where there is a channel; scripts never do.
-    """
-
-    metric: str
-    mode: Mode
-    num_workers: int = 1
-    width_step: int = 2
-    max_retries: int = 2
-    assumed: Assumed = field(default_factory=Assumed)
-    roaming: bool = False
-    asking: bool = True
+_FREE_PREEMPTIONS = 5  # in a row without a finished epoch, after which they cost retries
+_FREE_CHECKPOINT_LOSSES = 5  # of a trial, after which each one costs a retry
 
 
 class TrialLifecycle:
-    """The state of a study, and what can happen to one of its trials."""
+    """What can happen to one trial."""
 
-    def __init__(self, settings: MachineSettings, scheduler: Scheduler, growth: GrowthPolicy) -> None:
-        """Create the machine of a study that has not begun."""
-        self.settings, self.scheduler, self.growth = settings, scheduler, growth
-        self.trials: dict[TrialId, TrialRecord] = {}
-        self.state = StudyState.RUNNING
-        self.jobs: dict[JobId, TrialRecord] = {}
-        self.num_samples = 0
-        self._all_there_are = 0  # trials that were wanted when the searcher had no more
-        self.board = ClusterState(
-            Ledger(),
-            Times(settings.assumed),
-            num_workers=settings.num_workers,
-            max_epochs=scheduler.milestones[-1],
-            step=settings.width_step,
-        )
-        self.pilots = PilotRegistry()
-        self._proposing = False
-        self._is_over = False
-        self._now = 0.0
-        self._out: list[Instruction] = []
+    def __init__(self, search: SearchRecord) -> None:
+        """Work on a search."""
+        self._search = search
 
-    def lacks(self, num_samples: int) -> bool:
-        """Whether trials are missing to so many that the searcher may have."""
-        return num_samples > max(len(self.trials), self._all_there_are)
+    # ------------------------------------------------------------------------------- waiting
 
-    @property
-    def _unproposed(self) -> int:
-        return max(0, self.num_samples - len(self.trials))
-
-    @property
-    def _is_unfinished(self) -> bool:
-        return self._unproposed > 0 or any(not t.state.is_final for t in self.trials.values())
-
-    @property
-    def _is_tapering(self) -> bool:
-        """Whether nobody waits for slots, so that idle pilots may go."""
-        return self.state is StudyState.RUNNING and not (self.board.kinds or self._unproposed)
-
-    def _wait(self, trial: TrialRecord) -> None:
-        """Put a trial into the queue, from its last checkpoint."""
-        trial.state = TrialState.WAITING
+    def enqueue(self, trial: TrialRecord) -> None:
+        """Let a trial wait for slots, to go on from its last checkpoint."""
+        trial.enter(TrialState.WAITING)
         trial.rewind()
         site = self._site_of(trial)
-        self.board.enqueue(
-            PendingTrial(trial.id, trial.age, trial.epoch, trial.stretch_end, trial.replicas, site)
-        )
+        self._search.cluster_state.enqueue(PendingTrial(trial.id, trial.age, trial.stretch, site))
 
     def _site_of(self, trial: TrialRecord) -> SiteName | None:
         """Return the only site that a trial may use, or None.
 
         One that starts afresh must not outgrow another site that is too small for what it comes to again.
         """
-        if self.settings.roaming:
+        search = self._search
+        if search.settings.checkpoints_shared:
             return None
         if trial.checkpoint is not None:
             return trial.site
-        most = trial.schedule[-1][1]
+        most = trial.schedule[-1].replicas
         if most == trial.replicas:
             return None
-        width = self.growth.needs(most, self.settings.num_workers)
-        fits = {site: self.board.ledger.can_ever_fit(width, site) for site in self.pilots.sites_up}
+        world_size = search.growth.needs(most, search.settings.num_workers)
+        ledger = search.cluster_state.ledger
+        fits = {site: ledger.can_ever_fit(world_size, site) for site in search.pilots.sites_up}
         return None if all(fits.values()) else next((site for site in sorted(fits) if fits[site]), None)
 
-    def _conclude(self, trial: TrialRecord, state: TrialState, reason: str) -> None:
-        trial.state, trial.reason = state, reason
-        metric = trial.last[1] if trial.last is not None and state is not TrialState.FAILED else None
-        self._out.append(TrialFinished(trial.id, state, metric, reason))
+    def abandon_site(self, site: SiteName) -> None:
+        """Let the trials of a site that is gone start afresh elsewhere: its checkpoints are out of reach."""
+        search = self._search
+        bound = {w.trial for w in search.cluster_state.waiting if w.site == site}
+        for waiting in bound:
+            search.cluster_state.dequeue(waiting)
+        for trial in search.trials.values():
+            is_here = trial.site == site or trial.id in bound
+            if is_here and not search.settings.checkpoints_shared and not trial.state.is_final:
+                trial.forget()
+                if trial.state is TrialState.WAITING:
+                    self.enqueue(trial)
 
-    def _fail(self, trial: TrialRecord, cause: str) -> None:
-        self.scheduler.remove(trial.id)
-        self._conclude(trial, TrialState.FAILED, cause)
-        self._dismiss()
+    # ------------------------------------------------------------------------------- a job begins and trains
 
-    def _dismiss(self) -> None:
-        """Conclude the paused trials that a complete rung leaves behind.
-
-        The scheduler was told that nobody will come any more; a larger budget may have made that untrue.
-        """
-        if self._unproposed:
-            return
-        for decision in self.scheduler.dismiss():
-            self._conclude(self.trials[decision.trial], TrialState.STOPPED, decision.reason)
-
-    def _job_of(self, job: JobId) -> tuple[TrialRecord, Job] | None:
-        """Return the trial and the live job, or None for a stale attempt."""
-        trial = self.trials.get(job.trial)
-        if trial is None or trial.job is None or trial.job.id != job:
-            return None
-        return trial, trial.job
-
-    def _start(
-        self, trial: TrialRecord, placement: Placement, *, since: float, resized: bool = False
-    ) -> None:
+    def start(self, trial: TrialRecord, placement: Placement, *, since: float, resized: bool = False) -> None:
         """Start the next attempt of a trial; its slots are held already."""
-        trial.state = TrialState.RUNNING
+        search = self._search
+        trial.enter(TrialState.RUNNING)
         trial.attempt += 1
         trial.site = placement.site
         trial.rewind()
-        asks, answered = self.settings.asking, self.pilots.up[placement.pilot].interactive
-        until = self._returns_at(trial, placement) if asks and not answered else trial.stretch_end
-        job = Job(JobId(trial.id, trial.attempt), placement, until, asks and answered, since, resized)
+        asks, answered = search.settings.interactive, search.pilots.up[placement.pilot].interactive
+        until = self._returns_at(trial, placement) if asks and not answered else trial.stretch.until
+        job = LiveJob(JobId(trial.id, trial.attempt), placement, until, asks and answered, since, resized)
         trial.job = job
-        self.jobs[job.id] = trial
-        self.pilots.occupy(placement.pilot)
-        self._note_running(trial, job, delay_s=self.board.times.restart_s if resized else 0.0)
-        self._out.append(
+        search.jobs[job.id] = trial
+        search.pilots.occupy(placement.pilot)
+        self.note_running(trial, job, delay_s=search.cluster_state.times.restart_s if resized else 0.0)
+        search.instructions.append(
             StartJob(
                 job.id,
                 trial.config,
                 placement,
                 trial.epoch,
                 job.until,
-                trial.coming,
-                trial.checkpoint,
+                trial.replicas_by_epoch,
+                trial.checkpoint.path if trial.checkpoint else None,
             )
         )
 
@@ -178,40 +98,103 @@ class TrialLifecycle:
 
         Scripts train to their milestone: what they do on the way may depend on where it is.
         """
-        at_start = RunningTrial(
-            trial.id, trial.age, placement, self._now, trial.epoch, trial.stretch_end, trial.replicas
-        )
-        return self.growth.returns_at(self.board, at_start)
+        at_start = RunningTrial(trial.id, trial.age, placement, self._search.now, trial.stretch)
+        return self._search.growth.returns_at(self._search.cluster_state, at_start)
 
-    def _note_running(self, trial: TrialRecord, job: Job, *, delay_s: float = 0.0) -> None:
-        placement = job.placement
-        epoch_s = self.board.times.epoch_s(trial.id, placement.width, placement.site)
-        # Where it could change its width:
+    def note_running(self, trial: TrialRecord, job: LiveJob, *, delay_s: float = 0.0) -> None:
+        """Tell the cluster state where a trial runs, and when it could change its world size."""
+        placement, stretch = job.placement, trial.stretch
+        times = self._search.cluster_state.times
+        epoch_s = times.epoch_s(trial.id, placement.world_size, placement.site)
         boundary = trial.epoch + 1 if job.interactive else max(job.until, trial.epoch)
-        boundary_at = self._now + delay_s + epoch_s * (boundary - trial.epoch)
-        self.board.place(
-            RunningTrial(
-                trial.id, trial.age, placement, boundary_at, boundary, trial.stretch_end, trial.replicas
-            )
-        )
+        boundary_at = self._search.now + delay_s + epoch_s * (boundary - trial.epoch)
+        ahead = Stretch(boundary, stretch.until, stretch.replicas)
+        self._search.cluster_state.place(RunningTrial(trial.id, trial.age, placement, boundary_at, ahead))
 
-    def _end(self, trial: TrialRecord, reason: str) -> None:
+    # ------------------------------------------------------------------------------- a job ends
+
+    def tell_to_leave(self, trial: TrialRecord, reason: str) -> None:
         """Tell a live job to leave; its slots are free when `JobEnded` comes."""
-        job = trial.job
-        if job is None or job.ending is not None:
+        search, job = self._search, trial.job
+        if job is None or job.is_leaving:
             return
-        job.ending, job.ending_at = reason, self._now
-        given_up = job.placement.minus(job.next_placement) if job.next_placement else job.placement
-        slots = given_up.width if self.pilots.takes(given_up.pilot) else 0
-        self.board.leave(trial.id, given_up.site, slots)
-        self._out.append(EndJob(job.id, reason))
+        job.enter(JobState.LEAVING)
+        job.leaving_since = search.now
+        freed = job.placement.minus(job.next_placement) if job.next_placement else job.placement
+        slots = freed.world_size if search.pilots.accepts_jobs(freed.pilot) else 0
+        search.cluster_state.leave(trial.id, freed.site, slots)
+        search.instructions.append(EndJob(job.id, reason))
 
-    def _go_on(self, trial: TrialRecord, decision: Decision) -> None:
-        trial.until, trial.rung = decision.until, decision.rung
-        if decision.replicas != trial.schedule[-1][1]:
-            trial.schedule.append((trial.epoch, decision.replicas))
+    def forget_job(self, trial: TrialRecord, job: LiveJob) -> None:
+        """Note that a job is gone."""
+        job.enter(JobState.ENDED)
+        trial.job = None
+        self._search.jobs.pop(job.id)
+        self._search.cluster_state.unplace(trial.id)
 
-    def _close(self, pilot: PilotId) -> None:
-        """Start nothing more on a pilot; what runs there goes on."""
-        self.pilots.closing.add(pilot)
-        self.board.ledger.remove_pilot(pilot)
+    def go_on_after(self, trial: TrialRecord, job: LiveJob, event: JobEnded, *, was_told: bool) -> None:
+        """Let a trial wait again after its job has ended, or fail; ``was_told``: the job was to leave."""
+        if trial.state is not TrialState.RUNNING:
+            return  # paused or concluded: it was told to leave
+        match event.outcome:
+            case Outcome.FAILED:
+                self.fail(trial, event.cause or "the training function failed")
+            case Outcome.REACHED if not was_told and trial.epoch < job.until:
+                self.fail(trial, f"the training function returned after epoch {trial.epoch} of {job.until}")
+            case Outcome.REACHED:
+                self.enqueue(trial)
+            case Outcome.LOST if (
+                event.unreadable is not None and trial.checkpoint_losses <= _FREE_CHECKPOINT_LOSSES
+            ):
+                trial.reason = event.cause
+                self.enqueue(trial)
+            case Outcome.PREEMPTED if trial.preemptions < _FREE_PREEMPTIONS:
+                trial.preemptions += 1
+                self.enqueue(trial)
+            case Outcome.LOST if was_told:
+                self.enqueue(trial)  # killed while leaving: its last epoch stands
+            case Outcome.PREEMPTED | Outcome.LOST:
+                self._retry(trial, event)
+            case _:
+                assert_never(event.outcome)
+
+    def _retry(self, trial: TrialRecord, event: JobEnded) -> None:
+        trial.retries += 1
+        trial.reason = event.cause
+        if trial.retries > self._search.settings.max_retries:
+            self.fail(trial, f"{event.cause} (attempt {trial.attempt}, no retry left)")
+        else:
+            self.enqueue(trial)
+
+    # ------------------------------------------------------------------------------- the end of a trial
+
+    def conclude(self, trial: TrialRecord, state: TrialState, reason: str) -> None:
+        """End a trial."""
+        trial.enter(state)
+        trial.reason = reason
+        self._search.ended += 1
+        metric = trial.last[1] if trial.last is not None and state is not TrialState.FAILED else None
+        self._search.instructions.append(TrialFinished(trial.id, state, metric, reason))
+
+    def fail(self, trial: TrialRecord, cause: str) -> None:
+        """End a trial that cannot go on."""
+        self._search.scheduler.remove(trial.id)
+        self.conclude(trial, TrialState.FAILED, cause)
+        self.dismiss()
+
+    def dismiss(self) -> None:
+        """Conclude the paused trials that a complete rung leaves behind.
+
+        The scheduler was told that nobody will come any more; a larger budget may have made that untrue.
+        """
+        if self._search.unproposed:
+            return
+        for decision in self._search.scheduler.dismiss():
+            self.conclude(self._search.trials[decision.trial], TrialState.STOPPED, decision.reason)
+
+    def conclude_paused(self) -> None:
+        """Stop all paused trials: nobody will come who could let them go on."""
+        for trial in self._search.trials.values():
+            if trial.state is TrialState.PAUSED:
+                self._search.scheduler.remove(trial.id)
+                self.conclude(trial, TrialState.STOPPED, trial.reason or "never promoted")

@@ -4,8 +4,12 @@ The live driver, the simulator behind `plan` and crash recovery drive this same 
 clock and starts nothing; the same events give the same instructions.
 
 Life of a trial: WAITING (for slots) -> RUNNING -> at each rung CONTINUE, PAUSED or a final state.
-A trial changes its width by leaving at an epoch boundary and starting again, from the checkpoint
-written there, as a new attempt.
+A trial changes its world size by leaving at an epoch boundary and starting again, from the
+checkpoint written there, as a new attempt.
+
+The machine says what follows from each event. Its parts share one `SearchRecord`: `TrialLifecycle`
+changes trials and jobs, `Allocator` hands out slots, `PilotRegistry` knows the pilots, `Completion`
+ends the search; `Invariants` checks all of it, in tests.
 """
 
 from __future__ import annotations
@@ -14,10 +18,10 @@ import math
 from typing import assert_never
 
 from parsl_rasda.orchestration.allocator import Allocator
+from parsl_rasda.orchestration.completion import Completion
 from parsl_rasda.orchestration.events import (
     EpochReported,
     Event,
-    FinishStudy,
     Instruction,
     JobEnded,
     JobStarted,
@@ -33,31 +37,86 @@ from parsl_rasda.orchestration.events import (
     TimerFired,
     TrialProposed,
 )
-from parsl_rasda.orchestration.lifecycle import MachineSettings
-from parsl_rasda.orchestration.trial_record import Job, TrialRecord
-from parsl_rasda.placement.cluster_state import PendingTrial
-from parsl_rasda.scheduling.base import Action, Decision
-from parsl_rasda.types import (
-    Outcome,
-    PilotId,
-    SiteName,
-    StudyState,
-    TrialState,
-)
+from parsl_rasda.orchestration.invariants import Invariants, are_validated
+from parsl_rasda.orchestration.lifecycle import TrialLifecycle
+from parsl_rasda.orchestration.search_record import MachineSettings, SearchRecord
+from parsl_rasda.orchestration.states import JobState
+from parsl_rasda.orchestration.trial_record import LiveJob, TrialRecord
+from parsl_rasda.placement.cluster_state import ClusterState, GrowthPolicy
+from parsl_rasda.placement.ledger import Ledger
+from parsl_rasda.placement.times import Times
+from parsl_rasda.protocol import Checkpoint
+from parsl_rasda.scheduling.base import Action, Decision, Scheduler
+from parsl_rasda.types import Outcome, PilotId, Stretch, StudyState, TrialState
 
 __all__ = ["Machine", "MachineSettings"]
 
-_SETBACKS = 5  # preemptions in a row without a finished epoch, after which they cost retries
-_FALLBACKS = 5  # checkpoints of a trial that were gone, after which each one costs a retry
 
-
-class Machine(Allocator):
+class Machine:
     """Turns events into instructions; see `handle`."""
 
-    def handle(self, event: Event) -> tuple[Instruction, ...]:  # noqa: C901  # a line for each event
-        """Apply one event and return what must be done; the only mutator."""
-        self._now = event.at
-        self._out = []
+    def __init__(
+        self,
+        settings: MachineSettings,
+        scheduler: Scheduler,
+        growth: GrowthPolicy,
+        *,
+        validate: bool | None = None,
+    ) -> None:
+        """Create the machine of a study that has not begun.
+
+        Args:
+            settings: What it must know of the study.
+            scheduler: Who trains on.
+            growth: Who gets which slots.
+            validate: Check the invariants after every event; by default as the environment says.
+        """
+        self.settings, self.scheduler, self.growth = settings, scheduler, growth
+        self.cluster_state = ClusterState(
+            Ledger(),
+            Times(settings.assumed),
+            num_workers=settings.num_workers,
+            max_epochs=scheduler.milestones[-1],
+            step=settings.world_size_step,
+        )
+        self._search = SearchRecord(settings, scheduler, growth, self.cluster_state)
+        self.trials, self.jobs, self.pilots = self._search.trials, self._search.jobs, self._search.pilots
+        self._lifecycle = TrialLifecycle(self._search)
+        self._allocator = Allocator(self._search, self._lifecycle)
+        self._completion = Completion(self._search, self._lifecycle, self._allocator)
+        is_validated = are_validated() if validate is None else validate
+        self._invariants = Invariants(self._search) if is_validated else None
+
+    @property
+    def state(self) -> StudyState:
+        """Where the study stands."""
+        return self._search.state
+
+    @property
+    def num_samples(self) -> int:
+        """Trials wanted in all."""
+        return self._search.num_samples
+
+    def lacks(self, num_samples: int) -> bool:
+        """Whether trials are missing to so many that the searcher may have."""
+        return self._search.lacks(num_samples)
+
+    def handle(self, event: Event) -> tuple[Instruction, ...]:
+        """Apply one event and return what must be done; the only mutator.
+
+        Raises:
+            InvariantError: If that contradicts what the machine knows: a bug.
+        """
+        self._search.now = event.at
+        self._search.instructions = []
+        self._apply(event)
+        self._release_idle_pilots()
+        self._completion.finish_if_over()
+        if self._invariants is not None:
+            self._invariants.check()
+        return tuple(self._search.instructions)
+
+    def _apply(self, event: Event) -> None:  # noqa: C901  # a line for each event
         match event:
             case StudyStarted():
                 self._on_study_started(event)
@@ -80,324 +139,234 @@ class Machine(Allocator):
             case JobEnded():
                 self._on_job_ended(event)
             case TimerFired():
-                self._on_time_passed()
+                self._on_timer()
             case SiteDegraded():
                 pass  # it is written down
             case _:
                 assert_never(event)
-        self._give_back()
-        self._maybe_finish()
-        return tuple(self._out)
 
     @property
     def wake_at(self) -> float | None:
         """When `TimerFired` should be told unless something happens before [s], or None."""
-        if self.state is not StudyState.RUNNING or not self._is_unfinished:
+        search = self._search
+        if search.state is not StudyState.RUNNING or not search.is_unfinished:
             return None
-        return self.pilots.wake_at if self._is_tapering else self.pilots.rested_at(self._now)
+        return self.pilots.wake_at if search.is_draining else self.pilots.retry_at(search.now)
+
+    # ------------------------------------------------------------------------------- the search
 
     def _on_study_started(self, event: StudyStarted) -> None:
         """Begin, or take up again after a death: nothing of before is running any more."""
-        self.state, self._is_over = StudyState.RUNNING, False
-        self.num_samples = event.num_samples if self.lacks(event.num_samples) else len(self.trials)
-        self._proposing = False
-        self.jobs.clear()
+        search = self._search
+        search.state, search.is_over = StudyState.RUNNING, False
+        search.num_samples = event.num_samples if self.lacks(event.num_samples) else len(self.trials)
+        search.is_proposing = False
         for pilot in self.pilots.up:
-            self.board.ledger.remove_pilot(pilot)
-        self.pilots = self.pilots.successor()
+            self.cluster_state.ledger.remove_pilot(pilot)
+        self.pilots.restart()
         for trial in self.trials.values():
             if trial.job is not None:
-                trial.job = None
-                self.board.unplace(trial.id)
+                self._lifecycle.forget_job(trial, trial.job)
                 if trial.state is TrialState.RUNNING:
-                    self._wait(trial)
+                    self._lifecycle.enqueue(trial)
         self._close_if_full()
-        if not self._is_unfinished:
+        if not search.is_unfinished:
             return  # it died between its last decision and its end
         for site, wanted in event.sites.items():
-            self._out.extend(self.pilots.request(site) for _ in range(wanted))
-        known = {t.site for t in self.trials.values()} | {w.site for w in self.board.waiting}
+            search.instructions.extend(self.pilots.request(site) for _ in range(wanted))
+        known = {t.site for t in self.trials.values()} | {w.site for w in self.cluster_state.waiting}
         for site in sorted({site for site in known if site} - set(event.sites)):
-            self._abandon(site)
+            self._lifecycle.abandon_site(site)
+
+    def _on_proposed(self, event: TrialProposed) -> None:
+        self._search.is_proposing = False
+        if event.trial in self.trials:
+            return
+        first = self.scheduler.add(event.trial)
+        schedule = [Stretch(0, first.until, first.replicas)]
+        trial = TrialRecord(event.trial, len(self.trials), event.config, schedule)
+        self.trials[event.trial] = trial
+        self._lifecycle.enqueue(trial)
+        self._close_if_full()
+        self._allocator.allocate()
 
     def _on_exhausted(self) -> None:
-        self._proposing = False
-        self._all_there_are, self.num_samples = self.num_samples, len(self.trials)
+        search = self._search
+        search.is_proposing = False
+        search.exhausted_at, search.num_samples = search.num_samples, len(self.trials)
         self._close_if_full()
-        self._allocate()
+        self._allocator.allocate()
 
     def _close_if_full(self) -> None:
         """Tell the scheduler once nobody will come any more: a rung may be complete by that."""
-        if not self._unproposed:
+        if not self._search.unproposed:
             self.scheduler.close()
-            self._dismiss()
+            self._lifecycle.dismiss()
 
     def _on_interrupted(self) -> None:
-        if self._is_over:
+        if self._search.is_over:
             return
-        self.state = StudyState.INTERRUPTED
+        self._search.state = StudyState.INTERRUPTED
         for trial in self.jobs.values():
-            self._end(trial, "interrupted")
+            self._lifecycle.tell_to_leave(trial, "interrupted")
 
-    def _maybe_finish(self) -> None:
-        if self._is_over or self.jobs:
-            return
-        if not self._is_unfinished:
-            self._finish_well()
-        elif self.state is StudyState.INTERRUPTED:
-            self._finish(StudyState.INTERRUPTED)
-        elif self.pilots.none_left:
-            self._finish(StudyState.NO_SITE, "no pilot could be had")
-        elif not self._proposing and not self.pilots.awaited:
-            self._end_standstill()
+    def _on_timer(self) -> None:
+        """Ask the sites that have cooled down; what else is due is due after every event."""
+        if self.state is StudyState.RUNNING:
+            self._allocator.request_deferred_pilots()
 
-    def _end_standstill(self) -> None:
-        """Nothing runs and nothing is awaited: nobody who waits now would ever start as things are.
-
-        A trial that has outgrown the site of its checkpoint starts afresh where it fits.
-        """
-        for site in sorted({w.site for w in self.board.waiting if w.site and not self._can_ever_start(w)}):
-            self._abandon(site)
-        self._allocate()
-        if self.jobs or self._proposing:
-            return
-        if self.board.kinds or self._unproposed:
-            replicas = [w.replicas for w in self.board.waiting] or [self.settings.num_workers]
-            self._finish_unfit(self.growth.needs(replicas[0], self.settings.num_workers))
-        else:
-            self._conclude_paused()
-            self._finish_well()
-
-    def _can_ever_start(self, waiting: PendingTrial) -> bool:
-        width = self.growth.needs(waiting.replicas, self.settings.num_workers)
-        return self.board.ledger.can_ever_fit(width, waiting.site)
-
-    def _finish_well(self) -> None:
-        good = any(t.state is not TrialState.FAILED for t in self.trials.values())
-        self._finish(StudyState.DONE if good else StudyState.FAILED)
-
-    def _finish_unfit(self, needed: int) -> None:
-        largest = self.board.ledger.largest
-        cause = f"a trial needs {needed} GPUs at once, the largest pilot has {largest}"
-        self._finish(StudyState.NO_SITE, cause)
-
-    def _finish(self, state: StudyState, cause: str = "") -> None:
-        self.state, self._is_over = state, True
-        self._out.append(FinishStudy(state, cause))
+    # ------------------------------------------------------------------------------- pilots
 
     def _on_pilot_started(self, event: PilotStarted) -> None:
         self.pilots.started(event)
-        self.board.ledger.add_pilot(event.pilot, event.site, event.nodes)
-        if not self._refuse_unfit():
-            self._allocate()
-
-    def _refuse_unfit(self) -> bool:
-        """End the study if there is a rung that no pilot has the slots for; return whether it ended."""
-        if self.pilots.awaited or self.state is not StudyState.RUNNING:
-            return False
-        for rung in range(len(self.scheduler.milestones)):
-            needed = self.growth.needs(self.scheduler.replicas(rung), self.settings.num_workers)
-            if not self.board.ledger.can_ever_fit(needed):
-                self._finish_unfit(needed)
-                return True
-        return False
+        self.cluster_state.ledger.add_pilot(event.pilot, event.site, event.nodes)
+        if not self._completion.refuse_unfit():
+            self._allocator.allocate()
 
     def _on_pilot_lost(self, event: PilotLost) -> None:
         if event.pilot in self.pilots.up:
             self.pilots.lost.add(event.pilot)
-            self._close(event.pilot)
+            self._search.close_pilot(event.pilot)
 
     def _on_pilot_ended(self, event: PilotEnded) -> None:
-        is_spare = self.pilots.is_spare(event.pilot)
+        search = self._search
+        is_idle_released = self.pilots.is_idle_released(event.pilot)
         if not self.pilots.ended(event):
             return
-        self.board.ledger.remove_pilot(event.pilot)
-        if self.state is not StudyState.RUNNING:
+        self.cluster_state.ledger.remove_pilot(event.pilot)
+        if search.state is not StudyState.RUNNING:
             return
-        if is_spare and self._is_tapering and not self.pilots.none_left:
-            self.pilots.miss(event.site)
-        elif not self.pilots.is_given_up(event.site):
-            if self._is_unfinished:
-                self._out.append(self.pilots.request(event.site))
+        if is_idle_released and search.is_draining and not self.pilots.none_left:
+            self.pilots.defer(event.site)
+        elif not self.pilots.must_back_off(event.site):
+            if search.is_unfinished:
+                search.instructions.append(self.pilots.request(event.site))
         elif self.pilots.none_left:
-            self._finish(StudyState.NO_SITE, event.cause)
+            self._completion.finish(StudyState.NO_SITE, event.cause)
         else:
-            self.pilots.rest(event.site, self._now)
+            self.pilots.back_off(event.site, search.now)
             if not self.pilots.has(event.site):
-                self._abandon(event.site)
-                self._allocate()
-
-    def _on_time_passed(self) -> None:
-        """Ask the sites that have rested; what else is due is due after every event."""
-        if self.state is StudyState.RUNNING:
-            self._ask_again()
+                self._lifecycle.abandon_site(event.site)
+                self._allocator.allocate()
 
     def _close_if_ending(self, pilot: PilotId) -> None:
         """Start nothing more on a pilot whose near end makes jobs leave: they would come and go."""
-        if self.pilots.is_ending(pilot, self._now):
-            self._close(pilot)
+        if self.pilots.is_ending(pilot, self._search.now):
+            self._search.close_pilot(pilot)
 
-    def _give_back(self) -> None:
+    def _release_idle_pilots(self) -> None:
         """Release pilots that are of no use any more: without a job, and near their end or idle for long."""
-        if self.state is not StudyState.RUNNING or not self.pilots.has_idle or not self._is_unfinished:
+        search = self._search
+        if search.state is not StudyState.RUNNING or not self.pilots.has_idle or not search.is_unfinished:
             return
-        for pilot in self.pilots.give_back(self._now, tapering=self._is_tapering):
-            self.board.ledger.remove_pilot(pilot)
-            self._out.append(ReleasePilot(pilot))
+        for pilot in self.pilots.release_idle(search.now, draining=search.is_draining):
+            self.cluster_state.ledger.remove_pilot(pilot)
+            search.instructions.append(ReleasePilot(pilot))
 
-    def _abandon(self, site: SiteName) -> None:
-        """Let the trials of a site that is gone start afresh elsewhere: its checkpoints are out of reach."""
-        bound = {w.trial for w in self.board.waiting if w.site == site}
-        for waiting in bound:
-            self.board.dequeue(waiting)
-        for trial in self.trials.values():
-            is_here = trial.site == site or trial.id in bound
-            if is_here and not self.settings.roaming and not trial.state.is_final:
-                trial.forget()
-                if trial.state is TrialState.WAITING:
-                    self._wait(trial)
-
-    def _on_proposed(self, event: TrialProposed) -> None:
-        self._proposing = False
-        if event.trial in self.trials:
-            return
-        first = self.scheduler.add(event.trial)
-        trial = TrialRecord(event.trial, len(self.trials), event.config, first.until, [(0, first.replicas)])
-        self.trials[event.trial] = trial
-        self._wait(trial)
-        self._close_if_full()
-        self._allocate()
-
-    def _conclude_paused(self) -> None:
-        for trial in self.trials.values():
-            if trial.state is TrialState.PAUSED:
-                self.scheduler.remove(trial.id)
-                self._conclude(trial, TrialState.STOPPED, trial.reason or "never promoted")
+    # ------------------------------------------------------------------------------- jobs
 
     def _on_job_started(self, event: JobStarted) -> None:
-        found = self._job_of(event.job)
-        if found is None or found[1].confirmed:
+        found = self._search.live_job(event.job)
+        if found is None or found[1].is_timed:
             return
-        job = found[1]
-        job.confirmed = True
+        job, times = found[1], self.cluster_state.times
+        job.is_timed = True
+        if not job.is_leaving:
+            job.enter(JobState.TRAINING)
         seconds = max(0.0, event.at - job.since - event.once_s)
         if job.resized:
-            self.board.times.saw_restart(seconds)
+            times.saw_restart(seconds)
         else:
-            self.board.times.saw_launch(seconds, job.placement.site)
+            times.saw_launch(seconds, job.placement.site)
 
     def _on_epoch(self, event: EpochReported) -> None:
-        found = self._job_of(event.job)
+        found = self._search.live_job(event.job)
         if found is None:
             return
         trial, job = found
         if trial.state.is_final:
             return  # without a control channel it trains on until it is killed
-        width, site = job.placement.width, job.placement.site
-        if not job.confirmed:
+        placement = job.placement
+        if not job.is_timed:
             self._on_job_started(JobStarted(event.at - max(event.seconds, 0.0), event.job))
-        self.board.times.saw_epoch(trial.id, width, site, event.seconds)
+        self.cluster_state.times.saw_epoch(trial.id, placement.world_size, placement.site, event.seconds)
         metric = float(event.metrics.get(self.settings.metric, math.nan))
-        self.pilots.bore_fruit(job.placement.pilot)
-        trial.epoch, trial.setbacks = event.epoch, 0
+        self.pilots.note_progress(placement.pilot)
+        trial.epoch, trial.preemptions = event.epoch, 0
         trial.history[event.epoch] = metric
         if event.checkpoint is not None:
-            done = event.epoch if event.checkpoint_epoch is None else event.checkpoint_epoch
-            trial.keep(event.checkpoint, done)
+            trial.keep(event.checkpoint)
         self._judge(trial, job, self.scheduler.report(trial.id, event.epoch, metric), metric)
 
-    def _judge(self, trial: TrialRecord, job: Job, decision: Decision, metric: float) -> None:
+    def _judge(self, trial: TrialRecord, job: LiveJob, decision: Decision, metric: float) -> None:
         """Act on what the scheduler says of a trial at an epoch boundary."""
         at_rung = decision.action is not Action.CONTINUE or decision.until != trial.until
         if at_rung and math.isfinite(metric):
-            self._out.append(ObserveTrial(trial.id, trial.epoch, metric))
+            self._search.instructions.append(ObserveTrial(trial.id, trial.epoch, metric))
         trial.rung, trial.reason = decision.rung, decision.reason or trial.reason
         match decision.action:
             case Action.CONTINUE:
-                self._go_on(trial, decision)
-                if job.ending is not None:
-                    pass  # it was told to leave, and does
-                elif job.interactive and self._is_too_late(trial, job):
-                    self._end(trial, "walltime")
-                elif job.interactive:
-                    self._allocate(trial)
-                else:
-                    self._note_running(trial, job)
+                trial.train_on(decision)
+                self._answer(trial, job)
             case Action.PAUSE:
-                trial.state = TrialState.PAUSED
-                self._end(trial, "paused")
+                trial.enter(TrialState.PAUSED)
+                self._lifecycle.tell_to_leave(trial, "paused")
             case Action.STOP if not math.isfinite(metric):
-                self._end(trial, "diverged")
-                self._fail(trial, f"{self.settings.metric} is {metric} after epoch {trial.epoch}")
+                self._lifecycle.tell_to_leave(trial, "diverged")
+                self._lifecycle.fail(trial, f"{self.settings.metric} is {metric} after epoch {trial.epoch}")
             case Action.STOP:
-                self._end(trial, "stopped")
+                self._lifecycle.tell_to_leave(trial, "stopped")
                 state = TrialState.COMPLETED if decision.completed else TrialState.STOPPED
-                self._conclude(trial, state, decision.reason)
+                self._lifecycle.conclude(trial, state, decision.reason)
             case _:
                 assert_never(decision.action)
-        self._dismiss()
+        self._lifecycle.dismiss()
         if decision.action is not Action.CONTINUE:
-            self._allocate()
+            self._allocator.allocate()
 
-    def _is_too_late(self, trial: TrialRecord, job: Job) -> bool:
+    def _answer(self, trial: TrialRecord, job: LiveJob) -> None:
+        """Tell the job of a trial that trains on whether it goes on as it is."""
+        if job.is_leaving:
+            return
+        if not job.interactive:
+            self._lifecycle.note_running(trial, job)
+        elif self._is_too_late(trial, job):
+            self._lifecycle.tell_to_leave(trial, "walltime")
+        else:
+            self._allocator.allocate(trial)
+
+    def _is_too_late(self, trial: TrialRecord, job: LiveJob) -> bool:
         """Whether the pilot will end before the trial's next epoch would, as a fresh one would not."""
         placement = job.placement
-        epoch_s = self.board.times.epoch_s(trial.id, placement.width, placement.site)
-        return self.pilots.is_too_late(placement.pilot, self._now, epoch_s)
+        epoch_s = self.cluster_state.times.epoch_s(trial.id, placement.world_size, placement.site)
+        return self.pilots.is_too_late(placement.pilot, self._search.now, epoch_s)
 
     def _on_job_ended(self, event: JobEnded) -> None:
-        found = self._job_of(event.job)
+        found = self._search.live_job(event.job)
         if found is None:
             return
         trial, job = found
-        trial.job = None
-        del self.jobs[job.id]
-        self.pilots.vacate(job.placement.pilot, self._now)
-        self.board.unplace(trial.id)
-        if event.outcome is Outcome.PREEMPTED and job.ending is None:
+        was_told = job.is_leaving
+        self._lifecycle.forget_job(trial, job)
+        self.pilots.vacate(job.placement.pilot, self._search.now)
+        if event.outcome is Outcome.PREEMPTED and not was_told:
             self._close_if_ending(job.placement.pilot)
-        left_well = event.outcome in {Outcome.REACHED, Outcome.PREEMPTED}
-        if event.unreadable is not None and event.unreadable == trial.checkpoint:
-            trial.fall_back()
-        elif left_well and event.checkpoint is not None and event.checkpoint != trial.checkpoint:
-            done = trial.epoch if event.checkpoint_epoch is None else event.checkpoint_epoch
-            trial.keep(event.checkpoint, done)  # written on leaving
-            trial.setbacks = 0
-            self.pilots.bore_fruit(job.placement.pilot)
+        self._note_checkpoint(trial, job, event)
         if job.next_placement is not None and event.outcome is not Outcome.FAILED:
-            self._move(trial, job, job.next_placement)
+            self._allocator.move(trial, job, job.next_placement)
         else:
-            self._release(job)
-            self._after_end(trial, job, event)
-        self._allocate()
+            self._allocator.release(job)
+            self._lifecycle.go_on_after(trial, job, event, was_told=was_told)
+        self._allocator.allocate()
 
-    def _after_end(self, trial: TrialRecord, job: Job, event: JobEnded) -> None:
-        if trial.state is not TrialState.RUNNING:
-            return  # paused or concluded: it was told to leave
-        match event.outcome:
-            case Outcome.FAILED:
-                self._fail(trial, event.cause or "the training function failed")
-            case Outcome.REACHED if job.ending is None and trial.epoch < job.until:
-                self._fail(trial, f"the training function returned after epoch {trial.epoch} of {job.until}")
-            case Outcome.REACHED:
-                self._wait(trial)
-            case Outcome.LOST if event.unreadable is not None and trial.fallbacks <= _FALLBACKS:
-                trial.reason = event.cause
-                self._wait(trial)
-            case Outcome.PREEMPTED if trial.setbacks < _SETBACKS:
-                trial.setbacks += 1
-                self._wait(trial)
-            case Outcome.LOST if job.ending is not None:
-                self._wait(trial)  # killed while leaving: its last epoch stands
-            case Outcome.PREEMPTED | Outcome.LOST:
-                self._lose(trial, event)
-            case _:
-                assert_never(event.outcome)
-
-    def _lose(self, trial: TrialRecord, event: JobEnded) -> None:
-        trial.losses += 1
-        trial.reason = event.cause
-        if trial.losses > self.settings.max_retries:
-            self._fail(trial, f"{event.cause} (attempt {trial.attempt}, no retry left)")
-        else:
-            self._wait(trial)
+    def _note_checkpoint(self, trial: TrialRecord, job: LiveJob, event: JobEnded) -> None:
+        """Note the checkpoint that a job wrote on leaving, or that the one it was to resume from is gone."""
+        known = trial.checkpoint.path if trial.checkpoint else None
+        left_well = event.outcome in {Outcome.REACHED, Outcome.PREEMPTED}
+        if event.unreadable is not None and event.unreadable == known:
+            trial.fall_back()
+        elif left_well and event.checkpoint is not None and event.checkpoint != known:
+            done = trial.epoch if event.checkpoint_epoch is None else event.checkpoint_epoch
+            trial.keep(Checkpoint(event.checkpoint, done))
+            trial.preemptions = 0
+            self.pilots.note_progress(job.placement.pilot)

@@ -1,4 +1,4 @@
-"""Which pilots were asked for, which are up, which of them work, and which sites are given up for a while."""
+"""Which pilots are requested, up or idle, and which sites are not asked for pilots for a while."""
 
 from __future__ import annotations
 
@@ -10,34 +10,37 @@ from parsl_rasda.protocol import DEADLINE_MARGIN_S
 from parsl_rasda.types import PilotId, SiteName
 
 _LAST_S = 600.0  # before its end, in which a job that leaves untold leaves because of it
-_PATIENCE = 3  # pilots in a row that came to nothing, after which a site is given up for a while:
-_REST_S, _LONGEST_REST_S = 60.0, 1800.0  # at first, and at most; twice as long from one failure to the next
+_MAX_FAILURES = 3  # pilots in a row that came to nothing, after which a site is not asked for a while:
+_BACKOFF_S, _MAX_BACKOFF_S = 60.0, 1800.0  # at first, and at most; doubled by every further failure
 _SHORT_S = 60.0  # an idle pilot that ends so soon came to nothing, too
 
 
 class PilotRegistry:
-    """Keeps the books of pilots; the machine decides when one is wanted."""
+    """Knows the pilots and the sites they come from; the machine decides when one is wanted."""
 
-    def __init__(self, count: int = 0) -> None:
-        """Begin with empty books; the next pilot gets the number ``count``."""
+    def __init__(self) -> None:
+        """Begin without pilots."""
+        self._count = 0  # of all requests: no id comes twice
+        self._clear()
+
+    def _clear(self) -> None:
         self.up: dict[PilotId, PilotStarted] = {}
         self.requested: dict[PilotId, SiteName] = {}
         self.closing: set[PilotId] = set()  # up, but nothing starts there any more
         self.lost: set[PilotId] = set()  # of these, those that end by themselves
         self._released: set[PilotId] = set()  # of these, those that were given back
-        self._spare: set[PilotId] = set()  # of these, those for want of work
+        self._idle_released: set[PilotId] = set()  # of these, those for want of work
         self._jobs: Counter[PilotId] = Counter()
         self._idle_since: dict[PilotId, float] = {}  # up and without a job
-        self._worked: set[PilotId] = set()  # had a job
-        self._fruitful: set[PilotId] = set()  # brought a trial on
-        self._missed: Counter[SiteName] = Counter()  # gone, and not replaced for now
-        self._rested_at: dict[SiteName, float] = {}  # when a site that was given up may be asked again
+        self._had_job: set[PilotId] = set()
+        self._made_progress: set[PilotId] = set()  # a trial got further there
+        self._deferred: Counter[SiteName] = Counter()  # gone, and not replaced for now
+        self._retry_at: dict[SiteName, float] = {}  # when a site that failed may be asked again
         self._failures: Counter[SiteName] = Counter()  # pilots in a row that came to nothing
-        self._count = count
 
-    def successor(self) -> PilotRegistry:
-        """Return the desk of the next controller: empty, but no pilot's id comes twice."""
-        return PilotRegistry(self._count)
+    def restart(self) -> None:
+        """Forget the pilots of an earlier controller; their ids do not come again."""
+        self._clear()
 
     @property
     def none_left(self) -> bool:
@@ -49,7 +52,7 @@ class PilotRegistry:
         """Whether a pilot is to come, or to go and to be replaced."""
         return bool(self.requested or self.closing)
 
-    def takes(self, pilot: PilotId) -> bool:
+    def accepts_jobs(self, pilot: PilotId) -> bool:
         """Whether jobs may start on a pilot."""
         return pilot in self.up and pilot not in self.closing
 
@@ -62,9 +65,9 @@ class PilotRegistry:
         """Sites with a pilot that is up."""
         return {pilot.site for pilot in self.up.values()}
 
-    def is_given_up(self, site: SiteName) -> bool:
-        """Whether the last few pilots of a site came to nothing, so that it is left alone for a while."""
-        return self._failures[site] >= _PATIENCE
+    def must_back_off(self, site: SiteName) -> bool:
+        """Whether the last few pilots of a site came to nothing, so that it is not asked for a while."""
+        return self._failures[site] >= _MAX_FAILURES
 
     # ------------------------------------------------------------------------------- coming and going
 
@@ -86,12 +89,14 @@ class PilotRegistry:
         start = self.up.pop(event.pilot, None)
         if start is None and self.requested.pop(event.pilot, None) is None:
             return False
-        if event.pilot in self._fruitful:
+        if event.pilot in self._made_progress:
             self._failures[event.site] = 0
         elif event.pilot not in self._released and self._came_to_nothing(event, start):
             self._failures[event.site] += 1
-        for books in (self.closing, self.lost, self._released, self._spare, self._worked, self._fruitful):
-            books.discard(event.pilot)
+        for pilots in (self.closing, self.lost, self._released, self._idle_released):
+            pilots.discard(event.pilot)
+        for pilots in (self._had_job, self._made_progress):
+            pilots.discard(event.pilot)
         self._jobs.pop(event.pilot, None)
         self._idle_since.pop(event.pilot, None)
         return True
@@ -100,14 +105,14 @@ class PilotRegistry:
         """Whether a pilot that brought no trial on should have."""
         if start is None or not event.usable:
             return not event.usable
-        return event.pilot in self._worked or event.at - start.at < _SHORT_S
+        return event.pilot in self._had_job or event.at - start.at < _SHORT_S
 
     # ------------------------------------------------------------------------------- work
 
     def occupy(self, pilot: PilotId) -> None:
         """Note that a job starts on a pilot."""
         self._jobs[pilot] += 1
-        self._worked.add(pilot)
+        self._had_job.add(pilot)
         self._idle_since.pop(pilot, None)
 
     def vacate(self, pilot: PilotId, now: float) -> None:
@@ -116,13 +121,13 @@ class PilotRegistry:
         if not self._jobs[pilot] and pilot in self.up:
             self._idle_since[pilot] = now
 
-    def bore_fruit(self, pilot: PilotId) -> None:
+    def note_progress(self, pilot: PilotId) -> None:
         """Note that a trial has got further on a pilot; its site is trusted again."""
         if pilot in self.up:
-            self._fruitful.add(pilot)
+            self._made_progress.add(pilot)
             site = self.up[pilot].site
             self._failures[site] = 0
-            self._rested_at.pop(site, None)
+            self._retry_at.pop(site, None)
 
     # ------------------------------------------------------------------------------- the end of a pilot
 
@@ -149,19 +154,19 @@ class PilotRegistry:
         """Whether a pilot has no job."""
         return bool(self._idle_since)
 
-    def give_back(self, now: float, *, tapering: bool) -> Iterator[PilotId]:
+    def release_idle(self, now: float, *, draining: bool) -> Iterator[PilotId]:
         """Yield the pilots to release now: idle ones that close, or that were idle for too long.
 
         Args:
             now: Present time [s].
-            tapering: Nothing waits for slots.
+            draining: Nothing waits for slots.
         """
         for pilot in [p for p in self._idle_since if p not in self._released and p not in self.lost]:
             if pilot not in self.closing:
                 due = self._due(pilot)
-                if not tapering or due is None or now < due:
+                if not draining or due is None or now < due:
                     continue
-                self._spare.add(pilot)
+                self._idle_released.add(pilot)
                 self.closing.add(pilot)
             self._released.add(pilot)
             yield pilot
@@ -178,30 +183,30 @@ class PilotRegistry:
 
     # ------------------------------------------------------------------------------- replacements
 
-    def is_spare(self, pilot: PilotId) -> bool:
+    def is_idle_released(self, pilot: PilotId) -> bool:
         """Whether a pilot was given back for want of work."""
-        return pilot in self._spare
+        return pilot in self._idle_released
 
-    def miss(self, site: SiteName) -> None:
+    def defer(self, site: SiteName) -> None:
         """Note that a pilot for which there was no work is not replaced, for now."""
-        self._missed[site] += 1
+        self._deferred[site] += 1
 
-    def rest(self, site: SiteName, now: float) -> None:
-        """Note that a pilot of a site that is given up is not replaced, for a while."""
-        doublings = min(self._failures[site] - _PATIENCE, 5)
-        self._rested_at[site] = now + min(_REST_S * 2**doublings, _LONGEST_REST_S)
-        self._missed[site] += 1
+    def back_off(self, site: SiteName, now: float) -> None:
+        """Note that a pilot of a site that fails is not replaced, for a while."""
+        doublings = min(self._failures[site] - _MAX_FAILURES, 5)
+        self._retry_at[site] = now + min(_BACKOFF_S * 2**doublings, _MAX_BACKOFF_S)
+        self._deferred[site] += 1
 
     @property
-    def resting(self) -> dict[SiteName, float]:
-        """The sites that were given up for a while, and when each may be asked again [s]."""
-        return {site: at for site, at in self._rested_at.items() if self._missed[site]}
+    def cooling_down(self) -> dict[SiteName, float]:
+        """The sites that are not asked for a while, and when each may be asked again [s]."""
+        return {site: at for site, at in self._retry_at.items() if self._deferred[site]}
 
-    def rested_at(self, now: float) -> float | None:
-        """Return when the next site that was given up may be asked again [s], or None."""
-        return min((at for at in self.resting.values() if at > now), default=None)
+    def retry_at(self, now: float) -> float | None:
+        """Return when the next site that is cooling down may be asked again [s], or None."""
+        return min((at for at in self.cooling_down.values() if at > now), default=None)
 
-    def ask_again(self, waiting: Collection[SiteName | None], now: float) -> Iterator[RequestPilot]:
+    def request_deferred(self, waiting: Collection[SiteName | None], now: float) -> Iterator[RequestPilot]:
         """Yield requests for pilots that were not replaced: one at a time for each site.
 
         Args:
@@ -209,7 +214,7 @@ class PilotRegistry:
             now: Present time [s].
         """
         awaited = set(self.requested.values())
-        for site in sorted(s for s, n in self._missed.items() if n and s not in awaited):
-            if now >= self._rested_at.get(site, now) and not {None, site}.isdisjoint(waiting):
-                self._missed[site] -= 1
+        for site in sorted(s for s, n in self._deferred.items() if n and s not in awaited):
+            if now >= self._retry_at.get(site, now) and not {None, site}.isdisjoint(waiting):
+                self._deferred[site] -= 1
                 yield self.request(site)

@@ -25,13 +25,13 @@ class ProgressReporter(Protocol):
         """Show why a stage has no result."""
         ...
 
-    def search(self, stage: str, machine: Machine, accounts: Usage, *, alone: bool) -> Observer:
-        """Return who watches a search; the accounts are up to date when it is called.
+    def search(self, stage: str, machine: Machine, usage: Usage, *, alone: bool) -> Observer:
+        """Return who watches a search; the usage is up to date when it is called.
 
         Args:
             stage: Its stage.
             machine: Its machine.
-            accounts: What it has used so far.
+            usage: What it has used so far.
             alone: It is the only one of its study.
         """
         ...
@@ -53,7 +53,7 @@ class NoProgress:
     def stage_failed(self, name: str, cause: str) -> None:
         """Show nothing."""
 
-    def search(self, stage: str, machine: Machine, accounts: Usage, *, alone: bool) -> Observer:
+    def search(self, stage: str, machine: Machine, usage: Usage, *, alone: bool) -> Observer:
         """Return an observer that shows nothing."""
         return self
 

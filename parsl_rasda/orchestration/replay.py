@@ -34,12 +34,12 @@ class ReplayedSearch:
     tune: TuneSpec
     machine: Machine
     searcher: Searcher
-    accounts: Usage
+    usage: Usage
     records: Sequence[Record]
 
     def summary(self, now: float | None = None) -> dict[str, Any]:
         """Return the JSON document of `status`."""
-        return summarise(self.study, self.machine, self.accounts, now)
+        return summarise(self.study, self.machine, self.usage, now)
 
 
 class NoSearcher:
@@ -129,13 +129,13 @@ def replay_search(
         tune: What the stage declares.
         seed: Seed of the study if its searcher is needed (to go on), else None.
         known: Configurations that the searcher tries first.
-        observers: Others who want to see the records, beside the accounts.
+        observers: Others who want to see the records, beside the usage.
 
     Raises:
         JournalError: If the journal is damaged, or was written by a version that decides otherwise.
     """
-    machine, accounts = build_machine(tune), Usage()
+    machine, usage = build_machine(tune), Usage()
     searcher = NoSearcher() if seed is None else build_study_searcher(tune, seed, known)
     records = tuple(read(directory.journal)) if directory.journal.exists() else ()
-    replay(records, machine, searcher, [accounts, *observers])
-    return ReplayedSearch(study, tune, machine, searcher, accounts, records)
+    replay(records, machine, searcher, [usage, *observers])
+    return ReplayedSearch(study, tune, machine, searcher, usage, records)

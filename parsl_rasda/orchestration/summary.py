@@ -13,13 +13,13 @@ from parsl_rasda.orchestration.usage import Usage
 from parsl_rasda.types import StudyState, TrialState
 
 
-def summarise(study: str, machine: Machine, accounts: Usage, now: float | None = None) -> dict[str, Any]:
+def summarise(study: str, machine: Machine, usage: Usage, now: float | None = None) -> dict[str, Any]:
     """Return the state of a search; keys are part of the stable contract.
 
     Args:
         study: Its name.
         machine: Where it stands.
-        accounts: Its books.
+        usage: What it has used.
         now: Present time [s] for a study that is running, else None.
     """
     trials = machine.trials.values()
@@ -27,25 +27,25 @@ def summarise(study: str, machine: Machine, accounts: Usage, now: float | None =
     return {
         "study": study,
         "state": machine.state.value,
-        "cause": cause(machine, accounts),
+        "cause": cause(machine, usage),
         "metric": machine.settings.metric,
         "mode": machine.settings.mode.value,
         "best": best(machine),
         "trials": {"total": machine.num_samples, **counts},
-        **spent([accounts], now),
+        **spent([usage], now),
         "measured": {
             "epoch_s": _epoch_s(machine),
-            "efficiency": round(machine.board.times.efficiency, 3),
-            "restart_s": round(machine.board.times.restart_s, 3),
+            "efficiency": round(machine.cluster_state.times.efficiency, 3),
+            "restart_s": round(machine.cluster_state.times.restart_s, 3),
         },
         "pilots": [
             {"pilot": p.pilot, "site": p.site, "gpus": sum(len(n.gpus) for n in p.nodes)}
             for p in machine.pilots.up.values()
         ],
         "awaited": [
-            {"pilot": pilot, "site": site, "since": at} for pilot, (site, at) in accounts.awaited.items()
+            {"pilot": pilot, "site": site, "since": at} for pilot, (site, at) in usage.awaited.items()
         ],
-        "resting": [{"site": site, "until": at} for site, at in machine.pilots.resting.items()],
+        "resting": [{"site": site, "until": at} for site, at in machine.pilots.cooling_down.items()],
         "rungs": _rungs(machine),
         "trial_list": [_trial(t) for t in trials],
     }
@@ -71,24 +71,24 @@ def no_search(study: str) -> dict[str, Any]:
     }
 
 
-def spent(books: Sequence[Usage], now: float | None = None) -> dict[str, Any]:
+def spent(usages: Sequence[Usage], now: float | None = None) -> dict[str, Any]:
     """Return what searches have cost together: times, GPU time, restarts and faults.
 
     Args:
-        books: Of each; searches of one run never run at the same time.
+        usages: Of each; searches of one run never run at the same time.
         now: Present time [s] for those that are running, else None.
     """
-    held_gpu_s = sum(b.held_gpu_s(now) for b in books)
-    restarts_s = [s for b in books for s in b.restarts_s]
-    faults = [f for b in books for f in b.faults]
+    held_gpu_s = sum(u.held_gpu_s(now) for u in usages)
+    restarts_s = [s for u in usages for s in u.restarts_s]
+    faults = [f for u in usages for f in u.faults]
     return {
-        "makespan_s": round(sum(b.makespan_s(now) for b in books), 3),
-        "gpus": sum(b.gpus for b in books),
-        "gpus_busy": sum(b.busy_gpus for b in books),
-        "gpu_busy_fraction": round(sum(b.busy_gpu_s for b in books) / held_gpu_s, 4) if held_gpu_s else 0.0,
+        "makespan_s": round(sum(u.makespan_s(now) for u in usages), 3),
+        "gpus": sum(u.gpus for u in usages),
+        "gpus_busy": sum(u.busy_gpus for u in usages),
+        "gpu_busy_fraction": round(sum(u.busy_gpu_s for u in usages) / held_gpu_s, 4) if held_gpu_s else 0.0,
         "gpu_hours": round(held_gpu_s / 3600, 5),
-        "epochs": sum(b.epochs for b in books),
-        "repeated_epochs": sum(b.repeated_epochs for b in books),
+        "epochs": sum(u.epochs for u in usages),
+        "repeated_epochs": sum(u.repeated_epochs for u in usages),
         "restarts": {
             "count": len(restarts_s),
             "median_s": round(statistics.median(restarts_s), 3) if restarts_s else None,
@@ -96,16 +96,16 @@ def spent(books: Sequence[Usage], now: float | None = None) -> dict[str, Any]:
         },
         "faults": {
             "count": len(faults),
-            "preemptions": sum(b.preemptions for b in books),
+            "preemptions": sum(u.preemptions for u in usages),
             "list": [{"at": f.at, "what": f.what, "cause": f.cause} for f in faults],
         },
     }
 
 
-def cause(machine: Machine, accounts: Usage) -> str:
+def cause(machine: Machine, usage: Usage) -> str:
     """Return why a search has no result, in words; empty if it has one or goes on."""
     if machine.state is not StudyState.FAILED:
-        return accounts.cause
+        return usage.cause
     first = next(iter(machine.trials.values()), None)
     return "no trial succeeded" + (f"; trial {first.id}: {first.reason}" if first else "")
 
@@ -121,7 +121,7 @@ def best(machine: Machine) -> dict[str, Any] | None:
         "metric": metric,
         "epoch": epoch,
         "config": dict(found.config),
-        "checkpoint": found.checkpoint,
+        "checkpoint": found.checkpoint.path if found.checkpoint else None,
         "replicas": found.replicas,
         "site": found.site,
     }
@@ -153,16 +153,16 @@ def _trial(trial: TrialRecord) -> dict[str, Any]:
         "epoch": epoch,
         "metric": metric if math.isfinite(metric) else None,
         "replicas": trial.replicas,
-        "width": trial.job.placement.width if trial.job else None,
+        "width": trial.job.placement.world_size if trial.job else None,
         "slots": list(trial.job.placement.slots) if trial.job else [],
         "attempts": trial.attempt,
-        "losses": trial.losses,
+        "losses": trial.retries,
         "reason": trial.reason,
         "config": dict(trial.config),
         "history": [[e, m if math.isfinite(m) else None] for e, m in sorted(trial.history.items())],
-        "checkpoint": trial.checkpoint,
+        "checkpoint": trial.checkpoint.path if trial.checkpoint else None,
     }
 
 
 def _epoch_s(machine: Machine) -> float | None:
-    return machine.board.times.typical_epoch_s(machine.settings.num_workers)
+    return machine.cluster_state.times.typical_epoch_s(machine.settings.num_workers)

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from parsl_rasda.types import JSON, JobId, Mode, Placement, SiteName, TrialId, TrialState
+from parsl_rasda.orchestration.states import JOB_TRANSITIONS, TRIAL_TRANSITIONS, JobState, checked
+from parsl_rasda.protocol import Checkpoint
+from parsl_rasda.scheduling.base import Decision
+from parsl_rasda.types import JSON, JobId, Mode, Placement, SiteName, Stretch, TrialId, TrialState
 
 
 @dataclass(slots=True)
-class Job:
+class LiveJob:
     """A job that was started and whose `JobEnded` has not come yet.
 
     Attributes:
         until: Where it ends if it is not asked before: at its trial's milestone, or on the way.
         since: When its start became due [s]: the boundary for a resize, else the start itself.
-        resized: It replaces a job of another width, so its start measures a restart.
-        confirmed: Its ranks have finished their first step.
-        ending: Why it was told to leave, or None.
-        next_placement: Where its trial goes on once it has left (`ending` is "resize").
+        resized: It replaces a job of another world size, so its start measures a restart.
+        state: Set by `enter` alone.
+        is_timed: Its start has been measured.
+        leaving_since: When it was told to leave [s].
+        next_placement: Where its trial goes on once it has left for other slots.
     """
 
     id: JobId
@@ -28,10 +32,23 @@ class Job:
     interactive: bool
     since: float
     resized: bool = False
-    confirmed: bool = False
-    ending: str | None = None
-    ending_at: float = 0.0
+    state: JobState = JobState.STARTING
+    is_timed: bool = False
+    leaving_since: float = 0.0
     next_placement: Placement | None = None
+
+    def enter(self, state: JobState) -> None:
+        """Change the state of the job.
+
+        Raises:
+            InvariantError: If that state must not follow the present one.
+        """
+        self.state = checked(JOB_TRANSITIONS, self.state, state, f"job {self.id}")
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it was told to leave."""
+        return self.state is JobState.LEAVING
 
 
 @dataclass(slots=True)
@@ -40,73 +57,96 @@ class TrialRecord:
 
     Attributes:
         age: Position in the order of creation.
+        schedule: Its stretches so far, without a gap; the last one ends at its next milestone.
+        state: Set by `enter` alone.
         epoch: Epochs that stand: a checkpoint holds them, or the live job has finished them.
-        until: Its next milestone.
-        schedule: ``(epoch, replicas)`` pairs: how many from that many epochs on.
         checkpoint: Newest whole checkpoint; None means a start from scratch.
-        checkpoint_epoch: Epochs finished in it.
-        before: The checkpoint before that one, and its epochs, should the newest one be gone.
+        previous: The checkpoint before that one, should the newest one be gone.
         site: Where the checkpoints are.
-        losses: Retries spent.
-        fallbacks: Checkpoints that were gone when they were asked for.
-        setbacks: Preemptions since the last finished epoch.
-        history: ``(epoch, metric)`` as reported; a repeated epoch replaces its first report.
+        retries: Retries spent.
+        checkpoint_losses: Checkpoints that were gone when they were asked for.
+        preemptions: Preemptions since the last finished epoch.
+        history: Metric by epoch, as reported; a repeated epoch replaces its first report.
     """
 
     id: TrialId
     age: int
     config: Mapping[str, JSON]
-    until: int
-    schedule: list[tuple[int, int]]
+    schedule: list[Stretch]
     state: TrialState = TrialState.WAITING
     attempt: int = 0
     epoch: int = 0
-    checkpoint: str | None = None
-    checkpoint_epoch: int = 0
-    before: tuple[str, int] | None = None
+    checkpoint: Checkpoint | None = None
+    previous: Checkpoint | None = None
     site: SiteName | None = None
-    losses: int = 0
-    fallbacks: int = 0
-    setbacks: int = 0
+    retries: int = 0
+    checkpoint_losses: int = 0
+    preemptions: int = 0
     rung: int = 0
-    job: Job | None = None
+    job: LiveJob | None = None
     history: dict[int, float] = field(default_factory=dict)
     reason: str = ""
 
+    def enter(self, state: TrialState) -> None:
+        """Change the state of the trial.
+
+        Raises:
+            InvariantError: If that state must not follow the present one.
+        """
+        self.state = checked(TRIAL_TRANSITIONS, self.state, state, f"trial {self.id}")
+
     @property
-    def coming(self) -> tuple[tuple[int, int], ...]:
-        """The schedule up to the coming stretch: not the last one where epochs are trained again."""
-        return tuple(pair for pair in self.schedule if pair[0] <= self.epoch)
+    def until(self) -> int:
+        """Its next milestone."""
+        return self.schedule[-1].until
+
+    @property
+    def stretch(self) -> Stretch:
+        """What it trains next: an earlier stretch than the last one where epochs are trained again."""
+        current = self._current
+        return Stretch(self.epoch, current.until, current.replicas)
 
     @property
     def replicas(self) -> int:
         """Replicas of the coming stretch."""
-        return self.coming[-1][1]
+        return self._current.replicas
 
     @property
-    def stretch_end(self) -> int:
-        """Epochs done when the coming stretch ends: at its milestone, or where replicas change before."""
-        return next((epoch for epoch, _ in self.schedule if epoch > self.epoch), self.until)
+    def _current(self) -> Stretch:
+        return next(s for s in reversed(self.schedule) if s.epoch <= self.epoch)
 
-    def keep(self, checkpoint: str, epoch: int) -> None:
-        """Note a checkpoint that is whole, and the epochs finished in it."""
-        if self.checkpoint not in {None, checkpoint}:
-            self.before = (str(self.checkpoint), self.checkpoint_epoch)
-        self.checkpoint, self.checkpoint_epoch = checkpoint, epoch
+    @property
+    def replicas_by_epoch(self) -> tuple[tuple[int, int], ...]:
+        """``(epoch, replicas)`` of each stretch up to the coming one, as a job is told."""
+        return tuple((s.epoch, s.replicas) for s in self.schedule if s.epoch <= self.epoch)
+
+    def train_on(self, decision: Decision) -> None:
+        """Note that it trains on, as the scheduler has decided."""
+        self.rung, last = decision.rung, self.schedule[-1]
+        if decision.replicas != last.replicas:
+            self.schedule[-1] = replace(last, until=self.epoch)
+            self.schedule.append(Stretch(self.epoch, decision.until, decision.replicas))
+        elif decision.until != last.until:
+            self.schedule[-1] = replace(last, until=decision.until)
+
+    def keep(self, checkpoint: Checkpoint) -> None:
+        """Note a checkpoint that is whole."""
+        if self.checkpoint is not None and self.checkpoint.path != checkpoint.path:
+            self.previous = self.checkpoint
+        self.checkpoint = checkpoint
 
     def fall_back(self) -> None:
         """Forget the newest checkpoint: the one before takes its place, else the start."""
-        self.checkpoint, self.checkpoint_epoch = self.before or (None, 0)
-        self.before = None
-        self.fallbacks += 1
+        self.checkpoint, self.previous = self.previous, None
+        self.checkpoint_losses += 1
 
     def forget(self) -> None:
         """Forget all checkpoints, and where they are."""
-        self.checkpoint, self.checkpoint_epoch, self.before, self.site = None, 0, None, None
+        self.checkpoint, self.previous, self.site = None, None, None
 
     def rewind(self) -> None:
         """Go back to what the checkpoint holds."""
-        self.epoch = self.checkpoint_epoch if self.checkpoint else 0
+        self.epoch = self.checkpoint.epoch if self.checkpoint else 0
 
     @property
     def last(self) -> tuple[int, float] | None:

@@ -1,4 +1,4 @@
-"""The books of a study: GPU time, restarts, faults and decisions, folded from what happened.
+"""What a study has used: GPU time, restarts, faults, added up from what happened.
 
 The live view, `status`, `report` and the simulator all read these; nothing else counts anything.
 """
@@ -43,8 +43,7 @@ class Usage:
 
     Attributes:
         busy_gpu_s: Inside epochs.
-        job_gpu_s: Held by jobs, from start to end.
-        restarts_s: Each restart at another width: from the boundary to the first step done.
+        restarts_s: Each restart at another world size: from the boundary to the first step done.
         cause: Why the study ended, if not well.
         awaited: Pilots that were asked for and have not come: their sites, and since when [s].
     """
@@ -54,25 +53,23 @@ class Usage:
     last_at: float = 0.0
     running_s: float = 0.0
     busy_gpu_s: float = 0.0
-    job_gpu_s: float = 0.0
     pilot_gpu_s: float = 0.0
     epochs: int = 0
     repeated_epochs: int = 0
     restarts_s: list[float] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     preemptions: int = 0
-    controllers: int = 0
     cause: str = ""
     awaited: dict[PilotId, tuple[SiteName, float]] = field(default_factory=dict)
     _is_leaving: bool = False
     _pilots: dict[PilotId, tuple[float, int]] = field(default_factory=dict)
-    _jobs: dict[JobId, tuple[float, int]] = field(default_factory=dict)
+    _jobs: dict[JobId, int] = field(default_factory=dict)
     _resizing: dict[TrialId, float] = field(default_factory=dict)
     _restarting: dict[JobId, float] = field(default_factory=dict)
     _done: Counter[TrialId] = field(default_factory=Counter)
 
     def add(self, event: Event, instructions: tuple[Instruction, ...]) -> None:
-        """Book one event and what followed from it."""
+        """Add one event and what followed from it."""
         if isinstance(event, StudyStarted):
             self._new_controller(event)
         self.last_at = max(self.last_at, event.at)
@@ -80,19 +77,19 @@ class Usage:
             case PilotStarted():
                 self._open_pilot(event)
             case PilotEnded() | SiteDegraded():
-                self._book_trouble(event)
+                self._add_fault(event)
             case JobStarted() if event.job in self._restarting:
                 self.restarts_s.append(event.at - self._restarting.pop(event.job))
             case EpochReported():
-                self._book_epoch(event)
+                self._add_epoch(event)
             case JobEnded():
-                self._book_end(event)
+                self._add_end(event)
             case StudyInterrupted():
                 self._is_leaving = True  # what ends from now on ends by that
             case _:
                 pass
         for instruction in instructions:
-            self._book_instruction(event.at, instruction)
+            self._add_instruction(event.at, instruction)
 
     def makespan_s(self, now: float | None = None) -> float:
         """Return the time under a controller so far [s]; time between controllers does not count."""
@@ -116,7 +113,7 @@ class Usage:
     @property
     def busy_gpus(self) -> int:
         """GPUs held by live jobs."""
-        return sum(n for _, n in self._jobs.values())
+        return sum(self._jobs.values())
 
     def _new_controller(self, event: StudyStarted) -> None:
         """Close what an earlier controller left open when it died."""
@@ -125,16 +122,14 @@ class Usage:
             self.faults.append(Fault(self.last_at, "controller", "died; taken up again"))
         for pilot in tuple(self._pilots):
             self._close_pilot(pilot, self.last_at)
-        for job in tuple(self._jobs):
-            self._close_job(job, self.last_at)
+        self._jobs.clear()
         self._resizing.clear()
         self._restarting.clear()
         self.awaited.clear()
-        self.controllers += 1
         self.started_at, self.finished_at, self.cause = event.at, None, ""
         self._is_leaving = False
 
-    def _book_trouble(self, event: PilotEnded | SiteDegraded) -> None:
+    def _add_fault(self, event: PilotEnded | SiteDegraded) -> None:
         what = f"site {event.site}"
         if isinstance(event, PilotEnded):
             self.awaited.pop(event.pilot, None)
@@ -153,25 +148,20 @@ class Usage:
         since, gpus = self._pilots.pop(pilot, (at, 0))
         self.pilot_gpu_s += gpus * max(0.0, at - since)
 
-    def _close_job(self, job: JobId, at: float) -> None:
-        since, width = self._jobs.pop(job, (at, 0))
-        self.job_gpu_s += width * max(0.0, at - since)
-
-    def _book_epoch(self, event: EpochReported) -> None:
+    def _add_epoch(self, event: EpochReported) -> None:
         if event.job not in self._jobs:
             return  # a stale attempt
         self.epochs += 1
-        self.busy_gpu_s += self._jobs[event.job][1] * event.seconds
+        self.busy_gpu_s += self._jobs[event.job] * event.seconds
         if event.epoch <= self._done[event.job.trial]:
             self.repeated_epochs += 1
         self._done[event.job.trial] = max(self._done[event.job.trial], event.epoch)
         if event.job in self._restarting:
             self.restarts_s.append(max(0.0, event.at - event.seconds - self._restarting.pop(event.job)))
 
-    def _book_end(self, event: JobEnded) -> None:
-        if event.job not in self._jobs:
+    def _add_end(self, event: JobEnded) -> None:
+        if self._jobs.pop(event.job, None) is None:
             return
-        self._close_job(event.job, event.at)
         self._restarting.pop(event.job, None)
         if event.outcome is Outcome.PREEMPTED:
             self.preemptions += 1
@@ -179,12 +169,12 @@ class Usage:
         if event.outcome in {Outcome.LOST, Outcome.FAILED} and not is_ours:
             self.faults.append(Fault(event.at, f"job {event.job}", event.cause))
 
-    def _book_instruction(self, at: float, instruction: Instruction) -> None:
+    def _add_instruction(self, at: float, instruction: Instruction) -> None:
         match instruction:
             case RequestPilot(pilot, site):
                 self.awaited[pilot] = (site, at)
             case StartJob():
-                self._jobs[instruction.job] = (at, instruction.placement.width)
+                self._jobs[instruction.job] = instruction.placement.world_size
                 since = self._resizing.pop(instruction.job.trial, None)
                 if since is not None:
                     self._restarting[instruction.job] = since

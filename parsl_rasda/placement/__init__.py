@@ -1,4 +1,4 @@
 """On which GPUs: the ledger of slots and the growth policies; pure.
 
-Read `ledger` (what is free), then `board` (who waits, who runs), then `growth` (who gets what).
+Read `ledger` (what is free), then `cluster_state` (who waits, who runs), then `growth` (who gets what).
 """

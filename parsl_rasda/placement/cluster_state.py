@@ -1,6 +1,6 @@
 """Who waits for slots and who holds them: what a growth policy looks at.
 
-The machine keeps the board up to date; a policy reads it, and may hold slots on the ledger while
+The machine keeps the cluster up to date; a policy reads it, and may hold slots on the ledger while
 it thinks, as long as it gives them back.
 """
 
@@ -17,7 +17,7 @@ from sortedcontainers import SortedDict
 
 from parsl_rasda.placement.ledger import Ledger
 from parsl_rasda.placement.times import Times
-from parsl_rasda.types import Placement, SiteName, TrialId
+from parsl_rasda.types import Placement, SiteName, Stretch, TrialId
 
 Kind: TypeAlias = tuple[int, SiteName | None]
 """Replicas and site of a waiting trial: where one of a kind does not fit, none does."""
@@ -25,26 +25,30 @@ Kind: TypeAlias = tuple[int, SiteName | None]
 
 @dataclass(slots=True)
 class PendingTrial:
-    """A trial that needs slots: new, resumed, lost, or (under `strict`) at its next width.
+    """A trial that needs slots: new, resumed, lost, or (under `strict`) at its next world size.
 
     Attributes:
         age: Position in the order of creation; older trials have smaller ages.
+        stretch: What it trains once it has slots.
         site: The only site it may use, because its checkpoint is there; None if anywhere.
         yields_until: Count of starts (`ClusterState.starts`) up to which others may start before it.
     """
 
     trial: TrialId
     age: int
-    epoch: int
-    until: int
-    replicas: int
+    stretch: Stretch
     site: SiteName | None = None
     yields_until: int = 0
 
     @property
     def kind(self) -> Kind:
         """What decides where it fits."""
-        return self.replicas, self.site
+        return self.stretch.replicas, self.site
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Its place in the queue: the deepest first, then the oldest."""
+        return -self.stretch.epoch, self.age
 
 
 @dataclass(slots=True)
@@ -53,18 +57,14 @@ class RunningTrial:
 
     Attributes:
         boundary_at: When its next epoch ends, as foreseen [s].
-        boundary_epoch: Epochs done then.
-        until: Its next milestone: epochs up to there are certain.
-        replicas: The widest it may be.
+        ahead: What it trains from then on: epochs that are certain, with at most one slot a replica.
     """
 
     trial: TrialId
     age: int
     placement: Placement
     boundary_at: float
-    boundary_epoch: int
-    until: int
-    replicas: int
+    ahead: Stretch
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Allocation:
     Attributes:
         starts: Waiting trials that start, each on its placement.
         here: The new placement of the trial at a boundary, or None to keep what it has.
-        requeue: The trial at a boundary gives its slots up and waits for its full width.
+        requeue: The trial at a boundary gives its slots up and waits for its full world size.
     """
 
     starts: Mapping[TrialId, Placement] = field(default_factory=dict)
@@ -83,15 +83,15 @@ class Allocation:
 
 
 class GrowthPolicy(Protocol):
-    """Decides on which slots trials start and when they change their width.
+    """Decides on which slots trials start and when they change their world size.
 
     The executable definition is `parsl_rasda.testing.GrowthPolicyContract`.
     """
 
-    def decide(self, board: ClusterState, now: float, here: RunningTrial | None = None) -> Allocation:
+    def decide(self, cluster: ClusterState, now: float, here: RunningTrial | None = None) -> Allocation:
         """Return what starts and what becomes of ``here``, the trial at an epoch boundary.
 
-        The same board gives the same answer; the ledger is left as it was found.
+        The same cluster gives the same answer; the ledger is left as it was found.
         """
         ...
 
@@ -99,11 +99,11 @@ class GrowthPolicy(Protocol):
         """Return the slots without which a trial of so many replicas cannot start."""
         ...
 
-    def returns_at(self, board: ClusterState, running: RunningTrial) -> int:
+    def returns_at(self, cluster: ClusterState, running: RunningTrial) -> int:
         """Return the epoch at which a job that cannot be asked shall come back, at its milestone or before.
 
         Args:
-            board: What the policy looks at.
+            cluster: What the policy looks at.
             running: The trial that starts, as at a boundary.
         """
         ...
@@ -113,14 +113,14 @@ class ClusterState:
     """The ledger, the times, the waiting queue and the running trials, kept in order."""
 
     def __init__(self, ledger: Ledger, times: Times, *, num_workers: int, max_epochs: int, step: int) -> None:
-        """Create an empty board.
+        """Create an empty cluster.
 
         Args:
             ledger: Free and held slots.
             times: Epoch and restart times.
             num_workers: Width at which trials start.
             max_epochs: Epochs of a complete trial.
-            step: Ratio between neighbouring widths (smallest prime of the scaling factor).
+            step: Ratio between neighbouring world sizes (smallest prime of the scaling factor).
         """
         self.ledger, self.times = ledger, times
         self.num_workers, self.max_epochs, self.step = num_workers, max_epochs, step
@@ -128,7 +128,7 @@ class ClusterState:
         self.starts = 0  # how often a waiting trial got its slots
         self.running: dict[TrialId, RunningTrial] = {}
         self._waiting: dict[TrialId, PendingTrial] = {}
-        self._lines: dict[Kind, SortedDict] = {}  # each (-epoch, age) -> Waiting, and never empty
+        self._lines: dict[Kind, SortedDict] = {}  # each by `PendingTrial.rank`, and never empty
         self._leaving: dict[TrialId, tuple[SiteName, int]] = {}  # slots that its job is about to free
         self._leaving_at: Counter[SiteName] = Counter()
         self._ends: SortedDict = SortedDict()  # (-end if it stays as wide, age) -> TrialId, growable only
@@ -171,14 +171,14 @@ class ClusterState:
         self.dequeue(waiting.trial)
         waiting.yields_until = self.starts + len(self.running) + len(self._waiting) + self.new_trials
         self._waiting[waiting.trial] = waiting
-        self._lines.setdefault(waiting.kind, SortedDict())[-waiting.epoch, waiting.age] = waiting
+        self._lines.setdefault(waiting.kind, SortedDict())[waiting.rank] = waiting
 
     def dequeue(self, trial: TrialId) -> None:
         """Take a trial out of the queue, if it is there."""
         waiting = self._waiting.pop(trial, None)
         if waiting is not None:
             line = self._lines[waiting.kind]
-            del line[-waiting.epoch, waiting.age]
+            del line[waiting.rank]
             if not line:
                 del self._lines[waiting.kind]
 
@@ -193,7 +193,8 @@ class ClusterState:
         """Note that a trial runs, or runs differently from before."""
         self.unplace(running.trial)
         self.running[running.trial] = running
-        if running.placement.width < running.replicas and running.until > running.boundary_epoch:
+        ahead = running.ahead
+        if running.placement.world_size < ahead.replicas and ahead.until > ahead.epoch:
             key = self.rank(running)
             self._ends[key] = running.trial
             self._end_keys[running.trial] = key
@@ -220,23 +221,23 @@ class ClusterState:
 
     def rank(self, running: RunningTrial) -> tuple[float, int]:
         """Return the place of a trial among those that want to widen: who would end last comes first."""
-        epoch_s = self.epoch_s(running, running.placement.width)
-        end = running.boundary_at + epoch_s * (self.max_epochs - running.boundary_epoch)
+        epoch_s = self.epoch_s(running, running.placement.world_size)
+        end = running.boundary_at + epoch_s * (self.max_epochs - running.ahead.epoch)
         return -end, running.age
 
-    def epoch_s(self, running: RunningTrial, width: int) -> float:
-        """Return the time of one epoch of a trial at a width [s]."""
-        return self.times.epoch_s(running.trial, width, running.placement.site)
+    def epoch_s(self, running: RunningTrial, world_size: int) -> float:
+        """Return the time of one epoch of a trial at a world size [s]."""
+        return self.times.epoch_s(running.trial, world_size, running.placement.site)
 
     def growable(self) -> Iterator[tuple[tuple[float, int], RunningTrial]]:
         """Running trials that could still widen before their next rung, by `rank` when last placed."""
         return ((key, self.running[trial]) for key, trial in self._ends.items())
 
-    # ------------------------------------------------------------------------------- widths
+    # ------------------------------------------------------------------------------- world sizes
 
-    def widths(self, replicas: int) -> tuple[int, ...]:
+    def world_sizes(self, replicas: int) -> tuple[int, ...]:
         """Return the world sizes a trial may have, ascending: divisors of its replicas."""
-        return _widths(self.num_workers, self.step, replicas)
+        return _world_sizes(self.num_workers, self.step, replicas)
 
     def widest(
         self,
@@ -246,21 +247,21 @@ class ClusterState:
         accept: Callable[[int], bool] = lambda _: True,
     ) -> Placement | None:
         """Return the widest placement above ``own`` that fits and is accepted, or None."""
-        ladder = self.widths(replicas)
-        floor = own.width if own is not None else 0
+        ladder = self.world_sizes(replicas)
+        floor = own.world_size if own is not None else 0
         room = self.ledger.free_at(site) + floor
-        for width in reversed(ladder[bisect.bisect_right(ladder, floor) :]):
-            if width <= room and accept(width):
-                found = self.ledger.find(width, site=site, own=own)
+        for world_size in reversed(ladder[bisect.bisect_right(ladder, floor) :]):
+            if world_size <= room and accept(world_size):
+                found = self.ledger.find(world_size, site=site, own=own)
                 if found is not None:
                     return found
         return None
 
 
-def _widths(start: int, step: int, replicas: int) -> tuple[int, ...]:
-    widths, width = [], start
-    while width < replicas:
-        if replicas % width == 0:
-            widths.append(width)
-        width *= step
-    return (*widths, replicas)
+def _world_sizes(start: int, step: int, replicas: int) -> tuple[int, ...]:
+    world_sizes, world_size = [], start
+    while world_size < replicas:
+        if replicas % world_size == 0:
+            world_sizes.append(world_size)
+        world_size *= step
+    return (*world_sizes, replicas)

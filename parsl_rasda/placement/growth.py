@@ -1,4 +1,4 @@
-"""When a trial changes its width: `elastic` (default), `strict` (the paper's) and `none`.
+"""When a trial changes its world size: `elastic` (default), `strict` (the paper's) and `none`.
 
 `elastic` never lets anybody wait for GPUs: new, resumed and lost trials first; then GPUs that no
 trial waits for widen the trial that would end last, if its certain epochs gain more than the
@@ -25,7 +25,7 @@ from parsl_rasda.plugins import GROWTH_POLICIES, Choice, Plugin
 from parsl_rasda.types import Placement, SiteName, TrialId
 
 _EPSILON_S = 1e-9
-_CHEAP_TASK = 0.15  # in epochs at the first width: what a task may cost for stretches to be divided
+_CHEAP_TASK = 0.15  # in epochs at the first world size: what a task may cost for stretches to be divided
 _TASKS_LEFT = 8  # tasks that a rest of a stretch must be worth to be divided
 _LOOK_AHEAD = 16  # running trials for which idle GPUs are kept until they come to a boundary
 
@@ -47,19 +47,19 @@ class ElasticGrowth:
     """
 
     def needs(self, replicas: int, num_workers: int) -> int:
-        """Return the width at which every trial can start."""
+        """Return the world size at which every trial can start."""
         return min(replicas, num_workers)
 
-    def decide(self, board: ClusterState, now: float, here: RunningTrial | None = None) -> Allocation:
+    def decide(self, cluster: ClusterState, now: float, here: RunningTrial | None = None) -> Allocation:
         """Start whoever waits; then widen into what is left, the longest path first."""
-        with _trying(board) as trial_run:
+        with _trying(cluster) as trial_run:
             starts: dict[TrialId, Placement] = {}
             started: list[PendingTrial] = []
-            awaited: set[SiteName | None] = {None} if board.new_trials else set()  # sites; None: any
+            awaited: set[SiteName | None] = {None} if cluster.new_trials else set()  # sites; None: any
             refused: set[Kind] = set()  # slots only get fewer here: never ask twice
-            for waiting in board.queue(refused):
-                width = self.needs(waiting.replicas, board.num_workers)
-                placement = board.ledger.find(width, site=waiting.site)
+            for waiting in cluster.queue(refused):
+                world_size = self.needs(waiting.stretch.replicas, cluster.num_workers)
+                placement = cluster.ledger.find(world_size, site=waiting.site)
                 if placement is None:
                     refused.add(waiting.kind)
                     awaited.add(waiting.site)
@@ -68,34 +68,34 @@ class ElasticGrowth:
                 starts[waiting.trial] = placement
                 started.append(waiting)
             if here is not None and not awaited.isdisjoint({None, here.placement.site}):
-                return Allocation(starts, here=_shrunk(board, here, started))
+                return Allocation(starts, here=_shrunk(cluster, here, started))
             if None in awaited:
                 return Allocation(starts)
             fresh = [_as_running(w, starts[w.trial], now) for w in started]
-            widened = _widen(board, here, fresh, awaited, trial_run)
+            widened = _widen(cluster, here, fresh, awaited, trial_run)
         own = widened.pop(here.trial, None) if here is not None else None
         return Allocation(starts | widened, here=own)
 
-    def returns_at(self, board: ClusterState, running: RunningTrial) -> int:
+    def returns_at(self, cluster: ClusterState, running: RunningTrial) -> int:
         """Return the middle of a stretch to be trained as one task, if the trial may widen then.
 
         Half of what is left at a time, rounded up, as long as tasks are cheap: 24 rehearsals on 32
         GPUs take 5 % less time if tasks cost nothing, and 3 % less at 0.05 or 0.1 epochs a task; at
         0.2 they would take 1 % more.
         """
-        done, until, site = running.boundary_epoch, running.until, running.placement.site
-        task_s = board.times.launch_s(site)
-        is_cheap = task_s <= _CHEAP_TASK * board.epoch_s(running, board.num_workers)
-        certain_s = (until - done) * board.epoch_s(running, running.placement.width)
-        wider = (w for w in board.widths(running.replicas) if w > running.placement.width)
+        done, until, site = running.ahead.epoch, running.ahead.until, running.placement.site
+        task_s = cluster.times.launch_s(site)
+        is_cheap = task_s <= _CHEAP_TASK * cluster.epoch_s(running, cluster.num_workers)
+        certain_s = (until - done) * cluster.epoch_s(running, running.placement.world_size)
+        wider = (w for w in cluster.world_sizes(running.ahead.replicas) if w > running.placement.world_size)
         if until - done <= 1 or not is_cheap or certain_s <= _TASKS_LEFT * task_s:
             return until
-        may_widen = any(board.ledger.can_ever_fit(width, site) for width in wider)
+        may_widen = any(cluster.ledger.can_ever_fit(world_size, site) for world_size in wider)
         return done + (until - done + 1) // 2 if may_widen else until
 
 
 class StrictGrowth:
-    """The paper's rule: a trial trains at its full width or waits for it.
+    """The paper's rule: a trial trains at its full world size or waits for it.
 
     The deepest trial goes first; any that fits may start before one that does not (backfill), but
     only so often: once as many have as were in the study when the one in front began to wait, nobody
@@ -103,25 +103,25 @@ class StrictGrowth:
     """
 
     def needs(self, replicas: int, num_workers: int) -> int:
-        """Return the full width: less is never used."""
+        """Return the full world size: less is never used."""
         return replicas
 
-    def returns_at(self, board: ClusterState, running: RunningTrial) -> int:
+    def returns_at(self, cluster: ClusterState, running: RunningTrial) -> int:
         """Return the milestone: nobody widens before."""
-        return running.until
+        return running.ahead.until
 
-    def decide(self, board: ClusterState, now: float, here: RunningTrial | None = None) -> Allocation:
-        """Start what fits at its full width; send ``here`` to the queue if it must grow."""
-        if here is not None and here.placement.width != here.replicas:
+    def decide(self, cluster: ClusterState, now: float, here: RunningTrial | None = None) -> Allocation:
+        """Start what fits at its full world size; send ``here`` to the queue if it must grow."""
+        if here is not None and here.placement.world_size != here.ahead.replicas:
             return Allocation(requeue=True)
         starts: dict[TrialId, Placement] = {}
-        with _trying(board) as trial_run:
+        with _trying(cluster) as trial_run:
             in_front: PendingTrial | None = None  # of those who do not fit
             refused: set[Kind] = set()  # slots only get fewer here: never ask twice
-            for waiting in board.queue(refused):
-                if in_front is not None and board.starts + len(starts) >= in_front.yields_until:
+            for waiting in cluster.queue(refused):
+                if in_front is not None and cluster.starts + len(starts) >= in_front.yields_until:
                     break
-                placement = board.ledger.find(waiting.replicas, site=waiting.site)
+                placement = cluster.ledger.find(waiting.stretch.replicas, site=waiting.site)
                 if placement is None:
                     refused.add(waiting.kind)
                     in_front = in_front or waiting
@@ -132,24 +132,24 @@ class StrictGrowth:
 
 
 class NoGrowth:
-    """Fixed width: every trial trains on `num_workers` slots, as ASHA does."""
+    """Fixed world size: every trial trains on `num_workers` slots, as ASHA does."""
 
     def needs(self, replicas: int, num_workers: int) -> int:
-        """Return the fixed width."""
+        """Return the fixed world size."""
         return min(replicas, num_workers)
 
-    def returns_at(self, board: ClusterState, running: RunningTrial) -> int:
+    def returns_at(self, cluster: ClusterState, running: RunningTrial) -> int:
         """Return the milestone: nobody widens before."""
-        return running.until
+        return running.ahead.until
 
-    def decide(self, board: ClusterState, now: float, here: RunningTrial | None = None) -> Allocation:
+    def decide(self, cluster: ClusterState, now: float, here: RunningTrial | None = None) -> Allocation:
         """Start what fits."""
         starts: dict[TrialId, Placement] = {}
-        with _trying(board) as trial_run:
+        with _trying(cluster) as trial_run:
             refused: set[Kind] = set()
-            for waiting in board.queue(refused):
-                width = self.needs(waiting.replicas, board.num_workers)
-                placement = board.ledger.find(width, site=waiting.site)
+            for waiting in cluster.queue(refused):
+                world_size = self.needs(waiting.stretch.replicas, cluster.num_workers)
+                placement = cluster.ledger.find(world_size, site=waiting.site)
                 if placement is None:
                     refused.add(waiting.kind)
                     continue
@@ -167,7 +167,7 @@ NONE = Plugin(lambda _: NoGrowth())
 
 
 def _widen(
-    board: ClusterState,
+    cluster: ClusterState,
     here: RunningTrial | None,
     fresh: Sequence[RunningTrial],
     awaited: Container[SiteName | None],
@@ -186,16 +186,16 @@ def _widen(
         own = running.placement
         if own.site in awaited:
             return None
-        pays = _pays(board, running, is_fresh=running.trial in starting)
-        return board.widest(running.replicas, own.site, own, pays)
+        pays = _pays(cluster, running, is_fresh=running.trial in starting)
+        return cluster.widest(running.ahead.replicas, own.site, own, pays)
 
     acts_now = (*fresh, here) if here is not None else fresh
-    at_point = sorted((board.rank(r), r) for r in acts_now if wider(r) is not None)
+    at_point = sorted((cluster.rank(r), r) for r in acts_now if wider(r) is not None)
     acting = {r.trial for _, r in at_point}
-    waited_for = islice(board.growable(), _LOOK_AHEAD) if acting else ()
+    waited_for = islice(cluster.growable(), _LOOK_AHEAD) if acting else ()
     widened: dict[TrialId, Placement] = {}
     for _, running in heapq.merge(at_point, waited_for):
-        if not acting or board.ledger.free == 0:
+        if not acting or cluster.ledger.free == 0:
             break  # nobody behind them acts now, or there is nothing left to hand out
         found = wider(running)
         if found is not None and running.trial in starting:
@@ -209,38 +209,38 @@ def _widen(
     return widened
 
 
-def _pays(board: ClusterState, running: RunningTrial, *, is_fresh: bool) -> Callable[[int], bool]:
-    """Return whether a width saves more over the certain epochs than getting there costs."""
-    certain = running.until - running.boundary_epoch
-    now_s = board.epoch_s(running, running.placement.width)
-    cost_s = 0.0 if is_fresh else board.times.restart_s  # whoever starts now pays for that anyway
-    return lambda width: certain * (now_s - board.epoch_s(running, width)) > cost_s + _EPSILON_S
+def _pays(cluster: ClusterState, running: RunningTrial, *, is_fresh: bool) -> Callable[[int], bool]:
+    """Return whether a world size saves more over the certain epochs than getting there costs."""
+    certain = running.ahead.until - running.ahead.epoch
+    now_s = cluster.epoch_s(running, running.placement.world_size)
+    cost_s = 0.0 if is_fresh else cluster.times.restart_s  # whoever starts now pays for that anyway
+    return lambda world_size: certain * (now_s - cluster.epoch_s(running, world_size)) > cost_s + _EPSILON_S
 
 
 def _as_running(waiting: PendingTrial, placement: Placement, now: float) -> RunningTrial:
     """Return a trial that is about to start, as if at a boundary: its launch is due anyway."""
-    return RunningTrial(
-        waiting.trial, waiting.age, placement, now, waiting.epoch, waiting.until, waiting.replicas
-    )
+    return RunningTrial(waiting.trial, waiting.age, placement, now, waiting.stretch)
 
 
-def _shrunk(board: ClusterState, here: RunningTrial, started: Sequence[PendingTrial]) -> Placement | None:
+def _shrunk(cluster: ClusterState, here: RunningTrial, started: Sequence[PendingTrial]) -> Placement | None:
     """Return a narrower placement for a wide trial at a boundary, to let waiting trials in."""
-    narrowest, width = board.num_workers, here.placement.width
-    certain_s = (here.until - here.boundary_epoch) * board.epoch_s(here, width)
-    if width <= narrowest or certain_s <= 2 * board.times.restart_s:
+    narrowest, world_size = cluster.num_workers, here.placement.world_size
+    certain_s = (here.ahead.until - here.ahead.epoch) * cluster.epoch_s(here, world_size)
+    if world_size <= narrowest or certain_s <= 2 * cluster.times.restart_s:
         return None
     site = here.placement.site
-    waiting = board.waiting_for(site) - sum(w.site in {None, site} for w in started)
-    need = waiting * narrowest - board.ledger.free_at(site) - board.leaving_at(site)
-    target = width
-    for narrower in reversed([w for w in board.widths(here.replicas) if narrowest <= w < width]):
-        if width - target >= need:
+    waiting = cluster.waiting_for(site) - sum(w.site in {None, site} for w in started)
+    need = waiting * narrowest - cluster.ledger.free_at(site) - cluster.leaving_at(site)
+    target = world_size
+    for narrower in reversed(
+        [w for w in cluster.world_sizes(here.ahead.replicas) if narrowest <= w < world_size]
+    ):
+        if world_size - target >= need:
             break
         target = narrower
-    if target == width:
+    if target == world_size:
         return None
-    return board.ledger.find(target, site=site, own=here.placement)
+    return cluster.ledger.find(target, site=site, own=here.placement)
 
 
 # ------------------------------------------------------------------------------------------ what-if
@@ -249,27 +249,27 @@ def _shrunk(board: ClusterState, here: RunningTrial, started: Sequence[PendingTr
 class _TrialRun:
     """Slots held while a policy thinks; all are given back at the end."""
 
-    def __init__(self, board: ClusterState) -> None:
-        self._board = board
+    def __init__(self, cluster: ClusterState) -> None:
+        self._cluster = cluster
         self._undo: list[tuple[bool, Placement]] = []
 
     def hold(self, placement: Placement) -> None:
-        self._board.ledger.take(placement)
+        self._cluster.ledger.take(placement)
         self._undo.append((True, placement))
 
     def swap(self, old: Placement, new: Placement) -> None:
-        self._board.ledger.release(old)
+        self._cluster.ledger.release(old)
         self._undo.append((False, old))
         self.hold(new)
 
     def give_back(self) -> None:
         for taken, placement in reversed(self._undo):
-            (self._board.ledger.release if taken else self._board.ledger.take)(placement)
+            (self._cluster.ledger.release if taken else self._cluster.ledger.take)(placement)
 
 
 @contextmanager
-def _trying(board: ClusterState) -> Iterator[_TrialRun]:
-    trial_run = _TrialRun(board)
+def _trying(cluster: ClusterState) -> Iterator[_TrialRun]:
+    trial_run = _TrialRun(cluster)
     try:
         yield trial_run
     finally:

@@ -103,11 +103,6 @@ class Ledger:
         """Free slots over all sites."""
         return sum(self._free.values())
 
-    @property
-    def capacity(self) -> int:
-        """Slots over all sites, free or held."""
-        return sum(len(n.gpus) for p in self._pilots.values() for n in p.nodes.values())
-
     def free_at(self, site: SiteName) -> int:
         """Free slots of one site."""
         return self._free.get(site, 0)
@@ -118,10 +113,10 @@ class Ledger:
             return list(self._free)
         return sorted(self._free, key=lambda s: (-self._free[s], s))
 
-    def can_ever_fit(self, width: int, site: SiteName | None = None) -> bool:
-        """Whether ``width`` slots would fit on a pilot that is up (of that site), if all were free."""
+    def can_ever_fit(self, world_size: int, site: SiteName | None = None) -> bool:
+        """Whether ``world_size`` slots would fit on a pilot that is up (of that site), if all were free."""
         pilots = [p for p in self._pilots.values() if site in {None, p.site}]
-        return any(_shape(p, width, everything=True) for p in pilots)
+        return any(_shape(p, world_size, everything=True) for p in pilots)
 
     @property
     def largest(self) -> int:
@@ -131,19 +126,19 @@ class Ledger:
     # ------------------------------------------------------------------------------- placements
 
     def find(
-        self, width: int, *, site: SiteName | None = None, own: Placement | None = None
+        self, world_size: int, *, site: SiteName | None = None, own: Placement | None = None
     ) -> Placement | None:
-        """Return free slots for a job of ``width``, or None to wait. Changes nothing.
+        """Return free slots for a job of ``world_size``, or None to wait. Changes nothing.
 
         Args:
-            width: Slots wanted.
+            world_size: Slots wanted.
             site: Only there; otherwise the site with most free slots that fits.
             own: A placement whose slots count as free, and are preferred.
         """
         for name in [site] if site is not None else self.sites_by_free():
-            if self.free_at(name) + (own.width if own and own.site == name else 0) < width:
+            if self.free_at(name) + (own.world_size if own and own.site == name else 0) < world_size:
                 continue
-            found = self._find_at(name, width, own)
+            found = self._find_at(name, world_size, own)
             if found is not None:
                 return found
         return None
@@ -182,7 +177,7 @@ class Ledger:
             raise InvalidSettingError("placement", placement, "slots of a pilot that is up")
         return pilot, [((node := pilot.nodes[n.node]), node.mask(n.gpus)) for n in placement.nodes]
 
-    def _find_at(self, site: SiteName, width: int, own: Placement | None) -> Placement | None:
+    def _find_at(self, site: SiteName, world_size: int, own: Placement | None) -> Placement | None:
         pilots = [p for p in self._pilots.values() if p.site == site]
         if own is not None and len(pilots) > 1:
             pilots.sort(key=lambda p: p.id != own.pilot)
@@ -190,9 +185,9 @@ class Ledger:
         for pilot in pilots:
             mine = _own_masks(pilot, own)
             chosen = (
-                _on_one_node(pilot, width, mine)
-                if width <= pilot.per_node
-                else _over_nodes(pilot, width, mine)
+                _on_one_node(pilot, world_size, mine)
+                if world_size <= pilot.per_node
+                else _over_nodes(pilot, world_size, mine)
             )
             if chosen is None:
                 continue
@@ -214,20 +209,20 @@ def _own_masks(pilot: _Pilot, own: Placement | None) -> dict[NodeName, int]:
     return {part.node: pilot.nodes[part.node].mask(part.gpus) for part in own.nodes}
 
 
-def _on_one_node(pilot: _Pilot, width: int, own: dict[NodeName, int]) -> list[tuple[_Node, int]] | None:
+def _on_one_node(pilot: _Pilot, world_size: int, own: dict[NodeName, int]) -> list[tuple[_Node, int]] | None:
     for name, mine in own.items():
         node = pilot.nodes[name]
-        if (node.free | mine).bit_count() >= width:
-            return [(node, _block(node.free | mine, width, mine, len(node.gpus)))]
-    for bucket in pilot.buckets[width:]:
+        if (node.free | mine).bit_count() >= world_size:
+            return [(node, _block(node.free | mine, world_size, mine, len(node.gpus)))]
+    for bucket in pilot.buckets[world_size:]:
         if bucket:
             node = pilot.nodes[bucket[0]]
-            return [(node, _block(node.free, width, 0, len(node.gpus)))]
+            return [(node, _block(node.free, world_size, 0, len(node.gpus)))]
     return None
 
 
-def _over_nodes(pilot: _Pilot, width: int, own: dict[NodeName, int]) -> list[tuple[_Node, int]] | None:
-    shape = _shape(pilot, width)
+def _over_nodes(pilot: _Pilot, world_size: int, own: dict[NodeName, int]) -> list[tuple[_Node, int]] | None:
+    shape = _shape(pilot, world_size)
     if shape is None:
         return None
     count, each = shape
@@ -244,30 +239,30 @@ def _over_nodes(pilot: _Pilot, width: int, own: dict[NodeName, int]) -> list[tup
     return [(node, (1 << each) - 1) for node in whole[:count]]
 
 
-def _shape(pilot: _Pilot, width: int, *, everything: bool = False) -> tuple[int, int] | None:
-    """Return (nodes, GPUs on each) for a width, fewest nodes first, or None if it never fits."""
+def _shape(pilot: _Pilot, world_size: int, *, everything: bool = False) -> tuple[int, int] | None:
+    """Return (nodes, GPUs on each) for a world size, fewest nodes first, or None if it never fits."""
     per_node = pilot.per_node
-    if everything and 0 < width <= per_node:
-        return 1, width
-    for count in range(-(-width // per_node) if per_node else 1, pilot.full_nodes + 1):
-        if width % count == 0:
-            return count, width // count
+    if everything and 0 < world_size <= per_node:
+        return 1, world_size
+    for count in range(-(-world_size // per_node) if per_node else 1, pilot.full_nodes + 1):
+        if world_size % count == 0:
+            return count, world_size // count
     return None
 
 
-def _block(free: int, width: int, own: int, size: int) -> int:
-    """Choose ``width`` of the free bits: an aligned block holding ``own`` if there is one.
+def _block(free: int, world_size: int, own: int, size: int) -> int:
+    """Choose ``world_size`` of the free bits: an aligned block holding ``own`` if there is one.
 
     Among aligned blocks the one whose buddy is most in use is taken, which keeps larger aligned
     blocks whole for trials that will double.
     """
-    block = (1 << width) - 1
+    block = (1 << world_size) - 1
     best: tuple[int, int] | None = None
-    for start in range(0, size - width + 1, width):
+    for start in range(0, size - world_size + 1, world_size):
         mask = block << start
         if mask & ~free or own & ~mask:
             continue
-        buddy = block << (start + width if start // width % 2 == 0 else start - width)
+        buddy = block << (start + world_size if start // world_size % 2 == 0 else start - world_size)
         key = ((buddy & free).bit_count(), mask)
         if best is None or key < best:
             best = key
@@ -275,16 +270,16 @@ def _block(free: int, width: int, own: int, size: int) -> int:
         return best[1]
     mask = own
     for bit in range(size):
-        if mask.bit_count() >= width:
+        if mask.bit_count() >= world_size:
             break
         if free >> bit & 1:
             mask |= 1 << bit
-    return mask if mask.bit_count() == width else _lowest(mask, width)
+    return mask if mask.bit_count() == world_size else _lowest(mask, world_size)
 
 
-def _lowest(mask: int, width: int) -> int:
+def _lowest(mask: int, world_size: int) -> int:
     kept = 0
-    while kept.bit_count() < width:
+    while kept.bit_count() < world_size:
         low = mask & -mask
         kept |= low
         mask ^= low

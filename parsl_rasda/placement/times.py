@@ -22,8 +22,8 @@ class Assumed:
 
     Attributes:
         epoch_s: One epoch of a typical trial on one slot [s].
-        restart_s: Restart of a trial at another width [s]; an upper estimate keeps the promise.
-        efficiency: Parallel efficiency of one doubling of the width, in (0.5, 1].
+        restart_s: Restart of a trial at another world size [s]; an upper estimate keeps the promise.
+        efficiency: Parallel efficiency of one doubling of the world size, in (0.5, 1].
     """
 
     epoch_s: float = 60.0
@@ -36,7 +36,7 @@ class Assumed:
 
 
 class Times:
-    """Epoch times per trial and width, the efficiency of a doubling, and the slowest restart.
+    """Epoch times per trial and world size, the efficiency of a doubling, and the slowest restart.
 
     Epochs are learnt per site, because machines differ. The restart is the slowest ever seen: an
     underestimate would let a trial widen for nothing, and break the promise of `elastic`; an
@@ -71,40 +71,40 @@ class Times:
         seen = self._launches.get(site)
         return float(seen[len(seen) // 2]) if seen else self._assumed.restart_s
 
-    def epoch_s(self, trial: TrialId, width: int, site: SiteName) -> float:
-        """Return the time of one epoch [s] at a width, measured there or scaled to it."""
+    def epoch_s(self, trial: TrialId, world_size: int, site: SiteName) -> float:
+        """Return the time of one epoch [s] at a world size, measured there or scaled to it."""
         known = self._measured.get(trial)
         if known:
-            if width in known:
-                return known[width]
-            nearest = min(known, key=lambda w: (abs(math.log2(w / width)), w))
-            return known[nearest] / self._speedup(width / nearest)
+            if world_size in known:
+                return known[world_size]
+            nearest = min(known, key=lambda w: (abs(math.log2(w / world_size)), w))
+            return known[nearest] / self._speedup(world_size / nearest)
         singles = self._sites.get(site)
         single = float(singles[len(singles) // 2]) if singles else self._assumed.epoch_s
-        return single / self._speedup(width)
+        return single / self._speedup(world_size)
 
-    def typical_epoch_s(self, width: int) -> float | None:
-        """Return the median time of an epoch at a width over all trials and sites [s], if any was seen."""
+    def typical_epoch_s(self, world_size: int) -> float | None:
+        """Return the median time of an epoch at a world size over all trials and sites [s], if seen."""
         singles = self._all_sites
-        return float(singles[len(singles) // 2]) / self._speedup(width) if singles else None
+        return float(singles[len(singles) // 2]) / self._speedup(world_size) if singles else None
 
-    def saw_epoch(self, trial: TrialId, width: int, site: SiteName, seconds: float) -> None:
+    def saw_epoch(self, trial: TrialId, world_size: int, site: SiteName, seconds: float) -> None:
         """Learn the time of one epoch [s]."""
         if not 1 / _ABSURD_S < seconds < _ABSURD_S:
             return
         known = self._measured.setdefault(trial, {})
         if self._single.get(trial, (site,))[0] != site:
             known.clear()
-        if width not in known and known:
-            nearest = min(known, key=lambda w: (abs(math.log2(w / width)), w))
-            gain = math.log2(known[nearest] / seconds) / math.log2(width / nearest)
+        if world_size not in known and known:
+            nearest = min(known, key=lambda w: (abs(math.log2(w / world_size)), w))
+            gain = math.log2(known[nearest] / seconds) / math.log2(world_size / nearest)
             self._doublings.add(math.pow(2.0, min(0.0, max(gain - 1.0, _LEAST_GAIN))))
             self._efficiency = float(self._doublings[len(self._doublings) // 2])
-        known[width] = seconds
-        self._relearn_single(trial, site, seconds * self._speedup(width))
+        known[world_size] = seconds
+        self._relearn_single(trial, site, seconds * self._speedup(world_size))
 
     def saw_restart(self, seconds: float) -> None:
-        """Learn a restart at another width [s], from the boundary to the first step done."""
+        """Learn a restart at another world size [s], from the boundary to the first step done."""
         self._restarts.add(seconds)
         self._relearn_restart()
 

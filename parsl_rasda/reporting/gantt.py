@@ -125,7 +125,7 @@ def _placed(span: JobSpan) -> str:
     nodes = span.placement.nodes
     words = [f"{n.node}:{','.join(map(str, n.gpus))}" for n in nodes[:_NAMED]]
     words += [f"and {len(nodes) - _NAMED} nodes more"] if len(nodes) > _NAMED else []
-    return f"{counted(span.placement.width, 'GPU')} ({' '.join(words)})"
+    return f"{counted(span.placement.world_size, 'GPU')} ({' '.join(words)})"
 
 
 def _stretches(rows: Iterator[int] | Sequence[int]) -> Iterator[tuple[int, int]]:

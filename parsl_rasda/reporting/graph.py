@@ -15,7 +15,7 @@ from typing import Any
 
 import networkx as nx
 
-from parsl_rasda.orchestration.decision_graph import last_stretch, unfold
+from parsl_rasda.orchestration.decision_graph import graph_of_decisions, last_stretch
 from parsl_rasda.plain_text import printable
 from parsl_rasda.reporting.graph_calls import add_stage
 from parsl_rasda.reporting.runs import Run
@@ -45,7 +45,7 @@ def run_graph(run: Run) -> nx.DiGraph[str]:
         before = [ends.get(s, s) for s in run.study.stages[name].stages_before]
         history = run.searches.get(name)
         if history is not None:
-            part = unfold(history, before)
+            part = graph_of_decisions(history, before)
             prefix = "" if len(run.searches) == 1 else f"{name}:"
             names = {v: prefix + v for v, data in part.nodes(data=True) if data.get("kind") == "stretch"}
             nx.set_node_attributes(part, dict.fromkeys(names, name), "search")

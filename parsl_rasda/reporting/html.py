@@ -42,7 +42,7 @@ def page(run: Run, graph: Graph | None = None, now: float | None = None) -> str:
     """
     whole = run_graph(run) if graph is None else graph
     clock = (time.time() if now is None else now) if run.controller else None
-    last = max((h.accounts.last_at for h in run.searches.values()), default=0.0)
+    last = max((h.usage.last_at for h in run.searches.values()), default=0.0)
     script = _resource("report.js")
     return render(
         "report.html",

@@ -117,7 +117,7 @@ class Run:
         found = summaries[searches[-1]] if searches else no_search(self.study.name)
         return {
             **found,
-            **spent([history.accounts for history in self.searches.values()], self._clock(now)),
+            **spent([history.usage for history in self.searches.values()], self._clock(now)),
             "gpus": sum(s["gpus"] for s in summaries.values()),
             "gpus_busy": sum(s["gpus_busy"] for s in summaries.values()),
             "pilots": [pilot for s in summaries.values() for pilot in s["pilots"]],
@@ -165,14 +165,14 @@ class Run:
         state, why, is_curable, at = record.state, record.cause, record.is_curable, record.at
         if history is not None and history.records and state not in _TROUBLED:
             state = StageState(history.machine.state.value)
-            why, is_curable = cause(history.machine, history.accounts), state is not StageState.FAILED
-            at = history.accounts.finished_at or at
+            why, is_curable = cause(history.machine, history.usage), state is not StageState.FAILED
+            at = history.usage.finished_at or at
         if state is StageState.RUNNING and not self.controller:
             state = StageState.INTERRUPTED
         seconds = sum(self.kept[name].values()) if self.kept[name] else None
         ended = len(self.kept[name])
         if history is not None:
-            seconds = history.accounts.makespan_s(self._clock(None)) if history.records else None
+            seconds = history.usage.makespan_s(self._clock(None)) if history.records else None
             ended = int(state is StageState.DONE)
         return StageStatus(state, at, why, is_curable, len(record.calls), ended, seconds, record.result)
 

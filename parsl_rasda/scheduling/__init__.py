@@ -1,6 +1,6 @@
 """Who trains on, for how long, with how many replicas: rungs, ASHA, RASDA; pure.
 
-Read `base` (the port), `rungs` (the ladder), `trials` (what all variants share), then the three
+Read `base` (the port), `rungs` (the ladder), `rung_scheduler` (what all variants share), then the three
 rules: `stopping` (the default, the paper's), `promotion`, `synchronous`.
 
 >>> scheduler = build_scheduler({"kind": "rasda", "max_t": 4, "metric": "val_loss"})

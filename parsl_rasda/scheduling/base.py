@@ -32,8 +32,6 @@ class Decision:
         rung: Index of the rung that the coming (or last) stretch ends at; 0 is the first.
         completed: The trial stops because it reached `max_t`.
         reason: One short clause for people, e.g. ``val_loss 0.31 is within the best 1/2 of 7``.
-        compared: How many results of the rung it was judged against (without its own).
-        threshold: The metric it had to reach, or None when there was nothing to compare with.
     """
 
     trial: TrialId
@@ -43,8 +41,6 @@ class Decision:
     rung: int
     completed: bool = False
     reason: str = ""
-    compared: int = 0
-    threshold: float | None = None
 
 
 class Scheduler(Protocol):

@@ -94,7 +94,7 @@ class PromotionScheduler(RungScheduler):
             for key in tuple(rung.paused[chances:]):
                 rank = rung.results.index(key) + 1
                 reason = f"rank {rank} of {most} at most, best {quota} go on"
-                stops.append(self._stop(rung.release(key), reason, compared=len(rung.results) - 1))
+                stops.append(self._stop(rung.release(key), reason))
             coming = chances + arrivals
         return tuple(stops)
 
@@ -112,17 +112,16 @@ class PromotionScheduler(RungScheduler):
         if quota and contender.key <= rung.results[quota - 1]:
             return self._promote(contender, rung)
         rung.wait(contender)
-        return self._pause(contender, *self._standing(contender, rung))
+        return self._pause(contender, self._standing(contender, rung))
 
     def _promote(self, contender: Contender, rung: _Rung) -> Decision:
         self._rungs[contender.rung + 1].heading += 1
-        return self._advance(contender, *self._standing(contender, rung))
+        return self._advance(contender, self._standing(contender, rung))
 
-    def _standing(self, contender: Contender, rung: _Rung) -> tuple[str, int, float | None]:
-        """Return reason, compared and threshold of a decision about a contender on ``rung``."""
-        total, quota = len(rung.results), self._quota(rung)
-        reason = f"rank {rung.results.index(contender.key) + 1} of {total}, best {quota} go on"
-        return reason, total - 1, self._metric_of(rung.results[quota - 1][0]) if quota else None
+    def _standing(self, contender: Contender, rung: _Rung) -> str:
+        """Return the reason of a decision about a contender on ``rung``."""
+        rank = rung.results.index(contender.key) + 1
+        return f"rank {rank} of {len(rung.results)}, best {self._quota(rung)} go on"
 
     def _quota(self, rung: _Rung) -> int:
         return len(rung.results) // self.rungs.reduction_factor

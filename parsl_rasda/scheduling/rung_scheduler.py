@@ -121,35 +121,22 @@ class RungScheduler(ABC):
             self._admit(contender)
         return contender
 
-    def _advance(
-        self, contender: Contender, reason: str, compared: int = 0, threshold: float | None = None
-    ) -> Decision:
+    def _advance(self, contender: Contender, reason: str) -> Decision:
         contender.rung += 1
-        return self._decide(contender, Action.CONTINUE, reason, compared, threshold)
+        return self._decide(contender, Action.CONTINUE, reason)
 
-    def _pause(
-        self, contender: Contender, reason: str, compared: int = 0, threshold: float | None = None
-    ) -> Decision:
-        return self._decide(contender, Action.PAUSE, reason, compared, threshold)
+    def _pause(self, contender: Contender, reason: str) -> Decision:
+        return self._decide(contender, Action.PAUSE, reason)
 
-    def _stop(
-        self, contender: Contender, reason: str, compared: int = 0, threshold: float | None = None
-    ) -> Decision:
-        return self._decide(contender, Action.STOP, reason, compared, threshold)
+    def _stop(self, contender: Contender, reason: str) -> Decision:
+        return self._decide(contender, Action.STOP, reason)
 
     def _complete(self, contender: Contender) -> Decision:
         contender.rung = self.rungs.last
         return self._decide(contender, Action.STOP, f"reached max_t {self.milestones[-1]}", completed=True)
 
     def _decide(
-        self,
-        contender: Contender,
-        action: Action,
-        reason: str,
-        compared: int = 0,
-        threshold: float | None = None,
-        *,
-        completed: bool = False,
+        self, contender: Contender, action: Action, reason: str, *, completed: bool = False
     ) -> Decision:
         rung = contender.rung
         contender.last = Decision(
@@ -160,8 +147,6 @@ class RungScheduler(ABC):
             rung=rung,
             completed=completed,
             reason=reason,
-            compared=compared,
-            threshold=threshold,
         )
         return contender.last
 
@@ -170,9 +155,6 @@ class RungScheduler(ABC):
 
     def _not_finite(self, metric: float) -> str:
         return f"{self._metric} {metric} is not finite"
-
-    def _metric_of(self, cost: float) -> float | None:
-        return self._sign * cost if math.isfinite(cost) else None
 
     def _text(self, cost: float) -> str:
         return f"{self._metric} {self._sign * cost:.6g}"

@@ -35,17 +35,15 @@ class StoppingScheduler(RungScheduler):
         if reached == self.rungs.last:
             return self._complete(contender)
         costs, eta, cost = self._costs[reached], self.rungs.reduction_factor, contender.cost
-        compared = len(costs)
-        cut = _quantile(costs, eta) if compared else math.inf
+        others = len(costs)
+        cut = _quantile(costs, eta) if others else math.inf
         costs.add(cost)
-        if not compared:
+        if not others:
             return self._advance(contender, f"{self._text(cost)} is the first at epoch {contender.epoch}")
-        threshold = self._metric_of(cut)
         if cost <= cut:
-            reason = f"{self._text(cost)} is within the best 1/{eta} of {compared}"
-            return self._advance(contender, reason, compared, threshold)
-        reason = f"{self._text(cost)} misses {self._sign * cut:.6g}, the best 1/{eta} of {compared}"
-        return self._stop(contender, reason, compared, threshold)
+            return self._advance(contender, f"{self._text(cost)} is within the best 1/{eta} of {others}")
+        reason = f"{self._text(cost)} misses {self._sign * cut:.6g}, the best 1/{eta} of {others}"
+        return self._stop(contender, reason)
 
 
 def _quantile(costs: SortedList, eta: int) -> float:

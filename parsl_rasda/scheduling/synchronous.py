@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 from parsl_rasda.scheduling.base import Decision
 from parsl_rasda.scheduling.rung_scheduler import Contender, RungScheduler
 from parsl_rasda.scheduling.rungs import Rungs
 from parsl_rasda.types import Mode, TrialId
-
-_Verdict: TypeAlias = tuple[str, int, float | None]  # reason, compared, threshold
 
 
 @dataclass(slots=True)
@@ -58,8 +55,8 @@ class SynchronousScheduler(RungScheduler):
         self._num_samples = num_samples
         self._filling = _Cohort()
         self._cohorts: dict[TrialId, _Cohort] = {}
-        self._going: dict[TrialId, _Verdict] = {}
-        self._stopping: dict[TrialId, _Verdict] = {}
+        self._going: dict[TrialId, str] = {}  # why each of them goes on
+        self._stopping: dict[TrialId, str] = {}  # why each of them stops
 
     def close(self) -> None:
         """Say that no further trial will be added; this may complete a rung."""
@@ -69,12 +66,12 @@ class SynchronousScheduler(RungScheduler):
     def resume_next(self) -> Decision | None:
         """Let the next survivor go on: rungs in the order in which they were decided, best first."""
         for trial in self._going:
-            return self._advance(self._contenders[trial], *self._going.pop(trial))
+            return self._advance(self._contenders[trial], self._going.pop(trial))
         return None
 
     def dismiss(self) -> tuple[Decision, ...]:
         """Return a `STOP` for each trial that lost at a decided rung."""
-        stops = tuple(self._stop(self._contenders[t], *verdict) for t, verdict in self._stopping.items())
+        stops = tuple(self._stop(self._contenders[t], reason) for t, reason in self._stopping.items())
         self._stopping.clear()
         return stops
 
@@ -88,9 +85,9 @@ class SynchronousScheduler(RungScheduler):
             self._pause(contender, f"waits for the others at epoch {self.milestones[contender.rung]}")
         self._arrive(contender)
         if trial in self._going:
-            return self._advance(contender, *self._going.pop(trial))
+            return self._advance(contender, self._going.pop(trial))
         if trial in self._stopping:
-            return self._stop(contender, *self._stopping.pop(trial))
+            return self._stop(contender, self._stopping.pop(trial))
         return contender.last
 
     def _admit(self, contender: Contender) -> None:
@@ -121,19 +118,17 @@ class SynchronousScheduler(RungScheduler):
             ranked = sorted(cohort.present.values(), key=lambda contender: contender.key)
             entrants, quota = len(ranked), max(1, len(ranked) // self.rungs.reduction_factor)
             survivors = sum(math.isfinite(contender.cost) for contender in ranked[:quota])
-            threshold = self._metric_of(ranked[quota - 1].cost)
             cohort.rung, cohort.entrants, cohort.present = cohort.rung + 1, survivors, {}
             for rank, contender in enumerate(ranked, 1):
                 reason = f"rank {rank} of {entrants}, best {quota} go on"
-                verdict = (reason, entrants - 1, threshold)
                 if rank <= survivors:
-                    self._let_on(contender, cohort, verdict)
+                    self._let_on(contender, cohort, reason)
                 elif not contender.has_ended:
-                    self._stopping[contender.trial] = verdict
+                    self._stopping[contender.trial] = reason
 
-    def _let_on(self, contender: Contender, cohort: _Cohort, verdict: _Verdict) -> None:
+    def _let_on(self, contender: Contender, cohort: _Cohort, reason: str) -> None:
         if contender.epoch < self.milestones[cohort.rung]:
-            self._going[contender.trial] = verdict
+            self._going[contender.trial] = reason
             return
         contender.rung = cohort.rung
         cohort.present[contender.age] = contender

@@ -161,7 +161,7 @@ def forecast(
     Raises:
         PlacementImpossibleError: If the declared policy needs more GPUs than any pilot will have.
     """
-    run = measured if measured is not None and measured.accounts.epochs else None
+    run = measured if measured is not None and measured.usage.epochs else None
     if run is not None:
         costs = measured_costs(run, seed=seed)
     else:
@@ -241,18 +241,18 @@ def _rehearsed(
     sites: Mapping[SiteName, VirtualSite],
     costs: Costs,
 ) -> PolicyForecast:
-    accounts = Rehearsal(machine, sites, costs).run(num_samples)
-    held_gpu_s = accounts.held_gpu_s()
+    usage = Rehearsal(machine, sites, costs).run(num_samples)
+    held_gpu_s = usage.held_gpu_s()
     pilots = [(s.nodes, s.nodes * s.gpus_per_node) for s in sites.values() for _ in range(s.pilots)]
     nodes, gpus = (sum(column) for column in zip(*pilots, strict=True))
     return replace(
         policy,
-        makespan_s=accounts.makespan_s(),
+        makespan_s=usage.makespan_s(),
         gpu_hours=held_gpu_s / 3600,
         node_hours=held_gpu_s / 3600 * nodes / gpus,
-        gpu_busy_fraction=accounts.busy_gpu_s / held_gpu_s,
-        restarts=len(accounts.restarts_s),
-        epochs=accounts.epochs,
+        gpu_busy_fraction=usage.busy_gpu_s / held_gpu_s,
+        restarts=len(usage.restarts_s),
+        epochs=usage.epochs,
     )
 
 

@@ -120,7 +120,7 @@ class _Measurements:
             match instruction:
                 case StartJob():
                     place = instruction.placement
-                    self._jobs[instruction.job] = (place.width, place.site)
+                    self._jobs[instruction.job] = (place.world_size, place.site)
                     self._starts[instruction.job] = event.at
                 case EndJob(job):
                     self._leaving[job] = event.at

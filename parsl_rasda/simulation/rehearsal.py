@@ -29,6 +29,7 @@ from parsl_rasda.orchestration.events import (
 )
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.usage import Usage
+from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.simulation.costs import Costs
 from parsl_rasda.types import JobId, NodeName, NodeSlots, Outcome, SiteName
 
@@ -68,8 +69,8 @@ class Rehearsal:
     ) -> None:
         """Prepare a rehearsal of a machine that has not begun."""
         self.machine, self.sites, self.costs = machine, sites, costs
-        self.accounts = Usage()
-        self._observers = (self.accounts, *observers)
+        self.usage = Usage()
+        self._observers = (self.usage, *observers)
         self._events: list[tuple[float, int, Event]] = []
         self._order = itertools.count()
         self._jobs: dict[JobId, _VirtualJob] = {}
@@ -86,7 +87,7 @@ class Rehearsal:
             self._handle(event)
             if isinstance(event, EpochReported):
                 self._go_on_alone(event)
-        return self.accounts
+        return self.usage
 
     def _handle(self, event: Event) -> None:
         pending = deque([event])  # proposals are answered before anything else
@@ -127,7 +128,7 @@ class Rehearsal:
         trial = int(start.job.trial)
         interactive = self.sites[start.placement.site].interactive
         self._jobs[start.job] = _VirtualJob(
-            trial, start.placement.width, start.epoch, start.until, interactive
+            trial, start.placement.world_size, start.epoch, start.until, interactive
         )
         first = start.job.attempt == 1
         at = now + (self.costs.launch_s(trial) if first else self.costs.restart_s)
@@ -139,7 +140,7 @@ class Rehearsal:
         seconds = self.costs.epoch_s(state.trial, state.world_size)
         epoch = state.epoch + 1
         metrics = {self.machine.settings.metric: self.costs.metric(state.trial, epoch)}
-        checkpoint = f"{job}/{epoch}"
+        checkpoint = Checkpoint(f"{job}/{epoch}", epoch)
         self._post(EpochReported(now + seconds, job, epoch, metrics, seconds, checkpoint))
 
     def _go_on_alone(self, event: EpochReported) -> None:

@@ -35,7 +35,7 @@ from parsl_rasda.orchestration.events import (
     ReleasePilot,
     RequestPilot,
 )
-from parsl_rasda.protocol import JobSpec
+from parsl_rasda.protocol import Checkpoint, JobSpec, checkpoint_fields
 from parsl_rasda.testing import training
 from parsl_rasda.types import (
     Capabilities,
@@ -71,7 +71,7 @@ class _Training:
     pilot: PilotId
     epoch: int
     until: int
-    checkpoint: str | None
+    checkpoint: Checkpoint | None
 
 
 class FakeBackend:
@@ -208,7 +208,8 @@ class FakeBackend:
             self._end(job, fault.outcome, fault.cause)
             return
         training.epoch += 1
-        training.checkpoint = f"{training.order.directory}/epoch-{training.epoch:06d}"
+        path = f"{training.order.directory}/epoch-{training.epoch:06d}"
+        training.checkpoint = Checkpoint(path, training.epoch)
         metrics, slots = self._curve(training.order, training.epoch), training.order.slots
         at = self._now()
         self._post(EpochReported(at, job, training.epoch, metrics, 1.0, training.checkpoint, slots))
@@ -218,7 +219,8 @@ class FakeBackend:
     def _end(self, job: JobId, outcome: Outcome, cause: str) -> None:
         training = self.trainings.pop(job, None)
         if training is not None:
-            self._post(JobEnded(self._now(), job, outcome, cause, training.checkpoint))
+            saved = checkpoint_fields(training.checkpoint, training.epoch)
+            self._post(JobEnded(self._now(), job, outcome, cause, **saved))
 
     def _now(self) -> float:
         return float(next(self._times))
@@ -305,8 +307,8 @@ class RunningPilot:
             seed=1,
             mode="min",
             max_epochs=8,
-            schedule=((0, placement.width),),
-            world_size=placement.width,
+            schedule=((0, placement.world_size),),
+            world_size=placement.world_size,
             slots=placement.slots,
             **values,
         )
@@ -359,7 +361,8 @@ class BackendContract:
             assert "loss" in second.metrics
             stage.backend.end_job(EndJob(job, "stopped"))
             ended = stage.log.next(JobEnded)
-            assert (ended.outcome, ended.checkpoint) == (Outcome.REACHED, second.checkpoint)
+            assert ended.outcome is Outcome.REACHED
+            assert ended.checkpoint == (second.checkpoint and second.checkpoint.path)
 
     def test_a_job_without_a_channel_trains_to_its_end(self, tmp_path: Path) -> None:
         with self.stage(tmp_path) as stage:

@@ -32,33 +32,34 @@ from parsl_rasda.types import (
     PilotId,
     Placement,
     SiteName,
+    Stretch,
     StudyState,
     TrialId,
 )
 
-BOARDS = 300
+CLUSTERS = 300
 _MAX_EPOCHS = 16
 
 
-def random_board(seed: int) -> tuple[ClusterState, RunningTrial | None]:
-    """Return a board in any state that a study can be in, and a trial at an epoch boundary or None."""
+def random_cluster(seed: int) -> tuple[ClusterState, RunningTrial | None]:
+    """Return a cluster in any state that a study can be in, and a trial at an epoch boundary or None."""
     rng = random.Random(seed)  # noqa: S311 - a test
     restart_s, efficiency = rng.choice([0.0, 0.5, 5.0, 200.0]), rng.choice([0.6, 0.9, 1.0])
     assumed = Assumed(rng.choice([1.0, 60.0]), restart_s, efficiency)
     workers = rng.choice([1, 1, 2])
-    board = ClusterState(Ledger(), Times(assumed), num_workers=workers, max_epochs=_MAX_EPOCHS, step=2)
+    cluster = ClusterState(Ledger(), Times(assumed), num_workers=workers, max_epochs=_MAX_EPOCHS, step=2)
     for index in range(rng.randint(1, 3)):
         gpus = tuple(range(rng.choice([1, 2, 4, 8])))
         nodes = tuple(NodeSlots(NodeName(f"p{index}n{i}"), gpus) for i in range(rng.randint(1, 4)))
-        board.ledger.add_pilot(PilotId(f"p{index}"), SiteName(rng.choice("ab")), nodes)
-    running = [r for age in range(rng.randint(0, 12)) if (r := _run(board, age, rng))]
+        cluster.ledger.add_pilot(PilotId(f"p{index}"), SiteName(rng.choice("ab")), nodes)
+    running = [r for age in range(rng.randint(0, 12)) if (r := _run(cluster, age, rng))]
     for age in range(100, 100 + rng.choice([0, 0, 1, 3])):
-        _let_wait(board, age, rng)
-    board.new_trials = rng.choice([0, 0, 0, 2])
+        _let_wait(cluster, age, rng)
+    cluster.new_trials = rng.choice([0, 0, 0, 2])
     here = rng.choice([*running, None]) if running else None
     if here is not None:
-        board.unplace(here.trial)
-    return board, here
+        cluster.unplace(here.trial)
+    return cluster, here
 
 
 def free_slots(ledger: Ledger) -> set[tuple[str, str]]:
@@ -85,8 +86,8 @@ class GrowthPolicyContract(ABC):
         """Return a policy; overridden by the plug-in's test."""
 
     def test_only_free_slots_and_own_ones_are_handed_out_and_none_twice(self) -> None:
-        for board, here, found in self._decided():
-            free = free_slots(board.ledger)
+        for cluster, here, found in self._decided():
+            free = free_slots(cluster.ledger)
             given = [slots_of(p) for p in found.starts.values()]
             if found.here is not None:
                 assert here is not None
@@ -99,13 +100,13 @@ class GrowthPolicyContract(ABC):
 
     def test_only_those_who_wait_start_on_their_site_at_a_width_that_divides_their_replicas(self) -> None:
         policy = self.build()
-        for board, _, found in self._decided():
-            waiting = {w.trial: w for w in board.waiting}
+        for cluster, _, found in self._decided():
+            waiting = {w.trial: w for w in cluster.waiting}
             for trial, placement in found.starts.items():
                 wanted = waiting[trial]
                 assert wanted.site in {None, placement.site}
-                assert wanted.replicas % placement.width == 0
-                assert placement.width >= policy.needs(wanted.replicas, board.num_workers)
+                assert wanted.stretch.replicas % placement.world_size == 0
+                assert placement.world_size >= policy.needs(wanted.stretch.replicas, cluster.num_workers)
 
     def test_only_a_trial_at_a_boundary_changes_to_a_width_that_divides_its_replicas(self) -> None:
         for _, here, found in self._decided():
@@ -115,37 +116,40 @@ class GrowthPolicyContract(ABC):
             elif found.here is not None:
                 assert not found.requeue
                 assert found.here.site == here.placement.site
-                assert found.here.width != here.placement.width, "to move without a gain is never worth it"
-                assert here.replicas % found.here.width == 0
+                assert found.here.world_size != here.placement.world_size, (
+                    "to move for nothing is never worth it"
+                )
+                assert here.ahead.replicas % found.here.world_size == 0
 
-    def test_the_same_board_gives_the_same_answer_and_stays_as_it_is(self) -> None:
+    def test_the_same_cluster_gives_the_same_answer_and_stays_as_it_is(self) -> None:
         policy = self.build()
-        for seed in range(BOARDS):
-            board, here = random_board(seed)
-            free, waiting = free_slots(board.ledger), board.waiting
-            first = policy.decide(board, 0.0, here)
-            assert free_slots(board.ledger) == free
-            assert board.waiting == waiting
-            assert policy.decide(board, 0.0, here) == first
+        for seed in range(CLUSTERS):
+            cluster, here = random_cluster(seed)
+            free, waiting = free_slots(cluster.ledger), cluster.waiting
+            first = policy.decide(cluster, 0.0, here)
+            assert free_slots(cluster.ledger) == free
+            assert cluster.waiting == waiting
+            assert policy.decide(cluster, 0.0, here) == first
             assert self.build().decide(*_again(seed)) == first
 
     def test_a_job_that_cannot_be_asked_comes_back_before_its_milestone_or_there(self) -> None:
         policy = self.build()
-        for seed in range(BOARDS):
-            board, _ = random_board(seed)
-            for running in board.running.values():
-                if running.boundary_epoch < running.until:
-                    assert running.boundary_epoch < policy.returns_at(board, running) <= running.until
+        for seed in range(CLUSTERS):
+            cluster, _ = random_cluster(seed)
+            for running in cluster.running.values():
+                if running.ahead.epoch < running.ahead.until:
+                    returns_at = policy.returns_at(cluster, running)
+                    assert running.ahead.epoch < returns_at <= running.ahead.until
 
     def test_on_an_idle_machine_everyone_starts(self) -> None:
         policy = self.build()
-        board = ClusterState(Ledger(), Times(Assumed()), num_workers=1, max_epochs=_MAX_EPOCHS, step=2)
+        cluster = ClusterState(Ledger(), Times(Assumed()), num_workers=1, max_epochs=_MAX_EPOCHS, step=2)
         gpus = tuple(range(8))
         nodes = tuple(NodeSlots(NodeName(f"n{i}"), gpus) for i in range(8))
-        board.ledger.add_pilot(PilotId("p"), SiteName("a"), nodes)
+        cluster.ledger.add_pilot(PilotId("p"), SiteName("a"), nodes)
         for age in range(8):
-            board.enqueue(PendingTrial(TrialId(f"t{age}"), age, 0, 1, 4))
-        assert set(policy.decide(board, 0.0).starts) == {f"t{age}" for age in range(8)}
+            cluster.enqueue(PendingTrial(TrialId(f"t{age}"), age, Stretch(0, 1, 4)))
+        assert set(policy.decide(cluster, 0.0).starts) == {f"t{age}" for age in range(8)}
 
     def test_a_study_ends_with_every_trial_ended(self) -> None:
         for variant in ("stopping", "promotion", "synchronous"):
@@ -159,37 +163,37 @@ class GrowthPolicyContract(ABC):
 
     def _decided(self) -> list[tuple[ClusterState, RunningTrial | None, Allocation]]:
         policy = self.build()
-        boards = [random_board(seed) for seed in range(BOARDS)]
-        return [(board, here, policy.decide(board, 0.0, here)) for board, here in boards]
+        clusters = [random_cluster(seed) for seed in range(CLUSTERS)]
+        return [(cluster, here, policy.decide(cluster, 0.0, here)) for cluster, here in clusters]
 
 
 def _again(seed: int) -> tuple[ClusterState, float, RunningTrial | None]:
-    board, here = random_board(seed)
-    return board, 0.0, here
+    cluster, here = random_cluster(seed)
+    return cluster, 0.0, here
 
 
-def _run(board: ClusterState, age: int, rng: random.Random) -> RunningTrial | None:
+def _run(cluster: ClusterState, age: int, rng: random.Random) -> RunningTrial | None:
     trial = TrialId(f"t{age}")
-    epoch, until, replicas = _stretch(board, rng)
-    widths = [w for w in board.widths(replicas) if w >= board.num_workers]
-    placement = board.ledger.find(rng.choice(widths[:2]))
+    stretch = _stretch(cluster, rng)
+    world_sizes = [w for w in cluster.world_sizes(stretch.replicas) if w >= cluster.num_workers]
+    placement = cluster.ledger.find(rng.choice(world_sizes[:2]))
     if placement is None:
         return None
-    board.ledger.take(placement)
+    cluster.ledger.take(placement)
     if rng.random() < 0.7:
-        board.times.saw_epoch(trial, placement.width, placement.site, rng.uniform(0.5, 100.0))
-    running = RunningTrial(trial, age, placement, rng.uniform(0, 50), epoch, until, replicas)
-    board.place(running)
+        cluster.times.saw_epoch(trial, placement.world_size, placement.site, rng.uniform(0.5, 100.0))
+    running = RunningTrial(trial, age, placement, rng.uniform(0, 50), stretch)
+    cluster.place(running)
     return running
 
 
-def _let_wait(board: ClusterState, age: int, rng: random.Random) -> None:
-    epoch, until, replicas = _stretch(board, rng)
+def _let_wait(cluster: ClusterState, age: int, rng: random.Random) -> None:
+    stretch = _stretch(cluster, rng)
     site = rng.choice([None, None, SiteName("a"), SiteName("b")])
-    board.enqueue(PendingTrial(TrialId(f"t{age}"), age, epoch, until, replicas, site))
+    cluster.enqueue(PendingTrial(TrialId(f"t{age}"), age, stretch, site))
 
 
-def _stretch(board: ClusterState, rng: random.Random) -> tuple[int, int, int]:
-    """Return epochs done, the next milestone and the replicas on the way there."""
+def _stretch(cluster: ClusterState, rng: random.Random) -> Stretch:
+    """Return a way to a milestone, of which some epochs may be done."""
     rung = rng.randint(0, 4)
-    return rng.randrange(2**rung // 2, 2**rung), 2**rung, min(8, board.num_workers * 2**rung)
+    return Stretch(rng.randrange(2**rung // 2, 2**rung), 2**rung, min(8, cluster.num_workers * 2**rung))

@@ -157,14 +157,14 @@ class Rehearsed:
 
     instance: Instance
     machine: Machine
-    accounts: Usage = field(default_factory=Usage)
+    usage: Usage = field(default_factory=Usage)
     records: list[tuple[Event, tuple[Instruction, ...]]] = field(default_factory=list)
     arrivals: dict[tuple[TrialId, int], float] = field(default_factory=dict)
 
     @property
     def makespan_s(self) -> float:
         """Time of the whole search."""
-        return self.accounts.makespan_s()
+        return self.usage.makespan_s()
 
     def add(self, event: Event, instructions: tuple[Instruction, ...]) -> None:
         """Take note of an event and of what followed from it."""
@@ -194,5 +194,5 @@ def rehearse(instance: Instance, growth: str | GrowthPolicy, *, interactive: boo
     nodes = instance.gpus // instance.gpus_per_node // instance.sites
     shape = VirtualSite(nodes, instance.gpus_per_node, interactive=interactive)
     sites = {SiteName(f"s{i}"): shape for i in range(instance.sites)}
-    found.accounts = Rehearsal(found.machine, sites, instance.costs(), [found]).run(len(instance.paces))
+    found.usage = Rehearsal(found.machine, sites, instance.costs(), [found]).run(len(instance.paces))
     return found

@@ -60,7 +60,7 @@ class Search:
         if machine.state is not StudyState.DONE or machine.lacks(self.tune.num_samples):
             self._drive(history, progress)
         self.state = history.machine.state
-        self.cause = cause(history.machine, history.accounts)
+        self.cause = cause(history.machine, history.usage)
         return best(history.machine) if self.state is StudyState.DONE else None
 
     @property
@@ -90,9 +90,9 @@ class Search:
         alone = len(self.study.tune_stages) == 1
         number = self.directory.searches_before
         self.backend.begin_search(("" if alone else f"-{self.name}") + (f"-{number}" if number else ""))
-        evidence = [*orders.evidence(there, time.time()), *self.backend.recover(there)]
-        watcher = progress.search(self.name, history.machine, history.accounts, alone=alone)
-        observers = [history.accounts, watcher]
+        missed = [*orders.events_on_disk(there, time.time()), *self.backend.recover(there)]
+        watcher = progress.search(self.name, history.machine, history.usage, alone=alone)
+        observers = [history.usage, watcher]
         with Journal(self.directory.journal, self.study.name) as journal:
             self._driver = Driver(
                 history.machine,
@@ -102,13 +102,13 @@ class Search:
                 orders,
                 time.time,
                 observers,
-                on_beat=self.claimed.beat,
+                on_heartbeat=self.claimed.beat,
                 on_write=self.claimed.verify,
             )
             if self._is_leaving:  # it was interrupted before there was a driver
                 self._driver.interrupt()
             pilots = {name: site.pilots for name, site in self.sites.items()}
-            self._driver.run(self.tune.num_samples, pilots, evidence)
+            self._driver.run(self.tune.num_samples, pilots, missed)
 
     def _orders(self) -> JobSpecBuilder:
         facts = {}

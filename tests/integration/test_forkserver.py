@@ -90,7 +90,7 @@ def test_a_forked_launch_trains_to_the_same_bits_as_a_started_one(node, tmp_path
         status, log = elsewhere.finished(plain)
     assert (status, "plain start" in log) == (0, True)
     assert metrics_of(forked) == metrics_of(plain)
-    one, two = (read_tensors(Path(report_of(order).checkpoint)) for order in (forked, plain))
+    one, two = (read_tensors(Path(report_of(order).checkpoint.path)) for order in (forked, plain))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 

@@ -55,7 +55,7 @@ def test_the_model_is_on_the_device_and_learns_the_same_twice(alone, accelerator
 def test_a_trial_that_is_resized_on_the_way_ends_with_the_same_bits(alone, accelerator, tmp_path) -> None:
     first = trained(tmp_path / "first", 1, accelerator=accelerator, until=1)
     second = trained(
-        tmp_path / "second", 2, accelerator=accelerator, epoch=1, resume_from=report_of(first).checkpoint
+        tmp_path / "second", 2, accelerator=accelerator, epoch=1, resume_from=report_of(first).checkpoint.path
     )
     assert metrics_of(first, second) == metrics_of(alone)
     assert differing(final_state(second), final_state(alone)) == []
@@ -63,7 +63,7 @@ def test_a_trial_that_is_resized_on_the_way_ends_with_the_same_bits(alone, accel
 
 def test_a_checkpoint_is_loaded_where_there_is_no_gpu(alone) -> None:
     model = network(16)
-    header = load_model(Path(report_of(alone).checkpoint), model)
+    header = load_model(Path(report_of(alone).checkpoint.path), model)
     assert header["epoch"] == 3
     assert {p.device.type for p in model.parameters()} == {"cpu"}
 

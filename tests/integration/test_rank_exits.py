@@ -86,5 +86,5 @@ def test_a_launch_whose_worker_dies_saves_what_it_has(place, tmp_path) -> None:
     report = report_of(order)
     assert (report.outcome, report.epoch) == (Outcome.PREEMPTED, 1)
     assert report.checkpoint is not None
-    assert report.checkpoint.endswith("epoch-000001-step-00000003")
+    assert report.checkpoint.path.endswith("epoch-000001-step-00000003")
     launches[0].close()

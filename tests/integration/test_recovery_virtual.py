@@ -72,9 +72,9 @@ def carry_on(machine: Machine, seed: int) -> list[Record]:
 
 
 def recover(records: Iterable[Record], variant: str, growth: str) -> tuple[Machine, Usage]:
-    machine, accounts = build(variant, growth), Usage()
-    replay(records, machine, NoSearcher(), [accounts])
-    return machine, accounts
+    machine, usage = build(variant, growth), Usage()
+    replay(records, machine, NoSearcher(), [usage])
+    return machine, usage
 
 
 def result(machine: Machine) -> object:
@@ -89,14 +89,14 @@ def result(machine: Machine) -> object:
 def test_a_journal_read_back_tells_the_same_story(tmp_path: Path, variant: str, growth: str) -> None:
     for seed in range(5):
         machine = build(variant, growth)
-        records, accounts = carry_on(machine, seed), Usage()
+        records, usage = carry_on(machine, seed), Usage()
         for record in records:
-            accounts.add(record.event, record.instructions)
+            usage.add(record.event, record.instructions)
         path = tmp_path / f"{seed}.jsonl"
         with Journal(path, "study") as journal:
             journal.append(records)
         again, books = recover(read(path), variant, growth)
-        assert summarise("study", again, books) == summarise("study", machine, accounts)
+        assert summarise("study", again, books) == summarise("study", machine, usage)
 
 
 @pytest.mark.parametrize("growth", ["elastic", "strict", "none"])
@@ -133,7 +133,7 @@ def test_ten_deaths_in_a_row_end_every_study(tmp_path: Path, variant: str, growt
         attempts = [t.attempt for t in machine.trials.values()]
         assert len(attempts) == TRIALS
         assert max(attempts) > 1
-        assert all(t.losses == 0 for t in machine.trials.values()), "a controller's death costs no retry"
+        assert all(t.retries == 0 for t in machine.trials.values()), "a controller's death costs no retry"
         assert all(t.state.is_final for t in machine.trials.values())
 
 

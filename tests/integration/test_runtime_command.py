@@ -50,7 +50,7 @@ def test_a_script_trains_to_each_rung_and_resumes_from_its_own_files(tmp_path) -
     assert (report.epoch, report.metrics) == (2, {"val_loss": 0.25})
     assert report_of(first).outcome is Outcome.REACHED
 
-    second = script_order(tmp_path / "second", epoch=2, until=5, resume_from=report.checkpoint)
+    second = script_order(tmp_path / "second", epoch=2, until=5, resume_from=report.checkpoint.path)
     assert finished(rank_command(second))[0] == 0
     assert epochs_of(second)[0].metrics == {"val_loss": 0.1}
     assert json.loads((tmp_path / "second/rank-0.json").read_text())["start"] == 2
@@ -104,7 +104,7 @@ def test_a_script_that_saves_when_told_to_leave_has_lost_nothing(tmp_path) -> No
     assert launch.wait(30) == 0
     report = report_of(order)
     assert (report.outcome, report.epoch) == (Outcome.PREEMPTED, 1)
-    assert report.checkpoint == str(tmp_path / "epoch-000001")
+    assert report.checkpoint.path == str(tmp_path / "epoch-000001")
 
 
 def test_a_deadline_reaches_the_script_too(tmp_path) -> None:
@@ -142,7 +142,8 @@ def test_words_are_filled_in_as_validate_reads_them(tmp_path) -> None:
 
 @pytest.mark.mpi
 def test_a_plain_ddp_script_trains_on_two_ranks_and_resumes_on_one(tmp_path) -> None:
-    study = load_study(ROOT / "workflows/ddp_script/study.yaml")
+    folder = ROOT / "workflows" / "ddp_script"
+    study = load_study(folder / "study.yaml")
     (stage,) = study.stages.values()
     command = tuple(sys.executable if word == "python" else word for word in stage.tune.training.command)
     script = {"python": None, "command": command, "config": {"lr": 0.05, "momentum": 0.5}}
@@ -153,11 +154,12 @@ def test_a_plain_ddp_script_trains_on_two_ranks_and_resumes_on_one(tmp_path) -> 
             world_size=world_size,
             epoch=epoch,
             until=until,
-            resume_from=report_of(legs[-1]).checkpoint if legs else None,
+            resume_from=report_of(legs[-1]).checkpoint.path if legs else None,
             **script,
         )
         launch = mpi_command(order) if world_size > 1 else rank_command(order)
-        status, errors = finished(launch, {"MASTER_ADDR": "127.0.0.1"})
+        path = f"{folder}:{ROOT}"  # as every launch of this study has it
+        status, errors = finished(launch, {"MASTER_ADDR": "127.0.0.1", "PYTHONPATH": path})
         assert status == 0, errors
         legs.append(order)
     losses = [dict(epochs_of(order)[-1].metrics)["val_loss"] for order in legs]

@@ -38,7 +38,7 @@ def pids_of(order):
 
 
 def assert_same_state(left, right) -> None:
-    one, two = (read_tensors(Path(report_of(order).checkpoint)) for order in (left, right))
+    one, two = (read_tensors(Path(report_of(order).checkpoint.path)) for order in (left, right))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
 
@@ -55,7 +55,7 @@ def test_an_emulated_trial_starts_fast_and_never_imports_torch(tmp_path) -> None
     assert [m["saw_torch"] for m in metrics_of(order)] == [0.0, 0.0, 0.0]
     assert took_s < 1.5, "a torch import alone takes longer"
     assert len(epochs_of(order)[0].slots) == 256
-    assert read_header(Path(report_of(order).checkpoint))["epoch"] == 3
+    assert read_header(Path(report_of(order).checkpoint.path))["epoch"] == 3
 
 
 @mpi
@@ -231,9 +231,9 @@ def test_term_saves_in_the_middle_of_an_epoch_and_nothing_is_lost(tmp_path) -> N
     launch.wait(30)
     report = report_of(first)
     assert (report.outcome, report.epoch, report.cause) == (Outcome.PREEMPTED, 1, "SIGTERM")
-    assert report.checkpoint.endswith("epoch-000001-step-00000003")
+    assert report.checkpoint.path.endswith("epoch-000001-step-00000003")
 
-    second = written_order(tmp_path / "second", epoch=1, resume_from=report.checkpoint, config=config)
+    second = written_order(tmp_path / "second", epoch=1, resume_from=report.checkpoint.path, config=config)
     assert finished(rank_command(second))[0] == 0
     assert metrics_of(first, second) == metrics_of(undisturbed)
     assert_same_state(second, undisturbed)
@@ -257,19 +257,19 @@ def test_a_stop_file_is_heeded_at_the_next_step_and_the_trial_goes_on_at_another
     report = report_of(first)
     assert (report.outcome, report.epoch) == (Outcome.PREEMPTED, 1)
     assert report.cause == "the pilot is needed elsewhere"
-    assert report.checkpoint == f"{url}/attempt-1/epoch-000001-step-00000003"
+    assert report.checkpoint.path == f"{url}/attempt-1/epoch-000001-step-00000003"
     (at_two,) = [e for e in epochs_of(first) if e.epoch == 1]
-    assert at_two.checkpoint in {None, f"{url}/attempt-1/epoch-000001"}
+    assert at_two.checkpoint is None or at_two.checkpoint.path == f"{url}/attempt-1/epoch-000001"
 
     (tmp_path / "alps").rename(tmp_path / "lost")
-    there = {"epoch": 1, "attempt": 2, "resume_from": report.checkpoint, "share_at": f"{url}/attempt-2"}
+    there = {"epoch": 1, "attempt": 2, "resume_from": report.checkpoint.path, "share_at": f"{url}/attempt-2"}
     second = written_order(tmp_path / "fjord/t0/attempt-2", world_size=2, **there)
     status, errors = finished(mpi_command(second))
     assert status == 0, errors
-    assert report_of(second).checkpoint == f"{url}/attempt-2/epoch-000003"
+    assert report_of(second).checkpoint.path == f"{url}/attempt-2/epoch-000003"
     assert metrics_of(second) == metrics_of(undisturbed)[1:]
-    fetch(report_of(second).checkpoint, tmp_path / "fetched")
-    one, two = read_tensors(tmp_path / "fetched"), read_tensors(Path(report_of(undisturbed).checkpoint))
+    fetch(report_of(second).checkpoint.path, tmp_path / "fetched")
+    one, two = read_tensors(tmp_path / "fetched"), read_tensors(Path(report_of(undisturbed).checkpoint.path))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
 
@@ -291,13 +291,13 @@ def test_a_rank_says_that_the_checkpoint_it_is_to_go_on_from_is_gone_or_damaged(
     share_at = f"file://{tmp_path}/store/t0/attempt-1" if is_shared else None
     first = written_order(tmp_path / "alps/t0/attempt-1", until=1, share_at=share_at)
     assert finished(rank_command(first))[0] == 0
-    place = report_of(first).checkpoint
+    place = report_of(first).checkpoint.path
     damage(Path(place.removeprefix("file://")))
     second = written_order(tmp_path / "fjord/t0/attempt-2", attempt=2, epoch=1, resume_from=place)
     assert finished(rank_command(second))[0] == 1
     report = report_of(second)
     assert (report.outcome, report.unreadable, report.checkpoint) == (Outcome.LOST, place, None)
-    assert report.cause.endswith("the trial goes on from an older one, or from its start")
+    assert report.cause.endswith("the trial resumes from an older one, or starts again")
     assert place.removeprefix("file://") in report.cause or "resumed" in report.cause
 
 
@@ -334,7 +334,7 @@ def test_crossing_rungs_in_the_same_processes_is_the_same_as_leaving_and_resumin
     before = written_order(tmp_path / "before", world_size=2, schedule=((0, 2),), until=1)
     assert finished(mpi_command(before))[0] == 0
     after = written_order(
-        tmp_path / "after", schedule=((0, 2), (1, 4)), epoch=1, resume_from=report_of(before).checkpoint
+        tmp_path / "after", schedule=((0, 2), (1, 4)), epoch=1, resume_from=report_of(before).checkpoint.path
     )
     assert finished(rank_command(after))[0] == 0
     assert metrics_of(stays) == metrics_of(before, after)

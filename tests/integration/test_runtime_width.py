@@ -65,7 +65,7 @@ def test_plain_reduction_in_double_precision_agrees_to_rounding(trained, name) -
 
 def test_the_middle_leg_stopped_in_the_middle_of_an_epoch(trained) -> None:
     report = report_of(trained["exact-sgd", "legs", 1])
-    header = read_header(Path(report.checkpoint))
+    header = read_header(Path(report.checkpoint.path))
     assert (report.outcome, report.epoch, header["epoch"], header["step"]) == ("preempted", 2, 2, 2)
 
 

@@ -40,7 +40,7 @@ def trained(tmp_path_factory):
                 ),
                 epoch=begin,
                 until=until,
-                resume_from=report_of(before).checkpoint if before else None,
+                resume_from=report_of(before).checkpoint.path if before else None,
             )
         words = (sys.executable, str(HERE / "rank_functions.py"), str(root / name))
         status, errors = finished((str(MPIEXEC), "-n", str(world_size), *words))
@@ -51,7 +51,7 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_sharded_trial_that_is_resized_agrees_with_a_whole_one_to_rounding(trained, optimizer) -> None:
     whole, last = (
-        read_tensors(Path(report_of(trained[n, optimizer]).checkpoint)) for n in ("whole", "leg-2")
+        read_tensors(Path(report_of(trained[n, optimizer]).checkpoint.path)) for n in ("whole", "leg-2")
     )
     assert whole.keys() == last.keys()
     for name, tensor in whole.items():
@@ -62,7 +62,7 @@ def test_a_sharded_trial_that_is_resized_agrees_with_a_whole_one_to_rounding(tra
 
 
 def test_the_first_leg_was_left_in_the_middle_of_an_epoch(trained) -> None:
-    header = read_header(Path(report_of(trained["leg-0", "sgd"]).checkpoint))
+    header = read_header(Path(report_of(trained["leg-0", "sgd"]).checkpoint.path))
     assert (header["epoch"], header["step"]) == (1, 2)
     assert [report.epoch for report in epochs_of(trained["leg-1", "sgd"])] == [2]
 

@@ -76,7 +76,7 @@ def ran(folder, data, slots, growth):
 
 def widths_of(run):
     instructions = [i for record in read(run / "journal.jsonl") for i in record.instructions]
-    return {i.placement.width for i in instructions if isinstance(i, StartJob)}
+    return {i.placement.world_size for i in instructions if isinstance(i, StartJob)}
 
 
 def verdict(summary):

@@ -52,7 +52,7 @@ def train_everywhere(root, cases, epochs):
                 config={**config, **stop},
                 epoch=begin,
                 until=until,
-                resume_from=report_of(orders[name, "legs", leg - 1]).checkpoint if leg else None,
+                resume_from=report_of(orders[name, "legs", leg - 1]).checkpoint.path if leg else None,
                 **common,
             )
         words = (sys.executable, str(HERE / "rank_functions.py"), str(place))
@@ -75,7 +75,7 @@ def legs_of(orders, name):
 
 
 def final_state(order):
-    return read_tensors(Path(report_of(order).checkpoint))
+    return read_tensors(Path(report_of(order).checkpoint.path))
 
 
 def distance(tensor, expected):

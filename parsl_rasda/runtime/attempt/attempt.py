@@ -17,7 +17,7 @@ from typing import Any
 
 from parsl_rasda.atomic_files import create_file
 from parsl_rasda.errors import DamagedCheckpointError
-from parsl_rasda.protocol import DEADLINE_MARGIN_S, EpochReport, JobResult, JobSpec
+from parsl_rasda.protocol import DEADLINE_MARGIN_S, Checkpoint, EpochReport, JobResult, JobSpec
 from parsl_rasda.runtime.attempt.channel import ControlChannel
 from parsl_rasda.runtime.attempt.launch_context import LaunchContext
 from parsl_rasda.runtime.checkpoints.checkpoint import HEADER
@@ -123,15 +123,13 @@ class Attempt:
             return
         if not self.history:
             remove_superseded_attempts(self.directory, self.spec.resume_from)
-        checkpoint, saved_epoch = self._reachable()
         report = EpochReport(
             trial=self.spec.trial,
             attempt=self.spec.attempt,
             epoch=self.epoch,
             metrics=metrics,
             seconds=seconds,
-            checkpoint=checkpoint,
-            checkpoint_epoch=saved_epoch,
+            checkpoint=self._reachable(),
             at=time.time(),
             slots=self.slots,
         )
@@ -208,15 +206,14 @@ class Attempt:
             fetch(place, fetched)
         return fetched
 
-    def _reachable(self) -> tuple[str | None, int | None]:
-        """Return the newest checkpoint that others can read, and its epochs if they differ from those now."""
+    def _reachable(self) -> Checkpoint | None:
+        """Return the newest checkpoint that others can read."""
         if self._shared:
-            return self._shared.newest or (None, None)
+            return self._shared.newest
         if not self.checkpoints:
-            return None, None
+            return None
         newest = self.checkpoints[-1]
-        epoch = self._epoch_of[newest]
-        return str(newest), None if epoch == self.epoch else epoch
+        return Checkpoint(str(newest), self._epoch_of[newest])
 
     def send(self, op: str, message: Mapping[str, Any]) -> None:
         """Send a message to the controller if there is a channel."""
@@ -225,15 +222,13 @@ class Attempt:
 
     def close(self, outcome: Outcome, cause: str = "", traceback: str = "") -> None:
         """Write the result of the attempt and send it, unless another rank was first."""
-        checkpoint, saved_epoch = self._reachable()
         result = JobResult(
             trial=self.spec.trial,
             attempt=self.spec.attempt,
             outcome=outcome,
             epoch=self.epoch,
             cause=cause,
-            checkpoint=checkpoint,
-            checkpoint_epoch=saved_epoch,
+            checkpoint=self._reachable(),
             traceback=traceback,
             at=time.time(),
             unreadable=self.spec.resume_from if self.lost_origin and outcome is Outcome.LOST else None,

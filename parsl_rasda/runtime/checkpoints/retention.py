@@ -35,9 +35,9 @@ def superseded(places: Sequence[str], reports: Sequence[EpochReport], known: int
     """
     old = max(0, len(places) - KEPT)
     received = [r for r in reports if known is None or r.epoch <= known]
-    named = [r.checkpoint for r in received if r.checkpoint in places]
+    named = [r.checkpoint.path for r in received if r.checkpoint and r.checkpoint.path in places]
     if named:  # may be older than those kept, because checkpoints are written in the background
-        return min(old, places.index(str(named[-1])))
+        return min(old, places.index(named[-1]))
     return old if known is None else 0
 
 

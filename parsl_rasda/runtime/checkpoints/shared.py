@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from parsl_rasda.errors import RasdaError
+from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.runtime.checkpoints.checkpoint import HEADER
 from parsl_rasda.runtime.checkpoints.retention import superseded
 
@@ -73,10 +74,11 @@ class SharedCheckpoints:
         self._thread: threading.Thread | None = None
 
     @property
-    def newest(self) -> tuple[str, int] | None:
-        """The URL of the newest whole copy and the epochs done in it; None without a copy."""
+    def newest(self) -> Checkpoint | None:
+        """The newest whole copy; None without a copy."""
         with self._changed:
-            return (self._url_of(self._whole[-1]), self._whole[-1].epoch) if self._whole else None
+            newest = self._whole[-1] if self._whole else None
+            return Checkpoint(self._url_of(newest), newest.epoch) if newest else None
 
     def add(self, path: Path, epoch: int) -> None:
         """Have a checkpoint copied, instead of one that still waits."""

@@ -140,7 +140,9 @@ class Folder:
         (tune,) = study.tune_stages.values()
         machine = replay_search(RunDirectory(self.path / into), study.name, tune.tune).machine
         assert not machine.jobs
-        assert machine.board.ledger.free == machine.board.ledger.capacity, "a slot has leaked"
+        up = (p for p in machine.pilots.up.values() if machine.pilots.accepts_jobs(p.pilot))
+        slots = sum(len(n.gpus) for p in up for n in p.nodes)
+        assert machine.cluster_state.ledger.free == slots, "a slot has leaked"
         ended = [r.event.job for r in records if isinstance(r.event, JobEnded)]
         assert len(set(started)) == len(started)
         assert len(set(ended)) == len(ended)

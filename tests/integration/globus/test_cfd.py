@@ -40,7 +40,7 @@ def test_the_same_survivors_as_on_one_site_with_data_prepared_on_each(tmp_path: 
     assert verdict(both) == verdict(one), "to the last bit"
     started = folder.started("both")
     assert {s.placement.site for s in started} == set(bed.endpoints)
-    assert {s.placement.site for s in started if s.placement.width == 2} == {"fjord"}
+    assert {s.placement.site for s in started if s.placement.world_size == 2} == {"fjord"}
     begun_at = {s.job.trial: s.placement.site for s in started if not s.epoch}
     for start in started:
         if start.epoch:

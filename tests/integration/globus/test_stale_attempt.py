@@ -12,7 +12,7 @@ from typing import Any
 from backend_tools import eventually
 
 from parsl_rasda.agent import endpoint_tasks, orphan_reaper
-from parsl_rasda.protocol import JobSpec, read_report
+from parsl_rasda.protocol import JobSpec, read_epochs, read_report
 from parsl_rasda.types import JobId, Outcome, TrialId
 
 
@@ -61,7 +61,7 @@ def test_a_stale_attempt_that_returns_after_its_successor_changes_nothing_on_dis
     directory, successor = Path(stale.directory), tmp_path / "trials" / "0000" / "attempt-2"
     with ThreadPoolExecutor(1) as tasks:
         first = tasks.submit(run, tmp_path, stale)
-        eventually(lambda: list(directory.glob("epoch-*/header.json")))
+        eventually(lambda: any(epoch.checkpoint for epoch in read_epochs(directory, stale.job)))
         frozen = [process.pid for process in orphan_reaper.marked(orphan_reaper.JOB_VARIABLE, mark_of(stale))]
         for pid in frozen:
             os.kill(pid, signal.SIGSTOP)

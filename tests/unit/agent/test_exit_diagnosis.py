@@ -6,7 +6,7 @@ from pathlib import Path
 
 from parsl_rasda.agent import exit_diagnosis
 from parsl_rasda.exits import EndedBy, ExitObservations
-from parsl_rasda.protocol import EpochReport, JobResult, JobSpec
+from parsl_rasda.protocol import Checkpoint, EpochReport, JobResult, JobSpec
 from parsl_rasda.types import Outcome, TrialId
 
 ORDER = JobSpec(
@@ -28,7 +28,9 @@ LOST = ExitObservations(EndedBy.PILOT_LOST, "gone")
 
 
 def epoch(number: int) -> EpochReport:
-    return EpochReport(TrialId("t0"), 2, number, {"loss": 0.5}, 1.0, checkpoint=f"epoch-{number:06d}")
+    return EpochReport(
+        TrialId("t0"), 2, number, {"loss": 0.5}, 1.0, checkpoint=Checkpoint(f"epoch-{number:06d}", number)
+    )
 
 
 def write_epochs(directory: Path, *reports: EpochReport, tail: str = "") -> None:
@@ -43,7 +45,9 @@ def test_the_ranks_own_report_wins_over_every_inference(tmp_path: Path) -> None:
 
 
 def test_what_is_lost_while_it_leaves_was_preempted(tmp_path: Path) -> None:
-    lost = JobResult(TrialId("t0"), 2, Outcome.LOST, 3, "rank 1 died by SIGKILL", "epoch-000003")
+    lost = JobResult(
+        TrialId("t0"), 2, Outcome.LOST, 3, "rank 1 died by SIGKILL", Checkpoint("epoch-000003", 3)
+    )
     (tmp_path / "report.json").write_text(json.dumps(lost.to_json()))
     found = exit_diagnosis.conclude(tmp_path, ORDER, ExitObservations(EndedBy.CONTROLLER, "stopped"))
     assert found == replace(lost, outcome=Outcome.PREEMPTED, cause="stopped")
@@ -59,7 +63,7 @@ def test_a_report_of_another_attempt_counts_for_nothing(tmp_path: Path) -> None:
 def test_without_a_report_the_last_whole_epoch_gives_the_checkpoint(tmp_path: Path) -> None:
     write_epochs(tmp_path, epoch(4), replace(epoch(5), checkpoint=None), tail='{"trial": "t0", "att')
     found = exit_diagnosis.conclude(tmp_path, ORDER, LOST)
-    assert (found.epoch, found.checkpoint, found.cause) == (5, "epoch-000004", "gone")
+    assert (found.epoch, found.checkpoint, found.cause) == (5, Checkpoint("epoch-000004", 4), "gone")
 
 
 def test_without_anything_the_attempt_did_nothing(tmp_path: Path) -> None:

@@ -22,13 +22,13 @@ from parsl_rasda.types import JobId, Outcome, PilotId, SiteName
 
 
 def follow(directory, attach):
-    """Play a run to a view as the driver does: machine first, then accounts, then the view."""
+    """Play a run to a view as the driver does: machine first, then usage, then the view."""
     (stage,) = read_run(directory).study.tune_stages.values()
-    machine, accounts = build_machine(stage.tune), Usage()
-    observer = attach(machine, accounts)
+    machine, usage = build_machine(stage.tune), Usage()
+    observer = attach(machine, usage)
     for record in read(directory / "journal.jsonl"):
         machine.handle(record.event)
-        accounts.add(record.event, record.instructions)
+        usage.add(record.event, record.instructions)
         observer.add(record.event, record.instructions)
     return observer
 
@@ -36,7 +36,7 @@ def follow(directory, attach):
 def lines_of(directory) -> list[str]:
     output = io.StringIO()
     view = PlainView(output)
-    follow(directory, lambda machine, accounts: view.search("tune", machine, accounts, alone=True))
+    follow(directory, lambda machine, usage: view.search("tune", machine, usage, alone=True))
     return output.getvalue().splitlines()
 
 
@@ -54,7 +54,7 @@ def test_every_decision_is_one_line_of_facts(finished) -> None:
 def test_of_several_searches_each_line_says_whose_it_is(finished) -> None:
     output = io.StringIO()
     view = PlainView(output)
-    follow(finished, lambda machine, accounts: view.search("coarse", machine, accounts, alone=False))
+    follow(finished, lambda machine, usage: view.search("coarse", machine, usage, alone=False))
     said = [line.split(" ", 1)[1] for line in output.getvalue().splitlines()]
     alone = [line.split(" ", 1)[1] for line in lines_of(finished)]
     assert said == [f"{line} stage=coarse" for line in alone]
@@ -105,7 +105,7 @@ def test_a_closed_terminal_does_not_end_a_run() -> None:
 
 
 def test_progress_kept_event_by_event_equals_the_summary(finished) -> None:
-    progress = follow(finished, lambda machine, accounts: SearchProgress("tune", machine, accounts))
+    progress = follow(finished, lambda machine, usage: SearchProgress("tune", machine, usage))
     found, summary = progress.snapshot(), read_run(finished).document()
     counted = {state.value: n for state, n in found.states.items() if n}
     assert counted == {k: n for k, n in summary["trials"].items() if n and k != "total"}
@@ -134,8 +134,8 @@ def test_the_best_that_is_shown_is_what_the_search_would_return(rehearsals, tmp_
     seen = set()
 
     class Check:
-        def __init__(self, machine, accounts) -> None:
-            self.machine, self.progress = machine, SearchProgress("tune", machine, accounts)
+        def __init__(self, machine, usage) -> None:
+            self.machine, self.progress = machine, SearchProgress("tune", machine, usage)
 
         def add(self, event, instructions) -> None:
             self.progress.add(event, instructions)
@@ -152,8 +152,8 @@ def test_the_best_that_is_shown_is_what_the_search_would_return(rehearsals, tmp_
 
 def test_progress_that_begins_in_the_middle_knows_what_came_before(finished) -> None:
     history = read_run(finished).searches["tune"]
-    whole = follow(finished, lambda machine, accounts: SearchProgress("tune", machine, accounts)).snapshot()
-    late = SearchProgress("tune", history.machine, history.accounts).snapshot()
+    whole = follow(finished, lambda machine, usage: SearchProgress("tune", machine, usage)).snapshot()
+    late = SearchProgress("tune", history.machine, history.usage).snapshot()
     assert (late.states, late.rungs, late.best) == (
         {s: n for s, n in whole.states.items() if n},
         whole.rungs,
@@ -162,7 +162,7 @@ def test_progress_that_begins_in_the_middle_knows_what_came_before(finished) -> 
 
 
 def test_the_live_picture_shows_trials_rungs_gpus_and_the_best(finished) -> None:
-    progress = follow(finished, lambda machine, accounts: SearchProgress("tune", machine, accounts))
+    progress = follow(finished, lambda machine, usage: SearchProgress("tune", machine, usage))
     text = as_text(search_panel(progress.snapshot()), width=100)
     for part in (
         "8 of 8 trials have ended",
@@ -182,7 +182,7 @@ def test_a_live_view_follows_searches_and_leaves_the_screen(finished) -> None:
         view.stage_started("prepare", 2)
         view.stage_ended("prepare", 3.0, reused=False)
         view.stage_started("tune", 1)
-        follow(finished, lambda machine, accounts: view.search("tune", machine, accounts, alone=True))
+        follow(finished, lambda machine, usage: view.search("tune", machine, usage, alone=True))
         text = as_text(view.render(), width=100)
         assert "✓ prepare" in text
         assert "▸ tune" in text

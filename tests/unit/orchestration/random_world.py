@@ -37,6 +37,7 @@ from parsl_rasda.orchestration.events import (
 from parsl_rasda.orchestration.machine import Machine, MachineSettings
 from parsl_rasda.placement.growth import build_growth
 from parsl_rasda.placement.times import Assumed
+from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.scheduling import build_scheduler
 from parsl_rasda.types import (
     JobId,
@@ -50,8 +51,8 @@ from parsl_rasda.types import (
     TrialId,
 )
 
-PATIENCE = 5  # preemptions in a row that cost no retry
-FALLBACKS = 5  # checkpoints that are gone and cost none
+FREE_PREEMPTIONS = 5  # preemptions in a row that cost no retry
+FREE_CHECKPOINT_LOSSES = 5  # checkpoints that are gone and cost none
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,9 @@ class Setup:
     scaling: int = 2
     max_workers: int | None = None
     max_retries: int = 2
-    roaming: bool = False
+    checkpoints_shared: bool = False
     restart_s: float = 0.1
-    asking: bool = True
+    interactive: bool = True
 
     def _reached_at_most(self) -> int | None:
         """Return the largest number of replicas up to ``max_workers``: a study names no other."""
@@ -100,13 +101,13 @@ class Setup:
             "loss",
             Mode.MIN,
             num_workers=self.num_workers,
-            width_step=next(
+            world_size_step=next(
                 f for f in range(2, self.scaling + 2) if self.scaling % f == 0 or f > self.scaling
             ),
             max_retries=self.max_retries,
             assumed=Assumed(1.0, self.restart_s, 0.9),
-            roaming=self.roaming,
-            asking=self.asking,
+            checkpoints_shared=self.checkpoints_shared,
+            interactive=self.interactive,
         )
         return Machine(settings, scheduler, build_growth(self.growth))
 
@@ -116,7 +117,7 @@ def metric_of(trial: str, epoch: int) -> float:
 
 
 @dataclass
-class LiveJob:
+class WorldJob:
     start: StartJob
     interactive: bool
     epoch: int
@@ -144,19 +145,19 @@ class World:
         self.requested: dict[PilotId, SiteName] = {}
         self.up: dict[PilotId, tuple[SiteName, tuple[NodeSlots, ...]]] = {}
         self.released: set[PilotId] = set()
-        self.jobs: dict[JobId, LiveJob] = {}
+        self.jobs: dict[JobId, WorldJob] = {}
         self.attempts: Counter[TrialId] = Counter()
         self.stale: list[JobId] = []
         self.concluded: dict[TrialId, TrialFinished] = {}
-        self.losses: Counter[TrialId] = Counter()
-        self.setbacks: Counter[TrialId] = Counter()
+        self.retries: Counter[TrialId] = Counter()
+        self.preemptions: Counter[TrialId] = Counter()
         self.doomed: set[TrialId] = set()
         self.gone: set[str | None] = set()
-        self.fallbacks: Counter[TrialId] = Counter()
+        self.checkpoint_losses: Counter[TrialId] = Counter()
         self.finished: FinishStudy | None = None
         self.exhausted_at: int | None = None
 
-    # ----------------------------------------------------------------------------- the machine's door
+    # ----------------------------------------------------------------------------- the machine's port
 
     def tell(self, event: Event) -> tuple[Instruction, ...]:
         """Hand an event over, judge what follows from it and carry it out; answer proposals first."""
@@ -274,10 +275,11 @@ class World:
         if live.epoch >= live.until or self.rng.random() < 0.7:
             live.checkpoint = f"{job}/{live.epoch}"
         checkpoint = live.checkpoint if live.checkpoint == f"{job}/{live.epoch}" else None
-        self.setbacks[job.trial] = 0
+        self.preemptions[job.trial] = 0
         if not math.isfinite(metric):
             self.doomed.add(job.trial)
-        self.tell(EpochReported(self.now, job, live.epoch, {"loss": metric}, 1.0, checkpoint))
+        saved = Checkpoint(checkpoint, live.epoch) if checkpoint else None
+        self.tell(EpochReported(self.now, job, live.epoch, {"loss": metric}, 1.0, saved))
 
     def _mishap(self) -> None:  # noqa: C901 - a list of what can go wrong
         jobs, pilots = list(self.jobs), list(self.up)
@@ -337,16 +339,18 @@ class World:
         live = self.jobs.pop(job)
         self.stale.append(job)
         self.gone.add(live.start.resume_from)
-        self.fallbacks[job.trial] += 1
-        if self.fallbacks[job.trial] > FALLBACKS and not live.leaving:
-            self.losses[job.trial] += 1
+        self.checkpoint_losses[job.trial] += 1
+        if self.checkpoint_losses[job.trial] > FREE_CHECKPOINT_LOSSES and not live.leaving:
+            self.retries[job.trial] += 1
         self.tell(JobEnded(self.now, job, Outcome.LOST, "gone", unreadable=live.start.resume_from))
 
     def _stale_words(self, job: JobId) -> None:
         told = self.rng.choice(
             [
                 JobStarted(self.now, job),
-                EpochReported(self.now, job, self.rng.randint(1, 8), {"loss": 0.0}, 1.0, "stale"),
+                EpochReported(
+                    self.now, job, self.rng.randint(1, 8), {"loss": 0.0}, 1.0, Checkpoint("stale", 1)
+                ),
                 JobEnded(self.now, job, self.rng.choice(list(Outcome)), "stale", "stale"),
                 PilotEnded(self.now, PilotId("nobody-7"), SiteName("nobody"), "unknown"),
             ]
@@ -363,13 +367,13 @@ class World:
         if outcome is Outcome.FAILED:
             self.doomed.add(job.trial)
         if outcome is Outcome.PREEMPTED and not moving:
-            self.setbacks[job.trial] += 1
-            if self.setbacks[job.trial] > PATIENCE:
-                self.losses[job.trial] += 1
+            self.preemptions[job.trial] += 1
+            if self.preemptions[job.trial] > FREE_PREEMPTIONS:
+                self.retries[job.trial] += 1
             if self.rng.random() < 0.5 and live.epoch > live.start.epoch:
                 live.checkpoint = f"{job}/{live.epoch}"
         if outcome is Outcome.LOST and unasked:
-            self.losses[job.trial] += 1
+            self.retries[job.trial] += 1
         self.tell(JobEnded(self.now, job, outcome, "it ended", live.checkpoint))
 
     # ----------------------------------------------------------------------------- the referee
@@ -392,12 +396,12 @@ class World:
                     assert not live.leaving
                     assert until > live.epoch
                     assert replicas == self._replicas_after(live.epoch)
-                    assert replicas % live.start.placement.width == 0, "the width divides the replicas"
+                    assert replicas % live.start.placement.world_size == 0, "the width divides the replicas"
                 case TrialFinished():
                     assert instruction.trial not in self.concluded, "a trial ends once"
                     self.concluded[instruction.trial] = instruction
                     if instruction.state == "failed":
-                        lost = self.losses[instruction.trial] > self.setup.max_retries
+                        lost = self.retries[instruction.trial] > self.setup.max_retries
                         assert lost or instruction.trial in self.doomed, instruction
                 case FinishStudy(state):
                     assert self.finished is None, "a controller ends once"
@@ -437,9 +441,9 @@ class World:
         )
         replicas = start.schedule[-1][1]
         assert replicas == self.machine.scheduler.replicas(milestones.index(milestone))
-        assert start.until == milestone or placement.width < replicas, "nobody comes back for nothing"
+        assert start.until == milestone or placement.world_size < replicas, "nobody comes back for nothing"
         assert replicas == self._replicas_after(start.epoch), "also where epochs are trained again"
-        assert replicas % placement.width == 0, "the width divides the replicas"
+        assert replicas % placement.world_size == 0, "the width divides the replicas"
         assert start.resume_from not in self.gone, "nobody is sent again to what is not there"
         if start.resume_from is None:
             assert start.epoch == 0
@@ -457,7 +461,7 @@ class World:
                 self.requested[pilot] = site
             case StartJob():
                 shape = self.sites[instruction.placement.site]
-                self.jobs[instruction.job] = LiveJob(
+                self.jobs[instruction.job] = WorldJob(
                     instruction, shape.interactive, instruction.epoch, instruction.until
                 )
             case ContinueJob(job, until):
@@ -487,12 +491,10 @@ class World:
                 mine |= {(job.next_placement.pilot, s) for s in job.next_placement.slots}
             held += [slot for slot in mine if slot[0] in self.up and slot[0] not in closing]
         assert len(held) == len(set(held)), "two trials hold one slot"
-        ledger = self.machine.board.ledger
-        assert ledger.free + len(held) == ledger.capacity
-        assert ledger.capacity == sum(
-            len(n.gpus) for pilot, (_, nodes) in self.up.items() if pilot not in closing for n in nodes
-        )
-        waiting = {w.trial for w in self.machine.board.waiting}
+        ups = (nodes for pilot, (_, nodes) in self.up.items() if pilot not in closing)
+        slots = sum(len(n.gpus) for nodes in ups for n in nodes)
+        assert self.machine.cluster_state.ledger.free + len(held) == slots
+        waiting = {w.trial for w in self.machine.cluster_state.waiting}
         assert waiting == {t.id for t in self.machine.trials.values() if t.state == "waiting"}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from parsl_rasda.orchestration.assembly import build_machine
-from parsl_rasda.orchestration.decision_graph import Unfolding
+from parsl_rasda.orchestration.decision_graph import DecisionGraph
 from parsl_rasda.orchestration.events import EpochReported, StartJob, StudyStarted
 from parsl_rasda.orchestration.journal import read
 from parsl_rasda.testing.backends import FakeBackend
@@ -21,22 +21,22 @@ def test_a_trial_that_diverged_trains_on_until_it_is_killed(tmp_path: Path) -> N
 
     spec = tune(scheduler={"grace_period": 4, "max_t": 4})
     machine = build_machine(spec)
-    unfolding = Unfolding(machine)
+    decisions = DecisionGraph(machine)
     runner = FakeBackend(diverging, interactive=False)
-    driver(tmp_path, runner, spec, machine=machine, observers=[unfolding]).run(6, {SITE: 1})
-    node = unfolding.graph.nodes["0001/0"]
+    driver(tmp_path, runner, spec, machine=machine, observers=[decisions]).run(6, {SITE: 1})
+    node = decisions.graph.nodes["0001/0"]
     assert node["decision"] == "failed"
     assert math.isnan(node["metric"])
-    assert unfolding.graph.nodes["0000/0"]["decision"] == "completed"
+    assert decisions.graph.nodes["0000/0"]["decision"] == "completed"
 
 
 def test_words_of_a_job_of_an_earlier_controller_change_nothing(tmp_path: Path) -> None:
     driver(tmp_path, FakeBackend(curve)).run(6, {SITE: 1})
     machine = build_machine(tune())
-    unfolding = Unfolding(machine)
+    decisions = DecisionGraph(machine)
     started: list[JobId] = []
     for record in read(tmp_path / "journal.jsonl"):
-        unfolding.add(record.event, machine.handle(record.event))
+        decisions.add(record.event, machine.handle(record.event))
         started = [i.job for i in record.instructions if isinstance(i, StartJob)]
         if started:
             break
@@ -44,6 +44,6 @@ def test_words_of_a_job_of_an_earlier_controller_change_nothing(tmp_path: Path) 
         StudyStarted(90.0, 6, {SITE: 1}),
         EpochReported(91.0, started[0], 1, {"loss": 0.1}, 1.0, None),
     ):
-        unfolding.add(event, machine.handle(event))
+        decisions.add(event, machine.handle(event))
     assert not machine.trials[TrialId("0000")].history
-    assert unfolding.graph.nodes["0000/0"]["metric"] == ""
+    assert decisions.graph.nodes["0000/0"]["metric"] == ""

@@ -24,6 +24,7 @@ from parsl_rasda.orchestration.events import (
 )
 from parsl_rasda.orchestration.journal import Journal, Record, read
 from parsl_rasda.orchestration.usage import Usage
+from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.testing.backends import FakeBackend, Fault
 from parsl_rasda.types import JobId, Outcome, StudyState, TrialId, TrialState
 from tests.unit.orchestration.small_study import SITE, curve, driver, tune
@@ -163,19 +164,19 @@ def test_what_happened_without_a_controller_is_booked_but_not_acted_on(tmp_path:
     first._record(list(events))
     assert [str(job) for job in first.machine.jobs] == ["0000.1"]
     job = JobId(TrialId("0000"), 1)
-    evidence = [
-        EpochReported(50.0, job, 1, {"loss": 0.5}, 1.0, "c1"),
+    missed = [
+        EpochReported(50.0, job, 1, {"loss": 0.5}, 1.0, Checkpoint("c1", 1)),
         JobEnded(51.0, job, Outcome.PREEMPTED, "lease", "c1"),
     ]
     later = FakeBackend(curve)
     second = driver(tmp_path, later, machine=first.machine, searcher=first.searcher)
-    assert second.run(1, EVERYWHERE, evidence).state is StudyState.DONE
+    assert second.run(1, EVERYWHERE, missed).state is StudyState.DONE
     assert later.orders[0].epoch == 1, "the epoch was not trained again"
     assert later.orders[0].resume_from == "c1"
     written = list(read(tmp_path / "journal.jsonl"))
     events = [record.event for record in written]
-    assert evidence == [e for e in events if e in evidence]
-    assert events.index(evidence[1]) < max(i for i, e in enumerate(events) if isinstance(e, StudyStarted))
+    assert missed == [e for e in events if e in missed]
+    assert events.index(missed[1]) < max(i for i, e in enumerate(events) if isinstance(e, StudyStarted))
     started = [i.job for r in written for i in r.instructions if isinstance(i, StartJob)]
     assert [o.attempt for o in later.orders] == [j.attempt for j in started if j.attempt > 2]
 
@@ -265,20 +266,20 @@ def test_losses_and_preemptions_on_the_way_leave_no_trace_but_faults(tmp_path: P
         JobId(TrialId("0002"), 1): Fault(1, Outcome.PREEMPTED, "walltime"),
         JobId(TrialId("0003"), 1): Fault(1, Outcome.FAILED, "ValueError"),
     }
-    accounts = Usage()
-    run = driver(tmp_path, FakeBackend(curve, faults=faults), observers=[accounts])
+    usage = Usage()
+    run = driver(tmp_path, FakeBackend(curve, faults=faults), observers=[usage])
     assert run.run(6, EVERYWHERE).state is StudyState.DONE
     failed = {t.id for t in run.machine.trials.values() if t.state is TrialState.FAILED}
     assert failed == {"0003"}
     assert run.machine.trials[TrialId("0003")].reason == "ValueError"
-    assert (len(accounts.faults), accounts.preemptions) == (3, 1)
+    assert (len(usage.faults), usage.preemptions) == (3, 1)
 
 
 def test_the_controller_shows_that_it_lives_also_when_it_is_busy(tmp_path: Path) -> None:
     beats: list[float] = []
     now = count(0, 5)  # seconds pass whenever somebody looks at the clock
     run = driver(
-        tmp_path, FakeBackend(curve), clock=lambda: float(next(now)), on_beat=lambda: beats.append(1.0)
+        tmp_path, FakeBackend(curve), clock=lambda: float(next(now)), on_heartbeat=lambda: beats.append(1.0)
     )
     run.run(6, EVERYWHERE)
     assert len(beats) >= next(now) / 5 / 20, "no silence of more than a few beats"

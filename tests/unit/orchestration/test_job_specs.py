@@ -5,7 +5,7 @@ from pathlib import Path
 
 from parsl_rasda.orchestration.events import EpochReported, JobEnded
 from parsl_rasda.orchestration.job_specs import trial_seed
-from parsl_rasda.protocol import EpochReport, JobResult
+from parsl_rasda.protocol import Checkpoint, EpochReport, JobResult
 from parsl_rasda.types import JobId, Outcome, TrialId
 from tests.unit.orchestration.small_study import SITE, desk, tune
 
@@ -16,7 +16,15 @@ def leave_behind(directory: Path, epochs: int, report: JobResult | None = None) 
     folder = directory / "trials/0003/attempt-2"
     folder.mkdir(parents=True)
     lines = [
-        EpochReport(JOB.trial, JOB.attempt, epoch, {"loss": 1.0 / epoch}, 2.0, f"c{epoch}", 100.0 + epoch)
+        EpochReport(
+            JOB.trial,
+            JOB.attempt,
+            epoch,
+            {"loss": 1.0 / epoch},
+            2.0,
+            Checkpoint(f"c{epoch}", epoch),
+            100.0 + epoch,
+        )
         for epoch in range(1, epochs + 1)
     ]
     (folder / "epochs.jsonl").write_text("".join(json.dumps(line.to_json()) + "\n" for line in lines))
@@ -25,27 +33,27 @@ def leave_behind(directory: Path, epochs: int, report: JobResult | None = None) 
     return folder
 
 
-def test_only_what_is_not_known_yet_is_evidence(tmp_path: Path) -> None:
+def test_only_what_is_not_known_yet_is_told(tmp_path: Path) -> None:
     leave_behind(tmp_path, 3)
-    found = list(desk(tmp_path, tune()).evidence([(JOB, SITE, 2)], at=999.0))
-    assert found == [EpochReported(103.0, JOB, 3, {"loss": 1 / 3}, 2.0, "c3")]
+    found = list(desk(tmp_path, tune()).events_on_disk([(JOB, SITE, 2)], at=999.0))
+    assert found == [EpochReported(103.0, JOB, 3, {"loss": 1 / 3}, 2.0, Checkpoint("c3", 3))]
 
 
 def test_a_job_ended_when_it_says_so_not_when_somebody_looked(tmp_path: Path) -> None:
-    report = JobResult(JOB.trial, JOB.attempt, Outcome.PREEMPTED, 1, "lease", "c1", at=140.0)
+    report = JobResult(JOB.trial, JOB.attempt, Outcome.PREEMPTED, 1, "lease", Checkpoint("c1", 1), at=140.0)
     leave_behind(tmp_path, 1, report)
-    found = list(desk(tmp_path, tune()).evidence([(JOB, SITE, 1)], at=999.0))
+    found = list(desk(tmp_path, tune()).events_on_disk([(JOB, SITE, 1)], at=999.0))
     assert found == [JobEnded(140.0, JOB, Outcome.PREEMPTED, "lease", "c1")]
 
 
-def test_nothing_on_disk_is_no_evidence_and_a_torn_line_is_passed_over(tmp_path: Path) -> None:
+def test_nothing_on_disk_is_nothing_to_tell_and_a_torn_line_is_passed_over(tmp_path: Path) -> None:
     orders = desk(tmp_path, tune())
-    assert list(orders.evidence([(JOB, SITE, 0)], at=1.0)) == []
+    assert list(orders.events_on_disk([(JOB, SITE, 0)], at=1.0)) == []
     folder = leave_behind(tmp_path, 2)
     file = folder / "epochs.jsonl"
     file.write_bytes(file.read_bytes()[:-20])
     (folder / "report.json").write_text('{"outcome": "rea')
-    assert [e.epoch for e in orders.evidence([(JOB, SITE, 0)], at=1.0)] == [1]
+    assert [e.epoch for e in orders.events_on_disk([(JOB, SITE, 0)], at=1.0)] == [1]
 
 
 def test_a_trials_seed_depends_on_nothing_but_the_study_and_itself() -> None:

@@ -37,7 +37,8 @@ from parsl_rasda.orchestration.events import (
     TrialFinished,
     TrialProposed,
 )
-from parsl_rasda.orchestration.journal import Journal, Record, read
+from parsl_rasda.orchestration.journal import Journal, Record, decode, encode, read
+from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.types import (
     JobId,
     NodeName,
@@ -65,7 +66,8 @@ nodes = st.lists(
     st.builds(NodeSlots, names.map(NodeName), st.lists(st.integers(0, 15), max_size=4).map(tuple)), max_size=3
 ).map(tuple)
 placements = st.builds(Placement, names.map(SiteName), names.map(PilotId), nodes)
-checkpoints = st.none() | names
+paths = st.none() | names
+checkpoints = st.none() | st.builds(Checkpoint, names, st.integers(0, 999))
 pilots, sites, trials = names.map(PilotId), names.map(SiteName), names.map(TrialId)
 schedules = st.lists(st.tuples(st.integers(0, 99), st.integers(1, 99)), max_size=3).map(tuple)
 
@@ -87,7 +89,7 @@ events = st.one_of(
         checkpoints,
         st.lists(names, max_size=3).map(tuple),
     ),
-    st.builds(JobEnded, at, jobs, st.sampled_from(Outcome), names, checkpoints),
+    st.builds(JobEnded, at, jobs, st.sampled_from(Outcome), names, paths),
     st.builds(TimerFired, at),
     st.builds(SiteDegraded, at, sites, names),
     st.builds(StudyInterrupted, at),
@@ -96,9 +98,7 @@ instructions = st.one_of(
     st.builds(RequestPilot, pilots, sites),
     st.builds(ReleasePilot, pilots),
     st.builds(ProposeTrial, trials),
-    st.builds(
-        StartJob, jobs, configs, placements, st.integers(0, 99), st.integers(1, 99), schedules, checkpoints
-    ),
+    st.builds(StartJob, jobs, configs, placements, st.integers(0, 99), st.integers(1, 99), schedules, paths),
     st.builds(ContinueJob, jobs, st.integers(1, 99), st.integers(1, 99)),
     st.builds(EndJob, jobs, names),
     st.builds(ObserveTrial, trials, st.integers(1, 99), numbers),
@@ -131,6 +131,16 @@ def test_what_was_written_is_read_back_equal(tmp_path_factory, batches: list[lis
     path = tmp_path_factory.mktemp("journal") / "journal.jsonl"
     write(path, *batches)
     assert list(read(path)) == [record for batch in batches for record in batch]
+
+
+def test_a_checkpoint_is_two_fields_as_in_the_first_versions() -> None:
+    job = JobId(TrialId("0"), 1)
+    whole = EpochReported(1.0, job, 4, {}, 1.0, Checkpoint("c", 4))
+    behind = EpochReported(1.0, job, 4, {}, 1.0, Checkpoint("c", 3))
+    written = [(e["checkpoint"], e["checkpoint_epoch"]) for e in map(encode, (whole, behind))]
+    assert written == [("c", None), ("c", 3)]
+    old = {k: v for k, v in encode(whole).items() if k != "checkpoint_epoch"}
+    assert decode(old, Event) == whole
 
 
 def test_metrics_that_are_not_finite_survive(tmp_path: Path) -> None:

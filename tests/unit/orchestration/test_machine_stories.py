@@ -27,6 +27,7 @@ from parsl_rasda.orchestration.events import (
     TrialProposed,
 )
 from parsl_rasda.orchestration.machine import Machine
+from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.types import (
     JobId,
     NodeName,
@@ -80,7 +81,7 @@ class Story:
         return told
 
     def epoch(self, job: str, epoch: int, loss: float, *, saved: bool = True) -> list[Instruction]:
-        checkpoint = f"{job}/{epoch}" if saved else None
+        checkpoint = Checkpoint(f"{job}/{epoch}", epoch) if saved else None
         return self.tell(EpochReported, JobId.parse(job), epoch, {"loss": loss}, 10.0, checkpoint)
 
     def ends(self, job: str, outcome=Outcome.REACHED, checkpoint: str | None = None) -> list[Instruction]:
@@ -94,21 +95,27 @@ class Story:
         """A trial trains for one more epoch, the faster the wider, and leaves if it is told to."""
         record = self.machine.trials[TrialId(trial)]
         job, done = record.job.id, record.epoch + 1
-        said = (job, done, {"loss": 0.1}, 100.0 / record.job.placement.width, f"{job}/{done}")
+        said = (
+            job,
+            done,
+            {"loss": 0.1},
+            100.0 / record.job.placement.world_size,
+            Checkpoint(f"{job}/{done}", done),
+        )
         found = self.tell(EpochReported, *said)
-        return found + self.ends(str(job)) if leaves and record.job.ending is not None else found
+        return found + self.ends(str(job)) if leaves and record.job.is_leaving else found
 
-    def width(self, trial: str) -> int:
-        return self.machine.trials[TrialId(trial)].job.placement.width
+    def world_size(self, trial: str) -> int:
+        return self.machine.trials[TrialId(trial)].job.placement.world_size
 
     def play(self, loss: Callable[[str, int], float]) -> None:
         """Let every job report and leave as it is told, the one behind first, until all is done."""
         while self.machine.jobs:
             trial = min(self.machine.jobs.values(), key=lambda t: (t.epoch, t.age))
             job = trial.job
-            if job.ending is None:
+            if not job.is_leaving:
                 self.epoch(str(job.id), trial.epoch + 1, loss(trial.id, trial.epoch + 1))
-            if job.ending is not None:
+            if job.is_leaving:
                 self.ends(str(job.id))
 
     def state(self, trial: str) -> TrialState:
@@ -132,7 +139,10 @@ def test_a_study_from_the_first_pilot_to_the_last_trial() -> None:
     told = story(max_t=2)
     assert told.begin(2, a=1) == [RequestPilot(PilotId("a-0"), SiteName("a"))]
     starts = of(StartJob, told.pilot("a-0", gpus=2))
-    assert [(str(s.job), s.placement.width, s.until) for s in starts] == [("0000.1", 1, 1), ("0001.1", 1, 1)]
+    assert [(str(s.job), s.placement.world_size, s.until) for s in starts] == [
+        ("0000.1", 1, 1),
+        ("0001.1", 1, 1),
+    ]
     assert told.tell(JobStarted, JobId.parse("0000.1")) == []
     first = told.epoch("0000.1", 1, 0.5)
     assert first == [
@@ -157,7 +167,7 @@ def test_a_trial_widens_into_the_slots_of_one_that_left_and_starts_once_it_has_l
     assert of(StartJob, told.ends("0001.1")) == []
     assert told.epoch("0000.1", 2, 0.1)[-1] == EndJob(JobId.parse("0000.1"), "resize")
     (start,) = of(StartJob, told.ends("0000.1"))
-    assert (str(start.job), start.placement.width, start.epoch) == ("0000.2", 2, 2)
+    assert (str(start.job), start.placement.world_size, start.epoch) == ("0000.2", 2, 2)
     assert start.resume_from == "0000.1/2"
     assert start.schedule == ((0, 1), (1, 2), (2, 4))
 
@@ -171,12 +181,12 @@ def test_only_one_trial_shrinks_for_one_that_waits() -> None:
     for _ in range(2):
         for trial in ("0001", "0002"):
             told.on(trial)
-    assert [told.width(trial) for trial in ("0001", "0002")] == [4, 4]
+    assert [told.world_size(trial) for trial in ("0001", "0002")] == [4, 4]
     told.loses("a-1")
     assert told.on("0001", leaves=False)[-1] == EndJob(JobId.parse("0001.3"), "resize")
     assert of(ContinueJob, told.on("0002")), "one GPU is wanted, and two are about to be free"
     started = of(StartJob, told.ends("0001.3"))
-    assert {s.job.trial: s.placement.width for s in started} == {"0000": 1, "0001": 2}
+    assert {s.job.trial: s.placement.world_size for s in started} == {"0000": 1, "0001": 2}
     assert of(ContinueJob, told.on("0002"))
 
 
@@ -230,7 +240,7 @@ def test_a_trial_whose_checkpoint_is_gone_goes_on_from_the_one_before_and_then_f
     (start,) = of(StartJob, told.finds_nothing("0000.3", "0000.1/1"))
     assert (start.epoch, start.resume_from, start.schedule) == (0, None, ((0, 1),))
     trial = told.machine.trials[TrialId("0000")]
-    assert (trial.losses, trial.reason) == (0, "gone")
+    assert (trial.retries, trial.reason) == (0, "gone")
     for epoch in (1, 2, 3):
         told.epoch("0000.4", epoch, 0.5)
     assert told.state("0000") is TrialState.RUNNING
@@ -459,10 +469,10 @@ def test_a_trial_that_outgrows_its_site_starts_afresh_where_it_fits() -> None:
     trial = told.machine.trials[small]
     assert (trial.site, trial.epoch) == ("b", 0)
     assert trial.job is not None
-    assert (trial.job.placement.width, trial.job.until) == (1, 1), "each stretch with its own replicas"
+    assert (trial.job.placement.world_size, trial.job.until) == (1, 1), "each stretch with its own replicas"
     told.epoch(str(trial.job.id), 1, 0.1)
     told.ends(str(trial.job.id))
-    assert (trial.site, trial.epoch, trial.job.placement.width) == ("b", 1, 2)
+    assert (trial.site, trial.epoch, trial.job.placement.world_size) == ("b", 1, 2)
 
 
 def test_a_study_ends_when_the_only_large_enough_site_cannot_be_had() -> None:
@@ -486,7 +496,7 @@ def test_a_site_that_is_refused_but_still_awaited_keeps_its_trials() -> None:
     for number in (1, 4, 5):
         told.pilot_ends(f"a-{number}", usable=False)
     assert "a-3" in told.machine.pilots.requested
-    assert told.machine.trials[pinned].checkpoint_epoch == 1
+    assert told.machine.trials[pinned].checkpoint.epoch == 1
     (start,) = of(StartJob, told.pilot("a-3", gpus=1))
     assert (start.job.trial, start.epoch) == (pinned, 1)
 
@@ -601,11 +611,11 @@ def test_the_slowest_restart_is_learnt_and_a_clock_that_runs_behind_teaches_noth
     told.begin(1, a=1)
     told.pilot("a-0", gpus=2)
     told.machine.handle(JobStarted(0.5, JobId.parse("0000.1")))  # before it was started
-    assert told.machine.board.times.restart_s == 0.3
+    assert told.machine.cluster_state.times.restart_s == 0.3
     told.epoch("0000.1", 1, 0.5)
     told.ends("0000.1")
     told.tell(JobStarted, JobId.parse("0000.2"))
-    assert told.machine.board.times.restart_s == 2.0
+    assert told.machine.cluster_state.times.restart_s == 2.0
 
 
 def test_nothing_starts_on_a_pilot_whose_end_sends_its_jobs_away() -> None:
@@ -639,4 +649,4 @@ def test_what_only_the_first_start_on_a_node_takes_is_no_estimate_of_a_restart()
     told.pilot("a-0")
     told.now += 8.0
     told.tell(JobStarted, JobId.parse("0000.1"), 7.0)
-    assert told.machine.board.times.restart_s == 2.0
+    assert told.machine.cluster_state.times.restart_s == 2.0

@@ -37,7 +37,7 @@ def setups(draw: st.DrawFn, variant: str, growth: str) -> Setup:
         scaling=draw(st.sampled_from([1, 2, 4])),
         max_workers=draw(st.sampled_from([None, num_workers * 4])),
         max_retries=draw(st.integers(0, 2)),
-        roaming=draw(st.booleans()),
+        checkpoints_shared=draw(st.booleans()),
         restart_s=draw(st.sampled_from([0.0, 0.1, 2.0])),
     )
 

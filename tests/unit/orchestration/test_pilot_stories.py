@@ -37,7 +37,7 @@ def test_no_epoch_starts_that_cannot_end_and_the_next_pilot_takes_the_trial_up()
     assert told.pilot_ends("a-0") == [RequestPilot(PilotId("a-1"), SiteName("a"))]
     start = of(StartJob, told.pilot("a-1", gpus=1, deadline=1000.0))[0]
     assert (start.epoch, start.resume_from) == (2, "0000.1/2")
-    assert told.machine.trials[TrialId("0000")].losses == 0
+    assert told.machine.trials[TrialId("0000")].retries == 0
 
 
 def test_nothing_starts_where_not_one_epoch_could_end() -> None:
@@ -63,7 +63,7 @@ def test_epochs_that_no_pilot_is_long_enough_for_go_on_from_one_to_the_next() ->
     told = story(max_t=8)
     first_of(told, deadline=30.0)
     told.now = 24.0  # its epoch was begun on an earlier pilot, say
-    told.machine.board.times.saw_epoch(TrialId("0000"), 1, SiteName("a"), 100.0)
+    told.machine.cluster_state.times.saw_epoch(TrialId("0000"), 1, SiteName("a"), 100.0)
     assert of(StartJob, told.ends("0000.1", Outcome.LOST)), "a fresh pilot would end too early as well"
 
 
@@ -75,7 +75,7 @@ def test_a_pilot_without_a_deadline_is_used_for_ever() -> None:
 
 
 def test_a_script_is_not_told_to_go_on_where_it_never_asks() -> None:
-    told = story(max_t=4, asking=False)
+    told = story(max_t=4, interactive=False)
     first_of(told, deadline=None)
     assert of(ContinueJob, told.epoch("0000.1", 1, 0.5)) == []
     assert [s.until for s in of(StartJob, told.ends("0000.1"))] == [2]
@@ -128,7 +128,7 @@ def tapering() -> Story:
     return told
 
 
-def test_an_idle_pilot_is_given_back_when_the_study_tapers() -> None:
+def test_an_idle_pilot_is_given_back_when_the_study_drains() -> None:
     told = tapering()
     due = told.machine.wake_at
     assert due == told.now + 60.0
@@ -208,13 +208,13 @@ def test_a_site_that_was_given_up_is_asked_again_while_another_carries_on() -> N
     told = two_sites()
     given_up_at = told.now
     assert told.machine.wake_at == given_up_at + 60.0
-    assert told.machine.pilots.resting == {"b": given_up_at + 60.0}
+    assert told.machine.pilots.cooling_down == {"b": given_up_at + 60.0}
     told.now += 30.0
     assert of(RequestPilot, told.epoch("0000.1", 1, 0.5)) == [], "not before its time"
     told.now = given_up_at + 60.0
     assert told.tell(TimerFired) == [RequestPilot(PilotId("b-4"), SiteName("b"))]
     assert told.machine.wake_at is None
-    assert not told.machine.pilots.resting
+    assert not told.machine.pilots.cooling_down
     (start,) = of(StartJob, told.pilot("b-4", gpus=1))
     assert start.placement.site == "b"
 

@@ -76,7 +76,7 @@ class Books:
 
     def resize(self) -> None:
         own = self.held.pop(self.rng.randrange(len(self.held)))
-        width = self.rng.choice([own.width * 2, own.width * 2, max(1, own.width // 2)])
+        width = self.rng.choice([own.world_size * 2, own.world_size * 2, max(1, own.world_size // 2)])
         found = self._find(width, own.site, own)
         if found is None:
             self.held.append(own)
@@ -96,7 +96,7 @@ class Books:
             return None
         mine = slots(own) if own is not None else set()
         assert slots(found) <= self.free | mine
-        assert found.width == width == len(slots(found))
+        assert found.world_size == width == len(slots(found))
         assert self.up[found.pilot][0] == found.site
         assert site in {None, found.site}
         assert self.ledger.can_ever_fit(width, found.site)
@@ -119,7 +119,7 @@ class Books:
         assert not taken or max(taken.values()) == 1, "two jobs hold one slot"
         everything = {(p, f"{n.node}:{g}") for p, (_, ns) in self.up.items() for n in ns for g in n.gpus}
         assert self.free == everything - set(taken)
-        assert self.ledger.capacity == len(everything)
+        assert self.ledger.free + taken.total() == len(everything)
         for site in (A, B):
             assert self.ledger.free_at(site) == sum(self.up[PilotId(p)][0] == site for p, _ in self.free)
 
@@ -192,7 +192,7 @@ def doublings(seed: int) -> tuple[int, int]:
             made.release(held.pop(rng.randrange(len(held))))
         elif held and rng.random() < 0.4:
             own = held.pop(rng.randrange(len(held)))
-            wider = made.find(own.width * 2, own=own) if own.width < 8 else None
+            wider = made.find(own.world_size * 2, own=own) if own.world_size < 8 else None
             if wider is not None:
                 in_place = slots(own) < slots(wider)
                 kept, moved = kept + in_place, moved + (not in_place)
@@ -229,7 +229,7 @@ def test_own_slots_count_as_free_only_for_their_owner() -> None:
     own = made.find(3)
     made.take(own)
     assert made.find(2) is None
-    assert made.find(4, own=own).width == 4
+    assert made.find(4, own=own).world_size == 4
     assert made.free == 1
 
 
@@ -271,7 +271,7 @@ def test_a_pilot_names_each_node_and_gpu_once() -> None:
     ):
         with pytest.raises(InvalidSettingError):
             made.add_pilot(PilotId(pilot), A, shape)
-    assert made.capacity == 2
+    assert made.free == 2
 
 
 def test_gpus_keep_the_numbers_their_node_gave_them() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from parsl_rasda.placement.cluster_state import ClusterState, PendingTrial, RunningTrial
 from parsl_rasda.placement.ledger import Ledger
 from parsl_rasda.placement.times import Assumed, Times
-from parsl_rasda.types import NodeName, NodeSlots, PilotId, Placement, SiteName, TrialId
+from parsl_rasda.types import NodeName, NodeSlots, PilotId, Placement, SiteName, Stretch, TrialId
 
 A, B, T, U = SiteName("a"), SiteName("b"), TrialId("t"), TrialId("u")
 
@@ -117,26 +117,26 @@ def test_whatever_is_measured_every_estimate_is_a_positive_time(seen: list[tuple
             assert math.isfinite(found)
 
 
-def board() -> ClusterState:
+def cluster() -> ClusterState:
     return ClusterState(Ledger(), Times(Assumed(10.0, 1.0, 1.0)), num_workers=2, max_epochs=8, step=2)
 
 
 def running(trial: str, age: int, width: int, *, at: float = 0.0, until: int = 4) -> RunningTrial:
     placement = Placement(A, PilotId("p"), (NodeSlots(NodeName("n"), tuple(range(width))),))
-    return RunningTrial(TrialId(trial), age, placement, at, 2, until, 8)
+    return RunningTrial(TrialId(trial), age, placement, at, Stretch(2, until, 8))
 
 
-def test_widths_are_the_divisors_of_the_replicas_on_the_ladder() -> None:
-    assert board().widths(2) == (2,)
-    assert board().widths(8) == (2, 4, 8)
-    assert board().widths(12) == (2, 4, 12)
-    assert board().widths(1) == (1,)
+def test_world_sizes_are_the_divisors_of_the_replicas_on_the_ladder() -> None:
+    assert cluster().world_sizes(2) == (2,)
+    assert cluster().world_sizes(8) == (2, 4, 8)
+    assert cluster().world_sizes(12) == (2, 4, 12)
+    assert cluster().world_sizes(1) == (1,)
 
 
 def test_the_deepest_and_then_the_oldest_waits_in_front() -> None:
-    made = board()
+    made = cluster()
     for trial, age, epoch in (("a", 0, 0), ("b", 1, 4), ("c", 2, 4), ("d", 3, 8)):
-        made.enqueue(PendingTrial(TrialId(trial), age, epoch, 8, 2))
+        made.enqueue(PendingTrial(TrialId(trial), age, Stretch(epoch, 8, 2)))
     assert [w.trial for w in made.waiting] == ["d", "b", "c", "a"]
     made.dequeue(TrialId("b"))
     made.dequeue(TrialId("b"))
@@ -144,10 +144,10 @@ def test_the_deepest_and_then_the_oldest_waits_in_front() -> None:
 
 
 def test_once_a_kind_is_refused_the_queue_goes_on_without_it() -> None:
-    made = board()
+    made = cluster()
     waiting = (("a", 0, 8, 4), ("b", 1, 4, 2), ("c", 2, 4, 4), ("d", 3, 0, 2), ("e", 4, 0, 4))
     for trial, age, epoch, replicas in waiting:
-        made.enqueue(PendingTrial(TrialId(trial), age, epoch, 16, replicas))
+        made.enqueue(PendingTrial(TrialId(trial), age, Stretch(epoch, 16, replicas)))
     refused: set = set()
     seen = []
     for one in made.queue(refused):
@@ -156,12 +156,12 @@ def test_once_a_kind_is_refused_the_queue_goes_on_without_it() -> None:
             refused.add(one.kind)
     assert seen == ["a", "b", "c", "d"]
     assert set(made.kinds) == {(4, None), (2, None)}
-    made.enqueue(PendingTrial(TrialId("a"), 0, 0, 16, 2))
+    made.enqueue(PendingTrial(TrialId("a"), 0, Stretch(0, 16, 2)))
     assert [w.trial for w in made.waiting] == ["b", "c", "a", "d", "e"], "nobody waits twice"
 
 
 def test_who_would_end_last_is_the_first_to_grow_and_who_cannot_grow_is_not_asked() -> None:
-    made = board()
+    made = cluster()
     made.place(running("early", 0, 4, at=0.0))
     made.place(running("late", 1, 4, at=100.0))
     made.place(running("narrow", 2, 2, at=90.0))

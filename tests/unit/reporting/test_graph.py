@@ -11,7 +11,7 @@ import networkx as nx
 import pytest
 
 from parsl_rasda.orchestration.assembly import build_machine
-from parsl_rasda.orchestration.decision_graph import Unfolding
+from parsl_rasda.orchestration.decision_graph import DecisionGraph
 from parsl_rasda.orchestration.events import Event, Instruction
 from parsl_rasda.orchestration.stage_records import StageRecord, keep_result, write_record
 from parsl_rasda.reporting.graph import READABLE, READABLE_CALLS, collapsed, graphml, mermaid, run_graph
@@ -96,19 +96,19 @@ def test_a_vertex_appears_the_moment_it_is_decided(rehearsals: Any) -> None:
     """After every event there is a stretch for each trial that exists, and none beyond its present rung."""
     tune = next(iter(rehearsals.study_of(num_samples=6).tune_stages.values())).tune
     machine = build_machine(tune)
-    unfolding = Unfolding(machine)
+    decisions = DecisionGraph(machine)
 
     class Check:
         def add(self, event: Event, instructions: tuple[Instruction, ...]) -> None:
-            unfolding.add(event, instructions)
+            decisions.add(event, instructions)
             for trial in machine.trials.values():
-                rungs = [d["rung"] for d in stretches(unfolding.graph).values() if d["trial"] == trial.id]
+                rungs = [d["rung"] for d in stretches(decisions.graph).values() if d["trial"] == trial.id]
                 assert sorted(rungs) == list(range(len(rungs)))
                 assert max(rungs) == trial.rung
 
     sites = {SiteName("virtual"): VirtualSite(nodes=1, gpus_per_node=2)}
     Rehearsal(machine, sites, rehearsals.costs_of(), [Check()]).run(6)
-    assert len(unfolding.graph) > 6
+    assert len(decisions.graph) > 6
 
 
 # ------------------------------------------------------------------------------------ calls of stages

@@ -47,6 +47,14 @@ def make() -> Any:
     return Rehearsals()
 
 
+def gpu_s_of_ended_jobs(records: list[Record]) -> float:
+    starts = (i for record in records for i in record.instructions if isinstance(i, StartJob))
+    sizes = {start.job: start.placement.world_size for start in starts}
+    begun = {i.job: r.event.at for r in records for i in r.instructions if isinstance(i, StartJob)}
+    ends = (record.event for record in records if isinstance(record.event, JobEnded))
+    return sum(sizes[end.job] * (end.at - begun[end.job]) for end in ends)
+
+
 @given(
     trials=st.integers(1, 24),
     nodes=st.integers(1, 4),
@@ -63,19 +71,19 @@ def test_areas_are_the_sums_in_the_books_and_no_slot_is_held_twice(
     machine = build_machine(study.tune_stages["tune"].tune)
     Rehearsal(machine, {SITE: VirtualSite(nodes, gpus)}, make.costs_of(), [keeper]).run(trials)
     records = keeper.records[: max(1, int(kept * len(keeper.records)))]
-    accounts = Usage()
+    usage = Usage()
     for record in records:
-        accounts.add(record.event, record.instructions)
-    now = accounts.last_at + 30.0
+        usage.add(record.event, record.instructions)
+    now = usage.last_at + 30.0
     found = occupancy_of(records)
     span_s = found.close(now)
 
-    assert span_s == pytest.approx(accounts.makespan_s(now))
+    assert span_s == pytest.approx(usage.makespan_s(now))
     held = sum(len(span.slots) * (span.end - span.begin) for span in found.pilots)
-    assert held == pytest.approx(accounts.held_gpu_s(now))
-    ended = [span for span in found.jobs if span.end < span_s or accounts.finished_at is not None]
-    in_jobs = sum(span.placement.width * (span.end - span.begin) for span in ended)
-    assert in_jobs == pytest.approx(accounts.job_gpu_s)
+    assert held == pytest.approx(usage.held_gpu_s(now))
+    ended = [span for span in found.jobs if span.end < span_s or usage.finished_at is not None]
+    in_jobs = sum(span.placement.world_size * (span.end - span.begin) for span in ended)
+    assert in_jobs == pytest.approx(gpu_s_of_ended_jobs(records))
     by_slot: dict[Any, list[tuple[float, float]]] = {}
     for span in found.jobs:
         assert span.begin <= (span.trained_from or span.begin) <= span.end <= span_s

@@ -137,7 +137,7 @@ def test_a_run_tells_which_sites_are_left_alone_and_until_when(rehearsals, tmp_p
         run = read_run(tmp_path)
         (history,) = run.searches.values()
         (site,) = run.sites
-        history.machine.pilots.rest(site, 600.0)
+        history.machine.pilots.back_off(site, 600.0)
         document = run.document(now=601.0)
     assert [(r["site"], r["until"] > 600.0) for r in document["resting"]] == [(site, True)]
     assert f"{site}, which refused; asked again from " in as_text(status_view(document))

@@ -262,7 +262,7 @@ def test_the_last_search_is_the_one_that_needs_the_others_whatever_the_order_of_
 
 def test_a_search_that_ended_holds_nothing_while_the_run_goes_on(pipeline) -> None:
     run = replace(read_run(pipeline), controller="process 7 on n1")
-    early, late = (run.document(now=run.searches["tune"].accounts.last_at + s) for s in (1.0, 1e4))
+    early, late = (run.document(now=run.searches["tune"].usage.last_at + s) for s in (1.0, 1e4))
     assert early["state"] == "running"
     assert early["gpu_hours"] == late["gpu_hours"]
     assert (early["gpus"], early["pilots"]) == (0, [])

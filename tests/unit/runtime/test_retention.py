@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parsl_rasda.protocol import EpochReport
+from parsl_rasda.protocol import Checkpoint, EpochReport
 from parsl_rasda.runtime.checkpoints.retention import KEPT, remove_superseded_attempts, superseded
 from parsl_rasda.types import TrialId
 
 
 def report(epoch: int, checkpoint: str | None) -> EpochReport:
-    return EpochReport(TrialId("0000"), 1, epoch, {}, 1.0, checkpoint)
+    return EpochReport(TrialId("0000"), 1, epoch, {}, 1.0, checkpoint and Checkpoint(checkpoint, epoch))
 
 
 def test_a_controller_that_hears_at_once_needs_the_newest_only() -> None:
@@ -46,7 +46,7 @@ def test_what_any_later_controller_would_ask_for_is_never_removed(
     places = [f"c{n}" for n in range(1, epochs + 1)]
     kept = places[superseded(places, reports, known) :]
     for heard in range(known, epochs + 1):
-        asked = [r.checkpoint for r in reports if r.epoch <= heard and r.checkpoint]
+        asked = [r.checkpoint.path for r in reports if r.epoch <= heard and r.checkpoint]
         assert not asked or asked[-1] in kept
     assert len(kept) >= min(KEPT, len(places))
 

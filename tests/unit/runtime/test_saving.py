@@ -74,15 +74,17 @@ def trained(directory, slow, every=1):
             trial.step(model(x).square().mean())
         weights.append(model.weight.detach().clone())
         trial.report(val_loss=0.0)
-        named += [trial.history[-1].checkpoint] if trial.history[-1].checkpoint else []
+        named += [trial.history[-1].checkpoint.path] if trial.history[-1].checkpoint else []
         assert all(Path(place).exists() for place in named[-2:])
     return trial.history, weights
 
 
 def test_an_epoch_is_reported_before_its_checkpoint_is_whole_and_a_rung_after(tmp_path) -> None:
     history, _ = trained(tmp_path, [True, True, True])
-    found = [(r.checkpoint and Path(r.checkpoint).name, r.saved_epoch) for r in history]
-    assert found == [(None, 1), ("epoch-000001", 1), ("epoch-000003", 3)]
+    found = [
+        (r.checkpoint and Path(r.checkpoint.path).name, r.checkpoint and r.checkpoint.epoch) for r in history
+    ]
+    assert found == [(None, None), ("epoch-000001", 1), ("epoch-000003", 3)]
 
 
 @settings(max_examples=15, deadline=None)
@@ -90,11 +92,11 @@ def test_an_epoch_is_reported_before_its_checkpoint_is_whole_and_a_rung_after(tm
 def test_every_report_names_what_is_whole_and_holds_the_weights_of_its_epoch(slow, every) -> None:
     with tempfile.TemporaryDirectory() as folder:
         history, weights = trained(folder, slow, every)
-        assert history[-1].saved_epoch == len(slow)
+        assert history[-1].checkpoint.epoch == len(slow)
         for report in history:
-            if report.checkpoint and Path(report.checkpoint).exists():
-                tensors = read_tensors(Path(report.checkpoint), "model.weight")
-                assert torch.equal(tensors["model.weight"], weights[report.saved_epoch - 1])
+            if report.checkpoint and Path(report.checkpoint.path).exists():
+                tensors = read_tensors(Path(report.checkpoint.path), "model.weight")
+                assert torch.equal(tensors["model.weight"], weights[report.checkpoint.epoch - 1])
         kept = [path.name for path in Path(folder).glob("epoch-*")]
         assert len(kept) <= 3
         assert not [name for name in kept if name.endswith(".tmp")]

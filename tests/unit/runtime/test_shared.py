@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
+from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.runtime.checkpoints import shared
 from parsl_rasda.runtime.checkpoints.checkpoint import HEADER
 from parsl_rasda.runtime.checkpoints.shared import SharedCheckpoints, StoreError, fetch, store
@@ -93,7 +94,7 @@ def test_training_goes_on_meanwhile_and_only_whole_copies_are_told_of(
         shares.finish(0.0)
     gate.open.set()
     shares.finish()
-    assert shares.newest == (f"{url}/epoch-000003", 3)
+    assert shares.newest == Checkpoint(f"{url}/epoch-000003", 3)
     assert not any("epoch-000002" in target for target in gate.copied)
     headers = [index for index, target in enumerate(gate.copied) if target.endswith(HEADER)]
     assert headers == [2, 5], "last of each"
@@ -123,7 +124,7 @@ def test_a_store_that_fails_for_a_moment_is_asked_again(tmp_path: Path, url: str
     shares = SharedCheckpoints(url)
     shares.add(checkpoint(tmp_path / "a", 1), 1)
     shares.finish()
-    assert shares.newest == (f"{url}/epoch-000001", 1)
+    assert shares.newest == Checkpoint(f"{url}/epoch-000001", 1)
 
 
 def test_a_store_that_stays_away_is_named(tmp_path: Path, url: str, gate: Gate) -> None:

@@ -166,7 +166,7 @@ def test_a_plan_from_a_finished_run_predicts_that_run(rehearsals, tmp_path, vari
     found = plan(study, measured=history)
     assert found.is_measured
     predicted = policy(found, "RASDA elastic")
-    assert predicted.makespan_s == pytest.approx(history.accounts.makespan_s(), rel=0.03)
+    assert predicted.makespan_s == pytest.approx(history.usage.makespan_s(), rel=0.03)
     assert [r.trials for r in found.rungs] == [r["reached"] for r in history.summary()["rungs"]]
 
 

@@ -74,6 +74,7 @@ CELLS = (
 )
 
 
+@pytest.mark.slow
 def test_the_policies_are_as_fast_as_their_rules_in_a_reference_simulation() -> None:
     """All cells are compared by `benchmarks/policy.py`, which says where and why single instances differ."""
     makespans = json.loads(policy.REFERENCE.read_text())["makespans"]
@@ -95,9 +96,9 @@ def test_strict_trains_at_the_full_width_always_and_none_never_restarts() -> Non
     instance = Instance(2, gpus=16, ratio=4, rungs=3)
     strict = rehearse(instance, "strict")
     starts = [i for _, instructions in strict.records for i in instructions if isinstance(i, StartJob)]
-    assert all(s.placement.width == s.schedule[-1][1] for s in starts)
-    assert any(s.placement.width > 1 for s in starts)
-    asha = rehearse(instance, "none").accounts
+    assert all(s.placement.world_size == s.schedule[-1][1] for s in starts)
+    assert any(s.placement.world_size > 1 for s in starts)
+    asha = rehearse(instance, "none").usage
     assert asha.restarts_s == []
     assert asha.repeated_epochs == 0
 
@@ -130,12 +131,12 @@ def test_a_restart_costs_what_it_costs() -> None:
 def test_sites_without_a_channel_train_stretches_as_tasks_in_halves_while_they_may_widen() -> None:
     found = rehearse(Instance(3, ratio=2, rungs=3, restart_s=0.01), "elastic", interactive=False)
     starts = [i for _, instructions in found.records for i in instructions if isinstance(i, StartJob)]
-    narrow = {(s.epoch, s.until) for s in starts if s.placement.width < s.schedule[-1][1]}
-    wide = {(s.epoch, s.until) for s in starts if s.placement.width == s.schedule[-1][1]}
+    narrow = {(s.epoch, s.until) for s in starts if s.placement.world_size < s.schedule[-1][1]}
+    wide = {(s.epoch, s.until) for s in starts if s.placement.world_size == s.schedule[-1][1]}
     assert (4, 6) in narrow
     assert narrow <= {(1, 2), (2, 3), (3, 4), (4, 6), (6, 7), (7, 8)}
     assert wide <= {(0, 1), (1, 2), (2, 4), (3, 4), (4, 8), (6, 8), (7, 8)}
-    assert found.accounts.repeated_epochs == 0
+    assert found.usage.repeated_epochs == 0
 
 
 @pytest.mark.parametrize("growth", ["strict", "none"])
@@ -149,16 +150,16 @@ def test_halves_are_faster_than_whole_stretches_and_train_the_same_epochs() -> N
     """At what a task costs behind Globus Compute, in epochs of minutes."""
 
     class Whole(ElasticGrowth):
-        def returns_at(self, board: ClusterState, running: RunningTrial) -> int:
-            return running.until
+        def returns_at(self, cluster: ClusterState, running: RunningTrial) -> int:
+            return running.ahead.until
 
     ratios = []
     for seed in range(6):
         one = Instance(seed, gpus=32, rungs=4, ratio=(1, 2)[seed % 2], restart_s=0.05)
         halves, whole = (rehearse(one, growth, interactive=False) for growth in ("elastic", Whole()))
         assert halves.arrivals.keys() == whole.arrivals.keys()
-        assert halves.accounts.epochs == whole.accounts.epochs
-        assert halves.accounts.repeated_epochs == 0
+        assert halves.usage.epochs == whole.usage.epochs
+        assert halves.usage.repeated_epochs == 0
         ratios.append(whole.makespan_s / halves.makespan_s)
     assert statistics.median(ratios) > 1.01
 

@@ -15,5 +15,5 @@ def best_of(trial: Trial, metric: str = "val_loss") -> dict[str, Any]:
         "metric": last.metrics[metric],
         "epoch": last.epoch,
         "config": dict(trial.config),
-        "checkpoint": last.checkpoint,
+        "checkpoint": last.checkpoint.path,
     }

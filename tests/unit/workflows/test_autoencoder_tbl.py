@@ -116,7 +116,7 @@ def test_the_autoencoder_trains_and_is_evaluated_on_boundary_layers(root: Path, 
     trial = local_trial(config, inputs={"data": data}, epochs=1, batch_size=16, directory=tmp_path / "trial")
     train(trial)
     last = trial.history[-1]
-    best = {"trial": "t0", "metric": 0.0, "epoch": 1, "config": config, "checkpoint": last.checkpoint}
+    best = {"trial": "t0", "metric": 0.0, "epoch": 1, "config": config, "checkpoint": last.checkpoint.path}
     result = evaluate(best, data, str(tmp_path))
     assert result["latent_size"] == 3 * 3
     assert result["val_mse"] == pytest.approx(last.metrics["val_loss"], rel=1e-5)

@@ -1,0 +1,98 @@
+"""What the machine remembers of a search: the one object that its parts share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from parsl_rasda.orchestration.events import Instruction
+from parsl_rasda.orchestration.pilots import PilotRegistry
+from parsl_rasda.orchestration.trial_record import LiveJob, TrialRecord
+from parsl_rasda.placement.cluster_state import ClusterState, GrowthPolicy
+from parsl_rasda.placement.times import Assumed
+from parsl_rasda.scheduling.base import Scheduler
+from parsl_rasda.types import JobId, Mode, PilotId, StudyState, TrialId
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSettings:
+    """What the machine must know of the study.
+
+    Attributes:
+        num_workers: World size at which trials start.
+        world_size_step: Ratio between neighbouring world sizes.
+        max_retries: Lost attempts a trial may have.
+        checkpoints_shared: All sites reach the checkpoints, so that a trial may change its site.
+        interactive: Trainings ask what to do at each epoch, where there is a channel; scripts never do.
+    """
+
+    metric: str
+    mode: Mode
+    num_workers: int = 1
+    world_size_step: int = 2
+    max_retries: int = 2
+    assumed: Assumed = field(default_factory=Assumed)
+    checkpoints_shared: bool = False
+    interactive: bool = True
+
+
+@dataclass(slots=True)
+class SearchRecord:
+    """Where a search stands. Every part of the machine reads and changes it while an event is handled.
+
+    Attributes:
+        jobs: The trial of each live job.
+        num_samples: Trials wanted in all.
+        ended: Trials in a final state.
+        exhausted_at: Trials that were wanted when the searcher had no more.
+        is_proposing: The searcher has been asked and has not answered.
+        is_over: `FinishStudy` has been returned.
+        now: Time of the event that is handled [s].
+        instructions: What follows from it, so far.
+    """
+
+    settings: MachineSettings
+    scheduler: Scheduler
+    growth: GrowthPolicy
+    cluster_state: ClusterState
+    pilots: PilotRegistry = field(default_factory=PilotRegistry)
+    trials: dict[TrialId, TrialRecord] = field(default_factory=dict)
+    jobs: dict[JobId, TrialRecord] = field(default_factory=dict)
+    state: StudyState = StudyState.RUNNING
+    num_samples: int = 0
+    ended: int = 0
+    exhausted_at: int = 0
+    is_proposing: bool = False
+    is_over: bool = False
+    now: float = 0.0
+    instructions: list[Instruction] = field(default_factory=list)
+
+    def lacks(self, num_samples: int) -> bool:
+        """Whether trials are missing to so many that the searcher may have."""
+        return num_samples > max(len(self.trials), self.exhausted_at)
+
+    @property
+    def unproposed(self) -> int:
+        """Trials that are wanted and have not been proposed."""
+        return max(0, self.num_samples - len(self.trials))
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether a trial is missing or has not ended."""
+        return self.ended < len(self.trials) or self.unproposed > 0
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether nobody waits for slots, so that idle pilots may go."""
+        return self.state is StudyState.RUNNING and not (self.cluster_state.kinds or self.unproposed)
+
+    def live_job(self, job: JobId) -> tuple[TrialRecord, LiveJob] | None:
+        """Return a trial and its live job, or None for a stale attempt."""
+        trial = self.trials.get(job.trial)
+        if trial is None or trial.job is None or trial.job.id != job:
+            return None
+        return trial, trial.job
+
+    def close_pilot(self, pilot: PilotId) -> None:
+        """Start nothing more on a pilot; what runs there goes on."""
+        self.pilots.closing.add(pilot)
+        self.cluster_state.ledger.remove_pilot(pilot)
