@@ -158,7 +158,7 @@ def _frozen(value: object) -> Hashable:
         hash(value)
     except TypeError:  # of a program, which may declare anything; a file cannot
         return repr(value)
-    return value  # type: ignore[return-value]  # it has just been hashed
+    return value
 
 
 def searched_in(space: Plain) -> list[str]:
