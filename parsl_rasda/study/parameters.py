@@ -156,7 +156,7 @@ def _frozen(value: object) -> Hashable:
         return ("list", tuple(map(_frozen, value)))
     try:
         hash(value)
-    except TypeError:
+    except TypeError:  # of a program, which may declare anything; a file cannot
         return repr(value)
     return value
 
