@@ -9,7 +9,7 @@ import sys
 import pytest
 from backend_tools import eventually
 from forked_ranks import Node
-from rank_launch import ENVIRONMENT, PATIENCE_S, rank_command, report_of, written_order
+from rank_launch import ENVIRONMENT, PATIENCE_S, metrics_of, rank_command, report_of, written_order
 
 from parsl_rasda.types import Outcome
 
@@ -30,6 +30,23 @@ def test_a_signal_before_the_rank_listens_is_heard_once_it_does(tmp_path, name, 
     done = subprocess.run(command, env=ENVIRONMENT, timeout=PATIENCE_S, check=False)
     assert (done.returncode, report_of(order).outcome) == (0, Outcome.PREEMPTED)
     assert report_of(order).cause == name
+
+
+# Becomes the rank, whose children are sent SIGTERM as soon as they exist.
+CHILDREN_ENDED = """
+import os, signal, sys
+os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGTERM))
+from parsl_rasda.runtime.process.rank import main
+main(sys.argv[1:])
+"""
+
+
+def test_a_signal_to_a_child_that_has_just_been_forked_is_the_childs_alone(tmp_path) -> None:
+    order = written_order(tmp_path, python="rank_functions:fork_once", accelerator="none", until=1)
+    command = (sys.executable, "-c", CHILDREN_ENDED, str(tmp_path / "order.json"))
+    done = subprocess.run(command, env=ENVIRONMENT, timeout=PATIENCE_S, check=False)
+    assert (done.returncode, report_of(order).outcome) == (0, Outcome.REACHED)
+    assert [metrics["val_loss"] for metrics in metrics_of(order)] == [-signal.SIGTERM]
 
 
 def test_a_signal_while_the_fork_server_loads_torch_reaches_the_rank(tmp_path) -> None:

@@ -201,7 +201,7 @@ def test_checkpoints_that_vanish_cost_no_retry_and_change_no_result(folder: Path
     disturbed = json.loads(out)
     assert verdict(disturbed) == verdict(undisturbed), "to the last bit"
     assert {t["losses"] for t in disturbed["trial_list"]} == {0}
-    assert "goes on from an older one, or from its start" in json.dumps(disturbed["faults"])
+    assert "resumes from an older one, or starts again" in json.dumps(disturbed["faults"])
     records = list(read(folder / "disturbed" / "journal.jsonl"))
     again = [
         i.epoch

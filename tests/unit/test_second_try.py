@@ -53,6 +53,7 @@ def test_more_than_three_in_all_fail_the_run(
     assert len(capsys.readouterr().out.splitlines()) == (sum(each) + 1 if sum(each) else 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flaky", "works", "code"), [(0, True, 0), (3, True, 0), (4, True, 1), (1, False, 1)]
 )

@@ -100,7 +100,7 @@ def _listen(attempt: Attempt, control: OwnDescriptor) -> None:
     _keep_awake(attempt, main_thread)
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGUSR1, on_signal)
-    os.register_at_fork(after_in_child=_reset_signals)
+    _separate_children()
     spec = attempt.spec
     if spec.interactive and attempt.is_main:
         attempt.channel = ControlChannel(
@@ -145,15 +145,28 @@ def _stop_signals(reader: socket.socket) -> Iterator[str]:
                 yield signal.Signals(number[0]).name
 
 
-def _reset_signals() -> None:
+def _separate_children() -> None:
     """In a process that the training function forks, restore the default signals.
 
-    `multiprocessing` ends the processes of a pool by SIGTERM. SIGUSR1 is ignored: a batch system may send it
-    to every process of a job, but only the rank has to act on it, and needs its helpers for the current step.
+    `multiprocessing` ends the processes of a pool by SIGTERM, perhaps as soon as they exist: stop signals are
+    blocked until a child has left the rank's handlers. It ignores SIGUSR1: a batch system may send it to
+    every process of a job, but only the rank has to act on it, and needs its helpers for the current step.
     """
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    masks = threading.local()
+
+    def block() -> None:
+        masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+    def restore() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masks.before)
+
+    def reset() -> None:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        restore()
+
+    os.register_at_fork(before=block, after_in_parent=restore, after_in_child=reset)
 
 
 def _after(patience_s: float, act: Callable[[], None]) -> None:

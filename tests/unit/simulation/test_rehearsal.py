@@ -74,6 +74,7 @@ CELLS = (
 )
 
 
+@pytest.mark.slow
 def test_the_policies_are_as_fast_as_their_rules_in_a_reference_simulation() -> None:
     """All cells are compared by `benchmarks/policy.py`, which says where and why single instances differ."""
     makespans = json.loads(policy.REFERENCE.read_text())["makespans"]
