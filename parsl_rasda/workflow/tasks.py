@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from parsl_rasda.agent.strays import ending_strays
 from parsl_rasda.errors import StageFailedError
 from parsl_rasda.plain_text import words_of
 
@@ -58,7 +59,8 @@ def call_python(
         given = {**arguments, **staged}
         if "directory" in inspect.signature(function).parameters and "directory" not in given:
             given["directory"] = str(folder)
-        result = function(**given)
+        with ending_strays():
+            result = function(**given)
         _remember(search_path)
     except Exception as error:
         raise StageFailedError(stage, _cause(error)) from error
@@ -88,7 +90,7 @@ def call_command(
     argv = [word.format(**{"directory": str(folder), **values}) for word in words]
     begin = time.perf_counter()
     log = folder / "log.txt"
-    with log.open("wb") as output:
+    with log.open("wb") as output, ending_strays():
         try:
             done = subprocess.run(argv, cwd=folder, stdout=output, stderr=subprocess.STDOUT, check=False)
         except OSError as error:

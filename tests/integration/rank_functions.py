@@ -44,6 +44,17 @@ def close_descriptors(trial):
         trial.report(val_loss=0.0)
 
 
+def hang(trial):
+    """Hang in an epoch, whatever comes; soon nobody is left to end it."""
+    from parsl_rasda.runtime.process import rank
+
+    rank.LOST_S = 0.5
+    trial._attempt.interruptible = False  # as with a prepared model
+    for _ in trial.epochs():
+        while True:
+            time.sleep(60)
+
+
 def leave_a_daemon(trial):
     """Leave a process in a session of its own, without an environment and without a parent."""
     for _ in trial.epochs():

@@ -83,6 +83,14 @@ def test_the_controller_can_call_a_sleeping_trial_back(tmp_path) -> None:
         assert controller.hear("bye")["cause"] == "the controller asked for it"
 
 
+def test_a_rank_that_hangs_ends_itself_when_its_controller_is_gone(tmp_path) -> None:
+    hangs = {**SLEEPER, "python": "rank_functions:hang"}
+    with Conversation(rank_command(written_order(tmp_path, interactive=True, **hangs))) as controller:
+        controller.hear("ready")
+        controller.process.stdin.close()
+        assert controller.ended() == -signal.SIGKILL
+
+
 def test_a_silent_controller_is_taken_for_dead(tmp_path) -> None:
     order = written_order(tmp_path, interactive=True, lease_s=0.5, **SLEEPER)
     with Conversation(rank_command(order)) as controller:

@@ -97,6 +97,7 @@ class ControlChannel:
         stdout: To write to.
         lease_s: Silence of the controller after which it is taken for dead [s].
         on_preempt: Called by the listening thread with the reason to leave.
+        on_lost: Called by it too, with the reason, when nobody is left whose answer could be heard.
     """
 
     def __init__(
@@ -106,9 +107,10 @@ class ControlChannel:
         *,
         lease_s: float,
         on_preempt: Callable[[str], None],
+        on_lost: Callable[[str], None],
     ) -> None:
         self._stdin, self._stdout = stdin, stdout
-        self._lease_s, self._on_preempt = lease_s, on_preempt
+        self._lease_s, self._on_preempt, self._on_lost = lease_s, on_preempt, on_lost
         # Not a SimpleQueue: its `get` waits forever if a signal comes as its timeout ends (Python 3.11).
         self._answers: queue.Queue[Mapping[str, Any]] = queue.Queue()
         self._thread = threading.Thread(target=self._run, name="control-channel", daemon=True)
@@ -135,9 +137,9 @@ class ControlChannel:
 
     def _run(self) -> None:
         try:
-            self._on_preempt(self._listen())
+            self._on_lost(self._listen())
         except (OSError, ValueError) as error:
-            self._on_preempt(f"the control channel broke: {error}")
+            self._on_lost(f"the control channel broke: {error}")
 
     def _listen(self) -> str:
         """Return why nothing more will be heard."""
@@ -158,7 +160,7 @@ class ControlChannel:
                     self._on_message(line)
             elif not is_silent and time.monotonic() - last_message_at > self._lease_s:
                 is_silent = True
-                self._on_preempt(f"the controller was silent for {self._lease_s:g} s")
+                self._on_lost(f"the controller was silent for {self._lease_s:g} s")
 
     def _on_message(self, line: bytes) -> None:
         try:

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 SINGLE = LaunchContext(rank=0, size=1, device_index=0, environment={}, slot="", one_node=True)
 WAKE_S = 0.05
+LOST_S = 60.0  # to save and end, once nobody may be left who would end a rank that hangs
 
 
 def main(argv: Sequence[str]) -> NoReturn:
@@ -96,6 +97,10 @@ def _listen(attempt: Attempt, control: OwnDescriptor) -> None:
         if attempt.wakeup is None or attempt.wakeup.is_ours():  # else it leaves when it asks by itself
             signal.pthread_kill(main_thread, signal.SIGUSR1)
 
+    def lost(cause: str) -> None:
+        preempt(cause)
+        _after(LOST_S, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
     _keep_awake(attempt, main_thread)
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGUSR1, on_signal)
@@ -103,11 +108,14 @@ def _listen(attempt: Attempt, control: OwnDescriptor) -> None:
     _separate_children()
     spec = attempt.spec
     if spec.interactive and attempt.is_main:
-        attempt.channel = ControlChannel(claim_stdin(), control, lease_s=spec.lease_s, on_preempt=preempt)
+        attempt.channel = ControlChannel(
+            claim_stdin(), control, lease_s=spec.lease_s, on_preempt=preempt, on_lost=lost
+        )
     elif attempt.is_main:
         watch_for_stop(attempt.directory, preempt)
     if spec.deadline is not None:
-        _watch_deadline(spec.deadline, preempt)
+        patience_s = spec.deadline - DEADLINE_MARGIN_S - time.time()
+        _after(patience_s, lambda: preempt("the deadline is near"))
 
 
 def _keep_awake(attempt: Attempt, main_thread: int) -> None:
@@ -166,9 +174,8 @@ def _separate_children() -> None:
     os.register_at_fork(before=block, after_in_parent=restore, after_in_child=reset)
 
 
-def _watch_deadline(deadline: float, preempt: Callable[[str], None]) -> None:
-    patience = max(0.0, deadline - DEADLINE_MARGIN_S - time.time())
-    timer = threading.Timer(patience, preempt, ["the deadline is near"])
+def _after(patience_s: float, act: Callable[[], None]) -> None:
+    timer = threading.Timer(max(0.0, patience_s), act)
     timer.daemon = True
     timer.start()
 

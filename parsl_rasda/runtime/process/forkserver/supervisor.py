@@ -17,7 +17,6 @@ import select
 import signal
 import socket
 import sys
-import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,13 +28,12 @@ from parsl_rasda.protocol import JobSpec
 from parsl_rasda.runtime.attempt.attempt import FORKED
 from parsl_rasda.runtime.process.exit_status import shown_status
 from parsl_rasda.runtime.process.forkserver import client
-from parsl_rasda.runtime.process.forkserver.process_tree import children
+from parsl_rasda.runtime.process.forkserver.process_tree import end_children
 
 ENV_START_FIELD = 50 - 3  # of /proc/self/stat, behind pid, name and state
 SPARE_FD = 64
 STANDARD = (0, 1, 2)
 MOST_DESCRIPTORS = 8
-REAP_S = 1.0
 
 
 def supervise(link: socket.socket, ready_at: float) -> NoReturn:
@@ -71,7 +69,7 @@ def supervise(link: socket.socket, ready_at: float) -> NoReturn:
     for descriptor in descriptors:
         os.close(descriptor)
     status = _watch(link, rank, wake_read)
-    _reap()
+    end_children()
     if status is not None:
         shown = _shown_status(request, os.waitstatus_to_exitcode(status))
         with contextlib.suppress(OSError):
@@ -139,21 +137,6 @@ def _shown_status(request: Mapping[str, Any], status: int) -> int:
         return shown_status(spec, request["environment"], status)
     except (RasdaError, OSError, ValueError, KeyError, TypeError, IndexError):  # then there was no job
         return status
-
-
-def _reap() -> None:
-    """Kill the helpers that the rank has left, and theirs as they become orphans."""
-    end = time.monotonic() + REAP_S
-    while time.monotonic() < end:
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        except ChildProcessError:
-            return
-        for child in children():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
-        time.sleep(0.005)
 
 
 def _be_rank(request: Mapping[str, Any], descriptors: list[int]) -> NoReturn:
