@@ -1,0 +1,68 @@
+"""How a rank ends by an exception: the outcome, and the kind of thing that it saw."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from parsl_rasda.errors import InvalidSettingError
+from parsl_rasda.runtime import local_trial
+from parsl_rasda.runtime.attempt.attempt import Attempt
+from parsl_rasda.runtime.checkpoints.shared import StoreError
+from parsl_rasda.runtime.engine.group import PeersLostError
+from parsl_rasda.runtime.engine.rank_device import DeviceMissingError
+from parsl_rasda.runtime.process.command import CommandKilledError
+from parsl_rasda.runtime.process.end import end_by
+from parsl_rasda.types import Fault, Outcome
+
+FAILED, LOST = Outcome.FAILED, Outcome.LOST
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch.cuda has it."""
+
+
+class SpeechlessError(Exception):
+    def __str__(self) -> str:
+        raise TypeError("no text")
+
+
+@pytest.fixture
+def attempt(tmp_path: Path) -> Attempt:
+    return local_trial({}, directory=tmp_path)._attempt
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "fault"),
+    [
+        (ValueError("the user's own"), FAILED, Fault.USER_CODE),
+        (SpeechlessError(), FAILED, Fault.USER_CODE),
+        (KeyboardInterrupt(), FAILED, Fault.USER_CODE),
+        (OSError(errno.ENOSPC, "No space left on device"), LOST, Fault.STORAGE),
+        (StoreError("s3://x", "TimeoutError"), LOST, Fault.STORAGE),
+        (PeersLostError("Connection reset"), LOST, Fault.PEERS_LOST),
+        (CommandKilledError("the command was killed by SIGKILL"), LOST, None),
+        (InvalidSettingError("ranks", 1, "2"), FAILED, Fault.SETUP),
+        (OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), FAILED, Fault.OUT_OF_MEMORY),
+        (RuntimeError("CUDA error: out of memory"), FAILED, Fault.OUT_OF_MEMORY),
+        (MemoryError(), FAILED, Fault.OUT_OF_MEMORY),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), FAILED, Fault.DEVICE),
+        (RuntimeError("No CUDA GPUs are available"), FAILED, Fault.DEVICE),
+        (DeviceMissingError("sees 3 devices", "Install"), FAILED, Fault.DEVICE),
+    ],
+)
+def test_each_kind_is_told_from_the_others(
+    attempt: Attempt, error: BaseException, outcome: Outcome, fault: Fault | None
+) -> None:
+    end = end_by(attempt, error)
+    assert (end.outcome, end.fault, end.exception) == (outcome, fault, type(error).__name__)
+    assert end.cause
+    assert not end.together
+
+
+def test_a_checkpoint_that_is_gone_is_a_loss_whatever_came_of_it(attempt: Attempt) -> None:
+    attempt.lost_origin = "it is damaged"
+    end = end_by(attempt, ValueError("so nothing was read"))
+    assert (end.outcome, end.cause, end.fault) == (LOST, "it is damaged", Fault.CHECKPOINT)
