@@ -116,7 +116,7 @@ class Conversation:
         for line in self.process.stdout:
             if b"\x1e" in line:
                 message = json.loads(line.rpartition(b"\x1e")[2])
-                if message["op"] == "phase" and op != "phase":
+                if message["op"] in {"phase", "step"} - {op}:  # how far it is, at any time
                     continue
                 assert message["op"] == op, message
                 return message
