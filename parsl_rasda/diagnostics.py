@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, TypeAlias, TypeGuard, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -21,6 +22,8 @@ MARK = "\0"  # begins the name of a union's variant; no key of a YAML file can
 _KIND = "diagnostic"
 _SHOWN = 60  # characters of a value that a message repeats
 _LONGEST_INT_BITS = 400  # longer ones are not written out; Python itself refuses at 4,300 digits
+MOST_MISTAKES = 100  # of a file: nobody reads more, and a file may have a hundred thousand
+_LISTED = 200  # words that a message lists, or looks through for a similar one
 _LONGEST_WORD = 100  # characters; for longer ones no similar word is looked for, which takes their square
 
 
@@ -66,15 +69,18 @@ def _flow(value: object) -> Iterator[str]:
 
 
 def listing(words: Iterable[str]) -> str:
-    """Return ``a, b, c``, or a word for none."""
-    return ", ".join(words) or "none"
+    """Return ``a, b, c``, or a word for none; of very many, the first."""
+    every = iter(words)
+    first = [*islice(every, _LISTED)]
+    return ", ".join([*first, "..."] if next(every, None) is not None else first) or "none"
 
 
 def suggestion(word: object, options: Iterable[str]) -> str:
     """Return `` (did you mean x?)`` if an option is close to the word, else nothing."""
     if len(text := str(word)) > _LONGEST_WORD:
         return ""
-    original = {o.lower(): o for o in options if o != word and len(o) <= _LONGEST_WORD}
+    close_enough = (o for o in options if o != word and len(o) <= _LONGEST_WORD)
+    original = {o.lower(): o for o in islice(close_enough, _LISTED)}
     close = difflib.get_close_matches(text.lower(), original, n=1)
     return f" (did you mean {original[close[0]]}?)" if close else ""
 
@@ -110,7 +116,8 @@ def as_error(diagnostic: Diagnostic) -> PydanticCustomError:
 
 def all_as_error(title: str, diagnostics: Iterable[Diagnostic]) -> ValidationError:
     """Return the error that a validator raises for diagnostics of several places below its value."""
-    details = [InitErrorDetails(type=as_error(d), loc=d.loc, input=None) for d in diagnostics]
+    first = islice(diagnostics, MOST_MISTAKES)
+    details = [InitErrorDetails(type=as_error(d), loc=d.loc, input=None) for d in first]
     return ValidationError.from_exception_data(title, details)
 
 
@@ -124,7 +131,7 @@ def diagnostics_in(
         model: The model, whose keys and descriptions tell what is allowed.
         words: What an unknown key may have been meant to be, if not only the keys of the model.
     """
-    for each in error.errors(include_url=False):
+    for each in error.errors(include_url=False)[:MOST_MISTAKES]:
         yield _in_our_words(each, model, tuple(words))
 
 

@@ -13,7 +13,7 @@ from hypothesis import settings
 
 # Property tests scale with the profile: plain `pytest` and `make test-unit` draw few examples, `make test` as
 # many as Hypothesis does by default. No example has a limit of time: the machine may be busy.
-settings.register_profile("quick", max_examples=25, deadline=None)
+settings.register_profile("quick", max_examples=10, deadline=None)
 settings.register_profile("ci", max_examples=100, deadline=None)
 settings.load_profile("quick")  # `--hypothesis-profile=ci` is applied after this
 

@@ -257,7 +257,7 @@ def _finest(space: SearchSpace, num_samples: int | None) -> int:
     size = partial(_size, space, list(space.parameters.items()), {})
     if size(most) == size(least):  # without ranges more levels make no difference
         return least
-    return max(least, bisect_right(range(least, most + 1), num_samples, key=size) + 1)
+    return max(least, bisect_right(range(least, most + 1), most, key=size) + 1)
 
 
 def _size(

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import yaml
 
-from parsl_rasda.diagnostics import shown
+from parsl_rasda.diagnostics import MOST_MISTAKES, shown
 from parsl_rasda.errors import Diagnostic, Loc
 from parsl_rasda.study.yaml_nodes import (
     CORE,
@@ -336,6 +336,8 @@ class _Reader:
         return value or ""
 
     def _complain(self, loc: Loc, found: str, allowed: str, at: yaml.Node | None = None) -> None:
+        if len(self._document.mistakes) >= MOST_MISTAKES:
+            return
         if at is not None and self._root.line:
             mistake = Diagnostic(loc, found, allowed, self._source, at.start_mark.line + 1)
         else:

@@ -5,12 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from parsl_rasda.diagnostics import Plain, diagnostics_in, listing, mapping_at, shown, suggestion
+from parsl_rasda.diagnostics import (
+    MOST_MISTAKES,
+    Plain,
+    diagnostics_in,
+    listing,
+    mapping_at,
+    shown,
+    suggestion,
+)
 from parsl_rasda.errors import Diagnostic, InvalidFileError, Loc
 from parsl_rasda.study.document import (
     Document,
@@ -25,6 +34,7 @@ from parsl_rasda.study.functions import target_problems
 from parsl_rasda.study.pipelines import SHORT_KEYS, SHORT_STAGE, StudySpec, is_short_form
 from parsl_rasda.study.sites import AnySite, ExecutorSite, SiteSpec
 from parsl_rasda.study.tuning import TuneSpec
+from parsl_rasda.study.yaml_nodes import DEEPEST
 from parsl_rasda.study_code.targets import TargetError, signature_of
 
 _Spec = TypeVar("_Spec")
@@ -178,14 +188,14 @@ def _checked(document: Document, folders: Sequence[Path] | None, check_tune: _Tu
     """Return the study of a document; its functions are looked for if there are folders to look in."""
     problems: list[Diagnostic] = []
     if folders is not None and isinstance(document.data, Mapping):
-        problems += target_problems(document.data, folders)
+        problems += islice(target_problems(document.data, folders), MOST_MISTAKES)
     if check_tune is not None:
-        problems += _tune_problems(document.data, check_tune)
+        problems += islice(_tune_problems(document.data, check_tune), MOST_MISTAKES)
     return _validated(document, StudySpec.model_validate, problems)
 
 
 def _validated(document: Document, validate: Callable[[Any], _Spec], more: Iterable[Diagnostic]) -> _Spec:
-    problems, spec = list(more), None
+    problems, spec = [*islice(more, MOST_MISTAKES)], None
     try:
         spec = validate(document.data)
     except ValidationError as error:
@@ -194,7 +204,7 @@ def _validated(document: Document, validate: Callable[[Any], _Spec], more: Itera
     mistakes = [m for m in map(document.placed, problems) if (m.file, m.line, m.key) not in named]
     mistakes = sorted([*document.mistakes, *dict.fromkeys(mistakes)], key=lambda m: m.line)
     if mistakes or spec is None:
-        raise InvalidFileError(mistakes)
+        raise InvalidFileError(mistakes[:MOST_MISTAKES])
     return spec
 
 
@@ -215,7 +225,7 @@ def _override(document: Document, override: str, environment: Environment) -> No
     source = f"--set {override}"
     key, equals, value = override.partition("=")
     parts = tuple(key.split("."))
-    if not equals or not all(parts):
+    if not equals or not all(parts) or len(parts) > DEEPEST:
         document.mistakes.append(Diagnostic((key,), "no key=value", _OVERRIDE, source))
         return
     try:

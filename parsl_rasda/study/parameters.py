@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from decimal import Decimal
+from itertools import islice
 from typing import Annotated, Any
 
 from pydantic import (
@@ -35,6 +36,8 @@ from parsl_rasda.study.spec import LARGEST_NUMBER, Count, Flag, Identifier, Numb
 
 LARGEST_INT = 2**53  # searchers draw real numbers, which are exact so far
 MOST_STEPS = 1e9
+MOST_CHOICES = 10_000
+MOST_PARAMETERS = 1_000
 
 KINDS = ("float", "int", "choice", "constant")
 _one_kind = exactly_one(*KINDS)
@@ -83,7 +86,9 @@ class IntForm(Spec):
 class ChoiceForm(Spec):
     """One of the listed values."""
 
-    choice: tuple[JsonValue, ...] = Field(min_length=1, description="The values, without order.")
+    choice: tuple[JsonValue, ...] = Field(
+        min_length=1, max_length=MOST_CHOICES, description="The values, without order."
+    )
     when: When = Field(default_factory=dict)
 
     @classmethod
@@ -169,7 +174,7 @@ def searched_in(space: Plain) -> list[str]:
 def space_problems(space: Plain) -> Iterator[Diagnostic]:
     """Yield every `when` that no value of an earlier parameter can fulfil."""
     earlier: dict[str, Any] = {}
-    for name, parameter in space.items():
+    for name, parameter in islice(space.items(), MOST_PARAMETERS):
         for condition, values in mapping_at(parameter, "when").items():
             loc = (name, "when", condition)
             if condition not in earlier:

@@ -30,6 +30,7 @@ from parsl_rasda.study.tuning import TuneSpec, command_problems
 DIRECTORY = "directory"  # the argument that every stage may have: a folder of its own
 SHORT_STAGE = "tune"  # the name of the only stage when a study is a single top-level `tune`
 MOST_CALLS = 100_000  # of a stage
+MOST_STAGES = 1_000
 _VARIANTS = ("python", "command", "tune")
 EACH = "each"  # in place of a site's name
 _WARM_START: Loc = ("tune", "searcher", "warm_start")
@@ -167,6 +168,7 @@ class StudySpec(Spec):
     )
     stages: Mapping[Identifier, _AnyStage] = Field(
         min_length=1,
+        max_length=MOST_STAGES,
         description="stages (name -> a mapping with one of python, command, tune), or a single `tune`",
     )
 
@@ -199,6 +201,8 @@ class StudySpec(Spec):
     def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
         """Yield stages that need what does not exist, or each other, and arguments given twice."""
         stages = mapping_at(plain, "stages")
+        if len(stages) > MOST_STAGES:
+            return
         for name, stage in stages.items():
             if isinstance(stage, Mapping):
                 for problem in _stage_problems(name, stage, stages):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
@@ -27,6 +28,7 @@ from pydantic import (
 
 from parsl_rasda.diagnostics import (
     MARK,
+    MOST_MISTAKES,
     Plain,
     all_as_error,
     as_error,
@@ -73,7 +75,7 @@ class Spec(BaseModel):
         if isinstance(data, Mapping):
             aliases: dict[str, str] = {name: f.alias or name for name, f in cls.model_fields.items()}
             plain = {aliases.get(str(k), str(k)): _plain(v) for k, v in data.items()}
-            found += cls.problems(plain)
+            found += islice(cls.problems(plain), MOST_MISTAKES)
         if spec is None or found:
             raise all_as_error(cls.__name__, found)
         return spec

@@ -12,7 +12,7 @@ from parsl_rasda.errors import Diagnostic, InvalidSettingError
 from parsl_rasda.plugins import GROWTH_POLICIES, SCHEDULERS, SEARCHERS, Choice
 from parsl_rasda.protocol import Training
 from parsl_rasda.study.commands import Command, unknown_placeholders
-from parsl_rasda.study.parameters import SearchSpaceForm, space_problems
+from parsl_rasda.study.parameters import MOST_PARAMETERS, SearchSpaceForm, space_problems
 from parsl_rasda.study.spec import (
     IDENTIFIER,
     MOST,
@@ -263,7 +263,9 @@ class TuneSpec(Spec):
         default_factory=SearcherSpec, description="Which configurations are tried."
     )
     search_space: SearchSpaceForm = Field(
-        min_length=1, description="Parameter -> {float|int: [low, high]}, {choice: [...]} or a constant."
+        min_length=1,
+        max_length=MOST_PARAMETERS,
+        description="Parameter -> {float|int: [low, high]}, {choice: [...]} or a constant.",
     )
     training: TrainingSpec = Field(description="How every trial trains.")
     checkpoints: Annotated[str, AfterValidator(_url)] | None = Field(

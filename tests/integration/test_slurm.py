@@ -189,6 +189,18 @@ def test_trials_of_1_and_2_gpus_share_a_node_beside_trials_of_4_8_and_16(
             assert rank["cores"] == [CORES[int(gpu)]], "it keeps to the cores next to its GPU"
 
 
+def test_a_secret_reaches_a_pilot_and_is_in_no_job_script(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REL_TOKEN", "s3cr3t-token")
+    told = place.folder / "told"
+    init = f"printf '%s %s' '${{REL_TOKEN}}' $(umask) > {told}"
+    place.run(study_of(num_samples=1), {**SITE, "provider": {**SITE["provider"], "worker_init": init}})
+    assert told.read_text().startswith("s3cr3t-token ")
+    kept = [path for path in (place.folder / "run").rglob("*") if path.is_file()]
+    assert [path for path in kept if b"s3cr3t" in path.read_bytes() or path.stat().st_mode & 0o077] == []
+
+
 @pytest.mark.mpi
 @pytest.mark.parametrize(
     ("launcher", "accelerator", "mask"),

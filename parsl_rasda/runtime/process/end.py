@@ -17,7 +17,7 @@ from parsl_rasda.storage import storage_error
 from parsl_rasda.types import Fault, Outcome
 
 _OUT_OF_MEMORY = re.compile(
-    r"OutOfMemoryError|MemoryError|can't allocate memory|(CUDA|HIP|XPU) out of memory"
+    r"OutOfMemoryError|MemoryError|can't allocate memory|(CUDA|HIP|XPU)( error:)? out of memory"
 )
 _DEVICE = re.compile(
     r"AcceleratorError|DeviceMissingError|(CUDA|HIP|NCCL|cuDNN|CUBLAS|XPU) error"

@@ -250,3 +250,26 @@ def test_what_becomes_a_path_or_a_command_has_no_nul(line: str, key: str, tmp_pa
         load_site(tmp_path / "s.yaml")
     assert f"s.yaml:4: {key}: found" in str(error.value)
     assert "U+0000" in str(error.value)
+
+
+MANY = {
+    "unknown keys": TUNE + "".join(f"k{n}: 1\n" for n in range(40_000)),
+    "stages that need what is not there": "name: x\nstages:\n"
+    + "".join(f"  s{n}: {{command: [a], needs: {{x: t{n}}}}}\n" for n in range(9_000)),
+    "conditions on nothing": TUNE.replace(
+        "{lr: {float: [0.1, 1]}}",
+        "{" + ", ".join(f"p{n}: {{choice: [a, b], when: {{q{n}: a}}}}" for n in range(9_000)) + "}",
+    ),
+    "choices that are the same": TUNE.replace("{float: [0.1, 1]}", f"{{choice: [{'1, ' * 90_000}]}}"),
+    "placeholders": "name: x\nstages:\n  s: {command: [" + "'{q}', " * 60_000 + "]}\n",
+    "keys twice": "name: x\n" * 40_000,
+}
+
+
+@pytest.mark.parametrize("what", MANY)
+def test_very_many_mistakes_are_told_soon_and_not_all(what: str, tmp_path: Path) -> None:
+    began = time.process_time()
+    said = _said(MANY[what], tmp_path)
+    assert time.process_time() - began < 2
+    assert 1 <= len(said.splitlines()) <= 100
+    assert len(said) < 100_000
