@@ -229,7 +229,7 @@ def test_status_of_a_failed_study_says_to_mend_it(rehearsals, tmp_path, capsys) 
     status(tmp_path)
     out = capsys.readouterr().out
     assert HOW_TO_FIX in out
-    assert "resume" not in out
+    assert "go on with" not in out
     shared = "failed    trial 0000, 0001, 0002, 0003 and 4 more: val_loss is nan after epoch 1"
     assert out.count("val_loss is nan after epoch 1") == 1 + 8, (
         "once above, and once in each row of the table"
