@@ -10,6 +10,7 @@ import re
 import signal
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from parsl_rasda.protocol import JobResult
 from parsl_rasda.types import Blame, Fault, Outcome, Phase
@@ -53,54 +54,42 @@ class EndedBy(StrEnum):
     ENDPOINT_LOST = "endpoint lost"  # it answers no more, or refuses every task
 
 
-# The outcome without a report of the ranks: of an attempt that was not told to leave, and of one that was.
-_OUTCOMES: dict[EndedBy, tuple[Outcome, Outcome]] = {
-    EndedBy.LAUNCH_EXIT: (Outcome.LOST, Outcome.LOST),
-    EndedBy.LAUNCH_ERROR: (Outcome.LOST, Outcome.LOST),
-    EndedBy.STORAGE: (Outcome.LOST, Outcome.PREEMPTED),
-    EndedBy.RANKS_UNRESPONSIVE: (Outcome.PREEMPTED, Outcome.PREEMPTED),
-    EndedBy.RANKS_STALLED: (Outcome.LOST, Outcome.LOST),
-    EndedBy.CONTROLLER: (Outcome.PREEMPTED, Outcome.PREEMPTED),
-    EndedBy.CONTROLLER_SILENT: (Outcome.PREEMPTED, Outcome.PREEMPTED),
-    EndedBy.CONTROLLER_CLOSED: (Outcome.PREEMPTED, Outcome.PREEMPTED),
-    EndedBy.MANAGER_LOST: (Outcome.PREEMPTED, Outcome.PREEMPTED),
-    EndedBy.WORKER_LOST: (Outcome.LOST, Outcome.LOST),
-    EndedBy.TASK_SILENT: (Outcome.LOST, Outcome.PREEMPTED),
-    EndedBy.TASK_UNCLAIMED: (Outcome.LOST, Outcome.PREEMPTED),
-    EndedBy.NOT_SENT: (Outcome.PREEMPTED, Outcome.PREEMPTED),
-    EndedBy.PILOT_LOST: (Outcome.LOST, Outcome.LOST),
-    EndedBy.PILOT_ENDED: (Outcome.PREEMPTED, Outcome.PREEMPTED),
-    EndedBy.PILOT_TAKEN_BACK: (Outcome.PREEMPTED, Outcome.PREEMPTED),
-    EndedBy.PILOT_AT_WALLTIME: (Outcome.PREEMPTED, Outcome.PREEMPTED),
-    EndedBy.PILOT_RELEASED: (Outcome.PREEMPTED, Outcome.PREEMPTED),
-    EndedBy.PILOT_LEASED: (Outcome.PREEMPTED, Outcome.PREEMPTED),
-    EndedBy.SITE_UNFIT: (Outcome.PREEMPTED, Outcome.PREEMPTED),
-    EndedBy.ENDPOINT_LOST: (Outcome.LOST, Outcome.PREEMPTED),
-}
+class _Rule(NamedTuple):
+    """What an end means of which the ranks left no report.
+
+    Attributes:
+        outcome: Of an attempt that was not told to leave.
+        outcome_if_told: Of one that was.
+        blame: Whose fault it was, if nothing more is known.
+    """
+
+    outcome: Outcome
+    outcome_if_told: Outcome
+    blame: Blame
 
 
-# Whose fault an end is that says nothing more.
-_BLAMES: dict[EndedBy, Blame] = {
-    EndedBy.LAUNCH_EXIT: Blame.UNSURE,
-    EndedBy.LAUNCH_ERROR: Blame.SITE,
-    EndedBy.STORAGE: Blame.SITE,
-    EndedBy.RANKS_UNRESPONSIVE: Blame.UNSURE,
-    EndedBy.CONTROLLER: Blame.CONTROLLER,
-    EndedBy.CONTROLLER_SILENT: Blame.CONTROLLER,
-    EndedBy.CONTROLLER_CLOSED: Blame.CONTROLLER,
-    EndedBy.MANAGER_LOST: Blame.PILOT,
-    EndedBy.WORKER_LOST: Blame.UNSURE,
-    EndedBy.TASK_SILENT: Blame.UNSURE,
-    EndedBy.TASK_UNCLAIMED: Blame.PILOT,
-    EndedBy.NOT_SENT: Blame.PILOT,
-    EndedBy.PILOT_LOST: Blame.PILOT,
-    EndedBy.PILOT_ENDED: Blame.PILOT,
-    EndedBy.PILOT_TAKEN_BACK: Blame.PILOT,
-    EndedBy.PILOT_AT_WALLTIME: Blame.PILOT,
-    EndedBy.PILOT_RELEASED: Blame.PILOT,
-    EndedBy.PILOT_LEASED: Blame.PILOT,
-    EndedBy.SITE_UNFIT: Blame.SITE,
-    EndedBy.ENDPOINT_LOST: Blame.SITE,
+_RULES: dict[EndedBy, _Rule] = {
+    EndedBy.LAUNCH_EXIT: _Rule(Outcome.LOST, Outcome.LOST, Blame.UNSURE),
+    EndedBy.LAUNCH_ERROR: _Rule(Outcome.LOST, Outcome.LOST, Blame.SITE),
+    EndedBy.STORAGE: _Rule(Outcome.LOST, Outcome.PREEMPTED, Blame.SITE),
+    EndedBy.RANKS_UNRESPONSIVE: _Rule(Outcome.PREEMPTED, Outcome.PREEMPTED, Blame.UNSURE),
+    EndedBy.RANKS_STALLED: _Rule(Outcome.LOST, Outcome.LOST, Blame.UNSURE),
+    EndedBy.CONTROLLER: _Rule(Outcome.PREEMPTED, Outcome.PREEMPTED, Blame.CONTROLLER),
+    EndedBy.CONTROLLER_SILENT: _Rule(Outcome.PREEMPTED, Outcome.PREEMPTED, Blame.CONTROLLER),
+    EndedBy.CONTROLLER_CLOSED: _Rule(Outcome.PREEMPTED, Outcome.PREEMPTED, Blame.CONTROLLER),
+    EndedBy.MANAGER_LOST: _Rule(Outcome.PREEMPTED, Outcome.PREEMPTED, Blame.PILOT),
+    EndedBy.WORKER_LOST: _Rule(Outcome.LOST, Outcome.LOST, Blame.UNSURE),
+    EndedBy.TASK_SILENT: _Rule(Outcome.LOST, Outcome.PREEMPTED, Blame.UNSURE),
+    EndedBy.TASK_UNCLAIMED: _Rule(Outcome.LOST, Outcome.PREEMPTED, Blame.PILOT),
+    EndedBy.NOT_SENT: _Rule(Outcome.PREEMPTED, Outcome.PREEMPTED, Blame.PILOT),
+    EndedBy.PILOT_LOST: _Rule(Outcome.LOST, Outcome.LOST, Blame.PILOT),
+    EndedBy.PILOT_ENDED: _Rule(Outcome.PREEMPTED, Outcome.PREEMPTED, Blame.PILOT),
+    EndedBy.PILOT_TAKEN_BACK: _Rule(Outcome.PREEMPTED, Outcome.PREEMPTED, Blame.PILOT),
+    EndedBy.PILOT_AT_WALLTIME: _Rule(Outcome.PREEMPTED, Outcome.PREEMPTED, Blame.PILOT),
+    EndedBy.PILOT_RELEASED: _Rule(Outcome.PREEMPTED, Outcome.PREEMPTED, Blame.PILOT),
+    EndedBy.PILOT_LEASED: _Rule(Outcome.PREEMPTED, Outcome.PREEMPTED, Blame.PILOT),
+    EndedBy.SITE_UNFIT: _Rule(Outcome.PREEMPTED, Outcome.PREEMPTED, Blame.SITE),
+    EndedBy.ENDPOINT_LOST: _Rule(Outcome.LOST, Outcome.PREEMPTED, Blame.SITE),
 }
 _FAULT_BLAMES: dict[Fault, Blame] = {
     Fault.STORAGE: Blame.SITE,
@@ -218,7 +207,8 @@ def classify_exit(seen: ExitObservations) -> JobExit:
     Ranks that are lost while they leave anyway do not count as a loss. Ranks whose worker died saw only
     their channel close and say that they were preempted: unless they were told to leave, they were lost.
     """
-    outcome = _OUTCOMES[seen.ended_by][seen.was_told]
+    rule = _RULES[seen.ended_by]
+    outcome = rule.outcome_if_told if seen.was_told else rule.outcome
     cause = _words_of_exit(seen) if seen.ended_by is EndedBy.LAUNCH_EXIT else seen.words
     own = seen.report
     if own is None:
@@ -228,7 +218,7 @@ def classify_exit(seen: ExitObservations) -> JobExit:
         own.outcome is Outcome.PREEMPTED and seen.ended_by is EndedBy.WORKER_LOST and not seen.was_told
     )
     if is_overruled:
-        return JobExit(outcome, cause, _BLAMES[seen.ended_by], own.phase)
+        return JobExit(outcome, cause, rule.blame, own.phase)
     return _exit_of_report(own, seen)
 
 
@@ -239,7 +229,7 @@ def _exit_of_report(own: JobResult, seen: ExitObservations) -> JobExit:
     if own.outcome is Outcome.PREEMPTED:
         by_launch = seen.ended_by in {EndedBy.LAUNCH_EXIT, EndedBy.RANKS_UNRESPONSIVE}
         return JobExit(
-            own.outcome, own.cause, Blame.PILOT if by_launch else _BLAMES[seen.ended_by], own.phase
+            own.outcome, own.cause, Blame.PILOT if by_launch else _RULES[seen.ended_by].blame, own.phase
         )
     blame, phase = _blame_of_report(own)
     cause = own.cause
@@ -271,7 +261,7 @@ def _blame_without_report(seen: ExitObservations) -> tuple[Blame, Phase | None]:
     found = next((sign for sign in SIGNS if sign.pattern.search(text)), None)
     if seen.ended_by is EndedBy.LAUNCH_EXIT and found is not None and found.blame is Blame.SLOT:
         return found.blame, seen.phase
-    blame = _BLAMES[seen.ended_by]
+    blame = _RULES[seen.ended_by].blame
     return blame, None if blame is Blame.SITE else seen.phase
 
 

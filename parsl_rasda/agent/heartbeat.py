@@ -44,7 +44,7 @@ class Heartbeat:
         try:
             replace_file(path, now, is_durable=False)
         except OSError:  # on a full disk there is room for the old file only
-            with suppress(OSError), path.open("r+") as file:
+            with suppress(OSError), path.open("r+", encoding="utf-8") as file:
                 file.write(now)
 
 
