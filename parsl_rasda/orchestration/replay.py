@@ -95,7 +95,7 @@ def load_run(directory: RunDirectory) -> tuple[StudySpec, tuple[SiteSpec, ...]]:
         InvalidFileError: If a variable of a site is not set: its value was not kept.
     """
     study = load_run_study(directory)
-    return study, tuple(load_site(path) for path in sorted(directory.sites.glob("*.yaml")))
+    return study, tuple(load_site(path, is_copy=True) for path in sorted(directory.sites.glob("*.yaml")))
 
 
 def load_run_study(directory: RunDirectory) -> StudySpec:
@@ -109,7 +109,7 @@ def load_run_study(directory: RunDirectory) -> StudySpec:
         raise RunDirectoryError(
             str(directory.path), found, "Start one with `parsl-rasda run STUDY --dir DIR`."
         )
-    return load_study(directory.study_file, check_targets=False)
+    return load_study(directory.study_file, check_targets=False, is_copy=True)
 
 
 def replay_search(
