@@ -105,11 +105,11 @@ class Driver:
             ControllerFailedError: If the backend has met a bug.
         """
         pilots: dict[PilotId, PilotStarted] = {}
-        self._record(list(missed))
+        self.record(list(missed))
         self.backend.open(self._events.put)
         try:
             started = StudyStarted(self.clock(), num_samples, dict(sites), retry_failed)
-            finish = self._act(self._record([started]), pilots)
+            finish = self._act(self.record([started]), pilots)
             while finish is None and not self._abandoned:
                 finish = self._step(pilots)
         finally:
@@ -132,7 +132,7 @@ class Driver:
             except queue.Empty:
                 break
         pilots.update({e.pilot: e for e in batch if isinstance(e, PilotStarted)})
-        return self._act(self._record(batch), pilots)
+        return self._act(self.record(batch), pilots)
 
     def _heartbeat(self) -> None:
         now = self.clock()
@@ -140,7 +140,7 @@ class Driver:
             self._heartbeat_at = now
             self.on_heartbeat()
 
-    def _record(self, batch: list[Event]) -> list[Instruction]:
+    def record(self, batch: list[Event]) -> list[Instruction]:
         """Let the machine handle events, sync them, and return what must be done."""
         pending, records = deque(batch), []
         while pending:

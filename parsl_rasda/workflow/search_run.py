@@ -87,13 +87,13 @@ class Search:
         return self._history.summary() if self._history else {}
 
     def _drive(self, history: ReplayedSearch, progress: ProgressReporter) -> None:
-        orders = self._orders()
+        specs = self.job_specs()
         live = [(t.job, t.epoch) for t in history.machine.jobs.values() if t.job is not None]
         there = [OpenJob(j.id, j.placement.site, e) for j, e in live if j.placement.site in self.sites]
         alone = len(self.study.tune_stages) == 1
         number = self.directory.searches_before
         self.backend.begin_search(("" if alone else f"-{self.name}") + (f"-{number}" if number else ""))
-        missed = [*orders.events_on_disk(there, time.time()), *self.backend.recover(there)]
+        missed = [*specs.events_on_disk(there, time.time()), *self.backend.recover(there)]
         watcher = progress.search(self.name, history.machine, history.usage, alone=alone)
         observers = [history.usage, watcher]
         with Journal(self.directory.journal, self.study.name) as journal:
@@ -102,7 +102,7 @@ class Search:
                 journal,
                 self.backend,
                 history.searcher,
-                orders,
+                specs,
                 time.time,
                 observers,
                 on_heartbeat=self.claimed.beat,
@@ -113,7 +113,8 @@ class Search:
             pilots = {name: site.pilots for name, site in self.sites.items()}
             self._driver.run(self.tune.num_samples, pilots, missed, retry_failed=self.retry_failed)
 
-    def _orders(self) -> JobSpecBuilder:
+    def job_specs(self) -> JobSpecBuilder:
+        """Return what builds the specs of the jobs of this search."""
         facts = {}
         for name, site in self.sites.items():
             inputs, work_dir = self._inputs_at(name), Path(site.work_dir) if site.work_dir else None
