@@ -27,6 +27,8 @@ def validate(study: StudyFile, site: Sites = None, overrides: Overrides = None) 
     searches = [_about_search(tune, build_study_searcher(tune, spec.seed)) for tune in tunes]
     stages = counted(len(spec.stages), "stage")
     typer.echo(f"{study}: ok ({', '.join([stages, *searches])})")
+    for sentence in (sentence for tune in tunes for sentence in tune.advice):
+        typer.echo(f"{study}: {sentence}")
     for name, found in zip(site or (), sites, strict=True):
         typer.echo(f"{name}: ok ({_about_site(found)})")
 

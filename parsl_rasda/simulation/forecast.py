@@ -282,6 +282,7 @@ def _advice(tune: TuneSpec, found: Forecast) -> Iterator[str]:
             f"An epoch of {tune.estimates.epoch_s:g} s and a restart of {tune.estimates.restart_s:g} s are "
             "guesses: compare the policies, but believe no hour. Set `tune.estimates`, or use --from DIR."
         )
+    yield from tune.advice
     policies = {p.name: p for p in found.policies}
     declared = next(p for p in found.policies if p.is_declared)
     elastic = policies["RASDA elastic"]

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from parsl_rasda.diagnostics import Plain, is_number, listing, mapping_at, refused, shown, suggestion
 from parsl_rasda.errors import Diagnostic, InvalidSettingError
-from parsl_rasda.plugins import GROWTH_POLICIES, SCHEDULERS, SEARCHERS, Choice
+from parsl_rasda.plugins import GROWTH_POLICIES, SCHEDULERS, SEARCHERS, Choice, kind_of
 from parsl_rasda.protocol import Training
 from parsl_rasda.study.commands import Command, unknown_placeholders
 from parsl_rasda.study.parameters import MOST_PARAMETERS, SearchSpaceForm, space_problems
@@ -31,6 +31,7 @@ from parsl_rasda.types import JSON, Mode
 
 TRAINING_PLACEHOLDERS = (
     "until",
+    "max_t",
     "epoch",
     "checkpoint",
     "report",
@@ -148,9 +149,9 @@ class TrainingSpec(Spec):
     python: Target | None = Field(None, description="Training function, package.module:function.")
     command: Command | None = Field(
         None,
-        description="A script that cannot be changed; {until} {epoch} {checkpoint} {report} {out} "
-        "{replicas} {world_size} {batch_size} {seed}, the searched parameters and the stage's arguments "
-        "are filled in.",
+        description="A script that cannot be changed; {until} {max_t} {epoch} {checkpoint} {report} "
+        "{out} {replicas} {world_size} {batch_size} {seed}, the searched parameters and the stage's "
+        "arguments are filled in.",
     )
     batch_size: CountOrName = Field(
         32,
@@ -276,6 +277,19 @@ class TuneSpec(Spec):
     )
     max_retries: Natural = Field(2, description="Lost attempts after which a trial has failed.")
     estimates: EstimateSpec = Field(default_factory=EstimateSpec, description="What `plan` assumes.")
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """What is allowed and hardly meant, a sentence each."""
+        said = " ".join(self.training.command or ())
+        widens = kind_of(self.scheduler.growth) == "elastic"
+        if not said or not widens or "{replicas" in said or "{world_size" in said:
+            return ()
+        return (
+            "`training.command` uses neither {replicas} nor {world_size}: under `growth: elastic` its "
+            "batch, and so its result, depends on how many GPUs happen to be idle. Accumulate "
+            "{replicas} / {world_size} batches a step, or declare `growth: strict`.",
+        )
 
     @classmethod
     def problems(cls, plain: Plain) -> Iterator[Diagnostic]:

@@ -6,13 +6,14 @@ written as JSON. ``{name}`` stands for an output of an earlier stage, a constant
 hyperparameter, or for:
 
 ``{until}``       epochs done when it must end            ``{epoch}``       epochs already done
+``{max_t}``       epochs of a trial that is never stopped: what a schedule of the rate must follow, since
+                  ``{until}`` is another at every rung
 ``{checkpoint}``  directory to resume from, or empty      ``{out}``         directory to save into
 ``{report}``      JSON file it must write: ``{"val_loss": 0.1}``; ``epoch`` there if it is not ``{until}``
 ``{replicas}`` ``{world_size}`` ``{batch_size}`` ``{seed}``
 
-``RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT`` are set as by torchrun. SIGTERM is
-passed on; a script that then saves and reports an epoch loses nothing. `workflows/ddp_script` is an
-example.
+All variables that torchrun sets are set (`torchrun_environment`). SIGTERM is passed on; a script that then
+saves and reports an epoch loses nothing. `workflows/ddp_script` is an example.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from parsl_rasda.runtime.attempt.attempt import Attempt, PreemptRequested
 from parsl_rasda.runtime.checkpoints.checkpoint import checkpoint_name, publish_checkpoint
 from parsl_rasda.runtime.checkpoints.seal import check_files
 from parsl_rasda.runtime.engine.group import PeersLostError, listening, publish_address, published_address
+from parsl_rasda.runtime.process.torchrun import torchrun_environment
 from parsl_rasda.types import JSON, Outcome, Phase
 
 POLL_S = 0.05
@@ -109,6 +111,7 @@ def filled(spec: JobSpec, *, out: Path, report: Path, checkpoint: Path | None = 
     values = {
         **{name: _as_word(value) for name, value in {**spec.inputs, **spec.config}.items()},
         "until": spec.until,
+        "max_t": spec.max_epochs,
         "epoch": spec.epoch,
         "checkpoint": str(checkpoint or ""),
         "out": str(out),
@@ -136,21 +139,12 @@ def _as_word(value: JSON) -> JSON:
 
 
 def _environment(attempt: Attempt) -> dict[str, str]:
-    context = attempt.context
     if attempt.is_main:
         host, port = _free_address(attempt.directory)
         publish_address(attempt.directory, host, port)
     else:
         host, port = published_address(attempt.directory)
-    return {
-        **os.environ,
-        "RANK": str(context.rank),
-        "WORLD_SIZE": str(context.size),
-        "LOCAL_RANK": str(context.device_index),
-        "LOCAL_WORLD_SIZE": str(context.local_size),
-        "MASTER_ADDR": host,
-        "MASTER_PORT": str(port),
-    }
+    return torchrun_environment(attempt.spec, attempt.context, os.environ, host, port)
 
 
 def _free_address(directory: Path) -> tuple[str, int]:
