@@ -34,7 +34,13 @@ from parsl_rasda.protocol import JobSpec
 from parsl_rasda.runtime.attempt.attempt import Attempt, PreemptRequested
 from parsl_rasda.runtime.checkpoints.checkpoint import checkpoint_name, publish_checkpoint
 from parsl_rasda.runtime.checkpoints.seal import check_files
-from parsl_rasda.runtime.engine.group import PeersLostError, listening, publish_address, published_address
+from parsl_rasda.runtime.engine.group import (
+    Address,
+    PeersLostError,
+    listening,
+    publish_address,
+    published_address,
+)
 from parsl_rasda.types import JSON, Outcome, Phase
 
 POLL_S = 0.05
@@ -138,22 +144,22 @@ def _as_word(value: JSON) -> JSON:
 def _environment(attempt: Attempt) -> dict[str, str]:
     context = attempt.context
     if attempt.is_main:
-        host, port = _free_address(attempt.directory)
-        publish_address(attempt.directory, host, port)
+        address = _free_address(attempt.directory)
+        publish_address(attempt.directory, address)
     else:
-        host, port = published_address(attempt.directory)
+        address = published_address(attempt.directory)
     return {
         **os.environ,
         "RANK": str(context.rank),
         "WORLD_SIZE": str(context.size),
         "LOCAL_RANK": str(context.device_index),
         "LOCAL_WORLD_SIZE": str(context.local_size),
-        "MASTER_ADDR": host,
-        "MASTER_PORT": str(port),
+        "MASTER_ADDR": address.host,
+        "MASTER_PORT": str(address.port),
     }
 
 
-def _free_address(directory: Path) -> tuple[str, int]:
+def _free_address(directory: Path) -> Address:
     """Return an address on this node that is free now, and when the script's rank 0 binds to it.
 
     The kernel never assigns such a port by itself, and each attempt searches from another one.
@@ -163,7 +169,7 @@ def _free_address(directory: Path) -> tuple[str, int]:
         try:
             with listening(os.environ, _PORTS[(first + i) % len(_PORTS)]) as probe:
                 host, port = probe.getsockname()[:2]
-                return str(host), int(port)
+                return Address(str(host), int(port))
         except OSError:
             continue
     raise PeersLostError(f"no port from {_PORTS.start} to {_PORTS.stop - 1} is free on this node")
