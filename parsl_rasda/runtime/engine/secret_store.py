@@ -28,7 +28,7 @@ _NONCE_BYTES = 32
 _PROOF_BYTES = 32
 _PROOF_S = 10.0  # a stranger that says nothing is left
 _FIRST_PAUSE_S = 0.001
-_PAUSE_S = 0.02
+_PAUSE_S = 0.05
 _MARGIN_S = 10.0  # for an answer on its way
 _UNANSWERED = ("set", "append", "multi_set")  # rank 0 may leave once it has read a value
 _LENGTH = struct.Struct(">I")
@@ -74,8 +74,7 @@ class SecretStore(Store):
 
     def get(self, key: str) -> bytes:
         """Return a value, once there is one."""
-        self.wait([key])
-        return _bytes(self._ask("get", key))
+        return self.multi_get([key])[0]
 
     def add(self, key: str, amount: int) -> int:
         """Add to a counter and return what it is then."""
@@ -91,8 +90,9 @@ class SecretStore(Store):
 
     def multi_get(self, keys: Sequence[str]) -> list[bytes]:
         """Return several values, once all are there."""
-        self.wait(keys)
-        return [_bytes(value) for value in self._ask("multi_get", list(keys))]
+        patience_s = self.timeout.total_seconds()
+        found = self._ask("multi_get", list(keys), patience_s, patience_s=patience_s)
+        return [_bytes(value) for value in found]
 
     def multi_set(self, keys: Sequence[str], values: Sequence[str | bytes]) -> None:
         """Write several values."""
@@ -178,21 +178,25 @@ def _serve_one(link: socket.socket, store: HashStore, secret: str) -> None:
 
 def _wait(store: HashStore, keys: list[str], patience_s: float) -> None:
     """Wait in Python: a thread that waits in C++ when Python ends brings the whole process down."""
-    end, pause_s = time.monotonic() + patience_s, _FIRST_PAUSE_S
+    began = time.monotonic()
     while not store.check(keys):
-        if time.monotonic() > end:
+        waited_s = time.monotonic() - began
+        if waited_s > patience_s:
             raise DistStoreError(f"no {', '.join(keys)} within {patience_s:g} s")
-        time.sleep(pause_s)
-        pause_s = min(2 * pause_s, _PAUSE_S)
+        time.sleep(min(max(_FIRST_PAUSE_S, waited_s / 10), _PAUSE_S))
+
+
+def _when_there(store: HashStore, keys: list[str], patience_s: float) -> list[str]:
+    _wait(store, keys, patience_s)
+    return [_text(value) for value in store.multi_get(keys)]
 
 
 _ANSWERS: dict[str, Callable[..., Any]] = {
     "set": lambda store, key, value: store.set(key, _bytes(value)),
-    "get": lambda store, key: _text(store.get(key)),
     "add": lambda store, key, amount: store.add(key, amount),
     "compare_set": lambda store, key, *values: _text(store.compare_set(key, *map(_bytes, values))),
     "append": lambda store, key, value: store.append(key, _bytes(value)),
-    "multi_get": lambda store, keys: [_text(value) for value in store.multi_get(keys)],
+    "multi_get": _when_there,
     "multi_set": lambda store, keys, values: store.multi_set(keys, [_bytes(value) for value in values]),
     "delete_key": lambda store, key: store.delete_key(key),
     "num_keys": lambda store: store.num_keys(),
