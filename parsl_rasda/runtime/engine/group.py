@@ -79,7 +79,8 @@ class Group:
         store: Store
         if self.rank == 0:
             listener = socket.create_server((LOOPBACK, 0)) if one_node else listening(os.environ)
-            address = Address(*listener.getsockname()[:2], secrets.token_hex(16))
+            host, port = listener.getsockname()[:2]
+            address = Address(host, port, secrets.token_hex(16))
             store = secret_store.serve(listener, address.secret, patience)
             publish_address(directory, address)
         else:

@@ -65,7 +65,7 @@ class SecretStore(Store):
 
     def clone(self) -> SecretStore:
         """Return another connection to the same store."""
-        self._clones.append(SecretStore(*self._place, self.timeout))
+        self._clones.append(SecretStore(*self._place, self._patience))
         return self._clones[-1]
 
     def set(self, key: str, value: str | bytes) -> None:
@@ -90,7 +90,7 @@ class SecretStore(Store):
 
     def multi_get(self, keys: Sequence[str]) -> list[bytes]:
         """Return several values, once all are there."""
-        patience_s = self.timeout.total_seconds()
+        patience_s = self._patience.total_seconds()
         found = self._ask("multi_get", list(keys), patience_s, patience_s=patience_s)
         return [_bytes(value) for value in found]
 
@@ -124,8 +124,13 @@ class SecretStore(Store):
         Raises:
             DistStoreError: If they are not in time.
         """
-        patience_s = (self.timeout if timeout is None else timeout).total_seconds()
+        patience_s = (self._patience if timeout is None else timeout).total_seconds()
         self._ask("wait", list(keys), patience_s, patience_s=patience_s)
+
+    @property
+    def _patience(self) -> timedelta:
+        patience: timedelta = self.timeout  # type: ignore[attr-defined]  # torch's stub lacks it
+        return patience
 
     def _ask(self, name: str, *arguments: Any, patience_s: float = 0.0) -> Any:
         with self._lock:
