@@ -60,7 +60,7 @@ class Driver:
 
     Attributes:
         on_write: Called before anything is written; raises if another controller has taken over.
-        on_heartbeat: Called every few seconds, however busy the study is, to show that the controller lives.
+        on_heartbeat: Called every few seconds, however busy the study is; raises if so, too.
     """
 
     machine: Machine

@@ -105,7 +105,7 @@ class Search:
                 specs,
                 time.time,
                 observers,
-                on_heartbeat=self.claimed.beat,
+                on_heartbeat=self.claimed.verify,
                 on_write=self.claimed.verify,
             )
             if self._is_leaving:  # it was interrupted before there was a driver

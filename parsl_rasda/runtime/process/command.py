@@ -35,7 +35,13 @@ from parsl_rasda.protocol import JobSpec
 from parsl_rasda.runtime.attempt.attempt import Attempt, PreemptRequested
 from parsl_rasda.runtime.checkpoints.checkpoint import checkpoint_name, publish_checkpoint
 from parsl_rasda.runtime.checkpoints.seal import check_files
-from parsl_rasda.runtime.engine.group import PeersLostError, listening, publish_address, published_address
+from parsl_rasda.runtime.engine.group import (
+    Address,
+    PeersLostError,
+    listening,
+    publish_address,
+    published_address,
+)
 from parsl_rasda.runtime.process.torchrun import torchrun_environment
 from parsl_rasda.types import JSON, Outcome, Phase
 
@@ -140,14 +146,14 @@ def _as_word(value: JSON) -> JSON:
 
 def _environment(attempt: Attempt) -> dict[str, str]:
     if attempt.is_main:
-        host, port = _free_address(attempt.directory)
-        publish_address(attempt.directory, host, port)
+        address = _free_address(attempt.directory)
+        publish_address(attempt.directory, address)
     else:
-        host, port = published_address(attempt.directory)
-    return torchrun_environment(attempt.spec, attempt.context, os.environ, host, port)
+        address = published_address(attempt.directory)
+    return torchrun_environment(attempt.spec, attempt.context, os.environ, address.host, address.port)
 
 
-def _free_address(directory: Path) -> tuple[str, int]:
+def _free_address(directory: Path) -> Address:
     """Return an address on this node that is free now, and when the script's rank 0 binds to it.
 
     The kernel never assigns such a port by itself, and each attempt searches from another one.
@@ -157,7 +163,7 @@ def _free_address(directory: Path) -> tuple[str, int]:
         try:
             with listening(os.environ, _PORTS[(first + i) % len(_PORTS)]) as probe:
                 host, port = probe.getsockname()[:2]
-                return str(host), int(port)
+                return Address(str(host), int(port))
         except OSError:
             continue
     raise PeersLostError(f"no port from {_PORTS.start} to {_PORTS.stop - 1} is free on this node")
