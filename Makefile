@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 FOR_DEMO := $(VENV)/.installed-demo
 FOR_ALL := $(VENV)/.installed
 
-.PHONY: demo test test-unit mutations lint install clean
+.PHONY: demo test test-unit mutations chaos lint install clean
 demo: $(FOR_DEMO)
 	$(BIN)/parsl-rasda run workflows/cfd_defiltering/study.yaml --site local --dir $$(mktemp -d -p . runs.XXXXXX)/cfd_defiltering
 
@@ -23,6 +23,11 @@ test-unit: install
 # 100,000 mutated study and site files: no traceback, always file:line, none over 2 s. Minutes.
 mutations: install
 	PYTHONPATH=. $(BIN)/python benchmarks/mutations.py --count 100000 --parts $$(nproc)
+
+# A death of the controller after every record of its journal, and 200 runs with whatever dies in them. An hour.
+chaos: install
+	RASDA_CRASH_POINTS=1:1000 $(BIN)/python -m pytest tests/integration/test_crash_points.py
+	PYTHONPATH=. $(BIN)/python benchmarks/chaos.py --runs 200 --out benchmarks/results/chaos.json
 
 lint: install
 	$(BIN)/ruff check .

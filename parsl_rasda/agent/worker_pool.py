@@ -12,6 +12,8 @@ import runpy
 
 import parsl.multiprocessing
 
+from parsl_rasda.agent import pool_folder
+
 _PACKAGE = "parsl.executors.high_throughput"
 _POOL = f"{_PACKAGE}.process_worker_pool"
 _OURS = ("parsl_rasda.agent.job", "parsl_rasda.agent.die_with_parent")
@@ -21,6 +23,7 @@ _PRELOADED = ["parsl", "psutil", "zmq", f"{_PACKAGE}.executor", f"{_PACKAGE}.pro
 
 def main() -> None:
     """Be Parsl's manager of one node until it ends; the command line is Parsl's."""
+    pool_folder.use()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     parsl.multiprocessing.SpawnContext = context  # from where the pool is about to take it

@@ -9,7 +9,7 @@ from parsl_rasda.orchestration.lifecycle import TrialLifecycle
 from parsl_rasda.orchestration.search_record import SearchRecord
 from parsl_rasda.orchestration.trial_record import LiveJob, TrialRecord
 from parsl_rasda.placement.cluster_state import NO_CAUTION, RunningTrial
-from parsl_rasda.types import Placement, SiteName, StudyState, TrialId, TrialState
+from parsl_rasda.types import Placement, StudyState, TrialId, TrialState
 
 
 class Allocator:
@@ -43,8 +43,9 @@ class Allocator:
         """Ask for pilots that were not replaced when they went, if somebody waits for slots there."""
         search = self._search
         if not search.is_draining and not search.is_proposing:
-            anywhere: set[SiteName | None] = {None} if search.unproposed else set()
-            waiting = anywhere | {site for _, site, _ in search.cluster_state.kinds}
+            waiting = {site for _, site, _ in search.cluster_state.kinds}
+            if search.unproposed or not (waiting or search.jobs):
+                waiting.add(None)  # also where all are paused: they may go on once there are slots
             search.instructions.extend(search.pilots.request_deferred(waiting, search.now))
 
     def move(self, trial: TrialRecord, job: LiveJob, target: Placement) -> None:

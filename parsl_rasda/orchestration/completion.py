@@ -33,7 +33,7 @@ class Completion:
             self.finish(StudyState.FAILED, self._faults.all_fail_alike)
         elif search.pilots.is_hopeless:
             self.finish(StudyState.NO_SITE, "no pilot could be had")
-        elif not search.is_proposing and not search.pilots.awaited:
+        elif not search.is_proposing and not search.pilots.will_change(search.now):
             self._end_standstill()
 
     def refuse_unfit(self) -> bool:
@@ -67,7 +67,11 @@ class Completion:
         search, cluster = self._search, self._search.cluster_state
         if self._faults.hopes():
             return
-        for site in sorted({w.site for w in cluster.waiting if w.site and not self._can_ever_start(w)}):
+        if cluster.kinds:
+            search.instructions.extend(search.pilots.request_deferred({None}, search.now))
+        if search.pilots.requested:
+            return
+        for site in sorted({w.site for w in cluster.waiting if w.site and self._must_go_elsewhere(w)}):
             self._lifecycle.abandon_site(site)
         self._allocator.allocate()
         if search.jobs or search.is_proposing:
@@ -90,9 +94,11 @@ class Completion:
     def _needs(self, replicas: int) -> int:
         return self._search.growth.needs(replicas, self._search.settings.num_workers)
 
-    def _can_ever_start(self, waiting: PendingTrial) -> bool:
-        needed = self._needs(waiting.stretch.replicas)
-        return self._search.cluster_state.can_ever_start(needed, waiting.kind)
+    def _must_go_elsewhere(self, waiting: PendingTrial) -> bool:
+        """Whether a trial could start on another site that is up, and never on the one it is bound to."""
+        needed, (replicas, _, caution) = self._needs(waiting.stretch.replicas), waiting.kind
+        can_ever_start = self._search.cluster_state.can_ever_start
+        return can_ever_start(needed, (replicas, None, caution)) and not can_ever_start(needed, waiting.kind)
 
     def _finish_well(self) -> None:
         good = any(t.state is not TrialState.FAILED for t in self._search.trials.values())

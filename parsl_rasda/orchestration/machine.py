@@ -188,9 +188,9 @@ class Machine:
             self._lifecycle.abandon_site(site)
 
     def _on_proposed(self, event: TrialProposed) -> None:
-        self._search.is_proposing = False
-        if event.trial in self.trials:
+        if not self._search.is_proposing or event.trial in self.trials:
             return
+        self._search.is_proposing = False
         first = self.scheduler.add(event.trial)
         schedule = [Stretch(0, first.until, first.replicas)]
         trial = TrialRecord(event.trial, len(self.trials), event.config, schedule)
@@ -201,6 +201,8 @@ class Machine:
 
     def _on_exhausted(self) -> None:
         search = self._search
+        if not search.is_proposing:
+            return
         search.is_proposing = False
         search.exhausted_at, search.num_samples = search.num_samples, len(self.trials)
         self._close_if_full()
@@ -230,7 +232,8 @@ class Machine:
     # ------------------------------------------------------------------------------- pilots
 
     def _on_pilot_started(self, event: PilotStarted) -> None:
-        self.pilots.started(event)
+        if not self.pilots.started(event):
+            return
         self.cluster_state.ledger.add_pilot(event.pilot, event.site, event.nodes)
         if not self._completion.refuse_unfit():
             self._allocator.allocate()
@@ -313,6 +316,8 @@ class Machine:
         trial, job = found
         if trial.state.is_final:
             return  # without a control channel it trains on until it is killed
+        if event.epoch <= trial.epoch:
+            return  # said twice, or overtaken
         placement = job.placement
         if not job.is_timed:
             self._on_job_started(JobStarted(event.at - max(event.seconds, 0.0), event.job))

@@ -56,13 +56,22 @@ class PilotRegistry:
 
     @property
     def awaited(self) -> bool:
-        """Whether a pilot is to come, or to go and to be replaced."""
+        """Whether a pilot is to come or to be replaced, or could be asked for."""
         return bool(self.requested or self.closing or self.awaits_retry)
+
+    def will_change(self, now: float) -> bool:
+        """Whether a pilot is to come or to go, or a site is to be asked that nobody could ask by now."""
+        return bool(self.requested or self.closing) or any(at > now for at in self._refused_until)
 
     @property
     def awaits_retry(self) -> bool:
         """Whether a site has refused a pilot and is not given up yet: it will be asked again soon."""
-        return any(self._refusals[site] and not self.is_given_up(site) for site in self.cooling_down)
+        return bool(self._refused_until)
+
+    @property
+    def _refused_until(self) -> list[float]:
+        cooling = self.cooling_down.items()
+        return [at for site, at in cooling if self._refusals[site] and not self.is_given_up(site)]
 
     def accepts_jobs(self, pilot: PilotId) -> bool:
         """Whether jobs may start on a pilot."""
@@ -94,12 +103,14 @@ class PilotRegistry:
         self.requested[pilot] = site
         return RequestPilot(pilot, site)
 
-    def started(self, event: PilotStarted) -> None:
-        """Note that a pilot is up."""
-        self.requested.pop(event.pilot, None)
+    def started(self, event: PilotStarted) -> bool:
+        """Note that a pilot is up; return whether it was awaited."""
+        if self.requested.pop(event.pilot, None) is None:
+            return False
         self.up[event.pilot] = event
         self._refusals[event.site] = 0
         self._idle_since[event.pilot] = event.at
+        return True
 
     def ended(self, event: PilotEnded) -> bool:
         """Note that a pilot is gone; return whether it was known."""
@@ -137,8 +148,10 @@ class PilotRegistry:
 
     def vacate(self, pilot: PilotId, now: float) -> None:
         """Note that a job has ended on a pilot."""
+        if pilot not in self.up:
+            return
         self._jobs[pilot] -= 1
-        if not self._jobs[pilot] and pilot in self.up:
+        if not self._jobs[pilot]:
             self._idle_since[pilot] = now
 
     def note_progress(self, pilot: PilotId) -> None:

@@ -84,8 +84,9 @@ class SearchRecord:
 
     @property
     def is_draining(self) -> bool:
-        """Whether nobody waits for slots, so that idle pilots may go."""
-        return self.state is StudyState.RUNNING and not (self.cluster_state.kinds or self.unproposed)
+        """Whether some train and nobody waits for slots, so that idle pilots may go."""
+        is_calm = bool(self.jobs) and not (self.cluster_state.kinds or self.unproposed)
+        return self.state is StudyState.RUNNING and is_calm
 
     def live_job(self, job: JobId) -> tuple[TrialRecord, LiveJob] | None:
         """Return a trial and its live job, or None for a stale attempt."""

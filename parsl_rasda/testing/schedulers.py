@@ -34,9 +34,20 @@ def play(
         metric: The result of a trial after some epochs; None if it fails there.
         rng: Draws who reports next.
     """
-    running = {decision.trial: decision for decision in map(scheduler.add, trials)}
-    decisions = list(running.values())
+    first = [scheduler.add(trial) for trial in trials]
     scheduler.close()
+    return [*first, *play_on(scheduler, first, metric, rng)]
+
+
+def play_on(
+    scheduler: Scheduler,
+    first: Sequence[Decision],
+    metric: Callable[[TrialId, int], float | None],
+    rng: random.Random,
+) -> list[Decision]:
+    """Return what is decided from the first stretches of trials on; see `play`."""
+    running = {decision.trial: decision for decision in first}
+    decisions: list[Decision] = []
     while running:
         trial = rng.choice(sorted(running))
         value = metric(trial, running[trial].until)
@@ -137,6 +148,26 @@ class SchedulerContract(ABC):
 
         play(self.build(max_t=9), _named_range(), result, random.Random(5))  # noqa: S311 - a test
         assert gone, "the results must contain failures"
+
+    def test_a_removed_trial_that_is_readmitted_starts_again(self) -> None:
+        scheduler = self.build(max_t=9)
+        first = scheduler.add(_named(0))
+        scheduler.remove(_named(0))
+        again = scheduler.readmit(_named(0))
+        assert (again.trial, again.action, again.rung) == (_named(0), Action.CONTINUE, 0)
+        assert (again.until, again.replicas) == (first.until, first.replicas)
+
+    def test_readmitted_trials_end_like_any_other_and_nobody_else_comes_back(self) -> None:
+        for seed in range(20):
+            scheduler, decisions = self._played(seed)
+            removed = [t for t in _named_range() if _result(seed)(t, 1) is None]
+            ended = [d for d in decisions if d.action is Action.STOP]
+            first = [scheduler.readmit(trial) for trial in removed]
+            scheduler.close()
+            rng = random.Random(seed)  # noqa: S311 - a test
+            after = play_on(scheduler, first, lambda trial, epoch: 1.0 / epoch, rng)
+            assert sorted(d.trial for d in after if d.action is Action.STOP) == removed
+            assert [scheduler.report(d.trial, 9, 0.0) for d in ended] == ended
 
     def test_the_same_calls_give_the_same_decisions(self) -> None:
         assert self._played(seed=3)[1] == self._played(seed=3)[1]

@@ -145,6 +145,7 @@ class World:
         self.requested: dict[PilotId, SiteName] = {}
         self.up: dict[PilotId, tuple[SiteName, tuple[NodeSlots, ...]]] = {}
         self.released: set[PilotId] = set()
+        self.own: set[PilotId] = set()  # in the allocation that the controller is in
         self.jobs: dict[JobId, WorldJob] = {}
         self.attempts: Counter[TrialId] = Counter()
         self.stale: list[JobId] = []
@@ -245,6 +246,9 @@ class World:
         gpus = tuple(range(shape.gpus_per_node))
         nodes = tuple(NodeSlots(NodeName(f"{pilot}-n{i}"), gpus) for i in range(shape.nodes))
         self.up[pilot] = (site, nodes)
+        is_own = self.rng.random() < 0.1
+        if is_own:
+            self.own.add(pilot)
         deadline = self.rng.choice([None, self.now + 20.0, self.now + 300.0, self.now + 630.0])
         self.tell(
             PilotStarted(
@@ -255,6 +259,7 @@ class World:
                 interactive=shape.interactive,
                 deadline=deadline,
                 release_idle_after_s=self.rng.choice([None, 3.0]),
+                is_own_allocation=is_own,
             )
         )
 
@@ -473,6 +478,7 @@ class World:
                 self.jobs[job].until = until
             case ReleasePilot(pilot):
                 assert pilot in self.up
+                assert pilot not in self.own, "the allocation that the controller is in is never given back"
                 assert pilot not in self.released, "a pilot is given back once"
                 working = {live.start.placement.pilot for live in self.jobs.values()}
                 assert pilot not in working, "it works"

@@ -13,7 +13,7 @@ from parsl_rasda.orchestration.events import (
     StartJob,
     TimerFired,
 )
-from parsl_rasda.types import JobId, Outcome, PilotId, SiteName, StudyState, TrialId
+from parsl_rasda.types import JobId, Outcome, PilotId, SiteName, StudyState, TrialId, TrialState
 from tests.unit.orchestration.test_machine_stories import Story, of, site_of, story
 
 EPOCH_S = 10.0  # as `Story.epoch` reports
@@ -42,12 +42,12 @@ def test_no_epoch_starts_that_cannot_end_and_the_next_pilot_takes_the_trial_up()
 
 def test_nothing_starts_where_not_one_epoch_could_end() -> None:
     told = story(max_t=8)
-    told.begin(2, a=1)
+    told.begin(2, a=1, b=1)
     told.pilot("a-0", gpus=2, deadline=200.0)
     told.epoch("0000.1", 1, 0.5)
     told.now = 180.0
     assert of(StartJob, told.ends("0001.1", Outcome.LOST)) == []
-    assert of(StartJob, told.pilot("b-0", gpus=1, deadline=1000.0)), "another pilot has the time"
+    assert of(StartJob, told.pilot("b-1", gpus=1, deadline=1000.0)), "another pilot has the time"
 
 
 def test_a_trial_that_left_to_be_widened_does_not_start_again_where_not_one_epoch_could_end() -> None:
@@ -417,3 +417,51 @@ def test_a_pilot_in_the_own_allocation_that_dies_early_is_replaced() -> None:
     told.epoch("0000.1", 1, 0.5)
     told.tell(PilotLost, PilotId("a-0"))
     assert told.loses("a-0") == [RequestPilot(PilotId("a-1"), SiteName("a"))]
+
+
+# ------------------------------------------------------------------------------------------ standstills
+
+
+def outgrown() -> Story:
+    """A trial has outgrown its site, and the other site, which has more room, has refused."""
+    told = story(variant="promotion", growth="strict", max_t=4)
+    told.begin(2, a=1, c=1)
+    told.pilot("a-0", gpus=1)
+    refuses(told, "c-1")
+    told.epoch("0000.1", 1, 0.5)
+    told.ends("0000.1")
+    told.epoch("0001.1", 1, 0.2)
+    assert told.ends("0001.1") == [RequestPilot(PilotId("c-2"), SiteName("c"))], "nothing else is left"
+    return told
+
+
+def test_a_trial_that_has_outgrown_its_site_waits_for_another_that_had_refused() -> None:
+    told = outgrown()
+    (start,) = of(StartJob, told.pilot("c-2", gpus=4))
+    assert (start.job.trial, start.placement.site, start.epoch) == ("0001", "c", 0)
+
+
+def test_a_trial_that_has_outgrown_every_site_does_not_start_afresh_for_nothing() -> None:
+    told = outgrown()
+    found = told.pilot("c-2", gpus=1)
+    assert not of(StartJob, found)
+    (end,) = of(FinishStudy, found)
+    assert end.state is StudyState.NO_SITE
+    assert "needs 2 GPUs at once" in end.cause
+
+
+def test_paused_trials_get_a_pilot_also_when_the_first_one_asked_for_is_refused() -> None:
+    told = story(variant="synchronous", max_t=4, eta=2)
+    told.begin(4, a=1)
+    told.pilot("a-0", gpus=1)
+    for number, loss in enumerate((0.5, 0.1, 0.7)):
+        told.epoch(f"000{number}.1", 1, loss)
+        told.ends(f"000{number}.1")
+    told.epoch("0003.1", 1, 0.9)
+    told.pilot_ends("a-0")
+    told.ends("0003.1")
+    assert told.state("0000") is told.state("0001") is TrialState.PAUSED, "who go on once there are slots"
+    refuses(told, "a-1")
+    told.now = told.machine.wake_at
+    assert told.tell(TimerFired) == [RequestPilot(PilotId("a-2"), SiteName("a"))]
+    assert of(StartJob, told.pilot("a-2", gpus=1))
