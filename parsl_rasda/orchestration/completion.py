@@ -81,17 +81,17 @@ class Completion:
         if is_wanted and (reason := self._faults.give_up()):
             self.finish(StudyState.NO_SITE, f"nothing is left that trials can run on: {reason}")
         elif cluster.kinds or search.unproposed:
-            replicas = [w.stretch.replicas for w in cluster.waiting] or [search.settings.num_workers]
-            self._finish_unfit(self._needs(replicas[0]))
+            workers = [w.stretch.workers for w in cluster.waiting] or [search.settings.num_workers]
+            self._finish_unfit(self._needs(workers[0]))
         else:
             self._lifecycle.conclude_paused()
             self._finish_well()
 
-    def _needs(self, replicas: int) -> int:
-        return self._search.growth.needs(replicas, self._search.settings.num_workers)
+    def _needs(self, workers: int) -> int:
+        return self._search.growth.needs(workers, self._search.settings.num_workers)
 
     def _can_ever_start(self, waiting: PendingTrial) -> bool:
-        needed = self._needs(waiting.stretch.replicas)
+        needed = self._needs(waiting.stretch.workers)
         return self._search.cluster_state.can_ever_start(needed, waiting.kind)
 
     def _finish_well(self) -> None:

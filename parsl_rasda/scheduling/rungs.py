@@ -52,13 +52,8 @@ def build_rungs(spec: SchedulerSpec) -> Rungs:
         Li et al. 2020 (arXiv:1810.05934), section 3.1; replicas as in Aach et al. 2026 (RASDA),
         doi 10.1016/j.future.2025.108042.
     """
-    milestones = []
-    milestone = spec.grace_period
-    while milestone < spec.max_t:
-        milestones.append(milestone)
-        milestone *= spec.reduction_factor
     return Rungs(
-        (*milestones, spec.max_t),
+        spec.milestones,
         spec.reduction_factor,
         spec.num_workers,
         spec.scaling_factor,

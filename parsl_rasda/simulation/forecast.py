@@ -54,11 +54,16 @@ class PolicyForecast:
 
 @dataclass(frozen=True, slots=True)
 class RungForecast:
-    """One rung: ``trials`` is how many reach it under the declared policy."""
+    """One rung: ``trials`` is how many reach it under the declared policy.
+
+    Attributes:
+        workers: GPUs that the method gives on the way to it.
+    """
 
     rung: int
     epochs: int
     replicas: int
+    workers: int
     trials: int
 
 
@@ -269,7 +274,7 @@ def _rungs(machine: Machine) -> tuple[RungForecast, ...]:
         RungForecast(
             rung,
             milestone,
-            machine.scheduler.replicas(rung),
+            *machine.split(rung)[:2],
             sum(milestone in t.history for t in machine.trials.values()),
         )
         for rung, milestone in enumerate(machine.scheduler.milestones)
@@ -304,8 +309,8 @@ def _gain(one: PolicyForecast, other: PolicyForecast) -> float:
 def _reasons(method: SchedulerSpec, found: Forecast) -> Iterator[str]:
     """Yield why trials hardly grow."""
     slots = max(1, found.gpus // method.num_workers)
-    if len(found.rungs) == 1 or found.rungs[-1].replicas == method.num_workers:
-        yield "replicas never grow (`scaling_factor`, `max_workers`, `max_t`)"
+    if len(found.rungs) == 1 or found.rungs[-1].workers == method.num_workers:
+        yield "trials never grow (`scaling_factor`, `max_workers`, `max_t`)"
         return
     if found.gpus < method.num_workers * 2:
         yield f"{found.gpus} GPUs leave nothing to grow into"

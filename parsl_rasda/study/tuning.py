@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from parsl_rasda.diagnostics import Plain, is_number, listing, mapping_at, refused, shown, suggestion
 from parsl_rasda.errors import Diagnostic, InvalidSettingError
 from parsl_rasda.plugins import GROWTH_POLICIES, SCHEDULERS, SEARCHERS, Choice
 from parsl_rasda.protocol import Training
+from parsl_rasda.study.batch_sizes import indivisible_sizes
 from parsl_rasda.study.commands import Command, unknown_placeholders
 from parsl_rasda.study.parameters import MOST_PARAMETERS, SearchSpaceForm, space_problems
 from parsl_rasda.study.spec import (
@@ -38,6 +39,7 @@ TRAINING_PLACEHOLDERS = (
     "replicas",
     "world_size",
     "batch_size",
+    "global_batch_size",
     "seed",
 )
 
@@ -50,7 +52,7 @@ class SchedulerSpec(PluginSpec):
 
     group = SCHEDULERS
 
-    kind: str = Field("rasda", description="rasda, asha (replicas never grow), or a plug-in.")
+    kind: str = Field("rasda", description="rasda, asha (nothing grows), or a plug-in.")
     variant: SchedulerVariant = Field(
         "stopping",
         description="stopping: judged against earlier results, at once; promotion: paused until among the "
@@ -61,14 +63,37 @@ class SchedulerSpec(PluginSpec):
     reduction_factor: Annotated[Count, Field(ge=2)] = Field(
         2, description="One trial in this many passes a rung; also the ratio of epochs between rungs."
     )
-    scaling_factor: Count = Field(2, description="Replicas grow by this factor at each rung; 1: never.")
-    num_workers: Count = Field(1, description="Replicas of a new trial.")
-    max_workers: Count | None = Field(None, description="Most replicas of a trial; without it, no limit.")
+    scaling_factor: Count = Field(
+        2, description="GPUs, and replicas if the batch grows, multiply by this at each rung; 1: never."
+    )
+    num_workers: Count = Field(1, description="GPUs of a new trial.")
+    max_workers: Count | None = Field(None, description="Most GPUs of a trial; without it, no limit.")
+    batch: Literal["doubling", "constant"] = Field(
+        "doubling",
+        description="doubling: each replica has batch_size samples of a step, so that the batch grows with "
+        "the GPUs; constant: batch_size samples in all, which max_workers replicas share from the start, so "
+        "that only the GPUs grow.",
+    )
     growth: Annotated[Choice, chosen_from(GROWTH_POLICIES)] = Field(
         "elastic",
         description="elastic: into idle GPUs only, nobody waits; strict: waits for the full width, as in "
         "the paper; none: the width of the start; or a plug-in, with options as {kind: NAME, option: value}.",
     )
+
+    @property
+    def milestones(self) -> tuple[int, ...]:
+        """Epochs at which trials are judged, ascending; the last one is `max_t`."""
+        milestones, milestone = [], self.grace_period
+        while milestone < self.max_t:
+            milestones.append(milestone)
+            milestone *= self.reduction_factor
+        return (*milestones, self.max_t)
+
+    @property
+    def most_workers(self) -> int:
+        """GPUs that the method gives at the last rung."""
+        grown: int = self.num_workers * self.scaling_factor ** (len(self.milestones) - 1)
+        return grown if self.max_workers is None else min(self.max_workers, grown)
 
     @classmethod
     def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
@@ -149,17 +174,17 @@ class TrainingSpec(Spec):
     command: Command | None = Field(
         None,
         description="A script that cannot be changed; {until} {epoch} {checkpoint} {report} {out} "
-        "{replicas} {world_size} {batch_size} {seed}, the searched parameters and the stage's arguments "
-        "are filled in.",
+        "{replicas} {world_size} {batch_size} (of a replica) {global_batch_size} (of a step) {seed}, the "
+        "searched parameters and the stage's arguments are filled in.",
     )
     batch_size: CountOrName = Field(
         32,
-        description="Samples per replica and step, at most: if the last step would not be full, all are a "
-        "little smaller; may be searched.",
+        description="Samples per replica and step (with `scheduler.batch: constant`: per step), at most: if "
+        "the last step would not be full, all are a little smaller; may be searched.",
     )
     lr_scaling: Annotated[Literal["auto", "linear", "sqrt", "none"], BeforeValidator(_off)] = Field(
         "auto",
-        description="How the rate follows the replicas; auto: linear for SGD, square root for Adam's family.",
+        description="How the rate follows the batch; auto: linear for SGD, square root for Adam's family.",
     )
     warmup: WarmupSpec = Field(default_factory=WarmupSpec, description="Epochs of rising rate.")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Arithmetic of the forward pass.")
@@ -296,6 +321,19 @@ class TuneSpec(Spec):
                 whole = loc == ("batch_size",)
                 yield from _reference(("training", *loc), setting, space, whole=whole)
                 yield from _listed_without(listed, setting, ".".join(loc), whole=whole)
+        replicas = _constant_replicas(mapping_at(plain, "scheduler"))
+        if replicas is not None:
+            yield from indivisible_sizes(training.get("batch_size", 32), space, listed, replicas)
+
+
+def _constant_replicas(scheduler: Plain) -> int | None:
+    """Return the replicas that share each batch, or None if the batch grows or the block is wrong."""
+    if scheduler.get("batch") != "constant":
+        return None
+    try:
+        return SchedulerSpec.model_validate(scheduler).most_workers
+    except ValidationError:
+        return None  # its mistakes are told
 
 
 def command_problems(tune: Plain, arguments: Iterable[str]) -> Iterator[Diagnostic]:

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from parsl_rasda.errors import InvalidSettingError, TrainingError
@@ -28,12 +29,20 @@ from parsl_rasda.runtime.engine.forward import (
 from parsl_rasda.runtime.engine.group import Group
 from parsl_rasda.runtime.engine.learning_rate import Scaling, rate_factor, scaling_rule
 from parsl_rasda.runtime.engine.reduction import ExactTree, OverlappedSum, Reduction
-from parsl_rasda.runtime.engine.replicas import EpochPlan, MicroBatch, carried, is_power_of_two, seed_of
+from parsl_rasda.runtime.engine.replicas import (
+    EpochPlan,
+    MicroBatch,
+    carried,
+    is_power_of_two,
+    seed_of,
+    share_of_replica,
+)
 from parsl_rasda.runtime.engine.training_state import NON_TENSOR_FIELDS, TrainingState
+from parsl_rasda.types import ScheduleEntry
 
 HEADER_FIELDS = ("epoch", "step", "losses", "samples", "batch_size", *NON_TENSOR_FIELDS)
 OptimizerFactory: TypeAlias = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
-Schedule: TypeAlias = Sequence[tuple[int, int]]  # (epoch, replicas)
+Schedule: TypeAlias = Sequence[ScheduleEntry]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +51,7 @@ class Update:
 
     Attributes:
         rate: The learning rate that is scaled and warmed up.
-        scaling: How it follows the replicas; None for ``training.lr_scaling``.
+        scaling: How it follows the batches of a step; None for ``training.lr_scaling``.
         schedule: Another factor: a function of the position [epochs].
         clip_norm: Largest norm of a step's gradient, or None.
     """
@@ -102,6 +111,7 @@ class Engine:
             group.broadcast([t for t in model.state_dict().values() if isinstance(t, Tensor)])
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self._buffers = RunningBuffers(model, group)
+        self.has_batch_statistics = any(isinstance(m, _BatchNorm) and m.training for m in model.modules())
         self._modes: dict[nn.Module, bool] = {}  # of each module in training
         self.optimizer = make_optimizer(self.parameters, update.rate)
         self.parameters = _trained(model, self.optimizer)
@@ -130,7 +140,9 @@ class Engine:
         halt: Callable[[], bool],
     ) -> Iterator[Batch]:
         """Yield this rank's micro-batches from the position on; end early once `halted`."""
-        plan = EpochPlan(len(samples), schedule[-1][1], self.training.batch_size)
+        _, replicas, *_ = ahead = schedule[-1]
+        share = share_of_replica(self.training.batch_size, ahead[-1], replicas)
+        plan = EpochPlan(len(samples), replicas, share)
         mine = carried(self.group.rank, self.group.size, plan.replicas)
         position, reduction = self.position, self._reduction(plan.replicas)
         self._begin_losses(mine, plan)

@@ -8,7 +8,8 @@ hyperparameter, or for:
 ``{until}``       epochs done when it must end            ``{epoch}``       epochs already done
 ``{checkpoint}``  directory to resume from, or empty      ``{out}``         directory to save into
 ``{report}``      JSON file it must write: ``{"val_loss": 0.1}``; ``epoch`` there if it is not ``{until}``
-``{replicas}`` ``{world_size}`` ``{batch_size}`` ``{seed}``
+``{batch_size}``  samples per replica and step            ``{global_batch_size}``  samples per step
+``{replicas}`` ``{world_size}`` ``{seed}``
 
 ``RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT`` are set as by torchrun. SIGTERM is
 passed on; a script that then saves and reports an epoch loses nothing. `workflows/ddp_script` is an
@@ -35,6 +36,7 @@ from parsl_rasda.runtime.attempt.attempt import Attempt, PreemptRequested
 from parsl_rasda.runtime.checkpoints.checkpoint import checkpoint_name, publish_checkpoint
 from parsl_rasda.runtime.checkpoints.seal import check_files
 from parsl_rasda.runtime.engine.group import PeersLostError, listening, publish_address, published_address
+from parsl_rasda.runtime.engine.replicas import share_of_replica
 from parsl_rasda.types import JSON, Outcome, Phase
 
 POLL_S = 0.05
@@ -94,7 +96,9 @@ def _record(attempt: Attempt, report: Path, out: Path, began: float) -> None:
     attempt.enter(Phase.TRAINING)
     attempt.epoch = epoch
     path = directory / checkpoint_name(epoch)
-    publish_checkpoint(out, path, {"epoch": epoch, "step": 0, "replicas": attempt.replicas})
+    publish_checkpoint(
+        out, path, {"epoch": epoch, "step": 0, "replicas": attempt.replicas, "batches": attempt.batches}
+    )
     attempt.add_checkpoint(path)
     attempt.record(metrics, (time.monotonic() - began) / max(1, epoch - spec.epoch))
     attempt.outcome = Outcome.REACHED if epoch >= spec.until else Outcome.PREEMPTED
@@ -106,6 +110,7 @@ def filled(spec: JobSpec, *, out: Path, report: Path, checkpoint: Path | None = 
     Raises:
         TrainingError: If this trial has no such name, or its value does not fit the format.
     """
+    share = share_of_replica(spec.training.batch_size, spec.batches, spec.replicas)
     values = {
         **{name: _as_word(value) for name, value in {**spec.inputs, **spec.config}.items()},
         "until": spec.until,
@@ -115,7 +120,8 @@ def filled(spec: JobSpec, *, out: Path, report: Path, checkpoint: Path | None = 
         "report": str(report),
         "replicas": spec.replicas,
         "world_size": spec.world_size,
-        "batch_size": spec.training.batch_size,
+        "batch_size": share,
+        "global_batch_size": share * spec.replicas,
         "seed": spec.seed,
     }
     try:

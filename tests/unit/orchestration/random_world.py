@@ -39,6 +39,8 @@ from parsl_rasda.placement.growth import build_growth
 from parsl_rasda.placement.times import Assumed
 from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.scheduling import build_scheduler
+from parsl_rasda.scheduling.batching import Batching
+from parsl_rasda.study import SchedulerSpec
 from parsl_rasda.types import (
     JobId,
     Mode,
@@ -49,6 +51,7 @@ from parsl_rasda.types import (
     SiteName,
     StudyState,
     TrialId,
+    schedule_entry,
 )
 
 FREE_PREEMPTIONS = 5  # preemptions in a row that cost no retry
@@ -78,6 +81,8 @@ class Setup:
     checkpoints_shared: bool = False
     restart_s: float = 0.1
     interactive: bool = True
+    batch: str = "doubling"
+    kind: str = "rasda"
 
     def _reached_at_most(self) -> int | None:
         """Return the largest number of replicas up to ``max_workers``: a study names no other."""
@@ -86,17 +91,21 @@ class Setup:
         steps = (self.num_workers * self.scaling**k for k in range(16 if self.scaling > 1 else 1))
         return max(step for step in steps if step <= self.max_workers)
 
-    def machine(self) -> Machine:
-        scheduler = build_scheduler(
-            {
-                "variant": self.variant,
-                "max_t": self.max_t,
-                "reduction_factor": self.eta,
-                "scaling_factor": self.scaling,
-                "num_workers": self.num_workers,
-                "max_workers": self._reached_at_most(),
-            }
+    @property
+    def method(self) -> SchedulerSpec:
+        return SchedulerSpec(
+            kind=self.kind,
+            variant=self.variant,
+            max_t=self.max_t,
+            reduction_factor=self.eta,
+            scaling_factor=self.scaling,
+            num_workers=self.num_workers,
+            max_workers=self._reached_at_most(),
+            batch=self.batch,
         )
+
+    def machine(self) -> Machine:
+        scheduler = build_scheduler(self.method.model_dump(exclude={"growth"}))
         settings = MachineSettings(
             "loss",
             Mode.MIN,
@@ -108,6 +117,7 @@ class Setup:
             assumed=Assumed(1.0, self.restart_s, 0.9),
             checkpoints_shared=self.checkpoints_shared,
             interactive=self.interactive,
+            batching=Batching(self.method.most_workers if self.batch == "constant" else None),
         )
         return Machine(settings, scheduler, build_growth(self.growth))
 
@@ -395,12 +405,13 @@ class World:
             match instruction:
                 case StartJob():
                     self._judge_start(instruction)
-                case ContinueJob(job, until, replicas):
+                case ContinueJob(job, until, replicas, batches):
                     live = self.jobs[job]
                     assert live.interactive
                     assert not live.leaving
                     assert until > live.epoch
                     assert replicas == self._replicas_after(live.epoch)
+                    assert batches == (1 if self._is_constant and replicas > 1 else None)
                     assert replicas % live.start.placement.world_size == 0, "the width divides the replicas"
                 case TrialFinished():
                     assert instruction.trial not in self.concluded, "a trial ends once"
@@ -436,16 +447,19 @@ class World:
         milestone = next(m for m in milestones if m >= start.until)
         if self.sites[placement.site].interactive or self.setup.growth != "elastic":
             assert start.until == milestone
-        epochs = [epoch for epoch, _ in start.schedule]
+        epochs = [epoch for epoch, *_ in start.schedule]
         assert epochs == sorted(set(epochs))
         assert epochs[0] == 0
         starts = [0, *milestones]
-        assert all(
-            replicas == self.machine.scheduler.replicas(starts.index(epoch))
-            for epoch, replicas in start.schedule
-        )
         replicas = start.schedule[-1][1]
-        assert replicas == self.machine.scheduler.replicas(milestones.index(milestone))
+        if self._is_constant:
+            assert start.schedule == (schedule_entry(0, self.setup.method.most_workers, 1),)
+        else:
+            assert all(
+                replicas == self.machine.scheduler.replicas(starts.index(epoch))
+                for epoch, replicas in start.schedule
+            )
+            assert replicas == self.machine.scheduler.replicas(milestones.index(milestone))
         assert start.until == milestone or placement.world_size < replicas, "nobody comes back for nothing"
         assert replicas == self._replicas_after(start.epoch), "also where epochs are trained again"
         assert replicas % placement.world_size == 0, "the width divides the replicas"
@@ -455,7 +469,13 @@ class World:
         else:
             assert start.resume_from.endswith(f"/{start.epoch}"), "the checkpoint holds those epochs"
 
+    @property
+    def _is_constant(self) -> bool:
+        return self.setup.batch == "constant"
+
     def _replicas_after(self, epoch: int) -> int:
+        if self._is_constant:
+            return self.setup.method.most_workers
         scheduler = self.machine.scheduler
         return scheduler.replicas(next(k for k, m in enumerate(scheduler.milestones) if m > epoch))
 
