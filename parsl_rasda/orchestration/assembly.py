@@ -49,7 +49,7 @@ def batching(tune: TuneSpec) -> Batching:
     """Return how many replicas share a step of a `tune` stage: under ASHA as many as under RASDA."""
     method = tune.scheduler
     constant = method.most_workers if method.batch == "constant" else None
-    return Batching(constant, batch_size=tune.training.batch_size)
+    return Batching(constant, method.min_steps_per_epoch, tune.training.batch_size)
 
 
 def assumed_times(tune: TuneSpec) -> Assumed:

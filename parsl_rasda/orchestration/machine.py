@@ -325,6 +325,7 @@ class Machine:
         metric = float(event.metrics.get(self.settings.metric, math.nan))
         self.pilots.note_progress(placement.pilot)
         guilty = self.faults.saw_epoch(trial, job, event.epoch)
+        self._search.note_samples(trial, event.samples)
         trial.epoch, trial.preemptions = event.epoch, 0
         trial.history[event.epoch] = metric
         if event.checkpoint is not None:

@@ -51,6 +51,7 @@ class SearchRecord:
         is_proposing: The searcher has been asked and has not answered.
         is_over: `FinishStudy` has been returned.
         interruption: Why it was interrupted, if not by the user.
+        counts_samples: Whether its first report said how many samples an epoch has; None before it.
         now: Time of the event that is handled [s].
         instructions: What follows from it, so far.
     """
@@ -69,6 +70,7 @@ class SearchRecord:
     is_proposing: bool = False
     is_over: bool = False
     interruption: str = ""
+    counts_samples: bool | None = None
     now: float = 0.0
     instructions: list[Instruction] = field(default_factory=list)
 
@@ -90,6 +92,16 @@ class SearchRecord:
     def is_draining(self) -> bool:
         """Whether nobody waits for slots, so that idle pilots may go."""
         return self.state is StudyState.RUNNING and not (self.cluster_state.kinds or self.unproposed)
+
+    def note_samples(self, trial: TrialRecord, samples: int | None) -> None:
+        """Note how many samples an epoch has, as the first report of a trial says.
+
+        A search that an earlier version began, which did not count them, goes on without.
+        """
+        if self.counts_samples is None:
+            self.counts_samples = samples is not None
+        if self.counts_samples and not trial.history:
+            trial.samples = samples
 
     def first_stretch(self, first: Decision, config: Mapping[str, JSON]) -> Stretch:
         """Return what a new trial trains, as the scheduler has decided."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.orchestration.admission import PilotShape, check_fit, misfit, slots_per_node, widths_needed
 from parsl_rasda.orchestration.assembly import assumed_times, build_machine
+from parsl_rasda.orchestration.batch_limits import limits_of_batches
 from parsl_rasda.orchestration.data_locality import foreseen
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.replay import ReplayedSearch
@@ -171,6 +172,7 @@ def forecast(
         costs = measured_costs(run, seed=seed)
     else:
         costs = assumed_costs(assumed_times(tune), seed=seed, spread=tune.estimates.spread)
+        costs = replace(costs, samples=tune.estimates.samples)
     policies, rungs = _rehearse_all(tune, sites, costs)
     result = Forecast(
         stage=stage,
@@ -184,7 +186,7 @@ def forecast(
         rungs=rungs,
         policies=policies,
     )
-    return replace(result, advice=tuple(_advice(tune, result)))
+    return replace(result, advice=(*limits_of_batches(tune, costs.samples), *_advice(tune, result)))
 
 
 def _changed(method: SchedulerSpec, changes: Mapping[str, str]) -> SchedulerSpec:

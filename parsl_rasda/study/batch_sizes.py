@@ -51,3 +51,17 @@ def _if_indivisible(loc: Loc, size: object, replicas: int) -> Iterator[Diagnosti
         below = size - size % replicas
         allowed = f"{below} or {below + replicas}" if below else str(replicas)
         yield Diagnostic(loc, f"{size}, which {replicas} replicas cannot share ({_WHY})", allowed)
+
+
+def sizes_in(setting: object, space: Plain) -> list[int]:
+    """Return the batch sizes that trials may have, ascending: of a range, its bounds.
+
+    Args:
+        setting: `training.batch_size`: a number, or the name of a parameter.
+        space: The search space.
+    """
+    parameter = space.get(setting) if isinstance(setting, str) else setting
+    if isinstance(parameter, Mapping):
+        parameter = next((parameter[k] for k in ("constant", "choice", "int") if k in parameter), None)
+    found = parameter if isinstance(parameter, list | tuple) else [parameter]
+    return sorted({size for size in found if isinstance(size, int)})

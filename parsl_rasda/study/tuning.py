@@ -13,7 +13,7 @@ from parsl_rasda.plugins import GROWTH_POLICIES, SCHEDULERS, SEARCHERS, Choice
 from parsl_rasda.protocol import Training
 from parsl_rasda.study.batch_sizes import indivisible_sizes
 from parsl_rasda.study.commands import Command, unknown_placeholders
-from parsl_rasda.study.parameters import MOST_PARAMETERS, SearchSpaceForm, space_problems
+from parsl_rasda.study.parameters import LARGEST_INT, MOST_PARAMETERS, SearchSpaceForm, space_problems
 from parsl_rasda.study.spec import (
     IDENTIFIER,
     MOST,
@@ -47,6 +47,10 @@ TRAINING_PLACEHOLDERS = (
 SchedulerVariant: TypeAlias = Literal["stopping", "promotion", "synchronous"]
 
 
+def _zero(value: object) -> object:
+    return 0 if value is None else value
+
+
 class SchedulerSpec(PluginSpec):
     """Who trains on, how long, and on how many replicas. Keys that are not ours are options of a plug-in."""
 
@@ -73,6 +77,11 @@ class SchedulerSpec(PluginSpec):
         description="doubling: each replica has batch_size samples of a step, so that the batch grows with "
         "the GPUs; constant: batch_size samples in all, which max_workers replicas share from the start, so "
         "that only the GPUs grow.",
+    )
+    min_steps_per_epoch: Annotated[Natural, BeforeValidator(_zero)] = Field(
+        50,
+        description="With `batch: doubling`: the batch grows no further where an epoch would have fewer "
+        "steps; the GPUs do. 0 or null: no limit.",
     )
     growth: Annotated[Choice, chosen_from(GROWTH_POLICIES)] = Field(
         "elastic",
@@ -249,6 +258,9 @@ def _value(setting: float | str, config: Mapping[str, JSON], key: str, *, least:
     return float(value)
 
 
+Samples = Annotated[int, Field(strict=True, ge=1, le=LARGEST_INT)]  # a data set may have any number
+
+
 class EstimateSpec(Spec):
     """What `plan` and the growth policy assume until they have measured it."""
 
@@ -259,6 +271,9 @@ class EstimateSpec(Spec):
     )
     spread: Annotated[Number, Field(ge=0, lt=1)] = Field(
         0.0, description="Relative spread of epoch times between trials."
+    )
+    samples: Samples | None = Field(
+        None, description="Training samples of an epoch, for `min_steps_per_epoch`; a run counts them itself."
     )
 
 

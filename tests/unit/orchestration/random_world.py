@@ -39,7 +39,7 @@ from parsl_rasda.placement.growth import build_growth
 from parsl_rasda.placement.times import Assumed
 from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.scheduling import build_scheduler
-from parsl_rasda.scheduling.batching import Batching
+from parsl_rasda.scheduling.batching import Batching, Split
 from parsl_rasda.study import SchedulerSpec
 from parsl_rasda.types import (
     JobId,
@@ -51,7 +51,6 @@ from parsl_rasda.types import (
     SiteName,
     StudyState,
     TrialId,
-    schedule_entry,
 )
 
 FREE_PREEMPTIONS = 5  # preemptions in a row that cost no retry
@@ -83,6 +82,8 @@ class Setup:
     interactive: bool = True
     batch: str = "doubling"
     kind: str = "rasda"
+    samples: int | None = None
+    batch_size: int = 8
 
     def _reached_at_most(self) -> int | None:
         """Return the largest number of replicas up to ``max_workers``: a study names no other."""
@@ -104,6 +105,11 @@ class Setup:
             batch=self.batch,
         )
 
+    @property
+    def batching(self) -> Batching:
+        constant = self.method.most_workers if self.batch == "constant" else None
+        return Batching(constant, self.method.min_steps_per_epoch, self.batch_size)
+
     def machine(self) -> Machine:
         scheduler = build_scheduler(self.method.model_dump(exclude={"growth"}))
         settings = MachineSettings(
@@ -117,7 +123,7 @@ class Setup:
             assumed=Assumed(1.0, self.restart_s, 0.9),
             checkpoints_shared=self.checkpoints_shared,
             interactive=self.interactive,
-            batching=Batching(self.method.most_workers if self.batch == "constant" else None),
+            batching=self.batching,
         )
         return Machine(settings, scheduler, build_growth(self.growth))
 
@@ -289,7 +295,9 @@ class World:
         if not math.isfinite(metric):
             self.doomed.add(job.trial)
         saved = Checkpoint(checkpoint, live.epoch) if checkpoint else None
-        self.tell(EpochReported(self.now, job, live.epoch, {"loss": metric}, 1.0, saved))
+        self.tell(
+            EpochReported(self.now, job, live.epoch, {"loss": metric}, 1.0, saved, (), self.setup.samples)
+        )
 
     def _mishap(self) -> None:  # noqa: C901 - a list of what can go wrong
         jobs, pilots = list(self.jobs), list(self.up)
@@ -411,7 +419,9 @@ class World:
                     assert not live.leaving
                     assert until > live.epoch
                     assert replicas == self._replicas_after(live.epoch)
-                    assert batches == (1 if self._is_constant and replicas > 1 else None)
+                    split = self._split_after(live.epoch)
+                    assert (batches or replicas) == split.batches
+                    assert batches != replicas, "said where it differs"
                     assert replicas % live.start.placement.world_size == 0, "the width divides the replicas"
                 case TrialFinished():
                     assert instruction.trial not in self.concluded, "a trial ends once"
@@ -452,14 +462,10 @@ class World:
         assert epochs[0] == 0
         starts = [0, *milestones]
         replicas = start.schedule[-1][1]
-        if self._is_constant:
-            assert start.schedule == (schedule_entry(0, self.setup.method.most_workers, 1),)
-        else:
-            assert all(
-                replicas == self.machine.scheduler.replicas(starts.index(epoch))
-                for epoch, replicas in start.schedule
-            )
-            assert replicas == self.machine.scheduler.replicas(milestones.index(milestone))
+        for epoch, *parallel in start.schedule:
+            split = self._split(starts.index(epoch))
+            assert (parallel[0], parallel[-1]) == (split.replicas, split.batches)
+        assert replicas == self._split(milestones.index(milestone)).replicas
         assert start.until == milestone or placement.world_size < replicas, "nobody comes back for nothing"
         assert replicas == self._replicas_after(start.epoch), "also where epochs are trained again"
         assert replicas % placement.world_size == 0, "the width divides the replicas"
@@ -469,15 +475,16 @@ class World:
         else:
             assert start.resume_from.endswith(f"/{start.epoch}"), "the checkpoint holds those epochs"
 
-    @property
-    def _is_constant(self) -> bool:
-        return self.setup.batch == "constant"
-
     def _replicas_after(self, epoch: int) -> int:
-        if self._is_constant:
-            return self.setup.method.most_workers
-        scheduler = self.machine.scheduler
-        return scheduler.replicas(next(k for k, m in enumerate(scheduler.milestones) if m > epoch))
+        return self._split_after(epoch).replicas
+
+    def _split_after(self, epoch: int) -> Split:
+        return self._split(next(k for k, m in enumerate(self.machine.scheduler.milestones) if m > epoch))
+
+    def _split(self, rung: int) -> Split:
+        """Who stands at a rung above the first has reported his samples; below, they change nothing."""
+        ladder = [self.machine.scheduler.replicas(k) for k in range(rung + 1)]
+        return self.setup.batching.split(ladder, {}, self.setup.samples)
 
     def _carry_out(self, instruction: Instruction) -> None:
         match instruction:

@@ -43,6 +43,8 @@ def setups(draw: st.DrawFn, variant: str, growth: str) -> Setup:
         checkpoints_shared=draw(st.booleans()),
         restart_s=draw(st.sampled_from([0.0, 0.1, 2.0])),
         batch=draw(st.sampled_from(["doubling", "constant"])),
+        samples=draw(st.sampled_from([None, 100, 700, 1600])),
+        batch_size=draw(st.sampled_from([6, 8])),
     )
 
 

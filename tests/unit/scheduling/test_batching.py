@@ -56,3 +56,48 @@ def test_a_replica_takes_an_equal_part_of_the_batches_of_a_step() -> None:
 )
 def test_the_ladder_ends_at_its_last_rung_or_at_max_workers(block, most) -> None:
     assert SchedulerSpec(**block).most_workers == most
+
+
+@given(ladders(), st.integers(1, 10**5), st.integers(1, 64), st.integers(0, 200))
+def test_the_floor_of_steps_is_never_undercut_by_growth(ladder, samples, size, floor) -> None:
+    rule, before = Batching(min_steps=floor, batch_size=size), Split(1, 1, 1)
+    for rung in range(1, len(ladder) + 1):
+        found = rule.split(ladder[:rung], {}, samples)
+        share = share_of_replica(size, found.batches, found.replicas)
+        steps = EpochPlan(samples, found.replicas, share).steps
+        assert steps >= floor or found.batches == ladder[0]
+        assert found.workers == found.replicas >= found.batches
+        assert {found.replicas, found.batches} <= set(ladder[:rung])
+        assert found.replicas >= before.replicas, "a trial never has more GPUs than replicas"
+        assert found.batches >= before.batches
+        if size % ladder[-1] == 0:
+            assert found.workers == ladder[rung - 1], "the GPUs grow as ever"
+        before = found
+
+
+@given(ladders(), st.integers(1, 10**5), st.integers(1, 64))
+def test_the_batch_grows_as_far_as_the_floor_allows(ladder, samples, size) -> None:
+    found = Batching(min_steps=50, batch_size=size).split(ladder, {}, samples)
+    larger = [w for w in ladder if w > found.batches]
+    assert all(-(-samples // (w * size)) < 50 for w in larger)
+
+
+def test_the_shipped_flow_study_keeps_its_28_steps_while_gpus_double() -> None:
+    rule = Batching(min_steps=50, batch_size=16)
+    assert [rule.split([1, 2, 4, 8][:k], {}, 448) for k in (1, 2, 3, 4)] == [
+        (1, 1, 1),
+        (2, 2, 1),
+        (4, 4, 1),
+        (8, 8, 1),
+    ]
+
+
+def test_where_the_replicas_cannot_share_the_batch_they_stop_too() -> None:
+    assert Batching(min_steps=50, batch_size=20).split([1, 2, 4, 8], {}, 448) == (4, 4, 1)
+
+
+def test_a_batch_size_that_is_searched_is_that_of_the_trial() -> None:
+    rule = Batching(min_steps=50, batch_size="batch")
+    assert rule.split([1, 2, 4], {"batch": 4}, 448) == (4, 4, 2)
+    assert rule.split([1, 2, 4], {"batch": 16}, 448) == (4, 4, 1)
+    assert rule.split([1, 2, 4], {}, 448) == (4, 4, 4), "of a rehearsal, which draws no configurations"

@@ -223,3 +223,15 @@ def test_with_a_constant_batch_only_gpus_grow_and_asha_has_the_same_replicas(reh
         assert policy(found, "RASDA elastic").speedup > 1.3
         assert policy(found, "RASDA strict").speedup is not None
         assert len({p.epochs for p in found.policies}) == 1
+
+
+def test_a_batch_that_stops_growing_is_foretold_where_the_samples_are_known(rehearsals) -> None:
+    sentence = (
+        "at 4 replicas an epoch of 448 samples has 4 steps with batch_size 32; the batch stays at 1 x 32: "
+        "GPUs still grow"
+    )
+    known = plan(rehearsals.study_of(estimates={"samples": 448}))
+    assert sentence in known.advice
+    assert [r.workers for r in known.rungs] == [1, 2, 4, 4]
+    for spec in ({}, {"estimates": {"samples": 448}, "scheduler": {"min_steps_per_epoch": None}}):
+        assert not any("the batch stays" in s for s in plan(rehearsals.study_of(**spec)).advice)

@@ -256,6 +256,11 @@ MISTAKES: dict[str, tuple[str | int, ...]] = {
         "searcher:\n        kind: list\n        configs:\n        - {lr: 1, batch: 8}\n        - {lr: 0.1}",
         "searcher.configs.1: found {lr: 0.1}; allowed: one that gives training.batch_size, which is batch",
     ),
+    "no number of steps": (
+        "max_workers: 8",
+        "max_workers: 8\n        min_steps_per_epoch: -1",
+        "scheduler.min_steps_per_epoch: found -1; allowed: greater than or equal to 0",
+    ),
     "a batch of another kind": (
         "max_workers: 8",
         "max_workers: 8\n        batch: constantly",
@@ -364,7 +369,7 @@ def test_a_mistake_reads_as_one_sentence(folder: Path) -> None:
     assert str(mistake) == (
         f"{study}:21: stages.tune.tune.scheduler.reduction_factr: found an unknown key; allowed: kind, "
         "variant, grace_period, max_t, reduction_factor, scaling_factor, num_workers, max_workers, batch, "
-        "growth (did you mean reduction_factor?)"
+        "min_steps_per_epoch, growth (did you mean reduction_factor?)"
     )
 
 
