@@ -196,9 +196,10 @@ class Trial:
         """Yield the micro-batches of this rank's replicas, on the device; each sample once an epoch.
 
         The order depends on seed and epoch only. Random numbers are seeded for every micro-batch, so that
-        augmentation and dropout are the same at any world size. If the samples do not fill the last step,
-        they are spread evenly over all steps: no batch is larger than ``batch_size``, and none is a small
-        remainder, which would be noisier than the others and break batch statistics.
+        augmentation and dropout are the same at any world size. With ``reduce: ddp``, replicas that share a
+        batch may come as one micro-batch where nothing random is drawn. If the samples do not fill the last
+        step, they are spread evenly over all steps: no batch is larger than ``batch_size``, and none is a
+        small remainder, which would be noisier than the others and break batch statistics.
 
         Args:
             dataset: A tuple of arrays or tensors, a map-style ``Dataset``, an object with ``__len__``

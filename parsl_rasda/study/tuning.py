@@ -201,7 +201,8 @@ class TrainingSpec(Spec):
         "auto",
         description="exact: gradients added in one fixed order, the same bits at any world size of the same "
         "hardware, libraries and threads (on GPUs, kernels that add in no fixed order are refused, with auto "
-        "warned of); ddp: PyTorch's own; auto: exact where replicas and world size are powers of two.",
+        "warned of); ddp: PyTorch's own, where replicas that share a batch may be computed together; auto: "
+        "exact where replicas and world size are powers of two.",
     )
     sharding: Literal["none", "fsdp"] = Field(
         "none",

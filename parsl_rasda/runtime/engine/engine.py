@@ -28,6 +28,7 @@ from parsl_rasda.runtime.engine.forward import (
 )
 from parsl_rasda.runtime.engine.group import Group
 from parsl_rasda.runtime.engine.learning_rate import Scaling, rate_factor, scaling_rule
+from parsl_rasda.runtime.engine.passes import Together, passes
 from parsl_rasda.runtime.engine.reduction import ExactTree, OverlappedSum, Reduction
 from parsl_rasda.runtime.engine.replicas import (
     EpochPlan,
@@ -121,6 +122,7 @@ class Engine:
         self._state = TrainingState(model, self.optimizer, self.scaler, group, is_sharded=self.is_sharded)
         self.position = TrainingPosition()
         self.halted = False
+        self._together = Together(self.device)
         self._step: _Step | None = None
         self._losses = torch.zeros(0)
         self._reductions: dict[tuple[str, int], Reduction] = {}
@@ -146,17 +148,19 @@ class Engine:
         mine = carried(self.group.rank, self.group.size, plan.replicas)
         position, reduction = self.position, self._reduction(plan.replicas)
         self._begin_losses(mine, plan)
+        self._together.begin_epoch(self._most_together(share))
         batches = self._read(samples, plan, mine, workers)
         self.train()
         self._buffers.begin_epoch()
-        for index in range(position.step, plan.steps):
+        first = position.step
+        for index in range(first, plan.steps):
             micro_batches = _own(plan, index, mine)
             self._set_rate(position.epoch + (index + 0.5) / plan.steps, schedule)
             self._buffers.begin_step()
             step = self._step = _Step(index, plan.steps, reduction, halt)
-            for micro_batch in micro_batches:
-                batch = next(batches)
-                self._begin(step, micro_batch, is_last=micro_batch is micro_batches[-1])
+            self._together.begin_step(must_be_alone=index == first or self._buffers.do_change)
+            for micro_batch, batch, is_last in passes(micro_batches, batches, self._together.now):
+                self._begin(step, micro_batch, is_last=is_last)
                 yield transform(batch) if transform else batch
                 if step.micro_batch is not None:
                     raise TrainingError(
@@ -207,6 +211,7 @@ class Engine:
                 f"The loss has shape {tuple(loss.shape)}.", "Give trial.step the mean over the batch."
             )
         micro_batch, step.micro_batch = step.micro_batch, None
+        self._together.end()
         self._losses[micro_batch.replica] += loss.detach().double() * micro_batch.size
         weighted = loss * (micro_batch.weight * step.reduction.scale)
         (self.scaler.scale(weighted) if self.scaler else weighted).backward()  # type: ignore[no-untyped-call] # torch
@@ -242,6 +247,12 @@ class Engine:
         self._buffers.begin()
         step.reduction.begin(last=is_last)
         seed_everything(self._seed_of("compute", micro_batch), self.device)
+        self._together.begin()
+
+    def _most_together(self, share: int) -> int:
+        """Return how many replicas may go through the model in one pass."""
+        is_promised_more = self.training.reduce != "ddp" or self.is_sharded or self.has_batch_statistics
+        return 1 if is_promised_more else self.training.batch_size // share
 
     @torch.no_grad()
     def _finish(self, step: _Step) -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from parsl_rasda.errors import InvalidSettingError
+from parsl_rasda.errors import InvalidSettingError, TrainingError
 from parsl_rasda.runtime import local_trial
+from parsl_rasda.runtime.engine.passes import joined
 
 X = torch.randn(50, 3, generator=torch.Generator().manual_seed(1)).double()
 Y = X @ torch.tensor([[1.0], [-2.0], [0.5]]).double() + 0.3
@@ -83,3 +84,71 @@ def test_batch_statistics_of_few_samples_are_warned_of_once(options, norm, is_wa
         warnings.simplefilter("always")
         trained(model=model, **options)
     assert [str(w.message).startswith(WARNING) for w in told] == [True] * is_warned
+
+
+# ------------------------------------------------------------------------------------- together in one pass
+
+
+class Noisy(nn.Linear):
+    """Draws something, late in an epoch if it is to."""
+
+    def __init__(self, begin: int) -> None:
+        super().__init__(3, 1)
+        self.begin, self.calls = begin, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return super().forward(x) + (0.0 * torch.rand(1).double() if self.calls > self.begin else 0.0)
+
+
+class Counting(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(3, 1)
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return super().forward(x)
+
+
+def sizes_of(**options):
+    return [samples for _, samples in trained(reduce="ddp", epochs=1, **options)[2]]
+
+
+def test_replicas_go_through_the_model_together_after_the_first_step_of_an_epoch() -> None:
+    assert sizes_of() == [4, 3, 3, 3, 13, 12, 12]
+    assert sizes_of(batches=2, batch_size=8) == [4, 3, 3, 3, 7, 6, 6, 6, 6, 6]
+    assert len(sizes_of(batches=4, batch_size=4)) == 16, "each has a batch of its own"
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Noisy(0).double(),
+        Counting().double(),
+        nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 1)).double(),
+        nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False), nn.Linear(3, 1)).double(),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:batch normalisation")
+def test_what_each_replica_must_compute_by_itself_keeps_them_apart(model) -> None:
+    assert len(sizes_of(model=model)) == 16
+
+
+def test_random_numbers_that_are_drawn_late_are_an_error() -> None:
+    with pytest.raises(TrainingError, match="not drawn in the first step of the epoch"):
+        sizes_of(model=Noisy(5).double())
+
+
+def test_together_they_train_the_same_up_to_rounding() -> None:
+    (_, together, _), (_, apart, _) = (trained(reduce=reduce, lr=0.1) for reduce in ("ddp", "exact"))
+    for one, other in zip(together.parameters(), apart.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-14)
+
+
+def test_batches_that_cannot_be_joined_stay_as_they_are() -> None:
+    x, y = torch.zeros(2, 3), torch.ones(2)
+    assert [part.shape for part in joined([(x, y), (x, y)])[0]] == [(4, 3), (4,)]
+    assert joined([{"x": x}, {"x": x}])[0]["x"].shape == (4, 3)
+    for unequal in ([x, torch.zeros(2, 4)], [(x, ["a"]), (x, ["b"])], [x]):
+        assert joined(unequal) is unequal
