@@ -19,9 +19,9 @@ class Rungs:
     Attributes:
         milestones: Epochs at which trials are judged, ascending; the last one is `max_t`.
         reduction_factor: Of that many trials on a rung, one goes on (eta).
-        num_workers: Replicas on the first stretch.
-        scaling_factor: Replicas multiply by this at every rung; 1 keeps them (ASHA).
-        max_workers: Upper bound of the replicas, or None.
+        num_workers: Workers on the first stretch.
+        scaling_factor: Workers multiply by this at every rung; 1 keeps them (ASHA).
+        max_workers: Upper bound of the workers, or None.
     """
 
     milestones: tuple[int, ...]
@@ -36,7 +36,7 @@ class Rungs:
         return len(self.milestones) - 1
 
     def replicas(self, rung: int) -> int:
-        """Return the replicas on the stretch that ends at ``milestones[rung]``."""
+        """Return the workers on the stretch that ends at ``milestones[rung]``; see `base.Scheduler`."""
         wanted: int = self.num_workers * self.scaling_factor**rung
         return wanted if self.max_workers is None else min(self.max_workers, wanted)
 
