@@ -85,7 +85,8 @@ class Allocator:
             stretch = trial.stretch
             job.until = stretch.until
             self._lifecycle.note_running(trial, job)
-            search.instructions.append(ContinueJob(job.id, stretch.until, stretch.replicas))
+            batches = None if stretch.batches == stretch.replicas else stretch.batches
+            search.instructions.append(ContinueJob(job.id, stretch.until, stretch.replicas, batches))
         else:
             search.cluster_state.ledger.take(target.minus(job.placement))
             job.next_placement = target
@@ -115,7 +116,7 @@ class Allocator:
             if decision is None:
                 return False
             trial = search.trials[decision.trial]
-            trial.train_on(decision)
+            trial.train_on(search.stretch_ahead(trial, decision), decision.rung)
             trial.reason = decision.reason or trial.reason
             if trial.job is None:
                 self._lifecycle.enqueue(trial)

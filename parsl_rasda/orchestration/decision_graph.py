@@ -72,7 +72,7 @@ class DecisionGraph:
             trial=trial.id,
             rung=rung,
             until=self.machine.scheduler.milestones[rung],
-            replicas=self.machine.scheduler.replicas(rung),
+            replicas=trial.schedule[-1].replicas,
             placements=_placed(trial.job.placement) if trial.job and not trial.job.is_leaving else "",
             metric="",
             decision="running",

@@ -407,9 +407,10 @@ class FaultModel:
             return Caution(is_narrow=True) if is_narrow else NO_CAUTION
         cluster, growth = self._search.cluster_state, self._search.growth
         avoid = Caution(frozenset[Slot]().union(*(d.slots for d in doubts)), is_narrow=True)
-        needed = growth.needs(trial.replicas, self._narrowest)
+        workers = trial.stretch.workers
+        needed = growth.needs(workers, self._narrowest)
         counted = sum(self._is_evidence(d) for d in doubts)
-        has_others = cluster.can_ever_start(needed, (trial.replicas, site, avoid))
+        has_others = cluster.can_ever_start(needed, (workers, site, avoid))
         has_fresh = counted < len(doubts) and self._has_fresh()
         if has_others or has_fresh or counted > self._search.settings.max_retries:
             return avoid  # elsewhere, or once others have shown what they do there

@@ -19,12 +19,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from parsl_rasda.atomic_files import sync_folder
 from parsl_rasda.errors import JournalError
-from parsl_rasda.orchestration.events import EpochReported, Event, Instruction
+from parsl_rasda.orchestration.events import ContinueJob, EpochReported, Event, Instruction
 from parsl_rasda.protocol import checkpoint_fields, checkpoint_in
 
 FORMAT = 1
 # Names under which earlier versions wrote records; they are read for ever.
 _OLD_NAMES = {"SiteTroubled": "SiteDegraded", "TimePassed": "TimerFired", "ConcludeTrial": "TrialFinished"}
+# Fields that came later, and are written only where they say something.
+_ADDED: dict[Any, str] = {EpochReported: "samples", ContinueJob: "batches"}  # Any: types of records
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,9 @@ def encode(record: Event | Instruction) -> dict[str, Any]:
     data = {"type": name, **_adapter(kind).dump_python(record, mode="json")}
     if isinstance(record, EpochReported):
         data |= checkpoint_fields(record.checkpoint, record.epoch)
+    added = _ADDED.get(kind)
+    if added is not None and data[added] is None:
+        del data[added]
     return data
 
 

@@ -5,6 +5,7 @@ WAITING (for slots) -> RUNNING -> at each rung goes on, PAUSED or a final state;
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import assert_never
 
 from parsl_rasda.orchestration.events import EndJob, JobEnded, StartJob, TrialFinished
@@ -13,7 +14,7 @@ from parsl_rasda.orchestration.search_record import SearchRecord
 from parsl_rasda.orchestration.states import JobState
 from parsl_rasda.orchestration.trial_record import LiveJob, TrialRecord
 from parsl_rasda.placement.cluster_state import NO_CAUTION, PendingTrial, RunningTrial
-from parsl_rasda.types import JobId, Outcome, Placement, SiteName, Stretch, TrialState
+from parsl_rasda.types import JobId, Outcome, Placement, SiteName, TrialState
 
 _FREE_PREEMPTIONS = 5  # in a row without a finished epoch, after which they cost retries
 _FREE_CHECKPOINT_LOSSES = 5  # of a trial, after which each one costs a retry
@@ -58,8 +59,8 @@ class TrialLifecycle:
             return None
         if trial.checkpoint is not None:
             return trial.site
-        most = trial.schedule[-1].replicas
-        if most == trial.replicas:
+        most = trial.schedule[-1].workers
+        if most == trial.stretch.workers:
             return None
         world_size = search.growth.needs(most, search.settings.num_workers)
         ledger = search.cluster_state.ledger
@@ -102,7 +103,7 @@ class TrialLifecycle:
                 placement,
                 trial.epoch,
                 job.until,
-                trial.replicas_by_epoch,
+                trial.entries,
                 trial.checkpoint.path if trial.checkpoint else None,
             )
         )
@@ -122,7 +123,7 @@ class TrialLifecycle:
         epoch_s = times.epoch_s(trial.id, placement.world_size, placement.site)
         boundary = trial.epoch + 1 if job.interactive else max(job.until, trial.epoch)
         boundary_at = self._search.now + delay_s + epoch_s * (boundary - trial.epoch)
-        ahead = Stretch(boundary, stretch.until, stretch.replicas)
+        ahead = replace(stretch, epoch=boundary)
         self._search.cluster_state.place(RunningTrial(trial.id, trial.age, placement, boundary_at, ahead))
 
     # ------------------------------------------------------------------------------- a job ends
@@ -198,7 +199,7 @@ class TrialLifecycle:
         for trial in search.trials.values():
             if trial.state is TrialState.FAILED:
                 first = search.scheduler.readmit(trial.id)
-                trial.start_afresh(first)
+                trial.start_afresh(search.first_stretch(first, trial.config))
                 search.ended -= 1
                 self.enqueue(trial)
 

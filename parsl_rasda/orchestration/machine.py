@@ -48,7 +48,8 @@ from parsl_rasda.placement.ledger import Ledger
 from parsl_rasda.placement.times import Times
 from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.scheduling.base import Action, Decision, Scheduler
-from parsl_rasda.types import Outcome, PilotId, Stretch, StudyState, TrialState
+from parsl_rasda.scheduling.batching import Split
+from parsl_rasda.types import Outcome, PilotId, StudyState, TrialState
 
 __all__ = ["Machine", "MachineSettings"]
 
@@ -98,6 +99,10 @@ class Machine:
     def num_samples(self) -> int:
         """Trials wanted in all."""
         return self._search.num_samples
+
+    def split(self, rung: int) -> Split:
+        """Return the parallelism on the way to a rung, for a trial whose samples nobody has counted."""
+        return self._search.split(rung)
 
     def lacks(self, num_samples: int) -> bool:
         """Whether trials are missing to so many that the searcher may have."""
@@ -192,7 +197,7 @@ class Machine:
             return
         self._search.is_proposing = False
         first = self.scheduler.add(event.trial)
-        schedule = [Stretch(0, first.until, first.replicas)]
+        schedule = [self._search.first_stretch(first, event.config)]
         trial = TrialRecord(event.trial, len(self.trials), event.config, schedule)
         self.trials[event.trial] = trial
         self._lifecycle.enqueue(trial)
@@ -325,6 +330,7 @@ class Machine:
         metric = float(event.metrics.get(self.settings.metric, math.nan))
         self.pilots.note_progress(placement.pilot)
         guilty = self.faults.saw_epoch(trial, job, event.epoch)
+        self._search.note_samples(trial, event.samples)
         trial.epoch, trial.preemptions = event.epoch, 0
         trial.history[event.epoch] = metric
         if event.checkpoint is not None:
@@ -342,7 +348,7 @@ class Machine:
         trial.rung, trial.reason = decision.rung, decision.reason or trial.reason
         match decision.action:
             case Action.CONTINUE:
-                trial.train_on(decision)
+                trial.train_on(self._search.stretch_ahead(trial, decision), decision.rung)
                 self._answer(trial, job)
             case Action.PAUSE:
                 trial.enter(TrialState.PAUSED)

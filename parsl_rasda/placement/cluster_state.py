@@ -35,7 +35,7 @@ class Caution:
 
 NO_CAUTION = Caution()
 Kind: TypeAlias = tuple[int, SiteName | None, Caution]
-"""Replicas, site and caution of a waiting trial: where one of a kind does not fit, none does."""
+"""Workers, site and caution of a waiting trial: where one of a kind does not fit, none does."""
 
 
 @dataclass(slots=True)
@@ -59,7 +59,7 @@ class PendingTrial:
     @property
     def kind(self) -> Kind:
         """What decides where it fits."""
-        return self.stretch.replicas, self.site, self.caution
+        return self.stretch.workers, self.site, self.caution
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -113,8 +113,8 @@ class GrowthPolicy(Protocol):
         """
         ...
 
-    def needs(self, replicas: int, num_workers: int) -> int:
-        """Return the slots without which a trial of so many replicas cannot start."""
+    def needs(self, workers: int, num_workers: int) -> int:
+        """Return the slots without which a trial cannot start to which the method gives so many workers."""
         ...
 
     def returns_at(self, cluster: ClusterState, running: RunningTrial) -> int:
@@ -276,13 +276,13 @@ class ClusterState:
 
     def usable(self, world_size: int, kind: Kind, site: SiteName) -> int:
         """Return the world size at which a trial that wants so many slots may start on a site."""
-        replicas, _, caution = kind
+        workers, _, caution = kind
         most = min(world_size, self.num_workers) if caution.is_narrow else world_size
         if not (self.ledger.is_reduced or caution.avoid):
             return most
         if not self.ledger.can_ever_fit(most, site, whole=True):
             return most
-        smaller = (w for w in reversed(self.world_sizes(replicas)) if w <= most)
+        smaller = (w for w in reversed(self.world_sizes(workers)) if w <= most)
         return next((w for w in smaller if self.ledger.can_ever_fit(w, site, avoid=caution.avoid)), most)
 
     def can_ever_start(self, world_size: int, kind: Kind) -> bool:

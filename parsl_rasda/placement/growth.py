@@ -47,9 +47,9 @@ class ElasticGrowth:
     Source: the rule, its proof and its limits are in docs/growth_policy.md.
     """
 
-    def needs(self, replicas: int, num_workers: int) -> int:
+    def needs(self, workers: int, num_workers: int) -> int:
         """Return the world size at which every trial can start."""
-        return min(replicas, num_workers)
+        return min(workers, num_workers)
 
     def decide(self, cluster: ClusterState, now: float, here: RunningTrial | None = None) -> Allocation:
         """Start whoever waits; then widen into what is left, the longest path first."""
@@ -59,7 +59,7 @@ class ElasticGrowth:
             awaited: set[SiteName | None] = {None} if cluster.new_trials else set()  # sites; None: any
             refused: set[Kind] = set()  # slots only get fewer here: never ask twice
             for waiting in cluster.queue(refused):
-                world_size = self.needs(waiting.stretch.replicas, cluster.num_workers)
+                world_size = self.needs(waiting.stretch.workers, cluster.num_workers)
                 placement = cluster.find_start(world_size, waiting.kind)
                 if placement is None:
                     refused.add(waiting.kind)
@@ -103,9 +103,9 @@ class StrictGrowth:
     starts until it has its slots. In a search that is not endless that hardly ever happens.
     """
 
-    def needs(self, replicas: int, num_workers: int) -> int:
+    def needs(self, workers: int, num_workers: int) -> int:
         """Return the full world size: less is never used."""
-        return replicas
+        return workers
 
     def returns_at(self, cluster: ClusterState, running: RunningTrial) -> int:
         """Return the milestone: nobody widens before."""
@@ -122,7 +122,7 @@ class StrictGrowth:
             for waiting in cluster.queue(refused):
                 if in_front is not None and cluster.starts + len(starts) >= in_front.yields_until:
                     break
-                placement = cluster.find_start(waiting.stretch.replicas, waiting.kind)
+                placement = cluster.find_start(waiting.stretch.workers, waiting.kind)
                 if placement is None:
                     refused.add(waiting.kind)
                     in_front = in_front or waiting
@@ -133,16 +133,16 @@ class StrictGrowth:
 
     def _full(self, cluster: ClusterState, here: RunningTrial) -> int:
         """Return the full world size, or what is left of it on a site with faults."""
-        replicas, site = here.ahead.replicas, here.placement.site
-        return cluster.usable(replicas, (replicas, site, NO_CAUTION), site)
+        workers, site = here.ahead.workers, here.placement.site
+        return cluster.usable(workers, (workers, site, NO_CAUTION), site)
 
 
 class NoGrowth:
     """Fixed world size: every trial trains on `num_workers` slots, as ASHA does."""
 
-    def needs(self, replicas: int, num_workers: int) -> int:
+    def needs(self, workers: int, num_workers: int) -> int:
         """Return the fixed world size."""
-        return min(replicas, num_workers)
+        return min(workers, num_workers)
 
     def returns_at(self, cluster: ClusterState, running: RunningTrial) -> int:
         """Return the milestone: nobody widens before."""
@@ -154,7 +154,7 @@ class NoGrowth:
         with _trying(cluster) as trial_run:
             refused: set[Kind] = set()
             for waiting in cluster.queue(refused):
-                world_size = self.needs(waiting.stretch.replicas, cluster.num_workers)
+                world_size = self.needs(waiting.stretch.workers, cluster.num_workers)
                 placement = cluster.find_start(world_size, waiting.kind)
                 if placement is None:
                     refused.add(waiting.kind)

@@ -336,6 +336,7 @@ REDUCED = {  # to what two cores do in a minute or two
     # From 1 straight to 16: with 16 ranks on two cores nothing in between would ever pay.
     "stages.tune.tune.scheduler.scaling_factor": 16,
     "stages.tune.tune.training.batch_size": 1,
+    "stages.tune.tune.scheduler.min_steps_per_epoch": 0,  # one sample cannot be shared by more replicas
 }
 # Elastic growth must pay by epochs as they are measured; where trials wait at rungs, shorter ones do.
 LARGER = {"stages.simulate.for_each.seed": [0, 1, 100]}

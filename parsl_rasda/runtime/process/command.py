@@ -10,7 +10,8 @@ hyperparameter, or for:
                   ``{until}`` is another at every rung
 ``{checkpoint}``  directory to resume from, or empty      ``{out}``         directory to save into
 ``{report}``      JSON file it must write: ``{"val_loss": 0.1}``; ``epoch`` there if it is not ``{until}``
-``{replicas}`` ``{world_size}`` ``{batch_size}`` ``{seed}``
+``{batch_size}``  samples per replica and step            ``{global_batch_size}``  samples per step
+``{replicas}`` ``{world_size}`` ``{seed}``
 
 All variables that torchrun sets are set (`torchrun_environment`). SIGTERM is passed on; a script that then
 saves and reports an epoch loses nothing. `workflows/ddp_script` is an example.
@@ -42,6 +43,7 @@ from parsl_rasda.runtime.engine.group import (
     publish_address,
     published_address,
 )
+from parsl_rasda.runtime.engine.replicas import share_of_replica
 from parsl_rasda.runtime.process.torchrun import torchrun_environment
 from parsl_rasda.types import JSON, Outcome, Phase
 
@@ -102,7 +104,9 @@ def _record(attempt: Attempt, report: Path, out: Path, began: float) -> None:
     attempt.enter(Phase.TRAINING)
     attempt.epoch = epoch
     path = directory / checkpoint_name(epoch)
-    publish_checkpoint(out, path, {"epoch": epoch, "step": 0, "replicas": attempt.replicas})
+    publish_checkpoint(
+        out, path, {"epoch": epoch, "step": 0, "replicas": attempt.replicas, "batches": attempt.batches}
+    )
     attempt.add_checkpoint(path)
     attempt.record(metrics, (time.monotonic() - began) / max(1, epoch - spec.epoch))
     attempt.outcome = Outcome.REACHED if epoch >= spec.until else Outcome.PREEMPTED
@@ -114,6 +118,7 @@ def filled(spec: JobSpec, *, out: Path, report: Path, checkpoint: Path | None = 
     Raises:
         TrainingError: If this trial has no such name, or its value does not fit the format.
     """
+    share = share_of_replica(spec.training.batch_size, spec.batches, spec.replicas)
     values = {
         **{name: _as_word(value) for name, value in {**spec.inputs, **spec.config}.items()},
         "until": spec.until,
@@ -124,7 +129,8 @@ def filled(spec: JobSpec, *, out: Path, report: Path, checkpoint: Path | None = 
         "report": str(report),
         "replicas": spec.replicas,
         "world_size": spec.world_size,
-        "batch_size": spec.training.batch_size,
+        "batch_size": share,
+        "global_batch_size": share * spec.replicas,
         "seed": spec.seed,
     }
     try:

@@ -53,6 +53,7 @@ from parsl_rasda.types import (
     StudyState,
     TrialId,
     TrialState,
+    schedule_entry,
 )
 
 names = st.text(max_size=12)
@@ -72,7 +73,9 @@ placements = st.builds(Placement, names.map(SiteName), names.map(PilotId), nodes
 paths = st.none() | names
 checkpoints = st.none() | st.builds(Checkpoint, names, st.integers(0, 999))
 pilots, sites, trials = names.map(PilotId), names.map(SiteName), names.map(TrialId)
-schedules = st.lists(st.tuples(st.integers(0, 99), st.integers(1, 99)), max_size=3).map(tuple)
+schedules = st.lists(
+    st.builds(schedule_entry, st.integers(0, 99), st.integers(1, 99), st.integers(1, 99)), max_size=3
+).map(tuple)
 
 events = st.one_of(
     st.builds(
@@ -97,6 +100,7 @@ events = st.one_of(
         numbers,
         checkpoints,
         st.lists(names, max_size=3).map(tuple),
+        st.none() | st.integers(1, 10**9),
     ),
     st.builds(
         JobEnded,
@@ -117,7 +121,7 @@ instructions = st.one_of(
     st.builds(ReleasePilot, pilots),
     st.builds(ProposeTrial, trials),
     st.builds(StartJob, jobs, configs, placements, st.integers(0, 99), st.integers(1, 99), schedules, paths),
-    st.builds(ContinueJob, jobs, st.integers(1, 99), st.integers(1, 99)),
+    st.builds(ContinueJob, jobs, st.integers(1, 99), st.integers(1, 99), st.none() | st.integers(1, 99)),
     st.builds(EndJob, jobs, names),
     st.builds(ObserveTrial, trials, st.integers(1, 99), numbers),
     st.builds(SetAside, names, sites, names, at, st.integers(1, 10)),
@@ -160,6 +164,19 @@ def test_a_checkpoint_is_two_fields_as_in_the_first_versions() -> None:
     assert written == [("c", None), ("c", 3)]
     old = {k: v for k, v in encode(whole).items() if k != "checkpoint_epoch"}
     assert decode(old, Event) == whole
+
+
+def test_what_later_versions_added_is_written_only_where_it_says_something() -> None:
+    job = JobId(TrialId("0"), 1)
+    assert encode(ContinueJob(job, 8, 4)) == {
+        "type": "ContinueJob",
+        "job": {"trial": "0", "attempt": 1},
+        "until": 8,
+        "replicas": 4,
+    }
+    assert encode(ContinueJob(job, 8, 4, 1))["batches"] == 1
+    assert "samples" not in encode(EpochReported(1.0, job, 4, {}, 1.0, None))
+    assert encode(EpochReported(1.0, job, 4, {}, 1.0, None, (), 448))["samples"] == 448
 
 
 def test_metrics_that_are_not_finite_survive(tmp_path: Path) -> None:
