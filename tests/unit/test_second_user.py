@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
+from tempfile import gettempdir
 
 import pytest
 
@@ -45,7 +47,7 @@ def refusal_to_nobody(act: Callable[[], object]) -> int:
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """A folder that everybody may enter and write to, as /tmp is."""
-    for folder in (*tmp_path.parents[:2], tmp_path):
+    for folder in takewhile(Path(gettempdir()).__ne__, (tmp_path, *tmp_path.parents)):
         folder.chmod(0o755)
     (tmp_path / "tmp").mkdir()
     (tmp_path / "tmp").chmod(0o1777)
