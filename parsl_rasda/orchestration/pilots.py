@@ -94,6 +94,11 @@ class PilotRegistry:
         self.requested[pilot] = site
         return RequestPilot(pilot, site)
 
+    def note_requested(self, request: RequestPilot) -> None:
+        """Note a request of another version; its id does not come again."""
+        self._count = max(self._count, int(request.pilot.rpartition("-")[2]) + 1)
+        self.requested[request.pilot] = request.site
+
     def started(self, event: PilotStarted) -> None:
         """Note that a pilot is up."""
         self.requested.pop(event.pilot, None)

@@ -91,6 +91,14 @@ class RungScheduler(ABC):
             self._stop(contender, "the trial failed")
             self._withdraw(contender)
 
+    def promote(self, trial: TrialId) -> Decision:
+        """Let a trial that paused or stopped at a rung go on to the next one: another version decided so."""
+        contender = self._contenders[trial]
+        if contender.last.action is not Action.CONTINUE:
+            self._take_out(contender)
+            self._advance(contender, f"goes on from epoch {contender.epoch}, as was decided before")
+        return contender.last
+
     def readmit(self, trial: TrialId) -> Decision:
         """Admit a removed trial as new, at its old age."""
         contender = Contender(trial, self._contenders[trial].age)
@@ -116,6 +124,9 @@ class RungScheduler(ABC):
 
     def _withdraw(self, contender: Contender) -> None:  # noqa: B027 - only some rules count the absent
         """Learn that a contender was stopped, unjudged, while it ran or was paused."""
+
+    def _take_out(self, contender: Contender) -> None:  # noqa: B027 - only some rules keep those who wait
+        """Learn that a contender who paused or stopped at a rung goes on all the same."""
 
     def _admit(self, contender: Contender) -> None:  # noqa: B027 - only some rules count the present
         """Learn of a new contender."""
