@@ -6,6 +6,7 @@ together and synced to disk once, before any of their instructions is carried ou
 
 from __future__ import annotations
 
+import gc
 import math
 import queue
 from collections import deque
@@ -221,12 +222,30 @@ def replay(
         OtherDecisionError: If the machine decides otherwise than the journal says.
         JournalError: If a record cannot follow those before it.
     """
+    collects = gc.isenabled()
+    gc.disable()  # a replay leaves no garbage in circles, and looking for it takes a fifth of the time
+    try:
+        return _replay(records, machine, searcher, observers, followed, file)
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _replay(
+    records: Iterable[Record],
+    machine: Machine,
+    searcher: Searcher,
+    observers: Sequence[Observer],
+    followed: int,
+    file: str,
+) -> int:
     count = section = 0
     for count, record in enumerate(records, start=1):
         event, instructions = record.event, record.instructions
-        section += isinstance(event, VersionChanged)
         if isinstance(event, TrialProposed):
             searcher.restore(event.trial, event.config)
+        elif isinstance(event, VersionChanged):
+            section += 1
         try:
             now = instructions
             if section < followed:

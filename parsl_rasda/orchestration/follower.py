@@ -75,6 +75,7 @@ class Follower:
         """Let the trials go on that this version would not have paused: it will not resume them either."""
         for name, answer in self._would_go_on.items():
             trial = self._search.trials[name]
+            self._search.paused.discard(name)
             trial.train_on(answer)
             if trial.job is None:
                 self._lifecycle.enqueue(trial)
@@ -125,7 +126,7 @@ class Follower:
             return
         was_paused = EndJob(job.id, "paused") in instructions
         if was_paused or (job.is_leaving and answer.action is Action.PAUSE):
-            trial.enter(TrialState.PAUSED)
+            self._lifecycle.pause(trial)
             if answer.action is Action.CONTINUE:
                 self._would_go_on[trial.id] = answer
         else:
@@ -191,6 +192,7 @@ class Follower:
         search, job = self._search, start.job
         trial, pilot = search.trials[job.trial], search.pilots.up[start.placement.pilot]
         if trial.state is TrialState.PAUSED:
+            search.paused.discard(trial.id)
             self._let_on(trial)
         search.cluster_state.dequeue(trial.id)
         trial.enter(TrialState.RUNNING)

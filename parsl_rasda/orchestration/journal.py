@@ -37,8 +37,9 @@ FORMAT = 1
 VERSION = version("parsl_rasda")
 # Names under which earlier versions wrote records; they are read for ever.
 _OLD_NAMES = {"SiteTroubled": "SiteDegraded", "TimePassed": "TimerFired", "ConcludeTrial": "TrialFinished"}
-_CRC = re.compile(rb', "crc": "([0-9a-f]{8})"\}')
-_CRC_BYTES = 20
+_CRC = b', "crc": "%08x"}'
+_CRC_FORM = re.compile(rb', "crc": "[0-9a-f]{8}"\}')
+_CRC_BYTES, _CRC_AT = 20, slice(10, 18)
 _ADVICE = "it was left as it is: put a sound copy of the file in its place, then resume"
 
 logger = logging.getLogger(__name__)
@@ -211,7 +212,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:  # Any: one of the closed set of re
 
 def _line(data: Mapping[str, Any]) -> bytes:
     body = json.dumps(data)[:-1].encode()
-    return b'%s, "crc": "%08x"}\n' % (body, crc_of(body))
+    return b"%s%s\n" % (body, _CRC % crc_of(body))
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -242,15 +243,16 @@ def _check(line: bytes, *, must_be_sealed: bool) -> bool:
     Raises:
         ValueError: If it is wrong or missing.
     """
-    seal = _CRC.fullmatch(line, max(0, len(line) - _CRC_BYTES))
-    if seal is None:
-        if must_be_sealed:
-            raise ValueError("it has no check value")
-        return False
-    found = b"%08x" % crc_of(line[:-_CRC_BYTES])
-    if found != seal[1]:
-        raise ValueError(f"its check value is {seal[1].decode()}, what is there has {found.decode()}")
-    return True
+    seal = line[-_CRC_BYTES:]
+    found = _CRC % crc_of(line[:-_CRC_BYTES])
+    if seal == found:
+        return True
+    if _CRC_FORM.fullmatch(seal):
+        words = f"its check value is {seal[_CRC_AT].decode()}, what is there has {found[_CRC_AT].decode()}"
+        raise ValueError(words)
+    if must_be_sealed:
+        raise ValueError("it has no check value")
+    return False
 
 
 def _check_torn(path: Path, number: int, line: bytes) -> None:

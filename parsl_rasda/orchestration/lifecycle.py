@@ -175,11 +175,11 @@ class TrialLifecycle:
 
     def note_running(self, trial: TrialRecord, job: LiveJob, *, delay_s: float = 0.0) -> None:
         """Tell the cluster state where a trial runs, and when it could change its world size."""
-        placement, stretch = job.placement, trial.stretch
-        times = self._search.cluster_state.times
-        epoch_s = times.epoch_s(trial.id, placement.world_size, placement.site)
-        boundary = trial.epoch + 1 if job.interactive else max(job.until, trial.epoch)
-        boundary_at = self._search.now + delay_s + epoch_s * (boundary - trial.epoch)
+        placement, stretch, now = job.placement, trial.stretch, self._search.now
+        boundary, boundary_at = trial.epoch + 1 if job.interactive else max(job.until, trial.epoch), now
+        if placement.world_size < stretch.replicas:
+            epoch_s = self._search.cluster_state.times.epoch_s(trial.id, placement.world_size, placement.site)
+            boundary_at = now + delay_s + epoch_s * (boundary - trial.epoch)
         ahead = Stretch(boundary, stretch.until, stretch.replicas)
         self._search.cluster_state.place(RunningTrial(trial.id, trial.age, placement, boundary_at, ahead))
 
@@ -303,8 +303,14 @@ class TrialLifecycle:
 
     # ------------------------------------------------------------------------------- the end of a trial
 
+    def pause(self, trial: TrialRecord) -> None:
+        """Let a trial wait until it is resumed."""
+        trial.enter(TrialState.PAUSED)
+        self._search.paused.add(trial.id)
+
     def conclude(self, trial: TrialRecord, state: TrialState, reason: str) -> None:
         """End a trial."""
+        self._search.paused.discard(trial.id)
         trial.enter(state)
         trial.reason = reason
         self._search.ended += 1

@@ -136,6 +136,8 @@ class Machine:
 
     def _apply(self, event: Event) -> None:  # noqa: C901  # a line for each event
         match event:
+            case EpochReported():
+                self._on_epoch(event)
             case StudyStarted():
                 self._on_study_started(event)
             case StudyInterrupted():
@@ -152,8 +154,6 @@ class Machine:
                 self._on_exhausted()
             case JobStarted():
                 self._lifecycle.note_started(event)
-            case EpochReported():
-                self._on_epoch(event)
             case JobEnded():
                 self._on_job_ended(event)
             case TimerFired():
@@ -273,9 +273,9 @@ class Machine:
     def _leave_with_allocation(self) -> None:
         """Interrupt the search when the allocation that the controller is in is to be left: all save."""
         search = self._search
-        if search.state is not StudyState.RUNNING or search.is_proposing or not search.is_unfinished:
+        if not self.pilots.dated or search.state is not StudyState.RUNNING or search.is_proposing:
             return
-        if self.pilots.must_controller_end(search.now):
+        if search.is_unfinished and self.pilots.must_controller_end(search.now):
             self._interrupt_with_allocation()
 
     def _interrupt_with_allocation(self) -> None:
@@ -309,7 +309,7 @@ class Machine:
                 trial.train_on(decision)
                 self._answer(trial, job)
             case Action.PAUSE:
-                trial.enter(TrialState.PAUSED)
+                self._lifecycle.pause(trial)
                 self._lifecycle.tell_to_leave(trial, "paused")
             case Action.STOP if not math.isfinite(metric):
                 self._lifecycle.tell_to_leave(trial, "diverged")
@@ -337,6 +337,8 @@ class Machine:
 
     def _is_too_late(self, trial: TrialRecord, job: LiveJob) -> bool:
         """Whether the pilot will end before the trial's next epoch would, as a fresh one would not."""
+        if not self.pilots.dated:
+            return False
         placement = job.placement
         epoch_s = self.cluster_state.times.epoch_s(trial.id, placement.world_size, placement.site)
         return self.pilots.is_too_late(placement.pilot, self._search.now, epoch_s)

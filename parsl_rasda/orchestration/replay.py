@@ -7,7 +7,7 @@ version decided otherwise stands: see `follower`.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from parsl_rasda.atomic_files import replace_file
 from parsl_rasda.errors import OtherDecisionError, RunDirectoryError
 from parsl_rasda.orchestration.assembly import build_machine, build_study_searcher
 from parsl_rasda.orchestration.driver import replay
-from parsl_rasda.orchestration.events import Event, Instruction, VersionChanged
+from parsl_rasda.orchestration.events import VersionChanged
 from parsl_rasda.orchestration.journal import VERSION, Record, Records, read, version_of
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.run_directory import RunDirectory
@@ -145,36 +145,33 @@ def replay_search(
             if it cannot go on from what another one decided.
     """
     path = directory.journal
-    versions = [version_of(path)] if path.exists() else [VERSION]
+    first = version_of(path) if path.exists() else VERSION
     followed, difference = 0, ""
     while True:
         machine, usage = build_machine(tune), Usage()
         searcher = NoSearcher() if seed is None else build_study_searcher(tune, seed, known)
-        seen = _Versions(versions[:1])
+        versions = [first]
         try:
-            records = read(path) if path.exists() else ()
-            count = replay(records, machine, searcher, [usage, seen], followed=followed, file=str(path))
+            records = _noting(versions, read(path) if path.exists() else ())
+            count = replay(records, machine, searcher, [usage], followed=followed, file=str(path))
         except OtherDecisionError as other:
-            if seen.names[other.section] == VERSION:
+            if versions[other.section] == VERSION:
                 raise
             followed = other.section + 1
-            difference = difference or _in_a_sentence(other, seen.names[other.section])
+            difference = difference or _in_a_sentence(other, versions[other.section])
             continue
         found = Records(path, count)
         return ReplayedSearch(
-            study, tune, machine, searcher, usage, found, seen.names[-1], followed, difference
+            study, tune, machine, searcher, usage, found, versions[-1], followed, difference
         )
 
 
-@dataclass(slots=True)
-class _Versions:
-    """Notes which versions wrote a journal, one after another."""
-
-    names: list[str]
-
-    def add(self, event: Event, instructions: tuple[Instruction, ...]) -> None:
-        if isinstance(event, VersionChanged):
-            self.names.append(event.version)
+def _noting(versions: list[str], records: Iterable[Record]) -> Iterator[Record]:
+    """Yield records, and note which versions wrote them, one after another."""
+    for record in records:
+        if isinstance(record.event, VersionChanged):
+            versions.append(record.event.version)
+        yield record
 
 
 def _in_a_sentence(other: OtherDecisionError, before: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from parsl_rasda.orchestration.states import JOB_TRANSITIONS, TRIAL_TRANSITIONS, JobState, checked
 from parsl_rasda.protocol import Checkpoint
@@ -103,8 +103,8 @@ class TrialRecord:
     @property
     def stretch(self) -> Stretch:
         """What it trains next: an earlier stretch than the last one where epochs are trained again."""
-        current = self._current
-        return Stretch(self.epoch, current.until, current.replicas)
+        now = self._current
+        return now if now.epoch == self.epoch else Stretch(self.epoch, now.until, now.replicas)
 
     @property
     def replicas(self) -> int:
@@ -113,21 +113,24 @@ class TrialRecord:
 
     @property
     def _current(self) -> Stretch:
+        last = self.schedule[-1]
+        if last.epoch <= self.epoch:
+            return last
         return next(s for s in reversed(self.schedule) if s.epoch <= self.epoch)
 
     @property
     def replicas_by_epoch(self) -> tuple[tuple[int, int], ...]:
         """``(epoch, replicas)`` of each stretch up to the coming one, as a job is told."""
-        return tuple((s.epoch, s.replicas) for s in self.schedule if s.epoch <= self.epoch)
+        return tuple([(s.epoch, s.replicas) for s in self.schedule if s.epoch <= self.epoch])
 
     def train_on(self, decision: Decision) -> None:
         """Note that it trains on, as the scheduler has decided."""
         self.rung, last = decision.rung, self.schedule[-1]
         if decision.replicas != last.replicas:
-            self.schedule[-1] = replace(last, until=self.epoch)
+            self.schedule[-1] = Stretch(last.epoch, self.epoch, last.replicas)
             self.schedule.append(Stretch(self.epoch, decision.until, decision.replicas))
         elif decision.until != last.until:
-            self.schedule[-1] = replace(last, until=decision.until)
+            self.schedule[-1] = Stretch(last.epoch, decision.until, last.replicas)
 
     def keep(self, checkpoint: Checkpoint) -> None:
         """Note a checkpoint that is whole."""

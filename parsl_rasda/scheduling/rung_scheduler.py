@@ -53,6 +53,7 @@ class RungScheduler(ABC):
         self._sign = 1.0 if mode is Mode.MIN else -1.0
         self._metric = metric
         self._contenders: dict[TrialId, Contender] = {}
+        self._replicas = tuple(rungs.replicas(rung) for rung in range(len(rungs.milestones)))
 
     @property
     def milestones(self) -> tuple[int, ...]:
@@ -162,14 +163,9 @@ class RungScheduler(ABC):
         self, contender: Contender, action: Action, reason: str, *, completed: bool = False
     ) -> Decision:
         rung = contender.rung
+        until = self.rungs.milestones[rung] if action is Action.CONTINUE else contender.epoch
         contender.last = Decision(
-            trial=contender.trial,
-            action=action,
-            until=self.milestones[rung] if action is Action.CONTINUE else contender.epoch,
-            replicas=self.rungs.replicas(rung),
-            rung=rung,
-            completed=completed,
-            reason=reason,
+            contender.trial, action, until, self._replicas[rung], rung, completed, reason
         )
         return contender.last
 
