@@ -61,7 +61,7 @@ class Placement:
     @property
     def world_size(self) -> int:
         """Number of slots, one for each rank."""
-        return sum(len(n.gpus) for n in self.nodes)
+        return len(self.nodes[0].gpus) if len(self.nodes) == 1 else sum(len(n.gpus) for n in self.nodes)
 
     @property
     def slots(self) -> tuple[str, ...]:

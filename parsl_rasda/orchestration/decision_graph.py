@@ -134,5 +134,5 @@ def graph_of_decisions(history: ReplayedSearch, after: Sequence[str]) -> nx.DiGr
     """
     machine = build_machine(history.tune)
     decisions = DecisionGraph(machine, after=after)
-    replay(history.records, machine, NoSearcher(), [decisions])
+    replay(history.records, machine, NoSearcher(), [decisions], followed=history.followed)
     return decisions.graph

@@ -196,6 +196,14 @@ class SiteDegraded:
 
 
 @dataclass(frozen=True, slots=True)
+class VersionChanged:
+    """Another version of the product goes on with the journal: what follows, that one decided."""
+
+    at: float
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
 class StudyInterrupted:
     """The user pressed Ctrl-C, or the controller was told to leave."""
 
@@ -214,6 +222,7 @@ Event: TypeAlias = (
     | JobEnded
     | TimerFired
     | SiteDegraded
+    | VersionChanged
     | StudyInterrupted
 )
 

@@ -44,6 +44,7 @@ class SearchRecord:
     """Where a search stands. Every part of the machine reads and changes it while an event is handled.
 
     Attributes:
+        paused: Trials that may be resumed.
         jobs: The trial of each live job.
         num_samples: Trials wanted in all.
         ended: Trials in a final state.
@@ -62,6 +63,7 @@ class SearchRecord:
     cluster_state: ClusterState
     pilots: PilotRegistry = field(default_factory=PilotRegistry)
     trials: dict[TrialId, TrialRecord] = field(default_factory=dict)
+    paused: set[TrialId] = field(default_factory=set)
     jobs: dict[JobId, TrialRecord] = field(default_factory=dict)
     state: StudyState = StudyState.RUNNING
     num_samples: int = 0
@@ -126,9 +128,10 @@ class SearchRecord:
     def live_job(self, job: JobId) -> tuple[TrialRecord, LiveJob] | None:
         """Return a trial and its live job, or None for a stale attempt."""
         trial = self.trials.get(job.trial)
-        if trial is None or trial.job is None or trial.job.id != job:
+        live = trial.job if trial is not None else None
+        if trial is None or live is None or live.id.attempt != job.attempt:
             return None
-        return trial, trial.job
+        return trial, live
 
     def close_pilot(self, pilot: PilotId) -> None:
         """Start nothing more on a pilot; what runs there goes on."""

@@ -115,7 +115,8 @@ class TrialRecord:
     @property
     def stretch(self) -> Stretch:
         """What it trains next: an earlier stretch than the last one where epochs are trained again."""
-        return replace(self._current, epoch=self.epoch)
+        now = self._current
+        return now if now.epoch == self.epoch else replace(now, epoch=self.epoch)
 
     @property
     def replicas(self) -> int:
@@ -124,6 +125,9 @@ class TrialRecord:
 
     @property
     def _current(self) -> Stretch:
+        last = self.schedule[-1]
+        if last.epoch <= self.epoch:
+            return last
         return next(s for s in reversed(self.schedule) if s.epoch <= self.epoch)
 
     @property
