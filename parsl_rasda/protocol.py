@@ -242,6 +242,7 @@ class JobResult:
         fault: What kind of thing went wrong, or None.
         exception: Class of the exception that ended the first rank to fail, or empty.
         blame: Whose fault it was, as `exits.classify_exit` judged where it ended; None if nobody has judged.
+        finished: The training function has ended its trial by itself, after a report.
     """
 
     trial: TrialId
@@ -257,6 +258,7 @@ class JobResult:
     fault: Fault | None = None
     exception: str = ""
     blame: Blame | None = None
+    finished: bool = False
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:

@@ -57,6 +57,7 @@ class Attempt:
         until: Epochs after which the job asks the controller, or ends.
         schedule: ``(epoch, replicas)``, the current stretch last.
         outcome: How the attempt ends, once that is decided.
+        is_finished: Whether the training function has ended its trial by itself.
         history: The reports of this attempt, on rank 0.
         preempt_cause: Why the job must leave at its next step, or None.
         lost_origin: Why the checkpoint to resume from cannot be read, or None.
@@ -79,6 +80,7 @@ class Attempt:
         self.epoch, self.until = spec.epoch, spec.until
         self.schedule: tuple[tuple[int, int], ...] = spec.schedule
         self.outcome: Outcome | None = None
+        self.is_finished = False
         self.history: list[EpochReport] = []
         self.preempt_cause: str | None = None
         self.lost_origin: str | None = None
@@ -280,6 +282,7 @@ class Attempt:
             phase=Phase.LEAVING if is_leaving else self.phase,
             fault=fault,
             exception=exception,
+            finished=self.is_finished and outcome is Outcome.REACHED,
         ).to_json()
         try:
             is_first = create_file(self.directory / "report.json", json.dumps(result, indent=1))
