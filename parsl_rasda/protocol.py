@@ -251,6 +251,7 @@ class JobResult:
         exception: Class of the exception that ended the first rank to fail, or empty.
         blame: Whose fault it was, as `exits.classify_exit` judged where it ended; None if nobody has judged.
         warning: What the ranks warned of, in words.
+        finished: The training function has ended its trial by itself, after a report.
     """
 
     trial: TrialId
@@ -267,6 +268,7 @@ class JobResult:
     exception: str = ""
     blame: Blame | None = None
     warning: str = ""
+    finished: bool = False
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:

@@ -166,6 +166,7 @@ class JobEnded:
         blame: Whose fault it was; None in records of versions that did not ask, whose rule still holds for
             them.
         phase: How far its ranks got, if that is known.
+        finished: The training function has ended its trial by itself: there is no more to train.
     """
 
     at: float
@@ -177,6 +178,7 @@ class JobEnded:
     unreadable: str | None = None
     blame: Blame | None = None
     phase: Phase | None = None
+    finished: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,5 +141,6 @@ def end_event(report: JobResult, now: float) -> JobEnded:
         unreadable=report.unreadable,
         blame=report.blame,
         phase=report.phase,
+        finished=report.finished,
         **saved,
     )

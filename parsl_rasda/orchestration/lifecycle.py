@@ -252,10 +252,8 @@ class TrialLifecycle:
         if trial.state is not TrialState.RUNNING:
             return  # paused or concluded: it was told to leave
         match event.outcome:
-            case Outcome.REACHED if not was_told and trial.epoch < job.until:
-                self.fail(trial, f"the training function returned after epoch {trial.epoch} of {job.until}")
             case Outcome.REACHED:
-                self.enqueue(trial)
+                self._go_on_after_reaching(trial, job, event, was_told=was_told)
             case _ if event.blame is not None:
                 self._go_on_if_blameless(trial, job, event, was_told=was_told)
             case Outcome.FAILED:
@@ -274,6 +272,16 @@ class TrialLifecycle:
                 self._retry(trial, event)
             case _:
                 assert_never(event.outcome)
+
+    def _go_on_after_reaching(
+        self, trial: TrialRecord, job: LiveJob, event: JobEnded, *, was_told: bool
+    ) -> None:
+        if event.finished and trial.last is not None:
+            self._complete(trial)
+        elif not was_told and trial.epoch < job.until:
+            self.fail(trial, f"the training function returned after epoch {trial.epoch} of {job.until}")
+        else:
+            self.enqueue(trial)
 
     def _go_on_if_blameless(
         self, trial: TrialRecord, job: LiveJob, event: JobEnded, *, was_told: bool
@@ -318,6 +326,14 @@ class TrialLifecycle:
         self._search.ended += 1
         metric = trial.last[1] if trial.last is not None and state is not TrialState.FAILED else None
         self._search.instructions.append(TrialFinished(trial.id, state, metric, reason))
+
+    def _complete(self, trial: TrialRecord) -> None:
+        """End a trial whose training function has ended by itself: its last report is its result."""
+        self._search.scheduler.remove(trial.id)
+        self._faults.forget(trial.id)
+        reason = f"its training function ended by itself after epoch {trial.epoch}"
+        self.conclude(trial, TrialState.COMPLETED, reason)
+        self.dismiss()
 
     def fail(self, trial: TrialRecord, cause: str) -> None:
         """End a trial that cannot go on."""

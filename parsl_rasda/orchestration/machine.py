@@ -364,7 +364,7 @@ class Machine:
         if event.outcome is Outcome.PREEMPTED and not was_told:
             self._close_if_ending(job.placement.pilot)
         self._lifecycle.note_checkpoint(trial, job, event)
-        if job.next_placement is not None and event.outcome is not Outcome.FAILED:
+        if job.next_placement is not None and event.outcome is not Outcome.FAILED and not event.finished:
             self._allocator.move(trial, job, job.next_placement)
         else:
             self._allocator.release(job)

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from parsl_rasda.runtime.engine.datasets import Batch
+    from parsl_rasda.runtime.engine.batches import Batch
     from parsl_rasda.runtime.engine.engine import Engine, OptimizerFactory
     from parsl_rasda.runtime.engine.learning_rate import Scaling
 
@@ -171,7 +171,11 @@ class Trial:
         return model, engine.optimizer
 
     def epochs(self) -> Iterator[int]:
-        """Yield the epochs to train: those that are not done, until the job must leave."""
+        """Yield the epochs to train: those that are not done, until the job must leave.
+
+        A function that leaves the loop after a report, on every rank, has ended its trial: it is completed
+        with what it has reported.
+        """
         while self._attempt.outcome is None and self._goes_on_at_start():
             self._in_epoch, self._has_batches = True, False
             self._began = self._last_step = time.monotonic()
@@ -182,7 +186,8 @@ class Trial:
             yield self.epoch
             if self._in_epoch:
                 raise TrainingError(
-                    f"Epoch {self.epoch} ended without trial.report(...).", "Call it once an epoch."
+                    f"Epoch {self.epoch} ended without trial.report(...) on rank {self.rank}.",
+                    "Call it once an epoch, on every rank.",
                 )
             self._decide()
 
@@ -202,11 +207,11 @@ class Trial:
         small remainder, which would be noisier than the others and break batch statistics.
 
         Args:
-            dataset: A tuple of arrays or tensors, a map-style ``Dataset``, an object with ``__len__``
+            dataset: A tuple or dict of arrays or tensors, a map-style ``Dataset``, an object with ``__len__``
                 and ``read(indices)``, or shards on disk (`parsl_rasda.data.open_shards`), which a thread
-                reads ahead in blocks.
+                reads ahead in blocks. Each rank is given all of it.
             transform: Applied to each batch, on the device.
-            workers: Number of processes that read ahead; not used for shards.
+            workers: Number of processes that read ahead, started by whatever method; not used for shards.
         """
         from parsl_rasda.runtime.engine.datasets import Samples
 
@@ -288,12 +293,11 @@ class Trial:
                 "Report it every epoch.",
             )
         was_interruptible, self._attempt.interruptible = self._attempt.interruptible, False
-        if self._engine is not None:
-            position = self._engine.position
-            self._engine.end_epoch()
-            if position.step:
-                self._attempt.samples = position.samples
-                values.setdefault("train_loss", rounded_sum(self._engine.loss_sums()) / position.samples)
+        position = self._engine.end_epoch() if self._engine is not None else None
+        self._group.meet("trial.report")
+        if self._engine is not None and position is not None and position.step:
+            self._attempt.samples = position.samples
+            values.setdefault("train_loss", rounded_sum(self._engine.loss_sums()) / position.samples)
         seconds = time.monotonic() - self._began + self._carried_over_s
         self._carried_over_s, self._in_epoch = 0.0, False
         self._attempt.epoch += 1
@@ -306,6 +310,28 @@ class Trial:
         self._attempt.interruptible = was_interruptible
 
     # ------------------------------------------------------------------------------------- internals
+
+    def finish(self) -> None:
+        """End the trial where its function has returned by itself; for the process that called it.
+
+        Raises:
+            TrainingError: If the last epoch that was reported is not what there is to keep.
+        """
+        attempt = self._attempt
+        is_saved = self._saved is not None and self._saved[1] == self.epoch
+        has_begun = self._in_epoch and self._engine is not None and self._has_batches
+        if self.epoch == self._spec.epoch or (has_begun and not is_saved):
+            raise TrainingError(
+                f"The training function returned after {self.epoch} of {attempt.until} epochs"
+                + (", in the middle of the next." if has_begun else "."),
+                "Let `for epoch in trial.epochs()` end by itself, or leave it after trial.report(...).",
+            )
+        attempt.interruptible = False
+        self._group.meet("the end of the training function")
+        if not is_saved:
+            self._checkpoint(wait=True)
+        self._note_saved(None)
+        attempt.outcome, attempt.is_finished = Outcome.REACHED, True
 
     def _prepared(self, what: str) -> Engine:
         if self._engine is None:
@@ -400,6 +426,7 @@ class Trial:
         """Decide at an epoch boundary whether to go on; all ranks act on the same answer."""
         attempt = self._attempt
         was_interruptible, attempt.interruptible = attempt.interruptible, False
+        self._group.meet("the end of an epoch, in trial.epochs")
         answer = Answer.WAIT
         until = replicas = batches = 0
         while answer is Answer.WAIT:

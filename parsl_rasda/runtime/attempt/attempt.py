@@ -59,6 +59,7 @@ class Attempt:
         until: Epochs after which the job asks the controller, or ends.
         schedule: As in `JobSpec`, the current stretch last.
         outcome: How the attempt ends, once that is decided.
+        is_finished: Whether the training function has ended its trial by itself.
         history: The reports of this attempt, on rank 0.
         preempt_cause: Why the job must leave at its next step, or None.
         lost_origin: Why the checkpoint to resume from cannot be read, or None.
@@ -82,6 +83,7 @@ class Attempt:
         self.schedule: tuple[ScheduleEntry, ...] = spec.schedule
         self.samples: int | None = None  # of an epoch, once they have been counted
         self.outcome: Outcome | None = None
+        self.is_finished = False
         self.history: list[EpochReport] = []
         self.preempt_cause: str | None = None
         self.lost_origin: str | None = None
@@ -308,6 +310,7 @@ class Attempt:
             fault=fault,
             exception=exception,
             warning=self._warning,
+            finished=self.is_finished and outcome is Outcome.REACHED,
         ).to_json()
         try:
             is_first = create_file(self.directory / "report.json", json.dumps(result, indent=1))

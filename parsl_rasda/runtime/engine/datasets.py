@@ -1,9 +1,10 @@
 """How samples are read: as whole micro-batches, from any of the usual kinds of data set.
 
-A data set is one of these: an array or a tensor, a tuple of them with equal lengths, a
-`torch.utils.data.TensorDataset`, a `Readable` (reads many samples at once, and may be `Ordered`), a
-`Blockwise` (too large for memory: `parsl_rasda.data.open_shards`), or any map-style
-`torch.utils.data.Dataset` (samples are read one by one and collated).
+A data set is one of these: an array or a tensor, a tuple or a dict of them with equal lengths, a
+`torch.utils.data.TensorDataset`, any map-style `torch.utils.data.Dataset` (samples are read one by one, or by
+its ``__getitems__``, and collated), a `Readable` (reads many samples at once, and may be `Ordered`), or a
+`Blockwise` (too large for memory: `parsl_rasda.data.open_shards`). What it is, its type says: a ``Dataset``
+may have a `shape` or a method `read` besides.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ from __future__ import annotations
 import random
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self, TypeAlias, runtime_checkable
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset, default_collate
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset
 
 from parsl_rasda.errors import TrainingError
+from parsl_rasda.runtime.engine.batches import Batch, as_tensors, collate, is_array, to_device
 from parsl_rasda.runtime.engine.replicas import seed_of
 
-Batch: TypeAlias = Any  # what a data set yields: a tensor, a tuple or a dict of tensors
 Read: TypeAlias = tuple[int, Sequence[int]]  # a seed and the samples of one batch
 
 
@@ -75,46 +78,33 @@ class Blockwise(Ordered, Protocol):
 
 
 class Samples:
-    """Any data set, as one that reads many samples at once.
+    """Any data set, as one that reads many samples at once. It can be pickled if the data set can.
 
     Attributes:
+        read: Returns samples, by their numbers, as one batch.
         ordered: The data set if it is `Ordered`, or None.
         blockwise: The data set if it is `Blockwise`, or None.
     """
 
     def __init__(self, dataset: Any) -> None:
+        source = _Columns.of(dataset)
+        self.blockwise: Blockwise | None = None
+        self.ordered: Ordered | None = None
         self.read: Callable[[list[int]], Batch]
-        self.blockwise = dataset if isinstance(dataset, Blockwise) else None
-        is_ordered = isinstance(dataset, Readable | Blockwise) and isinstance(dataset, Ordered)
-        self.ordered: Ordered | None = dataset if is_ordered else None
-        if isinstance(dataset, TensorDataset):
-            dataset = dataset.tensors
-        if isinstance(dataset, tuple | list) and dataset and all(hasattr(part, "shape") for part in dataset):
-            tensors = tuple(torch.as_tensor(part) for part in dataset)
-            lengths = {len(part) for part in tensors}
-            if len(lengths) > 1:
-                raise TrainingError(
-                    f"The arrays of the data set have lengths {sorted(lengths)}.", "Make them equal."
-                )
-            self.length = lengths.pop()
-            self.read = lambda indices: tuple(part[indices] for part in tensors)
-        elif hasattr(dataset, "shape"):
-            tensor = torch.as_tensor(dataset)
-            self.length = len(tensor)
-            self.read = lambda indices: tensor[indices]
-        elif self.blockwise is not None:
-            self.length = len(self.blockwise)
-        elif isinstance(dataset, Readable):
-            self.length = len(dataset)
-            self.read = lambda indices: _as_tensors(dataset.read(indices))
-        elif hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
-            self.length = len(dataset)
-            self.read = lambda indices: default_collate([dataset[i] for i in indices])
+        if source is not None:
+            self.length, self.read = len(source), source.read
+            return
+        is_readable, is_blockwise = _is_a(Readable, dataset), _is_a(Blockwise, dataset)
+        if not (is_readable or is_blockwise):
+            _refuse_unfit(dataset)
+        self.length = len(dataset)
+        if is_blockwise:
+            self.blockwise = dataset
+        if is_readable or is_blockwise:
+            self.ordered = dataset if _is_a(Ordered, dataset) else None
+            self.read = _Reading(dataset).read
         else:
-            raise TrainingError(
-                f"A {type(dataset).__name__} is not a data set that replicas can share.",
-                "Give arrays, a map-style Dataset, or an object with __len__ and read(indices).",
-            )
+            self.read = _OneByOne(dataset).read
 
     def __len__(self) -> int:
         return self.length
@@ -126,6 +116,122 @@ class Samples:
         generator = torch.Generator().manual_seed(seed_of(seed, "order", epoch))
         order: list[int] = torch.randperm(self.length, generator=generator).tolist()
         return order
+
+
+def _is_a(protocol: type, dataset: Any) -> bool:
+    """Whether a data set is of a kind: it says so, or has its methods and cannot be anything else.
+
+    A ``Dataset`` of torch, and whatever is indexed, may have methods of these names for itself.
+    """
+    kind = type(dataset)
+    if protocol in kind.__mro__:
+        return True
+    if protocol is not Ordered and (_is_indexed(kind) or issubclass(kind, IterableDataset)):
+        return False
+    wanted = [name for name in ("read", "stream", "order") if hasattr(protocol, name)]
+    return all(callable(getattr(kind, name, None)) for name in ("__len__", *wanted))
+
+
+def _is_indexed(kind: type) -> bool:
+    own = getattr(kind, "__getitem__", None)
+    return own is not None and own is not Dataset.__getitem__
+
+
+def _refuse_unfit(dataset: Any) -> None:
+    kind = type(dataset)
+    is_mapped = not issubclass(kind, IterableDataset | DataLoader | str | bytes | Mapping)
+    is_mapped = is_mapped and hasattr(kind, "__len__")
+    if is_mapped and (_is_indexed(kind) or hasattr(kind, "__getitems__")):
+        return
+    what = f"A {kind.__name__} is not a data set that replicas can share"
+    if issubclass(kind, IterableDataset):
+        what += ": its samples (it is an IterableDataset) come in an order of their own"
+    elif issubclass(kind, DataLoader):
+        what += ": it has cut its samples into batches already; give its data set"
+    raise TrainingError(
+        f"{what}.",
+        "Give arrays, a map-style Dataset with __len__, shards (parsl_rasda.data.open_shards), or an object "
+        "with __len__ and read(indices).",
+    )
+
+
+class _Columns:
+    """Arrays of one length, in a structure that each batch has, too: alone, in a tuple, or in a dict."""
+
+    def __init__(self, arrays: Any) -> None:
+        self._arrays = as_tensors(arrays)
+        parts = self._arrays.values() if isinstance(self._arrays, Mapping) else self._arrays
+        parts = [self._arrays] if isinstance(self._arrays, Tensor) else list(parts)
+        lengths = {len(part) for part in parts}
+        if len(lengths) > 1:
+            raise TrainingError(
+                f"The arrays of the data set have lengths {sorted(lengths)}.", "Make them equal."
+            )
+        self._length = lengths.pop()
+
+    @classmethod
+    def of(cls, dataset: Any) -> Self | None:
+        """Return a data set as columns if it is some."""
+        if isinstance(dataset, TensorDataset) and type(dataset).__getitem__ is TensorDataset.__getitem__:
+            return cls(tuple(dataset.tensors))
+        if isinstance(dataset, Dataset):
+            return None
+        if is_array(dataset):
+            return cls(dataset)
+        if not isinstance(dataset, tuple | list | Mapping) or not dataset:
+            return None
+        parts = list(dataset.values() if isinstance(dataset, Mapping) else dataset)
+        columns = [part for part in parts if is_array(part) and len(part.shape)]
+        if not columns:
+            return None
+        if len(columns) < len(parts):
+            raise TrainingError(
+                "Some columns of the data set are arrays of numbers, and others are not.",
+                "Give a Dataset whose samples have what else there is.",
+            )
+        if isinstance(dataset, list) and len(parts) > 1 and len({tuple(part.shape) for part in parts}) == 1:
+            raise TrainingError(
+                f"A list of {len(parts)} arrays of one shape may be samples, or columns.",
+                "Give torch.stack(samples), or a tuple of columns.",
+            )
+        return cls(tuple(dataset) if isinstance(dataset, list) else dataset)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def read(self, indices: list[int]) -> Batch:
+        """Return some rows of each column."""
+        match self._arrays:
+            case Tensor():
+                return self._arrays[indices]
+            case Mapping():
+                return {key: part[indices] for key, part in self._arrays.items()}
+            case _:
+                rows = [part[indices] for part in self._arrays]
+                return type(self._arrays)(*rows) if hasattr(self._arrays, "_fields") else tuple(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """A `Readable`."""
+
+    dataset: Any
+
+    def read(self, indices: list[int]) -> Batch:
+        """Return samples as the data set reads them."""
+        return as_tensors(self.dataset.read(indices))
+
+
+@dataclass(frozen=True, slots=True)
+class _OneByOne:
+    """A map-style data set."""
+
+    dataset: Any
+
+    def read(self, indices: list[int]) -> Batch:
+        """Return samples, collated; fetched at once if the data set can, as a ``DataLoader`` would."""
+        at_once = getattr(self.dataset, "__getitems__", None)
+        return collate(at_once(indices) if at_once else [self.dataset[i] for i in indices])
 
 
 class _Batches(Dataset[Batch]):
@@ -165,7 +271,7 @@ def read_all(
     batches: Iterator[Batch]
     if samples.blockwise is not None:
         batches = samples.blockwise.stream((indices for _, indices in reads), streams=streams)
-        batches = map(_as_tensors, batches)
+        batches = map(as_tensors, batches)
     elif workers:
         todo, pinned = _Reads(reads), device.type == "cuda"
         loader = DataLoader(
@@ -196,28 +302,3 @@ def seed_everything(seed: int, device: torch.device | None) -> None:
     torch.default_generator.manual_seed(seed)
     if device is not None and device.type != "cpu":
         torch.get_device_module(device).manual_seed(seed)
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Return a batch whose tensors are on the device."""
-    match batch:
-        case torch.Tensor():
-            return batch.to(device, non_blocking=True)
-        case dict():
-            return {key: to_device(value, device) for key, value in batch.items()}
-        case tuple() | list():
-            parts = [to_device(value, device) for value in batch]
-            is_named = hasattr(batch, "_fields")
-            return type(batch)(*parts) if is_named else type(batch)(parts)
-        case _:
-            return batch
-
-
-def _as_tensors(batch: Batch) -> Batch:
-    match batch:
-        case dict():
-            return {key: _as_tensors(value) for key, value in batch.items()}
-        case tuple() | list():
-            return type(batch)(_as_tensors(value) for value in batch)
-        case _:
-            return torch.as_tensor(batch) if hasattr(batch, "shape") else batch

@@ -6,6 +6,7 @@ The number of ranks only decides where. Nothing here knows of controllers or rep
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +15,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parameter import is_lazy
 
 from parsl_rasda.errors import InvalidSettingError, TrainingError
 from parsl_rasda.protocol import Training
+from parsl_rasda.runtime.engine.batches import Batch
 from parsl_rasda.runtime.engine.buffers import RunningBuffers
-from parsl_rasda.runtime.engine.datasets import Batch, Samples, read_all, seed_everything
+from parsl_rasda.runtime.engine.datasets import Samples, read_all, seed_everything
 from parsl_rasda.runtime.engine.forward import (
     PRECISIONS,
     compile_forward,
@@ -27,7 +28,7 @@ from parsl_rasda.runtime.engine.forward import (
     warn_if_nothing_compiled,
 )
 from parsl_rasda.runtime.engine.group import Group
-from parsl_rasda.runtime.engine.learning_rate import Scaling, rate_factor, scaling_rule
+from parsl_rasda.runtime.engine.learning_rate import OwnedRates, Scaling, rate_factor, scaling_rule
 from parsl_rasda.runtime.engine.passes import Together, passes
 from parsl_rasda.runtime.engine.reduction import ExactTree, OverlappedSum, Reduction
 from parsl_rasda.runtime.engine.replicas import (
@@ -37,6 +38,11 @@ from parsl_rasda.runtime.engine.replicas import (
     is_power_of_two,
     seed_of,
     share_of_replica,
+)
+from parsl_rasda.runtime.engine.suitability import (
+    refuse_unfit_loss,
+    refuse_unfit_model,
+    refuse_unfit_optimizer,
 )
 from parsl_rasda.runtime.engine.training_state import NON_TENSOR_FIELDS, TrainingState
 from parsl_rasda.types import ScheduleEntry
@@ -104,7 +110,8 @@ class Engine:
         assert group.device is not None  # noqa: S101 - a group with an engine has one
         self.device: torch.device = group.device
         self.group, self.training, self.seed, self.update = group, training, seed, update
-        _refuse_unfit(model)
+        refuse_unfit_model(model)
+        group.meet("trial.prepare", _described(model))
         self.model = model
         self.is_sharded = training.sharding != "none" and _shard(model, group, training)
         if not self.is_sharded:
@@ -115,8 +122,9 @@ class Engine:
         self.has_batch_statistics = any(isinstance(m, _BatchNorm) and m.training for m in model.modules())
         self._modes: dict[nn.Module, bool] = {}  # of each module in training
         self.optimizer = make_optimizer(self.parameters, update.rate)
+        refuse_unfit_optimizer(self.optimizer)
         self.parameters = _trained(model, self.optimizer)
-        self.rates = [float(options["lr"]) for options in self.optimizer.param_groups]
+        self._rates = OwnedRates(self.optimizer)
         self.scaling = update.scaling or scaling_rule(training.lr_scaling, type(self.optimizer))
         self.scaler = torch.amp.GradScaler(self.device.type) if training.precision == "fp16" else None
         self._state = TrainingState(model, self.optimizer, self.scaler, group, is_sharded=self.is_sharded)
@@ -146,6 +154,7 @@ class Engine:
         share = share_of_replica(self.training.batch_size, ahead[-1], replicas)
         plan = EpochPlan(len(samples), replicas, share)
         mine = carried(self.group.rank, self.group.size, plan.replicas)
+        self.group.meet("trial.batches", f"of {len(samples)} samples")
         position, reduction = self.position, self._reduction(plan.replicas)
         self._begin_losses(mine, plan)
         self._together.begin_epoch(self._most_together(share))
@@ -167,6 +176,7 @@ class Engine:
                         "A batch was left without an update.", "Call trial.step(loss) for each."
                     )
             if not micro_batches:
+                self.group.enter_step()
                 self._finish(step)
             if self.halted:
                 return
@@ -194,7 +204,9 @@ class Engine:
                 module.training = mode
 
     def evaluate(self) -> None:
-        """Put the model in eval mode."""
+        """Put the model in eval mode. A collective operation if it is sharded."""
+        if self.is_sharded:
+            self.group.meet("trial.shard")
         if self.model.training:
             self._modes = {module: module.training for module in self.model.modules()}
         self.model.eval()
@@ -206,13 +218,12 @@ class Engine:
             raise TrainingError(
                 "trial.step was called without a batch.", "Call it once for each of trial.batches(...)."
             )
-        if loss.dim():
-            raise TrainingError(
-                f"The loss has shape {tuple(loss.shape)}.", "Give trial.step the mean over the batch."
-            )
+        refuse_unfit_loss(loss)
         micro_batch, step.micro_batch = step.micro_batch, None
         self._together.end()
         self._losses[micro_batch.replica] += loss.detach().double() * micro_batch.size
+        if step.is_last or self.is_sharded:
+            self.group.enter_step()
         weighted = loss * (micro_batch.weight * step.reduction.scale)
         (self.scaler.scale(weighted) if self.scaler else weighted).backward()  # type: ignore[no-untyped-call] # torch
         step.reduction.add(self._buffers.values(), micro_batch.weight)
@@ -220,8 +231,8 @@ class Engine:
             self._finish(step)
         return step.is_last
 
-    def end_epoch(self) -> None:
-        """End the epoch.
+    def end_epoch(self) -> TrainingPosition:
+        """End the epoch, and return the position at its end.
 
         Raises:
             TrainingError: If it has steps that are not done.
@@ -232,10 +243,12 @@ class Engine:
                 f"trial.batches was left after {self.position.step} of {step.of} steps.",
                 "Let the loop end by itself; for shorter epochs, give it fewer samples.",
             )
-        self.position = TrainingPosition(self.position.epoch + 1)
+        self._rates.check()
+        ended, self.position = self.position, TrainingPosition(self.position.epoch + 1)
         self._step = None
         if self.training.compile:
             warn_if_nothing_compiled(self.model)
+        return ended
 
     def loss_sums(self) -> list[float]:
         """Return the losses of the epoch so far, for each replica. A collective operation."""
@@ -244,6 +257,8 @@ class Engine:
     def _begin(self, step: _Step, micro_batch: MicroBatch, *, is_last: bool) -> None:
         """Make random numbers and buffers a function of the replica alone."""
         step.micro_batch, step.is_last = micro_batch, is_last
+        if self.is_sharded:
+            self.group.enter_step()  # the forward pass gathers the weights
         self._buffers.begin()
         step.reduction.begin(last=is_last)
         seed_everything(self._seed_of("compute", micro_batch), self.device)
@@ -312,13 +327,7 @@ class Engine:
         )
         if self.update.schedule:
             factor *= self.update.schedule(position)
-        if len(self.optimizer.param_groups) != len(self.rates):
-            raise TrainingError(
-                "The optimizer has another number of groups than at trial.prepare.",
-                "Give it all parameters there; frozen ones may be unfrozen later.",
-            )
-        for options, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            options["lr"] = rate * factor
+        self._rates.scale(factor)
 
     def _seed_of(self, purpose: str, micro_batch: MicroBatch) -> int:
         return seed_of(self.seed, purpose, self.position.epoch, micro_batch.step, micro_batch.replica)
@@ -352,6 +361,14 @@ class Engine:
         self.position = TrainingPosition(header["epoch"], header["step"], header["losses"], header["samples"])
 
 
+def _described(model: nn.Module) -> str:
+    """Return what must be the same on all ranks, in a few words."""
+    parameters = [(name, tuple(p.shape), str(p.dtype)) for name, p in model.named_parameters()]
+    digest = zlib.crc32(repr(parameters).encode())
+    count = sum(p.numel() for p in model.parameters())
+    return f"of a {type(model).__name__} with {count} parameters [{digest:08x}]"
+
+
 def _own(plan: EpochPlan, step: int, mine: range) -> list[MicroBatch]:
     """Return this rank's micro-batches of a step."""
     return [m for m in plan.step(step)[mine.start : mine.stop] if m.size]
@@ -375,16 +392,3 @@ def _shard(model: nn.Module, group: Group, training: Training) -> bool:
     if group.size > 1:
         shard(model, group)
     return group.size > 1
-
-
-def _refuse_unfit(model: nn.Module) -> None:
-    if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
-        raise TrainingError(
-            "The model has layers that get their shape from the first batch (LazyModules).",
-            "Call model(example) once before trial.prepare(...).",
-        )
-    if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
-        raise TrainingError(
-            "SyncBatchNorm couples replicas, which a rank that carries several cannot compute.",
-            "Use BatchNorm: statistics are taken per replica and averaged into the running ones.",
-        )

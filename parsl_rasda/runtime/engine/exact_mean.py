@@ -22,6 +22,7 @@ def mean_over(group: Group, values: Any) -> float:
         TrainingError: If it is a single number, or if no rank has a value.
     """
     numbers = _numbers(values)
+    group.meet("trial.mean")
     terms = _exact_terms(numbers)
     size, rank = group.size, group.rank
     padded = [0.0] * (SUM_TERMS * size)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from parsl_rasda.atomic_files import replace_file
 from parsl_rasda.errors import RasdaError
+from parsl_rasda.runtime.engine.roll_call import RollCall
 
 if TYPE_CHECKING:
     from torch import Tensor, device
@@ -62,11 +63,32 @@ class Group:
         self.rank, self.size, self.device = rank, size, device
         kind = device.type if device else "cpu"
         self._backend = os.environ.get(BACKEND_VARIABLE, BACKENDS[kind])
+        self._roll_call: RollCall | None = None
         if size > 1:
             with _peers():
-                self._store = self._meet(directory, one_node=one_node)
+                self._store = self._rendezvous(directory, one_node=one_node)
+            self._roll_call = RollCall(rank, size, self._store, SILENCE_S)
 
-    def _meet(self, directory: Path, *, one_node: bool) -> Store:
+    def meet(self, what: str, detail: str = "") -> None:
+        """Wait until all ranks are about to do the same, before they do it.
+
+        Args:
+            what: In the user's words.
+            detail: What must be the same, besides, on all ranks.
+
+        Raises:
+            TrainingError: If they are not.
+        """
+        if self._roll_call is not None:
+            with _peers():
+                self._roll_call.meet(what, detail)
+
+    def enter_step(self) -> None:
+        """Note that the ranks begin to exchange what a step needs."""
+        if self._roll_call is not None:
+            self._roll_call.enter_step()
+
+    def _rendezvous(self, directory: Path, *, one_node: bool) -> Store:
         import torch.distributed as dist
         from torch.distributed.distributed_c10d import _set_pg_timeout
 

@@ -8,15 +8,64 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from parsl_rasda.errors import InvalidSettingError
+from parsl_rasda.errors import InvalidSettingError, TrainingError
 from parsl_rasda.types import ScheduleEntry
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
 
 Scaling: TypeAlias = Callable[[int], float]
 
 SGD_FAMILY = {"SGD", "ASGD"}
 RULES: dict[str, Scaling] = {"linear": float, "sqrt": math.sqrt, "none": lambda _batches: 1.0}
+
+
+class OwnedRates:
+    """The learning rates of an optimizer's groups, which nobody else may write.
+
+    A scheduler of torch's knows nothing of replicas and warm-up, and its state is in no checkpoint: what it
+    writes would be right until the first restart. So it is refused, rather than overwritten.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        """Take over the rates as they are: those of one replica."""
+        self._optimizer = optimizer  # whose groups are others once its state is loaded
+        self._bases = [float(options["lr"]) for options in optimizer.param_groups]
+        self._written = list(self._bases)
+
+    def scale(self, factor: float) -> None:
+        """Set each rate to its base times a factor.
+
+        Raises:
+            TrainingError: As `check`.
+        """
+        self.check()
+        self._written = [base * factor for base in self._bases]
+        for options, rate in zip(self._optimizer.param_groups, self._written, strict=True):
+            options["lr"] = rate
+
+    def check(self) -> None:
+        """Refuse what somebody else has done to the rates.
+
+        Raises:
+            TrainingError: If a rate is not what it was set to, or a group was added.
+        """
+        if len(self._optimizer.param_groups) != len(self._bases):
+            raise TrainingError(
+                "The optimizer has another number of groups than at trial.prepare.",
+                "Give it all parameters there; frozen ones may be unfrozen later.",
+            )
+        for options, rate in zip(self._optimizer.param_groups, self._written, strict=True):
+            found = float(options["lr"])
+            if found != rate:
+                raise TrainingError(
+                    "Something else than trial.prepare has set the learning rate (a torch lr_scheduler?), "
+                    f"from {rate:g} to {found:g}.",
+                    "Give trial.prepare(..., schedule=f), where f(epochs) is the factor on lr after so many "
+                    "epochs, for example lambda epochs: 0.1 ** int(epochs); it holds over restarts, too.",
+                )
 
 
 def scaling_rule(name: str, optimizer: type) -> Scaling:

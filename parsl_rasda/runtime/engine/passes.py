@@ -15,8 +15,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from parsl_rasda.errors import TrainingError
-from parsl_rasda.runtime.engine.datasets import Batch
+from parsl_rasda.runtime.engine.batches import Batch
 from parsl_rasda.runtime.engine.replicas import MicroBatch
 
 
@@ -83,7 +82,8 @@ def _merged(parts: Sequence[MicroBatch]) -> MicroBatch:
 class Together:
     """How many replicas go through the model in one pass: one, where random numbers are drawn.
 
-    The first step of each epoch shows whether they are.
+    The first step of each epoch, in which replicas are alone, shows whether they are. A function that draws
+    later only shares the numbers of one pass among its replicas, which `reduce: ddp` allows.
 
     Attributes:
         now: As many as in the present step.
@@ -109,19 +109,8 @@ class Together:
             self._before = self._states()
 
     def end(self) -> None:
-        """End a pass.
-
-        Raises:
-            TrainingError: If random numbers were drawn for several replicas at once.
-        """
-        if self._most == 1 or self._has_drawn or self._before == self._states():
-            return
-        self._has_drawn = True
-        if self.now > 1:
-            raise TrainingError(
-                "Random numbers were drawn that were not drawn in the first step of the epoch.",
-                "Draw them in every step, or use `training.reduce: exact`.",
-            )
+        """End a pass."""
+        self._has_drawn = self._has_drawn or (self._most > 1 and self._before != self._states())
 
     def _states(self) -> tuple[object, ...]:
         numpy = sys.modules.get("numpy")

@@ -213,12 +213,10 @@ def _train(attempt: Attempt) -> None:
     if attempt.context.size == 1:
         attempt.enter(Phase.FIRST_STEP)  # several ranks must meet first
     seed_start(attempt.spec.seed)  # again: what its module has drawn may depend on what was loaded before
-    function(Trial(attempt))
+    trial = Trial(attempt)
+    function(trial)
     if attempt.outcome is None:
-        raise TrainingError(
-            f"The training function returned after {attempt.epoch} of {attempt.until} epochs.",
-            "Let `for epoch in trial.epochs()` end by itself.",
-        )
+        trial.finish()
 
 
 def training_function(name: str) -> Callable[[Trial], None]:

@@ -286,6 +286,30 @@ def test_user_code_that_raises_or_returns_early_fails_its_trial_at_once() -> Non
     assert "returned after epoch 0" in returned.reason
 
 
+def test_user_code_that_ends_its_trial_after_a_report_completes_it() -> None:
+    told = story(max_t=4)
+    told.begin(2, a=1)
+    told.pilot("a-0", gpus=2)
+    told.epoch("0000.1", 1, 0.1)
+    job = JobId.parse("0000.1")
+    (finished,) = of(TrialFinished, told.tell(JobEnded, job, Outcome.REACHED, "", "0000.1/1", finished=True))
+    assert (finished.state, finished.metric) == (TrialState.COMPLETED, 0.1)
+    assert "ended by itself after epoch 1" in finished.reason
+    told.play(lambda _, epoch: 1.0 / epoch)
+    assert told.state("0001").is_final
+    assert told.machine.state is StudyState.DONE
+
+
+def test_user_code_that_ends_its_trial_while_it_is_to_move_completes_it() -> None:
+    told = story(max_t=8)
+    told.begin(2, a=1)
+    told.pilot("a-0", gpus=2)
+    told.epoch("0000.1", 1, 0.1)
+    told.tell(StudyInterrupted)
+    told.tell(JobEnded, JobId.parse("0000.1"), Outcome.REACHED, "", "0000.1/1", finished=True)
+    assert told.state("0000") is TrialState.COMPLETED
+
+
 @pytest.mark.parametrize("variant", ["stopping", "promotion", "synchronous"])
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_a_diverged_trial_fails_alone(variant: str, epoch: int) -> None:

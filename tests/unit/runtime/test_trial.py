@@ -441,3 +441,77 @@ def test_settings_that_cannot_be_are_refused(option, value, replicas) -> None:
 def test_replicas_that_are_no_power_of_two_are_reduced_plainly() -> None:
     _, history = trained(replicas=3, epochs=4)
     assert history[-1].metrics["val_loss"] < history[0].metrics["val_loss"]
+
+
+# ----------------------------------------------------------------- what others do, refused in words
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.1),
+        lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.5),
+        lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=9),
+        lambda optimizer: optimizer.param_groups[0].update(lr=0.5),
+    ],
+    ids=["StepLR", "LinearLR", "OneCycleLR", "by hand"],
+)
+def test_a_rate_that_somebody_else_writes_is_refused(write) -> None:
+    trial = local_trial({}, epochs=3, batch_size=16)
+    model, optimizer = trial.prepare(nn.Linear(3, 1), sgd, lr=0.1)
+    scheduler = write(optimizer)
+
+    def train() -> None:
+        for _ in trial.epochs():
+            for x, y in trial.batches((X, Y)):
+                trial.step(loss_of(model, x, y))
+            if scheduler is not None:
+                scheduler.step()
+            trial.report(val_loss=0.0)
+
+    with pytest.raises(TrainingError, match=r"learning rate.*schedule="):
+        train()
+    assert trial.epoch == 0, "said before anything is reported"
+
+
+@pytest.mark.parametrize("accelerator_lr", [0.1, torch.tensor(0.1)])
+def test_a_rate_that_nobody_writes_is_accepted(accelerator_lr) -> None:
+    trial = local_trial({}, epochs=2, batch_size=16, warmup_initial=0.5)
+    model, _ = trial.prepare(
+        nn.Linear(3, 1),
+        lambda p, _: torch.optim.SGD(p, accelerator_lr),
+        lr=0.1,
+        schedule=lambda t: 1 / (1 + t),
+    )
+    for _ in trial.epochs():
+        for x, y in trial.batches((X, Y)):
+            trial.step(loss_of(model, x, y))
+        trial.report(val_loss=0.0)
+    assert trial.epoch == 2
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [(None, "loss is None"), (0.5, "a float"), (torch.tensor(0.5), "no gradient")],
+)
+def test_what_is_no_loss_is_refused_in_words(loss, words) -> None:
+    trial, _ = prepared()
+    next(trial.epochs())
+    next(trial.batches((X, Y)))
+    with pytest.raises(TrainingError, match=words):
+        trial.step(loss)
+
+
+@pytest.mark.parametrize(
+    ("model", "factory", "words"),
+    [
+        (nn.DataParallel(nn.Linear(3, 1)), sgd, "DataParallel"),
+        (nn.Sequential(nn.DataParallel(nn.Linear(3, 1))), sgd, "DataParallel"),
+        (nn.Linear(3, 1), torch.optim.LBFGS, "closure"),
+        (nn.Linear(3, 1), lambda _p, _lr: None, "NoneType"),
+        (lambda x: x, sgd, "not an nn.Module"),
+    ],
+)
+def test_models_and_optimizers_that_cannot_be_are_refused_in_words(model, factory, words) -> None:
+    with pytest.raises(TrainingError, match=words):
+        local_trial({}).prepare(model, factory, lr=0.1)

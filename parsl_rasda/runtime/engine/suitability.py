@@ -1,0 +1,80 @@
+"""What replicas cannot train with, refused in words where it is given."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from parsl_rasda.errors import TrainingError
+
+_WRAPPERS = (DistributedDataParallel, DataParallel, FullyShardedDataParallel, FSDPModule)
+
+
+def refuse_unfit_model(model: Any) -> None:
+    """Refuse what is no model, is distributed already, or couples replicas.
+
+    Raises:
+        TrainingError: In words.
+    """
+    if not isinstance(model, nn.Module):
+        raise TrainingError(
+            f"The model is a {type(model).__name__}, not an nn.Module.", "Give trial.prepare one module."
+        )
+    wrapper = next((type(m).__name__ for m in model.modules() if isinstance(m, _WRAPPERS)), None)
+    if wrapper is not None:
+        raise TrainingError(
+            f"The model is wrapped in {wrapper} already, whose gradients would be added twice.",
+            "Give trial.prepare the plain model: it adds gradients, or shards the model, itself.",
+        )
+    if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        raise TrainingError(
+            "The model has layers that get their shape from the first batch (LazyModules).",
+            "Call model(example) once before trial.prepare(...).",
+        )
+    if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+        raise TrainingError(
+            "SyncBatchNorm couples replicas, which a rank that carries several cannot compute.",
+            "Use BatchNorm: statistics are taken per replica and averaged into the running ones.",
+        )
+
+
+def refuse_unfit_optimizer(optimizer: Any) -> None:
+    """Refuse what is no optimizer, or asks for the loss again and again.
+
+    Raises:
+        TrainingError: In words.
+    """
+    name = type(optimizer).__name__
+    if not isinstance(optimizer, Optimizer):
+        raise TrainingError(
+            f"The optimizer is a {name}, not a torch.optim.Optimizer.",
+            "Give trial.prepare what makes one from (parameters, lr), such as torch.optim.SGD.",
+        )
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise TrainingError(
+            f"{name} computes the loss several times a step (it needs a closure), which replicas cannot.",
+            "Use an optimizer whose step() needs no closure.",
+        )
+
+
+def refuse_unfit_loss(loss: Any) -> None:
+    """Refuse what is not the mean loss of a batch, with its gradient.
+
+    Raises:
+        TrainingError: In words.
+    """
+    advice = "Give trial.step the mean over the batch, as a tensor that the model has computed."
+    if not isinstance(loss, Tensor):
+        what = "None" if loss is None else f"a {type(loss).__name__}"
+        raise TrainingError(f"The loss is {what}, not a tensor.", advice)
+    if loss.dim():
+        raise TrainingError(f"The loss has shape {tuple(loss.shape)}.", advice)
+    if not loss.requires_grad:
+        raise TrainingError("The loss has no gradient: it was detached, or computed under no_grad.", advice)

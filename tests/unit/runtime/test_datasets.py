@@ -1,0 +1,246 @@
+"""Data sets are known by their type, and batches may have any structure."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+from collections import OrderedDict, UserDict
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+
+from parsl_rasda.errors import TrainingError
+from parsl_rasda.runtime import local_trial
+from parsl_rasda.runtime.engine.batches import collate, to_device
+from parsl_rasda.runtime.engine.datasets import Readable, Samples
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+
+
+class Named(NamedTuple):
+    x: Tensor
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    x: Tensor
+    tag: str
+
+
+class Plain(Dataset):
+    """Samples 0 to 7; everything else here is a trap."""
+
+    shape = (8, 2)
+    dtype = torch.float32
+    order = 3
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Any:
+        return float(index)
+
+    def read(self, path: str) -> str:
+        raise AssertionError("a method of the user's own")
+
+    def stream(self) -> None:
+        raise AssertionError("a method of the user's own")
+
+
+class Indexed:
+    """No Dataset, but indexed as one; `read` is its own."""
+
+    shape = (8,)
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> float:
+        return float(index)
+
+    def read(self) -> None:
+        raise AssertionError("a method of the user's own")
+
+
+class AtOnce(Plain):
+    def __getitem__(self, index: int) -> Any:
+        raise AssertionError("read at once")
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        return [{"x": float(i)} for i in indices]
+
+
+class Declared(Readable):
+    """A Readable that is indexed, too: it says what it is."""
+
+    order = "of a polynomial"
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Any:
+        raise AssertionError("many at once")
+
+    def read(self, indices: list[int]) -> Any:
+        return Named(np.asarray(indices, dtype=np.float64), "all")  # type: ignore[arg-type]
+
+
+class Augmented(TensorDataset):
+    def __getitem__(self, index: int) -> Any:
+        return (self.tensors[0][index] + 100,)
+
+
+@pytest.mark.parametrize("data", [Plain(), Indexed(), Subset(Plain(), range(8)), list(map(float, range(8)))])
+def test_a_map_style_data_set_is_one_whatever_else_it_has(data) -> None:
+    samples = Samples(data)
+    assert len(samples) == 8
+    assert samples.read([3, 1]).tolist() == [3.0, 1.0]
+    assert samples.ordered is None
+
+
+def test_samples_are_fetched_at_once_if_they_can_be() -> None:
+    assert Samples(AtOnce()).read([2, 5])["x"].tolist() == [2.0, 5.0]
+
+
+def test_a_data_set_that_says_that_it_is_readable_is() -> None:
+    samples = Samples(Declared())
+    found = samples.read([4])
+    assert isinstance(found, Named)
+    assert found.x.tolist() == [4.0]
+    assert samples.ordered is None
+
+
+def test_a_tensor_data_set_with_samples_of_its_own_is_asked_for_them() -> None:
+    x = torch.arange(4.0)
+    assert Samples(Augmented(x)).read([1])[0].tolist() == [101.0]
+    assert Samples(TensorDataset(x)).read([1])[0].tolist() == [1.0]
+
+
+def test_columns_give_batches_of_their_own_structure() -> None:
+    x, y = torch.arange(4.0), np.arange(4)
+    assert Samples({"x": x, "y": y}).read([2])["y"].tolist() == [2]
+    assert Samples((x, y)).read([2, 3])[0].tolist() == [2.0, 3.0]
+    assert Samples(x).read([1]).tolist() == [1.0]
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter(range(8))
+
+
+class NoLength(Dataset):
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (Endless(), "IterableDataset"),
+        (NoLength(), "NoLength"),
+        (DataLoader(Plain()), "give its data set"),
+        ("train.csv", "str"),
+        ({"a": 1}, "dict"),
+        ({1, 2}, "set"),
+        ((torch.zeros(3), np.array(["a", "b", "c"])), "Some columns"),
+        ([torch.zeros(3), torch.zeros(3)], "samples, or columns"),
+    ],
+)
+def test_what_replicas_cannot_share_is_refused_in_words(data, words) -> None:
+    with pytest.raises(TrainingError, match=words):
+        Samples(data)
+
+
+@pytest.mark.parametrize("data", [Plain(), Declared(), (torch.zeros(3), torch.ones(3)), {"x": torch.ones(3)}])
+def test_samples_can_be_pickled_if_their_data_set_can(data) -> None:
+    assert len(pickle.loads(pickle.dumps(Samples(data)))) == len(Samples(data))
+
+
+# ------------------------------------------------------------------------------------------ batches
+
+
+def test_samples_of_any_structure_are_collated_as_torch_does() -> None:
+    samples = [
+        {"n": Named(torch.tensor(i), "abc"[i]), "r": Record(torch.tensor([i]), "x"), "l": [i, (i, "s")]}
+        for i in range(3)
+    ]
+    batch = collate(samples)
+    assert isinstance(batch["n"], Named)
+    assert list(batch["n"].name) == ["a", "b", "c"]
+    assert isinstance(batch["r"], Record)
+    assert batch["r"].x.tolist() == [[0], [1], [2]]
+    assert list(batch["r"].tag) == ["x"] * 3
+    assert batch["l"][0].tolist() == [0, 1, 2]
+
+
+class Movable:
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    def to(self, device: torch.device) -> Movable:
+        return Movable(self.x.to(device))
+
+
+def test_all_tensors_of_a_batch_move_and_its_structure_stays() -> None:
+    one = torch.zeros(2)
+    batch = {
+        "dict": OrderedDict(a=one),
+        "user": UserDict(a=one),
+        "named": Named(one, "n"),
+        "record": Record(one, "r"),
+        "tuple": (one, [one, "text", b"bytes", None, 3]),
+        "movable": Movable(one),
+        "packed": pack_sequence([one]),
+    }
+    moved = to_device(batch, META)
+    assert isinstance(moved["dict"], OrderedDict)
+    assert isinstance(moved["user"], UserDict)
+    assert isinstance(moved["packed"], PackedSequence)
+    assert moved["packed"].batch_sizes.device == CPU
+    found = (
+        moved["dict"]["a"],
+        moved["user"]["a"],
+        moved["named"].x,
+        moved["record"].x,
+        moved["tuple"][0],
+        moved["tuple"][1][0],
+        moved["movable"].x,
+        moved["packed"].data,
+    )
+    assert {tensor.device for tensor in found} == {META}
+    assert moved["tuple"][1][1:] == ["text", b"bytes", None, 3]
+    assert batch["dict"]["a"].device == batch["user"]["a"].device == batch["record"].x.device == CPU
+
+
+class Waves(Dataset):
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Named:
+        return Named(torch.full((3,), float(index)), str(index))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_processes_that_read_ahead_may_be_started_by_any_method(method) -> None:
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(method, force=True)
+    try:
+        trial = local_trial({}, batch_size=4)
+        model, _ = trial.prepare(nn.Linear(3, 1), torch.optim.SGD, lr=0.0)
+        names = []
+        for _ in trial.epochs():
+            for batch in trial.batches(Waves(), workers=1):
+                names += batch.name
+                trial.step(model(batch.x).mean())
+            trial.report(val_loss=0.0)
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert sorted(names) == [str(i) for i in range(8)]
