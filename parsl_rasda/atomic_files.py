@@ -12,13 +12,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
-def replace_file(path: Path, content: str | bytes, *, is_durable: bool = True) -> None:
+def replace_file(
+    path: Path, content: str | bytes, *, is_durable: bool = True, mode: int | None = None
+) -> None:
     """Write a file so that a death leaves the old one or the new one, never half of it.
+
+    Args:
+        path: The file.
+        content: All of it; a string becomes UTF-8.
+        is_durable: Whether it must survive a crash of the machine.
+        mode: Its rights, if not those that the umask gives.
 
     Raises:
         OSError: If the file system refuses; the old file stands.
     """
-    with _beside(path, content, is_durable=is_durable) as part:
+    with _beside(path, content, is_durable=is_durable, mode=mode) as part:
         part.replace(path)
     if is_durable:
         sync_folder(path.parent)
@@ -52,12 +60,14 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _beside(path: Path, content: str | bytes, *, is_durable: bool) -> Iterator[Path]:
+def _beside(path: Path, content: str | bytes, *, is_durable: bool, mode: int | None = None) -> Iterator[Path]:
     """Give a file of a name that nobody else has or can foresee; what is left of it goes."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     data = content.encode() if isinstance(content, str) else content
     try:
         with part.open("xb") as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
             file.write(data)
             if is_durable:
                 file.flush()

@@ -126,6 +126,21 @@ class JournalError(RasdaError):
         return f"{self.path}:{self.line}: {self.found}"
 
 
+class OtherDecisionError(JournalError):
+    """The machine decides otherwise than a journal says.
+
+    Attributes:
+        words: What was decided then, and what would be now.
+        section: How many versions had changed before.
+    """
+
+    def __init__(self, path: str, line: int, words: str, section: int) -> None:
+        found = f"this version of parsl_rasda decides otherwise than the one that wrote the journal ({words})"
+        super().__init__(path, line, found)
+        self.args = (path, line, words, section)
+        self.words, self.section = words, section
+
+
 class StageFailedError(RasdaError):
     """A stage of a pipeline failed; what came before it stands."""
 

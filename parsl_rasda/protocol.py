@@ -19,9 +19,9 @@ Control channel: rank 0 writes lines ``\x1e{json}\n`` on its original stdout and
 from stdin. Rank to controller: ``{"op": "ready", "once_s": 2.4}`` (first step done; seconds of the start
 that no later one on this node will need), ``{"op": "epoch", ...EpochReport}``,
 ``{"op": "bye", ...JobResult}``, and for the agent alone ``{"op": "phase", "phase": "met"}``.
-Controller to rank: ``{"op": "go", "until": 4, "replicas": 2}``, ``{"op": "leave"}`` (at this epoch
-boundary), ``{"op": "preempt"}`` (checkpoint at the next step, leave), ``{"op": "beat"}`` (the controller
-lives).
+Controller to rank: ``{"op": "go", "until": 4, "replicas": 2}`` (with ``"batches"`` if they are not as many),
+``{"op": "leave"}`` (at this epoch boundary), ``{"op": "preempt"}`` (checkpoint at the next step, leave),
+``{"op": "beat"}`` (the controller lives).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from typing import Any, Self
 
 from parsl_rasda.errors import RasdaError
 from parsl_rasda.plain_text import LONGEST_TRACE, cleaned
-from parsl_rasda.types import JSON, Blame, Fault, JobId, Outcome, Phase, TrialId
+from parsl_rasda.types import JSON, Blame, Fault, JobId, Outcome, Phase, ScheduleEntry, TrialId
 
 FORMAT = 1
 STEPS = "steps"  # a file that rank 0 touches while it trains, where there is no channel
@@ -96,7 +96,7 @@ def checkpoint_in(data: Mapping[str, Any]) -> Checkpoint | None:
 class Training:
     """How a trial trains, the same for every trial of a study. See `study.TrainingSpec`."""
 
-    batch_size: int = 32  # samples per replica and step
+    batch_size: int = 32  # samples of a step, times the batches of the schedule
     lr_scaling: str = "auto"  # auto | linear | sqrt | none
     warmup_initial: float = 0.0  # epochs, from 0 to the full rate
     warmup_rescale: float = 0.0  # epochs, from the rate before a resize to the one after
@@ -114,8 +114,9 @@ class JobSpec:
     """Everything ranks need to train one trial from one epoch to another.
 
     Attributes:
-        schedule: ``(epoch, replicas)`` pairs: from that many finished epochs on, that many replicas.
-            The first epoch is 0; the last pair holds for the coming stretch.
+        schedule: ``(epoch, replicas, batches)``: from that many finished epochs on, that many replicas share
+            a step of ``batches * batch_size`` samples. A pair has as many batches as replicas. The first
+            epoch is 0; the last entry holds for the coming stretch.
         epoch: Epochs already done; training resumes there.
         until: Epochs done when the job must ask (`interactive`) or end.
         paths: ``(input, path)`` pairs: absolute paths that the site of the job must have.
@@ -138,7 +139,7 @@ class JobSpec:
     epoch: int
     until: int
     max_epochs: int
-    schedule: tuple[tuple[int, int], ...]
+    schedule: tuple[ScheduleEntry, ...]
     world_size: int
     python: str | None = None  # "module:function"
     command: tuple[str, ...] | None = None
@@ -164,6 +165,11 @@ class JobSpec:
         """Replicas of the coming stretch."""
         return self.schedule[-1][1]
 
+    @property
+    def batches(self) -> int:
+        """How many `batch_size` make a step of the coming stretch."""
+        return self.schedule[-1][-1]
+
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON, fit for a file or a Globus Compute submission."""
         return asdict(self)
@@ -177,7 +183,7 @@ class JobSpec:
         """
         values = _known(cls, data)
         values["training"] = Training(**_known(Training, data.get("training", {}), versioned=False))
-        values["schedule"] = tuple((int(e), int(r)) for e, r in data["schedule"])
+        values["schedule"] = tuple(tuple(int(n) for n in entry) for entry in data["schedule"])
         values["slots"] = tuple(data.get("slots", ()))
         values["paths"] = tuple((str(name), str(path)) for name, path in data.get("paths", ()))
         if values.get("command") is not None:
@@ -204,6 +210,7 @@ class EpochReport:
         checkpoint: Newest whole checkpoint of the attempt, or None. It may hold fewer epochs: copies to a
             URL are written while training goes on.
         slots: ``node:gpu`` of each rank, as the ranks themselves saw them, in rank order.
+        samples: Training samples of an epoch, or None where the training function reads them by itself.
     """
 
     trial: TrialId
@@ -214,6 +221,7 @@ class EpochReport:
     checkpoint: Checkpoint | None = None
     at: float = 0.0
     slots: tuple[str, ...] = ()
+    samples: int | None = None
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
@@ -242,6 +250,7 @@ class JobResult:
         fault: What kind of thing went wrong, or None.
         exception: Class of the exception that ended the first rank to fail, or empty.
         blame: Whose fault it was, as `exits.classify_exit` judged where it ended; None if nobody has judged.
+        warning: What the ranks warned of, in words.
     """
 
     trial: TrialId
@@ -257,6 +266,7 @@ class JobResult:
     fault: Fault | None = None
     exception: str = ""
     blame: Blame | None = None
+    warning: str = ""
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,13 +60,11 @@ def storage_error(error: BaseException, path: Path) -> StorageError | None:
 
 def unwritable(folder: Path) -> StorageError | None:
     """Return why nothing can be written in a folder at present, if that is the file system's fault."""
-    probe = folder / f".probe.{os.getpid()}"
     try:
-        with storing(folder), probe.open("wb") as file:
+        with storing(folder), tempfile.NamedTemporaryFile(dir=folder, prefix=".probe.") as file:
             file.write(bytes(4096))
             file.flush()
             os.fsync(file.fileno())
-        probe.unlink()
     except StorageError as error:
         return error
     except OSError:

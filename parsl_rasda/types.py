@@ -61,7 +61,7 @@ class Placement:
     @property
     def world_size(self) -> int:
         """Number of slots, one for each rank."""
-        return sum(len(n.gpus) for n in self.nodes)
+        return len(self.nodes[0].gpus) if len(self.nodes) == 1 else sum(len(n.gpus) for n in self.nodes)
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -81,11 +81,39 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Training with the same replicas, from so many finished epochs to so many."""
+    """Training with the same replicas, from so many finished epochs to so many.
+
+    Attributes:
+        replicas: Data-parallel replicas that share a step. The world size divides them.
+        workers: GPUs that the method gives on this stretch; they divide the replicas.
+        batches: How many `batch_size` make a step, all replicas together: the learning rate follows them.
+    """
 
     epoch: int
     until: int
     replicas: int
+    workers: int = 0  # 0 stands for as many as replicas, and so below
+    batches: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "workers", self.workers or self.replicas)
+        object.__setattr__(self, "batches", self.batches or self.replicas)
+
+    @property
+    def entry(self) -> ScheduleEntry:
+        """How a job is told of it."""
+        return schedule_entry(self.epoch, self.replicas, self.batches)
+
+
+ScheduleEntry: TypeAlias = tuple[int, ...]
+"""``(epoch, replicas, batches)``, of a stretch: from that many finished epochs on. Batches that are as many
+as the replicas are left out, as in all records of versions that knew no others: the last number is the
+batches in either form."""
+
+
+def schedule_entry(epoch: int, replicas: int, batches: int) -> ScheduleEntry:
+    """Return the entry of a schedule for what is trained from an epoch on."""
+    return (epoch, replicas) if batches == replicas else (epoch, replicas, batches)
 
 
 @dataclass(frozen=True, slots=True)

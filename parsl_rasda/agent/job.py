@@ -189,7 +189,8 @@ class _Watch:
 
     def _from_ranks(self) -> None:
         for message in self._launch.read():
-            self._stalls.heard(message)
+            if message.get("op") != "epoch":
+                self._stalls.heard(message)
             if message.get("op") == "step":
                 continue
             self.note(message)
@@ -205,6 +206,7 @@ class _Watch:
         if message["epoch"] <= self._newest_epoch:
             return
         self._newest_epoch, self._asked = message["epoch"], message
+        self._stalls.heard(message)
         if self._client is not None:
             self._client.send(message)
 

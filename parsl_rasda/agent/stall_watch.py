@@ -1,23 +1,27 @@
 """Whether ranks have stalled: no step for far longer than one of their epochs has ever taken.
 
-Before the first epoch of a trial nothing is known of how long anything takes, so nothing is said.
+Before the first epoch of a trial those of other trials tell, start included. While there are none, nothing is
+known of how long anything takes, so nothing is said.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from parsl_rasda.agent import orphan_reaper
-from parsl_rasda.protocol import STACKS_SIGNAL, STEPS, JobSpec, read_epochs
+from parsl_rasda.protocol import STACKS_SIGNAL, STEPS, EpochReport, JobSpec, ProtocolError, read_epochs
 from parsl_rasda.types import JobId
 
 _EPOCHS = 10.0  # so many times the longest epoch without a step is a stall
 _EARLIER_ATTEMPTS = 3  # that are asked how long an epoch takes
+_OTHER_TRIALS = 64  # that are asked how long the first epoch takes
 _LOOK_S = 8.0  # a watcher that was not called for longer was stopped itself
 
 
@@ -32,6 +36,8 @@ class StallWatch:
         self._moved_at = self._looked_at = self._clock()
         self._is_waiting = False
         self._longest_s = max((self._here_s(each) for each in _earlier(order)), default=0.0)
+        self._first_s = 0.0  # how long others took from their start to their first epoch
+        self._ask_at = self._moved_at + order.training.stall_after_s
 
     def heard(self, message: Mapping[str, Any]) -> None:
         """Take note of a message of rank 0."""
@@ -51,12 +57,19 @@ class StallWatch:
         if now - self._looked_at > _LOOK_S:
             self._moved_at += now - self._looked_at
         self._looked_at = now
-        if self._is_waiting or not self._longest_s or self._order.python is None:
+        if self._is_waiting or now - self._moved_at <= self._order.training.stall_after_s:
             return None
-        limit_s = max(_EPOCHS * self._longest_s, self._order.training.stall_after_s)
-        if now - self._moved_at <= limit_s or self._has_stepped():
+        longest_s = self._longest_s or self._first_epoch_s(now)
+        if not longest_s or now - self._moved_at <= _EPOCHS * longest_s or self._has_stepped():
             return None
         return now - self._moved_at
+
+    def _first_epoch_s(self, now: float) -> float:
+        """Return how long other trials took to their first epoch [s], or 0; asked now and then."""
+        if now >= self._ask_at:
+            self._ask_at = now + self._order.training.stall_after_s
+            self._first_s = max((self._here_s(each) for each in _first_of_others(self._order)), default=0.0)
+        return self._first_s
 
     def _has_stepped(self) -> bool:
         """Look at the file that ranks without a channel touch."""
@@ -101,3 +114,16 @@ def _earlier(order: JobSpec) -> list[tuple[float, int]]:
     attempts = range(max(1, order.attempt - _EARLIER_ATTEMPTS), order.attempt)
     epochs = (e for n in attempts for e in read_epochs(trials / f"attempt-{n}", JobId(order.trial, n)))
     return [(e.seconds, len(e.slots)) for e in epochs]
+
+
+def _first_of_others(order: JobSpec) -> Iterator[tuple[float, int]]:
+    """Yield seconds, from the start of the job, and slots of first epochs of other trials."""
+    folders = Path(order.directory).parent.parent.glob("*/attempt-*")
+    for folder in islice((f for f in folders if f.parent.name != order.trial), _OTHER_TRIALS):
+        try:
+            began = (folder / "order.json").stat().st_mtime
+            with (folder / "epochs.jsonl").open(encoding="utf-8") as file:
+                first = EpochReport.from_json(json.loads(file.readline()))
+        except (OSError, ValueError, KeyError, TypeError, ProtocolError):
+            continue
+        yield first.at - began, len(first.slots)

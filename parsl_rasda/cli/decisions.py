@@ -63,10 +63,11 @@ class DecisionLog:
         match instruction:
             case StartJob():
                 yield self._start_line(at, instruction)
-            case ContinueJob(job, until, replicas) if until > self._until.get(job.trial, until):
+            case ContinueJob(job, until, replicas, batches) if until > self._until.get(job.trial, until):
                 self._until[job.trial] = until
                 world_size = self._world_size.get(job.trial)
-                facts = {"trial": job.trial, "until": until, "replicas": replicas, "width": world_size}
+                facts = {"trial": job.trial, "until": until, "replicas": replicas, "batches": batches}
+                facts["width"] = world_size
                 yield DecisionLine(at, "promoted", facts)
             case EndJob(job, "paused"):
                 yield DecisionLine(at, "paused", {"trial": job.trial})
@@ -92,11 +93,14 @@ class DecisionLog:
             verb = "restarted"
         else:
             verb = "widened" if world_size > before else "narrowed"
+        ahead = start.schedule[-1]
+        replicas, batches = ahead[1], ahead[-1]
         facts: dict[str, Fact] = {
             "trial": trial,
             "epoch": start.epoch,
             "until": start.until,
-            "replicas": start.schedule[-1][1],
+            "replicas": replicas,
+            "batches": None if batches == replicas else batches,
             "width": world_size,
             "attempt": start.job.attempt if start.job.attempt > 1 else None,
             "slots": _slots(start.placement),

@@ -46,9 +46,9 @@ def _view(study: str, found: Forecast, run: Path | None) -> RenderableType:
 
 
 def _rungs(found: Forecast) -> Table:
-    table = _table("rung", "epochs", "replicas", "trials")
+    table = _table("rung", "epochs", "GPUs", "replicas", "trials")
     for r in found.rungs:
-        table.add_row(str(r.rung), str(r.epochs), str(r.replicas), str(r.trials))
+        table.add_row(str(r.rung), str(r.epochs), str(r.workers), str(r.replicas), str(r.trials))
     return table
 
 

@@ -46,10 +46,10 @@ for command in (init, validate, doctor, plan, run, resume, status, watch, report
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    occupy_standard_descriptors()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # what the terminal's encoding lacks is no error
-    occupy_standard_descriptors()
     with patient_output() if _LONG.intersection(sys.argv[1:2]) else contextlib.nullcontext():
         _run()
 

@@ -117,10 +117,15 @@ def patient_output() -> Iterator[None]:
 
 
 def occupy_standard_descriptors() -> None:
-    """Open /dev/null in place of standard descriptors that are closed: else a file would take their place."""
+    """Open /dev/null in place of standard descriptors that are closed: else a file would take their place.
+
+    Python has None in place of the streams of such descriptors; whoever prints need not know.
+    """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # noqa: PLR2004  stderr
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
 def _patient(stream: TextIO | None, most_bytes: int | None) -> PatientOutput | None:

@@ -70,7 +70,7 @@ class SearchProgress:
         self._counts: Counter[TrialState] = Counter()
         self._best: BestTrial | None = None
         milestones = machine.scheduler.milestones
-        self._rungs = {m: RungProgress(m, machine.scheduler.replicas(k)) for k, m in enumerate(milestones)}
+        self._rungs = {m: RungProgress(m, machine.split(k).replicas) for k, m in enumerate(milestones)}
         self._reached: set[tuple[TrialId, int]] = set()
         for trial in machine.trials.values():
             for epoch, metric in trial.history.items():

@@ -20,6 +20,7 @@ def validate(study: StudyFile, site: Sites = None, overrides: Overrides = None) 
     Each has file and line, what was found and what is allowed; the exit code is 2 if there is a mistake.
     """
     from parsl_rasda.orchestration.assembly import build_study_searcher
+    from parsl_rasda.orchestration.batch_limits import limits_of_batches
 
     admitted = load_inputs(study, site or (), overrides or ())
     spec, sites = admitted.study, admitted.sites
@@ -27,6 +28,9 @@ def validate(study: StudyFile, site: Sites = None, overrides: Overrides = None) 
     searches = [_about_search(tune, build_study_searcher(tune, spec.seed)) for tune in tunes]
     stages = counted(len(spec.stages), "stage")
     typer.echo(f"{study}: ok ({', '.join([stages, *searches])})")
+    for tune in tunes:
+        for sentence in (*tune.advice, *limits_of_batches(tune, tune.estimates.samples)):
+            typer.echo(f"{study}: {sentence}")
     for name, found in zip(site or (), sites, strict=True):
         typer.echo(f"{name}: ok ({_about_site(found)})")
 

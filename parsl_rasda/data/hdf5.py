@@ -10,12 +10,14 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, ClassVar
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from parsl_rasda.confined import confined
 from parsl_rasda.errors import DataError
 
 
@@ -99,7 +101,11 @@ class Hdf5Shard:
             dataset = self._file.get(name)
             if not isinstance(dataset, h5py.Dataset) or not dataset.shape:
                 raise DataError(self._path, f"it has no array {name!r}")
-            self._datasets[name] = _Dataset(dataset)
+            try:
+                _refuse_elsewhere(Path(self._path).absolute().parent, dataset)
+            except ValueError as error:
+                raise DataError(self._path, f"its array {name!r} is in another file: {error}") from error
+            self._datasets[name] = _Dataset(dataset, self._file)
         return self._datasets[name]
 
     @contextmanager
@@ -113,13 +119,13 @@ class Hdf5Shard:
 class _Dataset:
     """A dataset and its layout in the file. Kept here, because h5py asks HDF5 for an attribute each time."""
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: Any, file: Any) -> None:
         self._dataset = dataset
         self.shape: tuple[int, ...] = dataset.shape
         self.dtype: np.dtype[Any] = dataset.dtype
         self.sample_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
         self._rows = dataset.chunks[0] if dataset.chunks else 0
-        self._is_plain = _is_plain(dataset)
+        self._is_plain = _is_plain(dataset) and dataset.file == file  # a link may lead to another one
 
     def read(self, begin: int, end: int) -> NDArray[Any]:
         """Return samples, read by HDF5."""
@@ -137,6 +143,22 @@ class _Dataset:
             return None
         chunk = self._dataset.id.get_chunk_info_by_coord((begin, *(0 for _ in self.shape[1:])))
         return None if chunk.byte_offset is None else int(chunk.byte_offset)
+
+
+def _refuse_elsewhere(folder: Path, dataset: Any) -> None:
+    """Refuse to read what is not HDF5, and what is not in a folder: anybody may have made the file.
+
+    Raises:
+        ValueError: If the dataset is in a file of bytes, or it or a part of it is outside the folder.
+    """
+    confined(folder, str(Path(dataset.file.filename).absolute()).removeprefix(f"{folder}/"))
+    if dataset.external:
+        raise ValueError(f"{dataset.external[0][0]}, which is no HDF5 file")
+    for source in dataset.virtual_sources() if dataset.is_virtual else ():
+        file = dataset.file.filename if source.file_name == "." else str(confined(folder, source.file_name))
+        if Path(file).exists():  # else HDF5 fills the part in
+            with h5py.File(file, "r") as opened:
+                _refuse_elsewhere(folder, opened[source.dset_name])
 
 
 def _is_plain(dataset: Any) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from parsl_rasda.atomic_files import replace_file
+from parsl_rasda.confined import confined
 from parsl_rasda.data.formats import format_of, is_shard, patterns
 from parsl_rasda.errors import DataError, InvalidSettingError
 
@@ -128,13 +129,22 @@ def _load(path: Path, split: str | None, names: Sequence[str] | None) -> Index:
             split = next(iter(splits))
         if split not in splits:
             raise InvalidSettingError("split", split, f"one of {', '.join(splits)} of {path}")
-        rows = tuple(Row(str(path.parent / file), start, stop) for file, start, stop in splits[split])
+        rows = tuple(Row(_shard(path.parent, file), start, stop) for file, start, stop in splits[split])
         kinds = {n: ArrayType(tuple(a["shape"]), a["dtype"]) for n, a in data["arrays"].items()}
         return Index(int(data["block"]), _chosen(kinds, names, str(path)), rows)
     except FileNotFoundError:
         raise DataError(str(path), "there is no such file") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(str(path), f"not an index of shards: {type(error).__name__}: {error}") from error
+
+
+def _shard(folder: Path, name: str) -> str:
+    """Return the path of a shard: an absolute one lies where whoever wrote the index had the data.
+
+    Raises:
+        ValueError: If a relative one leads out of the folder of the index.
+    """
+    return name if name.startswith("/") else str(confined(folder, name))
 
 
 def _scan(file: str, names: Sequence[str] | None) -> Index:

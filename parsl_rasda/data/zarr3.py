@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from parsl_rasda.confined import confined
 from parsl_rasda.data.plain_shard import PlainShard
 from parsl_rasda.errors import DataError
 
@@ -54,7 +55,7 @@ class Zarr3Shard:
     def __init__(self, path: str, group: Any) -> None:
         self._path = path
         self._arrays = dict(sorted(group.arrays()))
-        plain = {name: PlainShard.of(Path(path, name), array) for name, array in self._arrays.items()}
+        plain = {n: PlainShard.of(confined(Path(path), n), array) for n, array in self._arrays.items()}
         self._plain = {name: shard for name, shard in plain.items() if shard is not None}
         for name, array in self._arrays.items():
             if name not in self._plain and array.nchunks_initialized < array.nchunks:

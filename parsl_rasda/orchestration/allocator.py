@@ -26,18 +26,23 @@ class Allocator:
             if here is not None:
                 self._lifecycle.tell_to_leave(here, "interrupted")
             return
-        self._close_late_pilots()
+        if search.pilots.dated:
+            self._close_late_pilots()
         at_point = self._at_boundary(here) if here is not None else None
+        search.cluster_state.new_trials = search.unproposed
         while True:
-            resumed = self._resume_paused()
+            resumed = bool(search.paused) and self._resume_paused()
             allocation = search.growth.decide(search.cluster_state, search.now, at_point)
-            self._start_all(allocation.starts)
+            if allocation.starts:
+                self._start_all(allocation.starts)
             if not resumed:
                 break
         if here is not None and here.job is not None:
             self._answer(here, here.job, allocation.here, requeue=allocation.requeue)
-        self._propose()
-        self.request_deferred_pilots()
+        if search.cluster_state.new_trials and not search.is_proposing:
+            self._propose()
+        if search.pilots.deferred:
+            self.request_deferred_pilots()
 
     def request_deferred_pilots(self) -> None:
         """Ask for pilots that were not replaced when they went, if somebody waits for slots there."""
@@ -52,7 +57,8 @@ class Allocator:
         """Start a resized trial, whose job has left, on slots that were reserved at its boundary."""
         search, ledger = self._search, self._search.cluster_state.ledger
         ledger.release(job.placement.minus(target))
-        self._close_late_pilots()
+        if search.pilots.dated:
+            self._close_late_pilots()
         trial.rewind()  # what it was to widen for may be lost
         divides = trial.replicas % target.world_size == 0
         if divides and search.pilots.accepts_jobs(target.pilot) and search.state is StudyState.RUNNING:
@@ -85,7 +91,8 @@ class Allocator:
             stretch = trial.stretch
             job.until = stretch.until
             self._lifecycle.note_running(trial, job)
-            search.instructions.append(ContinueJob(job.id, stretch.until, stretch.replicas))
+            batches = None if stretch.batches == stretch.replicas else stretch.batches
+            search.instructions.append(ContinueJob(job.id, stretch.until, stretch.replicas, batches))
         else:
             search.cluster_state.ledger.take(target.minus(job.placement))
             job.next_placement = target
@@ -109,13 +116,13 @@ class Allocator:
     def _resume_paused(self) -> bool:
         """Let one paused trial go on if there is room; return whether it is in the queue now."""
         search = self._search
-        search.cluster_state.new_trials = search.unproposed
         while self._has_room:
             decision = search.scheduler.resume_next()
             if decision is None:
                 return False
             trial = search.trials[decision.trial]
-            trial.train_on(decision)
+            search.paused.discard(trial.id)
+            trial.train_on(search.stretch_ahead(trial, decision), decision.rung)
             trial.reason = decision.reason or trial.reason
             if trial.job is None:
                 self._lifecycle.enqueue(trial)
@@ -126,7 +133,7 @@ class Allocator:
     def _propose(self) -> None:
         """Ask for a new trial if there is room for one."""
         search = self._search
-        if search.unproposed and not search.is_proposing and self._has_room:
+        if self._has_room:
             search.is_proposing = True
             search.instructions.append(ProposeTrial(TrialId(f"{len(search.trials):04d}")))
 

@@ -8,6 +8,7 @@ from parsl_rasda.orchestration.machine import Machine, MachineSettings
 from parsl_rasda.placement.growth import build_growth
 from parsl_rasda.placement.times import Assumed
 from parsl_rasda.scheduling import build_scheduler
+from parsl_rasda.scheduling.batching import Batching
 from parsl_rasda.search import build_searcher
 from parsl_rasda.search.base import Searcher
 from parsl_rasda.search.space import SearchSpace
@@ -39,8 +40,16 @@ def build_machine(tune: TuneSpec) -> Machine:
         assumed=assumed_times(tune),
         checkpoints_shared=tune.checkpoints is not None,
         interactive=tune.training.command is None,
+        batching=batching(tune),
     )
     return Machine(settings, scheduler, build_growth(method.growth))
+
+
+def batching(tune: TuneSpec) -> Batching:
+    """Return how many replicas share a step of a `tune` stage: under ASHA as many as under RASDA."""
+    method = tune.scheduler
+    constant = method.most_workers if method.batch == "constant" else None
+    return Batching(constant, method.min_steps_per_epoch, tune.training.batch_size)
 
 
 def assumed_times(tune: TuneSpec) -> Assumed:

@@ -85,20 +85,20 @@ class Completion:
         if is_wanted and (reason := self._faults.give_up()):
             self.finish(StudyState.NO_SITE, f"nothing is left that trials can run on: {reason}")
         elif cluster.kinds or search.unproposed:
-            replicas = [w.stretch.replicas for w in cluster.waiting] or [search.settings.num_workers]
-            self._finish_unfit(self._needs(replicas[0]))
+            workers = [w.stretch.workers for w in cluster.waiting] or [search.settings.num_workers]
+            self._finish_unfit(self._needs(workers[0]))
         else:
             self._lifecycle.conclude_paused()
             self._finish_well()
 
-    def _needs(self, replicas: int) -> int:
-        return self._search.growth.needs(replicas, self._search.settings.num_workers)
+    def _needs(self, workers: int) -> int:
+        return self._search.growth.needs(workers, self._search.settings.num_workers)
 
     def _must_go_elsewhere(self, waiting: PendingTrial) -> bool:
         """Whether a trial could start on another site that is up, and never on the one it is bound to."""
-        needed, (replicas, _, caution) = self._needs(waiting.stretch.replicas), waiting.kind
+        needed, (workers, _, caution) = self._needs(waiting.stretch.workers), waiting.kind
         can_ever_start = self._search.cluster_state.can_ever_start
-        return can_ever_start(needed, (replicas, None, caution)) and not can_ever_start(needed, waiting.kind)
+        return can_ever_start(needed, (workers, None, caution)) and not can_ever_start(needed, waiting.kind)
 
     def _finish_well(self) -> None:
         good = any(t.state is not TrialState.FAILED for t in self._search.trials.values())

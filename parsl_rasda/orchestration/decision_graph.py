@@ -72,7 +72,7 @@ class DecisionGraph:
             trial=trial.id,
             rung=rung,
             until=self.machine.scheduler.milestones[rung],
-            replicas=self.machine.scheduler.replicas(rung),
+            replicas=trial.schedule[-1].replicas,
             placements=_placed(trial.job.placement) if trial.job and not trial.job.is_leaving else "",
             metric="",
             decision="running",
@@ -134,5 +134,5 @@ def graph_of_decisions(history: ReplayedSearch, after: Sequence[str]) -> nx.DiGr
     """
     machine = build_machine(history.tune)
     decisions = DecisionGraph(machine, after=after)
-    replay(history.records, machine, NoSearcher(), [decisions])
+    replay(history.records, machine, NoSearcher(), [decisions], followed=history.followed)
     return decisions.graph

@@ -22,6 +22,7 @@ from parsl_rasda.types import (
     Phase,
     PilotId,
     Placement,
+    ScheduleEntry,
     SiteName,
     StudyState,
     TrialId,
@@ -141,6 +142,7 @@ class EpochReported:
 
     Attributes:
         checkpoint: Newest whole checkpoint of the attempt, or None if it made none.
+        samples: Training samples of an epoch, if that is known.
     """
 
     at: float
@@ -150,6 +152,7 @@ class EpochReported:
     seconds: float
     checkpoint: Checkpoint | None
     slots: tuple[str, ...] = ()
+    samples: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +196,14 @@ class SiteDegraded:
 
 
 @dataclass(frozen=True, slots=True)
+class VersionChanged:
+    """Another version of the product goes on with the journal: what follows, that one decided."""
+
+    at: float
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
 class StudyInterrupted:
     """The user pressed Ctrl-C, or the controller was told to leave."""
 
@@ -211,6 +222,7 @@ Event: TypeAlias = (
     | JobEnded
     | TimerFired
     | SiteDegraded
+    | VersionChanged
     | StudyInterrupted
 )
 
@@ -256,7 +268,7 @@ class StartJob:
     """Start an attempt; answered by `JobStarted`, `EpochReported`..., and always by one `JobEnded`.
 
     Attributes:
-        schedule: ``(epoch, replicas)`` history of the trial, the coming stretch last.
+        schedule: History of the trial, the coming stretch last.
     """
 
     job: JobId
@@ -264,17 +276,22 @@ class StartJob:
     placement: Placement
     epoch: int
     until: int
-    schedule: tuple[tuple[int, int], ...]
+    schedule: tuple[ScheduleEntry, ...]
     resume_from: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class ContinueJob:
-    """Answer a waiting job: train on in the same processes, to ``until``, with these replicas."""
+    """Answer a waiting job: train on in the same processes, to ``until``, with these replicas.
+
+    Attributes:
+        batches: How many `batch_size` make a step; None for as many as there are replicas.
+    """
 
     job: JobId
     until: int
     replicas: int
+    batches: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,11 +140,13 @@ class FaultModel:
         """Note that a trial has finished an epoch; return the trials that are at fault by that, and why."""
         slots = slots_of(job.placement)
         self._last_chance_at, self._last_chances = None, 0
-        self._ever_good |= slots
         for slot in slots:
             before = self._good.get(slot, ())
-            if before[-1:] != (trial.id,):
+            if not before or before[-1] != trial.id:
                 self._good[slot] = (*before[-1:], trial.id)
+                self._ever_good.add(slot)
+        if not (self._records or self._doubts or self._is_narrow):
+            return []  # there is nobody to trust again
         if epoch > max(trial.history, default=0):
             self._trust(trial)
         for suspect in self._suspects_of(job) if self._records else ():
@@ -208,8 +210,10 @@ class FaultModel:
     def all_fail_alike(self) -> str:
         """The cause, if the first trials have failed alike: other configurations will not help."""
         trials, same = self._search.trials, self._alike
+        if len(same) < _ALIKE:
+            return ""
         is_one_cause = len({cause for cause, _, _ in same}) == 1
-        if len(same) < _ALIKE or not is_one_cause or any(t.history for t in trials.values()):
+        if not is_one_cause or any(t.history for t in trials.values()):
             return ""
         differ = {repr(sorted(trials[who].config.items())) for _, who, _ in same}
         slots = frozenset[Slot]().union(*(there for _, _, there in same))
@@ -386,6 +390,8 @@ class FaultModel:
 
     def doubtful(self) -> list[TrialRecord]:
         """Return the trials that may be at fault and wait; where they may start changes with what happens."""
+        if not self._doubts:
+            return []
         found = (self._search.trials[who] for who in self._doubts)
         return [trial for trial in found if trial.state is TrialState.WAITING]
 
@@ -407,9 +413,10 @@ class FaultModel:
             return Caution(is_narrow=True) if is_narrow else NO_CAUTION
         cluster, growth = self._search.cluster_state, self._search.growth
         avoid = Caution(frozenset[Slot]().union(*(d.slots for d in doubts)), is_narrow=True)
-        needed = growth.needs(trial.replicas, self._narrowest)
+        workers = trial.stretch.workers
+        needed = growth.needs(workers, self._narrowest)
         counted = sum(self._is_evidence(d) for d in doubts)
-        has_others = cluster.can_ever_start(needed, (trial.replicas, site, avoid))
+        has_others = cluster.can_ever_start(needed, (workers, site, avoid))
         has_fresh = counted < len(doubts) and self._has_fresh()
         if has_others or has_fresh or counted > self._search.settings.max_retries:
             return avoid  # elsewhere, or once others have shown what they do there

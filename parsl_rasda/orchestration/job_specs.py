@@ -126,6 +126,7 @@ def epoch_event(report: EpochReport, now: float) -> EpochReported:
         report.seconds,
         report.checkpoint,
         report.slots,
+        report.samples,
     )
 
 

@@ -5,15 +5,27 @@ WAITING (for slots) -> RUNNING -> at each rung goes on, PAUSED or a final state;
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import assert_never
 
-from parsl_rasda.orchestration.events import EndJob, JobEnded, StartJob, TrialFinished
+from parsl_rasda.orchestration.events import (
+    EndJob,
+    EpochReported,
+    JobEnded,
+    JobStarted,
+    StartJob,
+    StudyStarted,
+    TrialFinished,
+    TrialProposed,
+)
 from parsl_rasda.orchestration.fault_model import FaultModel
 from parsl_rasda.orchestration.search_record import SearchRecord
 from parsl_rasda.orchestration.states import JobState
 from parsl_rasda.orchestration.trial_record import LiveJob, TrialRecord
 from parsl_rasda.placement.cluster_state import NO_CAUTION, PendingTrial, RunningTrial
-from parsl_rasda.types import JobId, Outcome, Placement, SiteName, Stretch, TrialState
+from parsl_rasda.protocol import Checkpoint
+from parsl_rasda.types import JobId, Outcome, Placement, SiteName, StudyState, TrialState
 
 _FREE_PREEMPTIONS = 5  # in a row without a finished epoch, after which they cost retries
 _FREE_CHECKPOINT_LOSSES = 5  # of a trial, after which each one costs a retry
@@ -26,7 +38,54 @@ class TrialLifecycle:
         """Work on a search; the fault model says whose fault the end of a job was."""
         self._search, self._faults = search, faults
 
+    # ------------------------------------------------------------------------------- a controller begins
+
+    def take_up(self, event: StudyStarted) -> None:
+        """Begin, or go on after a death: nothing of before is running any more."""
+        search = self._search
+        search.state, search.is_over, search.interruption = StudyState.RUNNING, False, ""
+        wanted = event.num_samples
+        search.num_samples = wanted if search.lacks(wanted) else len(search.trials)
+        search.is_proposing = False
+        for pilot in search.pilots.up:
+            search.cluster_state.ledger.remove_pilot(pilot)
+        search.pilots.restart()
+        self._faults.restart()
+        self.forget_cautions()
+        for trial in search.trials.values():
+            if trial.job is not None:
+                self.forget_job(trial, trial.job)
+                if trial.state is TrialState.RUNNING:
+                    self.enqueue(trial)
+        if event.retry_failed:
+            self.retry_failed()
+
     # ------------------------------------------------------------------------------- waiting
+
+    def admit(self, event: TrialProposed) -> None:
+        """Let a new trial wait; one that is known stays as it is."""
+        search = self._search
+        search.is_proposing = False
+        if event.trial in search.trials:
+            return
+        first = search.scheduler.add(event.trial)
+        schedule = [search.first_stretch(first, event.config)]
+        trial = TrialRecord(event.trial, len(search.trials), event.config, schedule)
+        search.trials[event.trial] = trial
+        self.enqueue(trial)
+
+    def note_exhaustion(self) -> None:
+        """Note that the searcher has no further configuration."""
+        search = self._search
+        search.is_proposing = False
+        search.exhausted_at, search.num_samples = search.num_samples, len(search.trials)
+
+    def close_if_full(self) -> bool:
+        """Tell the scheduler once nobody will come any more: a rung may be complete by that."""
+        is_full = not self._search.unproposed
+        if is_full:
+            self._search.scheduler.close()
+        return is_full
 
     def enqueue(self, trial: TrialRecord) -> None:
         """Let a trial wait for slots, to go on from its last checkpoint."""
@@ -58,8 +117,8 @@ class TrialLifecycle:
             return None
         if trial.checkpoint is not None:
             return trial.site
-        most = trial.schedule[-1].replicas
-        if most == trial.replicas:
+        most = trial.schedule[-1].workers
+        if most == trial.stretch.workers:
             return None
         world_size = search.growth.needs(most, search.settings.num_workers)
         ledger = search.cluster_state.ledger
@@ -102,7 +161,7 @@ class TrialLifecycle:
                 placement,
                 trial.epoch,
                 job.until,
-                trial.replicas_by_epoch,
+                trial.entries,
                 trial.checkpoint.path if trial.checkpoint else None,
             )
         )
@@ -117,15 +176,57 @@ class TrialLifecycle:
 
     def note_running(self, trial: TrialRecord, job: LiveJob, *, delay_s: float = 0.0) -> None:
         """Tell the cluster state where a trial runs, and when it could change its world size."""
-        placement, stretch = job.placement, trial.stretch
-        times = self._search.cluster_state.times
-        epoch_s = times.epoch_s(trial.id, placement.world_size, placement.site)
-        boundary = trial.epoch + 1 if job.interactive else max(job.until, trial.epoch)
-        boundary_at = self._search.now + delay_s + epoch_s * (boundary - trial.epoch)
-        ahead = Stretch(boundary, stretch.until, stretch.replicas)
+        placement, stretch, now = job.placement, trial.stretch, self._search.now
+        boundary, boundary_at = trial.epoch + 1 if job.interactive else max(job.until, trial.epoch), now
+        if placement.world_size < stretch.workers:
+            epoch_s = self._search.cluster_state.times.epoch_s(trial.id, placement.world_size, placement.site)
+            boundary_at = now + delay_s + epoch_s * (boundary - trial.epoch)
+        ahead = replace(stretch, epoch=boundary)
         self._search.cluster_state.place(RunningTrial(trial.id, trial.age, placement, boundary_at, ahead))
 
+    def note_started(self, event: JobStarted) -> None:
+        """Learn how long a start took, once a job."""
+        found = self._search.live_job(event.job)
+        if found is None or found[1].is_timed:
+            return
+        job, times = found[1], self._search.cluster_state.times
+        job.is_timed = True
+        if not job.is_leaving:
+            job.enter(JobState.TRAINING)
+        seconds = max(0.0, event.at - job.since - event.once_s)
+        if job.resized:
+            times.saw_restart(seconds)
+        else:
+            times.saw_launch(seconds, job.placement.site)
+
+    def note_epoch(self, trial: TrialRecord, job: LiveJob, event: EpochReported) -> float:
+        """Note what an epoch tells; return its metric."""
+        if not job.is_timed:
+            self.note_started(JobStarted(event.at - max(event.seconds, 0.0), event.job))
+        search, placement = self._search, job.placement
+        search.cluster_state.times.saw_epoch(trial.id, placement.world_size, placement.site, event.seconds)
+        search.pilots.note_progress(placement.pilot)
+        metric = float(event.metrics.get(search.settings.metric, math.nan))
+        search.note_samples(trial, event.samples)
+        trial.epoch, trial.preemptions = event.epoch, 0
+        trial.history[event.epoch] = metric
+        if event.checkpoint is not None:
+            trial.keep(event.checkpoint)
+        return metric
+
     # ------------------------------------------------------------------------------- a job ends
+
+    def note_checkpoint(self, trial: TrialRecord, job: LiveJob, event: JobEnded) -> None:
+        """Note the checkpoint that a job wrote on leaving, or that the one it was to resume from is gone."""
+        known = trial.checkpoint.path if trial.checkpoint else None
+        left_well = event.outcome in {Outcome.REACHED, Outcome.PREEMPTED}
+        if event.unreadable is not None and event.unreadable == known:
+            trial.fall_back()
+        elif left_well and event.checkpoint is not None and event.checkpoint != known:
+            done = trial.epoch if event.checkpoint_epoch is None else event.checkpoint_epoch
+            trial.keep(Checkpoint(event.checkpoint, done))
+            trial.preemptions = 0
+            self._search.pilots.note_progress(job.placement.pilot)
 
     def tell_to_leave(self, trial: TrialRecord, reason: str) -> None:
         """Tell a live job to leave; its slots are free when `JobEnded` comes."""
@@ -198,14 +299,20 @@ class TrialLifecycle:
         for trial in search.trials.values():
             if trial.state is TrialState.FAILED:
                 first = search.scheduler.readmit(trial.id)
-                trial.start_afresh(first)
+                trial.start_afresh(search.first_stretch(first, trial.config))
                 search.ended -= 1
                 self.enqueue(trial)
 
     # ------------------------------------------------------------------------------- the end of a trial
 
+    def pause(self, trial: TrialRecord) -> None:
+        """Let a trial wait until it is resumed."""
+        trial.enter(TrialState.PAUSED)
+        self._search.paused.add(trial.id)
+
     def conclude(self, trial: TrialRecord, state: TrialState, reason: str) -> None:
         """End a trial."""
+        self._search.paused.discard(trial.id)
         trial.enter(state)
         trial.reason = reason
         self._search.ended += 1

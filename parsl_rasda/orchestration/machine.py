@@ -36,19 +36,20 @@ from parsl_rasda.orchestration.events import (
     StudyStarted,
     TimerFired,
     TrialProposed,
+    VersionChanged,
 )
 from parsl_rasda.orchestration.fault_model import FaultModel
+from parsl_rasda.orchestration.follower import Follower
 from parsl_rasda.orchestration.invariants import Invariants, are_validated
 from parsl_rasda.orchestration.lifecycle import TrialLifecycle
 from parsl_rasda.orchestration.search_record import MachineSettings, SearchRecord
-from parsl_rasda.orchestration.states import JobState
 from parsl_rasda.orchestration.trial_record import LiveJob, TrialRecord
 from parsl_rasda.placement.cluster_state import ClusterState, GrowthPolicy
 from parsl_rasda.placement.ledger import Ledger
 from parsl_rasda.placement.times import Times
-from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.scheduling.base import Action, Decision, Scheduler
-from parsl_rasda.types import Outcome, PilotId, Stretch, StudyState, TrialState
+from parsl_rasda.scheduling.batching import Split
+from parsl_rasda.types import Outcome, PilotId, StudyState, TrialState
 
 __all__ = ["Machine", "MachineSettings"]
 
@@ -86,6 +87,7 @@ class Machine:
         self._lifecycle = TrialLifecycle(self._search, self.faults)
         self._allocator = Allocator(self._search, self._lifecycle)
         self._completion = Completion(self._search, self._lifecycle, self._allocator, self.faults)
+        self._follower: Follower | None = None
         is_validated = are_validated() if validate is None else validate
         self._invariants = Invariants(self._search) if is_validated else None
 
@@ -99,6 +101,10 @@ class Machine:
         """Trials wanted in all."""
         return self._search.num_samples
 
+    def split(self, rung: int) -> Split:
+        """Return the parallelism on the way to a rung, for a trial whose samples nobody has counted."""
+        return self._search.split(rung)
+
     def lacks(self, num_samples: int) -> bool:
         """Whether trials are missing to so many that the searcher may have."""
         return self._search.lacks(num_samples)
@@ -109,6 +115,9 @@ class Machine:
         Raises:
             InvariantError: If that contradicts what the machine knows: a bug.
         """
+        if self._follower is not None:
+            self._follower.settle()
+            self._follower = None
         self._search.now = event.at
         self._search.instructions = []
         self._apply(event)
@@ -119,8 +128,21 @@ class Machine:
             self._invariants.check()
         return tuple(self._search.instructions)
 
+    def follow(self, event: Event, instructions: tuple[Instruction, ...]) -> None:
+        """Take one record of another version for decided; only before anything is handled.
+
+        Raises:
+            CannotFollowError: If there is no way to go on from what was decided.
+        """
+        if self._follower is None:
+            self._follower = Follower(self._search, self._lifecycle)
+        self._follower.follow(event, instructions)
+        self._search.instructions = []
+
     def _apply(self, event: Event) -> None:  # noqa: C901  # a line for each event
         match event:
+            case EpochReported():
+                self._on_epoch(event)
             case StudyStarted():
                 self._on_study_started(event)
             case StudyInterrupted():
@@ -136,14 +158,12 @@ class Machine:
             case SearchExhausted():
                 self._on_exhausted()
             case JobStarted():
-                self._on_job_started(event)
-            case EpochReported():
-                self._on_epoch(event)
+                self._lifecycle.note_started(event)
             case JobEnded():
                 self._on_job_ended(event)
             case TimerFired():
                 self._on_timer()
-            case SiteDegraded():
+            case SiteDegraded() | VersionChanged():
                 pass  # it is written down
             case _:
                 assert_never(event)
@@ -161,23 +181,9 @@ class Machine:
     # ------------------------------------------------------------------------------- the search
 
     def _on_study_started(self, event: StudyStarted) -> None:
-        """Begin, or take up again after a death: nothing of before is running any more."""
+        """Begin, or take up again after a death."""
         search = self._search
-        search.state, search.is_over, search.interruption = StudyState.RUNNING, False, ""
-        search.num_samples = event.num_samples if self.lacks(event.num_samples) else len(self.trials)
-        search.is_proposing = False
-        for pilot in self.pilots.up:
-            self.cluster_state.ledger.remove_pilot(pilot)
-        self.pilots.restart()
-        self.faults.restart()
-        self._lifecycle.forget_cautions()
-        for trial in self.trials.values():
-            if trial.job is not None:
-                self._lifecycle.forget_job(trial, trial.job)
-                if trial.state is TrialState.RUNNING:
-                    self._lifecycle.enqueue(trial)
-        if event.retry_failed:
-            self._lifecycle.retry_failed()
+        self._lifecycle.take_up(event)
         self._close_if_full()
         if not search.is_unfinished:
             return  # it died between its last decision and its end
@@ -190,28 +196,19 @@ class Machine:
     def _on_proposed(self, event: TrialProposed) -> None:
         if not self._search.is_proposing or event.trial in self.trials:
             return
-        self._search.is_proposing = False
-        first = self.scheduler.add(event.trial)
-        schedule = [Stretch(0, first.until, first.replicas)]
-        trial = TrialRecord(event.trial, len(self.trials), event.config, schedule)
-        self.trials[event.trial] = trial
-        self._lifecycle.enqueue(trial)
+        self._lifecycle.admit(event)
         self._close_if_full()
         self._allocator.allocate()
 
     def _on_exhausted(self) -> None:
-        search = self._search
-        if not search.is_proposing:
+        if not self._search.is_proposing:
             return
-        search.is_proposing = False
-        search.exhausted_at, search.num_samples = search.num_samples, len(self.trials)
+        self._lifecycle.note_exhaustion()
         self._close_if_full()
         self._allocator.allocate()
 
     def _close_if_full(self) -> None:
-        """Tell the scheduler once nobody will come any more: a rung may be complete by that."""
-        if not self._search.unproposed:
-            self.scheduler.close()
+        if self._lifecycle.close_if_full():
             self._lifecycle.dismiss()
 
     def _on_interrupted(self) -> None:
@@ -284,9 +281,9 @@ class Machine:
     def _leave_with_allocation(self) -> None:
         """Interrupt the search when the allocation that the controller is in is to be left: all save."""
         search = self._search
-        if search.state is not StudyState.RUNNING or search.is_proposing or not search.is_unfinished:
+        if not self.pilots.dated or search.state is not StudyState.RUNNING or search.is_proposing:
             return
-        if self.pilots.must_controller_end(search.now):
+        if search.is_unfinished and self.pilots.must_controller_end(search.now):
             self._interrupt_with_allocation()
 
     def _interrupt_with_allocation(self) -> None:
@@ -294,20 +291,6 @@ class Machine:
         self._on_interrupted()
 
     # ------------------------------------------------------------------------------- jobs
-
-    def _on_job_started(self, event: JobStarted) -> None:
-        found = self._search.live_job(event.job)
-        if found is None or found[1].is_timed:
-            return
-        job, times = found[1], self.cluster_state.times
-        job.is_timed = True
-        if not job.is_leaving:
-            job.enter(JobState.TRAINING)
-        seconds = max(0.0, event.at - job.since - event.once_s)
-        if job.resized:
-            times.saw_restart(seconds)
-        else:
-            times.saw_launch(seconds, job.placement.site)
 
     def _on_epoch(self, event: EpochReported) -> None:
         found = self._search.live_job(event.job)
@@ -318,17 +301,8 @@ class Machine:
             return  # without a control channel it trains on until it is killed
         if event.epoch <= trial.epoch:
             return  # said twice, or overtaken
-        placement = job.placement
-        if not job.is_timed:
-            self._on_job_started(JobStarted(event.at - max(event.seconds, 0.0), event.job))
-        self.cluster_state.times.saw_epoch(trial.id, placement.world_size, placement.site, event.seconds)
-        metric = float(event.metrics.get(self.settings.metric, math.nan))
-        self.pilots.note_progress(placement.pilot)
         guilty = self.faults.saw_epoch(trial, job, event.epoch)
-        trial.epoch, trial.preemptions = event.epoch, 0
-        trial.history[event.epoch] = metric
-        if event.checkpoint is not None:
-            trial.keep(event.checkpoint)
+        metric = self._lifecycle.note_epoch(trial, job, event)
         self._lifecycle.requeue_doubtful()
         for other, cause in guilty:
             self._lifecycle.fail(self.trials[other], cause)
@@ -342,10 +316,10 @@ class Machine:
         trial.rung, trial.reason = decision.rung, decision.reason or trial.reason
         match decision.action:
             case Action.CONTINUE:
-                trial.train_on(decision)
+                trial.train_on(self._search.stretch_ahead(trial, decision), decision.rung)
                 self._answer(trial, job)
             case Action.PAUSE:
-                trial.enter(TrialState.PAUSED)
+                self._lifecycle.pause(trial)
                 self._lifecycle.tell_to_leave(trial, "paused")
             case Action.STOP if not math.isfinite(metric):
                 self._lifecycle.tell_to_leave(trial, "diverged")
@@ -373,6 +347,8 @@ class Machine:
 
     def _is_too_late(self, trial: TrialRecord, job: LiveJob) -> bool:
         """Whether the pilot will end before the trial's next epoch would, as a fresh one would not."""
+        if not self.pilots.dated:
+            return False
         placement = job.placement
         epoch_s = self.cluster_state.times.epoch_s(trial.id, placement.world_size, placement.site)
         return self.pilots.is_too_late(placement.pilot, self._search.now, epoch_s)
@@ -387,7 +363,7 @@ class Machine:
         self.pilots.vacate(job.placement.pilot, self._search.now)
         if event.outcome is Outcome.PREEMPTED and not was_told:
             self._close_if_ending(job.placement.pilot)
-        self._note_checkpoint(trial, job, event)
+        self._lifecycle.note_checkpoint(trial, job, event)
         if job.next_placement is not None and event.outcome is not Outcome.FAILED:
             self._allocator.move(trial, job, job.next_placement)
         else:
@@ -396,15 +372,3 @@ class Machine:
         if self.faults.all_fail_alike and self.state is StudyState.RUNNING:
             self._completion.give_up()
         self._allocator.allocate()
-
-    def _note_checkpoint(self, trial: TrialRecord, job: LiveJob, event: JobEnded) -> None:
-        """Note the checkpoint that a job wrote on leaving, or that the one it was to resume from is gone."""
-        known = trial.checkpoint.path if trial.checkpoint else None
-        left_well = event.outcome in {Outcome.REACHED, Outcome.PREEMPTED}
-        if event.unreadable is not None and event.unreadable == known:
-            trial.fall_back()
-        elif left_well and event.checkpoint is not None and event.checkpoint != known:
-            done = trial.epoch if event.checkpoint_epoch is None else event.checkpoint_epoch
-            trial.keep(Checkpoint(event.checkpoint, done))
-            trial.preemptions = 0
-            self.pilots.note_progress(job.placement.pilot)

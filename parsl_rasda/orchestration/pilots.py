@@ -26,6 +26,7 @@ class PilotRegistry:
 
     def _clear(self) -> None:
         self.up: dict[PilotId, PilotStarted] = {}
+        self.dated: set[PilotId] = set()  # up, and known to end
         self.requested: dict[PilotId, SiteName] = {}
         self.closing: set[PilotId] = set()  # up, but nothing starts there any more
         self.lost: set[PilotId] = set()  # of these, those that end by themselves
@@ -35,7 +36,7 @@ class PilotRegistry:
         self._idle_since: dict[PilotId, float] = {}  # up and without a job
         self._had_job: set[PilotId] = set()
         self._made_progress: set[PilotId] = set()  # a trial got further there
-        self._deferred: Counter[SiteName] = Counter()  # gone, and not replaced for now
+        self.deferred: Counter[SiteName] = Counter()  # gone, and not replaced for now
         self._retry_at: dict[SiteName, float] = {}  # when a site that failed may be asked again
         self._failures: Counter[SiteName] = Counter()  # pilots in a row that came to nothing
         self._refusals: Counter[SiteName] = Counter()  # times in a row that none came up: epochs do not count
@@ -103,11 +104,18 @@ class PilotRegistry:
         self.requested[pilot] = site
         return RequestPilot(pilot, site)
 
+    def note_requested(self, request: RequestPilot) -> None:
+        """Note a request of another version; its id does not come again."""
+        self._count = max(self._count, int(request.pilot.rpartition("-")[2]) + 1)
+        self.requested[request.pilot] = request.site
+
     def started(self, event: PilotStarted) -> bool:
         """Note that a pilot is up; return whether it was awaited."""
         if self.requested.pop(event.pilot, None) is None:
             return False
         self.up[event.pilot] = event
+        if event.deadline is not None:
+            self.dated.add(event.pilot)
         self._refusals[event.site] = 0
         self._idle_since[event.pilot] = event.at
         return True
@@ -126,7 +134,7 @@ class PilotRegistry:
             self._failures[event.site] += 1
         for pilots in (self.closing, self.lost, self._released, self._idle_released):
             pilots.discard(event.pilot)
-        for pilots in (self._had_job, self._made_progress):
+        for pilots in (self._had_job, self._made_progress, self.dated):
             pilots.discard(event.pilot)
         self._jobs.pop(event.pilot, None)
         self._idle_since.pop(event.pilot, None)
@@ -191,7 +199,7 @@ class PilotRegistry:
 
     def must_controller_end(self, now: float) -> bool:
         """Whether the controller's own allocation ends, or is too short for more and all there is."""
-        end = self.controller_ends_at
+        end = self.controller_ends_at if self.dated else None
         if end is None:
             return False
         is_closed = not self.requested and all(
@@ -246,7 +254,7 @@ class PilotRegistry:
 
     def defer(self, site: SiteName) -> None:
         """Note that a pilot for which there was no work is not replaced, for now."""
-        self._deferred[site] += 1
+        self.deferred[site] += 1
 
     def back_off(self, site: SiteName, now: float) -> None:
         """Note that a pilot of a site that fails is not replaced, for a while."""
@@ -256,12 +264,12 @@ class PilotRegistry:
         if self._refusals[site]:
             pause_s = max(pause_s, _pause_s(_REFUSED_S, self._refusals[site] - 1, _MAX_REFUSED_S))
         self._retry_at[site] = now + pause_s
-        self._deferred[site] += 1
+        self.deferred[site] += 1
 
     @property
     def cooling_down(self) -> dict[SiteName, float]:
         """The sites that are not asked for a while, and when each may be asked again [s]."""
-        return {site: at for site, at in self._retry_at.items() if self._deferred[site]}
+        return {site: at for site, at in self._retry_at.items() if self.deferred[site]}
 
     def retry_at(self, now: float) -> float | None:
         """Return when the next site that is cooling down may be asked again [s], or None."""
@@ -275,9 +283,9 @@ class PilotRegistry:
             now: Present time [s].
         """
         awaited = set(self.requested.values())
-        for site in sorted(s for s, n in self._deferred.items() if n and s not in awaited):
+        for site in sorted(s for s, n in self.deferred.items() if n and s not in awaited):
             if now >= self._retry_at.get(site, now) and not {None, site}.isdisjoint(waiting):
-                self._deferred[site] -= 1
+                self.deferred[site] -= 1
                 yield self.request(site)
 
 

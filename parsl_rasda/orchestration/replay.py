@@ -1,18 +1,23 @@
-"""A run as its journal records it: for `status`, `report`, `plan --from` and `resume`."""
+"""A run as its journal records it: for `status`, `report`, `plan --from` and `resume`.
+
+A replay feeds the events to a fresh machine and compares what it decides with what was recorded. What another
+version decided otherwise stands: see `follower`.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from parsl_rasda.atomic_files import replace_file
-from parsl_rasda.errors import RunDirectoryError
+from parsl_rasda.errors import OtherDecisionError, RunDirectoryError
 from parsl_rasda.orchestration.assembly import build_machine, build_study_searcher
-from parsl_rasda.orchestration.driver import Observer, replay
-from parsl_rasda.orchestration.journal import Record, read
+from parsl_rasda.orchestration.driver import replay
+from parsl_rasda.orchestration.events import VersionChanged
+from parsl_rasda.orchestration.journal import VERSION, Record, Records, read, version_of
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.orchestration.summary import summarise
@@ -28,6 +33,9 @@ class ReplayedSearch:
 
     Attributes:
         records: Every event and what followed from it, in order.
+        version: Of the product that wrote the last of them; empty if it did not say.
+        followed: So many versions decided otherwise than this one; their records are taken for decided.
+        difference: The first decision that differs, in a sentence, or empty.
     """
 
     study: str
@@ -35,7 +43,10 @@ class ReplayedSearch:
     machine: Machine
     searcher: Searcher
     usage: Usage
-    records: Sequence[Record]
+    records: Collection[Record]
+    version: str = VERSION
+    followed: int = 0
+    difference: str = ""
 
     def summary(self, now: float | None = None) -> dict[str, Any]:
         """Return the JSON document of `status`."""
@@ -95,7 +106,7 @@ def load_run(directory: RunDirectory) -> tuple[StudySpec, tuple[SiteSpec, ...]]:
         InvalidFileError: If a variable of a site is not set: its value was not kept.
     """
     study = load_run_study(directory)
-    return study, tuple(load_site(path) for path in sorted(directory.sites.glob("*.yaml")))
+    return study, tuple(load_site(path, is_copy=True) for path in sorted(directory.sites.glob("*.yaml")))
 
 
 def load_run_study(directory: RunDirectory) -> StudySpec:
@@ -109,7 +120,7 @@ def load_run_study(directory: RunDirectory) -> StudySpec:
         raise RunDirectoryError(
             str(directory.path), found, "Start one with `parsl-rasda run STUDY --dir DIR`."
         )
-    return load_study(directory.study_file, check_targets=False)
+    return load_study(directory.study_file, check_targets=False, is_copy=True)
 
 
 def replay_search(
@@ -119,7 +130,6 @@ def replay_search(
     *,
     seed: int | None = None,
     known: Sequence[Mapping[str, JSON]] = (),
-    observers: Sequence[Observer] = (),
 ) -> ReplayedSearch:
     """Return a `tune` stage as its journal records it; without a journal, one that has not begun.
 
@@ -129,13 +139,44 @@ def replay_search(
         tune: What the stage declares.
         seed: Seed of the study if its searcher is needed (to go on), else None.
         known: Configurations that the searcher tries first.
-        observers: Others who want to see the records, beside the usage.
 
     Raises:
-        JournalError: If the journal is damaged, or was written by a version that decides otherwise.
+        JournalError: If the journal is damaged, if this very version wrote it and decides otherwise now, or
+            if it cannot go on from what another one decided.
     """
-    machine, usage = build_machine(tune), Usage()
-    searcher = NoSearcher() if seed is None else build_study_searcher(tune, seed, known)
-    records = tuple(read(directory.journal)) if directory.journal.exists() else ()
-    replay(records, machine, searcher, [usage, *observers])
-    return ReplayedSearch(study, tune, machine, searcher, usage, records)
+    path = directory.journal
+    first = version_of(path) if path.exists() else VERSION
+    followed, difference = 0, ""
+    while True:
+        machine, usage = build_machine(tune), Usage()
+        searcher = NoSearcher() if seed is None else build_study_searcher(tune, seed, known)
+        versions = [first]
+        try:
+            records = _noting(versions, read(path) if path.exists() else ())
+            count = replay(records, machine, searcher, [usage], followed=followed, file=str(path))
+        except OtherDecisionError as other:
+            if versions[other.section] == VERSION:
+                raise
+            followed = other.section + 1
+            difference = difference or _in_a_sentence(other, versions[other.section])
+            continue
+        found = Records(path, count)
+        return ReplayedSearch(
+            study, tune, machine, searcher, usage, found, versions[-1], followed, difference
+        )
+
+
+def _noting(versions: list[str], records: Iterable[Record]) -> Iterator[Record]:
+    """Yield records, and note which versions wrote them, one after another."""
+    for record in records:
+        if isinstance(record.event, VersionChanged):
+            versions.append(record.event.version)
+        yield record
+
+
+def _in_a_sentence(other: OtherDecisionError, before: str) -> str:
+    wrote = f"parsl_rasda {before}" if before else "an earlier version of parsl_rasda"
+    return (
+        f"{other.path}:{other.line}: {wrote} wrote this, {VERSION} would decide otherwise from here on "
+        f"({other.words}); the search goes on from what was decided"
+    )

@@ -6,7 +6,7 @@
     journal.jsonl                      what happened and what was decided
     origin.json                        where the study's functions are
     mark                               a string that no other run has
-    controller.json                    who runs the study now
+    controllers/                       who has run the study, and who does now
     trials/<id>/attempt-<n>/           orders, epochs, checkpoints and reports of each attempt
     stages/<stage>/                    where each stage stands; results and files of its calls
     globus.log                         what the SDK of Globus Compute warns of
@@ -16,12 +16,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import platform
 import re
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,13 +26,12 @@ from pathlib import Path
 
 from parsl_rasda.atomic_files import create_file
 from parsl_rasda.errors import RunDirectoryError
+from parsl_rasda.orchestration import controllers
 from parsl_rasda.private_files import close_folder
-from parsl_rasda.processes import identify
 from parsl_rasda.types import JobId
 
 _REPORTS = ("results.csv", "best.json", "summary.txt", "report.html")  # of a search
 _PLAIN_ASCII = re.compile(r"[A-Za-z0-9_./+@%:,=~#-]")
-_SILENCE_S = 120.0  # a controller on another host that has been silent for so long is dead
 
 _held: set[tuple[int, Path]] = set()  # by threads of a process: on disk, they all have one identity
 _holding = threading.Lock()
@@ -106,19 +102,8 @@ class RunDirectory:
     @property
     def controller(self) -> str | None:
         """Who runs the study now, in words; None if nobody does."""
-        file = self._claim
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            host, pid, start = found["host"], found["pid"], found["start"]
-            age_s = time.time() - file.stat().st_mtime
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        alive = _start_of(pid) == start if host == platform.node() else age_s < _SILENCE_S
-        return f"process {pid} on {host}" if alive else None
-
-    @property
-    def _claim(self) -> Path:
-        return self.path / "controller.json"
+        last = controllers.last_claim(self.path)
+        return last.holder if last else None
 
     @contextlib.contextmanager
     def controlled(self) -> Iterator[None]:
@@ -129,12 +114,8 @@ class RunDirectory:
         """
         with self._held():
             self._close_to_others()
-            self._become_controller()
-            try:
+            with controllers.claim(self.path).renewed():
                 yield
-            finally:
-                if self._is_mine:
-                    self._claim.unlink(missing_ok=True)
 
     @property
     def _is_in_use(self) -> bool:
@@ -166,37 +147,10 @@ class RunDirectory:
         Raises:
             RunDirectoryError: If another one has taken over, because this one was silent for too long.
         """
-        if not self._is_mine:
-            found = f"has been taken over by {self.controller or 'another controller'}"
+        last = controllers.last_claim(self.path)
+        if last is None or not last.is_mine:
+            found = f"has been taken over by {(last and last.holder) or 'another controller'}"
             raise RunDirectoryError(str(self.path), found, "This one ends without writing anything.")
-
-    @property
-    def _is_mine(self) -> bool:
-        try:
-            found = json.loads(self._claim.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False
-        return bool(found == _identity())
-
-    def _become_controller(self) -> None:
-        """Create the claim, never over that of a controller that lives."""
-        while not create_file(self._claim, json.dumps(_identity())):
-            other = self.controller
-            if other is not None:
-                raise RunDirectoryError(
-                    str(self.path), f"is being run by {other}", "Wait for it, or end it first."
-                )
-            self._claim.unlink(missing_ok=True)
-
-    def beat(self) -> None:
-        """Show controllers on other hosts that this one lives.
-
-        Raises:
-            RunDirectoryError: If another one has taken over.
-        """
-        self.verify()
-        with contextlib.suppress(OSError):
-            os.utime(self._claim)
 
 
 def check_folder(folder: Path) -> None:
@@ -212,13 +166,3 @@ def check_folder(folder: Path) -> None:
             raise RunDirectoryError(
                 path, found, "Choose one of letters, digits and _ . / + @ % : , = ~ # - only."
             )
-
-
-def _identity() -> dict[str, str | int | None]:
-    return {"host": platform.node(), "pid": os.getpid(), "start": _start_of(os.getpid())}
-
-
-def _start_of(pid: int) -> str | None:
-    """Return when a process of this host started, as `controller.json` has it, or None if it is gone."""
-    process = identify(pid)
-    return None if process is None else str(process.start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from parsl_rasda.orchestration.events import Instruction
@@ -9,8 +10,9 @@ from parsl_rasda.orchestration.pilots import PilotRegistry
 from parsl_rasda.orchestration.trial_record import LiveJob, TrialRecord
 from parsl_rasda.placement.cluster_state import ClusterState, GrowthPolicy
 from parsl_rasda.placement.times import Assumed
-from parsl_rasda.scheduling.base import Scheduler
-from parsl_rasda.types import JobId, Mode, PilotId, StudyState, TrialId
+from parsl_rasda.scheduling.base import Decision, Scheduler
+from parsl_rasda.scheduling.batching import Batching, Split
+from parsl_rasda.types import JSON, JobId, Mode, PilotId, Stretch, StudyState, TrialId
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,7 @@ class MachineSettings:
         max_retries: Lost attempts a trial may have.
         checkpoints_shared: All sites reach the checkpoints, so that a trial may change its site.
         interactive: Trainings ask what to do at each epoch, where there is a channel; scripts never do.
+        batching: How many replicas share a step, and how large it is.
     """
 
     metric: str
@@ -33,6 +36,7 @@ class MachineSettings:
     assumed: Assumed = field(default_factory=Assumed)
     checkpoints_shared: bool = False
     interactive: bool = True
+    batching: Batching = field(default_factory=Batching)
 
 
 @dataclass(slots=True)
@@ -40,6 +44,7 @@ class SearchRecord:
     """Where a search stands. Every part of the machine reads and changes it while an event is handled.
 
     Attributes:
+        paused: Trials that may be resumed.
         jobs: The trial of each live job.
         num_samples: Trials wanted in all.
         ended: Trials in a final state.
@@ -47,6 +52,7 @@ class SearchRecord:
         is_proposing: The searcher has been asked and has not answered.
         is_over: `FinishStudy` has been returned.
         interruption: Why it was interrupted, if not by the user.
+        counts_samples: Whether its first report said how many samples an epoch has; None before it.
         now: Time of the event that is handled [s].
         instructions: What follows from it, so far.
     """
@@ -57,6 +63,7 @@ class SearchRecord:
     cluster_state: ClusterState
     pilots: PilotRegistry = field(default_factory=PilotRegistry)
     trials: dict[TrialId, TrialRecord] = field(default_factory=dict)
+    paused: set[TrialId] = field(default_factory=set)
     jobs: dict[JobId, TrialRecord] = field(default_factory=dict)
     state: StudyState = StudyState.RUNNING
     num_samples: int = 0
@@ -65,6 +72,7 @@ class SearchRecord:
     is_proposing: bool = False
     is_over: bool = False
     interruption: str = ""
+    counts_samples: bool | None = None
     now: float = 0.0
     instructions: list[Instruction] = field(default_factory=list)
 
@@ -88,12 +96,42 @@ class SearchRecord:
         is_calm = bool(self.jobs) and not (self.cluster_state.kinds or self.unproposed)
         return self.state is StudyState.RUNNING and is_calm
 
+    def note_samples(self, trial: TrialRecord, samples: int | None) -> None:
+        """Note how many samples an epoch has, as the first report of a trial says.
+
+        A search that an earlier version began, which did not count them, goes on without.
+        """
+        if self.counts_samples is None:
+            self.counts_samples = samples is not None
+        if self.counts_samples and not trial.history:
+            trial.samples = samples
+
+    def first_stretch(self, first: Decision, config: Mapping[str, JSON]) -> Stretch:
+        """Return what a new trial trains, as the scheduler has decided."""
+        return self._stretch(0, first, config, None)
+
+    def stretch_ahead(self, trial: TrialRecord, decision: Decision) -> Stretch:
+        """Return what a trial trains from now on, as the scheduler has decided."""
+        return self._stretch(trial.epoch, decision, trial.config, trial.samples)
+
+    def _stretch(
+        self, epoch: int, decision: Decision, config: Mapping[str, JSON], samples: int | None
+    ) -> Stretch:
+        ladder = [*map(self.scheduler.replicas, range(decision.rung)), decision.replicas]
+        return Stretch(epoch, decision.until, *self.settings.batching.split(ladder, config, samples))
+
+    def split(self, rung: int) -> Split:
+        """Return the parallelism on the way to a rung, for a trial whose samples nobody has counted."""
+        ladder = [*map(self.scheduler.replicas, range(rung + 1))]
+        return self.settings.batching.split(ladder, {}, None)
+
     def live_job(self, job: JobId) -> tuple[TrialRecord, LiveJob] | None:
         """Return a trial and its live job, or None for a stale attempt."""
         trial = self.trials.get(job.trial)
-        if trial is None or trial.job is None or trial.job.id != job:
+        live = trial.job if trial is not None else None
+        if trial is None or live is None or live.id.attempt != job.attempt:
             return None
-        return trial, trial.job
+        return trial, live
 
     def close_pilot(self, pilot: PilotId) -> None:
         """Start nothing more on a pilot; what runs there goes on."""

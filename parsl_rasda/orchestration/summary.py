@@ -139,7 +139,7 @@ def _rungs(machine: Machine) -> list[dict[str, Any]]:
             {
                 "rung": k,
                 "epochs": milestone,
-                "replicas": machine.scheduler.replicas(k),
+                "replicas": machine.split(k).replicas,
                 "reached": len(results),
                 "best": pick(finite) if finite else None,
             }

@@ -5,11 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from parsl_rasda.orchestration.states import JOB_TRANSITIONS, TRIAL_TRANSITIONS, JobState, checked
 from parsl_rasda.protocol import Checkpoint
-from parsl_rasda.scheduling.base import Decision
-from parsl_rasda.types import JSON, JobId, Mode, Placement, SiteName, Stretch, TrialId, TrialState
+from parsl_rasda.types import (
+    JSON,
+    JobId,
+    Mode,
+    Placement,
+    ScheduleEntry,
+    SiteName,
+    Stretch,
+    TrialId,
+    TrialState,
+)
 
 
 @dataclass(slots=True)
@@ -67,6 +77,7 @@ class TrialRecord:
         checkpoint_losses: Checkpoints that were gone when they were asked for.
         preemptions: Preemptions since the last finished epoch.
         history: Metric by epoch, as reported; a repeated epoch replaces its first report.
+        samples: Training samples of an epoch, as its first report said.
     """
 
     id: TrialId
@@ -85,6 +96,7 @@ class TrialRecord:
     rung: int = 0
     job: LiveJob | None = None
     history: dict[int, float] = field(default_factory=dict)
+    samples: int | None = None
     reason: str = ""
 
     def enter(self, state: TrialState) -> None:
@@ -103,8 +115,8 @@ class TrialRecord:
     @property
     def stretch(self) -> Stretch:
         """What it trains next: an earlier stretch than the last one where epochs are trained again."""
-        current = self._current
-        return Stretch(self.epoch, current.until, current.replicas)
+        now = self._current
+        return now if now.epoch == self.epoch else replace(now, epoch=self.epoch)
 
     @property
     def replicas(self) -> int:
@@ -113,21 +125,26 @@ class TrialRecord:
 
     @property
     def _current(self) -> Stretch:
+        last = self.schedule[-1]
+        if last.epoch <= self.epoch:
+            return last
         return next(s for s in reversed(self.schedule) if s.epoch <= self.epoch)
 
     @property
-    def replicas_by_epoch(self) -> tuple[tuple[int, int], ...]:
-        """``(epoch, replicas)`` of each stretch up to the coming one, as a job is told."""
-        return tuple((s.epoch, s.replicas) for s in self.schedule if s.epoch <= self.epoch)
+    def entries(self) -> tuple[ScheduleEntry, ...]:
+        """Its stretches up to the coming one, as a job is told: without those that change only its GPUs."""
+        known = [s.entry for s in self.schedule if s.epoch <= self.epoch]
+        same = [False, *(a[1:] == b[1:] for a, b in pairwise(known))]
+        return tuple(entry for entry, is_same in zip(known, same, strict=True) if not is_same)
 
-    def train_on(self, decision: Decision) -> None:
-        """Note that it trains on, as the scheduler has decided."""
-        self.rung, last = decision.rung, self.schedule[-1]
-        if decision.replicas != last.replicas:
+    def train_on(self, ahead: Stretch, rung: int) -> None:
+        """Note that it trains on, as was decided."""
+        self.rung, last = rung, self.schedule[-1]
+        if ahead != replace(last, epoch=ahead.epoch, until=ahead.until):
             self.schedule[-1] = replace(last, until=self.epoch)
-            self.schedule.append(Stretch(self.epoch, decision.until, decision.replicas))
-        elif decision.until != last.until:
-            self.schedule[-1] = replace(last, until=decision.until)
+            self.schedule.append(ahead)
+        elif ahead.until != last.until:
+            self.schedule[-1] = replace(last, until=ahead.until)
 
     def keep(self, checkpoint: Checkpoint) -> None:
         """Note a checkpoint that is whole."""
@@ -140,10 +157,10 @@ class TrialRecord:
         self.checkpoint, self.previous = self.previous, None
         self.checkpoint_losses += 1
 
-    def start_afresh(self, first: Decision) -> None:
+    def start_afresh(self, first: Stretch) -> None:
         """Forget all that it has done; its attempts count on, for their numbers are their fences."""
         self.forget()
-        self.schedule = [Stretch(0, first.until, first.replicas)]
+        self.schedule = [first]
         self.epoch = self.retries = self.checkpoint_losses = self.preemptions = self.rung = 0
         self.history, self.reason = {}, ""
 

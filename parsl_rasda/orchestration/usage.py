@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from parsl_rasda.orchestration.events import (
     RELEASED,
+    ContinueJob,
     EndJob,
     EpochReported,
     Event,
@@ -17,8 +18,10 @@ from parsl_rasda.orchestration.events import (
     Instruction,
     JobEnded,
     JobStarted,
+    ObserveTrial,
     PilotEnded,
     PilotStarted,
+    ProposeTrial,
     RequestPilot,
     SetAside,
     SiteDegraded,
@@ -27,6 +30,8 @@ from parsl_rasda.orchestration.events import (
     StudyStarted,
 )
 from parsl_rasda.types import JobId, Outcome, PilotId, SiteName, TrialId
+
+_NOT_COUNTED = (ContinueJob, ObserveTrial, ProposeTrial)  # most are
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +80,14 @@ class Usage:
             self._new_controller(event)
         self.last_at = max(self.last_at, event.at)
         match event:
+            case EpochReported():
+                self._add_epoch(event)
             case PilotStarted():
                 self._open_pilot(event)
             case PilotEnded() | SiteDegraded():
                 self._add_fault(event)
             case JobStarted() if event.job in self._restarting:
                 self.restarts_s.append(event.at - self._restarting.pop(event.job))
-            case EpochReported():
-                self._add_epoch(event)
             case JobEnded():
                 self._add_end(event)
             case StudyInterrupted():
@@ -90,7 +95,8 @@ class Usage:
             case _:
                 pass
         for instruction in instructions:
-            self._add_instruction(event.at, instruction)
+            if not isinstance(instruction, _NOT_COUNTED):
+                self._add_instruction(event.at, instruction)
 
     def makespan_s(self, now: float | None = None) -> float:
         """Return the time under a controller so far [s]; time between controllers does not count."""

@@ -11,6 +11,7 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Protocol, TypeAlias
 
 from sortedcontainers import SortedDict
@@ -35,7 +36,7 @@ class Caution:
 
 NO_CAUTION = Caution()
 Kind: TypeAlias = tuple[int, SiteName | None, Caution]
-"""Replicas, site and caution of a waiting trial: where one of a kind does not fit, none does."""
+"""Workers, site and caution of a waiting trial: where one of a kind does not fit, none does."""
 
 
 @dataclass(slots=True)
@@ -59,7 +60,7 @@ class PendingTrial:
     @property
     def kind(self) -> Kind:
         """What decides where it fits."""
-        return self.stretch.replicas, self.site, self.caution
+        return self.stretch.workers, self.site, self.caution
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -72,7 +73,7 @@ class RunningTrial:
     """A trial that holds slots.
 
     Attributes:
-        boundary_at: When its next epoch ends, as foreseen [s].
+        boundary_at: When its next epoch ends, as foreseen [s], if it could widen then.
         ahead: What it trains from then on: epochs that are certain, with at most one slot a replica.
         may_widen: Nothing has gone wrong with it that a wider job would hide.
     """
@@ -113,8 +114,8 @@ class GrowthPolicy(Protocol):
         """
         ...
 
-    def needs(self, replicas: int, num_workers: int) -> int:
-        """Return the slots without which a trial of so many replicas cannot start."""
+    def needs(self, workers: int, num_workers: int) -> int:
+        """Return the slots without which a trial cannot start to which the method gives so many workers."""
         ...
 
     def returns_at(self, cluster: ClusterState, running: RunningTrial) -> int:
@@ -148,10 +149,12 @@ class ClusterState:
         self.running: dict[TrialId, RunningTrial] = {}
         self._waiting: dict[TrialId, PendingTrial] = {}
         self._lines: dict[Kind, SortedDict] = {}  # each by `PendingTrial.rank`, and never empty
+        self._spare: list[SortedDict] = []  # lines that are empty
         self._leaving: dict[TrialId, tuple[SiteName, int]] = {}  # slots that its job is about to free
         self._leaving_at: Counter[SiteName] = Counter()
         self._ends: SortedDict = SortedDict()  # (-end if it stays as wide, age) -> TrialId, growable only
         self._end_keys: dict[TrialId, tuple[float, int]] = {}
+        self._unsorted: set[TrialId] = set()  # those that have a key and are not in `_ends` yet
 
     # ------------------------------------------------------------------------------- waiting
 
@@ -167,6 +170,12 @@ class ClusterState:
 
     def queue(self, refused: Container[Kind] = ()) -> Iterator[PendingTrial]:
         """Yield trials that wait, in order, but none of a kind that has been added to ``refused``."""
+        if not self._lines:
+            return
+        if len(self._lines) == 1:
+            ((kind, line),) = self._lines.items()
+            yield from takewhile(lambda _: kind not in refused, line.values())
+            return
         lines = ((kind, iter(line.items())) for kind, line in self._lines.items())
         heads = [(*next(line), kind, line) for kind, line in lines]
         heapq.heapify(heads)
@@ -190,7 +199,10 @@ class ClusterState:
         self.dequeue(waiting.trial)
         waiting.yields_until = self.starts + len(self.running) + len(self._waiting) + self.new_trials
         self._waiting[waiting.trial] = waiting
-        self._lines.setdefault(waiting.kind, SortedDict())[waiting.rank] = waiting
+        line = self._lines.get(waiting.kind)
+        if line is None:
+            line = self._lines[waiting.kind] = self._spare.pop() if self._spare else SortedDict()
+        line[waiting.rank] = waiting
 
     def dequeue(self, trial: TrialId) -> None:
         """Take a trial out of the queue, if it is there."""
@@ -199,7 +211,7 @@ class ClusterState:
             line = self._lines[waiting.kind]
             del line[waiting.rank]
             if not line:
-                del self._lines[waiting.kind]
+                self._spare.append(self._lines.pop(waiting.kind))
 
     def admit(self, trial: TrialId) -> None:
         """Take a trial out of the queue because it starts."""
@@ -215,9 +227,8 @@ class ClusterState:
         ahead = running.ahead
         is_narrower = running.placement.world_size < ahead.replicas
         if running.may_widen and is_narrower and ahead.until > ahead.epoch:
-            key = self.rank(running)
-            self._ends[key] = running.trial
-            self._end_keys[running.trial] = key
+            self._end_keys[running.trial] = self.rank(running)
+            self._unsorted.add(running.trial)
 
     def unplace(self, trial: TrialId) -> None:
         """Note that a trial no longer runs, and has left."""
@@ -226,7 +237,11 @@ class ClusterState:
         if site is not None:
             self._leaving_at[site] -= slots
         key = self._end_keys.pop(trial, None)
-        if key is not None:
+        if key is None:
+            return
+        if trial in self._unsorted:
+            self._unsorted.remove(trial)
+        else:
             del self._ends[key]
 
     def leave(self, trial: TrialId, site: SiteName, slots: int) -> None:
@@ -251,6 +266,8 @@ class ClusterState:
 
     def growable(self) -> Iterator[tuple[tuple[float, int], RunningTrial]]:
         """Running trials that could still widen before their next rung, by `rank` when last placed."""
+        self._ends.update((self._end_keys[trial], trial) for trial in self._unsorted)
+        self._unsorted.clear()
         return ((key, self.running[trial]) for key, trial in self._ends.items())
 
     # ------------------------------------------------------------------------------- world sizes
@@ -265,7 +282,9 @@ class ClusterState:
         Fewer are found where the site can never give so many, because of what it refuses or has set aside.
         """
         _, site, caution = kind
-        if not (self.ledger.is_reduced or caution != NO_CAUTION):
+        if not self.ledger.has_free:
+            return None
+        if not self.ledger.is_reduced and (caution is NO_CAUTION or caution == NO_CAUTION):
             return self.ledger.find(world_size, site=site)
         for name in [site] if site is not None else self.ledger.sites_by_free():
             width = self.usable(world_size, kind, name)
@@ -276,13 +295,13 @@ class ClusterState:
 
     def usable(self, world_size: int, kind: Kind, site: SiteName) -> int:
         """Return the world size at which a trial that wants so many slots may start on a site."""
-        replicas, _, caution = kind
+        workers, _, caution = kind
         most = min(world_size, self.num_workers) if caution.is_narrow else world_size
         if not (self.ledger.is_reduced or caution.avoid):
             return most
         if not self.ledger.can_ever_fit(most, site, whole=True):
             return most
-        smaller = (w for w in reversed(self.world_sizes(replicas)) if w <= most)
+        smaller = (w for w in reversed(self.world_sizes(workers)) if w <= most)
         return next((w for w in smaller if self.ledger.can_ever_fit(w, site, avoid=caution.avoid)), most)
 
     def can_ever_start(self, world_size: int, kind: Kind) -> bool:

@@ -9,9 +9,9 @@ honest restart costs.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Sequence
 from itertools import islice
+from typing import Self
 
 from parsl_rasda.placement.cluster_state import (
     NO_CAUTION,
@@ -29,6 +29,7 @@ _EPSILON_S = 1e-9
 _CHEAP_TASK = 0.15  # in epochs at the first world size: what a task may cost for stretches to be divided
 _TASKS_LEFT = 8  # tasks that a rest of a stretch must be worth to be divided
 _LOOK_AHEAD = 16  # running trials for which idle GPUs are kept until they come to a boundary
+_NOTHING = Allocation()
 
 
 def build_growth(choice: Choice) -> GrowthPolicy:
@@ -47,27 +48,37 @@ class ElasticGrowth:
     Source: the rule, its proof and its limits are in docs/growth_policy.md.
     """
 
-    def needs(self, replicas: int, num_workers: int) -> int:
+    def needs(self, workers: int, num_workers: int) -> int:
         """Return the world size at which every trial can start."""
-        return min(replicas, num_workers)
+        return min(workers, num_workers)
 
     def decide(self, cluster: ClusterState, now: float, here: RunningTrial | None = None) -> Allocation:
         """Start whoever waits; then widen into what is left, the longest path first."""
-        with _trying(cluster) as trial_run:
+        if not cluster.kinds:
+            if cluster.new_trials:  # who are to come go first
+                shrunk = _shrunk(cluster, here, ()) if here is not None else None
+                return _NOTHING if shrunk is None else Allocation(here=shrunk)
+            if not cluster.ledger.has_free:
+                return _NOTHING
+        with _TrialRun(cluster) as trial_run:
             starts: dict[TrialId, Placement] = {}
             started: list[PendingTrial] = []
             awaited: set[SiteName | None] = {None} if cluster.new_trials else set()  # sites; None: any
             refused: set[Kind] = set()  # slots only get fewer here: never ask twice
             for waiting in cluster.queue(refused):
-                world_size = self.needs(waiting.stretch.replicas, cluster.num_workers)
+                world_size = self.needs(waiting.stretch.workers, cluster.num_workers)
+                trial_run.settle()
                 placement = cluster.find_start(world_size, waiting.kind)
                 if placement is None:
                     refused.add(waiting.kind)
                     awaited.add(waiting.site)
                     continue
-                trial_run.hold(placement)
+                trial_run.hold_later(placement)
                 starts[waiting.trial] = placement
                 started.append(waiting)
+            if here is None and None in awaited:
+                return Allocation(starts)
+            trial_run.settle()
             if here is not None and not awaited.isdisjoint({None, here.placement.site}):
                 return Allocation(starts, here=_shrunk(cluster, here, started))
             if None in awaited:
@@ -103,9 +114,9 @@ class StrictGrowth:
     starts until it has its slots. In a search that is not endless that hardly ever happens.
     """
 
-    def needs(self, replicas: int, num_workers: int) -> int:
+    def needs(self, workers: int, num_workers: int) -> int:
         """Return the full world size: less is never used."""
-        return replicas
+        return workers
 
     def returns_at(self, cluster: ClusterState, running: RunningTrial) -> int:
         """Return the milestone: nobody widens before."""
@@ -116,13 +127,13 @@ class StrictGrowth:
         if here is not None and here.placement.world_size != self._full(cluster, here):
             return Allocation(requeue=True)
         starts: dict[TrialId, Placement] = {}
-        with _trying(cluster) as trial_run:
+        with _TrialRun(cluster) as trial_run:
             in_front: PendingTrial | None = None  # of those who do not fit
             refused: set[Kind] = set()  # slots only get fewer here: never ask twice
             for waiting in cluster.queue(refused):
                 if in_front is not None and cluster.starts + len(starts) >= in_front.yields_until:
                     break
-                placement = cluster.find_start(waiting.stretch.replicas, waiting.kind)
+                placement = cluster.find_start(waiting.stretch.workers, waiting.kind)
                 if placement is None:
                     refused.add(waiting.kind)
                     in_front = in_front or waiting
@@ -133,16 +144,16 @@ class StrictGrowth:
 
     def _full(self, cluster: ClusterState, here: RunningTrial) -> int:
         """Return the full world size, or what is left of it on a site with faults."""
-        replicas, site = here.ahead.replicas, here.placement.site
-        return cluster.usable(replicas, (replicas, site, NO_CAUTION), site)
+        workers, site = here.ahead.workers, here.placement.site
+        return cluster.usable(workers, (workers, site, NO_CAUTION), site)
 
 
 class NoGrowth:
     """Fixed world size: every trial trains on `num_workers` slots, as ASHA does."""
 
-    def needs(self, replicas: int, num_workers: int) -> int:
+    def needs(self, workers: int, num_workers: int) -> int:
         """Return the fixed world size."""
-        return min(replicas, num_workers)
+        return min(workers, num_workers)
 
     def returns_at(self, cluster: ClusterState, running: RunningTrial) -> int:
         """Return the milestone: nobody widens before."""
@@ -151,10 +162,10 @@ class NoGrowth:
     def decide(self, cluster: ClusterState, now: float, here: RunningTrial | None = None) -> Allocation:
         """Start what fits."""
         starts: dict[TrialId, Placement] = {}
-        with _trying(cluster) as trial_run:
+        with _TrialRun(cluster) as trial_run:
             refused: set[Kind] = set()
             for waiting in cluster.queue(refused):
-                world_size = self.needs(waiting.stretch.replicas, cluster.num_workers)
+                world_size = self.needs(waiting.stretch.workers, cluster.num_workers)
                 placement = cluster.find_start(world_size, waiting.kind)
                 if placement is None:
                     refused.add(waiting.kind)
@@ -232,8 +243,10 @@ def _as_running(waiting: PendingTrial, placement: Placement, now: float) -> Runn
 def _shrunk(cluster: ClusterState, here: RunningTrial, started: Sequence[PendingTrial]) -> Placement | None:
     """Return a narrower placement for a wide trial at a boundary, to let waiting trials in."""
     narrowest, world_size = cluster.num_workers, here.placement.world_size
+    if world_size <= narrowest:
+        return None
     certain_s = (here.ahead.until - here.ahead.epoch) * cluster.epoch_s(here, world_size)
-    if world_size <= narrowest or certain_s <= 2 * cluster.times.restart_s:
+    if certain_s <= 2 * cluster.times.restart_s:
         return None
     site = here.placement.site
     waiting = cluster.waiting_for(site) - sum(w.site in {None, site} for w in started)
@@ -254,11 +267,30 @@ def _shrunk(cluster: ClusterState, here: RunningTrial, started: Sequence[Pending
 
 
 class _TrialRun:
-    """Slots held while a policy thinks; all are given back at the end."""
+    """Slots held while a policy thinks; all are given back at the end of the block."""
 
     def __init__(self, cluster: ClusterState) -> None:
         self._cluster = cluster
         self._undo: list[tuple[bool, Placement]] = []
+        self._later: Placement | None = None
+
+    def hold_later(self, placement: Placement) -> None:
+        """Hold slots before anything else is looked for: most often nothing is."""
+        self.settle()
+        self._later = placement
+
+    def settle(self) -> None:
+        """Hold what was to be held later."""
+        if self._later is not None:
+            later, self._later = self._later, None
+            self.hold(later)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for taken, placement in reversed(self._undo):
+            (self._cluster.ledger.release if taken else self._cluster.ledger.take)(placement)
 
     def hold(self, placement: Placement) -> None:
         self._cluster.ledger.take(placement)
@@ -268,16 +300,3 @@ class _TrialRun:
         self._cluster.ledger.release(old)
         self._undo.append((False, old))
         self.hold(new)
-
-    def give_back(self) -> None:
-        for taken, placement in reversed(self._undo):
-            (self._cluster.ledger.release if taken else self._cluster.ledger.take)(placement)
-
-
-@contextmanager
-def _trying(cluster: ClusterState) -> Iterator[_TrialRun]:
-    trial_run = _TrialRun(cluster)
-    try:
-        yield trial_run
-    finally:
-        trial_run.give_back()

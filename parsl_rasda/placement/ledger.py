@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from sortedcontainers import SortedSet
-
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.types import NodeName, NodeSlots, PilotId, Placement, SiteName
 
@@ -24,63 +22,79 @@ Slot: TypeAlias = tuple[SiteName, NodeName, int]
 
 def slots_of(placement: Placement) -> frozenset[Slot]:
     """Return the slots of a placement."""
-    return frozenset((placement.site, n.node, gpu) for n in placement.nodes for gpu in n.gpus)
+    return frozenset([(placement.site, n.node, gpu) for n in placement.nodes for gpu in n.gpus])
 
 
 @dataclass(slots=True)
 class _Node:
-    """One node; bit ``i`` of ``held`` and of ``aside`` stands for ``gpus[i]``."""
+    """One node; bit ``i`` of ``held``, ``aside`` and ``free`` stands for ``gpus[i]``.
+
+    Attributes:
+        place: Its place among the nodes of its pilot, by name.
+    """
 
     name: NodeName
     gpus: tuple[int, ...]
+    place: int
     held: int = 0
     aside: int = 0
+    free: int = 0
+    all: int = 0
+    _slots: dict[int, NodeSlots] = field(default_factory=dict)
+    _masks: dict[tuple[int, ...], int] = field(default_factory=dict)
 
-    @property
-    def free(self) -> int:
-        return self.all & ~(self.held | self.aside)
+    def __post_init__(self) -> None:
+        self.all = (1 << len(self.gpus)) - 1
+        self.free = self.all & ~self.aside
 
-    @property
-    def all(self) -> int:
-        return (1 << len(self.gpus)) - 1
-
-    def mask(self, gpus: Iterable[int]) -> int:
-        return sum(1 << self.gpus.index(gpu) for gpu in gpus)
+    def mask(self, gpus: tuple[int, ...]) -> int:
+        mask = self._masks.get(gpus)
+        if mask is None:
+            mask = self._masks[gpus] = sum(1 << self.gpus.index(gpu) for gpu in gpus)
+        return mask
 
     def mask_of(self, site: SiteName, slots: Collection[Slot]) -> int:
         return sum(1 << i for i, gpu in enumerate(self.gpus) if (site, self.name, gpu) in slots)
 
     def slots(self, mask: int) -> NodeSlots:
-        return NodeSlots(self.name, tuple(gpu for i, gpu in enumerate(self.gpus) if mask >> i & 1))
+        slots = self._slots.get(mask)
+        if slots is None:
+            gpus = tuple(gpu for i, gpu in enumerate(self.gpus) if mask >> i & 1)
+            slots = self._slots[mask] = NodeSlots(self.name, gpus)
+        return slots
 
 
 @dataclass(slots=True)
 class _Pilot:
-    """The nodes of one pilot, bucketed by how many of their GPUs are free."""
+    """The nodes of one pilot by name, bucketed by how many of their GPUs are free."""
 
     id: PilotId
     site: SiteName
     nodes: dict[NodeName, _Node]
     per_node: int = 0  # GPUs of its largest nodes
     full_nodes: int = 0  # how many nodes have so many
-    buckets: list[SortedSet] = field(default_factory=list)  # free count -> node names
+    buckets: list[int] = field(default_factory=list)  # free count -> bit ``i`` stands for the ``i``th node
+    by_place: tuple[_Node, ...] = ()
 
     def __post_init__(self) -> None:
         sizes = [len(n.gpus) for n in self.nodes.values()]
         self.per_node = max(sizes, default=0)
         self.full_nodes = sizes.count(self.per_node)
-        self.buckets = [SortedSet() for _ in range(self.per_node + 1)]
-        for node in self.nodes.values():
-            self.buckets[node.free.bit_count()].add(node.name)
+        self.buckets = [0] * (self.per_node + 1)
+        self.by_place = tuple(sorted(self.nodes.values(), key=lambda node: node.place))
+        for node in self.by_place:
+            self.buckets[node.free.bit_count()] |= 1 << node.place
 
     def mark(self, node: _Node, *, held: int | None = None, aside: int | None = None) -> int:
         """Change a node; return by how many its free slots have grown."""
         before = node.free.bit_count()
-        self.buckets[before].remove(node.name)
         node.held = node.held if held is None else held
         node.aside = node.aside if aside is None else aside
+        node.free = node.all & ~(node.held | node.aside)
         after = node.free.bit_count()
-        self.buckets[after].add(node.name)
+        if after != before:
+            self.buckets[before] ^= 1 << node.place
+            self.buckets[after] ^= 1 << node.place
         return after - before
 
 
@@ -112,9 +126,11 @@ class Ledger:
             raise InvalidSettingError(f"pilot {pilot}", names, "a new pilot with distinct nodes")
         if any(len(set(n.gpus)) < len(n.gpus) for n in nodes):
             raise InvalidSettingError(f"pilot {pilot}", nodes, "distinct GPUs on each node")
-        entries = {n.node: _Node(n.node, n.gpus) for n in nodes if n.gpus}
+        sized = sorted((n for n in nodes if n.gpus), key=lambda n: n.node)
+        entries = {n.node: _Node(n.node, n.gpus, place) for place, n in enumerate(sized)}
         for node in entries.values() if self._aside else ():
             node.aside = node.mask_of(site, self._aside)
+            node.free = node.all & ~node.aside
         self._pilots[pilot] = _Pilot(pilot, site, entries)
         self._free[site] = self._free.get(site, 0) + sum(n.free.bit_count() for n in entries.values())
 
@@ -135,6 +151,11 @@ class Ledger:
     def free(self) -> int:
         """Free slots over all sites."""
         return sum(self._free.values())
+
+    @property
+    def has_free(self) -> bool:
+        """Whether any slot is free."""
+        return any(self._free.values())
 
     def free_at(self, site: SiteName) -> int:
         """Free slots of one site."""
@@ -230,7 +251,7 @@ class Ledger:
     def _without(self, slots: Collection[Slot]) -> Iterator[None]:
         """Let some slots count as held."""
         before: list[tuple[_Pilot, _Node, int]] = []
-        for pilot in self._pilots.values() if slots else ():
+        for pilot in self._pilots.values():
             for node in pilot.nodes.values():
                 if hidden := node.mask_of(pilot.site, slots) & node.free:
                     before.append((pilot, node, node.held))
@@ -264,15 +285,20 @@ class Ledger:
             if own is not None and not self._probation.isdisjoint(slots_of(own)):
                 return None
             hidden = {*avoid, *self._probation}
+        if not hidden:
+            return self._find(world_size, site, own)
         with self._without(hidden):
-            for name in [site] if site is not None else self.sites_by_free():
-                if self._refuses(name, world_size):
-                    continue
-                if self.free_at(name) + (own.world_size if own and own.site == name else 0) < world_size:
-                    continue
-                found = self._find_at(name, world_size, own)
-                if found is not None:
-                    return found
+            return self._find(world_size, site, own)
+
+    def _find(self, world_size: int, site: SiteName | None, own: Placement | None) -> Placement | None:
+        for name in [site] if site is not None else self.sites_by_free():
+            if self._refuses(name, world_size):
+                continue
+            if self.free_at(name) + (own.world_size if own and own.site == name else 0) < world_size:
+                continue
+            found = self._find_at(name, world_size, own)
+            if found is not None:
+                return found
         return None
 
     def take(self, placement: Placement) -> None:
@@ -309,7 +335,7 @@ class Ledger:
 
     def _find_at(self, site: SiteName, world_size: int, own: Placement | None) -> Placement | None:
         pilots = [p for p in self._pilots.values() if p.site == site]
-        if own is not None and len(pilots) > 1:
+        if len(pilots) > 1 and own is not None:
             pilots.sort(key=lambda p: p.id != own.pilot)
         best: tuple[int, _Pilot, list[tuple[_Node, int]]] | None = None
         for pilot in pilots:
@@ -346,7 +372,7 @@ def _on_one_node(pilot: _Pilot, world_size: int, own: dict[NodeName, int]) -> li
             return [(node, _block(node.free | mine, world_size, mine, len(node.gpus)))]
     for bucket in pilot.buckets[world_size:]:
         if bucket:
-            node = pilot.nodes[bucket[0]]
+            node = pilot.by_place[(bucket & -bucket).bit_length() - 1]
             return [(node, _block(node.free, world_size, 0, len(node.gpus)))]
     return None
 
@@ -359,11 +385,12 @@ def _over_nodes(pilot: _Pilot, world_size: int, own: dict[NodeName, int]) -> lis
     whole = [
         n for name, m in own.items() if ((n := pilot.nodes[name]).free | m) == n.all and len(n.gpus) >= each
     ]
-    for name in pilot.buckets[pilot.per_node]:
-        if len(whole) >= count:
-            break
-        if name not in own:
-            whole.append(pilot.nodes[name])
+    left = pilot.buckets[pilot.per_node]
+    while left and len(whole) < count:
+        node = pilot.by_place[(left & -left).bit_length() - 1]
+        left &= left - 1
+        if node.name not in own:
+            whole.append(node)
     if len(whole) < count:
         return None
     return [(node, (1 << each) - 1) for node in whole[:count]]

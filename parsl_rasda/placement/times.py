@@ -47,9 +47,10 @@ class Times:
     def __init__(self, assumed: Assumed) -> None:
         self._assumed = assumed
         self._measured: dict[TrialId, dict[int, float]] = {}
-        self._single: dict[TrialId, tuple[SiteName, float]] = {}  # its epoch on one slot
+        self._sorted: dict[TrialId, tuple[SiteName, float]] = {}  # its epoch on one slot, as it is sorted in
+        self._unsorted: dict[TrialId, tuple[SiteName, float]] = {}  # the newest, until somebody asks
         self._sites: dict[SiteName, SortedList] = {}
-        self._all_sites = SortedList()
+        self._all_sites = SortedList()  # empty as long as there is only one
         self._doublings = SortedList([assumed.efficiency])
         self._efficiency = assumed.efficiency
         self._restarts = SortedList()
@@ -79,13 +80,14 @@ class Times:
                 return known[world_size]
             nearest = min(known, key=lambda w: (abs(math.log2(w / world_size)), w))
             return known[nearest] / self._speedup(world_size / nearest)
-        singles = self._sites.get(site)
+        singles = self._medians().get(site)
         single = float(singles[len(singles) // 2]) if singles else self._assumed.epoch_s
         return single / self._speedup(world_size)
 
     def typical_epoch_s(self, world_size: int) -> float | None:
         """Return the median time of an epoch at a world size over all trials and sites [s], if seen."""
-        singles = self._all_sites
+        sites = self._medians()
+        singles = self._all_sites or next(iter(sites.values()), None)
         return float(singles[len(singles) // 2]) / self._speedup(world_size) if singles else None
 
     def saw_epoch(self, trial: TrialId, world_size: int, site: SiteName, seconds: float) -> None:
@@ -93,7 +95,7 @@ class Times:
         if not 1 / _ABSURD_S < seconds < _ABSURD_S:
             return
         known = self._measured.setdefault(trial, {})
-        if self._single.get(trial, (site,))[0] != site:
+        if (self._unsorted.get(trial) or self._sorted.get(trial) or (site,))[0] != site:
             known.clear()
         if world_size not in known and known:
             nearest = min(known, key=lambda w: (abs(math.log2(w / world_size)), w))
@@ -101,7 +103,7 @@ class Times:
             self._doublings.add(math.pow(2.0, min(0.0, max(gain - 1.0, _LEAST_GAIN))))
             self._efficiency = float(self._doublings[len(self._doublings) // 2])
         known[world_size] = seconds
-        self._relearn_single(trial, site, seconds * self._speedup(world_size))
+        self._unsorted[trial] = (site, seconds * self._speedup(world_size))
 
     def saw_restart(self, seconds: float) -> None:
         """Learn a restart at another world size [s], from the boundary to the first step done."""
@@ -123,14 +125,24 @@ class Times:
             launches = (_slowest(seen, assumed_s) for seen in self._launches.values())
             self._restart_s = max(assumed_s, *launches, self._restart_s)
 
-    def _relearn_single(self, trial: TrialId, site: SiteName, seconds: float) -> None:
-        old = self._single.get(trial)
-        if old is not None:
-            self._sites[old[0]].remove(old[1])
-            self._all_sites.remove(old[1])
-        self._all_sites.add(seconds)
-        self._single[trial] = (site, seconds)
-        self._sites.setdefault(site, SortedList()).add(seconds)
+    def _medians(self) -> dict[SiteName, SortedList]:
+        """Return the epochs on one slot that were measured on each site, sorted."""
+        for trial, (site, seconds) in self._unsorted.items():
+            old = self._sorted.get(trial)
+            if old is not None:
+                self._sites[old[0]].remove(old[1])
+            if site not in self._sites:
+                self._sites[site] = SortedList()
+            self._sites[site].add(seconds)
+            if self._all_sites:
+                if old is not None:
+                    self._all_sites.remove(old[1])
+                self._all_sites.add(seconds)
+            elif len(self._sites) > 1:
+                self._all_sites.update(s for singles in self._sites.values() for s in singles)
+            self._sorted[trial] = (site, seconds)
+        self._unsorted.clear()
+        return self._sites
 
 
 def _slowest(seen: SortedList, usual_s: float) -> float:

@@ -14,17 +14,18 @@ from parsl_rasda.runtime.attempt.launch_context import launch_context
 from parsl_rasda.runtime.checkpoints.checkpoint import read_header
 from parsl_rasda.runtime.engine.seeding import seed_start
 from parsl_rasda.runtime.trial import Trial
-from parsl_rasda.types import JSON, TrialId
+from parsl_rasda.types import JSON, TrialId, schedule_entry
 
 _LAUNCHERS = ("OMPI_", "PMI_", "SLURM_")  # prefixes of their variables, which are of no concern here
 
 
-def local_trial(
+def local_trial(  # noqa: PLR0913  # each is a key of a study, or of its trial
     config: Mapping[str, Any],
     *,
     inputs: Mapping[str, JSON] | None = None,
     epochs: int = 1,
     replicas: int = 1,
+    batches: int | None = None,
     directory: str | Path | None = None,
     resume_from: str | Path | None = None,
     seed: int = 0,
@@ -38,6 +39,7 @@ def local_trial(
         inputs: What the earlier stages would have given.
         epochs: How many epochs to train.
         replicas: Logical data-parallel workers, all carried by this process.
+        batches: How many ``batch_size`` make a step; one a replica by default.
         directory: Where checkpoints go; a new temporary directory by default.
         resume_from: A checkpoint to resume from.
         seed: Seed of the trial.
@@ -58,7 +60,7 @@ def local_trial(
         epoch=read_header(Path(resume_from)).get("epoch", 0) if resume_from else 0,
         until=epochs,
         max_epochs=epochs,
-        schedule=((0, replicas),),
+        schedule=(schedule_entry(0, replicas, replicas if batches is None else batches),),
         world_size=1,
         inputs=inputs or {},
         training=Training(**training),

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
     ModelT = TypeVar("ModelT", bound=nn.Module)
 
+FEW_SAMPLES = 8  # of a replica in a step, below which batch statistics are noise
+
 
 class Trial:
     """One trial in training, on one rank.
@@ -84,8 +86,13 @@ class Trial:
 
     @property
     def replicas(self) -> int:
-        """Logical data-parallel workers of the current stretch. Each adds a batch to the global batch."""
+        """Logical data-parallel workers of the current stretch, which share each step."""
         return self._attempt.replicas
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples of a step, at most: those of all replicas."""
+        return self._attempt.replica_share * self.replicas
 
     @property
     def history(self) -> tuple[EpochReport, ...]:
@@ -130,16 +137,17 @@ class Trial:
     ) -> tuple[ModelT, torch.optim.Optimizer]:
         """Return the model on its device and its optimizer, as the last attempt left them.
 
-        The learning rate of a step is ``lr * scaling(replicas) * warm-up * schedule(position)``; parameter
-        groups keep their ratios. ``training.lr_scaling: auto`` scales linearly for SGD and ASGD, and by the
+        The learning rate of a step is ``lr * scaling(batches) * warm-up * schedule(position)``, where batches
+        are how many ``batch_size`` make a step (``scheduler.batch``: one, or one a replica); parameter groups
+        keep their ratios. ``training.lr_scaling: auto`` scales linearly for SGD and ASGD, and by the
         square root for every other optimizer.
 
         Args:
             model: The whole model as one module, the same on each rank.
             optimizer: Called as ``optimizer(parameters, lr)``, with the parameters that require gradients.
-            lr: Learning rate of one replica.
+            lr: Learning rate of a step of ``batch_size`` samples.
             schedule: Another factor: a function of the position [epochs, 0 to `max_t`].
-            lr_scaling: A function of the replicas, instead of ``training.lr_scaling``.
+            lr_scaling: A function of the batches, instead of ``training.lr_scaling``.
             clip_norm: Largest norm of a step's gradient, instead of ``training.clip_norm``.
 
         Raises:
@@ -159,6 +167,7 @@ class Trial:
         engine.position.epoch = self.epoch
         self._resume(engine)
         self._engine = engine
+        self._warn_of_few_samples(engine)
         return model, engine.optimizer
 
     def epochs(self) -> Iterator[int]:
@@ -187,9 +196,10 @@ class Trial:
         """Yield the micro-batches of this rank's replicas, on the device; each sample once an epoch.
 
         The order depends on seed and epoch only. Random numbers are seeded for every micro-batch, so that
-        augmentation and dropout are the same at any world size. If the samples do not fill the last step,
-        they are spread evenly over all steps: no batch is larger than ``batch_size``, and none is a small
-        remainder, which would be noisier than the others and break batch statistics.
+        augmentation and dropout are the same at any world size. With ``reduce: ddp``, replicas that share a
+        batch may come as one micro-batch where nothing random is drawn. If the samples do not fill the last
+        step, they are spread evenly over all steps: no batch is larger than ``batch_size``, and none is a
+        small remainder, which would be noisier than the others and break batch statistics.
 
         Args:
             dataset: A tuple of arrays or tensors, a map-style ``Dataset``, an object with ``__len__``
@@ -240,7 +250,7 @@ class Trial:
         engine = self._prepared("shard")
         samples = Samples(dataset)
         mine = carried(self._group.rank, self._group.size, self.replicas)
-        batches = validation_batches(len(samples), self.replicas, mine, self._spec.training.batch_size)
+        batches = validation_batches(len(samples), self.replicas, mine, self._attempt.replica_share)
         reads = [(seed_of(self.seed, "shard", self.epoch, batch.start), list(batch)) for batch in batches]
         engine.evaluate()
         for (seed, _), batch in zip(reads, read_all(samples, reads, self.device), strict=True):
@@ -282,6 +292,7 @@ class Trial:
             position = self._engine.position
             self._engine.end_epoch()
             if position.step:
+                self._attempt.samples = position.samples
                 values.setdefault("train_loss", rounded_sum(self._engine.loss_sums()) / position.samples)
         seconds = time.monotonic() - self._began + self._carried_over_s
         self._carried_over_s, self._in_epoch = 0.0, False
@@ -300,6 +311,16 @@ class Trial:
         if self._engine is None:
             raise TrainingError(f"trial.{what} needs a prepared model.", "Call trial.prepare(...) first.")
         return self._engine
+
+    def _warn_of_few_samples(self, engine: Engine) -> None:
+        """Warn if batch statistics are taken of few samples because replicas share a batch."""
+        share, is_shared = self._attempt.replica_share, self._attempt.batches < self.replicas
+        if is_shared and share < FEW_SAMPLES and engine.has_batch_statistics:
+            self._attempt.warn(
+                f"batch normalisation takes its statistics from {share} samples of each replica, for "
+                f"{self.replicas} replicas share a step of {self.global_batch_size}: raise "
+                "`training.batch_size`, lower `scheduler.max_workers`, or use another normalisation"
+            )
 
     def _must_leave(self) -> bool:
         return self._attempt.must_leave(3 * self._slowest_s)
@@ -327,10 +348,9 @@ class Trial:
             raise CheckpointError(
                 str(path), f"it is of epoch {header['epoch']}, but the job resumes at epoch {self.epoch}"
             )
-        if header["step"] and (header["replicas"], header["batch_size"]) != (
-            self.replicas,
-            self._spec.training.batch_size,
-        ):
+        batches = header.get("batches", header["replicas"])  # as many, before these could differ
+        was, now = (header["replicas"], batches), (self.replicas, self._attempt.batches)
+        if header["step"] and (*was, header["batch_size"]) != (*now, self._spec.training.batch_size):
             raise CheckpointError(str(path), "replicas or batch size changed in the middle of an epoch")
         engine.restore(path, header)
         self._carried_over_s = header["seconds"]
@@ -346,7 +366,7 @@ class Trial:
         header: dict[str, Any] = {"epoch": self.epoch, "step": 0}
         if self._engine is not None:
             header |= self._engine.header()
-        header["replicas"] = self.replicas
+        header["replicas"], header["batches"] = self.replicas, self._attempt.batches
         header["seconds"] = began - self._began + self._carried_over_s if header["step"] else 0.0
         path = self._attempt.directory / checkpoint_name(self.epoch, header["step"])
         tensors = self._engine.tensors() if self._engine else {}
@@ -381,14 +401,14 @@ class Trial:
         attempt = self._attempt
         was_interruptible, attempt.interruptible = attempt.interruptible, False
         answer = Answer.WAIT
-        until = replicas = 0
+        until = replicas = batches = 0
         while answer is Answer.WAIT:
-            code, until, replicas = self._group.agree(own_answer(attempt, self._must_leave))
+            code, until, replicas, batches = self._group.agree(own_answer(attempt, self._must_leave))
             answer = Answer(code)
         if answer is Answer.GO:
-            attempt.until = until
-            if replicas != self.replicas:
-                attempt.schedule = (*attempt.schedule, (self.epoch, replicas))
+            attempt.go_on(until, replicas, batches)
+            if self._engine is not None:
+                self._warn_of_few_samples(self._engine)
         else:
             attempt.outcome = Outcome.REACHED if answer is Answer.LEAVE else Outcome.PREEMPTED
             if self._saved is None or self._saved[1] != self.epoch:

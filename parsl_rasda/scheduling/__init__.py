@@ -1,7 +1,8 @@
 """Who trains on, for how long, with how many replicas: rungs, ASHA, RASDA; pure.
 
-Read `base` (the port), `rungs` (the ladder), `rung_scheduler` (what all variants share), then the three
-rules: `stopping` (the default, the paper's), `promotion`, `synchronous`.
+Read `base` (the port), `rungs` (the ladder), `batching` (what a step is on the GPUs it gives),
+`rung_scheduler` (what all variants share), then the three rules: `stopping` (the default, the paper's),
+`promotion`, `synchronous`.
 
 >>> scheduler = build_scheduler({"kind": "rasda", "max_t": 4, "metric": "val_loss"})
 >>> scheduler.add("a").until, scheduler.replicas(2)

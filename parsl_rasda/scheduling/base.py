@@ -28,7 +28,7 @@ class Decision:
 
     Attributes:
         until: Epochs done when it must report next (for `CONTINUE`), else the epochs it has done.
-        replicas: Data-parallel replicas of the coming stretch, or of the last one.
+        replicas: As `Scheduler.replicas` of the coming stretch, or of the last one.
         rung: Index of the rung that the coming (or last) stretch ends at; 0 is the first.
         completed: The trial stops because it reached `max_t`.
         reason: One short clause for people, e.g. ``val_loss 0.31 is within the best 1/2 of 7``.
@@ -52,7 +52,10 @@ class Scheduler(Protocol):
         ...
 
     def replicas(self, rung: int) -> int:
-        """Return the replicas on the stretch that ends at ``milestones[rung]``."""
+        """Return the workers on the stretch that ends at ``milestones[rung]``: the GPUs that the rule gives.
+
+        They are the replicas that share a step, unless `Batching` says otherwise.
+        """
         ...
 
     def add(self, trial: TrialId) -> Decision:

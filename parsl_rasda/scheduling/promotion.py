@@ -129,6 +129,12 @@ class PromotionScheduler(RungScheduler):
     def _admit(self, contender: Contender) -> None:
         self._rungs[0].heading += 1
 
+    def _take_out(self, contender: Contender) -> None:
+        rung = self._rungs[contender.rung]
+        if contender.age in rung.trials:
+            rung.release(contender.key)
+        self._rungs[contender.rung + 1].heading += 1
+
     def _withdraw(self, contender: Contender) -> None:
         rung = self._rungs[contender.rung]
         if contender.age in rung.trials:

@@ -53,6 +53,7 @@ class RungScheduler(ABC):
         self._sign = 1.0 if mode is Mode.MIN else -1.0
         self._metric = metric
         self._contenders: dict[TrialId, Contender] = {}
+        self._replicas = tuple(rungs.replicas(rung) for rung in range(len(rungs.milestones)))
 
     @property
     def milestones(self) -> tuple[int, ...]:
@@ -91,6 +92,14 @@ class RungScheduler(ABC):
             self._stop(contender, "the trial failed")
             self._withdraw(contender)
 
+    def promote(self, trial: TrialId) -> Decision:
+        """Let a trial that paused or stopped at a rung go on to the next one: another version decided so."""
+        contender = self._contenders[trial]
+        if contender.last.action is not Action.CONTINUE:
+            self._take_out(contender)
+            self._advance(contender, f"goes on from epoch {contender.epoch}, as was decided before")
+        return contender.last
+
     def readmit(self, trial: TrialId) -> Decision:
         """Admit a removed trial as new, at its old age."""
         contender = Contender(trial, self._contenders[trial].age)
@@ -116,6 +125,9 @@ class RungScheduler(ABC):
 
     def _withdraw(self, contender: Contender) -> None:  # noqa: B027 - only some rules count the absent
         """Learn that a contender was stopped, unjudged, while it ran or was paused."""
+
+    def _take_out(self, contender: Contender) -> None:  # noqa: B027 - only some rules keep those who wait
+        """Learn that a contender who paused or stopped at a rung goes on all the same."""
 
     def _admit(self, contender: Contender) -> None:  # noqa: B027 - only some rules count the present
         """Learn of a new contender."""
@@ -151,14 +163,9 @@ class RungScheduler(ABC):
         self, contender: Contender, action: Action, reason: str, *, completed: bool = False
     ) -> Decision:
         rung = contender.rung
+        until = self.rungs.milestones[rung] if action is Action.CONTINUE else contender.epoch
         contender.last = Decision(
-            trial=contender.trial,
-            action=action,
-            until=self.milestones[rung] if action is Action.CONTINUE else contender.epoch,
-            replicas=self.rungs.replicas(rung),
-            rung=rung,
-            completed=completed,
-            reason=reason,
+            contender.trial, action, until, self._replicas[rung], rung, completed, reason
         )
         return contender.last
 

@@ -19,9 +19,9 @@ class Rungs:
     Attributes:
         milestones: Epochs at which trials are judged, ascending; the last one is `max_t`.
         reduction_factor: Of that many trials on a rung, one goes on (eta).
-        num_workers: Replicas on the first stretch.
-        scaling_factor: Replicas multiply by this at every rung; 1 keeps them (ASHA).
-        max_workers: Upper bound of the replicas, or None.
+        num_workers: Workers on the first stretch.
+        scaling_factor: Workers multiply by this at every rung; 1 keeps them (ASHA).
+        max_workers: Upper bound of the workers, or None.
     """
 
     milestones: tuple[int, ...]
@@ -36,7 +36,7 @@ class Rungs:
         return len(self.milestones) - 1
 
     def replicas(self, rung: int) -> int:
-        """Return the replicas on the stretch that ends at ``milestones[rung]``."""
+        """Return the workers on the stretch that ends at ``milestones[rung]``; see `base.Scheduler`."""
         wanted: int = self.num_workers * self.scaling_factor**rung
         return wanted if self.max_workers is None else min(self.max_workers, wanted)
 
@@ -52,13 +52,8 @@ def build_rungs(spec: SchedulerSpec) -> Rungs:
         Li et al. 2020 (arXiv:1810.05934), section 3.1; replicas as in Aach et al. 2026 (RASDA),
         doi 10.1016/j.future.2025.108042.
     """
-    milestones = []
-    milestone = spec.grace_period
-    while milestone < spec.max_t:
-        milestones.append(milestone)
-        milestone *= spec.reduction_factor
     return Rungs(
-        (*milestones, spec.max_t),
+        spec.milestones,
         spec.reduction_factor,
         spec.num_workers,
         spec.scaling_factor,

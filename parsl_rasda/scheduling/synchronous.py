@@ -96,6 +96,13 @@ class SynchronousScheduler(RungScheduler):
         if self._filling.entrants == self._num_samples:
             self._fill_up()
 
+    def _take_out(self, contender: Contender) -> None:
+        if self._going.pop(contender.trial, None) is None:  # it lost here, or others are still missing
+            cohort = self._cohorts[contender.trial]
+            is_decided = self._stopping.pop(contender.trial, None) is not None or contender.has_ended
+            if is_decided:
+                cohort.entrants += 1
+
     def _withdraw(self, contender: Contender) -> None:
         contender.cost = math.inf
         if self._stopping.pop(contender.trial, None) is None:
@@ -125,18 +132,22 @@ class SynchronousScheduler(RungScheduler):
         while cohort.is_complete and cohort.rung < self.rungs.last:
             ranked = sorted(cohort.present.values(), key=lambda contender: contender.key)
             entrants, quota = len(ranked), max(1, len(ranked) // self.rungs.reduction_factor)
-            survivors = sum(math.isfinite(contender.cost) for contender in ranked[:quota])
-            cohort.rung, cohort.entrants, cohort.present = cohort.rung + 1, survivors, {}
+            goes_on = [
+                (rank <= quota and math.isfinite(one.cost)) or (one.rung > cohort.rung and not one.has_ended)
+                for rank, one in enumerate(ranked, 1)  # some were promoted before all were here
+            ]
+            cohort.rung, cohort.entrants, cohort.present = cohort.rung + 1, sum(goes_on), {}
             for rank, contender in enumerate(ranked, 1):
                 reason = f"rank {rank} of {entrants}, best {quota} go on"
-                if rank <= survivors:
+                if goes_on[rank - 1]:
                     self._let_on(contender, cohort, reason)
                 elif not contender.has_ended:
                     self._stopping[contender.trial] = reason
 
     def _let_on(self, contender: Contender, cohort: _Cohort, reason: str) -> None:
         if contender.epoch < self.milestones[cohort.rung]:
-            self._going[contender.trial] = reason
+            if contender.rung < cohort.rung:
+                self._going[contender.trial] = reason
             return
-        contender.rung = cohort.rung
+        contender.rung = max(contender.rung, cohort.rung)
         cohort.present[contender.age] = contender

@@ -22,6 +22,7 @@ class Costs:
         boundary_s: From one epoch to the next in the same processes [s].
         leave_s: From the instruction to leave until the slots are free [s].
         queue_s: Wait for a pilot [s].
+        samples: Training samples of an epoch, if they are known.
     """
 
     epoch_s: Callable[[int, int], float]
@@ -31,6 +32,7 @@ class Costs:
     boundary_s: float = 0.0
     leave_s: float = 0.0
     queue_s: float = 0.0
+    samples: int | None = None
 
 
 def assumed_costs(assumed: Assumed, *, seed: int, spread: float = 0.0) -> Costs:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.orchestration.admission import PilotShape, check_fit, misfit, slots_per_node, widths_needed
 from parsl_rasda.orchestration.assembly import assumed_times, build_machine
+from parsl_rasda.orchestration.batch_limits import limits_of_batches
 from parsl_rasda.orchestration.data_locality import foreseen
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.replay import ReplayedSearch
@@ -54,11 +55,16 @@ class PolicyForecast:
 
 @dataclass(frozen=True, slots=True)
 class RungForecast:
-    """One rung: ``trials`` is how many reach it under the declared policy."""
+    """One rung: ``trials`` is how many reach it under the declared policy.
+
+    Attributes:
+        workers: GPUs that the method gives on the way to it.
+    """
 
     rung: int
     epochs: int
     replicas: int
+    workers: int
     trials: int
 
 
@@ -166,6 +172,7 @@ def forecast(
         costs = measured_costs(run, seed=seed)
     else:
         costs = assumed_costs(assumed_times(tune), seed=seed, spread=tune.estimates.spread)
+        costs = replace(costs, samples=tune.estimates.samples)
     policies, rungs = _rehearse_all(tune, sites, costs)
     result = Forecast(
         stage=stage,
@@ -179,7 +186,7 @@ def forecast(
         rungs=rungs,
         policies=policies,
     )
-    return replace(result, advice=tuple(_advice(tune, result)))
+    return replace(result, advice=(*limits_of_batches(tune, costs.samples), *_advice(tune, result)))
 
 
 def _changed(method: SchedulerSpec, changes: Mapping[str, str]) -> SchedulerSpec:
@@ -269,7 +276,7 @@ def _rungs(machine: Machine) -> tuple[RungForecast, ...]:
         RungForecast(
             rung,
             milestone,
-            machine.scheduler.replicas(rung),
+            *machine.split(rung)[:2],
             sum(milestone in t.history for t in machine.trials.values()),
         )
         for rung, milestone in enumerate(machine.scheduler.milestones)
@@ -282,6 +289,7 @@ def _advice(tune: TuneSpec, found: Forecast) -> Iterator[str]:
             f"An epoch of {tune.estimates.epoch_s:g} s and a restart of {tune.estimates.restart_s:g} s are "
             "guesses: compare the policies, but believe no hour. Set `tune.estimates`, or use --from DIR."
         )
+    yield from tune.advice
     policies = {p.name: p for p in found.policies}
     declared = next(p for p in found.policies if p.is_declared)
     elastic = policies["RASDA elastic"]
@@ -304,8 +312,8 @@ def _gain(one: PolicyForecast, other: PolicyForecast) -> float:
 def _reasons(method: SchedulerSpec, found: Forecast) -> Iterator[str]:
     """Yield why trials hardly grow."""
     slots = max(1, found.gpus // method.num_workers)
-    if len(found.rungs) == 1 or found.rungs[-1].replicas == method.num_workers:
-        yield "replicas never grow (`scaling_factor`, `max_workers`, `max_t`)"
+    if len(found.rungs) == 1 or found.rungs[-1].workers == method.num_workers:
+        yield "trials never grow (`scaling_factor`, `max_workers`, `max_t`)"
         return
     if found.gpus < method.num_workers * 2:
         yield f"{found.gpus} GPUs leave nothing to grow into"

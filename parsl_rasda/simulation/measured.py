@@ -67,6 +67,7 @@ def measured_costs(history: ReplayedSearch, *, seed: int) -> Costs:
         boundary_s=_mean(seen.boundaries_s, 0.0),
         leave_s=_mean(seen.leaves_s, 0.0),
         queue_s=_mean(seen.queues_s, 0.0),
+        samples=next((t.samples for t in trials if t.samples), history.tune.estimates.samples),
     )
 
 

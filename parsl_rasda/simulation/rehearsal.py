@@ -141,7 +141,8 @@ class Rehearsal:
         epoch = state.epoch + 1
         metrics = {self.machine.settings.metric: self.costs.metric(state.trial, epoch)}
         checkpoint = Checkpoint(f"{job}/{epoch}", epoch)
-        self._post(EpochReported(now + seconds, job, epoch, metrics, seconds, checkpoint))
+        samples = self.costs.samples
+        self._post(EpochReported(now + seconds, job, epoch, metrics, seconds, checkpoint, (), samples))
 
     def _go_on_alone(self, event: EpochReported) -> None:
         """Let a job without a control channel train on, or end, without being asked."""

@@ -26,6 +26,7 @@ from parsl_rasda.study.yaml_nodes import (
     MERGE,
     MOST_VALUES,
     PLAIN_TAGS,
+    ROOM_OF_COPIES,
     TAG,
     compose,
     decoded,
@@ -148,30 +149,31 @@ class NoSuchPlaceError(ValueError):
     """A value cannot be put there: what is above it has no parts."""
 
 
-def read_document(path: Path, environment: Environment) -> Document:
-    """Read a YAML file.
+def read_document(path: Path, environment: Environment, *, is_copy: bool = False) -> Document:
+    """Read a YAML file; our own copy of one may be larger, since everything is written out in it.
 
     Raises:
         InvalidFileError: If it is missing or not a YAML mapping; milder mistakes are kept in the document.
     """
     source = str(path)
+    room = ROOM_OF_COPIES if is_copy else 1
     try:
         with path.open("rb") as file:
-            text = decoded(file.read(LARGEST_FILE + 1), source)
+            text = decoded(file.read(LARGEST_FILE * room + 1), source, room)
     except FileNotFoundError:
         raise refusal(source, 0, "no such file", "an existing YAML file") from None
     except OSError as error:
         raise refusal(source, 0, f"an unreadable file ({error.strerror})", "a readable YAML file") from None
-    return parse_document(text, source, environment)
+    return parse_document(text, source, environment, room)
 
 
-def parse_document(text: str, source: str, environment: Environment) -> Document:
+def parse_document(text: str, source: str, environment: Environment, room: int = 1) -> Document:
     """Parse the text of a YAML file, which must be a mapping.
 
     Raises:
         InvalidFileError: If it is not a YAML mapping.
     """
-    node = compose(text, source)
+    node = compose(text, source, room=room)
     if node is None:
         raise refusal(source, 1, "an empty file", "a YAML mapping (key: value)")
     document = _Reader(source, environment, Position(source, 1, ())).read(node)

@@ -61,6 +61,7 @@ def load_study(
     check_tune: _TuneCheck | None = None,
     check_study: _StudyCheck | None = None,
     environment: Environment | None = None,
+    is_copy: bool = False,
 ) -> StudySpec:
     """Return the study that a file declares.
 
@@ -74,12 +75,13 @@ def load_study(
             as it was written.
         check_study: What yields mistakes of a study that is right by itself: where it shall run, say.
         environment: Values of ``${NAME}``; by default those of this process.
+        is_copy: Whether `dump_study` wrote it: then it may be larger.
 
     Raises:
         InvalidFileError: With every mistake of the file.
     """
     file = Path(path)
-    document = read_document(file, os.environ if environment is None else environment)
+    document = read_document(file, os.environ if environment is None else environment, is_copy=is_copy)
     _write_out_short_form(document)
     for override in overrides:
         _override(document, override, os.environ if environment is None else environment)
@@ -115,14 +117,18 @@ def declare_executor(declared: Plain, source: str) -> ExecutorSite:
     return _validated(declared_document(declared, source), ExecutorSite.model_validate, ())
 
 
-def load_site(name_or_path: str | os.PathLike[str], *, environment: Environment | None = None) -> SiteSpec:
+def load_site(
+    name_or_path: str | os.PathLike[str], *, environment: Environment | None = None, is_copy: bool = False
+) -> SiteSpec:
     """Return the site of a file, or of a name in ./site_configs or among those that we ship.
+
+    A copy, which `dump_site` wrote, may be larger.
 
     Raises:
         InvalidFileError: With every mistake of the file, or with the names there are.
     """
     path = site_file(name_or_path)
-    document = read_document(path, os.environ if environment is None else environment)
+    document = read_document(path, os.environ if environment is None else environment, is_copy=is_copy)
     if isinstance(document.data, dict):
         document.data.setdefault("name", path.stem)
     site = _validated(document, _SITE.validate_python, _provider_problems(document.data))

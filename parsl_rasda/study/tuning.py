@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from parsl_rasda.diagnostics import Plain, is_number, listing, mapping_at, refused, shown, suggestion
 from parsl_rasda.errors import Diagnostic, InvalidSettingError
-from parsl_rasda.plugins import GROWTH_POLICIES, SCHEDULERS, SEARCHERS, Choice
+from parsl_rasda.plugins import GROWTH_POLICIES, SCHEDULERS, SEARCHERS, Choice, kind_of
 from parsl_rasda.protocol import Training
+from parsl_rasda.study.batch_sizes import indivisible_sizes
 from parsl_rasda.study.commands import Command, unknown_placeholders
-from parsl_rasda.study.parameters import MOST_PARAMETERS, SearchSpaceForm, space_problems
+from parsl_rasda.study.parameters import LARGEST_INT, MOST_PARAMETERS, SearchSpaceForm, space_problems
 from parsl_rasda.study.spec import (
     IDENTIFIER,
     MOST,
@@ -31,6 +32,7 @@ from parsl_rasda.types import JSON, Mode
 
 TRAINING_PLACEHOLDERS = (
     "until",
+    "max_t",
     "epoch",
     "checkpoint",
     "report",
@@ -38,6 +40,7 @@ TRAINING_PLACEHOLDERS = (
     "replicas",
     "world_size",
     "batch_size",
+    "global_batch_size",
     "seed",
 )
 
@@ -45,12 +48,16 @@ TRAINING_PLACEHOLDERS = (
 SchedulerVariant: TypeAlias = Literal["stopping", "promotion", "synchronous"]
 
 
+def _zero(value: object) -> object:
+    return 0 if value is None else value
+
+
 class SchedulerSpec(PluginSpec):
     """Who trains on, how long, and on how many replicas. Keys that are not ours are options of a plug-in."""
 
     group = SCHEDULERS
 
-    kind: str = Field("rasda", description="rasda, asha (replicas never grow), or a plug-in.")
+    kind: str = Field("rasda", description="rasda, asha (nothing grows), or a plug-in.")
     variant: SchedulerVariant = Field(
         "stopping",
         description="stopping: judged against earlier results, at once; promotion: paused until among the "
@@ -61,14 +68,42 @@ class SchedulerSpec(PluginSpec):
     reduction_factor: Annotated[Count, Field(ge=2)] = Field(
         2, description="One trial in this many passes a rung; also the ratio of epochs between rungs."
     )
-    scaling_factor: Count = Field(2, description="Replicas grow by this factor at each rung; 1: never.")
-    num_workers: Count = Field(1, description="Replicas of a new trial.")
-    max_workers: Count | None = Field(None, description="Most replicas of a trial; without it, no limit.")
+    scaling_factor: Count = Field(
+        2, description="GPUs, and replicas if the batch grows, multiply by this at each rung; 1: never."
+    )
+    num_workers: Count = Field(1, description="GPUs of a new trial.")
+    max_workers: Count | None = Field(None, description="Most GPUs of a trial; without it, no limit.")
+    batch: Literal["doubling", "constant"] = Field(
+        "doubling",
+        description="doubling: each replica has batch_size samples of a step, so that the batch grows with "
+        "the GPUs; constant: batch_size samples in all, which max_workers replicas share from the start, so "
+        "that only the GPUs grow.",
+    )
+    min_steps_per_epoch: Annotated[Natural, BeforeValidator(_zero)] = Field(
+        50,
+        description="With `batch: doubling`: the batch grows no further where an epoch would have fewer "
+        "steps; the GPUs do. 0 or null: no limit.",
+    )
     growth: Annotated[Choice, chosen_from(GROWTH_POLICIES)] = Field(
         "elastic",
         description="elastic: into idle GPUs only, nobody waits; strict: waits for the full width, as in "
         "the paper; none: the width of the start; or a plug-in, with options as {kind: NAME, option: value}.",
     )
+
+    @property
+    def milestones(self) -> tuple[int, ...]:
+        """Epochs at which trials are judged, ascending; the last one is `max_t`."""
+        milestones, milestone = [], self.grace_period
+        while milestone < self.max_t:
+            milestones.append(milestone)
+            milestone *= self.reduction_factor
+        return (*milestones, self.max_t)
+
+    @property
+    def most_workers(self) -> int:
+        """GPUs that the method gives at the last rung."""
+        grown: int = self.num_workers * self.scaling_factor ** (len(self.milestones) - 1)
+        return grown if self.max_workers is None else min(self.max_workers, grown)
 
     @classmethod
     def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
@@ -148,18 +183,18 @@ class TrainingSpec(Spec):
     python: Target | None = Field(None, description="Training function, package.module:function.")
     command: Command | None = Field(
         None,
-        description="A script that cannot be changed; {until} {epoch} {checkpoint} {report} {out} "
-        "{replicas} {world_size} {batch_size} {seed}, the searched parameters and the stage's arguments "
-        "are filled in.",
+        description="A script that cannot be changed; {until} {max_t} {epoch} {checkpoint} {report} "
+        "{out} {replicas} {world_size} {batch_size} (of a replica) {global_batch_size} (of a step) {seed}, "
+        "the searched parameters and the stage's arguments are filled in.",
     )
     batch_size: CountOrName = Field(
         32,
-        description="Samples per replica and step, at most: if the last step would not be full, all are a "
-        "little smaller; may be searched.",
+        description="Samples per replica and step (with `scheduler.batch: constant`: per step), at most: if "
+        "the last step would not be full, all are a little smaller; may be searched.",
     )
     lr_scaling: Annotated[Literal["auto", "linear", "sqrt", "none"], BeforeValidator(_off)] = Field(
         "auto",
-        description="How the rate follows the replicas; auto: linear for SGD, square root for Adam's family.",
+        description="How the rate follows the batch; auto: linear for SGD, square root for Adam's family.",
     )
     warmup: WarmupSpec = Field(default_factory=WarmupSpec, description="Epochs of rising rate.")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Arithmetic of the forward pass.")
@@ -167,7 +202,8 @@ class TrainingSpec(Spec):
         "auto",
         description="exact: gradients added in one fixed order, the same bits at any world size of the same "
         "hardware, libraries and threads (on GPUs, kernels that add in no fixed order are refused, with auto "
-        "warned of); ddp: PyTorch's own; auto: exact where replicas and world size are powers of two.",
+        "warned of); ddp: PyTorch's own, where replicas that share a batch may be computed together; auto: "
+        "exact where replicas and world size are powers of two.",
     )
     sharding: Literal["none", "fsdp"] = Field(
         "none",
@@ -224,6 +260,9 @@ def _value(setting: float | str, config: Mapping[str, JSON], key: str, *, least:
     return float(value)
 
 
+Samples = Annotated[int, Field(strict=True, ge=1, le=LARGEST_INT)]  # a data set may have any number
+
+
 class EstimateSpec(Spec):
     """What `plan` and the growth policy assume until they have measured it."""
 
@@ -234,6 +273,9 @@ class EstimateSpec(Spec):
     )
     spread: Annotated[Number, Field(ge=0, lt=1)] = Field(
         0.0, description="Relative spread of epoch times between trials."
+    )
+    samples: Samples | None = Field(
+        None, description="Training samples of an epoch, for `min_steps_per_epoch`; a run counts them itself."
     )
 
 
@@ -277,6 +319,19 @@ class TuneSpec(Spec):
     max_retries: Natural = Field(2, description="Lost attempts after which a trial has failed.")
     estimates: EstimateSpec = Field(default_factory=EstimateSpec, description="What `plan` assumes.")
 
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """What is allowed and hardly meant, a sentence each."""
+        said = " ".join(self.training.command or ())
+        widens = kind_of(self.scheduler.growth) == "elastic"
+        if not said or not widens or "{replicas" in said or "{world_size" in said:
+            return ()
+        return (
+            "`training.command` uses neither {replicas} nor {world_size}: under `growth: elastic` its "
+            "batch, and so its result, depends on how many GPUs happen to be idle. Accumulate "
+            "{replicas} / {world_size} batches a step, or declare `growth: strict`.",
+        )
+
     @classmethod
     def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
         """Yield names of parameters that do not exist, or that cannot serve."""
@@ -296,6 +351,19 @@ class TuneSpec(Spec):
                 whole = loc == ("batch_size",)
                 yield from _reference(("training", *loc), setting, space, whole=whole)
                 yield from _listed_without(listed, setting, ".".join(loc), whole=whole)
+        replicas = _constant_replicas(mapping_at(plain, "scheduler"))
+        if replicas is not None:
+            yield from indivisible_sizes(training.get("batch_size", 32), space, listed, replicas)
+
+
+def _constant_replicas(scheduler: Plain) -> int | None:
+    """Return the replicas that share each batch, or None if the batch grows or the block is wrong."""
+    if scheduler.get("batch") != "constant":
+        return None
+    try:
+        return SchedulerSpec.model_validate(scheduler).most_workers
+    except ValidationError:
+        return None  # its mistakes are told
 
 
 def command_problems(tune: Plain, arguments: Iterable[str]) -> Iterator[Diagnostic]:

@@ -19,6 +19,7 @@ MOST_VALUES = 100_000  # when aliases are written out
 DEEPEST = 100  # parts in parts
 LONGEST_SCALAR = 65_536  # characters
 LONGEST_KEY = 256
+ROOM_OF_COPIES = 32  # times as much: our own copies have aliases, defaults and indentation written out
 
 TAG = "tag:yaml.org,2002:"
 MERGE = f"{TAG}merge"  # ``<<``: not in YAML 1.2 any more, but what people repeat a block with
@@ -54,14 +55,14 @@ for _name, _pattern, _first in PLAIN_TAGS:
         _class.add_implicit_resolver(TAG + _name, re.compile(f"^(?:{_pattern})$"), _first)
 
 
-def decoded(data: bytes, source: str) -> str:
-    """Return the text of a file.
+def decoded(data: bytes, source: str, room: int = 1) -> str:
+    """Return the text of a file, which may have ``room`` times as many bytes as a study file.
 
     Raises:
         InvalidFileError: If it is too large, or not UTF-8.
     """
-    if len(data) > LARGEST_FILE:
-        raise refusal(source, 1, f"more than {LARGEST_FILE} bytes", "a smaller file")
+    if len(data) > LARGEST_FILE * room:
+        raise refusal(source, 1, f"more than {LARGEST_FILE * room} bytes", "a smaller file")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -70,13 +71,14 @@ def decoded(data: bytes, source: str) -> str:
         raise refusal(source, line, found, "YAML in UTF-8") from None
 
 
-def compose(text: str, source: str, *, numbered: bool = True) -> yaml.Node | None:
+def compose(text: str, source: str, *, numbered: bool = True, room: int = 1) -> yaml.Node | None:
     """Return the root node of a YAML text, None if it has none.
 
     Args:
         text: The text.
         source: What messages call it.
         numbered: Whether it has lines to name.
+        room: How many times as large as a study file it may be.
 
     Raises:
         InvalidFileError: If it is not YAML, or larger than the limits allow.
@@ -84,11 +86,11 @@ def compose(text: str, source: str, *, numbered: bool = True) -> yaml.Node | Non
     _check_characters(text, source, numbered=numbered)
     try:
         try:
-            return _Composer(_QuickLoader(text)).document()
+            return _Composer(_QuickLoader(text), room).document()
         except yaml.MarkedYAMLError:
             if len(text) > _LONGEST_SECOND_READING:
                 raise
-        return _Composer(_Loader(text)).document()
+        return _Composer(_Loader(text), room).document()
     except yaml.MarkedYAMLError as error:
         raise _broken(error, source, numbered=numbered) from None
     except _TooMuchError as error:
@@ -136,8 +138,8 @@ class _TooMuchError(Exception):
 class _Composer:
     """Makes nodes of a loader's events, and counts what they will be when aliases are written out."""
 
-    def __init__(self, loader: Any) -> None:  # Any: PyYAML's loaders have no types for events
-        self._loader = loader
+    def __init__(self, loader: Any, room: int) -> None:  # Any: PyYAML's loaders have no types for events
+        self._loader, self._room = loader, room
         self._values, self._characters = 0, 0
         self._anchors: dict[str, tuple[yaml.Node, int, int]] = {}
 
@@ -230,8 +232,8 @@ class _Composer:
         self._values += values
         self._characters += characters
         line, written_out = event.start_mark.line + 1, "with its aliases written out"
-        if self._values > MOST_VALUES:
+        if self._values > MOST_VALUES * self._room:
             raise _TooMuchError(line, f"more than {MOST_VALUES} values {written_out}", "a smaller file")
-        if self._characters > LARGEST_FILE:
+        if self._characters > LARGEST_FILE * self._room:
             found = f"more than {LARGEST_FILE} characters {written_out}"
             raise _TooMuchError(line, found, "a smaller file")

@@ -106,7 +106,7 @@ class GrowthPolicyContract(ABC):
                 wanted = waiting[trial]
                 assert wanted.site in {None, placement.site}
                 assert wanted.stretch.replicas % placement.world_size == 0
-                assert placement.world_size >= policy.needs(wanted.stretch.replicas, cluster.num_workers)
+                assert placement.world_size >= policy.needs(wanted.stretch.workers, cluster.num_workers)
 
     def test_only_a_trial_at_a_boundary_changes_to_a_width_that_divides_its_replicas(self) -> None:
         for _, here, found in self._decided():

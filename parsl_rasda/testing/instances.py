@@ -19,6 +19,7 @@ from parsl_rasda.placement.cluster_state import GrowthPolicy
 from parsl_rasda.placement.growth import build_growth
 from parsl_rasda.placement.times import Assumed
 from parsl_rasda.scheduling.base import Action, Decision
+from parsl_rasda.scheduling.batching import Batching
 from parsl_rasda.simulation.costs import Costs
 from parsl_rasda.simulation.rehearsal import Rehearsal, VirtualSite
 from parsl_rasda.types import Mode, SiteName, TrialId
@@ -183,16 +184,26 @@ class Rehearsed:
         return {key: s for key, s in behind.items() if s > 1e-9 * other.arrivals[key]}
 
 
-def rehearse(instance: Instance, growth: str | GrowthPolicy, *, interactive: bool = True) -> Rehearsed:
+def rehearse(
+    instance: Instance,
+    growth: str | GrowthPolicy,
+    *,
+    interactive: bool = True,
+    has_constant_batch: bool = False,
+) -> Rehearsed:
     """Return a search under a growth policy; `none` keeps the first width, as ASHA does.
 
     Args:
         instance: The search and the machine.
         growth: A policy, or the name of one.
         interactive: Trials ask at each epoch; otherwise they train one task after another.
+        has_constant_batch: As many replicas as the last rung has workers share a batch from the start.
     """
+    replicas = instance.replicas(instance.rungs) if has_constant_batch else None
     assumed = Assumed(1.0, instance.restart_s, instance.efficiency)
-    settings = MachineSettings("loss", Mode.MIN, num_workers=instance.workers, assumed=assumed)
+    settings = MachineSettings(
+        "loss", Mode.MIN, num_workers=instance.workers, assumed=assumed, batching=Batching(replicas)
+    )
     policy = build_growth(growth) if isinstance(growth, str) else growth
     found = Rehearsed(instance, Machine(settings, TableScheduler(instance, growth == "none"), policy))
     nodes = instance.gpus // instance.gpus_per_node // instance.sites

@@ -68,7 +68,9 @@ def resume_study(
     study, sites = load_run(run)
     wanted = study
     if overrides:
-        wanted = load_study(run.study_file, overrides, check_targets=False, check_tune=tune_problems)
+        wanted = load_study(
+            run.study_file, overrides, check_targets=False, check_tune=tune_problems, is_copy=True
+        )
     check_amendment(study, wanted)
     admitted = admit(wanted, sites, counted_here(sites))
     paths = search_path_of(run)

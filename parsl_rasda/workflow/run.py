@@ -169,7 +169,7 @@ class WorkflowRun:
                         running[threads.submit(self._run_stage, name, dict(done), pool)] = name
                 ended, _ = wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED)
                 try:
-                    self.run_directory.beat()
+                    self.run_directory.verify()
                     done.update({running.pop(future): future.result() for future in ended})
                 except BaseException:
                     self._end_all(at_once=False)  # what else is running saves and leaves

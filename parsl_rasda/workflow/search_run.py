@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ from typing import Any
 from parsl_rasda.orchestration.backend import Backend, OpenJob
 from parsl_rasda.orchestration.data_locality import paths_in
 from parsl_rasda.orchestration.driver import Driver
+from parsl_rasda.orchestration.events import Event, VersionChanged
 from parsl_rasda.orchestration.job_specs import JobSpecBuilder, SiteFacts
-from parsl_rasda.orchestration.journal import Journal
+from parsl_rasda.orchestration.journal import VERSION, Journal
 from parsl_rasda.orchestration.progress import ProgressReporter
 from parsl_rasda.orchestration.replay import ReplayedSearch, replay_search
 from parsl_rasda.orchestration.run_directory import RunDirectory
@@ -21,6 +23,8 @@ from parsl_rasda.orchestration.summary import best, cause
 from parsl_rasda.study import SiteBase, StudySpec, TuneSpec
 from parsl_rasda.types import JSON, SiteName, StudyState, TrialState
 from parsl_rasda.workflow.dag import of_site
+
+logger = logging.getLogger(__name__)
 
 _MOST_PATHS = 100  # of the inputs, that a site is asked for before each job
 
@@ -87,13 +91,17 @@ class Search:
         return self._history.summary() if self._history else {}
 
     def _drive(self, history: ReplayedSearch, progress: ProgressReporter) -> None:
-        orders = self._orders()
+        specs = self.job_specs()
         live = [(t.job, t.epoch) for t in history.machine.jobs.values() if t.job is not None]
         there = [OpenJob(j.id, j.placement.site, e) for j, e in live if j.placement.site in self.sites]
         alone = len(self.study.tune_stages) == 1
         number = self.directory.searches_before
         self.backend.begin_search(("" if alone else f"-{self.name}") + (f"-{number}" if number else ""))
-        missed = [*orders.events_on_disk(there, time.time()), *self.backend.recover(there)]
+        missed: list[Event] = [*specs.events_on_disk(there, time.time()), *self.backend.recover(there)]
+        if history.version != VERSION and history.records:
+            missed.insert(0, VersionChanged(time.time(), VERSION))
+            if history.difference:
+                logger.warning("%s", history.difference)
         watcher = progress.search(self.name, history.machine, history.usage, alone=alone)
         observers = [history.usage, watcher]
         with Journal(self.directory.journal, self.study.name) as journal:
@@ -102,10 +110,10 @@ class Search:
                 journal,
                 self.backend,
                 history.searcher,
-                orders,
+                specs,
                 time.time,
                 observers,
-                on_heartbeat=self.claimed.beat,
+                on_heartbeat=self.claimed.verify,
                 on_write=self.claimed.verify,
             )
             if self._is_leaving:  # it was interrupted before there was a driver
@@ -113,7 +121,8 @@ class Search:
             pilots = {name: site.pilots for name, site in self.sites.items()}
             self._driver.run(self.tune.num_samples, pilots, missed, retry_failed=self.retry_failed)
 
-    def _orders(self) -> JobSpecBuilder:
+    def job_specs(self) -> JobSpecBuilder:
+        """Return what builds the specs of the jobs of this search."""
         facts = {}
         for name, site in self.sites.items():
             inputs, work_dir = self._inputs_at(name), Path(site.work_dir) if site.work_dir else None

@@ -170,6 +170,10 @@ def learn(trial):
         model[-1] = torch.nn.utils.parametrizations.spectral_norm(model[-1])
     if trial.config.get("uncompilable"):
         model.forward = torch.compiler.disable(model.forward)
+    is_plain = trial.config.get("plain")  # nothing that a replica must compute by itself
+    if is_plain:
+        alone = torch.nn.BatchNorm2d, torch.nn.Dropout
+        model = torch.nn.Sequential(*(module for module in model if not isinstance(module, alone)))
     model, _ = trial.prepare(
         model,
         optimizer_of(trial.config),
@@ -185,7 +189,7 @@ def learn(trial):
     (trial.directory / f"held-{trial.rank}").write_text(str(held))
     for epoch in trial.epochs():
         workers = trial.config.get("workers", 0)
-        for batch, (x, y) in enumerate(trial.batches(data, shifted, workers=workers)):
+        for batch, (x, y) in enumerate(trial.batches(data, None if is_plain else shifted, workers=workers)):
             happen(trial, epoch, batch)
             trial.step(functional.cross_entropy(model(x), y))
         trial.report(val_loss=trial.mean(evaluate(model, trial.shard(validation))))

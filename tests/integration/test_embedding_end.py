@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from parsl_rasda.orchestration.run_directory import RunDirectory
+
 PROGRAM = Path(__file__).parent / "ending_program.py"
 REPOSITORY = Path(__file__).parents[2]
 
@@ -53,7 +55,7 @@ def test_a_program_that_ends_takes_its_searches_along_and_the_next_goes_on(
     assert ended.returncode == code, ended.stderr
     complaints = [line for line in ended.stderr.splitlines() if "rror" in line or "xception" in line]
     assert not complaints, ended.stderr
-    assert not (tmp_path / "run" / "controller.json").exists()
+    assert RunDirectory(tmp_path / "run").controller is None
     assert not (tmp_path / "next").exists(), "it waited for its turn"
     seen = events(tmp_path / "run")
     (interrupted_at,) = (e["at"] for e in seen if e["type"] == "StudyInterrupted")

@@ -311,7 +311,7 @@ def test_its_socket_is_for_its_user_alone(node, tmp_path) -> None:
 def test_a_stranger_who_says_nothing_does_no_harm(node, tmp_path) -> None:
     assert node.finished(node.order(tmp_path / "before"))[0] == 0
     (path,) = node.sockets.glob("*.sock")
-    silent = client._connection(str(path))
+    silent = client.connection(str(path))
     assert node.finished(node.order(tmp_path / "after")) == (0, "")
     silent.close()
 

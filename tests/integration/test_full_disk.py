@@ -14,7 +14,7 @@ from rank_launch import ENVIRONMENT, rank_command, written_order
 from parsl_rasda.agent import job as agent_job
 from parsl_rasda.launch.base import LaunchCommand
 from parsl_rasda.protocol import JobResult, JobSpec
-from parsl_rasda.types import Fault, Outcome, Phase
+from parsl_rasda.types import Blame, Fault, Outcome
 
 
 class Disk:
@@ -66,7 +66,7 @@ def test_a_checkpoint_that_finds_no_room_is_no_fault_of_the_trial(disk: Disk) ->
     order = order_on(disk)
     disk.fill(left=40 * 1024)  # less than a checkpoint
     report = ended(order)
-    assert (report.outcome, report.fault, report.phase) == (Outcome.LOST, Fault.STORAGE, Phase.TRAINING)
+    assert (report.outcome, report.fault, report.blame) == (Outcome.LOST, Fault.STORAGE, Blame.SITE)
     assert "epoch-000001: No space left on device (" in report.cause
     assert not list(disk.path.rglob("*.tmp")), "what was begun makes room for the report"
 
@@ -87,7 +87,7 @@ def test_a_launch_that_cannot_even_be_written_down_says_so(disk: Disk) -> None:
     (Path(order.directory) / "order.json").unlink()
     disk.fill()
     report = ended(order)
-    assert (report.outcome, report.fault, report.phase) == (Outcome.LOST, Fault.STORAGE, Phase.NO_RANK)
+    assert (report.outcome, report.fault, report.blame) == (Outcome.LOST, Fault.STORAGE, Blame.SITE)
     assert WORDS in report.cause
 
 

@@ -81,6 +81,39 @@ def test_a_killed_run_resumes_and_ends_as_the_undisturbed_one(tmp_path: Path) ->
     assert {t["trial"]: t["config"] for t in found["trial_list"]} == first
 
 
+@pytest.mark.slow
+def test_a_killed_run_of_a_version_that_decided_otherwise_goes_on_from_there(tmp_path: Path) -> None:
+    run = opened("killed", tmp_path)
+    journal = run / "journal.jsonl"
+    old = journal.read_text()
+    journal.write_text(old.replace('"reason": "rank 5', '"reason": "once rank 5', 1))
+    assert journal.read_text() != old
+    assert document(tmp_path, "status", run)["trials"]["stopped"] == 4
+    out, err = told(tmp_path, "resume", run, "--json")
+    assert_finished(json.loads(out))
+    assert err.count("an earlier version of parsl_rasda wrote this") == 1
+    assert "the search goes on from what was decided" in err
+    out, err = told(tmp_path, "resume", run, "--json")
+    assert_finished(json.loads(out))
+    assert "wrote this" not in err
+
+
+@pytest.mark.parametrize("command", ["status", "resume", "report"])
+def test_a_damaged_journal_is_told_with_its_line_and_left_alone(tmp_path: Path, command: str) -> None:
+    run = opened("killed", tmp_path)
+    lines = (run / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    damages = {5: lines[4][:30] + b"\n", 7: lines[6].replace(b'"at"', b'"bt"'), 9: lines[7]}
+    for number, damage in damages.items():
+        damaged = b"".join([*lines[: number - 1], damage, *lines[number:]])
+        (run / "journal.jsonl").write_bytes(damaged)
+        code, out, err = finish(start(tmp_path, command, run))
+        assert code == 2, out + err
+        assert f"journal.jsonl:{number}: " in err
+        assert "put a sound copy of the file in its place" in err
+        assert "Traceback" not in err
+        assert (run / "journal.jsonl").read_bytes() == damaged
+
+
 def test_a_finished_run_is_told_reported_and_done(tmp_path: Path) -> None:
     run = opened("finished", tmp_path)
     assert_finished(document(tmp_path, "status", run))

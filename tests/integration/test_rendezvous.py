@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from rank_launch import ENVIRONMENT, PATIENCE_S
+
+from parsl_rasda.runtime.engine.group import published_address
 
 # One rank of a group, which meets within a second and then may be silent for a minute.
 RANK = """
@@ -26,12 +30,13 @@ except group.PeersLostError as error:
     raise SystemExit(0)
 time.sleep(float(sys.argv[6]) if rank else 0.0)
 print("sum", it.sum([1.0, rank]), it.gather_strings(f"rank {rank}"))
+exec(sys.argv[7])
 """
 
 
-def group_of(place: Path, ranks, *, size, meet_s=60.0, nodes="one", silent_s=0.0, **environment):
+def group_of(place: Path, ranks, *, size, meet_s=60.0, nodes="one", silent_s=0.0, then="", **environment):
     """Return what each rank says in the end."""
-    words = (str(size), str(place), str(meet_s), nodes, str(silent_s))
+    words = (str(size), str(place), str(meet_s), nodes, str(silent_s), then)
     processes = [
         subprocess.Popen(
             (sys.executable, "-c", RANK, str(rank), *words),
@@ -68,3 +73,56 @@ def test_ranks_of_one_node_meet_without_a_file_that_must_be_locked(tmp_path) -> 
     assert said[0].startswith("sum [2.0, 1.0]"), said
     assert [path.name for path in tmp_path.iterdir()] == ["address"]
     assert (tmp_path / "address").read_text().startswith("127.0.0.1 ")
+
+
+# Another user of the node, who knows the port and does what let him in before there was a secret.
+STRANGER = """
+import os, sys
+from datetime import timedelta
+from pathlib import Path
+import torch.distributed
+from torch._C._distributed_c10d import TCPStore
+from parsl_rasda.runtime.engine.secret_store import SecretStore
+host, port, place = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+"".encode("idna")  # before this Python is out of reach
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+for intrude in (
+    lambda: (place / "address").read_text(),
+    lambda: TCPStore(host, port, None, False, timedelta(seconds=3), False).set("default_pg/0//cpu//0/0", "x"),
+    lambda: SecretStore(host, port, "guess", timedelta(seconds=3)).set("string-1", "x"),
+):
+    try:
+        intrude()
+    except Exception as error:
+        print(type(error).__name__)
+    else:
+        print("came in")
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
+@pytest.mark.parametrize("nodes", ["one", "several"])
+def test_another_user_of_the_node_cannot_join_the_ranks(tmp_path, nodes) -> None:
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)  # so that it is the file that keeps him out
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(group_of, tmp_path, (0,), size=2, nodes=nodes)
+        host, port, _ = published_address(tmp_path)
+        words = (sys.executable, "-c", STRANGER, host, str(port), str(tmp_path))
+        found = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+        second = group_of(tmp_path, (1,), size=2, nodes=nodes)
+    assert found.stdout.split() == ["PermissionError", "DistNetworkError", "DistNetworkError"], found.stderr
+    assert first.result() == ["sum [2.0, 1.0] ('rank 0', 'rank 1')"]
+    assert second == ["sum [2.0, 1.0] ()"]
+
+
+LISTENING = """
+import psutil
+print({c.laddr.ip for c in psutil.Process().net_connections("tcp") if c.status == "LISTEN"})
+"""
+
+
+def test_ranks_of_one_node_listen_on_the_loopback_interface_alone(tmp_path) -> None:
+    """The store of rank 0, and gloo, whose connections nobody has to prove anything for."""
+    said = group_of(tmp_path, (0, 1), size=2, then=LISTENING, GLOO_SOCKET_IFNAME="")
+    assert all(words.splitlines()[-1] == "{'127.0.0.1'}" for words in said), said

@@ -20,8 +20,10 @@ CASES = {
     "exact-fewer-samples-than-replicas": {"optimizer": "sgd", "samples": 3, "dtype": "float32"},
     "exact-shards": {"optimizer": "sgd", "samples": 203, "dtype": "float32", "shards": True},
     "exact-spectral-norm": {"optimizer": "sgd", "samples": 203, "dtype": "float32", "spectral": True},
+    "exact-one-batch": {"optimizer": "sgd", "samples": 203, "dtype": "float32", "batches": 1},
     "ddp-sgd": {"optimizer": "sgd", "samples": 203, "dtype": "float64"},
     "ddp-adamw": {"optimizer": "adamw", "samples": 194, "dtype": "float64", "lr": 2e-3},
+    "ddp-one-batch": {"optimizer": "sgd", "samples": 203, "dtype": "float64", "batches": 1, "plain": True},
     "ddp-fewer-samples-than-replicas": {"optimizer": "sgd", "samples": 3, "dtype": "float64"},
 }
 EXACT = [name for name in CASES if name.startswith("exact")]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from audits import AUDIT, audit
 from backend_tools import eventually
@@ -335,6 +336,7 @@ REDUCED = {  # to what two cores do in a minute or two
     # From 1 straight to 16: with 16 ranks on two cores nothing in between would ever pay.
     "stages.tune.tune.scheduler.scaling_factor": 16,
     "stages.tune.tune.training.batch_size": 1,
+    "stages.tune.tune.scheduler.min_steps_per_epoch": 0,  # one sample cannot be shared by more replicas
 }
 # Elastic growth must pay by epochs as they are measured; where trials wait at rungs, shorter ones do.
 LARGER = {"stages.simulate.for_each.seed": [0, 1, 100]}
@@ -496,18 +498,19 @@ def test_a_rank_a_worker_and_a_pilot_die_and_the_study_ends_as_if_undisturbed(
 
 
 def rank_of(place: Place, job: JobId) -> int:
-    (rank,) = [p for p in pids_of(place, order_of(job)) if command_of(p)[0] != "srun"]
+    launch = pids_of(place, order_of(job))
+    (rank,) = [p for p in launch if command_of(p)[0] != "srun" and not is_warden(p)]
     return rank
 
 
 def worker_of(place: Place, job: JobId) -> int:
-    launchers = [p for p in pids_of(place, order_of(job)) if command_of(p)[0] == "srun"]
-    parents = {
-        int(Path(f"/proc/{p}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
-        for p in launchers
-    }
-    (worker,) = parents - set(launchers)  # srun forks itself
-    return worker
+    (warden,) = filter(is_warden, pids_of(place, order_of(job)))
+    return psutil.Process(warden).ppid()
+
+
+def is_warden(pid: int) -> bool:
+    """Whether this is what stands between a worker and its launcher."""
+    return any(word.endswith("warden.py") for word in command_of(pid))
 
 
 def order_of(job: JobId) -> str:

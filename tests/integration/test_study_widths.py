@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
+import torch
 from command_line import finish, start
 
 from parsl_rasda.orchestration.events import StartJob
 from parsl_rasda.orchestration.journal import read
+from parsl_rasda.runtime.checkpoints.checkpoint import read_tensors
 from tests.workflow_folder import workflow_folder
 
 with workflow_folder("cfd_defiltering") as CFD:
@@ -27,7 +30,7 @@ tune:
   metric: val_loss
   mode: min
   num_samples: 6
-  scheduler: {{variant: synchronous, max_t: 4, max_workers: 4, growth: {growth}}}
+  scheduler: {{variant: synchronous, max_t: 4, max_workers: 4, {growth}}}
   search_space:
     lr: {{float: [1.0e-4, 1.0e-1], log: true}}
     optimizer: {{choice: [sgd, adamw]}}
@@ -62,7 +65,10 @@ def studies(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("studies")
     for module in ("train.py", "model.py"):
         shutil.copy(CFD / module, folder)
-    return {slots: ran(folder, data, slots, "strict" if slots == 4 else "elastic") for slots in (1, 2, 4)}
+    return {
+        slots: ran(folder, data, slots, f"growth: {'strict' if slots == 4 else 'elastic'}")
+        for slots in (1, 2, 4)
+    }
 
 
 def ran(folder, data, slots, growth):
@@ -99,3 +105,20 @@ def test_the_trials_did_run_at_different_widths_and_were_forked(studies) -> None
     logs = [log.read_text() for run, _ in studies.values() for log in run.glob("trials/*/*/log.txt")]
     assert logs
     assert not any("plain start" in log for log in logs)
+
+
+@pytest.mark.timeout(600)
+def test_with_a_constant_batch_rasda_is_asha_on_more_gpus(tmp_path, data) -> None:
+    """Decisions, metrics of every epoch and the winner's weights are the same bits."""
+    for module in ("train.py", "model.py"):
+        shutil.copy(CFD / module, tmp_path)
+    (asha, first), (rasda, second) = (
+        ran(tmp_path, data, slots, f"batch: constant, {method}")
+        for slots, method in ((2, "kind: asha, growth: none"), (4, "kind: rasda, growth: strict"))
+    )
+    assert verdict(first) == verdict(second)
+    assert [t["history"] for t in first["trial_list"]] == [t["history"] for t in second["trial_list"]]
+    one, other = (read_tensors(Path(summary["best"]["checkpoint"])) for summary in (first, second))
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    assert (widths_of(asha), widths_of(rasda)) == ({1}, {1, 2, 4})

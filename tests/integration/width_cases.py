@@ -12,6 +12,7 @@ from rank_launch import HERE, MPIEXEC, finished, report_of, written_order
 from parsl_rasda.data import ShardWriter
 from parsl_rasda.protocol import Training
 from parsl_rasda.runtime.checkpoints.checkpoint import read_tensors
+from parsl_rasda.types import schedule_entry
 
 WIDTHS = (1, 2, 4)
 
@@ -38,6 +39,7 @@ def train_everywhere(root, cases, epochs):
             common = {
                 "world_size": world_size,
                 "max_epochs": epochs,
+                "schedule": (schedule_entry(0, 4, case.get("batches", 4)),),
                 "training": Training(batch_size=8, clip_norm=1.0, warmup_initial=1.0, reduce=reduce),
             }
             orders[name, f"W={world_size}"] = written_order(

@@ -161,6 +161,14 @@ def test_a_reader_that_leaves_early_ends_a_command_quietly(folder) -> None:
 
 
 @pytest.mark.parsl
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_commands_whose_standard_streams_are_closed_do_their_work(folder, closed) -> None:
+    for words in ("validate study.yaml", "run study.yaml --site site.yaml --dir out", "status out"):
+        shell = ["/bin/sh", "-c", f"{PROGRAM} {words} {closed}"]
+        assert subprocess.run(shell, cwd=folder, timeout=240, check=False).returncode == 0, words
+    assert "done" in rasda(folder, "status", "out")[0]
+
+
 def test_a_run_tells_its_result_on_stdout_and_its_decisions_on_stderr(folder) -> None:
     out, err = rasda(folder, "run", "study.yaml", "--site", "site.yaml", "--json")
     document = json.loads(out)

@@ -128,6 +128,7 @@ def build_executor(
         ),
         launch_cmd=_LAUNCH_COMMAND,
         address=address,
+        encrypted=True,  # tasks have the key of the control channel, and are pickles
         cores_per_worker=1e-9,  # workers only wait for their launches
         max_workers_per_node=workers,
         heartbeat_period=_HEARTBEAT_S,

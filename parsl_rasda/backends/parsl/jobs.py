@@ -162,6 +162,8 @@ class JobTracker:
         if job is None:
             return
         job.answer = {"op": "go", "epoch": job.epoch, "until": answer.until, "replicas": answer.replicas}
+        if answer.batches is not None:
+            job.answer["batches"] = answer.batches
         self.control.send(str(job.id), job.answer)
 
     def end(self, job_id: JobId, reason: str, grace_s: float) -> None:

@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,8 +31,9 @@ from parsl_rasda.runtime.checkpoints.retention import (
 )
 from parsl_rasda.runtime.checkpoints.seal import is_whole
 from parsl_rasda.runtime.checkpoints.shared import CopyGoneError, SharedCheckpoints, fetch, is_url
+from parsl_rasda.runtime.engine.replicas import share_of_replica
 from parsl_rasda.storage import storing
-from parsl_rasda.types import Fault, Outcome, Phase
+from parsl_rasda.types import Fault, Outcome, Phase, ScheduleEntry, schedule_entry
 
 FINAL_REPORT_S = 5.0  # kept free before the deadline, for the last files and messages
 FORKED = "PARSL_RASDA_FORKED"  # set by a fork server: how long the rank waited for torch [s]
@@ -55,7 +57,7 @@ class Attempt:
     Attributes:
         epoch: Epochs done.
         until: Epochs after which the job asks the controller, or ends.
-        schedule: ``(epoch, replicas)``, the current stretch last.
+        schedule: As in `JobSpec`, the current stretch last.
         outcome: How the attempt ends, once that is decided.
         history: The reports of this attempt, on rank 0.
         preempt_cause: Why the job must leave at its next step, or None.
@@ -77,7 +79,8 @@ class Attempt:
         self.phase = Phase.NO_RANK
         self.wakeup: OwnDescriptor | None = None
         self.epoch, self.until = spec.epoch, spec.until
-        self.schedule: tuple[tuple[int, int], ...] = spec.schedule
+        self.schedule: tuple[ScheduleEntry, ...] = spec.schedule
+        self.samples: int | None = None  # of an epoch, once they have been counted
         self.outcome: Outcome | None = None
         self.history: list[EpochReport] = []
         self.preempt_cause: str | None = None
@@ -93,6 +96,7 @@ class Attempt:
             if spec.share_at and context.rank == 0
             else None
         )
+        self._warning = ""
         self._is_ready = False
         self._step_told_at = 0.0
 
@@ -105,6 +109,22 @@ class Attempt:
     def replicas(self) -> int:
         """Replicas of the current stretch."""
         return self.schedule[-1][1]
+
+    @property
+    def batches(self) -> int:
+        """How many `batch_size` make a step of the current stretch."""
+        return self.schedule[-1][-1]
+
+    @property
+    def replica_share(self) -> int:
+        """Samples of a step, at most, that one replica takes."""
+        return share_of_replica(self.spec.training.batch_size, self.batches, self.replicas)
+
+    def go_on(self, until: int, replicas: int, batches: int) -> None:
+        """Note what is trained from here on."""
+        self.until = until
+        if (replicas, batches) != (self.replicas, self.batches):
+            self.schedule = (*self.schedule, schedule_entry(self.epoch, replicas, batches))
 
     def preempt(self, cause: str) -> None:
         """Ask the job to leave at its next step; the first cause is kept."""
@@ -123,6 +143,12 @@ class Attempt:
         if deadline is not None and time.time() > deadline - DEADLINE_MARGIN_S - margin_s:
             self.preempt("the deadline is near")
         return self.preempt_cause is not None
+
+    def warn(self, sentence: str) -> None:
+        """Write a warning to the log and into the attempt's report, once."""
+        if self.is_main and sentence != self._warning:
+            self._warning = sentence
+            warnings.warn(sentence, stacklevel=2)
 
     def enter(self, phase: Phase) -> None:
         """Note how far this rank got, and tell the agent: a rank that is killed cannot tell it any more."""
@@ -164,6 +190,7 @@ class Attempt:
             checkpoint=self._reachable(),
             at=time.time(),
             slots=self.slots,
+            samples=self.samples,
         )
         self.history.append(report)
         path = self.directory / "epochs.jsonl"
@@ -280,6 +307,7 @@ class Attempt:
             phase=Phase.LEAVING if is_leaving else self.phase,
             fault=fault,
             exception=exception,
+            warning=self._warning,
         ).to_json()
         try:
             is_first = create_file(self.directory / "report.json", json.dumps(result, indent=1))

@@ -19,8 +19,8 @@ class Answer(IntEnum):
     PREEMPT = 3
 
 
-def own_answer(attempt: Attempt, must_leave: Callable[[], bool]) -> tuple[int, int, int]:
-    """Return this rank's answer and, with `Answer.GO`, the next `until` and replicas.
+def own_answer(attempt: Attempt, must_leave: Callable[[], bool]) -> tuple[int, int, int, int]:
+    """Return this rank's answer and, with `Answer.GO`, the next `until`, replicas and batches.
 
     Args:
         attempt: Of this rank, whose channel is asked if the job is interactive.
@@ -28,18 +28,21 @@ def own_answer(attempt: Attempt, must_leave: Callable[[], bool]) -> tuple[int, i
     """
     is_interactive = attempt.spec.interactive
     if not is_interactive and attempt.epoch >= attempt.until:
-        return Answer.LEAVE, 0, 0
+        return Answer.LEAVE, 0, 0, 0
     if must_leave():
-        return Answer.PREEMPT, 0, 0
+        return Answer.PREEMPT, 0, 0, 0
     if attempt.channel and attempt.channel.is_deaf:
         attempt.preempt("the control channel broke")
-        return Answer.PREEMPT, 0, 0
+        return Answer.PREEMPT, 0, 0, 0
     if not is_interactive:
-        return Answer.GO, attempt.until, attempt.replicas
+        return Answer.GO, attempt.until, attempt.replicas, attempt.batches
     message = attempt.channel.answer(WAIT_SLICE_S, must_leave) if attempt.channel else None
     if message is None:
-        return Answer.WAIT, 0, 0
+        return Answer.WAIT, 0, 0, 0
     until = int(message.get("until", 0))
     if message["op"] == "go" and until > attempt.epoch:
-        return Answer.GO, until, int(message.get("replicas", attempt.replicas))
-    return Answer.LEAVE, 0, 0
+        replicas = message.get("replicas")
+        if replicas is None:
+            return Answer.GO, until, attempt.replicas, attempt.batches
+        return Answer.GO, until, int(replicas), int(message.get("batches", replicas))
+    return Answer.LEAVE, 0, 0, 0

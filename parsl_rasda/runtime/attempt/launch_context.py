@@ -36,6 +36,8 @@ class LaunchContext:
         slot: ``node:gpu`` as this rank sees it.
         one_node: Whether all ranks are on one node.
         local_size: Number of processes on this node.
+        node_rank: Index of this node among those of the job, in rank order.
+        nodes: Number of these nodes.
     """
 
     rank: int
@@ -45,6 +47,8 @@ class LaunchContext:
     slot: str
     one_node: bool
     local_size: int = 1
+    node_rank: int = 0
+    nodes: int = 1
 
     @property
     def gpu(self) -> int:
@@ -64,6 +68,7 @@ def launch_context(spec: JobSpec, environ: Mapping[str, str]) -> LaunchContext:
     slots = [_parted(slot) for slot in spec.slots] or [("", local_rank)] * size
     node, gpu = slots[rank]
     gpus = [g for n, g in slots if n == node]
+    nodes = list(dict.fromkeys(n for n, _ in slots))
     environment = device_mask(spec.accelerator, gpus, environ) if spec.slots else {}
     index = gpus.index(gpu) if environment else local_rank
     return LaunchContext(
@@ -71,9 +76,11 @@ def launch_context(spec: JobSpec, environ: Mapping[str, str]) -> LaunchContext:
         size=size,
         device_index=index,
         environment=environment,
-        slot=f"{_seen_node(node, {n for n, _ in slots}, environ)}:{gpu}",
-        one_node=len({n for n, _ in slots}) == 1,
+        slot=f"{_seen_node(node, set(nodes), environ)}:{gpu}",
+        one_node=len(nodes) == 1,
         local_size=min(size, len(gpus)),
+        node_rank=nodes.index(node) if size > 1 else 0,
+        nodes=len(nodes) if size > 1 else 1,
     )
 
 

@@ -25,6 +25,7 @@ from typing import Any
 
 from google_crc32c import extend
 
+from parsl_rasda.confined import confined
 from parsl_rasda.errors import CheckpointError, DamagedCheckpointError
 from parsl_rasda.storage import storing
 
@@ -87,8 +88,11 @@ def check_files(path: Path) -> bool:
         return False
     for name, (size, crc) in header["files"].items():
         try:
-            with storing(path / name):
-                damage = _damage_of(path / name, size, crc)
+            file = confined(path, name)
+            with storing(file):
+                damage = _damage_of(file, size, crc)
+        except ValueError as error:
+            raise DamagedCheckpointError(str(path), str(error)) from error
         except OSError as error:
             damage = f"cannot be read: {error.strerror}"
         if damage:

@@ -12,9 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from parsl_rasda.confined import confined
 from parsl_rasda.errors import DamagedCheckpointError, RasdaError
 from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.runtime.checkpoints.retention import superseded
@@ -169,7 +170,7 @@ def fetch(url: str, path: Path) -> None:
         part.mkdir(parents=True)
         system, root = _file_system(url)
         for source in system.find(root):
-            target = part / _inside(url, PurePosixPath(source), root)
+            target = _target(part, source, root)
             target.parent.mkdir(parents=True, exist_ok=True)
             system.get_file(source, str(target))
         if not (part / HEADER).exists():
@@ -180,16 +181,15 @@ def fetch(url: str, path: Path) -> None:
     part.rename(path)
 
 
-def _inside(url: str, source: PurePosixPath, root: str) -> PurePosixPath:
-    """Return the path of a file below the folder of a copy; a store may hold objects of any name.
+def _target(folder: Path, source: str, root: str) -> Path:
+    """Return where a file of a copy goes; a store may hold objects of any name.
 
     Raises:
         ValueError: If it would lead out of the folder that it is copied to.
     """
-    below = source.relative_to(root) if source.is_relative_to(root) else None
-    if below is None or below.is_absolute() or not below.parts or ".." in below.parts or "\0" in str(below):
-        raise ValueError(f"{source} leads out of {root}")
-    return below
+    if not source.startswith(f"{root}/"):
+        raise ValueError(f"{source!r} leads out of {root}")
+    return confined(folder, source.removeprefix(f"{root}/"))
 
 
 def _retry(url: str, copy: Any) -> None:

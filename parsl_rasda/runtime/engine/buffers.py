@@ -87,6 +87,11 @@ class RunningBuffers:
             True,
         )
 
+    @property
+    def do_change(self) -> bool:
+        """Whether there are buffers that forward passes change, as far as this epoch has shown."""
+        return bool(self._watched)
+
     @torch.no_grad()
     def begin_step(self) -> None:
         """Remember the values before the step."""

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from parsl_rasda.errors import InvalidSettingError, TrainingError
@@ -27,13 +28,22 @@ from parsl_rasda.runtime.engine.forward import (
 )
 from parsl_rasda.runtime.engine.group import Group
 from parsl_rasda.runtime.engine.learning_rate import Scaling, rate_factor, scaling_rule
+from parsl_rasda.runtime.engine.passes import Together, passes
 from parsl_rasda.runtime.engine.reduction import ExactTree, OverlappedSum, Reduction
-from parsl_rasda.runtime.engine.replicas import EpochPlan, MicroBatch, carried, is_power_of_two, seed_of
+from parsl_rasda.runtime.engine.replicas import (
+    EpochPlan,
+    MicroBatch,
+    carried,
+    is_power_of_two,
+    seed_of,
+    share_of_replica,
+)
 from parsl_rasda.runtime.engine.training_state import NON_TENSOR_FIELDS, TrainingState
+from parsl_rasda.types import ScheduleEntry
 
 HEADER_FIELDS = ("epoch", "step", "losses", "samples", "batch_size", *NON_TENSOR_FIELDS)
 OptimizerFactory: TypeAlias = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
-Schedule: TypeAlias = Sequence[tuple[int, int]]  # (epoch, replicas)
+Schedule: TypeAlias = Sequence[ScheduleEntry]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +52,7 @@ class Update:
 
     Attributes:
         rate: The learning rate that is scaled and warmed up.
-        scaling: How it follows the replicas; None for ``training.lr_scaling``.
+        scaling: How it follows the batches of a step; None for ``training.lr_scaling``.
         schedule: Another factor: a function of the position [epochs].
         clip_norm: Largest norm of a step's gradient, or None.
     """
@@ -102,6 +112,7 @@ class Engine:
             group.broadcast([t for t in model.state_dict().values() if isinstance(t, Tensor)])
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self._buffers = RunningBuffers(model, group)
+        self.has_batch_statistics = any(isinstance(m, _BatchNorm) and m.training for m in model.modules())
         self._modes: dict[nn.Module, bool] = {}  # of each module in training
         self.optimizer = make_optimizer(self.parameters, update.rate)
         self.parameters = _trained(model, self.optimizer)
@@ -111,6 +122,7 @@ class Engine:
         self._state = TrainingState(model, self.optimizer, self.scaler, group, is_sharded=self.is_sharded)
         self.position = TrainingPosition()
         self.halted = False
+        self._together = Together(self.device)
         self._step: _Step | None = None
         self._losses = torch.zeros(0)
         self._reductions: dict[tuple[str, int], Reduction] = {}
@@ -130,21 +142,25 @@ class Engine:
         halt: Callable[[], bool],
     ) -> Iterator[Batch]:
         """Yield this rank's micro-batches from the position on; end early once `halted`."""
-        plan = EpochPlan(len(samples), schedule[-1][1], self.training.batch_size)
+        _, replicas, *_ = ahead = schedule[-1]
+        share = share_of_replica(self.training.batch_size, ahead[-1], replicas)
+        plan = EpochPlan(len(samples), replicas, share)
         mine = carried(self.group.rank, self.group.size, plan.replicas)
         position, reduction = self.position, self._reduction(plan.replicas)
         self._begin_losses(mine, plan)
+        self._together.begin_epoch(self._most_together(share))
         batches = self._read(samples, plan, mine, workers)
         self.train()
         self._buffers.begin_epoch()
-        for index in range(position.step, plan.steps):
+        first = position.step
+        for index in range(first, plan.steps):
             micro_batches = _own(plan, index, mine)
             self._set_rate(position.epoch + (index + 0.5) / plan.steps, schedule)
             self._buffers.begin_step()
             step = self._step = _Step(index, plan.steps, reduction, halt)
-            for micro_batch in micro_batches:
-                batch = next(batches)
-                self._begin(step, micro_batch, is_last=micro_batch is micro_batches[-1])
+            self._together.begin_step(must_be_alone=index == first or self._buffers.do_change)
+            for micro_batch, batch, is_last in passes(micro_batches, batches, self._together.now):
+                self._begin(step, micro_batch, is_last=is_last)
                 yield transform(batch) if transform else batch
                 if step.micro_batch is not None:
                     raise TrainingError(
@@ -195,6 +211,7 @@ class Engine:
                 f"The loss has shape {tuple(loss.shape)}.", "Give trial.step the mean over the batch."
             )
         micro_batch, step.micro_batch = step.micro_batch, None
+        self._together.end()
         self._losses[micro_batch.replica] += loss.detach().double() * micro_batch.size
         weighted = loss * (micro_batch.weight * step.reduction.scale)
         (self.scaler.scale(weighted) if self.scaler else weighted).backward()  # type: ignore[no-untyped-call] # torch
@@ -230,6 +247,12 @@ class Engine:
         self._buffers.begin()
         step.reduction.begin(last=is_last)
         seed_everything(self._seed_of("compute", micro_batch), self.device)
+        self._together.begin()
+
+    def _most_together(self, share: int) -> int:
+        """Return how many replicas may go through the model in one pass."""
+        is_promised_more = self.training.reduce != "ddp" or self.is_sharded or self.has_batch_statistics
+        return 1 if is_promised_more else self.training.batch_size // share
 
     @torch.no_grad()
     def _finish(self, step: _Step) -> None:

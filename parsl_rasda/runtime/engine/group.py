@@ -6,13 +6,14 @@ With one process everything is trivial, and torch.distributed is not imported.
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from parsl_rasda.atomic_files import replace_file
 from parsl_rasda.errors import RasdaError
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 RENDEZVOUS_S = 120.0
 SILENCE_S = 1800.0  # a rank may be busy for long, for example with plots on rank 0
 LOOPBACK = "127.0.0.1"
+LOOPBACK_INTERFACE = "lo"
+ADDRESS = "address"  # a file of the attempt
 BACKENDS = {"cuda": "nccl", "xpu": "xccl", "cpu": "gloo"}
 BACKEND_VARIABLE = "PARSL_RASDA_BACKEND"  # instead of these: gloo lets several ranks share a GPU
 CAN_CHANGE_PATIENCE = ("cuda", "cpu")  # torch can change it for NCCL and gloo
@@ -65,22 +68,23 @@ class Group:
 
     def _meet(self, directory: Path, *, one_node: bool) -> Store:
         import torch.distributed as dist
-        from torch._C._distributed_c10d import TCPStore  # the public name is untyped
         from torch.distributed.distributed_c10d import _set_pg_timeout
+
+        from parsl_rasda.runtime.engine import secret_store
 
         assert self.device is not None  # noqa: S101 - a group of several is made with one
         patience = timedelta(seconds=RENDEZVOUS_S)
+        if one_node:  # else gloo listens where other nodes can connect
+            os.environ["GLOO_SOCKET_IFNAME"] = LOOPBACK_INTERFACE
+        store: Store
         if self.rank == 0:
             listener = socket.create_server((LOOPBACK, 0)) if one_node else listening(os.environ)
             host, port = listener.getsockname()[:2]
-            store = TCPStore(
-                host, port, self.size, True, patience, False, master_listen_fd=listener.detach()
-            )  # fmt: skip
-            publish_address(directory, host, port)
+            address = Address(host, port, secrets.token_hex(16))
+            store = secret_store.serve(listener, address.secret, patience)
+            publish_address(directory, address)
         else:
-            host, port = published_address(directory)
-            store = TCPStore(host, port, self.size, False, patience)
-        store.set_timeout(patience)
+            store = secret_store.SecretStore(*published_address(directory), patience)
         can_change = self.device.type in CAN_CHANGE_PATIENCE
         dist.init_process_group(
             self._backend,
@@ -188,12 +192,24 @@ def own_address() -> str:
     return LOOPBACK
 
 
-def publish_address(directory: Path, host: str, port: int) -> None:
-    """Tell the other ranks where rank 0 listens."""
-    replace_file(directory / "address", f"{host} {port}", is_durable=False)
+class Address(NamedTuple):
+    """Where rank 0 listens.
+
+    Attributes:
+        secret: Known to the ranks alone; empty if there is none.
+    """
+
+    host: str
+    port: int
+    secret: str = ""
 
 
-def published_address(directory: Path) -> tuple[str, int]:
+def publish_address(directory: Path, address: Address) -> None:
+    """Tell the other ranks where rank 0 listens; no other user is told, nor a group."""
+    replace_file(directory / ADDRESS, " ".join(map(str, address)), is_durable=False, mode=0o600)
+
+
+def published_address(directory: Path) -> Address:
     """Wait for the address of rank 0.
 
     Raises:
@@ -202,11 +218,11 @@ def published_address(directory: Path) -> tuple[str, int]:
     end = time.monotonic() + RENDEZVOUS_S
     while time.monotonic() < end:
         try:
-            host, port = (directory / "address").read_text(encoding="utf-8").split()
+            host, port, secret = (directory / ADDRESS).read_text(encoding="utf-8").split(" ")
         except FileNotFoundError:
             time.sleep(0.02)
         else:
-            return host, int(port)
+            return Address(host, int(port), secret)
     raise PeersLostError(f"rank 0 published no address within {RENDEZVOUS_S:g} s")
 
 

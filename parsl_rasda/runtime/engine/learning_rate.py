@@ -1,6 +1,6 @@
-"""The factor on the learning rate: how it follows the replicas, and its warm-up.
+"""The factor on the learning rate: how it follows the batches of a step, and its warm-up.
 
-Pure functions of the schedule of replicas and the position in epochs. The warm-up is clamped: after it,
+Pure functions of the schedule of batches and the position in epochs. The warm-up is clamped: after it,
 the factor is constant, whatever the world size and however often the job restarts.
 """
 
@@ -11,15 +11,16 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from parsl_rasda.errors import InvalidSettingError
+from parsl_rasda.types import ScheduleEntry
 
 Scaling: TypeAlias = Callable[[int], float]
 
 SGD_FAMILY = {"SGD", "ASGD"}
-RULES: dict[str, Scaling] = {"linear": float, "sqrt": math.sqrt, "none": lambda _replicas: 1.0}
+RULES: dict[str, Scaling] = {"linear": float, "sqrt": math.sqrt, "none": lambda _batches: 1.0}
 
 
 def scaling_rule(name: str, optimizer: type) -> Scaling:
-    """Return how the rate grows with the replicas.
+    """Return how the rate grows with the batches of a step.
 
     ``auto`` is linear for `torch.optim.SGD`, `ASGD` and classes derived from them. It is the square root for
     all others, which divide by a running norm of the gradient that is dominated by noise.
@@ -39,7 +40,7 @@ def scaling_rule(name: str, optimizer: type) -> Scaling:
 
 def rate_factor(
     position: float,
-    schedule: Sequence[tuple[int, int]],
+    schedule: Sequence[ScheduleEntry],
     scaling: Scaling,
     *,
     initial: float = 0.0,
@@ -49,18 +50,18 @@ def rate_factor(
 
     Args:
         position: The current position [epochs].
-        schedule: ``(epoch, replicas)``: the number of replicas from that epoch on.
-        scaling: How the full rate follows the replicas.
+        schedule: From which epoch on how many batches make a step.
+        scaling: How the full rate follows the batches.
         initial: Warm-up from 0 at the start [epochs].
-        rescale: Warm-up after a change of replicas, from the old rate to the new one [epochs].
+        rescale: Warm-up after a change of batches, from the old rate to the new one [epochs].
     """
-    (begin, replicas), *changes = schedule
-    ramp = _Ramp(begin, 0.0, scaling(replicas), initial)
-    for epoch, after in changes:
+    (begin, *_, batches), *changes = schedule
+    ramp = _Ramp(begin, 0.0, scaling(batches), initial)
+    for epoch, *_, after in changes:
         if epoch >= position:
             break
-        if after != replicas:
-            ramp, replicas = _Ramp(epoch, ramp.at(epoch), scaling(after), rescale), after
+        if after != batches:
+            ramp, batches = _Ramp(epoch, ramp.at(epoch), scaling(after), rescale), after
     return ramp.at(position)
 
 

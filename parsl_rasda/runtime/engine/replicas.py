@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from parsl_rasda.errors import TrainingError
+from parsl_rasda.errors import InvalidSettingError, TrainingError
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +37,16 @@ class MicroBatch:
 class EpochPlan:
     """How an epoch's samples are cut into steps and micro-batches.
 
-    No step is larger than ``replicas * batch_size``, and any two differ by at most one sample: a short last
-    step would be noisier than the others and break batch statistics.
+    No step is larger than ``replicas * share``, and any two differ by at most one sample: a short last step
+    would be noisier than the others and break batch statistics.
+
+    Attributes:
+        share: Samples of one replica in a step, at most.
     """
 
     samples: int
     replicas: int
-    batch_size: int
+    share: int
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -52,7 +55,7 @@ class EpochPlan:
     @property
     def steps(self) -> int:
         """Number of steps."""
-        return -(-self.samples // (self.replicas * self.batch_size))
+        return -(-self.samples // (self.replicas * self.share))
 
     def step(self, step: int) -> tuple[MicroBatch, ...]:
         """Return the micro-batch of every replica, in replica order."""
@@ -91,18 +94,31 @@ def carried(rank: int, world_size: int, replicas: int) -> range:
     return range(rank * each, (rank + 1) * each)
 
 
-def validation_batches(samples: int, replicas: int, mine: Sequence[int], batch_size: int) -> list[range]:
+def share_of_replica(batch_size: int, batches: int, replicas: int) -> int:
+    """Return the samples of a step, at most, that one replica takes.
+
+    Raises:
+        InvalidSettingError: If the replicas cannot share the batches evenly.
+    """
+    share, rest = divmod(batch_size * batches, replicas)
+    if rest:
+        found = f"{batches} x {batch_size} samples for {replicas} replicas"
+        raise InvalidSettingError("training.batch_size", found, f"a multiple of {replicas}")
+    return share
+
+
+def validation_batches(samples: int, replicas: int, mine: Sequence[int], share: int) -> list[range]:
     """Return the validation batches of the replicas ``mine``, as positions in a data set.
 
     The batches depend on the replicas only, so a sample is always evaluated together with the same others.
     All replicas have the same number of batches, because the ranks of a sharded model run them together; so
-    a batch may have 2 samples where `batch_size` is 1. If there are fewer samples than replicas, each rank
+    a batch may have 2 samples where the share is 1. If there are fewer samples than replicas, each rank
     takes all of them, which leaves the mean unchanged.
     """
     parts = [_part(samples, replicas, r) for r in mine]
     if samples < replicas:
         parts, replicas = [(0, samples)], 1
-    count = min(-(-samples // (replicas * batch_size)), samples // replicas)
+    count = min(-(-samples // (replicas * share)), samples // replicas)
     batches: list[range] = []
     for begin, size in parts:
         cuts = (_part(size, count, i) for i in range(count))

@@ -6,13 +6,15 @@ written as JSON. ``{name}`` stands for an output of an earlier stage, a constant
 hyperparameter, or for:
 
 ``{until}``       epochs done when it must end            ``{epoch}``       epochs already done
+``{max_t}``       epochs of a trial that is never stopped: what a schedule of the rate must follow, since
+                  ``{until}`` is another at every rung
 ``{checkpoint}``  directory to resume from, or empty      ``{out}``         directory to save into
 ``{report}``      JSON file it must write: ``{"val_loss": 0.1}``; ``epoch`` there if it is not ``{until}``
-``{replicas}`` ``{world_size}`` ``{batch_size}`` ``{seed}``
+``{batch_size}``  samples per replica and step            ``{global_batch_size}``  samples per step
+``{replicas}`` ``{world_size}`` ``{seed}``
 
-``RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT`` are set as by torchrun. SIGTERM is
-passed on; a script that then saves and reports an epoch loses nothing. `workflows/ddp_script` is an
-example.
+All variables that torchrun sets are set (`torchrun_environment`). SIGTERM is passed on; a script that then
+saves and reports an epoch loses nothing. `workflows/ddp_script` is an example.
 """
 
 from __future__ import annotations
@@ -34,7 +36,15 @@ from parsl_rasda.protocol import JobSpec
 from parsl_rasda.runtime.attempt.attempt import Attempt, PreemptRequested
 from parsl_rasda.runtime.checkpoints.checkpoint import checkpoint_name, publish_checkpoint
 from parsl_rasda.runtime.checkpoints.seal import check_files
-from parsl_rasda.runtime.engine.group import PeersLostError, listening, publish_address, published_address
+from parsl_rasda.runtime.engine.group import (
+    Address,
+    PeersLostError,
+    listening,
+    publish_address,
+    published_address,
+)
+from parsl_rasda.runtime.engine.replicas import share_of_replica
+from parsl_rasda.runtime.process.torchrun import torchrun_environment
 from parsl_rasda.types import JSON, Outcome, Phase
 
 POLL_S = 0.05
@@ -94,7 +104,9 @@ def _record(attempt: Attempt, report: Path, out: Path, began: float) -> None:
     attempt.enter(Phase.TRAINING)
     attempt.epoch = epoch
     path = directory / checkpoint_name(epoch)
-    publish_checkpoint(out, path, {"epoch": epoch, "step": 0, "replicas": attempt.replicas})
+    publish_checkpoint(
+        out, path, {"epoch": epoch, "step": 0, "replicas": attempt.replicas, "batches": attempt.batches}
+    )
     attempt.add_checkpoint(path)
     attempt.record(metrics, (time.monotonic() - began) / max(1, epoch - spec.epoch))
     attempt.outcome = Outcome.REACHED if epoch >= spec.until else Outcome.PREEMPTED
@@ -106,16 +118,19 @@ def filled(spec: JobSpec, *, out: Path, report: Path, checkpoint: Path | None = 
     Raises:
         TrainingError: If this trial has no such name, or its value does not fit the format.
     """
+    share = share_of_replica(spec.training.batch_size, spec.batches, spec.replicas)
     values = {
         **{name: _as_word(value) for name, value in {**spec.inputs, **spec.config}.items()},
         "until": spec.until,
+        "max_t": spec.max_epochs,
         "epoch": spec.epoch,
         "checkpoint": str(checkpoint or ""),
         "out": str(out),
         "report": str(report),
         "replicas": spec.replicas,
         "world_size": spec.world_size,
-        "batch_size": spec.training.batch_size,
+        "batch_size": share,
+        "global_batch_size": share * spec.replicas,
         "seed": spec.seed,
     }
     try:
@@ -136,24 +151,15 @@ def _as_word(value: JSON) -> JSON:
 
 
 def _environment(attempt: Attempt) -> dict[str, str]:
-    context = attempt.context
     if attempt.is_main:
-        host, port = _free_address(attempt.directory)
-        publish_address(attempt.directory, host, port)
+        address = _free_address(attempt.directory)
+        publish_address(attempt.directory, address)
     else:
-        host, port = published_address(attempt.directory)
-    return {
-        **os.environ,
-        "RANK": str(context.rank),
-        "WORLD_SIZE": str(context.size),
-        "LOCAL_RANK": str(context.device_index),
-        "LOCAL_WORLD_SIZE": str(context.local_size),
-        "MASTER_ADDR": host,
-        "MASTER_PORT": str(port),
-    }
+        address = published_address(attempt.directory)
+    return torchrun_environment(attempt.spec, attempt.context, os.environ, address.host, address.port)
 
 
-def _free_address(directory: Path) -> tuple[str, int]:
+def _free_address(directory: Path) -> Address:
     """Return an address on this node that is free now, and when the script's rank 0 binds to it.
 
     The kernel never assigns such a port by itself, and each attempt searches from another one.
@@ -163,7 +169,7 @@ def _free_address(directory: Path) -> tuple[str, int]:
         try:
             with listening(os.environ, _PORTS[(first + i) % len(_PORTS)]) as probe:
                 host, port = probe.getsockname()[:2]
-                return str(host), int(port)
+                return Address(str(host), int(port))
         except OSError:
             continue
     raise PeersLostError(f"no port from {_PORTS.start} to {_PORTS.stop - 1} is free on this node")

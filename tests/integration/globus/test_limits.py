@@ -40,15 +40,15 @@ def prepare(directory, megabytes):
 
 @pytest.mark.usefixtures("alone")  # the endpoints are up
 def test_an_order_that_is_too_large_is_refused_before_it_is_sent(folder: Folder) -> None:
-    quotes = "'" + '"' * 100_000 + "'"  # each travels as four bytes
-    large = f"seed: 5, weights: [&part {quotes}{', *part' * 26}]}}"
+    # A study file may have a million characters: each of these travels as twelve bytes or more.
+    large = f"seed: 5, weights: [&part '{chr(0x1D6FC) * 60_000}'{', *part' * 15}]}}"
     # The second trial still waits when the pilot of alps, which the test before may have ended, is up again.
     folder.write_study(epoch_s=10.0, trials=2, **{"seed: 5}": large, "max_t: 4": "max_t: 1"})
     (folder.path / "local.yaml").write_text(LOCAL.replace("gpus_per_node: 2", "gpus_per_node: 1"))
     refused = folder.bed.requests()["too_large"]
     summary = folder.summary(folder.run("alps", "local"))
     assert summary["trials"]["completed"] == 2, summary
-    assert "is 10.8 MB, and Globus Compute takes 10 MB" in folder.causes()["alps"]
+    assert "is 13.4 MB, and Globus Compute takes 10 MB" in folder.causes()["alps"]
     assert folder.bed.requests()["too_large"] == refused
 
 

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
+import pytest
+
 from parsl_rasda.agent.stall_watch import StallWatch
-from parsl_rasda.protocol import STEPS, JobSpec
+from parsl_rasda.protocol import STEPS, EpochReport, JobSpec
 from parsl_rasda.types import TrialId
 
 
 class Watched:
     """A watch over ranks, in a time of its own; looked at every two seconds, as the agent does."""
 
-    def __init__(self, directory: Path, *, attempt: int = 1, interactive: bool = True) -> None:
+    def __init__(
+        self, directory: Path, *, attempt: int = 1, interactive: bool = True, is_script: bool = False
+    ) -> None:
         self.now = 0.0
-        folder = directory / f"attempt-{attempt}"
-        folder.mkdir()
+        folder = directory / "0000" / f"attempt-{attempt}"
+        folder.mkdir(parents=True)
         values = {"config": {}, "seed": 0, "metric": "loss", "mode": "min", "epoch": 0, "until": 9}
         self.order = JobSpec(
-            study="s", trial=TrialId("0000"), attempt=attempt, directory=str(folder), python="m:f",
+            study="s", trial=TrialId("0000"), attempt=attempt, directory=str(folder),
+            python=None if is_script else "m:f", command=("x",) if is_script else None,
             max_epochs=9, schedule=((0, 1),), world_size=1, interactive=interactive, **values,
         )  # fmt: skip
         self.watch = StallWatch(self.order, lambda: self.now)
@@ -35,6 +41,29 @@ class Watched:
     def epoch(self, seconds: float) -> None:
         self.watch.heard({"op": "epoch", "seconds": seconds})
         self.watch.answered()
+
+
+def _other_trial(directory: Path, number: int, seconds: float) -> None:
+    """Leave what a trial leaves that took so long from its start to its first epoch."""
+    folder = directory / f"{number:04}" / "attempt-1"
+    folder.mkdir(parents=True)
+    order = folder / "order.json"
+    order.touch()
+    at = order.stat().st_mtime + seconds
+    first = EpochReport(TrialId(f"{number:04}"), 1, 1, {"loss": 1.0}, 0.1, None, at, ("n:0",))
+    (folder / "epochs.jsonl").write_text(json.dumps(first.to_json()) + "\n", "utf-8")
+
+
+@pytest.mark.parametrize("is_script", [False, True])
+def test_a_first_epoch_has_ten_times_what_others_took_from_their_start(
+    is_script: bool, tmp_path: Path
+) -> None:
+    ranks = Watched(tmp_path, is_script=is_script)
+    assert not ranks.lets_pass(1000.0), "nobody has got there"
+    _other_trial(tmp_path, 1, 130.0)
+    _other_trial(tmp_path, 2, 20.0)
+    assert not ranks.lets_pass(250.0)
+    assert ranks.lets_pass(100.0)
 
 
 def test_ranks_without_a_step_for_ten_epochs_have_stalled_and_not_before(tmp_path: Path) -> None:

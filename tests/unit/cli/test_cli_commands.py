@@ -333,6 +333,15 @@ def test_validate_says_ok_of_each_file(study, site, capsys) -> None:
     assert second == f"{site}: ok (1 x 1 node, 4 GPUs each, process)"
 
 
+def test_validate_says_when_the_batch_of_a_script_would_follow_idle_gpus(study, capsys) -> None:
+    script = "tune.training={command: [train, '{report}', '{max_t}'%s]}"
+    validate(study, [], [script % ""])
+    assert "uses neither {replicas} nor {world_size}" in capsys.readouterr().out
+    for settled in ([script % ", '{replicas}'"], [script % "", "tune.scheduler.growth=strict"]):
+        validate(study, [], settled)
+        assert "neither" not in capsys.readouterr().out
+
+
 def test_validate_says_how_much_of_a_grid_is_tried(study, capsys) -> None:
     space = "tune.search_space={a: {choice: [1, 2, 3]}, b: {choice: [x, y, z]}}"
     validate(study, [], ["tune.searcher.kind=grid", space])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,60 @@ def test_a_file_that_is_cut_short_while_it_is_open_is_named_with_the_place(tmp_p
     with pytest.raises(DataError, match=r"a\.h5: it is cut short: 96 bytes at \d+ are not all there"):
         shard.read("x", 24, 32)
     shard.close()
+
+
+def _linked(file: h5py.File, elsewhere: Path) -> None:
+    file["x"] = h5py.ExternalLink(str(elsewhere / "theirs.h5"), "x")
+
+
+def _linked_by_steps(file: h5py.File, elsewhere: Path) -> None:
+    file["x"] = h5py.ExternalLink(f"../{elsewhere.name}/theirs.h5", "x")
+
+
+def _virtual(file: h5py.File, elsewhere: Path) -> None:
+    layout = h5py.VirtualLayout((4,), "u1")
+    layout[:] = h5py.VirtualSource(str(elsewhere / "theirs.h5"), "x", (4,))
+    file.create_virtual_dataset("x", layout)
+
+
+def _virtual_by_way_of_another(file: h5py.File, elsewhere: Path) -> None:
+    with h5py.File(Path(file.filename).parent / "between.h5", "w") as between:
+        _virtual(between, elsewhere)
+    layout = h5py.VirtualLayout((4,), "u1")
+    layout[:] = h5py.VirtualSource("between.h5", "x", (4,))
+    file.create_virtual_dataset("x", layout)
+
+
+def _bytes(file: h5py.File, elsewhere: Path) -> None:
+    file.create_dataset("x", (4,), "u1", external=[(str(elsewhere / "secret"), 0, 4)])
+
+
+@pytest.mark.parametrize("lead", [_linked, _linked_by_steps, _virtual, _virtual_by_way_of_another, _bytes])
+def test_no_array_is_read_from_outside_its_folder(tmp_path: Path, lead: Callable[..., None]) -> None:
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "data"
+    elsewhere.mkdir()
+    folder.mkdir()
+    (elsewhere / "secret").write_bytes(b"hush")
+    with h5py.File(elsewhere / "theirs.h5", "w") as file:
+        file["x"] = np.frombuffer(b"hush", "u1")
+    with h5py.File(folder / "mine.h5", "w") as file:
+        lead(file, elsewhere)
+    shard = Hdf5().open(str(folder / "mine.h5"))
+    with pytest.raises(DataError, match="its array 'x' is in another file"):
+        shard.read("x", 0, 4)
+    shard.close()
+
+
+def test_parts_in_the_same_folder_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with h5py.File(tmp_path / "part.h5", "w") as file:
+        file["x"] = np.frombuffer(b"here", "u1")
+    with h5py.File(tmp_path / "whole.h5", "w") as file:
+        layout = h5py.VirtualLayout((4,), "u1")
+        layout[:] = h5py.VirtualSource("part.h5", "x", (4,))
+        file.create_virtual_dataset("x", layout)
+        file["y"] = h5py.ExternalLink("part.h5", "x")
+    monkeypatch.chdir(tmp_path)
+    for path in (str(tmp_path / "whole.h5"), "whole.h5"):
+        shard = Hdf5().open(path)
+        assert [shard.read(name, 0, 4).tobytes() for name in "xy"] == [b"here", b"here"]
+        shard.close()

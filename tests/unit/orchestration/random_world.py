@@ -39,6 +39,8 @@ from parsl_rasda.placement.growth import build_growth
 from parsl_rasda.placement.times import Assumed
 from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.scheduling import build_scheduler
+from parsl_rasda.scheduling.batching import Batching, Split
+from parsl_rasda.study import SchedulerSpec
 from parsl_rasda.types import (
     JobId,
     Mode,
@@ -78,6 +80,10 @@ class Setup:
     checkpoints_shared: bool = False
     restart_s: float = 0.1
     interactive: bool = True
+    batch: str = "doubling"
+    kind: str = "rasda"
+    samples: int | None = None
+    batch_size: int = 8
 
     def _reached_at_most(self) -> int | None:
         """Return the largest number of replicas up to ``max_workers``: a study names no other."""
@@ -86,17 +92,26 @@ class Setup:
         steps = (self.num_workers * self.scaling**k for k in range(16 if self.scaling > 1 else 1))
         return max(step for step in steps if step <= self.max_workers)
 
-    def machine(self) -> Machine:
-        scheduler = build_scheduler(
-            {
-                "variant": self.variant,
-                "max_t": self.max_t,
-                "reduction_factor": self.eta,
-                "scaling_factor": self.scaling,
-                "num_workers": self.num_workers,
-                "max_workers": self._reached_at_most(),
-            }
+    @property
+    def method(self) -> SchedulerSpec:
+        return SchedulerSpec(
+            kind=self.kind,
+            variant=self.variant,
+            max_t=self.max_t,
+            reduction_factor=self.eta,
+            scaling_factor=self.scaling,
+            num_workers=self.num_workers,
+            max_workers=self._reached_at_most(),
+            batch=self.batch,
         )
+
+    @property
+    def batching(self) -> Batching:
+        constant = self.method.most_workers if self.batch == "constant" else None
+        return Batching(constant, self.method.min_steps_per_epoch, self.batch_size)
+
+    def machine(self) -> Machine:
+        scheduler = build_scheduler(self.method.model_dump(exclude={"growth"}))
         settings = MachineSettings(
             "loss",
             Mode.MIN,
@@ -108,6 +123,7 @@ class Setup:
             assumed=Assumed(1.0, self.restart_s, 0.9),
             checkpoints_shared=self.checkpoints_shared,
             interactive=self.interactive,
+            batching=self.batching,
         )
         return Machine(settings, scheduler, build_growth(self.growth))
 
@@ -284,7 +300,9 @@ class World:
         if not math.isfinite(metric):
             self.doomed.add(job.trial)
         saved = Checkpoint(checkpoint, live.epoch) if checkpoint else None
-        self.tell(EpochReported(self.now, job, live.epoch, {"loss": metric}, 1.0, saved))
+        self.tell(
+            EpochReported(self.now, job, live.epoch, {"loss": metric}, 1.0, saved, (), self.setup.samples)
+        )
 
     def _mishap(self) -> None:  # noqa: C901 - a list of what can go wrong
         jobs, pilots = list(self.jobs), list(self.up)
@@ -400,12 +418,15 @@ class World:
             match instruction:
                 case StartJob():
                     self._judge_start(instruction)
-                case ContinueJob(job, until, replicas):
+                case ContinueJob(job, until, replicas, batches):
                     live = self.jobs[job]
                     assert live.interactive
                     assert not live.leaving
                     assert until > live.epoch
                     assert replicas == self._replicas_after(live.epoch)
+                    split = self._split_after(live.epoch)
+                    assert (batches or replicas) == split.batches
+                    assert batches != replicas, "said where it differs"
                     assert replicas % live.start.placement.world_size == 0, "the width divides the replicas"
                 case TrialFinished():
                     assert instruction.trial not in self.concluded, "a trial ends once"
@@ -441,16 +462,15 @@ class World:
         milestone = next(m for m in milestones if m >= start.until)
         if self.sites[placement.site].interactive or self.setup.growth != "elastic":
             assert start.until == milestone
-        epochs = [epoch for epoch, _ in start.schedule]
+        epochs = [epoch for epoch, *_ in start.schedule]
         assert epochs == sorted(set(epochs))
         assert epochs[0] == 0
         starts = [0, *milestones]
-        assert all(
-            replicas == self.machine.scheduler.replicas(starts.index(epoch))
-            for epoch, replicas in start.schedule
-        )
         replicas = start.schedule[-1][1]
-        assert replicas == self.machine.scheduler.replicas(milestones.index(milestone))
+        for epoch, *parallel in start.schedule:
+            split = self._split(starts.index(epoch))
+            assert (parallel[0], parallel[-1]) == (split.replicas, split.batches)
+        assert replicas == self._split(milestones.index(milestone)).replicas
         assert start.until == milestone or placement.world_size < replicas, "nobody comes back for nothing"
         assert replicas == self._replicas_after(start.epoch), "also where epochs are trained again"
         assert replicas % placement.world_size == 0, "the width divides the replicas"
@@ -461,8 +481,15 @@ class World:
             assert start.resume_from.endswith(f"/{start.epoch}"), "the checkpoint holds those epochs"
 
     def _replicas_after(self, epoch: int) -> int:
-        scheduler = self.machine.scheduler
-        return scheduler.replicas(next(k for k, m in enumerate(scheduler.milestones) if m > epoch))
+        return self._split_after(epoch).replicas
+
+    def _split_after(self, epoch: int) -> Split:
+        return self._split(next(k for k, m in enumerate(self.machine.scheduler.milestones) if m > epoch))
+
+    def _split(self, rung: int) -> Split:
+        """Who stands at a rung above the first has reported his samples; below, they change nothing."""
+        ladder = [self.machine.scheduler.replicas(k) for k in range(rung + 1)]
+        return self.setup.batching.split(ladder, {}, self.setup.samples)
 
     def _carry_out(self, instruction: Instruction) -> None:
         match instruction:

@@ -160,9 +160,9 @@ def test_what_happened_without_a_controller_is_booked_but_not_acted_on(tmp_path:
     events = [StudyStarted(1.0, 1, EVERYWHERE)]
     runner = FakeBackend(curve)
     runner.open(events.append)
-    for instruction in first._record([events.pop()]):  # a controller that dies with one job running
+    for instruction in first.record([events.pop()]):  # a controller that dies with one job running
         runner.request_pilot(instruction)
-    first._record(list(events))
+    first.record(list(events))
     assert [str(job) for job in first.machine.jobs] == ["0000.1"]
     job = JobId(TrialId("0000"), 1)
     missed = [

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import math
+import re
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,8 +39,9 @@ from parsl_rasda.orchestration.events import (
     TimerFired,
     TrialFinished,
     TrialProposed,
+    VersionChanged,
 )
-from parsl_rasda.orchestration.journal import Journal, Record, decode, encode, read
+from parsl_rasda.orchestration.journal import VERSION, Journal, Record, decode, encode, read, version_of
 from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.types import (
     Blame,
@@ -53,6 +56,7 @@ from parsl_rasda.types import (
     StudyState,
     TrialId,
     TrialState,
+    schedule_entry,
 )
 
 names = st.text(max_size=12)
@@ -72,7 +76,9 @@ placements = st.builds(Placement, names.map(SiteName), names.map(PilotId), nodes
 paths = st.none() | names
 checkpoints = st.none() | st.builds(Checkpoint, names, st.integers(0, 999))
 pilots, sites, trials = names.map(PilotId), names.map(SiteName), names.map(TrialId)
-schedules = st.lists(st.tuples(st.integers(0, 99), st.integers(1, 99)), max_size=3).map(tuple)
+schedules = st.lists(
+    st.builds(schedule_entry, st.integers(0, 99), st.integers(1, 99), st.integers(1, 99)), max_size=3
+).map(tuple)
 
 events = st.one_of(
     st.builds(
@@ -97,6 +103,7 @@ events = st.one_of(
         numbers,
         checkpoints,
         st.lists(names, max_size=3).map(tuple),
+        st.none() | st.integers(1, 10**9),
     ),
     st.builds(
         JobEnded,
@@ -110,6 +117,7 @@ events = st.one_of(
     ),
     st.builds(TimerFired, at),
     st.builds(SiteDegraded, at, sites, names),
+    st.builds(VersionChanged, at, names),
     st.builds(StudyInterrupted, at),
 )
 instructions = st.one_of(
@@ -117,7 +125,7 @@ instructions = st.one_of(
     st.builds(ReleasePilot, pilots),
     st.builds(ProposeTrial, trials),
     st.builds(StartJob, jobs, configs, placements, st.integers(0, 99), st.integers(1, 99), schedules, paths),
-    st.builds(ContinueJob, jobs, st.integers(1, 99), st.integers(1, 99)),
+    st.builds(ContinueJob, jobs, st.integers(1, 99), st.integers(1, 99), st.none() | st.integers(1, 99)),
     st.builds(EndJob, jobs, names),
     st.builds(ObserveTrial, trials, st.integers(1, 99), numbers),
     st.builds(SetAside, names, sites, names, at, st.integers(1, 10)),
@@ -160,6 +168,19 @@ def test_a_checkpoint_is_two_fields_as_in_the_first_versions() -> None:
     assert written == [("c", None), ("c", 3)]
     old = {k: v for k, v in encode(whole).items() if k != "checkpoint_epoch"}
     assert decode(old, Event) == whole
+
+
+def test_what_later_versions_added_is_written_only_where_it_says_something() -> None:
+    job = JobId(TrialId("0"), 1)
+    assert encode(ContinueJob(job, 8, 4)) == {
+        "type": "ContinueJob",
+        "job": {"trial": "0", "attempt": 1},
+        "until": 8,
+        "replicas": 4,
+    }
+    assert encode(ContinueJob(job, 8, 4, 1))["batches"] == 1
+    assert "samples" not in encode(EpochReported(1.0, job, 4, {}, 1.0, None))
+    assert encode(EpochReported(1.0, job, 4, {}, 1.0, None, (), 448))["samples"] == 448
 
 
 def test_metrics_that_are_not_finite_survive(tmp_path: Path) -> None:
@@ -277,7 +298,78 @@ def test_a_line_that_is_missing_or_written_twice_is_an_error_that_names_it(tmp_p
     path = tmp_path / "journal.jsonl"
     write(path, some())
     lines = path.read_bytes().splitlines(keepends=True)
-    for damaged in ([*lines[:2], *lines[3:]], [*lines[:2], *lines[1:]]):
-        path.write_bytes(b"".join(damaged))
-        with pytest.raises(JournalError, match=r"jsonl:3: .*two controllers wrote, or a line is missing"):
+    path.write_bytes(b"".join([*lines[:2], *lines[3:]]))
+    with pytest.raises(JournalError, match=r"jsonl:3: record 2 where 1 belongs: lines are missing; .*resume"):
+        list(read(path))
+    path.write_bytes(b"".join([*lines[:2], *lines[1:]]))
+    with pytest.raises(
+        JournalError, match=r"jsonl:3: record 0 where 1 belongs: it was written twice, or two"
+    ):
+        list(read(path))
+
+
+def test_a_journal_names_the_version_that_began_it(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    write(path, some())
+    assert json.loads(path.read_bytes().splitlines()[0])["version"] == VERSION
+    assert version_of(path) == VERSION
+
+
+def test_one_flipped_bit_anywhere_is_an_error_that_names_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    write(path, some())
+    whole = path.read_bytes()
+    for bit in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        line = whole.count(b"\n", 0, bit // 8) + 1
+        with pytest.raises(JournalError, match=rf"journal\.jsonl:{line}: ") as error:
             list(read(path))
+        assert "put a sound copy of the file in its place" in str(error.value) or line == 1
+        assert path.read_bytes() == damaged, "nothing is lost"
+
+
+def test_a_record_that_lost_its_check_value_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    write(path, some())
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number in range(len(lines)):
+        without = [*lines]
+        without[number] = without_crc(without[number])
+        path.write_bytes(b"".join(without))
+        with pytest.raises(JournalError, match=rf"jsonl:{number + 1}: .*it has no check value"):
+            list(read(path))
+
+
+def test_a_journal_without_check_values_is_read_and_goes_on_with_them(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    write(path, some()[:2])
+    old = b"".join(map(without_crc, path.read_bytes().splitlines(keepends=True)))
+    old = old.replace(b', "version": "%s"' % VERSION.encode(), b"")
+    path.write_bytes(old)
+    assert version_of(path) == ""
+    write(path, some()[2:])
+    assert list(read(path)) == some()
+    assert [b'"crc"' in line for line in path.read_bytes().splitlines()] == [False] * 3 + [True] * 2
+
+
+def test_what_is_cut_off_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "journal.jsonl"
+    write(path, some())
+    with path.open("ab") as file:
+        file.write(b'{"n": 4, "ev')
+    write(path, [])
+    assert caplog.messages == [f"{path}:6: torn by a crash; nobody has acted on it, it is cut off"]
+    assert list(read(path)) == some()
+
+
+def test_a_journal_torn_in_the_first_line_of_another_version_begins_anew(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"format": 1, "study": "study", "version": "0.0.')
+    write(path, some())
+    assert list(read(path)) == some()
+
+
+def without_crc(line: bytes) -> bytes:
+    return re.sub(rb', "crc": "[0-9a-f]{8}"', b"", line)

@@ -651,3 +651,36 @@ def test_what_only_the_first_start_on_a_node_takes_is_no_estimate_of_a_restart()
     told.now += 8.0
     told.tell(JobStarted, JobId.parse("0000.1"), 7.0)
     assert told.machine.cluster_state.times.restart_s == 2.0
+
+
+def reported(story: Story, trial: str, samples: int | None) -> list[Instruction]:
+    """A trial trains for one more epoch and says how many samples it has."""
+    record = story.machine.trials[TrialId(trial)]
+    assert record.job is not None
+    at = Checkpoint(f"{record.job.id}/{record.epoch + 1}", record.epoch + 1)
+    said = (record.job.id, record.epoch + 1, {"loss": 0.1}, 10.0, at)
+    return story.tell(EpochReported, *said, samples=samples)
+
+
+def test_the_batch_grows_no_further_than_the_first_report_allows_and_the_gpus_do() -> None:
+    told = story("strict", max_workers=4)
+    told.begin(1, a=1)
+    told.pilot("a-0")
+    assert EndJob(JobId(TrialId("0000"), 1), "resize") in reported(told, "0000", 800)
+    (start,) = (i for i in told.ends("0000.1") if isinstance(i, StartJob))
+    assert start.schedule == ((0, 1), (1, 2)), "100 steps, then 50"
+    reported(told, "0000", 800)
+    (start,) = (i for i in told.ends("0000.2") if isinstance(i, StartJob))
+    assert start.schedule == ((0, 1), (1, 2), (2, 4, 2))
+    assert start.placement.world_size == 4
+
+
+def test_a_search_of_a_version_that_counted_no_samples_goes_on_as_it_began() -> None:
+    told = story("strict", max_workers=4)
+    told.begin(1, a=1)
+    told.pilot("a-0")
+    reported(told, "0000", None)
+    told.ends("0000.1")
+    reported(told, "0000", 800)
+    (start,) = (i for i in told.ends("0000.2") if isinstance(i, StartJob))
+    assert start.schedule == ((0, 1), (1, 2), (2, 4))

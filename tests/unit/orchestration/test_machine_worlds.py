@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parsl_rasda.types import StudyState
+from parsl_rasda.orchestration.events import ObserveTrial, StartJob, TrialFinished
+from parsl_rasda.types import StudyState, schedule_entry
 from tests.unit.orchestration.random_world import Setup, Shape, World
 
 VARIANTS = ("stopping", "promotion", "synchronous")
@@ -39,6 +42,9 @@ def setups(draw: st.DrawFn, variant: str, growth: str) -> Setup:
         max_retries=draw(st.integers(0, 2)),
         checkpoints_shared=draw(st.booleans()),
         restart_s=draw(st.sampled_from([0.0, 0.1, 2.0])),
+        batch=draw(st.sampled_from(["doubling", "constant"])),
+        samples=draw(st.sampled_from([None, 100, 700, 1600])),
+        batch_size=draw(st.sampled_from([6, 8])),
     )
 
 
@@ -60,3 +66,48 @@ def test_the_books_stay_right_and_a_fair_world_ends_every_study(variant: str, gr
             assert again.handle(event) == instructions, "a replay decides as the live run did"
 
     check()
+
+
+def results_of(world: World) -> tuple[object, ...]:
+    """What each trial reported by epoch, and how it ended: all that a user can tell two runs by."""
+    told = [i for _, instructions in world.record for i in instructions]
+    return (
+        {t.id: (t.state, t.history) for t in world.machine.trials.values()},
+        {i.trial: (i.state, i.metric, i.reason) for i in told if isinstance(i, TrialFinished)},
+        {(i.trial, i.epoch): i.metric for i in told if isinstance(i, ObserveTrial)},
+        {i.schedule for i in told if isinstance(i, StartJob)},
+    )
+
+
+@settings(deadline=None)
+@given(setups("synchronous", "elastic"), st.sampled_from(["elastic", "strict"]), st.integers(0, 2**32))
+def test_with_a_constant_batch_rasda_trains_and_decides_what_asha_does(
+    setup: Setup, growth: str, seed: int
+) -> None:
+    """Weights depend on what a job is told of replicas and batches, so equal schedules are equal bits."""
+    room = {name: replace(shape, nodes=16, gpus_per_node=4) for name, shape in setup.sites.items()}
+    tried = replace(setup, batch="constant", growth=growth, sites=room, max_retries=1000)
+    rasda = World(tried, seed)
+    asha = World(replace(tried, kind="asha", growth="none"), seed + 1)
+    for world in (rasda, asha):
+        world.start_controller()
+        world.fair()
+    assert results_of(rasda) == results_of(asha)
+    assert {entry for schedule in results_of(rasda)[3] for entry in schedule} <= {
+        schedule_entry(0, setup.method.most_workers, 1)
+    }
+
+
+@pytest.mark.parametrize("growth", ["elastic", "strict"])
+def test_with_a_constant_batch_only_the_gpus_grow(growth: str) -> None:
+    setup = Setup("synchronous", growth, {"a": Shape(4, 4)}, trials=4, max_workers=4, batch="constant")
+    world = World(setup, seed=3)
+    world.start_controller()
+    world.fair()
+    starts = [i for _, instructions in world.record for i in instructions if isinstance(i, StartJob)]
+    assert {s.schedule for s in starts} == {((0, 4, 1),)}
+    widths = {epoch: {s.placement.world_size for s in starts if s.epoch == epoch} for epoch in (0, 1, 2)}
+    if growth == "strict":
+        assert widths == {0: {1}, 1: {2}, 2: {4}}
+    else:
+        assert max(widths[0]) == 4, "elastic may use a GPU for each replica at any time"

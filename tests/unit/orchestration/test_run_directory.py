@@ -3,22 +3,25 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from parsl_rasda.atomic_files import create_file
 from parsl_rasda.errors import RunDirectoryError
+from parsl_rasda.orchestration import controllers
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.types import JobId, TrialId
 
 CONTROL = """
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from parsl_rasda.orchestration.run_directory import RunDirectory
 with RunDirectory(Path(sys.argv[1])).controlled():
@@ -27,9 +30,9 @@ with RunDirectory(Path(sys.argv[1])).controlled():
 """
 
 
-def controller(directory: Path) -> subprocess.Popen[str]:
+def controller(directory: Path, *around: str) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", CONTROL, str(directory)],
+        [*around, sys.executable, "-c", CONTROL, str(directory)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -39,8 +42,17 @@ def controller(directory: Path) -> subprocess.Popen[str]:
     return process
 
 
-def claim(directory: Path, **changes: object) -> Path:
-    """A controller on another host, as it shows itself."""
+def claim(directory: Path, number: int = 1, **changes: object) -> Path:
+    """The claim of a controller on another host."""
+    file = directory / "controllers" / f"{number:06}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    there = {"host": "elsewhere", "boot": "its own", "pids": "pid:[1]", "pid": 1, "start": "1"}
+    file.write_text(json.dumps(there | changes))
+    return file
+
+
+def old_claim(directory: Path, **changes: object) -> Path:
+    """A controller of 0.1.0, on another host."""
     directory.mkdir(exist_ok=True)
     file = directory / "controller.json"
     file.write_text(json.dumps({"host": "elsewhere", "pid": 1, "start": "1", **changes}))
@@ -93,8 +105,7 @@ def test_the_same_process_cannot_control_a_directory_twice(tmp_path: Path) -> No
 
 
 def test_of_many_threads_at_once_one_controls_a_directory_and_the_others_are_refused(tmp_path: Path) -> None:
-    claim(tmp_path)
-    os.utime(tmp_path / "controller.json", (0, 0))  # of a dead one, which all of them would remove
+    os.utime(claim(tmp_path), (0, 0))  # of a dead one, whose place all of them would take
     together, all_tried = threading.Barrier(8), threading.Barrier(8)
 
     def control(_: int) -> str:
@@ -111,11 +122,14 @@ def test_of_many_threads_at_once_one_controls_a_directory_and_the_others_are_ref
         first, *others = sorted(threads.map(control, range(8)), key="controls".__ne__)
     assert first == "controls"
     assert all("is being run by another thread of this process" in refusal for refusal in others)
-    assert list(tmp_path.iterdir()) == []
+    assert RunDirectory(tmp_path).controller is None
 
 
-def test_a_controller_elsewhere_lives_as_long_as_it_beats(tmp_path: Path) -> None:
-    file = claim(tmp_path)
+@pytest.mark.parametrize("made", [claim, old_claim])
+def test_a_controller_elsewhere_lives_as_long_as_it_renews_its_lease(
+    tmp_path: Path, made: Callable[[Path], Path]
+) -> None:
+    file = made(tmp_path)
     run = RunDirectory(tmp_path)
     with pytest.raises(RunDirectoryError, match="process 1 on elsewhere"), run.controlled():
         pass
@@ -129,21 +143,172 @@ def test_a_controller_elsewhere_lives_as_long_as_it_beats(tmp_path: Path) -> Non
 
 
 def test_another_process_with_the_same_number_is_not_the_controller(tmp_path: Path) -> None:
-    claim(tmp_path, host=platform.node(), pid=os.getpid(), start="before this process began")
+    with RunDirectory(tmp_path).controlled():
+        ours = json.loads((tmp_path / "controllers" / "000001.json").read_text())
+    claim(tmp_path, 2, **{**ours, "start": "before this process began"})
+    assert RunDirectory(tmp_path).controller is None
+    claim(tmp_path, 2, **{**ours, "boot": "another", "start": "before this process began"})
+    assert RunDirectory(tmp_path).controller is not None, "of another boot, only the lease is known"
+
+
+def test_another_process_of_an_earlier_version_is_not_the_controller(tmp_path: Path) -> None:
+    old_claim(tmp_path, host=platform.node(), pid=os.getpid(), start="before this process began")
     assert RunDirectory(tmp_path).controller is None
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "7"])
-def test_a_claim_that_cannot_be_read_is_none(tmp_path: Path, content: str) -> None:
-    claim(tmp_path).write_text(content)
+@pytest.mark.parametrize("content", ["", "{", "[]", "7", "{}", '{"host": 1, "pid": "x", "start": []}'])
+@pytest.mark.parametrize("made", [claim, old_claim])
+def test_a_claim_that_cannot_be_read_is_none(
+    tmp_path: Path, content: str, made: Callable[[Path], Path]
+) -> None:
+    file = made(tmp_path)
+    file.write_text(content)
+    os.utime(file, (0, 0))
     with RunDirectory(tmp_path).controlled():
         pass
 
 
-def test_a_beat_without_a_claim_writes_nothing(tmp_path: Path) -> None:
+def test_a_run_without_a_claim_is_nobodys(tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match="taken over"):
-        RunDirectory(tmp_path).beat()
+        RunDirectory(tmp_path).verify()
     assert list(tmp_path.iterdir()) == []
+
+
+RACE = """
+import os, sys
+from pathlib import Path
+from parsl_rasda.atomic_files import create_file
+from parsl_rasda.errors import RunDirectoryError
+from parsl_rasda.orchestration.run_directory import RunDirectory
+say = lambda word: print(word, flush=True)
+say("ready")
+for line in sys.stdin:
+    try:
+        with RunDirectory(Path(line.strip())).controlled():
+            say("inside")
+            sys.stdin.readline()
+    except RunDirectoryError:
+        say("refused")
+        sys.stdin.readline()
+    say("left")
+"""
+
+
+def test_of_eight_processes_that_claim_a_stale_lock_at_once_one_gets_it(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        racers = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", RACE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                )
+            )
+            for _ in range(8)
+        ]
+
+        def tell(line: str) -> list[str]:
+            for racer in racers:
+                assert racer.stdin is not None
+                racer.stdin.write(line + "\n")
+                racer.stdin.flush()
+            return heard()
+
+        def heard() -> list[str]:
+            return sorted(racer.stdout.readline().strip() for racer in racers if racer.stdout)
+
+        assert heard() == ["ready"] * 8
+        for round_ in range(60):
+            directory = tmp_path / str(round_)
+            os.utime((claim, old_claim)[round_ % 2](directory), (0, 0))
+            assert tell(str(directory)) == ["inside"] + ["refused"] * 7, round_
+            assert tell("") == ["left"] * 8
+        for racer in racers:
+            assert racer.stdin is not None
+            racer.stdin.close()
+
+
+def test_whoever_finds_a_dead_controller_does_not_end_the_one_that_came_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.utime(claim(tmp_path), (0, 0))
+    quicker: list[subprocess.Popen[str]] = []
+
+    def create(file: Path, content: str) -> bool:
+        quicker.extend([] if quicker else [controller(tmp_path)])
+        return create_file(file, content)
+
+    monkeypatch.setattr(controllers, "create_file", create)
+    with (
+        pytest.raises(RunDirectoryError, match="is being run by process"),
+        RunDirectory(tmp_path).controlled(),
+    ):
+        pass
+    assert RunDirectory(tmp_path).controller == f"process {quicker[0].pid} on {platform.node()}"
+    with quicker[0]:
+        quicker[0].kill()
+
+
+_MAY_UNSHARE = shutil.which("unshare") is not None and os.geteuid() == 0
+in_a_container = pytest.mark.skipif(not _MAY_UNSHARE, reason="only root may make a PID namespace")
+
+
+@in_a_container
+def test_a_claim_from_a_container_finds_the_controller_outside_by_its_lease(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path).controlled():
+        inside = subprocess.run(
+            ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", CONTROL, str(tmp_path)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert f"is being run by process {os.getpid()} on" in inside.stderr
+        RunDirectory(tmp_path).verify()
+
+
+@in_a_container
+def test_a_controller_in_a_container_is_found_outside_by_its_lease(tmp_path: Path) -> None:
+    around = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+    with controller(tmp_path, *around) as inside:
+        with (
+            pytest.raises(RunDirectoryError, match="is being run by process"),
+            RunDirectory(tmp_path).controlled(),
+        ):
+            pass
+        inside.kill()
+    assert RunDirectory(tmp_path).controller is not None, "who has died there cannot be told yet"
+    os.utime(tmp_path / "controllers" / "000001.json", (0, 0))
+    with RunDirectory(tmp_path).controlled():
+        assert RunDirectory(tmp_path).controller == f"process {os.getpid()} on {platform.node()}"
+
+
+def test_a_lease_is_renewed_until_the_controller_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renewed = threading.Event()
+    real = os.utime
+
+    def utime(file: Path) -> None:
+        real(file)
+        renewed.set()
+
+    monkeypatch.setattr(controllers, "RENEWAL_S", 0.01)
+    with RunDirectory(tmp_path).controlled():
+        monkeypatch.setattr("parsl_rasda.orchestration.controllers.os.utime", utime)
+        file = tmp_path / "controllers" / "000001.json"
+        real(file, (0, 0))
+        renewed.clear()
+        assert renewed.wait(10.0)
+        assert file.stat().st_mtime > 0
+    assert file.read_bytes() == b"", "a copy of the run is nobody's either"
+
+
+def test_a_lease_is_measured_by_the_time_of_the_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim(tmp_path)
+    for skew_s in (-1e6, 1e6):
+        monkeypatch.setattr("time.time", lambda skew_s=skew_s: skew_s)
+        assert RunDirectory(tmp_path).controller is not None
 
 
 def test_attempts_have_directories_of_their_own(tmp_path: Path) -> None:
@@ -155,10 +320,8 @@ def test_attempts_have_directories_of_their_own(tmp_path: Path) -> None:
 def test_a_controller_that_was_taken_over_notices_and_leaves_the_claim_alone(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     with directory.controlled():
-        other = json.dumps({"host": "elsewhere", "pid": 1, "start": "1"})
-        (tmp_path / "controller.json").unlink()
-        (tmp_path / "controller.json").write_text(other)
-        for act in (directory.verify, directory.beat):
-            with pytest.raises(RunDirectoryError, match="taken over by process 1 on elsewhere"):
-                act()
-    assert (tmp_path / "controller.json").read_text() == other
+        theirs = claim(tmp_path, 2)
+        before = theirs.read_text()
+        with pytest.raises(RunDirectoryError, match="taken over by process 1 on elsewhere"):
+            directory.verify()
+    assert theirs.read_text() == before

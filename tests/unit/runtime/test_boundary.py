@@ -36,8 +36,8 @@ def attempt_at(tmp_path):
 
 
 def test_a_job_without_a_controller_goes_on_to_its_end(attempt_at) -> None:
-    assert own_answer(attempt_at(3, interactive=False), NO_REASON) == (Answer.GO, 4, 2)
-    assert own_answer(attempt_at(4, interactive=False), A_REASON) == (Answer.LEAVE, 0, 0)
+    assert own_answer(attempt_at(3, interactive=False), NO_REASON) == (Answer.GO, 4, 2, 2)
+    assert own_answer(attempt_at(4, interactive=False), A_REASON) == (Answer.LEAVE, 0, 0, 0)
 
 
 def test_an_answer_that_will_never_come_is_not_waited_for(attempt_at) -> None:
@@ -55,11 +55,12 @@ def test_a_reason_to_leave_comes_before_the_controllers_answer(attempt_at) -> No
 @pytest.mark.parametrize(
     ("message", "answer"),
     [
-        ({"op": "go", "until": 8, "replicas": 4}, (Answer.GO, 8, 4)),
-        ({"op": "go", "until": 8}, (Answer.GO, 8, 2)),
-        ({"op": "go", "until": 4}, (Answer.LEAVE, 0, 0)),  # of a stretch that is done already
-        ({"op": "leave"}, (Answer.LEAVE, 0, 0)),
-        (None, (Answer.WAIT, 0, 0)),
+        ({"op": "go", "until": 8, "replicas": 4}, (Answer.GO, 8, 4, 4)),
+        ({"op": "go", "until": 8, "replicas": 4, "batches": 1}, (Answer.GO, 8, 4, 1)),
+        ({"op": "go", "until": 8}, (Answer.GO, 8, 2, 2)),
+        ({"op": "go", "until": 4}, (Answer.LEAVE, 0, 0, 0)),  # of a stretch that is done already
+        ({"op": "leave"}, (Answer.LEAVE, 0, 0, 0)),
+        (None, (Answer.WAIT, 0, 0, 0)),
     ],
 )
 def test_an_interactive_job_does_what_the_controller_answers(attempt_at, message, answer) -> None:

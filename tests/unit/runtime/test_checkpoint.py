@@ -198,3 +198,11 @@ def test_weights_of_another_model_are_refused(tmp_path) -> None:
     trained(tmp_path)
     with pytest.raises(CheckpointError, match="it belongs to another model"):
         load_model(tmp_path / "epoch-000001", nn.Linear(3, 1))
+
+
+def test_scripts_of_before_find_the_format_under_its_old_name() -> None:
+    from parsl_rasda.runtime import checkpoint as before
+    from parsl_rasda.runtime.checkpoints import checkpoint
+
+    assert before.read_tensors is checkpoint.read_tensors
+    assert before.write_checkpoint is checkpoint.write_checkpoint

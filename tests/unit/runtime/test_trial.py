@@ -343,12 +343,12 @@ def test_all_kinds_of_data_sets_give_the_same(data) -> None:
 def test_processes_that_read_ahead_change_nothing() -> None:
     def with_workers(workers):
         trial = local_trial({}, replicas=2, batch_size=4)
-        trial.prepare(nn.Linear(3, 1), sgd, lr=0.1)
+        model, _ = trial.prepare(nn.Linear(3, 1), sgd, lr=0.1)
         batches = []
         for _ in trial.epochs():
             for x, y in trial.batches(Pairs(), workers=workers):
                 batches.append(x)
-                trial.step(trial._engine.model(x).sum() * 0 + y.sum() * 0)
+                trial.step(model(x).sum() * 0 + y.sum() * 0)
             trial.report(val_loss=0.0)
         return torch.cat(batches)
 

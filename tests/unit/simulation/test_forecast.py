@@ -66,7 +66,7 @@ def test_a_long_queue_and_dear_restarts_are_named_when_rasda_will_not_pay(rehear
 
 def test_replicas_that_never_grow_are_named(rehearsals) -> None:
     (sentence,) = plan(rehearsals.study_of(num_samples=4, scheduler={"max_workers": 1})).advice
-    assert "replicas never grow" in sentence
+    assert "trials never grow" in sentence
 
 
 def test_a_strict_study_learns_when_elastic_would_be_faster(rehearsals) -> None:
@@ -212,3 +212,26 @@ def test_a_run_without_an_epoch_leaves_the_estimates_in_force(rehearsals, tmp_pa
     history = replay_search(RunDirectory(tmp_path), study.name, study.tune_stages["tune"].tune)
     assert not plan(study, measured=history).is_measured
     assert math.isnan(measured_costs(replace(history, machine=history.machine), seed=0).metric(0, 1))
+
+
+def test_with_a_constant_batch_only_gpus_grow_and_asha_has_the_same_replicas(rehearsals) -> None:
+    method = {"variant": "synchronous", "batch": "constant"}
+    for kind in ("rasda", "asha"):
+        found = plan(rehearsals.study_of(num_samples=4, scheduler={**method, "kind": kind}))
+        assert {r.replicas for r in found.rungs} == {4}
+        assert [r.workers for r in found.rungs] == ([1, 2, 4, 4] if kind == "rasda" else [1, 1, 1, 1])
+        assert policy(found, "RASDA elastic").speedup > 1.3
+        assert policy(found, "RASDA strict").speedup is not None
+        assert len({p.epochs for p in found.policies}) == 1
+
+
+def test_a_batch_that_stops_growing_is_foretold_where_the_samples_are_known(rehearsals) -> None:
+    sentence = (
+        "at 4 replicas an epoch of 448 samples has 4 steps with batch_size 32; the batch stays at 1 x 32: "
+        "GPUs still grow"
+    )
+    known = plan(rehearsals.study_of(estimates={"samples": 448}))
+    assert sentence in known.advice
+    assert [r.workers for r in known.rungs] == [1, 2, 4, 4]
+    for spec in ({}, {"estimates": {"samples": 448}, "scheduler": {"min_steps_per_epoch": None}}):
+        assert not any("the batch stays" in s for s in plan(rehearsals.study_of(**spec)).advice)

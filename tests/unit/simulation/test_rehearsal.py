@@ -57,6 +57,23 @@ def test_elastic_is_never_slower_than_asha_and_late_at_no_rung(block: int) -> No
     assert faster > 20
 
 
+@pytest.mark.parametrize("block", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 6))])
+def test_starts_below_the_replicas_are_late_at_no_rung_either(block: int) -> None:
+    """With a constant batch a trial may widen at once to what its last rung gives."""
+    faster = sooner = 0
+    for seed in range(25 * block, 25 * block + 25):
+        instance = random_instance(seed)
+        narrow, asha = (rehearse(instance, growth, has_constant_batch=True) for growth in ("elastic", "none"))
+        doubling = rehearse(instance, "elastic")
+        assert narrow.machine.state is asha.machine.state is StudyState.DONE
+        assert narrow.makespan_s <= asha.makespan_s * (1 + HONEST), instance
+        assert not narrow.late(asha), instance
+        faster += narrow.makespan_s < asha.makespan_s * 0.95
+        sooner += narrow.makespan_s <= doubling.makespan_s * (1 + HONEST)
+    assert faster > 10
+    assert sooner > 10
+
+
 @pytest.mark.parametrize(("growth", "ratio"), [("elastic", 1), ("strict", 1), ("elastic", 0.25)])
 def test_growth_pays_where_gpus_fall_idle(growth: str, ratio: float) -> None:
     instance = Instance(1, gpus=32, ratio=ratio, rungs=4)

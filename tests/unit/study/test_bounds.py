@@ -11,7 +11,7 @@ import pytest
 from parsl_rasda.cli.options import load_inputs
 from parsl_rasda.errors import InvalidFileError
 from parsl_rasda.orchestration.assembly import build_study_searcher
-from parsl_rasda.study import declare_study, load_site, load_study
+from parsl_rasda.study import declare_study, dump_study, load_site, load_study
 from parsl_rasda.study.document import parse_document
 
 SITE = "provider: {type: LocalProvider}\naccelerator: none\nmpi_launcher: process\n"
@@ -234,6 +234,26 @@ def test_a_program_is_held_to_what_a_file_can_hold() -> None:
             declare_study(
                 {"name": "x", "tune": {**tune, "search_space": {"a": {"constant": wrong}}}}, "Study"
             )
+
+
+@pytest.mark.parametrize(
+    "constant",
+    [
+        f"[&a '{chr(0x1D6FC) * 60_000}'{', *a' * 15}]",
+        f"[&a '{chr(34) * 60_000}'{', *a' * 15}]",
+        "[" * 80 + f"&a [{'0, ' * 10_000}0]{', *a' * 8}" + "]" * 80,
+    ],
+    ids=["characters of four bytes", "quotes", "indentation"],
+)
+def test_what_is_accepted_can_be_read_from_its_copy(constant: str, tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text(
+        TUNE.replace("search_space: {", f"search_space: {{big: {{constant: {constant}}}, "), "utf-8"
+    )
+    study = load_study(file)
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(dump_study(study), "utf-8")
+    assert load_study(copy, is_copy=True) == study
 
 
 @pytest.mark.parametrize(

@@ -256,6 +256,16 @@ MISTAKES: dict[str, tuple[str | int, ...]] = {
         "searcher:\n        kind: list\n        configs:\n        - {lr: 1, batch: 8}\n        - {lr: 0.1}",
         "searcher.configs.1: found {lr: 0.1}; allowed: one that gives training.batch_size, which is batch",
     ),
+    "no number of steps": (
+        "max_workers: 8",
+        "max_workers: 8\n        min_steps_per_epoch: -1",
+        "scheduler.min_steps_per_epoch: found -1; allowed: greater than or equal to 0",
+    ),
+    "a batch of another kind": (
+        "max_workers: 8",
+        "max_workers: 8\n        batch: constantly",
+        "scheduler.batch: found 'constantly'; allowed: doubling, constant (did you mean constant?)",
+    ),
     "warm-up that may be missing": (
         "{initial: 1}",
         "{initial: momentum}",
@@ -358,9 +368,52 @@ def test_a_mistake_reads_as_one_sentence(folder: Path) -> None:
     (mistake,) = _mistakes(study)
     assert str(mistake) == (
         f"{study}:21: stages.tune.tune.scheduler.reduction_factr: found an unknown key; allowed: kind, "
-        "variant, grace_period, max_t, reduction_factor, scaling_factor, num_workers, max_workers, growth "
-        "(did you mean reduction_factor?)"
+        "variant, grace_period, max_t, reduction_factor, scaling_factor, num_workers, max_workers, batch, "
+        "min_steps_per_epoch, growth (did you mean reduction_factor?)"
     )
+
+
+NEAREST = "which 8 replicas cannot share (scheduler.batch: constant); allowed:"
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "words"),
+    [
+        ({"batch_size: batch": "batch_size: 20"}, "training.batch_size", f"found 20, {NEAREST} 16 or 24"),
+        ({"batch_size: batch": "batch_size: 3"}, "training.batch_size", f"found 3, {NEAREST} 8"),
+        (
+            {"{choice: [16, 32]}": "{choice: [16, 36, 32]}"},
+            "search_space.batch.choice.1",
+            f"found 36, {NEAREST} 32 or 40",
+        ),
+        ({"{choice: [16, 32]}": "12"}, "search_space.batch", f"found 12, {NEAREST} 8 or 16"),
+        (
+            {"{choice: [16, 32]}": "{int: [16, 32]}"},
+            "search_space.batch.int",
+            f"found [16, 32] in steps of 1, {NEAREST} multiples of 8 as low and as step",
+        ),
+    ],
+)
+def test_a_batch_that_fixed_replicas_cannot_share_is_named_with_the_nearest_that_they_can(
+    folder: Path, changes: dict[str, str], key: str, words: str
+) -> None:
+    study = folder / "study.yaml"
+    text = study.read_text().replace("max_workers: 8", "max_workers: 8\n        batch: constant")
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    study.write_text(text)
+    (mistake,) = _mistakes(study)
+    assert str(mistake).endswith(f"tune.{key}: {words}")
+    assert str(mistake).startswith(f"{study}:")
+
+
+def test_batches_that_fixed_replicas_can_share_are_no_mistake(folder: Path) -> None:
+    study = folder / "study.yaml"
+    text = study.read_text().replace("max_workers: 8", "max_workers: 8\n        batch: constant")
+    for sizes in ("{choice: [16, 32]}", "{int: [16, 64], step: 8}", "{int: [24, 24]}", "40"):
+        study.write_text(text.replace("{choice: [16, 32]}", sizes))
+        load_study(study, environment={})
 
 
 def test_a_circle_of_stages_is_named(folder: Path) -> None:

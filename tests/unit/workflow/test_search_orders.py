@@ -49,7 +49,7 @@ def order_on(site: SiteName, folder: Path) -> JobSpec:
     search = Search(study, "tune", study.tune_stages["tune"].tune, sites, runner, run, run, GIVEN)
     slots = Placement(site, PilotId("p"), (NodeSlots(NodeName("n"), (0,)),))
     start = StartJob(JobId(TrialId("0000"), 1), {}, slots, 0, 2, ((0, 1),), None)
-    return search._orders().build(start, interactive=False, deadline=None)
+    return search.job_specs().build(start, interactive=False, deadline=None)
 
 
 def test_a_site_must_have_the_paths_that_are_its_own_and_those_that_stages_made(tmp_path: Path) -> None:

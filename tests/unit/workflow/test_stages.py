@@ -214,13 +214,13 @@ def test_a_controller_that_was_taken_over_writes_nothing(passage: Passage) -> No
     with passage.session() as session:
 
         def taken(stage: str, call: Call) -> Any:
-            claim = passage.directory / "controller.json"
+            claim = passage.directory / "controllers" / "000002.json"
             claim.write_text(json.dumps({"host": "elsewhere", "pid": 1, "start": "1"}))
             raise StageFailedError(stage, "not mine any more")
 
         with pytest.raises((RunDirectoryError, StageFailedError)):
             session.run_in(FakePool(taken))  # type: ignore[arg-type]  # as above
-    (passage.directory / "controller.json").unlink()
+    (passage.directory / "controllers" / "000002.json").unlink()
     assert "failed" not in passage.states.values()
 
 

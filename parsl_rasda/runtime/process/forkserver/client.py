@@ -196,19 +196,19 @@ def _request(arguments: list[str], environ: dict[str, str]) -> dict[str, Any]:
 def _connected(path: str) -> socket.socket:
     """Return a connection to the server; start one if there is none."""
     try:
-        return _connection(path)
+        return connection(path)
     except OSError:
         pass
     with alone(os.path.dirname(path)):  # other clients wait here and then find the new server
         try:
-            return _connection(path)
+            return connection(path)
         except OSError:
             pass
         _check_refusal(path)
         _check_lasting()
         _clean_up(os.path.dirname(path))
         _start_server(path)
-        return _connection(path)
+        return connection(path)
 
 
 def ensure_server(path: str) -> None:
@@ -219,14 +219,15 @@ def ensure_server(path: str) -> None:
     """
     with alone(os.path.dirname(path)):
         try:
-            _connection(path).close()
+            connection(path).close()
         except OSError:
             _check_refusal(path)
             _clean_up(os.path.dirname(path))
             _start_server(path)
 
 
-def _connection(path: str) -> socket.socket:
+def connection(path: str) -> socket.socket:
+    """Return a connection to the server of a socket."""
     link = socket.socket(socket.AF_UNIX)
     try:
         link.connect(path)

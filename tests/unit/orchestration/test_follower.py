@@ -1,0 +1,102 @@
+"""What another version decided stands: trials are where the journal says, and go on from there."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parsl_rasda.orchestration.machine import Machine
+from parsl_rasda.types import StudyState, TrialState
+from tests.unit.orchestration.random_world import Setup, World
+from tests.unit.orchestration.test_machine_worlds import GROWTH, VARIANTS, setups
+
+any_setup = st.tuples(st.sampled_from(VARIANTS), st.sampled_from(GROWTH)).flatmap(lambda k: setups(*k))
+seeds = st.integers(0, 2**32)
+
+
+def lived(setup: Setup, seed: int) -> World:
+    """Return a world that has been left in the middle."""
+    world = World(setup, seed, 0.1)
+    world.unfair(random.Random(seed).randrange(5, 120))
+    return world
+
+
+def follow(setup: Setup, world: World) -> Machine:
+    machine = setup.machine()
+    for event, instructions in world.record:
+        machine.follow(event, instructions)
+    return machine
+
+
+def standing(machine: Machine) -> dict:
+    """Return what a next controller builds on."""
+    return {
+        t.id: (t.state if t.state.is_final else "", t.attempt, t.history, t.checkpoint, t.config)
+        for t in machine.trials.values()
+    }
+
+
+def move_on(world: World, machine: Machine) -> World:
+    """Let a world go on with another machine, after the death of its controller."""
+    world.machine = machine
+    world.start_controller()
+    world.fair()
+    return world
+
+
+@settings(max_examples=2 * settings.default.max_examples, deadline=None)
+@given(any_setup, seeds)
+def test_who_follows_is_where_the_journal_ends(setup: Setup, seed: int) -> None:
+    world = lived(setup, seed)
+    machine = follow(setup, world)
+    assert standing(machine) == standing(world.machine)
+    assert set(machine.jobs) == set(world.machine.jobs)
+    assert machine.num_samples == world.machine.num_samples
+
+
+@settings(max_examples=2 * settings.default.max_examples, deadline=None)
+@given(any_setup, seeds, st.sampled_from(VARIANTS), st.sampled_from(GROWTH))
+def test_a_version_that_decides_otherwise_goes_on_to_an_end(
+    setup: Setup, seed: int, variant: str, growth: str
+) -> None:
+    world = lived(setup, seed)
+    other = replace(setup, variant=variant, growth=growth)
+    machine = follow(other, world)
+    before = {k: v for k, v in standing(machine).items() if v[0]}
+    world.setup = other
+    move_on(world, machine)
+    assert world.finished is not None
+    if world.finished.state is not StudyState.NO_SITE:
+        assert all(t.state.is_final for t in machine.trials.values())
+    assert {k: v for k, v in standing(machine).items() if k in before} == before, "ends stand"
+
+
+@settings(max_examples=settings.default.max_examples, deadline=None)
+@given(any_setup, seeds, st.sampled_from(VARIANTS), st.sampled_from(GROWTH))
+def test_a_replay_comes_to_the_same_after_it_was_followed(
+    setup: Setup, seed: int, variant: str, growth: str
+) -> None:
+    world = lived(setup, seed)
+    other, count = replace(setup, variant=variant, growth=growth), len(world.record)
+    machine = follow(other, world)
+    world.setup = other
+    move_on(world, machine)
+    again = other.machine()
+    for number, (event, instructions) in enumerate(world.record):
+        if number < count:
+            again.follow(event, instructions)
+        else:
+            assert again.handle(event) == instructions
+
+
+@settings(max_examples=settings.default.max_examples, deadline=None)
+@given(any_setup, seeds)
+def test_no_trial_is_left_behind(setup: Setup, seed: int) -> None:
+    """Whoever waits, ran or paused in the journal waits or is paused for the next controller."""
+    world = lived(setup, seed)
+    machine = move_on(world, follow(setup, world)).machine
+    left = [t.id for t in machine.trials.values() if t.state in {TrialState.WAITING, TrialState.RUNNING}]
+    assert not left or world.finished.state is StudyState.NO_SITE
