@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 FOR_DEMO := $(VENV)/.installed-demo
 FOR_ALL := $(VENV)/.installed
 
-.PHONY: demo test test-unit mutations chaos lint install clean
+.PHONY: demo test test-unit mutations chaos mutants soak lint install clean
 demo: $(FOR_DEMO)
 	$(BIN)/parsl-rasda run workflows/cfd_defiltering/study.yaml --site local --dir $$(mktemp -d -p . runs.XXXXXX)/cfd_defiltering
 
@@ -24,10 +24,18 @@ test-unit: install
 mutations: install
 	PYTHONPATH=. $(BIN)/python benchmarks/mutations.py --count 100000 --parts $$(nproc)
 
-# A death of the controller after every record of its journal, and 200 runs with whatever dies in them. An hour.
+# A death of the controller after every record of its journal, and 200 runs with whatever dies in them. Hours.
 chaos: install
 	RASDA_CRASH_POINTS=1:1000 $(BIN)/python -m pytest tests/integration/test_crash_points.py
 	PYTHONPATH=. $(BIN)/python benchmarks/chaos.py --runs 200 --out benchmarks/results/chaos.json
+
+# Small changes of what decides, of which unit tests must notice 85 in 100. An hour.
+mutants: install
+	$(BIN)/python benchmarks/mutants.py --count 200 --out benchmarks/results/mutants.json
+
+# 10,000 emulated trials on 256 logical slots: neither the controller nor its files may grow.
+soak: install
+	$(BIN)/python benchmarks/soak.py --out benchmarks/results/soak.json
 
 lint: install
 	$(BIN)/ruff check .
