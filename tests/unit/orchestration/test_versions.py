@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,7 @@ def test_what_nobody_can_follow_is_an_error_with_its_line(killed: Path) -> None:
 def test_a_record_that_contradicts_those_before_it_is_an_error_with_its_line(tmp_path: Path) -> None:
     driver(tmp_path, FakeBackend(curve), OLD).run(6, {SITE: 1})
     records = [*read(tmp_path / "journal.jsonl")]
-    rewrite(tmp_path, [records[0], records[1], records[1]])
-    with pytest.raises(JournalError, match=r"journal.jsonl:4: cannot follow what is before it \("):
+    twice = replace(records[1].event, nodes=records[1].event.nodes * 2)
+    rewrite(tmp_path, [records[0], replace(records[1], event=twice)])
+    with pytest.raises(JournalError, match=r"journal.jsonl:3: cannot follow what is before it \("):
         replayed(tmp_path, OLD)
