@@ -36,6 +36,7 @@ from parsl_rasda.runtime.checkpoints.checkpoint import checkpoint_name, publish_
 from parsl_rasda.runtime.checkpoints.seal import check_files
 from parsl_rasda.runtime.engine.group import PeersLostError, listening, publish_address, published_address
 from parsl_rasda.types import JSON, Outcome, Phase
+from parsl_rasda.user_modules import python_path
 
 POLL_S = 0.05
 _LAST_BYTES = 4096
@@ -144,6 +145,7 @@ def _environment(attempt: Attempt) -> dict[str, str]:
         host, port = published_address(attempt.directory)
     return {
         **os.environ,
+        "PYTHONPATH": python_path([*attempt.spec.search_path, str(Path.cwd())], os.environ),
         "RANK": str(context.rank),
         "WORLD_SIZE": str(context.size),
         "LOCAL_RANK": str(context.device_index),
