@@ -159,16 +159,15 @@ class Slots:
         """Refuse what a site file could not say."""
         self.site()
 
-    def site(self, search_path: Sequence[Path] = ()) -> ExecutorSite:
-        """Return the site that they amount to, for a study whose functions are in these folders."""
+    def site(self) -> ExecutorSite:
+        """Return the site that they amount to."""
         declared = {
             "name": self.executor,
             "nodes": self.nodes,
             "gpus_per_node": self.gpus_per_node,
             "accelerator": self.accelerator,
             "mpi_launcher": self.mpi_launcher,
-            # Where this program finds its modules, its ranks must find them too.
-            "environment": {"PYTHONPATH": os.pathsep.join([*map(str, search_path), *_own_modules()])},
+            "environment": _environment(),
             **self.settings,
         }
         return declare_executor(declared, f"Slots({self.executor!r})")
@@ -216,12 +215,13 @@ def tune(
 
     kernel = data_flow_kernel or parsl.dfk()
     slots = [slots] if isinstance(slots, Slots) else slots
-    sites = _sites(slots, kernel.executors, study.search_path)
+    paths = (*study.search_path, *(path for path in _own_modules() if path not in study.search_path))
+    sites = _sites(slots, kernel.executors)
     name, stage = study.search
     _check_inputs(study, inputs, directory)
     check_search_fit(stage.tune, sites, {})
     run = RunDirectory(_run_directory(study.spec.name, directory).resolve())
-    search = Embedded(kernel, study.spec, study.search_path, sites, run, progress or NoProgress())
+    search = Embedded(kernel, study.spec, paths, sites, run, progress or NoProgress())
 
     def begin(**arrived: Any) -> Future[Any]:
         return search.begin(arrived)
@@ -262,9 +262,7 @@ def _ours(stage: str, error: BaseException) -> RasdaError:
     return failed
 
 
-def _sites(
-    slots: Sequence[Slots], executors: Mapping[str, Any], search_path: Sequence[Path]
-) -> list[ExecutorSite]:
+def _sites(slots: Sequence[Slots], executors: Mapping[str, Any]) -> list[ExecutorSite]:
     labels = [label for label in executors if label != _INTERNAL]
     named = [each.executor for each in slots]
     for executor in named:
@@ -274,7 +272,7 @@ def _sites(
             )
     if not named or len(named) > len(set(named)):
         raise InvalidSettingError("slots", listing(named), "at least one executor, each of them once")
-    return [each.site(search_path) for each in slots]
+    return [each.site() for each in slots]
 
 
 def _check_inputs(study: Study, inputs: Mapping[str, Any], directory: object) -> None:
@@ -287,10 +285,16 @@ def _check_inputs(study: Study, inputs: Mapping[str, Any], directory: object) ->
         raise InvalidSettingError("directory", type(directory).__name__, allowed)
 
 
-def _own_modules() -> list[str]:
-    """Return the folders that this program imports from, beside what is installed."""
+def _own_modules() -> list[Path]:
+    """Return the folders that this program imports from, beside what is installed; its ranks do, too."""
     installed = (sys.prefix, sys.base_prefix)
-    return [str(Path(path).resolve()) for path in sys.path if not path.startswith(installed)]
+    return [Path(path).resolve() for path in sys.path if not path.startswith(installed)]
+
+
+def _environment() -> dict[str, str]:
+    """Return what ranks need to find this package where it is not installed."""
+    package = Path(__file__).resolve().parents[1]
+    return {"PYTHONPATH": str(package)} if package in _own_modules() else {}
 
 
 def _run_directory(study: str, directory: str | os.PathLike[str] | None) -> Path:

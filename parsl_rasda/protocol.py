@@ -119,6 +119,7 @@ class JobSpec:
             epoch is 0; the last entry holds for the coming stretch.
         epoch: Epochs already done; training resumes there.
         until: Epochs done when the job must ask (`interactive`) or end.
+        search_path: Folders of the study's own modules.
         paths: ``(input, path)`` pairs: absolute paths that the site of the job must have.
         resume_from: Checkpoint directory or URL, or None to start afresh.
         share_at: URL of a folder that all sites reach, for copies of this attempt's checkpoints, or None.
@@ -144,6 +145,7 @@ class JobSpec:
     python: str | None = None  # "module:function"
     command: tuple[str, ...] | None = None
     inputs: Mapping[str, JSON] = field(default_factory=dict)
+    search_path: tuple[str, ...] = ()
     paths: tuple[tuple[str, str], ...] = ()
     training: Training = field(default_factory=Training)
     resume_from: str | None = None
@@ -185,6 +187,7 @@ class JobSpec:
         values["training"] = Training(**_known(Training, data.get("training", {}), versioned=False))
         values["schedule"] = tuple(tuple(int(n) for n in entry) for entry in data["schedule"])
         values["slots"] = tuple(data.get("slots", ()))
+        values["search_path"] = tuple(map(str, data.get("search_path", ())))
         values["paths"] = tuple((str(name), str(path)) for name, path in data.get("paths", ()))
         if values.get("command") is not None:
             values["command"] = tuple(values["command"])

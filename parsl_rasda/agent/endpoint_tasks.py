@@ -172,7 +172,7 @@ def run(
         launch: A `launch.base.LaunchCommand`.
         mark: Marks every process of the launch (`orphan_reaper.JOB_VARIABLE`).
         sender: A `TaskContext`.
-        python_path: Folders to import from, before the site's own.
+        python_path: Folders that ranks import from, as the order says.
         grace_s: How long ranks may take to leave [s].
 
     Returns:
@@ -198,10 +198,7 @@ def run(
         return {"block": this_block(), "jobs": [], "unfit": str(error)}
     if not is_first:
         return {"block": this_block(), "jobs": [_state(directory, job.job, 0)]}
-    launch["environment"] |= {
-        orphan_reaper.RUN_VARIABLE: ours.process_mark,
-        **({"PYTHONPATH": path} if path else {}),
-    }
+    launch["environment"] |= {orphan_reaper.RUN_VARIABLE: ours.process_mark}
     report = _run_claimed(job, launch, mark, ours, grace_s)
     with suppress(OSError):  # it is in the answer, too
         create_file(directory / "report.json", json.dumps(report.to_json()))

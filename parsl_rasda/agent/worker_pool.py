@@ -8,11 +8,14 @@ and shares its memory with the others.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import runpy
+import sys
 
 import parsl.multiprocessing
 
 from parsl_rasda.agent import pool_folder
+from parsl_rasda.socket_folder import shorten_paths
 
 _PACKAGE = "parsl.executors.high_throughput"
 _POOL = f"{_PACKAGE}.process_worker_pool"
@@ -23,6 +26,9 @@ _PRELOADED = ["parsl", "psutil", "zmq", f"{_PACKAGE}.executor", f"{_PACKAGE}.pro
 
 def main() -> None:
     """Be Parsl's manager of one node until it ends; the command line is Parsl's."""
+    if not sys.flags.safe_path:  # as multiprocessing then starts its server, too: see `user_modules`
+        os.execv(sys.executable, [sys.executable, "-P", "-m", __spec__.name, *sys.argv[1:]])
+    shorten_paths()
     pool_folder.use()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)

@@ -96,7 +96,7 @@ class PilotAllocation:
         path = str(Path(order.directory) / "order.json")
         if warm_start and order.python is not None and order.accelerator != "none":
             return (self.python, "-S", "-E", "-s", self.rank_client, path)
-        return (self.python, "-m", "parsl_rasda.runtime", path)
+        return (self.python, "-Pm", "parsl_rasda.runtime", path)
 
     def with_servers(
         self, launch: LaunchCommand, program: tuple[str, ...], placement: Placement

@@ -135,7 +135,7 @@ class BackendContext:
         study: Name of the study, for others who would use the same pilot.
         narrowest: Slots of the narrowest job, which bounds how many run at a time.
         stages_at_once: Calls of stages that run beside the jobs at a time.
-        python_path: Folders of user modules, for stages and ranks.
+        python_path: Folders of user modules, which a distant site must have, too.
     """
 
     directory: Path

@@ -43,6 +43,7 @@ class JobSpecBuilder:
 
     Attributes:
         inputs: Results of the stages it needs, and constants, by argument name.
+        search_path: Folders of the study's own modules.
     """
 
     study: str
@@ -51,6 +52,7 @@ class JobSpecBuilder:
     directory: RunDirectory
     sites: Mapping[SiteName, SiteFacts]
     inputs: Mapping[str, JSON] = field(default_factory=dict)
+    search_path: tuple[str, ...] = ()
 
     def build(self, start: StartJob, *, interactive: bool, deadline: float | None) -> JobSpec:
         """Return the spec of one attempt."""
@@ -72,6 +74,7 @@ class JobSpecBuilder:
             python=self.tune.training.python,
             command=self.tune.training.command,
             inputs={**self.inputs, **site.inputs},
+            search_path=self.search_path,
             paths=site.paths,
             training=self.tune.training.resolve(start.config),
             resume_from=start.resume_from,

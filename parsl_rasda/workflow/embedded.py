@@ -117,7 +117,17 @@ class Embedded:
             for name, site in sites.items()
         }
         backend = MultiSiteBackend(backends)
-        search = Search(study, self.name, stage.tune, sites, backend, self.run, self.run, call.arguments)
+        search = Search(
+            study,
+            self.name,
+            stage.tune,
+            sites,
+            backend,
+            self.run,
+            self.run,
+            call.arguments,
+            search_path=[*map(str, self.search_path)],
+        )
         return search, tuple(backends.values())
 
     # ------------------------------------------------------------------------- the program's end

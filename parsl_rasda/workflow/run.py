@@ -232,6 +232,7 @@ class WorkflowRun:
                 call.arguments,
                 _known(stage, done),
                 self.retry_failed,
+                self.search_path,
             )
             self.searches.append(search)
             found = search.run(self.progress)

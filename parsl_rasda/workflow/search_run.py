@@ -37,6 +37,7 @@ class Search:
         directory: Where its journal and its trials are.
         claimed: The directory of the whole run, which this controller has claimed.
         retry_failed: Trials that failed start afresh.
+        search_path: Folders of the study's own modules.
     """
 
     study: StudySpec
@@ -49,6 +50,7 @@ class Search:
     inputs: Mapping[str, JSON]
     known: Sequence[Mapping[str, JSON]] = ()
     retry_failed: bool = False
+    search_path: Sequence[str] = ()
     state: StudyState = StudyState.RUNNING
     cause: str = ""
     _history: ReplayedSearch | None = None
@@ -128,7 +130,13 @@ class Search:
             inputs, work_dir = self._inputs_at(name), Path(site.work_dir) if site.work_dir else None
             facts[name] = SiteFacts(site.accelerator, work_dir, inputs, self._paths_at(inputs))
         return JobSpecBuilder(
-            self.study.name, self.study.seed, self.tune, self.directory, facts, dict(self.inputs)
+            self.study.name,
+            self.study.seed,
+            self.tune,
+            self.directory,
+            facts,
+            dict(self.inputs),
+            tuple(self.search_path),
         )
 
     def _paths_at(self, here: Mapping[str, JSON]) -> tuple[tuple[str, str], ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from typing import Any
 from parsl_rasda.agent.strays import ending_strays
 from parsl_rasda.errors import StageFailedError
 from parsl_rasda.plain_text import words_of
+from parsl_rasda.user_modules import add_user_folders, import_user_module, python_path
 
 
 def call_python(
@@ -47,14 +49,14 @@ def call_python(
     Raises:
         StageFailedError: If a file is not there, or the function raises, or returns what JSON cannot hold.
     """
-    sys.path[:0] = [path for path in search_path if path not in sys.path]
+    add_user_folders(search_path)
     _forget_edited(search_path)
     staged = _paths_of(stage, files, inputs)
     folder = _emptied(directory)
     begin = time.perf_counter()
     try:
         module, _, name = target.partition(":")
-        function = getattr(importlib.import_module(module), name)
+        function = getattr(import_user_module(module), name)
         _remember(search_path)
         given = {**arguments, **staged}
         if "directory" in inspect.signature(function).parameters and "directory" not in given:
@@ -83,16 +85,18 @@ def call_command(
         StageFailedError: If a file is not there, it ends with another code than 0, or `result.json` is
             not JSON.
     """
-    del search_path  # of Python stages only
     given = {**arguments, **_paths_of(stage, files, inputs)}
     folder = _emptied(directory)
     values = {k: v if isinstance(v, str) else json.dumps(v) for k, v in given.items()}
     argv = [word.format(**{"directory": str(folder), **values}) for word in words]
     begin = time.perf_counter()
     log = folder / "log.txt"
+    environment = {**os.environ, "PYTHONPATH": python_path([*search_path, str(Path.cwd())], os.environ)}
     with log.open("wb") as output, ending_strays():
         try:
-            done = subprocess.run(argv, cwd=folder, stdout=output, stderr=subprocess.STDOUT, check=False)
+            done = subprocess.run(
+                argv, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False
+            )
         except OSError as error:
             raise StageFailedError(stage, f"{argv[0]}: {error.strerror}") from error
     if done.returncode:

@@ -124,7 +124,8 @@ def build_executor(
         provider=build_provider(site, worker_init),
         interchange_launch_cmd=(
             *("/usr/bin/env", f"{RUN_VARIABLE}={mark}"),
-            *(sys.executable, "-m", "parsl_rasda.backends.parsl.interchange"),
+            # -P: nothing in the folder that we were started in may take the place of Python's modules
+            *(sys.executable, "-P", "-m", "parsl_rasda.backends.parsl.interchange"),
         ),
         launch_cmd=_LAUNCH_COMMAND,
         address=address,
@@ -140,9 +141,8 @@ def build_executor(
     return executor
 
 
-def worker_init(mark: str, python_path: tuple[Path, ...]) -> str:
+def worker_init(mark: str) -> str:
     """Return the shell lines that every pilot of ours needs."""
-    paths = ":".join(str(path) for path in python_path)
     return "\n".join(
         (
             f"umask {current_umask():04o}",  # batch systems need not pass it on
@@ -152,7 +152,6 @@ def worker_init(mark: str, python_path: tuple[Path, ...]) -> str:
             "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}",
             # Last, so that a launcher from the site's modules comes before one from the environment.
             f'export PATH="$PATH":{shlex.quote(str(Path(sys.executable).parent))}',
-            f'export PYTHONPATH={shlex.quote(paths)}${{PYTHONPATH:+":$PYTHONPATH"}}',
         )
     )
 

@@ -103,10 +103,7 @@ def own_pilots(site: ParslSiteSpec, context: BackendContext) -> PilotSourceFacto
         check_folder(Path(site.work_dir))
     slots = site.slots_per_pilot or site.nodes_per_pilot * _slots_per_node(site)
     workers = max(1, slots // context.narrowest) + context.stages_at_once
-    python_path = (*context.python_path, Path.cwd())
-    return lambda mark, on_end: OwnPilots(
-        site, context.directory, mark, workers=workers, python_path=python_path, on_end=on_end
-    )
+    return lambda mark, on_end: OwnPilots(site, context.directory, mark, workers=workers, on_end=on_end)
 
 
 def pilots_in_executor(kernel: Any, label: str) -> PilotSourceFactory:
@@ -124,7 +121,6 @@ class OwnPilots:
         mark: str,
         *,
         workers: int,
-        python_path: tuple[Path, ...],
         on_end: OnPilotEnd,
     ) -> None:
         """Prepare; nothing is started yet.
@@ -134,11 +130,10 @@ class OwnPilots:
             directory: For Parsl's own files.
             mark: Marks every process of the run (`orphan_reaper`).
             workers: Tasks at a time on a pilot.
-            python_path: Folders of user modules.
             on_end: Called from a thread of Parsl's when a pilot has ended that was not released.
         """
         self._site, self._directory, self._mark = site, directory, mark
-        self._workers, self._python_path, self._on_end = workers, python_path, on_end
+        self._workers, self._on_end = workers, on_end
         self._kernel: Any = None  # parsl.DataFlowKernel, untyped
         self._executors: dict[ExecutorLabel, PilotExecutor] = {}
         self._blocks: dict[ExecutorLabel, str] = {}
@@ -220,7 +215,7 @@ class OwnPilots:
             label,
             workers=self._workers,
             address=self.address,
-            worker_init=htex.worker_init(self._mark, self._python_path),
+            worker_init=htex.worker_init(self._mark),
             mark=self._mark,
             on_states=self._on_states,
         )

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Tens
 from parsl_rasda.errors import TrainingError
 from parsl_rasda.runtime.engine.batches import Batch, as_tensors, collate, is_array, to_device
 from parsl_rasda.runtime.engine.replicas import seed_of
+from parsl_rasda.socket_folder import shorten_paths
 
 Read: TypeAlias = tuple[int, Sequence[int]]  # a seed and the samples of one batch
 
@@ -274,6 +275,7 @@ def read_all(
         batches = map(as_tensors, batches)
     elif workers:
         todo, pinned = _Reads(reads), device.type == "cuda"
+        shorten_paths()  # the training function may have set a TMPDIR of its own
         loader = DataLoader(
             _Batches(samples),
             batch_size=None,

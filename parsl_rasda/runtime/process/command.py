@@ -46,6 +46,7 @@ from parsl_rasda.runtime.engine.group import (
 from parsl_rasda.runtime.engine.replicas import share_of_replica
 from parsl_rasda.runtime.process.torchrun import torchrun_environment
 from parsl_rasda.types import JSON, Outcome, Phase
+from parsl_rasda.user_modules import python_path
 
 POLL_S = 0.05
 _LAST_BYTES = 4096
@@ -156,7 +157,11 @@ def _environment(attempt: Attempt) -> dict[str, str]:
         publish_address(attempt.directory, address)
     else:
         address = published_address(attempt.directory)
-    return torchrun_environment(attempt.spec, attempt.context, os.environ, address.host, address.port)
+    environ = {
+        **os.environ,
+        "PYTHONPATH": python_path([*attempt.spec.search_path, str(Path.cwd())], os.environ),
+    }
+    return torchrun_environment(attempt.spec, attempt.context, environ, address.host, address.port)
 
 
 def _free_address(directory: Path) -> Address:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import importlib
 import math
 import os
 import signal
@@ -41,7 +40,9 @@ from parsl_rasda.runtime.process.end import End, end_by
 from parsl_rasda.runtime.process.forkserver.client import STOP_SIGNALS
 from parsl_rasda.runtime.process.rank_parent import continue_in_child
 from parsl_rasda.runtime.trial import Trial
+from parsl_rasda.socket_folder import discard, shorten_paths
 from parsl_rasda.types import Outcome, Phase
+from parsl_rasda.user_modules import add_user_folders, import_user_module
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -77,6 +78,7 @@ def main(argv: Sequence[str]) -> NoReturn:
     if context.size > 1 and not is_forked:
         continue_in_child(spec)
     _listen(attempt, control)
+    shorten_paths()
     end = _run(attempt)
     attempt.interruptible = False
     _leave(attempt, end)
@@ -209,6 +211,7 @@ def _shared(attempt: Attempt, outcome: Outcome, *, together: bool) -> End:
 
 def _train(attempt: Attempt) -> None:
     seed_start(attempt.spec.seed)
+    add_user_folders([*attempt.spec.search_path, str(Path.cwd())])
     function = training_function(attempt.spec.python or "")
     if attempt.context.size == 1:
         attempt.enter(Phase.FIRST_STEP)  # several ranks must meet first
@@ -226,7 +229,7 @@ def training_function(name: str) -> Callable[[Trial], None]:
         TrainingError: If the module has no such function.
     """
     module_name, _, function_name = name.partition(":")
-    function = getattr(importlib.import_module(module_name), function_name, None)
+    function = getattr(import_user_module(module_name), function_name, None)
     if not callable(function):
         raise TrainingError(
             f"`training.python` is {name!r}, but there is no such function.", "Write module:function."
@@ -247,6 +250,7 @@ def _leave(attempt: Attempt, end: End) -> NoReturn:
         _await_report(attempt, FINAL_REPORT_S)  # rank 0 was told to leave too, and dies with this one
     for helper in _helpers():
         helper.kill()  # those that read ahead ignore SIGTERM
+    discard()
     is_first = attempt.context.size > 1 and not end.together  # then the rank's parent ends the launch
     os._exit(1 if failed or is_first else 0)
 

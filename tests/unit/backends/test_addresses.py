@@ -15,7 +15,7 @@ from parsl_rasda.study.sites import ParslSiteSpec
 
 def address(**fields: Any) -> str:
     site = ParslSiteSpec.model_validate({"name": "s", "provider": {"type": "SlurmProvider"}, **fields})
-    pilots = OwnPilots(site, Path(), "mark", workers=1, python_path=(), on_end=lambda label, end: None)
+    pilots = OwnPilots(site, Path(), "mark", workers=1, on_end=lambda label, end: None)
     return pilots.address
 
 

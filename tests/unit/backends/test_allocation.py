@@ -159,7 +159,7 @@ def test_walltimes_are_read_as_parsl_writes_them(text: str, seconds: float) -> N
     assert walltime_s(text) == seconds
 
 
-PLAIN = ("/site/python", "-m", "parsl_rasda.runtime", "/run/t0/order.json")
+PLAIN = ("/site/python", "-Pm", "parsl_rasda.runtime", "/run/t0/order.json")
 FORKED = ("/site/python", "-S", "-E", "-s", "/site/client.py", "/run/t0/order.json")
 
 

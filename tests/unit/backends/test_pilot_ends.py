@@ -35,7 +35,6 @@ def poll(executor: Executor, **site: Any) -> PilotExit | None:
         Path(),
         "mark",
         workers=1,
-        python_path=(),
         on_end=lambda label, end: None,
     )
     pilots._executors[LABEL], pilots._blocks[LABEL] = executor, "0"  # type: ignore[assignment]

@@ -334,7 +334,7 @@ def _be_daemon(path: str, writing: int) -> None:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     program = "parsl_rasda.runtime.process.forkserver.server"
-    os.execve(sys.executable, [sys.executable, "-m", program, path], environ)
+    os.execve(sys.executable, [sys.executable, "-P", "-m", program, path], environ)
 
 
 def _become_rank(arguments: list[str], early: list[int]) -> NoReturn:
@@ -343,7 +343,7 @@ def _become_rank(arguments: list[str], early: list[int]) -> NoReturn:
         signal.signal(number, signal.SIG_DFL)
     for caught in early:
         os.kill(os.getpid(), caught)
-    os.execv(sys.executable, [sys.executable, "-m", PROGRAM, *arguments])
+    os.execv(sys.executable, [sys.executable, "-P", "-m", PROGRAM, *arguments])
 
 
 def _stand_in(link: socket.socket, early: list[int]) -> NoReturn:

@@ -163,7 +163,6 @@ def _be_rank(request: Mapping[str, Any], descriptors: list[int]) -> NoReturn:
     program = importlib.import_module(f"{client.PROGRAM}.__main__")
     main: Callable[[list[str]], NoReturn] = program.main
     sys.argv = [str(program.__file__), *request["arguments"]]
-    sys.path[0] = str(Path.cwd())
     sys.modules["__main__"] = program  # `spawn` of multiprocessing reads its name
     importlib.invalidate_caches()
     try:
