@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import queue
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, assert_never
 
 from parsl_rasda.errors import JournalError
 from parsl_rasda.orchestration.backend import Backend, BackendFailed, event_of
 from parsl_rasda.orchestration.events import (
+    CodeSeen,
     ContinueJob,
     EndJob,
     Event,
@@ -109,7 +110,7 @@ class Driver:
         self.backend.open(self._events.put)
         try:
             started = StudyStarted(self.clock(), num_samples, dict(sites), retry_failed)
-            finish = self._act(self.record([started]), pilots)
+            finish = self._act(self.record([started, *self._code_events()]), pilots)
             while finish is None and not self._abandoned:
                 finish = self._step(pilots)
         finally:
@@ -132,7 +133,13 @@ class Driver:
             except queue.Empty:
                 break
         pilots.update({e.pilot: e for e in batch if isinstance(e, PilotStarted)})
-        return self._act(self.record(batch), pilots)
+        return self._act(self.record([*self._code_events(), *batch]), pilots)
+
+    def _code_events(self) -> Iterator[Event]:
+        """Yield what code jobs run that start now, unless it is what was seen before."""
+        modules = self.job_specs.code.now().digests
+        if modules and modules != self.machine.code:
+            yield CodeSeen(self.clock(), modules)
 
     def _heartbeat(self) -> None:
         now = self.clock()

@@ -195,6 +195,18 @@ class SiteDegraded:
 
 
 @dataclass(frozen=True, slots=True)
+class CodeSeen:
+    """Jobs that start from now on run this code of the study's own. It is written down.
+
+    Attributes:
+        modules: The digest of what each module of the study does.
+    """
+
+    at: float
+    modules: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class StudyInterrupted:
     """The user pressed Ctrl-C, or the controller was told to leave."""
 
@@ -213,6 +225,7 @@ Event: TypeAlias = (
     | JobEnded
     | TimerFired
     | SiteDegraded
+    | CodeSeen
     | StudyInterrupted
 )
 

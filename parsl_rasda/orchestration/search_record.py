@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from parsl_rasda.orchestration.events import Instruction
@@ -46,6 +47,7 @@ class SearchRecord:
         exhausted_at: Trials that were wanted when the searcher had no more.
         is_proposing: The searcher has been asked and has not answered.
         is_over: `FinishStudy` has been returned.
+        code: The digest of each module of the study's own, as jobs run it that start now.
         interruption: Why it was interrupted, if not by the user.
         now: Time of the event that is handled [s].
         instructions: What follows from it, so far.
@@ -64,6 +66,7 @@ class SearchRecord:
     exhausted_at: int = 0
     is_proposing: bool = False
     is_over: bool = False
+    code: Mapping[str, str] = field(default_factory=dict)
     interruption: str = ""
     now: float = 0.0
     instructions: list[Instruction] = field(default_factory=list)
