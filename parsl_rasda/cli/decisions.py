@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import TypeAlias
 
 from parsl_rasda.orchestration.events import (
+    CodeSeen,
     ContinueJob,
     EndJob,
     Event,
@@ -25,6 +26,7 @@ from parsl_rasda.orchestration.events import (
     TrialFinished,
 )
 from parsl_rasda.orchestration.machine import Machine
+from parsl_rasda.study_code.code import changed_modules
 from parsl_rasda.types import Outcome, Placement, TrialId
 
 Fact: TypeAlias = str | int | float | None
@@ -51,12 +53,23 @@ class DecisionLog:
         """Begin in the state of a machine."""
         self._until = {t.id: t.until for t in machine.trials.values()}
         self._world_size: dict[TrialId, int] = {}
+        self._code = machine.code
 
     def lines(self, event: Event, instructions: tuple[Instruction, ...]) -> Iterator[DecisionLine]:
         """Yield what people want to know about one event and its instructions."""
+        if isinstance(event, CodeSeen):
+            yield from self._code_lines(event)
         yield from _event_lines(event)
         for instruction in instructions:
             yield from self._instruction_lines(event.at, instruction)
+
+    def _code_lines(self, event: CodeSeen) -> Iterator[DecisionLine]:
+        if self._code:
+            facts = {"modules": ",".join(changed_modules(self._code, event.modules))}
+            yield DecisionLine(
+                event.at, "code-changed", {**facts, "advice": "code: pinned keeps it as it was"}
+            )
+        self._code = event.modules
 
     def _instruction_lines(self, at: float, instruction: Instruction) -> Iterator[DecisionLine]:
         facts: dict[str, Fact]

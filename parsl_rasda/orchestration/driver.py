@@ -10,7 +10,7 @@ import gc
 import math
 import queue
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import zip_longest
 from typing import Protocol, assert_never
@@ -18,6 +18,7 @@ from typing import Protocol, assert_never
 from parsl_rasda.errors import JournalError, OtherDecisionError
 from parsl_rasda.orchestration.backend import Backend, BackendFailed, event_of
 from parsl_rasda.orchestration.events import (
+    CodeSeen,
     ContinueJob,
     EndJob,
     Event,
@@ -113,7 +114,7 @@ class Driver:
         self.backend.open(self._events.put)
         try:
             started = StudyStarted(self.clock(), num_samples, dict(sites), retry_failed)
-            finish = self._act(self.record([started]), pilots)
+            finish = self._act(self.record([started, *self._code_events()]), pilots)
             while finish is None and not self._abandoned:
                 finish = self._step(pilots)
         finally:
@@ -136,7 +137,13 @@ class Driver:
             except queue.Empty:
                 break
         pilots.update({e.pilot: e for e in batch if isinstance(e, PilotStarted)})
-        return self._act(self.record(batch), pilots)
+        return self._act(self.record([*self._code_events(), *batch]), pilots)
+
+    def _code_events(self) -> Iterator[Event]:
+        """Yield what code jobs run that start now, unless it is what was seen before."""
+        modules = self.job_specs.code.now().digests
+        if modules and modules != self.machine.code:
+            yield CodeSeen(self.clock(), modules)
 
     def _heartbeat(self) -> None:
         now = self.clock()

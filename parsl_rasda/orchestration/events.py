@@ -206,6 +206,18 @@ class VersionChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class CodeSeen:
+    """Jobs that start from now on run this code of the study's own. It is written down.
+
+    Attributes:
+        modules: The digest of what each module of the study does.
+    """
+
+    at: float
+    modules: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class StudyInterrupted:
     """The user pressed Ctrl-C, or the controller was told to leave."""
 
@@ -225,6 +237,7 @@ Event: TypeAlias = (
     | TimerFired
     | SiteDegraded
     | VersionChanged
+    | CodeSeen
     | StudyInterrupted
 )
 

@@ -18,6 +18,7 @@ from parsl_rasda.protocol import (
     read_report,
 )
 from parsl_rasda.study import TuneSpec
+from parsl_rasda.study_code.code import CodeWatch
 from parsl_rasda.types import JSON, JobId, SiteName, TrialId
 
 
@@ -53,6 +54,12 @@ class JobSpecBuilder:
     sites: Mapping[SiteName, SiteFacts]
     inputs: Mapping[str, JSON] = field(default_factory=dict)
     search_path: tuple[str, ...] = ()
+    code: CodeWatch = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Watch the code of the training function."""
+        paths = [Path(path) for path in self.search_path]
+        object.__setattr__(self, "code", CodeWatch(self.tune.training.python, paths))
 
     def build(self, start: StartJob, *, interactive: bool, deadline: float | None) -> JobSpec:
         """Return the spec of one attempt."""

@@ -25,6 +25,7 @@ from parsl_rasda.orchestration.states import JobState
 from parsl_rasda.orchestration.trial_record import LiveJob, TrialRecord
 from parsl_rasda.placement.cluster_state import NO_CAUTION, PendingTrial, RunningTrial
 from parsl_rasda.protocol import Checkpoint
+from parsl_rasda.study_code.code import digest_of
 from parsl_rasda.types import JobId, Outcome, Placement, SiteName, StudyState, TrialState
 
 _FREE_PREEMPTIONS = 5  # in a row without a finished epoch, after which they cost retries
@@ -145,6 +146,9 @@ class TrialLifecycle:
         search = self._search
         trial.enter(TrialState.RUNNING)
         trial.attempt += 1
+        code = digest_of(search.code)
+        if code and code not in trial.codes:
+            trial.codes.append(code)
         trial.site = placement.site
         trial.rewind()
         asks, answered = search.settings.interactive, search.pilots.up[placement.pilot].interactive

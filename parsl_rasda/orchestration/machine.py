@@ -15,11 +15,13 @@ changes trials and jobs, `FaultModel` says whose fault their ends were, `Allocat
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import assert_never
 
 from parsl_rasda.orchestration.allocator import Allocator
 from parsl_rasda.orchestration.completion import Completion
 from parsl_rasda.orchestration.events import (
+    CodeSeen,
     EpochReported,
     Event,
     Instruction,
@@ -97,6 +99,11 @@ class Machine:
         return self._search.state
 
     @property
+    def code(self) -> Mapping[str, str]:
+        """The digest of each module of the study's own, as jobs run it that start now; none if unknown."""
+        return self._search.code
+
+    @property
     def num_samples(self) -> int:
         """Trials wanted in all."""
         return self._search.num_samples
@@ -165,6 +172,8 @@ class Machine:
                 self._on_timer()
             case SiteDegraded() | VersionChanged():
                 pass  # it is written down
+            case CodeSeen():
+                self._search.code = event.modules
             case _:
                 assert_never(event)
 

@@ -5,6 +5,7 @@
     study.yaml  sites/<site>.yaml      what was declared, resolved: enough to resume elsewhere
     journal.jsonl                      what happened and what was decided
     origin.json                        where the study's functions are
+    code/                              a copy of them, if the study says `code: pinned`
     mark                               a string that no other run has
     controllers/                       who has run the study, and who does now
     trials/<id>/attempt-<n>/           orders, epochs, checkpoints and reports of each attempt
@@ -52,6 +53,11 @@ class RunDirectory:
     def origin(self) -> Path:
         """Where the study's functions are."""
         return self.path / "origin.json"
+
+    @property
+    def code(self) -> Path:
+        """A copy of the study's modules, if its code is pinned."""
+        return self.path / "code"
 
     @property
     def sites(self) -> Path:

@@ -51,6 +51,7 @@ class SearchRecord:
         exhausted_at: Trials that were wanted when the searcher had no more.
         is_proposing: The searcher has been asked and has not answered.
         is_over: `FinishStudy` has been returned.
+        code: The digest of each module of the study's own, as jobs run it that start now.
         interruption: Why it was interrupted, if not by the user.
         counts_samples: Whether its first report said how many samples an epoch has; None before it.
         now: Time of the event that is handled [s].
@@ -71,6 +72,7 @@ class SearchRecord:
     exhausted_at: int = 0
     is_proposing: bool = False
     is_over: bool = False
+    code: Mapping[str, str] = field(default_factory=dict)
     interruption: str = ""
     counts_samples: bool | None = None
     now: float = 0.0

@@ -160,6 +160,7 @@ def _trial(trial: TrialRecord) -> dict[str, Any]:
         "attempts": trial.attempt,
         "losses": trial.retries,
         "reason": trial.reason,
+        "code": list(trial.codes),
         "config": dict(trial.config),
         "history": [[e, m if math.isfinite(m) else None] for e, m in sorted(trial.history.items())],
         "checkpoint": trial.checkpoint.path if trial.checkpoint else None,

@@ -76,6 +76,7 @@ class TrialRecord:
         retries: Retries spent.
         checkpoint_losses: Checkpoints that were gone when they were asked for.
         preemptions: Preemptions since the last finished epoch.
+        codes: Digests of the study's code that its attempts have run, each once.
         history: Metric by epoch, as reported; a repeated epoch replaces its first report.
         samples: Training samples of an epoch, as its first report said.
     """
@@ -98,6 +99,7 @@ class TrialRecord:
     history: dict[int, float] = field(default_factory=dict)
     samples: int | None = None
     reason: str = ""
+    codes: list[str] = field(default_factory=list)
 
     def enter(self, state: TrialState) -> None:
         """Change the state of the trial.
@@ -162,7 +164,7 @@ class TrialRecord:
         self.forget()
         self.schedule = [first]
         self.epoch = self.retries = self.checkpoint_losses = self.preemptions = self.rung = 0
-        self.history, self.reason = {}, ""
+        self.history, self.reason, self.codes = {}, "", []
 
     def forget(self) -> None:
         """Forget all checkpoints, and where they are."""

@@ -6,10 +6,12 @@ The live view, `status`, `report` and the simulator all read these; nothing else
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from parsl_rasda.orchestration.events import (
     RELEASED,
+    CodeSeen,
     ContinueJob,
     EndJob,
     EpochReported,
@@ -29,6 +31,7 @@ from parsl_rasda.orchestration.events import (
     StudyInterrupted,
     StudyStarted,
 )
+from parsl_rasda.study_code.code import changed_modules
 from parsl_rasda.types import JobId, Outcome, PilotId, SiteName, TrialId
 
 _NOT_COUNTED = (ContinueJob, ObserveTrial, ProposeTrial)  # most are
@@ -68,6 +71,7 @@ class Usage:
     cause: str = ""
     awaited: dict[PilotId, tuple[SiteName, float]] = field(default_factory=dict)
     _is_leaving: bool = False
+    _code: Mapping[str, str] = field(default_factory=dict)
     _pilots: dict[PilotId, tuple[float, int]] = field(default_factory=dict)
     _jobs: dict[JobId, int] = field(default_factory=dict)
     _resizing: dict[TrialId, float] = field(default_factory=dict)
@@ -86,6 +90,8 @@ class Usage:
                 self._open_pilot(event)
             case PilotEnded() | SiteDegraded():
                 self._add_fault(event)
+            case CodeSeen():
+                self._add_code(event)
             case JobStarted() if event.job in self._restarting:
                 self.restarts_s.append(event.at - self._restarting.pop(event.job))
             case JobEnded():
@@ -136,6 +142,13 @@ class Usage:
         self.awaited.clear()
         self.started_at, self.finished_at, self.cause = event.at, None, ""
         self._is_leaving = False
+
+    def _add_code(self, event: CodeSeen) -> None:
+        if self._code:
+            names = ", ".join(changed_modules(self._code, event.modules))
+            words = f"changed in mid-search: {names}; trials that start from now on run other code"
+            self.faults.append(Fault(event.at, "code", words))
+        self._code = event.modules
 
     def _add_fault(self, event: PilotEnded | SiteDegraded) -> None:
         what = f"site {event.site}"

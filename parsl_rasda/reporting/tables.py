@@ -200,9 +200,19 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str | Text]]:
         yield "preempted", f"{counted(preempted, 'attempt')}, taken up again at no cost in retries"
     if summary["state"] == StudyState.RUNNING:
         yield from _places(summary)
+    yield from _codes(summary)
     for aside in summary.get("set_aside", ()):  # summaries of earlier versions have none
         again = f"tried again from {clock(aside['until'])} on"
         yield "set aside", f"{aside['name']}, {again}: {truncated(aside['cause'], 200)}"
+
+
+def _codes(summary: Summary) -> Iterator[tuple[str, str]]:
+    """Yield which trials have run which code, if not all have run the same."""
+    ran = _by_cause(
+        (code, trial["trial"]) for trial in summary["trial_list"] for code in trial.get("code", ())
+    )
+    if len(ran) > 1:
+        yield "code", "changed in mid-search; " + "; ".join(f"{code}: {who}" for code, who in ran.items())
 
 
 def _places(summary: Summary) -> Iterator[tuple[str, str]]:

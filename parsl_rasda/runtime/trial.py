@@ -186,8 +186,8 @@ class Trial:
             yield self.epoch
             if self._in_epoch:
                 raise TrainingError(
-                    f"Epoch {self.epoch} ended without trial.report(...) on rank {self.rank}.",
-                    "Call it once an epoch, on every rank.",
+                    f"Epoch {self.epoch} ended without trial.report(...).",
+                    f"Call it once an epoch, on every rank; this is rank {self.rank}.",
                 )
             self._decide()
 

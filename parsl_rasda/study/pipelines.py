@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, TypeGuard
 
 from pydantic import BeforeValidator, Discriminator, Field, JsonValue, Tag
 
@@ -166,6 +166,10 @@ class StudySpec(Spec):
     seed: Seed = Field(
         0, description="Seed of the searchers and of the training; a stage has the seeds that it is given."
     )
+    code: Literal["live", "pinned"] = Field(
+        "live",
+        description="pinned: a run makes a copy of the study's modules when it begins, and runs that.",
+    )
     stages: Mapping[Identifier, _AnyStage] = Field(
         min_length=1,
         max_length=MOST_STAGES,
@@ -203,6 +207,12 @@ class StudySpec(Spec):
         stages = mapping_at(plain, "stages")
         if len(stages) > MOST_STAGES:
             return
+        if plain.get("code") == "pinned":
+            for name, stage in stages.items():
+                training = mapping_at(mapping_at(stage, "tune"), "training") if _is_search(stage) else {}
+                if training.get("command") is not None:
+                    allowed = f"live: what the training.command of {name} runs is not known"
+                    yield Diagnostic(("code",), "pinned", allowed)
         for name, stage in stages.items():
             if isinstance(stage, Mapping):
                 for problem in _stage_problems(name, stage, stages):
@@ -216,6 +226,10 @@ SHORT_KEYS = ("tune", "with", "site")
 def is_short_form(data: object) -> bool:
     """Return whether a study is a single `tune` at the top level."""
     return isinstance(data, Mapping) and "tune" in data and "stages" not in data
+
+
+def _is_search(stage: object) -> TypeGuard[Mapping[str, object]]:
+    return isinstance(stage, Mapping) and "tune" in stage
 
 
 def _stage_problems(name: str, stage: Plain, stages: Plain) -> Iterator[Diagnostic]:

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import ast
 import copy
-from collections.abc import Iterator, Sequence
+import hashlib
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
+from typing import Self, TypeGuard
 
 from parsl_rasda.study_code.targets import TargetError, bindings, followed, parsed, source_file, statements
 
@@ -37,6 +41,78 @@ def code_of(target: str, paths: Sequence[Path]) -> str:
     if file is None or not reader.is_own(module, file):
         return file.read_text(errors="replace", encoding="utf-8") if file else ""
     return "\n".join(f"{place} {text}" for place, text in sorted(reader.closure((module, name)).items()))
+
+
+@dataclass(frozen=True, slots=True)
+class OwnCode:
+    """What the modules of a study do for one function.
+
+    Attributes:
+        digests: Of each module.
+        files: Of these modules.
+    """
+
+    digests: Mapping[str, str]
+    files: tuple[Path, ...]
+
+    @classmethod
+    def of(cls, target: str, paths: Sequence[Path]) -> Self:
+        """Read the code behind ``package.module:function``; none if there is no such module here."""
+        module, _, name = target.partition(":")
+        reader = _Reader(tuple(path.resolve() for path in paths))
+        found: dict[str, list[str]] = {}
+        with suppress(TargetError):
+            file = source_file(module, paths)
+            if file is not None and reader.is_own(module, file):
+                for place, text in sorted(reader.closure((module, name)).items()):
+                    if text:
+                        found.setdefault(place[0], []).append(f"{place[1]} {text}")
+        files = {module: source_file(module, paths) for module in found}
+        digests = {module: _digest("\n".join(texts)) for module, texts in found.items()}
+        return cls(digests, tuple(sorted({file for file in files.values() if file is not None})))
+
+
+def digest_of(modules: Mapping[str, str]) -> str:
+    """Return one digest of those of all modules; empty if there are none."""
+    return _digest(repr(sorted(modules.items()))) if modules else ""
+
+
+def changed_modules(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the modules that are not as they were, came in, or are used no more."""
+    return tuple(sorted(n for n in {*before, *after} if before.get(n) != after.get(n)))
+
+
+class CodeWatch:
+    """The code of a function as it is now; it is read again only when one of its files has changed."""
+
+    def __init__(self, target: str | None, paths: Sequence[Path]) -> None:
+        self._target, self._paths = target, tuple(paths)
+        self._seen: tuple[OwnCode, tuple[object, ...]] | None = None
+
+    def now(self) -> OwnCode:
+        """Return it."""
+        if self._target is None:
+            return OwnCode({}, ())
+        if self._seen is None or _states(self._seen[0].files) != self._seen[1]:
+            importlib.invalidate_caches()
+            code = OwnCode.of(self._target, self._paths)
+            self._seen = code, _states(code.files)
+        return self._seen[0]
+
+
+def _states(files: Sequence[Path]) -> tuple[object, ...]:
+    found = []
+    for file in files:
+        try:
+            state = file.stat()
+            found.append((file, state.st_mtime_ns, state.st_size, state.st_ino))
+        except OSError:
+            found.append((file, 0, 0, 0))
+    return tuple(found)
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 class _Reader:

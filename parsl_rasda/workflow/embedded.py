@@ -29,6 +29,7 @@ from parsl_rasda.types import JSON, SiteName, StudyState
 from parsl_rasda.workflow.dag import calls_of
 from parsl_rasda.workflow.entry import refuse_other_search
 from parsl_rasda.workflow.executor_queue import queue_of
+from parsl_rasda.workflow.pinned_code import search_path_in
 from parsl_rasda.workflow.search_run import Search
 
 _POLL_S = 0.2
@@ -88,7 +89,8 @@ class Embedded:
         with queue_of(self.kernel).turn(study.name, labels, self._raise_if_over), self.run.controlled():
             refuse_other_search(self.run, study, may_grow=True)
             save_run(self.run, study, [site.for_resume() for site in self.sites], self.search_path)
-            search, backends = self._build(study)
+            paths = search_path_in(self.run, study, [*map(str, self.search_path)])
+            search, backends = self._build(study, paths)
             with self._watched(search, backends):
                 best = search.run(self.progress)
         if search.state is StudyState.INTERRUPTED and self._is_over:
@@ -105,10 +107,10 @@ class Embedded:
             update={"stages": {self.name: stage.model_copy(update={"with_": given})}}
         )
 
-    def _build(self, study: StudySpec) -> tuple[Search, Sequence[EmbeddedBackend]]:
+    def _build(self, study: StudySpec, paths: Sequence[str]) -> tuple[Search, Sequence[EmbeddedBackend]]:
         stage = study.tune_stages[self.name]
         sites = {SiteName(site.name): site for site in self.sites}
-        (call,) = calls_of(stage, {}, [*map(str, self.search_path)], at=(), sites=sites)
+        (call,) = calls_of(stage, {}, paths, at=(), sites=sites)
         kept = {"result": None, "inputs": call.inputs}
         keep_result(self.run.stages / self.name, call.name, call.key, kept)  # for `resume`
         folder = self.run.path / "runners"
@@ -126,7 +128,7 @@ class Embedded:
             self.run,
             self.run,
             call.arguments,
-            search_path=[*map(str, self.search_path)],
+            search_path=paths,
         )
         return search, tuple(backends.values())
 

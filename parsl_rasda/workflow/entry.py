@@ -16,6 +16,7 @@ from parsl_rasda.orchestration.replay import load_run, load_run_study, save_run,
 from parsl_rasda.orchestration.run_directory import RunDirectory, check_folder
 from parsl_rasda.study import StudySpec, dump_study, load_study
 from parsl_rasda.types import JSON
+from parsl_rasda.workflow.pinned_code import search_path_in
 from parsl_rasda.workflow.run import RunResult, WorkflowRun
 
 
@@ -44,7 +45,8 @@ def run_study(
     refuse_other_search(run, admitted.study)
     with run.controlled():
         save_run(run, admitted.study, admitted.sites, search_path)
-        return WorkflowRun(admitted, run, search_path_of(run), progress, may_restart=True).run()
+        paths = search_path_in(run, admitted.study, search_path_of(run))
+        return WorkflowRun(admitted, run, paths, progress, may_restart=True).run()
 
 
 def resume_study(
@@ -73,10 +75,11 @@ def resume_study(
         )
     check_amendment(study, wanted)
     admitted = admit(wanted, sites, counted_here(sites))
-    paths = search_path_of(run)
+    origin = search_path_of(run)
     with run.controlled():
         if wanted != study:
             replace_file(run.study_file, dump_study(wanted))
+        paths = search_path_in(run, wanted, origin)
         return WorkflowRun(admitted, run, paths, progress, retry_failed=retry_failed).run()
 
 

@@ -31,7 +31,7 @@ def run(tmp_path, function, *, reduce="auto", world_size=2, **changes):
             ("rank 0 is in trial.mean (unequal_functions.py:", "rank 1 is in trial.report (uneq"),
         ),
         ("mean_without_a_model", ("rank 0 is in trial.mean", "rank 1 is in trial.report")),
-        ("report_on_main", ("without trial.report(...) on rank 1",)),
+        ("report_on_main", ("without trial.report(...)", "this is rank 1")),
         ("own_part_of_the_data", ("of 16 samples", "of 32 samples", "trial.batches")),
         ("own_model", ("trial.prepare of a Linear with 4 parameters", "with 8 parameters")),
         ("leave_on_one_rank", ("rank 0 is in the end of an epoch", "rank 1 is in the end of the training f")),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import count, pairwise
 from pathlib import Path
 
@@ -335,3 +336,29 @@ def test_a_bug_of_the_backend_ends_the_run_in_words(tmp_path: Path) -> None:
     with pytest.raises(ControllerFailedError, match=r"KeyError: 'lost'.*resume"):
         driver(tmp_path, runner).run(6, EVERYWHERE)
     assert runner.is_closed
+
+
+def test_code_that_is_edited_in_mid_search_is_written_down_with_the_trials_that_ran_it(tmp_path) -> None:
+    folder = tmp_path / "study"
+    folder.mkdir()
+    (folder / "train.py").write_text("from helper import value\n\n\ndef train(trial):\n    value()\n")
+    helper = folder / "helper.py"
+    helper.write_text("def value():\n    return 1\n")
+    spec = tune(training={"python": "train:train"})
+
+    def edit(order, epoch):
+        if order.trial == "0002":
+            helper.write_text("def value():\n    return 1000\n")
+        return curve(order, epoch)
+
+    usage, machine = Usage(), build_machine(spec)
+    first = driver(tmp_path, FakeBackend(edit, gpus_per_node=1), spec, observers=[usage], machine=machine)
+    first.job_specs = replace(first.job_specs, search_path=(str(folder),))
+    first.run(6, EVERYWHERE)
+    codes = {trial.id: trial.codes for trial in machine.trials.values()}
+    assert codes[TrialId("0000")] == codes[TrialId("0001")]
+    assert len({code for each in codes.values() for code in each}) == 2
+    assert any(fault.what == "code" and "helper" in fault.cause for fault in usage.faults)
+    again = build_machine(spec)
+    replay(read(tmp_path / "journal.jsonl"), again, LoggingSearcher(), [])
+    assert {trial.id: trial.codes for trial in again.trials.values()} == codes

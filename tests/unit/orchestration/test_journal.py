@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from parsl_rasda.errors import JournalError
 from parsl_rasda.orchestration.events import (
+    CodeSeen,
     ContinueJob,
     EndJob,
     EpochReported,
@@ -118,6 +119,7 @@ events = st.one_of(
     st.builds(TimerFired, at),
     st.builds(SiteDegraded, at, sites, names),
     st.builds(VersionChanged, at, names),
+    st.builds(CodeSeen, at, st.dictionaries(names, names)),
     st.builds(StudyInterrupted, at),
 )
 instructions = st.one_of(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from parsl_rasda.study_code.code import code_of
+from parsl_rasda.study_code.code import CodeWatch, changed_modules, code_of, digest_of
 from parsl_rasda.study_code.targets import TargetError
 
 MODULE = """
@@ -136,3 +136,26 @@ def test_modules_that_import_each_other_are_read_once(folder: Path) -> None:
 def test_a_module_that_is_not_there_is_an_error(folder: Path) -> None:
     with pytest.raises(TargetError):
         code_of("nowhere:simulate", [folder])
+
+
+def test_only_what_a_function_does_changes_its_digest(tmp_path) -> None:
+    (tmp_path / "train.py").write_text("from helper import value\n\n\ndef train(trial):\n    value()\n")
+    helper = tmp_path / "helper.py"
+    helper.write_text("def value():\n    return 1\n")
+    watch = CodeWatch("train:train", [tmp_path])
+    before = watch.now()
+    assert watch.now() is before, "nothing is read again"
+    helper.write_text("def value():\n    return 1  # and a comment, longer than before\n")
+    assert watch.now().digests == before.digests
+    helper.write_text("def value():\n    return 2\n")
+    after = watch.now()
+    assert changed_modules(before.digests, after.digests) == ("helper",)
+    assert digest_of(before.digests) != digest_of(after.digests)
+    helper.unlink()
+    assert changed_modules(after.digests, watch.now().digests) == ("helper",)
+
+
+@pytest.mark.parametrize("target", [None, "nowhere:train", "json:loads"])
+def test_what_is_not_the_studys_own_has_no_digest(tmp_path, target) -> None:
+    found = CodeWatch(target, [tmp_path]).now()
+    assert (found.digests, digest_of(found.digests)) == ({}, "")
