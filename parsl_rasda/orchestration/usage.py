@@ -83,6 +83,12 @@ class Usage:
         if isinstance(event, StudyStarted):
             self._new_controller(event)
         self.last_at = max(self.last_at, event.at)
+        self._add_event(event)
+        for instruction in instructions:
+            if not isinstance(instruction, _NOT_COUNTED):
+                self._add_instruction(event.at, instruction)
+
+    def _add_event(self, event: Event) -> None:
         match event:
             case EpochReported():
                 self._add_epoch(event)
@@ -100,9 +106,6 @@ class Usage:
                 self._is_leaving = True  # what ends from now on ends by that
             case _:
                 pass
-        for instruction in instructions:
-            if not isinstance(instruction, _NOT_COUNTED):
-                self._add_instruction(event.at, instruction)
 
     def makespan_s(self, now: float | None = None) -> float:
         """Return the time under a controller so far [s]; time between controllers does not count."""

@@ -383,7 +383,7 @@ class World:
                 PilotEnded(self.now, PilotId("nobody-7"), SiteName("nobody"), "unknown"),
             ]
         )
-        followed = [i for i in self.tell(told) if not isinstance(i, ReleasePilot)]  # that was due anyway
+        followed = [i for i in self.tell(told) if not _is_due_anyway(i)]
         assert not followed, "words of a dead attempt change nothing"
 
     def _end(self, job: JobId, outcome: Outcome) -> None:
@@ -539,3 +539,14 @@ class World:
 
 def _slots(start: StartJob) -> set[tuple[str, str]]:
     return {(start.placement.pilot, slot) for slot in start.placement.slots}
+
+
+def _is_due_anyway(instruction: Instruction) -> bool:
+    """Whether time alone brings it: pilots that are idle for long, the end of the controller's allocation."""
+    match instruction:
+        case ReleasePilot():
+            return True
+        case EndJob(reason="interrupted"):
+            return True
+        case _:
+            return False

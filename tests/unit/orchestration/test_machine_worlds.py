@@ -85,7 +85,8 @@ def test_with_a_constant_batch_rasda_trains_and_decides_what_asha_does(
     setup: Setup, growth: str, seed: int
 ) -> None:
     """Weights depend on what a job is told of replicas and batches, so equal schedules are equal bits."""
-    room = {name: replace(shape, nodes=16, gpus_per_node=4) for name, shape in setup.sites.items()}
+    nodes = max(16, setup.method.most_workers)  # so that the widest fits
+    room = {name: replace(shape, nodes=nodes, gpus_per_node=4) for name, shape in setup.sites.items()}
     tried = replace(setup, batch="constant", growth=growth, sites=room, max_retries=1000)
     rasda = World(tried, seed)
     asha = World(replace(tried, kind="asha", growth="none"), seed + 1)
