@@ -74,6 +74,7 @@ def rasda(*words: str) -> tuple[str, ...]:
     return ("-c", "from parsl_rasda.cli.main import main; main()", *words)
 
 
+@pytest.mark.slow
 def test_they_keep_the_contracts_that_we_ship(run: Run, tmp_path: Path) -> None:
     shutil.copy(FOREIGN / "contracts.py", tmp_path / "test_contracts.py")
     done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_contracts.py")

@@ -207,6 +207,7 @@ def test_a_pilot_that_another_run_uses_is_said_to_be_taken_and_no_job_begins(
     assert not endpoint_tasks.describe("none", sender(tmp_path, 1))["taken"], "its last word gave it up"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pilot")
 def test_a_job_holds_its_pilot_and_ends_where_another_run_has_got_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

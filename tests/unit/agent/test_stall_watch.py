@@ -102,6 +102,7 @@ def test_ranks_without_a_channel_show_their_steps_in_a_file(tmp_path: Path) -> N
     assert ranks.lets_pass(10.0)
 
 
+@pytest.mark.slow
 def test_epochs_that_vary_by_half_are_never_taken_for_a_stall(tmp_path: Path) -> None:
     draw = random.Random(0)
     for number in range(1, 1001):

@@ -317,6 +317,7 @@ def test_a_journal_names_the_version_that_began_it(tmp_path: Path) -> None:
     assert version_of(path) == VERSION
 
 
+@pytest.mark.slow
 def test_one_flipped_bit_anywhere_is_an_error_that_names_the_line(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     write(path, some())

@@ -194,6 +194,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.slow
 def test_of_eight_processes_that_claim_a_stale_lock_at_once_one_gets_it(tmp_path: Path) -> None:
     with ExitStack() as stack:
         racers = [
@@ -275,6 +276,7 @@ def test_a_controller_in_a_container_is_found_outside_by_its_lease(tmp_path: Pat
         ):
             pass
         inside.kill()
+        inside.wait()  # else it may see its input end first
     assert RunDirectory(tmp_path).controller is not None, "who has died there cannot be told yet"
     os.utime(tmp_path / "controllers" / "000001.json", (0, 0))
     with RunDirectory(tmp_path).controlled():

@@ -84,6 +84,7 @@ def test_configurations_of_another_space_are_kept_as_attributes(finished: Path) 
     assert all(not t.params for t in other)
 
 
+@pytest.mark.slow
 def test_mlflow_finds_a_run_for_each_trial(finished: Path) -> None:
     mlflow = pytest.importorskip("mlflow.tracking")
     (file,) = to_mlflow(read_run(finished))

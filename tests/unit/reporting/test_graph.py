@@ -156,6 +156,7 @@ def test_the_calls_of_a_stage_are_vertices_between_what_they_need_and_their_stag
     assert "unfinished" in picture
 
 
+@pytest.mark.slow
 def test_calls_of_a_stage_with_few_are_drawn_and_with_many_counted(rehearsals: Any, tmp_path: Path) -> None:
     for calls in (READABLE_CALLS, READABLE_CALLS + 1, 1000):
         whole = fanned_out(rehearsals, tmp_path / str(calls), calls)

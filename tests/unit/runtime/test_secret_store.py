@@ -123,6 +123,7 @@ def test_a_stranger_in_the_place_of_rank_0_is_not_believed() -> None:
             SecretStore("127.0.0.1", listener.getsockname()[1], "hush", SOON)
 
 
+@pytest.mark.slow
 def test_a_rank_notices_that_rank_0_is_gone() -> None:
     words = (sys.executable, "-c", RANK_0)
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as rank_0:

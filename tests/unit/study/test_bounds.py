@@ -236,6 +236,7 @@ def test_a_program_is_held_to_what_a_file_can_hold() -> None:
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "constant",
     [
@@ -286,6 +287,7 @@ MANY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", MANY)
 def test_very_many_mistakes_are_told_soon_and_not_all(what: str, tmp_path: Path) -> None:
     began = time.process_time()

@@ -23,6 +23,7 @@ LOCK = "lock = threading.Lock(); lock.acquire(); lock.acquire()"
 HEEDS = "import time\n    while not asked: time.sleep(0.01)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(("hang", "code", "said"), [(LOCK, 130, ""), (HEEDS, 0, "[False]\n")])
 def test_a_signal_ends_a_run_in_time(number: signal.Signals, hang: str, code: int, said: str) -> None:

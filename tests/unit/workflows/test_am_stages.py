@@ -319,6 +319,7 @@ def many_objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return write_index(str(root), str(root))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replicas", [1, 2, 3, 5, 8, 16])
 def test_every_clip_comes_once_an_epoch_at_any_width_and_from_few_files(
     replicas: int, many_objects: dict[str, Any]

@@ -56,6 +56,7 @@ def assert_as_tabulated(reynolds: int, grid: int, duration: float, tolerance: fl
     assert np.isfinite(v_errors).sum() == (17 if reynolds == 100 else 16)
 
 
+@pytest.mark.slow
 def test_at_reynolds_100_both_profiles_are_those_of_ghia() -> None:
     assert_as_tabulated(100, 64, 20, tolerance=0.006)
 

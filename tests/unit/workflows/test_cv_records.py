@@ -92,6 +92,7 @@ def test_images_come_with_their_class_and_normalised(split: str, data: dict[str,
     assert torch.allclose(colours.max(dim=1).values, torch.ones(3), atol=0.02)  # JPEG
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("readers", [0, 2])
 def test_a_network_learns_from_records_and_is_evaluated(
     readers: int, data: dict[str, Any], tmp_path: Path
