@@ -39,6 +39,7 @@ def build_machine(tune: TuneSpec) -> Machine:
         assumed=assumed_times(tune),
         checkpoints_shared=tune.checkpoints is not None,
         interactive=tune.training.command is None,
+        keep=tune.training.keep_checkpoints,
     )
     return Machine(settings, scheduler, build_growth(method.growth))
 

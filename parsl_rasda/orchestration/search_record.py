@@ -10,7 +10,7 @@ from parsl_rasda.orchestration.trial_record import LiveJob, TrialRecord
 from parsl_rasda.placement.cluster_state import ClusterState, GrowthPolicy
 from parsl_rasda.placement.times import Assumed
 from parsl_rasda.scheduling.base import Scheduler
-from parsl_rasda.types import JobId, Mode, PilotId, StudyState, TrialId
+from parsl_rasda.types import JobId, Keep, Mode, PilotId, StudyState, TrialId
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,7 @@ class MachineSettings:
         world_size_step: Ratio between neighbouring world sizes.
         max_retries: Lost attempts a trial may have.
         checkpoints_shared: All sites reach the checkpoints, so that a trial may change its site.
+        keep: Whose checkpoints stay when trials have ended.
         interactive: Trainings ask what to do at each epoch, where there is a channel; scripts never do.
     """
 
@@ -33,6 +34,7 @@ class MachineSettings:
     assumed: Assumed = field(default_factory=Assumed)
     checkpoints_shared: bool = False
     interactive: bool = True
+    keep: Keep = Keep.ALL
 
 
 @dataclass(slots=True)
