@@ -122,6 +122,8 @@ class JobSpec:
         search_path: Folders of the study's own modules.
         paths: ``(input, path)`` pairs: absolute paths that the site of the job must have.
         resume_from: Checkpoint directory or URL, or None to start afresh.
+        falls_back_to: The checkpoint before that one, should it be damaged, or None.
+        obsolete: Last attempts of trials whose checkpoints on this site nobody will ask for any more.
         share_at: URL of a folder that all sites reach, for copies of this attempt's checkpoints, or None.
         deadline: Unix time [s] by which ranks must be gone, or None.
         slots: ``node:gpu`` of each rank, in rank order; a rank masks its node's GPUs itself, before
@@ -149,6 +151,8 @@ class JobSpec:
     paths: tuple[tuple[str, str], ...] = ()
     training: Training = field(default_factory=Training)
     resume_from: str | None = None
+    falls_back_to: str | None = None
+    obsolete: tuple[JobId, ...] = ()
     share_at: str | None = None
     slots: tuple[str, ...] = ()
     accelerator: str = "cpu"  # cuda | rocm | xpu | cpu | none
@@ -188,6 +192,7 @@ class JobSpec:
         values["schedule"] = tuple(tuple(int(n) for n in entry) for entry in data["schedule"])
         values["slots"] = tuple(data.get("slots", ()))
         values["search_path"] = tuple(map(str, data.get("search_path", ())))
+        values["obsolete"] = tuple(JobId(TrialId(j["trial"]), j["attempt"]) for j in data.get("obsolete", ()))
         values["paths"] = tuple((str(name), str(path)) for name, path in data.get("paths", ()))
         if values.get("command") is not None:
             values["command"] = tuple(values["command"])

@@ -198,6 +198,14 @@ class StudyState(StrEnum):
     INTERRUPTED = "interrupted"  # resumable
 
 
+class Keep(StrEnum):
+    """Whose checkpoints stay when trials have ended."""
+
+    BEST = "best"
+    SURVIVORS = "survivors"
+    ALL = "all"
+
+
 class StageState(StrEnum):
     """Where a stage of a pipeline stands; the words are those of `StudyState`."""
 

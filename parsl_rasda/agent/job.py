@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from parsl_rasda.agent import exit_diagnosis, node_probe, orphan_reaper, warden
 from parsl_rasda.agent.control_relay import ControlAddress, ControlClient, Message
 from parsl_rasda.agent.launch import LEAVE, Launch
 from parsl_rasda.agent.stall_watch import StallWatch, dump_stacks
+from parsl_rasda.checkpoint_files import remove_attempts
 from parsl_rasda.errors import StorageError
 from parsl_rasda.exits import EndedBy, ExitObservations
 from parsl_rasda.private_files import make_private, private_files
@@ -119,6 +121,8 @@ def _launch(order: JobSpec, command: Message, mark: str, client: ControlClient |
         words = f"cannot start a launch: {error.strerror} ({error.filename})"
         seen = ExitObservations(EndedBy.LAUNCH_ERROR, words, phase=Phase.NO_RANK)
         return exit_diagnosis.conclude(directory, order, seen)
+    if order.obsolete:
+        threading.Thread(target=_remove_obsolete, args=(order,), name="obsolete", daemon=True).start()
     watch = _Watch(order, launch, client, mark)
     try:
         ended = watch.until_it_ends()
@@ -137,6 +141,15 @@ def _launch(order: JobSpec, command: Message, mark: str, client: ControlClient |
     else:
         seen = replace(ended, phase=watch.phase)
     return exit_diagnosis.conclude(directory, order, seen, watch.report)
+
+
+def _remove_obsolete(order: JobSpec) -> None:
+    """Remove the checkpoints of trials that have ended; what cannot be removed only takes up space."""
+    for last in order.obsolete:
+        error = remove_attempts(Path(order.directory).parent.parent / last.trial, last.attempt)
+        if error is not None:
+            logger.warning("checkpoints of trial %s could not be removed: %s", last.trial, error)
+            return
 
 
 class _Watch:

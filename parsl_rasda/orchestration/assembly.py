@@ -41,6 +41,7 @@ def build_machine(tune: TuneSpec) -> Machine:
         checkpoints_shared=tune.checkpoints is not None,
         interactive=tune.training.command is None,
         batching=batching(tune),
+        keep=tune.training.keep_checkpoints,
     )
     return Machine(settings, scheduler, build_growth(method.growth))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,6 +45,7 @@ class JobSpecBuilder:
     Attributes:
         inputs: Results of the stages it needs, and constants, by argument name.
         search_path: Folders of the study's own modules.
+        obsolete: Last attempts of the trials whose checkpoints a job on a site is to remove there.
     """
 
     study: str
@@ -54,6 +55,7 @@ class JobSpecBuilder:
     sites: Mapping[SiteName, SiteFacts]
     inputs: Mapping[str, JSON] = field(default_factory=dict)
     search_path: tuple[str, ...] = ()
+    obsolete: Callable[[SiteName], tuple[JobId, ...]] = lambda _: ()
     code: CodeWatch = field(init=False)
 
     def __post_init__(self) -> None:
@@ -61,8 +63,17 @@ class JobSpecBuilder:
         paths = [Path(path) for path in self.search_path]
         object.__setattr__(self, "code", CodeWatch(self.tune.training.python, paths))
 
-    def build(self, start: StartJob, *, interactive: bool, deadline: float | None) -> JobSpec:
-        """Return the spec of one attempt."""
+    def build(
+        self, start: StartJob, *, interactive: bool, deadline: float | None, falls_back_to: str | None = None
+    ) -> JobSpec:
+        """Return the spec of one attempt.
+
+        Args:
+            start: What was decided.
+            interactive: Whether it has a control channel.
+            deadline: When it must be gone [s], or None.
+            falls_back_to: The checkpoint before the one that it resumes from, if there is one.
+        """
         site = self.sites[start.placement.site]
         return JobSpec(
             study=self.study,
@@ -85,6 +96,8 @@ class JobSpecBuilder:
             paths=site.paths,
             training=self.tune.training.resolve(start.config),
             resume_from=start.resume_from,
+            falls_back_to=falls_back_to,
+            obsolete=self.obsolete(start.placement.site),
             share_at=self._shared(start.job),
             slots=start.placement.slots,
             accelerator=site.accelerator,
@@ -100,10 +113,13 @@ class JobSpecBuilder:
 
     def _shared(self, job: JobId) -> str | None:
         """Return the folder of an attempt that all sites reach, if checkpoints are shared."""
+        trial = self.shared_trial(job.trial)
+        return None if trial is None else f"{trial}/attempt-{job.attempt}"
+
+    def shared_trial(self, trial: TrialId) -> str | None:
+        """Return the folder of a trial that all sites reach, if checkpoints are shared."""
         base = self.tune.checkpoints
-        if base is None:
-            return None
-        return f"{base.rstrip('/')}/{self.study}-{self.directory.mark}/{job.trial}/attempt-{job.attempt}"
+        return None if base is None else f"{base.rstrip('/')}/{self.study}-{self.directory.mark}/{trial}"
 
     def events_on_disk(self, jobs: Iterable[tuple[JobId, SiteName, int]], at: float) -> Iterator[Event]:
         """Yield what jobs left on disk while no controller was listening, oldest first per job.

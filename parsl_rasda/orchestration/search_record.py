@@ -12,7 +12,7 @@ from parsl_rasda.placement.cluster_state import ClusterState, GrowthPolicy
 from parsl_rasda.placement.times import Assumed
 from parsl_rasda.scheduling.base import Decision, Scheduler
 from parsl_rasda.scheduling.batching import Batching, Split
-from parsl_rasda.types import JSON, JobId, Mode, PilotId, Stretch, StudyState, TrialId
+from parsl_rasda.types import JSON, JobId, Keep, Mode, PilotId, Stretch, StudyState, TrialId
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,7 @@ class MachineSettings:
         world_size_step: Ratio between neighbouring world sizes.
         max_retries: Lost attempts a trial may have.
         checkpoints_shared: All sites reach the checkpoints, so that a trial may change its site.
+        keep: Whose checkpoints stay when trials have ended.
         interactive: Trainings ask what to do at each epoch, where there is a channel; scripts never do.
         batching: How many replicas share a step, and how large it is.
     """
@@ -37,6 +38,7 @@ class MachineSettings:
     checkpoints_shared: bool = False
     interactive: bool = True
     batching: Batching = field(default_factory=Batching)
+    keep: Keep = Keep.ALL
 
 
 @dataclass(slots=True)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from parsl_rasda.orchestration.machine import Machine
+from parsl_rasda.orchestration.retention import released
 from parsl_rasda.orchestration.trial_record import TrialRecord, best_trial
 from parsl_rasda.orchestration.usage import Usage
 from parsl_rasda.types import StudyState, TrialState
@@ -22,7 +23,7 @@ def summarise(study: str, machine: Machine, usage: Usage, now: float | None = No
         usage: What it has used.
         now: Present time [s] for a study that is running, else None.
     """
-    trials = machine.trials.values()
+    trials, gone = machine.trials.values(), released(machine)
     counts = {state.value: sum(t.state is state for t in trials) for state in TrialState}
     return {
         "study": study,
@@ -48,7 +49,7 @@ def summarise(study: str, machine: Machine, usage: Usage, now: float | None = No
         "resting": [{"site": site, "until": at} for site, at in machine.pilots.cooling_down.items()],
         "set_aside": machine.faults.set_aside,
         "rungs": _rungs(machine),
-        "trial_list": [_trial(t) for t in trials],
+        "trial_list": [_trial(t, has_checkpoints=t.id not in gone) for t in trials],
     }
 
 
@@ -147,7 +148,7 @@ def _rungs(machine: Machine) -> list[dict[str, Any]]:
     return rows
 
 
-def _trial(trial: TrialRecord) -> dict[str, Any]:
+def _trial(trial: TrialRecord, *, has_checkpoints: bool) -> dict[str, Any]:
     epoch, metric = trial.last or (0, math.nan)
     return {
         "trial": trial.id,
@@ -163,7 +164,7 @@ def _trial(trial: TrialRecord) -> dict[str, Any]:
         "code": list(trial.codes),
         "config": dict(trial.config),
         "history": [[e, m if math.isfinite(m) else None] for e, m in sorted(trial.history.items())],
-        "checkpoint": trial.checkpoint.path if trial.checkpoint else None,
+        "checkpoint": trial.checkpoint.path if trial.checkpoint and has_checkpoints else None,
     }
 
 

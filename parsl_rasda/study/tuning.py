@@ -28,7 +28,7 @@ from parsl_rasda.study.spec import (
     Target,
     chosen_from,
 )
-from parsl_rasda.types import JSON, Mode
+from parsl_rasda.types import JSON, Keep, Mode
 
 TRAINING_PLACEHOLDERS = (
     "until",
@@ -212,6 +212,11 @@ class TrainingSpec(Spec):
     )
     clip_norm: Number | None = Field(None, gt=0, description="Largest norm of the gradient.")
     checkpoint_every: Count = Field(1, description="Epochs between checkpoints; rungs always have one.")
+    keep_checkpoints: Keep = Field(
+        Keep.BEST,
+        description="Whose checkpoints stay when trials have ended: best; survivors: also of those that "
+        "reached max_t; all. Whoever may still go on keeps the last two.",
+    )
     compile: Flag = Field(False, description="Whether the model goes through torch.compile.")
     stall_after: Seconds = Field(
         12.0,

@@ -5,23 +5,25 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from parsl_rasda.orchestration.backend import Backend, OpenJob
 from parsl_rasda.orchestration.data_locality import paths_in
-from parsl_rasda.orchestration.driver import Driver
+from parsl_rasda.orchestration.driver import Driver, Observer
 from parsl_rasda.orchestration.events import Event, VersionChanged
 from parsl_rasda.orchestration.job_specs import JobSpecBuilder, SiteFacts
 from parsl_rasda.orchestration.journal import VERSION, Journal
 from parsl_rasda.orchestration.progress import ProgressReporter
 from parsl_rasda.orchestration.replay import ReplayedSearch, replay_search
+from parsl_rasda.orchestration.retention import Retention
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.orchestration.summary import best, cause
 from parsl_rasda.study import SiteBase, StudySpec, TuneSpec
-from parsl_rasda.types import JSON, SiteName, StudyState, TrialState
+from parsl_rasda.types import JSON, JobId, SiteName, StudyState, TrialState
+from parsl_rasda.workflow.checkpoint_cleaner import CheckpointCleaner
 from parsl_rasda.workflow.dag import of_site
 
 logger = logging.getLogger(__name__)
@@ -105,14 +107,18 @@ class Search:
             if history.difference:
                 logger.warning("%s", history.difference)
         watcher = progress.search(self.name, history.machine, history.usage, alone=alone)
-        observers = [history.usage, watcher]
-        with Journal(self.directory.journal, self.study.name) as journal:
+        observers: list[Observer] = [history.usage, watcher]
+        cleaner = CheckpointCleaner(
+            self.sites, lambda t, s: specs.attempt(JobId(t, 1), s).parent, specs.shared_trial
+        )
+        observers.append(Retention(history.machine, cleaner.discard))
+        with Journal(self.directory.journal, self.study.name) as journal, cleaner:
             self._driver = Driver(
                 history.machine,
                 journal,
                 self.backend,
                 history.searcher,
-                specs,
+                replace(specs, obsolete=cleaner.for_job),
                 time.time,
                 observers,
                 on_heartbeat=self.claimed.verify,

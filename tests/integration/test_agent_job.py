@@ -24,7 +24,17 @@ from parsl_rasda.launch.base import LaunchSettings
 from parsl_rasda.launch.registry import build_launcher
 from parsl_rasda.processes import identify
 from parsl_rasda.protocol import JobResult, JobSpec
-from parsl_rasda.types import NodeName, NodeSlots, Outcome, Phase, PilotId, Placement, SiteName, TrialId
+from parsl_rasda.types import (
+    JobId,
+    NodeName,
+    NodeSlots,
+    Outcome,
+    Phase,
+    PilotId,
+    Placement,
+    SiteName,
+    TrialId,
+)
 
 pytestmark = pytest.mark.mpi
 
@@ -221,3 +231,16 @@ def test_a_death_by_signal_is_named(order: JobSpec) -> None:
     report, epochs = RunningTrial(replace(order, config={"die": die}), None).end()
     assert "a rank died by SIGABRT" in report.cause
     assert epochs == [1]
+
+
+def test_checkpoints_that_nobody_needs_any_more_go_while_a_job_runs(tmp_path: Path, order: JobSpec) -> None:
+    made = [tmp_path / "trials" / t / f"attempt-{n}" / "epoch-000001" for t in ("t7", "t8") for n in (1, 2)]
+    for path in made:
+        path.mkdir(parents=True)
+    obsolete = (JobId(TrialId("t7"), 1), JobId(TrialId("t9"), 4))
+    there = str(tmp_path / "trials" / "t0" / "attempt-1")
+    report, _ = RunningTrial(
+        replace(order, directory=there, interactive=False, obsolete=obsolete), None
+    ).end()
+    assert report.outcome is Outcome.REACHED
+    assert [path.exists() for path in made] == [False, True, True, True]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import time
 import warnings
@@ -19,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from parsl_rasda.atomic_files import create_file
+from parsl_rasda.checkpoint_files import FETCHED, remove_checkpoint
 from parsl_rasda.errors import DamagedCheckpointError
 from parsl_rasda.protocol import DEADLINE_MARGIN_S, STEPS, Checkpoint, EpochReport, JobResult, JobSpec
 from parsl_rasda.runtime.attempt.channel import ControlChannel, OwnDescriptor, say
 from parsl_rasda.runtime.attempt.launch_context import LaunchContext
 from parsl_rasda.runtime.checkpoints.retention import (
-    FETCHED,
     known_epochs,
     remove_superseded_attempts,
     superseded,
@@ -182,7 +181,8 @@ class Attempt:
         if not self.is_main:
             return
         if not self.history:
-            remove_superseded_attempts(self.directory, self.spec.resume_from)
+            spec = self.spec
+            remove_superseded_attempts(self.directory, spec.resume_from, spec.falls_back_to)
         report = EpochReport(
             trial=self.spec.trial,
             attempt=self.spec.attempt,
@@ -221,7 +221,7 @@ class Attempt:
                 break
             old = self.checkpoints.pop(0)
             if self.is_main:
-                shutil.rmtree(old, ignore_errors=True)
+                remove_checkpoint(old)
 
     def _superseded(self, places: Sequence[str]) -> int:
         """Return how many of these checkpoints may be removed, counted from the oldest."""

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parsl_rasda.atomic_files import replace_file, sync_folder
+from parsl_rasda.checkpoint_files import HEADER
 from parsl_rasda.errors import CheckpointError, DamagedCheckpointError
-from parsl_rasda.runtime.checkpoints.seal import HEADER, SEAL_FIELDS, check_files, sealed, sealed_header
+from parsl_rasda.runtime.checkpoints.seal import SEAL_FIELDS, check_files, sealed, sealed_header
 from parsl_rasda.storage import storage_error, storing
 
 if TYPE_CHECKING:

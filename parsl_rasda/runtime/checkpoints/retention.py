@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from parsl_rasda.checkpoint_files import number_of, remove_attempt
 from parsl_rasda.protocol import KNOWN, EpochReport
 
 KEPT = 2
-FETCHED = "resumed"  # the directory of a checkpoint that was fetched from another site
 
 
 def known_epochs(directory: Path) -> int | None:
@@ -25,8 +23,8 @@ def superseded(places: Sequence[str], reports: Sequence[EpochReport], known: int
     """Return how many of an attempt's checkpoints may be removed, counted from the oldest.
 
     The newest ones stay. An attempt that has lost its controller trains on, while another attempt takes its
-    place. That other one resumes from the newest checkpoint named in the first ``known`` epochs; this
-    checkpoint and all later ones stay, too.
+    place. That other one resumes from the newest checkpoint named in the first ``known`` epochs, or, if that
+    is damaged, from the one named before; these and all later ones stay, too.
 
     Args:
         places: Paths or URLs of the checkpoints, oldest first.
@@ -35,33 +33,37 @@ def superseded(places: Sequence[str], reports: Sequence[EpochReport], known: int
     """
     old = max(0, len(places) - KEPT)
     received = [r for r in reports if known is None or r.epoch <= known]
-    named = [r.checkpoint.path for r in received if r.checkpoint and r.checkpoint.path in places]
-    if named:  # may be older than those kept, because checkpoints are written in the background
-        return min(old, places.index(named[-1]))
+    named = dict.fromkeys(r.checkpoint.path for r in received if r.checkpoint)
+    needed = [path for path in [*named][-2:] if path in places]
+    if needed:  # may be older than those kept, because checkpoints are written in the background
+        return min(old, places.index(needed[0]))
     return old if known is None else 0
 
 
-def remove_superseded_attempts(directory: Path, resume_from: str | None) -> None:
-    """Remove the checkpoints of all attempts before the one that wrote ``resume_from``.
+def remove_superseded_attempts(
+    directory: Path, resume_from: str | None, falls_back_to: str | None = None
+) -> None:
+    """Remove the checkpoints of all attempts before those that wrote ``resume_from`` and ``falls_back_to``.
 
     The controller has recorded ``resume_from`` as the trial's newest checkpoint. Any successor of this
-    attempt begins there or later; it begins earlier only if that checkpoint cannot be read and an older one
-    is left. Whatever reads checkpoints afterwards (`best`, `export`, the next stage) reads the newest.
+    attempt begins there or later, or, if that cannot be read any more, at ``falls_back_to``, the one before.
+    Whatever reads checkpoints afterwards (`best`, `export`, the next stage) reads the newest.
 
     Args:
         directory: The directory of this attempt, beside those of the others.
         resume_from: The job's ``resume_from``: the directory or URL of a checkpoint.
+        falls_back_to: The same of the checkpoint before that.
     """
-    origin = _attempt(resume_from.rstrip("/").split("/")[-2]) if resume_from and "/" in resume_from else None
-    if origin is None or _attempt(directory.name) is None:
+    origin = _origin(resume_from)
+    if origin is None or number_of(directory.name) is None:
         return
+    first = min(origin, origin if falls_back_to is None else _origin(falls_back_to) or 0)
     for folder in directory.parent.glob("attempt-*"):
-        number = _attempt(folder.name)
-        if number is not None and number < origin:
-            for checkpoint in (*folder.glob("epoch-*"), folder / FETCHED):
-                shutil.rmtree(checkpoint, ignore_errors=True)
+        number = number_of(folder.name)
+        if number is not None and number < first:
+            remove_attempt(folder)
 
 
-def _attempt(name: str) -> int | None:
-    found = re.fullmatch(r"attempt-(\d+)", name)
-    return int(found[1]) if found else None
+def _origin(place: str | None) -> int | None:
+    """Return the number of the attempt that wrote a checkpoint, or None if that is not to be seen."""
+    return number_of(place.rstrip("/").split("/")[-2]) if place and "/" in place else None

@@ -25,11 +25,11 @@ from typing import Any
 
 from google_crc32c import extend
 
+from parsl_rasda.checkpoint_files import HEADER
 from parsl_rasda.confined import confined
 from parsl_rasda.errors import CheckpointError, DamagedCheckpointError
 from parsl_rasda.storage import storing
 
-HEADER = "header.json"
 FORMAT = 2
 _UNSEALED_FORMAT = 1
 SEAL_FIELDS = ("crc32c", "files")

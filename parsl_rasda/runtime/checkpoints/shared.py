@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from parsl_rasda.checkpoint_files import HEADER
 from parsl_rasda.confined import confined
 from parsl_rasda.errors import DamagedCheckpointError, RasdaError
 from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.runtime.checkpoints.retention import superseded
-from parsl_rasda.runtime.checkpoints.seal import HEADER, check_files
+from parsl_rasda.runtime.checkpoints.seal import check_files
 
 TRIES = 5
 TRIES_OF_DAMAGED = 2  # the damage may have come on the way
@@ -134,7 +135,7 @@ class SharedCheckpoints:
             old = self._whole[:count]
             del self._whole[:count]
         for gone in old:
-            _remove(self._url_of(gone))
+            remove(self._url_of(gone))
         return None
 
     def _url_of(self, copy: Copy) -> str:
@@ -209,7 +210,8 @@ def _retry(url: str, copy: Any) -> None:
             return
 
 
-def _remove(url: str) -> None:
+def remove(url: str) -> None:
+    """Remove a folder and all in it."""
     try:
         system, root = _file_system(url)
         system.rm(root, recursive=True)

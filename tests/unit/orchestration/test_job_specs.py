@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
-from parsl_rasda.orchestration.events import EpochReported, JobEnded
+from parsl_rasda.orchestration.events import EpochReported, JobEnded, StartJob
 from parsl_rasda.orchestration.job_specs import trial_seed
-from parsl_rasda.protocol import Checkpoint, EpochReport, JobResult
-from parsl_rasda.types import JobId, Outcome, TrialId
+from parsl_rasda.protocol import Checkpoint, EpochReport, JobResult, JobSpec
+from parsl_rasda.types import JobId, Outcome, PilotId, Placement, TrialId
 from tests.unit.orchestration.small_study import SITE, desk, tune
 
 JOB = JobId(TrialId("0003"), 2)
@@ -61,3 +62,14 @@ def test_a_trials_seed_depends_on_nothing_but_the_study_and_itself() -> None:
     assert len(seeds) == 1000
     assert all(0 <= seed < 2**31 for seed in seeds)
     assert trial_seed(7, TrialId("0000")) == trial_seed(7, TrialId("0000"))
+
+
+def test_a_job_is_told_what_its_trial_falls_back_to_and_what_it_is_to_remove(tmp_path: Path) -> None:
+    gone = JobId(TrialId("0001"), 4)
+    orders = replace(desk(tmp_path, tune()), obsolete=lambda site: (gone,) if site == SITE else ())
+    start = StartJob(JOB, {"lr": 0.1}, Placement(SITE, PilotId("a-0"), ()), 2, 4, ((0, 1),), "c2")
+    spec = orders.build(start, interactive=True, deadline=None, falls_back_to="c1")
+    assert (spec.resume_from, spec.falls_back_to, spec.obsolete) == ("c2", "c1", (gone,))
+    assert JobSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    old = {k: v for k, v in spec.to_json().items() if k not in {"falls_back_to", "obsolete"}}
+    assert JobSpec.from_json(old) == replace(spec, falls_back_to=None, obsolete=())

@@ -1,0 +1,77 @@
+"""Whose checkpoints nobody will ask for any more: those of trials that have ended and are not to be kept.
+
+The best of all trials is asked for by the next stage. While trials train it may change, but never to one
+that has ended and was not the best of those that have: hence that one, and whoever may go on, is spared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from parsl_rasda.orchestration.events import Event, Instruction, JobEnded, StudyStarted, TrialFinished
+from parsl_rasda.orchestration.machine import Machine
+from parsl_rasda.orchestration.trial_record import TrialRecord
+from parsl_rasda.types import JobId, Keep, Mode, TrialId, TrialState
+
+
+def released(machine: Machine) -> set[TrialId]:
+    """Return the trials of a search whose checkpoints may be gone by now."""
+    found: set[TrialId] = set()
+    Retention(machine, lambda last: found.add(last.trial)).look_at_all()
+    return found
+
+
+class Retention:
+    """An observer of a search, which names each trial once whose checkpoints may go."""
+
+    def __init__(self, machine: Machine, discard: Callable[[JobId], None]) -> None:
+        """Observe a search; a controller that takes it up names all of them again.
+
+        Args:
+            machine: Of the search.
+            discard: Told the last attempt of each trial. It must neither block nor raise.
+        """
+        self._machine, self._discard = machine, discard
+        self._keep, self._mode = machine.settings.keep, machine.settings.mode
+        self._seen: set[TrialId] = set()
+        self._best: tuple[tuple[float, int], TrialRecord] | None = None
+
+    def add(self, event: Event, instructions: tuple[Instruction, ...]) -> None:
+        """Look at the trials that may have ended by an event."""
+        if self._keep is Keep.ALL:
+            return
+        trials = self._machine.trials
+        if isinstance(event, StudyStarted):
+            self.look_at_all()
+        elif isinstance(event, JobEnded) and event.job.trial in trials:
+            self._look_at(trials[event.job.trial])
+        for instruction in instructions:
+            if isinstance(instruction, TrialFinished):
+                self._look_at(trials[instruction.trial])
+
+    def look_at_all(self) -> None:
+        """Look at every trial, of whom only those that have ended count."""
+        for trial in self._machine.trials.values() if self._keep is not Keep.ALL else ():
+            self._look_at(trial)
+
+    def _look_at(self, trial: TrialRecord) -> None:
+        if not trial.state.is_final or trial.job is not None or trial.id in self._seen:
+            return  # its job may still write
+        self._seen.add(trial.id)
+        metric = trial.last[1] if trial.last is not None else math.nan
+        if trial.state is TrialState.FAILED or not math.isfinite(metric):
+            self._release(trial)
+            return
+        key = (metric if self._mode is Mode.MIN else -metric, trial.age)
+        before, is_best = self._best, self._best is None or key < self._best[0]
+        if is_best:
+            self._best = (key, trial)
+        if not is_best:
+            self._release(trial)
+        elif before is not None:
+            self._release(before[1])
+
+    def _release(self, trial: TrialRecord) -> None:
+        if not (self._keep is Keep.SURVIVORS and trial.state is TrialState.COMPLETED):
+            self._discard(JobId(trial.id, trial.attempt))
