@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-VARIABLE = "PARSL_RASDA_OWN_MODULES"  # the folders, where Python's modules have namesakes in them
+VARIABLE = "PARSL_RASDA_OWN_MODULES"  # whose process, and the folders, if modules have namesakes in them
 _PACKAGE_FOLDER = str(Path(__file__).parents[1])
 
 
@@ -38,15 +38,16 @@ def add_user_folders(folders: Iterable[str]) -> None:
     own = _OwnModules(wanted)
     if own.names:
         own.install()
-        os.environ[VARIABLE] = os.pathsep.join(wanted)
+        os.environ[VARIABLE] = os.pathsep.join([str(os.getpid()), *wanted])
     elif new:  # else their Python would find the user's modules in the place of its own
         os.environ["PYTHONPATH"] = python_path(new, os.environ)
 
 
 def add_user_folders_of_parent() -> None:
-    """Do as the process has done that started this one by multiprocessing, if there are namesakes."""
-    if VARIABLE in os.environ:
-        add_user_folders(os.environ[VARIABLE].split(os.pathsep))
+    """In a process of multiprocessing's: do as the one has done that started it, if there are namesakes."""
+    owner, *folders = os.environ.get(VARIABLE, "").split(os.pathsep)
+    if folders and owner != str(os.getpid()):
+        add_user_folders(folders)
 
 
 def import_user_module(name: str) -> ModuleType:

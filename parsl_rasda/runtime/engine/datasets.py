@@ -24,6 +24,9 @@ from parsl_rasda.errors import TrainingError
 from parsl_rasda.runtime.engine.batches import Batch, as_tensors, collate, is_array, to_device
 from parsl_rasda.runtime.engine.replicas import seed_of
 from parsl_rasda.socket_folder import shorten_paths
+from parsl_rasda.user_modules import add_user_folders_of_parent
+
+add_user_folders_of_parent()  # a worker that was not forked imports this before the data set's module
 
 Read: TypeAlias = tuple[int, Sequence[int]]  # a seed and the samples of one batch
 
