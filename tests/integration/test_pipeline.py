@@ -224,7 +224,7 @@ def test_trials_train_beside_more_calls_of_a_stage_than_the_pilot_has_workers(fo
         return len(list((folder / "out").glob(pattern)))
 
     eventually(lambda: count("stages/simulate/[0-9]*") == 3, deadline_s=60)
-    eventually(lambda: count("trials/*/attempt-1/epoch-000001") == 2, deadline_s=60)
+    eventually(lambda: count("trials/*/attempt-1/epochs.jsonl") == 2, deadline_s=60)
     assert count("stages/simulate/[0-9]*") == 3, "as many as `at_once` says"
     (folder / "go-on").touch()
     code, out, err = finish(process)
