@@ -27,7 +27,7 @@ _PRELOADED = ["parsl", "psutil", "zmq", f"{_PACKAGE}.executor", f"{_PACKAGE}.pro
 def main() -> None:
     """Be Parsl's manager of one node until it ends; the command line is Parsl's."""
     if not sys.flags.safe_path:  # as multiprocessing then starts its server, too: see `user_modules`
-        os.execv(sys.executable, [sys.executable, "-P", "-m", __spec__.name, *sys.argv[1:]])
+        os.execv(sys.executable, [sys.executable, "-P", *sys.argv])
     shorten_paths()
     pool_folder.use()
     context = multiprocessing.get_context("forkserver")

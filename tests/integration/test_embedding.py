@@ -63,7 +63,11 @@ def study(name: str, *, fault: str = "none") -> Study:
 
 
 def contents(directory: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    return {
+        path: path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file() and path.parent.name != "controllers"
+    }
 
 
 @pytest.fixture
