@@ -98,5 +98,5 @@ def test_every_report_names_what_is_whole_and_holds_the_weights_of_its_epoch(slo
                 tensors = read_tensors(Path(report.checkpoint.path), "model.weight")
                 assert torch.equal(tensors["model.weight"], weights[report.checkpoint.epoch - 1])
         kept = [path.name for path in Path(folder).glob("epoch-*")]
-        assert len(kept) <= 3
+        assert len(kept) <= 4, "two that the controller has heard of, and two that it has not"
         assert not [name for name in kept if name.endswith(".tmp")]
