@@ -48,7 +48,7 @@ def test_an_order_that_is_too_large_is_refused_before_it_is_sent(folder: Folder)
     refused = folder.bed.requests()["too_large"]
     summary = folder.summary(folder.run("alps", "local"))
     assert summary["trials"]["completed"] == 2, summary
-    assert "is 10.8 MB, and Globus Compute takes 10 MB" in folder.causes()["alps"]
+    assert "is 13.4 MB, and Globus Compute takes 10 MB" in folder.causes()["alps"]
     assert folder.bed.requests()["too_large"] == refused
 
 
