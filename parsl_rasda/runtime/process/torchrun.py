@@ -3,7 +3,7 @@
 Names and meanings: https://docs.pytorch.org/docs/stable/elastic/run.html, "Environment Variables". Lightning,
 Accelerate and DeepSpeed choose how they start by what they find: with `TORCHELASTIC_RUN_ID` as under
 torchrun, with `SLURM_NTASKS` or `OMPI_COMM_WORLD_SIZE` as under srun or mpiexec, which did start us and not
-the script. What says which job it is, and where its scratch lies (`SLURM_JOB_ID`, `SLURM_TMPDIR`), stays.
+the script. What says which job it is, and where (`SLURM_JOB_ID`, `SLURMD_NODENAME`, `SLURM_TMPDIR`), stays.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from parsl_rasda.runtime.attempt.launch_context import LaunchContext
 
 # Variables that say how many tasks a launch has, which of them this is, and on which nodes they are.
 _LAYOUT = re.compile(
-    r"(SLURM|SLURMD)_(NTASKS|NPROCS|PROCID|LOCALID|NODEID|GTIDS|TASK|TASKS|STEP|NODENAME|SRUN|UMASK|DISTRIBUTION"
+    r"(SLURM|SLURMD)_(NTASKS|NPROCS|PROCID|LOCALID|NODEID|GTIDS|TASK|TASKS|STEP|SRUN|UMASK|DISTRIBUTION"
     r"|NNODES|JOB_NUM_NODES|JOB_NODELIST|NODELIST|LAUNCH|MPI|PMI)(_\w+)?"
     r"|(PMI|PMI2|PMIX|OMPI|PRTE|PALS|MPI|MPIR|MV2|HYDRA|HYDI|I_MPI|FLUX)_\w+"
     r"|PARSL_RASDA_(RANK|SIZE|LOCAL_RANK)"
