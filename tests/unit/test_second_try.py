@@ -67,7 +67,9 @@ def test_the_run_of_ci_tries_again_what_failed(flaky: int, works: bool, code: in
     text = (REPOSITORY / ".ci" / "run").read_text()
     function = re.search(r"^tests\(\) \{\n.*?^\}\n", text, re.MULTILINE | re.DOTALL)
     assert function
-    told = "python3 .ci/second_try.py .pytest_cache/globus .pytest_cache/others || status=1\n"
+    told = (
+        "python3 .ci/second_try.py .pytest_cache/globus .pytest_cache/unit .pytest_cache/others || status=1\n"
+    )
     assert told in text
     lines = (
         f"set -euo pipefail\n{function[0]}status=0\ntests others test_it.py || status=1\n{told}exit $status\n"
