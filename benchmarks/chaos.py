@@ -19,8 +19,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "integration")]
 
+from cage import KINDS, Cage  # noqa: E402 - the tests' own
 from claims import conclude  # noqa: E402
-from monkey import KINDS, Cage, endure, short  # noqa: E402 - the tests' own
+from monkey import endure, short  # noqa: E402 - the tests' own
 
 COUNTED = ("epochs_lost", "slots_leaked", "orphans", "trials_failed", "files_left")
 
@@ -34,8 +35,7 @@ def main() -> None:
     arguments = parser.parse_args()
     before = arguments.out is not None and arguments.out.exists()
     rows = json.loads(arguments.out.read_text(encoding="utf-8"))["seeds"] if before else []
-    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        cage = Cage(Path(folder))
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder, Cage(Path(folder)) as cage:
         for seed in range(arguments.first, arguments.first + arguments.runs):
             kind = arguments.kinds[seed % len(arguments.kinds)]
             found = endure(cage, kind, seed)

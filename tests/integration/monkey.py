@@ -14,69 +14,23 @@ import json
 import os
 import random
 import re
-import shutil
 import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 from backend_tools import within
-from command_line import COMMAND, REPOSITORY
-from kills import abandoned_shared_memory, kind_of
+from cage import ENDPOINT, RUN_S, Cage, Run
+from kills import abandoned_shared_memory
 from studies import verdict
 
-from parsl_rasda.agent.orphan_reaper import JOB_VARIABLE
-from parsl_rasda.errors import JournalError
-from parsl_rasda.orchestration.events import EpochReported
-from parsl_rasda.orchestration.journal import read
 from parsl_rasda.reporting.runs import read_run
 
-STUDY = """
-name: chaos
-seed: 5
-with: {{epoch_s: 0.8, seed: 5}}
-tune:
-  metric: val_loss
-  num_samples: 6
-  scheduler: {{variant: synchronous, max_t: 4, max_workers: 4}}
-  search_space: {{lr: {{float: [1.0e-4, 1.0e-1], log: true}}}}
-  training: {training}
-"""
-EMULATED = '{python: "workflows.emulated.train:train"}'
-TRAINED = '{python: "training:train", batch_size: 2, warmup: {rescale: 1}}'
-SITE = """
-provider: {{type: LocalProvider}}
-accelerator: {accelerator}
-mpi_launcher: {launcher}
-gpus_per_node: 4
-heartbeat_threshold: 5
-"""
-TRAINING = """
-import time
-import torch
-
-X = torch.randn(64, 3, generator=torch.Generator().manual_seed(1))
-Y = X @ torch.tensor([[1.0], [-2.0], [0.5]])
-
-def train(trial):
-    model, _ = trial.prepare(torch.nn.Linear(3, 1), torch.optim.AdamW, lr=trial.config["lr"])
-    for _ in trial.epochs():
-        for x, y in trial.batches((X, Y)):
-            trial.step((model(x) - y).square().mean())
-        time.sleep(0.6)
-        losses = [(model(x) - y).square().mean().detach() for x, y in trial.shard((X, Y))]
-        trial.report(val_loss=trial.mean(losses))
-"""
-KINDS = ("emulated", "trained", "full disk")
-DISK = "512k"
 ENDED = {130, 4, *(-number for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT))}  # to be resumed
-RUN_S = 300.0
 ALONE_S = 40.0  # after the end of a run, for what is left of it to end by itself
 RESUMES = 20
 LIKE_A_FAULT = {"rank", "supervisor", "client", "proxy", "launcher", "warden", "fork server"}
@@ -101,136 +55,6 @@ class Found:
     counted: Counter[str] = field(default_factory=Counter)
 
 
-class Cage:
-    """A folder of runs, and what undisturbed ones come to."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._undisturbed: dict[str, tuple[Any, dict[tuple[str, int], float]]] = {}
-        (folder / "training.py").write_text(TRAINING, encoding="utf-8")
-
-    def undisturbed(self, kind: str) -> tuple[Any, dict[tuple[str, int], float]]:
-        """Return the verdict and all metrics of the study of a kind of run."""
-        if kind not in self._undisturbed:
-            with self.run(f"undisturbed-{kind.replace(' ', '-')}", kind) as run:
-                out, err = run.controller.communicate(timeout=RUN_S)
-                assert run.controller.returncode == 0, err
-                self._undisturbed[kind] = verdict(json.loads(out)), {(t, e): m for t, e, m in run.reports()}
-        return self._undisturbed[kind]
-
-    @contextmanager
-    def run(self, name: str, kind: str) -> Iterator[Run]:
-        """Start a run; what is left of it in the end goes."""
-        found = Run(self, name, kind)
-        try:
-            found.go_on()
-            yield found
-        finally:
-            found.clean_up()
-
-
-class Run:
-    """One run in a folder of its own."""
-
-    def __init__(self, cage: Cage, name: str, kind: str) -> None:
-        self.cage, self.kind, self.folder = cage, kind, cage.folder / name
-        self.directory, self.temporary, self.disk = (
-            self.folder / "run",
-            self.folder / "t",
-            self.folder / "disk",
-        )
-        self._seen: set[psutil.Process] = set()
-        for folder in (self.folder, self.temporary, self.disk):
-            folder.mkdir()
-        trained = kind == "trained"
-        study = STUDY.format(training=TRAINED if trained else EMULATED)
-        site = SITE.format(
-            accelerator="cpu" if trained else "none", launcher="hydra" if trained else "process"
-        )
-        if kind == "full disk":
-            subprocess.run(("mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", self.disk), check=True)
-            site += f"work_dir: {self.disk}\n"
-        (self.folder / "study.yaml").write_text(study, encoding="utf-8")
-        (self.folder / "site.yaml").write_text(site, encoding="utf-8")
-        shutil.copy(cage.folder / "training.py", self.folder)
-
-    def go_on(self) -> None:
-        """Start a controller: of a new run as long as none has written down what it runs."""
-        is_there = (self.directory / "study.yaml").exists()
-        words = ("resume",) if is_there else ("run", "study.yaml", "--site", "site.yaml", "--dir")
-        environment = {
-            **os.environ,
-            "PYTHONPATH": f"{REPOSITORY}:{self.folder}",
-            "TMPDIR": str(self.temporary),
-        }
-        self.controller = subprocess.Popen(
-            [str(COMMAND), *words, "run", "--json"],
-            cwd=self.folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def processes(self) -> Iterator[tuple[psutil.Process, str, str]]:
-        """Yield what lives of the run: each with its kind, and the trial that it belongs to, if to any."""
-        for process in psutil.process_iter():
-            try:
-                if process.status() != psutil.STATUS_ZOMBIE and self._is_mine(process):
-                    self._seen.add(process)
-                    job = process.environ().get(JOB_VARIABLE, "").rpartition("/")[2]
-                    yield process, self._kind(process, job), job.partition(".")[0]
-            except psutil.Error:
-                continue
-
-    def _is_mine(self, process: psutil.Process) -> bool:
-        """Whether it has our environment, or had (the interchange overwrites it), or is the child of one."""
-        return (
-            process.environ().get("TMPDIR") == str(self.temporary)
-            or process in self._seen
-            or process.ppid() == self.controller.pid
-        )
-
-    def _kind(self, process: psutil.Process, job: str) -> str:  # noqa: PLR0911 - a table
-        words = " ".join(process.cmdline())
-        parent = process.parent()
-        above = " ".join(parent.cmdline()) if parent else ""
-        if process.pid == self.controller.pid:
-            return "controller"
-        if "interchange" in words:
-            return "interchange"
-        if "parsl-rasda-workers" in words and "submit_scripts" not in words:
-            return "remover" if "parsl-rasda-workers" in above and "bash" not in above else "manager"
-        if "multiprocessing.forkserver" in words:
-            return "worker" if "multiprocessing.forkserver" in above else "worker fork server"
-        if "warden.py" in words:
-            return "warden"
-        if "mpiexec" in words:
-            return "launcher"
-        if "forkserver.server" in words and not job:
-            return "fork server"
-        if job:
-            return kind_of(process.pid)
-        return "pilot script" if "submit_scripts" in words else "other"
-
-    def reports(self) -> Iterator[tuple[str, int, float]]:
-        """Yield what trials have reported, as the journal has it: trial, epoch, metric."""
-        try:
-            for record in read(self.directory / "journal.jsonl"):
-                if isinstance(record.event, EpochReported):
-                    yield record.event.job.trial, record.event.epoch, record.event.metrics["val_loss"]
-        except JournalError:  # there is none yet
-            return
-
-    def clean_up(self) -> None:
-        for process, _, _ in self.processes():
-            process.kill()
-        self.controller.communicate()
-        if self.kind == "full disk":
-            subprocess.run(("umount", "-l", self.disk), check=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
 class Monkey:
     """Does something to a run now and then."""
 
@@ -251,8 +75,11 @@ class Monkey:
         self.is_patient = False
         self.left -= 1
         acts = [self.hit, self.hit, self.hit, self.damage]
-        if self.run.kind == "full disk":
-            acts += [self.fill, self.fill]
+        acts += {
+            "full disk": [self.fill, self.fill],
+            "slurm": [self.fail_node, self.cancel],
+            "globus": [self.kill_endpoint, self.kill_user_endpoint, self.kill_pilot, self.stop_broker],
+        }.get(self.run.kind, [])
         return self.rng.choice(acts)()
 
     def hit(self) -> str:
@@ -292,7 +119,7 @@ class Monkey:
 
     def damage(self) -> str:
         """Do harm to a file of a checkpoint."""
-        base = self.run.disk if self.run.kind == "full disk" else self.run.directory
+        base = self.run.disk if any(self.run.disk.iterdir()) else self.run.directory
         files = sorted(p for p in base.rglob("epoch-*/*") if p.is_file() and ".tmp" not in str(p))
         if not files:
             return ""
@@ -324,6 +151,46 @@ class Monkey:
         self._wait(seconds)
         filler.unlink()
         return f"full for {seconds:.1f} s"
+
+    def fail_node(self) -> str:
+        """Let a node's daemon be dead for a while."""
+        node, seconds = f"n{self.rng.randrange(3)}", self.rng.uniform(1.0, 15.0)
+        self.run.cage.cluster.kill_daemon(node)
+        self._wait(seconds)
+        self.run.cage.cluster.revive_nodes()
+        return f"slurmd {node} dead for {seconds:.1f} s"
+
+    def cancel(self) -> str:
+        """Cancel a pilot."""
+        jobs = self.run.cage.cluster.jobs("RUNNING")
+        if not jobs:
+            return ""
+        self.run.cage.cluster.run("scancel", jobs[0], check=False)
+        return "scancel"
+
+    def kill_endpoint(self) -> str:
+        """Kill an endpoint, which is started again after a while."""
+        seconds = self.rng.uniform(1.0, 8.0)
+        self.run.cage.bed.kill_endpoint(ENDPOINT)
+        self._wait(seconds)
+        self.run.cage.bed.start_endpoint(ENDPOINT)
+        return f"endpoint dead for {seconds:.1f} s"
+
+    def kill_user_endpoint(self) -> str:
+        """Kill what takes tasks."""
+        return "SIGKILL user endpoint" if self.run.cage.bed.kill_user_endpoint(ENDPOINT) else ""
+
+    def kill_pilot(self) -> str:
+        """Kill what manages the workers behind an endpoint."""
+        return "SIGKILL pilot" if self.run.cage.bed.kill_pilot(ENDPOINT) else ""
+
+    def stop_broker(self) -> str:
+        """Let the broker be gone for a while."""
+        seconds = self.rng.uniform(1.0, 8.0)
+        self.run.cage.bed.stop_broker()
+        self._wait(seconds)
+        self.run.cage.bed.start_broker(wait=True)
+        return f"broker gone for {seconds:.1f} s"
 
     def _wait(self, seconds: float) -> None:
         within(seconds, lambda: False)

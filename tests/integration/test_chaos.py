@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from monkey import Cage, endure
+from cage import Cage
+from monkey import endure
 
 pytestmark = [pytest.mark.parsl, pytest.mark.mpi, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -17,8 +18,8 @@ SEED = int(os.environ.get("RASDA_CHAOS_SEED", "1"))
 
 @pytest.fixture
 def cage() -> Iterator[Cage]:
-    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:  # short: it holds sockets, too
-        yield Cage(Path(folder))
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder, Cage(Path(folder)) as cage:
+        yield cage  # its path is short, for it holds sockets, too
 
 
 def test_whatever_is_killed_stopped_or_damaged_a_study_ends_as_undisturbed(need, cage: Cage) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ _LOCAL_POLLING_S = 1
 _BATCH_POLLING_S = 15  # Parsl's providers say 60: a minute of a dead pilot's GPUs, for every pilot
 _HEARTBEAT_S = 2  # also how soon a killed worker is noticed
 _STRATEGY_S = 1
+_LOOK_MS = 200.0  # how often an interchange that is to answer is looked at
 _INIT_VARIABLE = "PARSL_RASDA_INIT"  # in base64: what the `worker_init` of a site does
 _NO_REQUEUE = "#SBATCH --no-requeue"  # run a second time, a pilot finds its study elsewhere
 # A script of this package, found on the pilot's PATH as Parsl's own would be; same arguments.
@@ -76,6 +78,31 @@ class PilotExecutor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl is u
     def is_dead(self) -> bool:
         """Whether the interchange has ended: nothing will come back from this executor."""
         return self.interchange_proc is not None and self.interchange_proc.poll() is not None
+
+    def _start_local_interchange_process(self) -> None:
+        """Start it and ask for its ports: for an answer of one that has died Parsl would wait two minutes."""
+        client = self.command_client
+        client.zmq_socket = _SocketToInterchange(client.zmq_socket, lambda: self.is_dead)
+        super()._start_local_interchange_process()
+
+
+class _SocketToInterchange:
+    """A socket whose `poll` is over when the other side is dead."""
+
+    def __init__(self, socket: Any, is_dead: Callable[[], bool]) -> None:  # a socket of pyzmq's, untyped here
+        self._socket, self._is_dead = socket, is_dead
+
+    def poll(self, timeout: float, flags: int) -> int:
+        """Return the flags that hold, or 0 after so many milliseconds, or when nobody will ever answer."""
+        give_up = time.monotonic() + timeout / 1000
+        while True:
+            left_ms = max(0.0, 1000 * (give_up - time.monotonic()))
+            found = int(self._socket.poll(min(left_ms, _LOOK_MS), flags))
+            if found or not left_ms or self._is_dead():
+                return found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
 
 
 def build_kernel(run_dir: Path) -> DataFlowKernel:

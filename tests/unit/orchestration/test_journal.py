@@ -376,3 +376,9 @@ def test_a_journal_torn_in_the_first_line_of_another_version_begins_anew(tmp_pat
 
 def without_crc(line: bytes) -> bytes:
     return re.sub(rb', "crc": "[0-9a-f]{8}"', b"", line)
+
+
+def test_a_pilot_of_a_record_that_does_not_say_so_was_usable_and_is_asked_for_again_at_once() -> None:
+    first = {"type": "PilotEnded", "at": 1.0, "pilot": "a-0", "site": "a", "cause": "walltime"}
+    found = decode(first, Event)
+    assert (found.usable, found.refused) == (True, False)
