@@ -108,6 +108,9 @@ class Allocator:
     def _has_room(self) -> bool:
         """Whether another trial could start now, and nobody in the queue could."""
         search, workers = self._search, self._search.settings.num_workers
+        ledger = search.cluster_state.ledger
+        if workers == 1 and not search.cluster_state.kinds and not ledger.is_reduced:
+            return ledger.has_free
         find, needs = search.cluster_state.find_start, search.growth.needs
         if find(workers, (workers, None, NO_CAUTION)) is None:
             return False

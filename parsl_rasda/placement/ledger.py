@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TypeAlias
 
 from parsl_rasda.errors import InvalidSettingError
@@ -416,6 +417,7 @@ def _fits_without(pilot: _Pilot, world_size: int, hidden: Collection[Slot]) -> b
     return shape is not None and sum(count == pilot.per_node for _, count in left) >= shape[0]
 
 
+@lru_cache(maxsize=4096)
 def _block(free: int, world_size: int, own: int, size: int) -> int:
     """Choose ``world_size`` of the free bits: an aligned block holding ``own`` if there is one.
 
