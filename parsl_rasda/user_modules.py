@@ -28,9 +28,15 @@ def python_path(folders: Sequence[str], environ: Mapping[str, str]) -> str:
     return os.pathsep.join([*folders, *filter(None, [environ.get("PYTHONPATH")])])
 
 
-def add_user_folders(folders: Iterable[str]) -> None:
-    """Let the modules in these folders be imported, and by programs that this process starts."""
-    wanted = [os.path.realpath(folder) for folder in folders]
+def add_user_folders(folders: Iterable[str], *, here: bool = False) -> None:
+    """Let the modules in these folders be imported, and by programs that this process starts.
+
+    Args:
+        folders: Before the others, the first one first.
+        here: Whether the present folder comes last; programs that are started in it find it by themselves.
+    """
+    told = [os.path.realpath(folder) for folder in folders]
+    wanted = [*told, *([str(Path.cwd())] if here else [])]
     at = 1 + max((i for i, path in enumerate(sys.path) if _is_standard(path)), default=-1)
     new = [folder for folder in dict.fromkeys(wanted) if folder not in sys.path]
     sys.path[at:at] = new
@@ -39,8 +45,9 @@ def add_user_folders(folders: Iterable[str]) -> None:
     if own.names:
         own.install()
         os.environ[VARIABLE] = os.pathsep.join([str(os.getpid()), *wanted])
-    elif new:  # else their Python would find the user's modules in the place of its own
-        os.environ["PYTHONPATH"] = python_path(new, os.environ)
+    elif exported := [folder for folder in new if folder in told]:
+        # Not beside namesakes: Python itself would find those in the place of its own.
+        os.environ["PYTHONPATH"] = python_path(exported, os.environ)
 
 
 def add_user_folders_of_parent() -> None:

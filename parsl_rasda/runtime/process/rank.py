@@ -211,7 +211,7 @@ def _shared(attempt: Attempt, outcome: Outcome, *, together: bool) -> End:
 
 def _train(attempt: Attempt) -> None:
     seed_start(attempt.spec.seed)
-    add_user_folders([*attempt.spec.search_path, str(Path.cwd())])
+    add_user_folders(attempt.spec.search_path, here=True)
     function = training_function(attempt.spec.python or "")
     if attempt.context.size == 1:
         attempt.enter(Phase.FIRST_STEP)  # several ranks must meet first
