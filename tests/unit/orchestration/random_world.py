@@ -233,7 +233,9 @@ class World:
             if self.finished is not None:
                 return
             self.now += 1.0
-            assert self.jobs or self.requested or self.machine.pilots.closing, (
+            awaited = self.jobs or self.requested or self.machine.pilots.closing
+            # A site that has just refused is asked again after a while, and the clock tells when.
+            assert awaited or self.machine.wake_at is not None, (
                 "nothing runs, nothing is awaited, and the study has not ended"
             )
             self._progress()
@@ -383,6 +385,8 @@ class World:
                 PilotEnded(self.now, PilotId("nobody-7"), SiteName("nobody"), "unknown"),
             ]
         )
+        if (wake_at := self.machine.wake_at) is not None and self.now >= wake_at:
+            self.tell(TimerFired(self.now))  # what was due anyway
         followed = [i for i in self.tell(told) if not _is_due_anyway(i)]
         assert not followed, "words of a dead attempt change nothing"
 
