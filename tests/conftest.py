@@ -12,8 +12,8 @@ import pytest
 from hypothesis import settings
 
 # Property tests scale with the profile: plain `pytest` and `make test-unit` draw few examples, `make test` as
-# many as Hypothesis does by default and always the same ones, so that CI judges the change and not its luck; new
-# examples are drawn by whoever develops. No example has a limit of time: the machine may be busy.
+# many as Hypothesis does by default, always the same ones, so that CI judges the change and not its luck. No
+# example has a limit of time: the machine may be busy.
 settings.register_profile("quick", max_examples=10, deadline=None)
 settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True)
 settings.load_profile("quick")  # `--hypothesis-profile=ci` is applied after this
