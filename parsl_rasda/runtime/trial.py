@@ -328,6 +328,7 @@ class Trial:
             )
         attempt.interruptible = False
         self._group.meet("the end of the training function")
+        self._group.part()
         if not is_saved:
             self._checkpoint(wait=True)
         self._note_saved(None)

@@ -83,6 +83,12 @@ class Group:
             with _peers():
                 self._roll_call.meet(what, detail)
 
+    def part(self) -> None:
+        """Meet no more: rank 0, by which ranks meet, must not leave before the others know of the last time."""
+        if self._roll_call is not None:
+            with _peers():
+                self._roll_call.part()
+
     def enter_step(self) -> None:
         """Note that the ranks begin to exchange what a step needs."""
         if self._roll_call is not None:

@@ -108,6 +108,13 @@ class RollCall:
                 store.delete_key(f"{kind}-{number - 1}")
         self._is_meeting = False
 
+    def part(self) -> None:
+        """Let the rank that has the store leave last: a meeting may still be on its way to the others."""
+        if self._rank:
+            self._store.set(f"left-{self._rank}", "-")
+        else:
+            self._store.wait([f"left-{rank}" for rank in range(1, self._size)], self._patience)
+
     def _say(self, number: int, *calls: Call) -> None:
         """Tell all that wait, or will come, what differs."""
         one, two = sorted(calls, key=lambda call: call.rank)

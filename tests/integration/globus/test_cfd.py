@@ -20,6 +20,7 @@ SMALL = (
     "tune.num_samples=8",
     "tune.scheduler={variant: synchronous, max_t: 2, max_workers: 2, growth: strict}",
     "tune.training.batch_size=4",
+    "tune.training.keep_checkpoints=all",
 )
 ON_EACH = ("stages.simulate.site=each", "stages.prepare.site=each")
 

@@ -230,8 +230,10 @@ def test_an_endpoint_that_is_down_at_the_start_joins_when_it_comes_up(
     try:
         eventually(lambda: "alps" not in folder.bed.online())
         folder.write_study(epoch_s=4.0)
-        folder.write_site("fjord", gpus_per_node=1)  # trials still wait for their first rung when alps joins
-        process = folder.run("alps", "fjord")
+        folder.write_site("fjord", gpus_per_node=1)
+        # Trials wait for a slot when alps joins, however late: with these checkpoints any of them may go there.
+        shared = f"tune.checkpoints=file://{folder.path}/store"
+        process = folder.run("alps", "fjord", settings=(shared,))
         folder.wait_until(lambda: "alps" in folder.causes(), process)
         assert folder.has_epochs("fjord"), "the other site carries on"
         alps = folder.bed.endpoints["alps"]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -55,6 +56,10 @@ def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as short:  # paths of sockets have 108 bytes
         (Path(short) / "t").mkdir()
         yield Path(short) / "t"
+        for process in psutil.process_iter():  # the manager of a pool that was killed lives on
+            with suppress(psutil.Error):
+                if process.environ().get("TMPDIR") == str(Path(short) / "t"):
+                    process.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, None])
