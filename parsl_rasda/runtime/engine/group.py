@@ -84,7 +84,7 @@ class Group:
                 self._roll_call.meet(what, detail)
 
     def part(self) -> None:
-        """Meet no more: rank 0, by which ranks meet, must not leave before the others know of the last time."""
+        """Meet no more. Rank 0 has the store, and leaves when the others know of the last meeting."""
         if self._roll_call is not None:
             with _peers():
                 self._roll_call.part()

@@ -231,7 +231,7 @@ def test_an_endpoint_that_is_down_at_the_start_joins_when_it_comes_up(
         eventually(lambda: "alps" not in folder.bed.online())
         folder.write_study(epoch_s=4.0)
         folder.write_site("fjord", gpus_per_node=1)
-        # Trials wait for a slot when alps joins, however late: with these checkpoints any of them may go there.
+        # However late alps joins, trials wait for a slot, and with these checkpoints any may go there.
         shared = f"tune.checkpoints=file://{folder.path}/store"
         process = folder.run("alps", "fjord", settings=(shared,))
         folder.wait_until(lambda: "alps" in folder.causes(), process)
