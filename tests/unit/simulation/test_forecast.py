@@ -265,3 +265,11 @@ def test_a_plan_from_a_run_rehearses_the_noise_that_it_measured(rehearsals, tmp_
     assert [r["batches"] for r in history.summary()["rungs"]] == [[1], [2], [2], [2]]
     noise = {"trials": found.rungs[0].trials, "median": 100.0, "hidden": 0}
     assert history.summary()["rungs"][0]["noise_scale"] == noise
+
+
+def test_a_measured_batch_that_the_floor_holds_back_is_foretold(rehearsals) -> None:
+    study = rehearsals.study_of(scheduler={"batch": "measured"}, estimates={"samples": 3200})
+    assert (
+        "at 4 batches an epoch of 3200 samples has 25 steps with batch_size 32; the batch goes no further "
+        "than 2 x 32: GPUs still grow"
+    ) in plan(study).advice
