@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 FOR_DEMO := $(VENV)/.installed-demo
 FOR_ALL := $(VENV)/.installed
 
-.PHONY: demo test test-unit mutations chaos mutants soak lint install clean
+.PHONY: demo test test-unit mutations chaos mutants soak quality lint install clean
 demo: $(FOR_DEMO)
 	$(BIN)/parsl-rasda run workflows/cfd_defiltering/study.yaml --site local --dir $$(mktemp -d -p . runs.XXXXXX)/cfd_defiltering
 
@@ -36,6 +36,10 @@ mutants: install
 # 10,000 emulated trials on 256 logical slots: neither the controller nor its files may grow.
 soak: install
 	$(BIN)/python benchmarks/soak.py --out benchmarks/results/soak.json
+
+# The winner's quality by ASHA, RASDA and random search, 10 seeds of each shipped study. Hours; goes on where it stopped.
+quality: install
+	$(BIN)/python benchmarks/quality.py runs/quality --out benchmarks/results/quality.json
 
 lint: install
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     out = parser.parse_args().out
     with tempfile.TemporaryDirectory() as folder:
-        found = {slots: ran(Path(folder), slots) for slots in SLOTS}
+        found = {slots: study(Path(folder), slots) for slots in SLOTS}
     rows = {f"{slots} slots": row for slots, (row, _) in found.items()}
     one = found[1][1]
     claims = {f"the same on {slots} slots as on 1": verdict == one for slots, (_, verdict) in found.items()}
@@ -42,18 +43,43 @@ def main() -> None:
     conclude({"what": what, "runs": rows, "verdict": one}, claims, out)
 
 
-def ran(folder: Path, slots: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Run the study; return what it took, and what must not depend on that."""
-    site, run = folder / f"{slots}.yaml", folder / f"run-{slots}"
+def study(folder: Path, slots: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run the CFD study; return what it took, and what must not depend on that."""
+    growth = f"growth={'strict' if slots == max(SLOTS) else 'elastic'}"
+    keys = ["variant=synchronous", "max_workers=4", growth]
+    row, document, _ = ran(folder, "cfd_defiltering", slots, keys, name=str(slots))
+    return row, verdict_of(document)
+
+
+def ran(
+    folder: Path,
+    study: str,
+    slots: int,
+    scheduler: Sequence[str],
+    *,
+    name: str,
+    trials: int | None = None,
+) -> tuple[dict[str, Any], dict[str, Any], Path]:
+    """Run a shipped study on some slots.
+
+    Args:
+        folder: Where.
+        study: Which.
+        slots: Of the site.
+        scheduler: Keys of the scheduler that differ, as ``key=value``.
+        name: Of the run.
+        trials: Of the search, if not as many as are shipped.
+
+    Returns:
+        What it took, the document of the run, and its directory.
+    """
+    site, run = folder / f"{slots}.yaml", folder / f"run-{name}"
     site.write_text(SITE % slots, encoding="utf-8")
-    study = str(REPOSITORY / "workflows" / "cfd_defiltering" / "study.yaml")
-    words = [str(COMMAND), "run", study, "--site", str(site), "--dir", str(run), "--json"]
-    settings = [
-        "variant=synchronous",
-        "max_workers=4",
-        f"growth={'strict' if slots == max(SLOTS) else 'elastic'}",
-    ]
-    changes = [word for setting in settings for word in ("--set", f"stages.tune.tune.scheduler.{setting}")]
+    file = str(REPOSITORY / "workflows" / study / "study.yaml")
+    words = [str(COMMAND), "run", file, "--site", str(site), "--dir", str(run), "--json"]
+    settings = [f"scheduler.{setting}" for setting in scheduler]
+    settings += [] if trials is None else [f"num_samples={trials}"]
+    changes = [word for setting in settings for word in ("--set", f"stages.tune.tune.{setting}")]
     began = time.perf_counter()
     done = subprocess.run(
         [*words, *changes],
@@ -66,9 +92,14 @@ def ran(folder: Path, slots: int) -> tuple[dict[str, Any], dict[str, Any]]:
     )
     wall_s = round(time.perf_counter() - began, 1)
     document = json.loads(done.stdout)
-    best = document["best"]
     row = {"wall_s": wall_s, "gpu_hours": document["gpu_hours"], "widths": widths_of(run)}
-    return row, {
+    return row, document, run
+
+
+def verdict_of(document: dict[str, Any]) -> dict[str, Any]:
+    """Return what must not depend on the slots."""
+    best = document["best"]
+    return {
         "trials": {t["trial"]: [t["state"], t["epoch"], t["metric"]] for t in document["trial_list"]},
         "best": {key: best[key] for key in ("trial", "epoch", "metric", "config")},
         "evaluation": {

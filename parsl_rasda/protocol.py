@@ -36,7 +36,17 @@ from typing import Any, Self
 
 from parsl_rasda.errors import RasdaError
 from parsl_rasda.plain_text import LONGEST_TRACE, cleaned
-from parsl_rasda.types import JSON, Blame, Fault, JobId, Outcome, Phase, ScheduleEntry, TrialId
+from parsl_rasda.types import (
+    JSON,
+    Blame,
+    Fault,
+    GradientNoise,
+    JobId,
+    Outcome,
+    Phase,
+    ScheduleEntry,
+    TrialId,
+)
 
 FORMAT = 1
 STEPS = "steps"  # a file that rank 0 touches while it trains, where there is no channel
@@ -219,6 +229,7 @@ class EpochReport:
             URL are written while training goes on.
         slots: ``node:gpu`` of each rank, as the ranks themselves saw them, in rank order.
         samples: Training samples of an epoch, or None where the training function reads them by itself.
+        noise: Of the gradients in this epoch, or None where nothing shows it, as with one replica.
     """
 
     trial: TrialId
@@ -230,6 +241,7 @@ class EpochReport:
     at: float = 0.0
     slots: tuple[str, ...] = ()
     samples: int | None = None
+    noise: GradientNoise | None = None
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
@@ -240,6 +252,8 @@ class EpochReport:
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Return the report that `to_json` wrote."""
         values = _known(cls, data)
+        noise = data.get("noise")
+        values["noise"] = noise and GradientNoise(float(noise["gradient"]), float(noise["variance"]))
         values["metrics"] = {str(k): float(v) for k, v in data["metrics"].items()}
         values["checkpoint"] = checkpoint_in(data)
         values["slots"] = tuple(data.get("slots", ()))

@@ -6,6 +6,7 @@ through its life, a *job* is one attempt to train it on a *placement* of GPU *sl
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NewType, TypeAlias
@@ -114,6 +115,27 @@ batches in either form."""
 def schedule_entry(epoch: int, replicas: int, batches: int) -> ScheduleEntry:
     """Return the entry of a schedule for what is trained from an epoch on."""
     return (epoch, replicas) if batches == replicas else (epoch, replicas, batches)
+
+
+@dataclass(frozen=True, slots=True)
+class GradientNoise:
+    """How a sample's gradient varies: the mean over the steps of an epoch, or of several.
+
+    Attributes:
+        gradient: Squared norm of the gradient without noise; below 0 where the noise hides it.
+        variance: Variance of a sample's gradient, summed over the parameters.
+
+    Source:
+        McCandlish et al. 2018 (arXiv 1812.06162), appendix A.1; both are unbiased.
+    """
+
+    gradient: float
+    variance: float
+
+    @property
+    def scale(self) -> float:
+        """The samples of a step in which noise and gradient are equal; infinite where noise hides it."""
+        return max(0.0, self.variance) / self.gradient if self.gradient > 0 else math.inf
 
 
 @dataclass(frozen=True, slots=True)

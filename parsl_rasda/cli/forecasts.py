@@ -46,9 +46,10 @@ def _view(study: str, found: Forecast, run: Path | None) -> RenderableType:
 
 
 def _rungs(found: Forecast) -> Table:
-    table = _table("rung", "epochs", "GPUs", "replicas", "trials")
+    table = _table("rung", "epochs", "GPUs", "replicas", "batches", "trials")
     for r in found.rungs:
-        table.add_row(str(r.rung), str(r.epochs), str(r.workers), str(r.replicas), str(r.trials))
+        batches = "-".join(map(str, sorted({*r.batches[:1], *r.batches[-1:]})))
+        table.add_row(str(r.rung), str(r.epochs), str(r.workers), str(r.replicas), batches, str(r.trials))
     return table
 
 

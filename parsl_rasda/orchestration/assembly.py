@@ -49,8 +49,9 @@ def build_machine(tune: TuneSpec) -> Machine:
 def batching(tune: TuneSpec) -> Batching:
     """Return how many replicas share a step of a `tune` stage: under ASHA as many as under RASDA."""
     method = tune.scheduler
-    constant = method.most_workers if method.batch == "constant" else None
-    return Batching(constant, method.min_steps_per_epoch, tune.training.batch_size)
+    constant = None if method.batch == "doubling" else method.most_workers
+    is_measured = method.batch == "measured"
+    return Batching(constant, method.min_steps_per_epoch, tune.training.batch_size, is_measured)
 
 
 def assumed_times(tune: TuneSpec) -> Assumed:

@@ -16,6 +16,7 @@ from parsl_rasda.plain_text import cleaned
 from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.types import (
     Blame,
+    GradientNoise,
     JobId,
     NodeSlots,
     Outcome,
@@ -143,6 +144,7 @@ class EpochReported:
     Attributes:
         checkpoint: Newest whole checkpoint of the attempt, or None if it made none.
         samples: Training samples of an epoch, if that is known.
+        noise: Of the gradients in this epoch, if that is known.
     """
 
     at: float
@@ -153,6 +155,7 @@ class EpochReported:
     checkpoint: Checkpoint | None
     slots: tuple[str, ...] = ()
     samples: int | None = None
+    noise: GradientNoise | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -214,6 +214,8 @@ class TrialLifecycle:
         search.note_samples(trial, event.samples)
         trial.epoch, trial.preemptions = event.epoch, 0
         trial.history[event.epoch] = metric
+        if event.noise is not None:
+            trial.noise[event.epoch] = event.noise
         if event.checkpoint is not None:
             trial.keep(event.checkpoint)
         return metric

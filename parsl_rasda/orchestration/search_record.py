@@ -112,17 +112,30 @@ class SearchRecord:
 
     def first_stretch(self, first: Decision, config: Mapping[str, JSON]) -> Stretch:
         """Return what a new trial trains, as the scheduler has decided."""
-        return self._stretch(0, first, config, None)
+        split = self.settings.batching.split(self._ladder(first), config, None)
+        return Stretch(0, first.until, *split)
 
     def stretch_ahead(self, trial: TrialRecord, decision: Decision) -> Stretch:
-        """Return what a trial trains from now on, as the scheduler has decided."""
-        return self._stretch(trial.epoch, decision, trial.config, trial.samples)
+        """Return what a trial trains from now on, as the scheduler has decided.
 
-    def _stretch(
-        self, epoch: int, decision: Decision, config: Mapping[str, JSON], samples: int | None
-    ) -> Stretch:
-        ladder = [*map(self.scheduler.replicas, range(decision.rung)), decision.replicas]
-        return Stretch(epoch, decision.until, *self.settings.batching.split(ladder, config, samples))
+        Its noise counts at a rung only, as it was since the rung before.
+        """
+        is_at_rung = decision.until != trial.until
+        noise = trial.noise_between(self._milestone_before(trial.epoch), trial.epoch) if is_at_rung else None
+        split = self.settings.batching.split(
+            self._ladder(decision),
+            trial.config,
+            trial.samples,
+            batches=trial.schedule[-1].batches,
+            noise_scale=noise.scale if noise is not None else None,
+        )
+        return Stretch(trial.epoch, decision.until, *split)
+
+    def _ladder(self, decision: Decision) -> list[int]:
+        return [*map(self.scheduler.replicas, range(decision.rung)), decision.replicas]
+
+    def _milestone_before(self, epoch: int) -> int:
+        return max((m for m in self.scheduler.milestones if m < epoch), default=0)
 
     def split(self, rung: int) -> Split:
         """Return the parallelism on the way to a rung, for a trial whose samples nobody has counted."""

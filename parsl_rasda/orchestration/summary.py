@@ -131,9 +131,12 @@ def best(machine: Machine) -> dict[str, Any] | None:
 
 
 def _rungs(machine: Machine) -> list[dict[str, Any]]:
-    rows = []
+    rows, before = [], 0
     for k, milestone in enumerate(machine.scheduler.milestones):
-        results = [t.history[milestone] for t in machine.trials.values() if milestone in t.history]
+        reached = [t for t in machine.trials.values() if milestone in t.history]
+        results = [t.history[milestone] for t in reached]
+        noise = [n.scale for t in reached if (n := t.noise_between(before, milestone)) is not None]
+        before = milestone
         finite = [r for r in results if math.isfinite(r)]
         pick = min if machine.settings.mode == "min" else max
         rows.append(
@@ -143,9 +146,21 @@ def _rungs(machine: Machine) -> list[dict[str, Any]]:
                 "replicas": machine.split(k).replicas,
                 "reached": len(results),
                 "best": pick(finite) if finite else None,
+                "batches": sorted({t.batches_of(milestone) for t in reached}),
+                "noise_scale": _noise_scale(noise),
             }
         )
     return rows
+
+
+def _noise_scale(scales: Sequence[float]) -> dict[str, Any]:
+    """Return the median of noise scales; it is None where noise hides the gradient of half the trials."""
+    median = statistics.median_high(scales) if scales else math.inf
+    return {
+        "trials": len(scales),
+        "median": median if math.isfinite(median) else None,
+        "hidden": sum(math.isinf(s) for s in scales),
+    }
 
 
 def _trial(trial: TrialRecord, *, has_checkpoints: bool) -> dict[str, Any]:

@@ -6,11 +6,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from statistics import fmean
 
 from parsl_rasda.orchestration.states import JOB_TRANSITIONS, TRIAL_TRANSITIONS, JobState, checked
 from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.types import (
     JSON,
+    GradientNoise,
     JobId,
     Mode,
     Placement,
@@ -79,6 +81,7 @@ class TrialRecord:
         codes: Digests of the study's code that its attempts have run, each once.
         history: Metric by epoch, as reported; a repeated epoch replaces its first report.
         samples: Training samples of an epoch, as its first report said.
+        noise: Of its gradients by epoch, where it was measured; repeated epochs as in ``history``.
     """
 
     id: TrialId
@@ -98,6 +101,7 @@ class TrialRecord:
     job: LiveJob | None = None
     history: dict[int, float] = field(default_factory=dict)
     samples: int | None = None
+    noise: dict[int, GradientNoise] = field(default_factory=dict)
     reason: str = ""
     codes: list[str] = field(default_factory=list)
 
@@ -139,6 +143,17 @@ class TrialRecord:
         same = [False, *(a[1:] == b[1:] for a, b in pairwise(known))]
         return tuple(entry for entry, is_same in zip(known, same, strict=True) if not is_same)
 
+    def batches_of(self, epoch: int) -> int:
+        """Return how many `batch_size` a step of an epoch had."""
+        return next(s for s in reversed(self.schedule) if s.epoch < epoch).batches
+
+    def noise_between(self, begin: int, end: int) -> GradientNoise | None:
+        """Return the mean noise of the epochs after one, up to another; None if nobody knows."""
+        found = [noise for epoch, noise in sorted(self.noise.items()) if begin < epoch <= end]
+        if not found:
+            return None
+        return GradientNoise(fmean(n.gradient for n in found), fmean(n.variance for n in found))
+
     def train_on(self, ahead: Stretch, rung: int) -> None:
         """Note that it trains on, as was decided."""
         self.rung, last = rung, self.schedule[-1]
@@ -164,7 +179,7 @@ class TrialRecord:
         self.forget()
         self.schedule = [first]
         self.epoch = self.retries = self.checkpoint_losses = self.preemptions = self.rung = 0
-        self.history, self.reason, self.codes = {}, "", []
+        self.history, self.noise, self.reason, self.codes = {}, {}, "", []
 
     def forget(self) -> None:
         """Forget all checkpoints, and where they are."""

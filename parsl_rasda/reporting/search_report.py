@@ -13,7 +13,7 @@ from parsl_rasda.reporting.charts import Summary, count_far_off, hyperparameters
 from parsl_rasda.reporting.format import counted, duration, number, percent
 from parsl_rasda.reporting.gantt import slots_over_time
 from parsl_rasda.reporting.occupancy import occupancy_of
-from parsl_rasda.reporting.tables import troubles
+from parsl_rasda.reporting.tables import batches_text, noise_text, troubles
 from parsl_rasda.search.space import SearchSpace
 from parsl_rasda.types import Mode, TrialState
 
@@ -113,6 +113,8 @@ def _rungs(summary: Summary, graph: Graph) -> Iterator[dict[str, Any]]:
             "bar_rem": _BAR_REM * rung["reached"] / most,
             "counts": [len(here.get(decision, ())) for decision in _DECISIONS],
             "best": number(rung["best"]),
+            "batches": batches_text(rung),
+            "noise_scale": noise_text(rung),
             "last_to_go_on": number(worst_of(here["continue"])) if "continue" in here else "",
             "best_stopped": number(best_of(here["stopped"])) if "stopped" in here else "",
         }

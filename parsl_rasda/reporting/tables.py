@@ -123,12 +123,31 @@ def result_text(value: Any) -> str:  # Any: whatever a user's function returned
 
 
 def rungs_view(rungs: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """Return the ladder: how many trials have reached each rung, and the best there."""
+    """Return the ladder: how many trials have reached each rung, and the best there.
+
+    Where the noise of gradients is known, also the batches of a step and the noise scale, in samples.
+    """
+    is_noise_known = any(r["noise_scale"]["trials"] for r in rungs)
     table = _table("rung", "epochs", "replicas", "trials", "best")
+    for name in ("batches", "noise scale") if is_noise_known else ():
+        table.add_column(name, justify="right")
     for r in rungs:
         best = number(r["best"]) if r["reached"] else ""
-        table.add_row(str(r["rung"]), str(r["epochs"]), str(r["replicas"]), str(r["reached"]), best)
+        noise = (batches_text(r), noise_text(r)) if is_noise_known else ()
+        table.add_row(str(r["rung"]), str(r["epochs"]), str(r["replicas"]), str(r["reached"]), best, *noise)
     return table
+
+
+def batches_text(rung: Mapping[str, Any]) -> str:
+    """Return how many `batch_size` made a step on the way to a rung: the least and the most."""
+    return "-".join(str(b) for b in sorted({*rung["batches"][:1], *rung["batches"][-1:]}))
+
+
+def noise_text(rung: Mapping[str, Any]) -> str:
+    """Return the noise scale at a rung: its median over the trials where it was measured."""
+    found = rung["noise_scale"]
+    hidden = "all noise" if found["trials"] else ""
+    return hidden if found["median"] is None else number(found["median"])
 
 
 def trials_view(summary: Summary, most: int | None = None) -> RenderableType:

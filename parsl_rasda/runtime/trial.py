@@ -295,8 +295,9 @@ class Trial:
         was_interruptible, self._attempt.interruptible = self._attempt.interruptible, False
         position = self._engine.end_epoch() if self._engine is not None else None
         self._group.meet("trial.report")
+        self._attempt.noise = None
         if self._engine is not None and position is not None and position.step:
-            self._attempt.samples = position.samples
+            self._attempt.samples, self._attempt.noise = position.samples, self._engine.noise()
             values.setdefault("train_loss", rounded_sum(self._engine.loss_sums()) / position.samples)
         seconds = time.monotonic() - self._began + self._carried_over_s
         self._carried_over_s, self._in_epoch = 0.0, False

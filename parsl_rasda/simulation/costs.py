@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from parsl_rasda.placement.times import Assumed
+from parsl_rasda.types import GradientNoise
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class Costs:
         leave_s: From the instruction to leave until the slots are free [s].
         queue_s: Wait for a pilot [s].
         samples: Training samples of an epoch, if they are known.
+        noise: Of the gradients of trial number ``i`` in an epoch, if it is known.
     """
 
     epoch_s: Callable[[int, int], float]
@@ -33,6 +35,7 @@ class Costs:
     leave_s: float = 0.0
     queue_s: float = 0.0
     samples: int | None = None
+    noise: Callable[[int, int], GradientNoise | None] = lambda _trial, _epoch: None
 
 
 def assumed_costs(assumed: Assumed, *, seed: int, spread: float = 0.0) -> Costs:

@@ -59,6 +59,7 @@ class RungForecast:
 
     Attributes:
         workers: GPUs that the method gives on the way to it.
+        batches: How many `batch_size` made a step on the way to it, each number once.
     """
 
     rung: int
@@ -66,6 +67,7 @@ class RungForecast:
     replicas: int
     workers: int
     trials: int
+    batches: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +174,8 @@ def forecast(
         costs = measured_costs(run, seed=seed)
     else:
         costs = assumed_costs(assumed_times(tune), seed=seed, spread=tune.estimates.spread)
-        costs = replace(costs, samples=tune.estimates.samples)
+        noise = tune.estimates.noise
+        costs = replace(costs, samples=tune.estimates.samples, noise=lambda *_: noise)
     policies, rungs = _rehearse_all(tune, sites, costs)
     result = Forecast(
         stage=stage,
@@ -272,15 +275,13 @@ def _compared(policies: Sequence[PolicyForecast]) -> tuple[PolicyForecast, ...]:
 
 
 def _rungs(machine: Machine) -> tuple[RungForecast, ...]:
-    return tuple(
-        RungForecast(
-            rung,
-            milestone,
-            *machine.split(rung)[:2],
-            sum(milestone in t.history for t in machine.trials.values()),
-        )
-        for rung, milestone in enumerate(machine.scheduler.milestones)
-    )
+    return tuple(_rung(machine, rung, until) for rung, until in enumerate(machine.scheduler.milestones))
+
+
+def _rung(machine: Machine, rung: int, until: int) -> RungForecast:
+    reached = [t for t in machine.trials.values() if until in t.history]
+    batches = tuple(sorted({t.batches_of(until) for t in reached}))
+    return RungForecast(rung, until, *machine.split(rung)[:2], len(reached), batches)
 
 
 def _advice(tune: TuneSpec, found: Forecast) -> Iterator[str]:

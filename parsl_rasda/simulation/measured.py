@@ -26,13 +26,13 @@ from parsl_rasda.orchestration.journal import Record
 from parsl_rasda.orchestration.replay import ReplayedSearch
 from parsl_rasda.placement.times import Times
 from parsl_rasda.simulation.costs import Costs
-from parsl_rasda.types import JobId, Mode, PilotId, SiteName, TrialId
+from parsl_rasda.types import GradientNoise, JobId, Mode, PilotId, SiteName, TrialId
 
 
 def measured_costs(history: ReplayedSearch, *, seed: int) -> Costs:
     """Return the costs measured in a run, and the study's assumptions where nothing was measured.
 
-    A trial of the run keeps its costs and metrics; epochs beyond its last one keep its last metric.
+    A trial of the run keeps its costs, metrics and noise; epochs beyond its last one keep the last of these.
     Any other trial behaves like one of the run, drawn by the seed.
 
     Args:
@@ -52,6 +52,11 @@ def measured_costs(history: ReplayedSearch, *, seed: int) -> Costs:
         before = [e for e in found if e <= epoch]
         return sign * found[max(before)] if before else math.nan
 
+    def noise(number: int, epoch: int) -> GradientNoise | None:
+        found = trials[like(number)].noise if trials else {}
+        before = [e for e in found if e <= epoch]
+        return found[max(before)] if before else None
+
     def epoch_s(number: int, world_size: int) -> float:
         trial = TrialId(f"{like(number):04d}")
         record = history.machine.trials.get(trial)
@@ -68,6 +73,7 @@ def measured_costs(history: ReplayedSearch, *, seed: int) -> Costs:
         leave_s=_mean(seen.leaves_s, 0.0),
         queue_s=_mean(seen.queues_s, 0.0),
         samples=next((t.samples for t in trials if t.samples), history.tune.estimates.samples),
+        noise=noise,
     )
 
 

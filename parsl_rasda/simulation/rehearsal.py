@@ -141,8 +141,8 @@ class Rehearsal:
         epoch = state.epoch + 1
         metrics = {self.machine.settings.metric: self.costs.metric(state.trial, epoch)}
         checkpoint = Checkpoint(f"{job}/{epoch}", epoch)
-        samples = self.costs.samples
-        self._post(EpochReported(now + seconds, job, epoch, metrics, seconds, checkpoint, (), samples))
+        shown = self.costs.samples, self.costs.noise(state.trial, epoch)
+        self._post(EpochReported(now + seconds, job, epoch, metrics, seconds, checkpoint, (), *shown))
 
     def _go_on_alone(self, event: EpochReported) -> None:
         """Let a job without a control channel train on, or end, without being asked."""

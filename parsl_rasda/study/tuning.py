@@ -11,9 +11,10 @@ from parsl_rasda.diagnostics import Plain, is_number, listing, mapping_at, refus
 from parsl_rasda.errors import Diagnostic, InvalidSettingError
 from parsl_rasda.plugins import GROWTH_POLICIES, SCHEDULERS, SEARCHERS, Choice, kind_of
 from parsl_rasda.protocol import Training
-from parsl_rasda.study.batch_sizes import indivisible_sizes
+from parsl_rasda.study.batch_sizes import FixedReplicas, indivisible_sizes, unmeasured
 from parsl_rasda.study.commands import Command, unknown_placeholders
-from parsl_rasda.study.parameters import LARGEST_INT, MOST_PARAMETERS, SearchSpaceForm, space_problems
+from parsl_rasda.study.estimates import EstimateSpec
+from parsl_rasda.study.parameters import MOST_PARAMETERS, SearchSpaceForm, space_problems
 from parsl_rasda.study.spec import (
     IDENTIFIER,
     MOST,
@@ -73,15 +74,16 @@ class SchedulerSpec(PluginSpec):
     )
     num_workers: Count = Field(1, description="GPUs of a new trial.")
     max_workers: Count | None = Field(None, description="Most GPUs of a trial; without it, no limit.")
-    batch: Literal["doubling", "constant"] = Field(
+    batch: Literal["doubling", "constant", "measured"] = Field(
         "doubling",
         description="doubling: each replica has batch_size samples of a step, so that the batch grows with "
         "the GPUs; constant: batch_size samples in all, which max_workers replicas share from the start, so "
-        "that only the GPUs grow.",
+        "that only the GPUs grow; measured: shared likewise, from num_workers * batch_size samples on, and "
+        "grows as with doubling, but not beyond the noise scale of a trial's gradients.",
     )
     min_steps_per_epoch: Annotated[Natural, BeforeValidator(_zero)] = Field(
         50,
-        description="With `batch: doubling`: the batch grows no further where an epoch would have fewer "
+        description="Unless `batch: constant`: the batch grows no further where an epoch would have fewer "
         "steps; the GPUs do. 0 or null: no limit.",
     )
     growth: Annotated[Choice, chosen_from(GROWTH_POLICIES)] = Field(
@@ -189,8 +191,9 @@ class TrainingSpec(Spec):
     )
     batch_size: CountOrName = Field(
         32,
-        description="Samples per replica and step (with `scheduler.batch: constant`: per step), at most: if "
-        "the last step would not be full, all are a little smaller; may be searched.",
+        description="Samples per replica and step (`scheduler.batch: constant`: per step; measured: per step "
+        "and GPU of a new trial), at most: if the last step would not be full, all are a little smaller; may "
+        "be searched.",
     )
     lr_scaling: Annotated[Literal["auto", "linear", "sqrt", "none"], BeforeValidator(_off)] = Field(
         "auto",
@@ -265,25 +268,6 @@ def _value(setting: float | str, config: Mapping[str, JSON], key: str, *, least:
     return float(value)
 
 
-Samples = Annotated[int, Field(strict=True, ge=1, le=LARGEST_INT)]  # a data set may have any number
-
-
-class EstimateSpec(Spec):
-    """What `plan` and the growth policy assume until they have measured it."""
-
-    epoch_s: Annotated[Seconds, Field(gt=0)] = Field(60.0, description="An epoch on `num_workers` GPUs [s].")
-    restart_s: Seconds = Field(10.0, description="A restart at another width [s].")
-    efficiency: Annotated[Number, Field(gt=0.5, le=1)] = Field(
-        0.9, description="Parallel efficiency of a doubling; at 0.5 more GPUs would gain nothing."
-    )
-    spread: Annotated[Number, Field(ge=0, lt=1)] = Field(
-        0.0, description="Relative spread of epoch times between trials."
-    )
-    samples: Samples | None = Field(
-        None, description="Training samples of an epoch, for `min_steps_per_epoch`; a run counts them itself."
-    )
-
-
 def _url(value: str) -> str:
     scheme, found, rest = value.partition("://")
     if not found or not rest or not scheme:
@@ -356,19 +340,22 @@ class TuneSpec(Spec):
                 whole = loc == ("batch_size",)
                 yield from _reference(("training", *loc), setting, space, whole=whole)
                 yield from _listed_without(listed, setting, ".".join(loc), whole=whole)
-        replicas = _constant_replicas(mapping_at(plain, "scheduler"))
+        replicas = _fixed_replicas(mapping_at(plain, "scheduler"))
         if replicas is not None:
+            yield from unmeasured(training, replicas)
             yield from indivisible_sizes(training.get("batch_size", 32), space, listed, replicas)
 
 
-def _constant_replicas(scheduler: Plain) -> int | None:
-    """Return the replicas that share each batch, or None if the batch grows or the block is wrong."""
-    if scheduler.get("batch") != "constant":
+def _fixed_replicas(scheduler: Plain) -> FixedReplicas | None:
+    """Return the replicas that share each step, or None if they grow or the block is wrong."""
+    if scheduler.get("batch") not in {"constant", "measured"}:
         return None
     try:
-        return SchedulerSpec.model_validate(scheduler).most_workers
+        method = SchedulerSpec.model_validate(scheduler)
     except ValidationError:
         return None  # its mistakes are told
+    start = method.num_workers if method.batch == "measured" else 1
+    return FixedReplicas(method.most_workers, method.batch, start)
 
 
 def command_problems(tune: Plain, arguments: Iterable[str]) -> Iterator[Diagnostic]:

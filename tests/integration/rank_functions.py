@@ -195,6 +195,34 @@ def learn(trial):
         trial.report(val_loss=trial.mean(evaluate(model, trial.shard(validation))))
 
 
+def stand_still(trial):
+    """Shows the gradients of a small network that learns nothing, so that all epochs see the same ones."""
+    import torch
+    from torch.nn import functional
+
+    model, _ = trial.prepare(unmoved_network(), torch.optim.SGD, lr=0.0)
+    for _ in trial.epochs():
+        for x, y in trial.batches(lopsided_samples()):
+            trial.step(functional.cross_entropy(model(x), y))
+        trial.report(val_loss=0.0)
+
+
+def unmoved_network():
+    import torch
+
+    torch.manual_seed(5)
+    layers = (torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 8, 3), torch.nn.ReLU())
+    return torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(8 * 16, 2))
+
+
+def lopsided_samples():
+    """Most are of one class, so that the gradient is not hidden by its noise."""
+    import torch
+
+    x = torch.randn(512, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    return x, (x[:, 0, :4].mean((1, 2)) > x[:, 0, 4:].mean((1, 2)) - 0.12).long()
+
+
 def draw_late(trial):
     """Imports what it draws from when it needs it, as functions do that start fast."""
     import random

@@ -38,6 +38,10 @@ def trained(tmp_path_factory):
     return train_everywhere(root, cases, EPOCHS)
 
 
+def noise_of(*orders):
+    return [report.noise for order in orders for report in epochs_of(order)]
+
+
 def assert_same_bits(left, right):
     assert differing(final_state(left), final_state(right)) == []
 
@@ -48,6 +52,8 @@ def test_exact_reduction_gives_the_same_bits_at_any_width(trained, name, world_s
     alone, wide = trained[name, "W=1"], trained[name, f"W={world_size}"]
     assert metrics_of(alone) == metrics_of(wide)
     assert_same_bits(alone, wide)
+    assert noise_of(alone) == noise_of(wide)
+    assert None not in noise_of(alone)
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -55,6 +61,7 @@ def test_a_trial_resized_from_1_to_2_to_4_ranks_gives_the_bits_of_an_undisturbed
     legs = legs_of(trained, name)
     assert metrics_of(trained[name, "W=1"]) == metrics_of(*legs)
     assert_same_bits(trained[name, "W=1"], legs[-1])
+    assert noise_of(trained[name, "W=1"]) == noise_of(*legs)
 
 
 @pytest.mark.parametrize("name", DDP)

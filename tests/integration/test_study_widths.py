@@ -10,7 +10,7 @@ import pytest
 import torch
 from command_line import finish, start
 
-from parsl_rasda.orchestration.events import StartJob
+from parsl_rasda.orchestration.events import EpochReported, ObserveTrial, StartJob, TrialFinished
 from parsl_rasda.orchestration.journal import read
 from parsl_rasda.runtime.checkpoints.checkpoint import read_tensors
 from tests.workflow_folder import workflow_folder
@@ -71,13 +71,28 @@ def studies(tmp_path_factory, data):
     }
 
 
-def ran(folder, data, slots, growth):
+def ran(folder, data, slots, growth, name=""):
+    name = name or str(slots)
     (folder / f"{slots}.yaml").write_text(SITE.format(slots=slots))
-    (folder / f"study-{slots}.yaml").write_text(STUDY.format(data=json.dumps(data), growth=growth))
-    words = ("run", f"study-{slots}.yaml", "--site", f"{slots}.yaml", "--dir", f"run-{slots}", "--json")
+    (folder / f"study-{name}.yaml").write_text(STUDY.format(data=json.dumps(data), growth=growth))
+    words = ("run", f"study-{name}.yaml", "--site", f"{slots}.yaml", "--dir", f"run-{name}", "--json")
     code, out, err = finish(start(folder, *words), 280)
     assert code == 0, err
-    return folder / f"run-{slots}", json.loads(out)
+    return folder / f"run-{name}", json.loads(out)
+
+
+def decisions_of(run):
+    """Return what was decided of each trial, and what for: all but when, and on which GPUs."""
+    records = list(read(run / "journal.jsonl"))
+    told = [i for record in records for i in record.instructions]
+    epochs = [r.event for r in records if isinstance(r.event, EpochReported)]
+    return {
+        "configurations": {i.job.trial: i.config for i in told if isinstance(i, StartJob)},
+        "schedules": {(i.job.trial, i.schedule) for i in told if isinstance(i, StartJob)},
+        "reports": {(e.job.trial, e.epoch): (e.metrics, e.noise) for e in epochs},
+        "rungs": {(i.trial, i.epoch): i.metric for i in told if isinstance(i, ObserveTrial)},
+        "ends": {i.trial: (i.state, i.metric, i.reason) for i in told if isinstance(i, TrialFinished)},
+    }
 
 
 def widths_of(run):
@@ -107,18 +122,32 @@ def test_the_trials_did_run_at_different_widths_and_were_forked(studies) -> None
     assert not any("plain start" in log for log in logs)
 
 
-@pytest.mark.timeout(600)
-def test_with_a_constant_batch_rasda_is_asha_on_more_gpus(tmp_path, data) -> None:
-    """Decisions, metrics of every epoch and the winner's weights are the same bits."""
+@pytest.fixture(scope="module")
+def asha(tmp_path_factory, data):
+    """Run the study by ASHA with a constant batch, on 2 slots; returns its folder, run and summary."""
+    folder = tmp_path_factory.mktemp("constant")
     for module in ("train.py", "model.py"):
-        shutil.copy(CFD / module, tmp_path)
-    (asha, first), (rasda, second) = (
-        ran(tmp_path, data, slots, f"batch: constant, {method}")
-        for slots, method in ((2, "kind: asha, growth: none"), (4, "kind: rasda, growth: strict"))
-    )
-    assert verdict(first) == verdict(second)
-    assert [t["history"] for t in first["trial_list"]] == [t["history"] for t in second["trial_list"]]
-    one, other = (read_tensors(Path(summary["best"]["checkpoint"])) for summary in (first, second))
+        shutil.copy(CFD / module, folder)
+    return folder, *ran(folder, data, 2, "batch: constant, kind: asha, growth: none", name="asha")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("slots", "method", "widths"),
+    [
+        (1, "growth: elastic", {1}),
+        (2, "growth: elastic, num_workers: 2", {2}),
+        (4, "growth: strict", {1, 2, 4}),
+    ],
+)
+def test_with_a_constant_batch_rasda_is_asha_on_more_gpus(asha, data, slots, method, widths) -> None:
+    """Decisions, metrics of every epoch and the winner's weights are the same bits."""
+    folder, first, expected = asha
+    second, found = ran(folder, data, slots, f"batch: constant, kind: rasda, {method}")
+    assert verdict(found) == verdict(expected)
+    assert [t["history"] for t in found["trial_list"]] == [t["history"] for t in expected["trial_list"]]
+    assert decisions_of(second) == decisions_of(first)
+    one, other = (read_tensors(Path(summary["best"]["checkpoint"])) for summary in (expected, found))
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
-    assert (widths_of(asha), widths_of(rasda)) == ({1}, {1, 2, 4})
+    assert (widths_of(first), widths_of(second)) == ({1}, widths)

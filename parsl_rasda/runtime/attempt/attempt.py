@@ -32,7 +32,7 @@ from parsl_rasda.runtime.checkpoints.seal import is_whole
 from parsl_rasda.runtime.checkpoints.shared import CopyGoneError, SharedCheckpoints, fetch, is_url
 from parsl_rasda.runtime.engine.replicas import share_of_replica
 from parsl_rasda.storage import storing
-from parsl_rasda.types import Fault, Outcome, Phase, ScheduleEntry, schedule_entry
+from parsl_rasda.types import Fault, GradientNoise, Outcome, Phase, ScheduleEntry, schedule_entry
 
 FINAL_REPORT_S = 5.0  # kept free before the deadline, for the last files and messages
 FORKED = "PARSL_RASDA_FORKED"  # set by a fork server: how long the rank waited for torch [s]
@@ -81,6 +81,7 @@ class Attempt:
         self.epoch, self.until = spec.epoch, spec.until
         self.schedule: tuple[ScheduleEntry, ...] = spec.schedule
         self.samples: int | None = None  # of an epoch, once they have been counted
+        self.noise: GradientNoise | None = None  # of the epoch that is done
         self.outcome: Outcome | None = None
         self.is_finished = False
         self.history: list[EpochReport] = []
@@ -193,6 +194,7 @@ class Attempt:
             at=time.time(),
             slots=self.slots,
             samples=self.samples,
+            noise=self.noise,
         )
         self.history.append(report)
         path = self.directory / "epochs.jsonl"

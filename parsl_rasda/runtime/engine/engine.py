@@ -29,6 +29,7 @@ from parsl_rasda.runtime.engine.forward import (
 )
 from parsl_rasda.runtime.engine.group import Group
 from parsl_rasda.runtime.engine.learning_rate import OwnedRates, Scaling, rate_factor, scaling_rule
+from parsl_rasda.runtime.engine.noise import NoiseMeter, noise_in
 from parsl_rasda.runtime.engine.passes import Together, passes
 from parsl_rasda.runtime.engine.reduction import ExactTree, OverlappedSum, Reduction
 from parsl_rasda.runtime.engine.replicas import (
@@ -43,9 +44,10 @@ from parsl_rasda.runtime.engine.suitability import (
     refuse_unfit_loss,
     refuse_unfit_model,
     refuse_unfit_optimizer,
+    trained_parameters,
 )
 from parsl_rasda.runtime.engine.training_state import NON_TENSOR_FIELDS, TrainingState
-from parsl_rasda.types import ScheduleEntry
+from parsl_rasda.types import GradientNoise, ScheduleEntry
 
 HEADER_FIELDS = ("epoch", "step", "losses", "samples", "batch_size", *NON_TENSOR_FIELDS)
 OptimizerFactory: TypeAlias = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
@@ -75,6 +77,7 @@ class _Step:
 
     index: int
     of: int
+    samples: int
     reduction: Reduction
     halt: Callable[[], bool]
     micro_batch: MicroBatch | None = None  # waiting for its loss
@@ -83,12 +86,13 @@ class _Step:
 
 @dataclass(slots=True)
 class TrainingPosition:
-    """Where training stands: epochs done, steps done in the next epoch, and its losses so far."""
+    """Where training stands: epochs done, steps done in the next epoch, and its losses and noise so far."""
 
     epoch: int = 0
     step: int = 0
     losses: list[float] = field(default_factory=list)  # for each replica, the sum over its samples
     samples: int = 0  # whose losses these are
+    noise: list[float] = field(default_factory=list)  # see `NoiseMeter.sums`
 
 
 class Engine:
@@ -123,7 +127,7 @@ class Engine:
         self._modes: dict[nn.Module, bool] = {}  # of each module in training
         self.optimizer = make_optimizer(self.parameters, update.rate)
         refuse_unfit_optimizer(self.optimizer)
-        self.parameters = _trained(model, self.optimizer)
+        self.parameters = trained_parameters(model, self.optimizer)
         self._rates = OwnedRates(self.optimizer)
         self.scaling = update.scaling or scaling_rule(training.lr_scaling, type(self.optimizer))
         self.scaler = torch.amp.GradScaler(self.device.type) if training.precision == "fp16" else None
@@ -133,6 +137,7 @@ class Engine:
         self._together = Together(self.device)
         self._step: _Step | None = None
         self._losses = torch.zeros(0)
+        self._noise: NoiseMeter | None = None  # where one replica trains alone, or a reduction shows nothing
         self._reductions: dict[tuple[str, int], Reduction] = {}
         run_in_precision(model, self.device.type, PRECISIONS[training.precision])
         if training.compile:
@@ -156,17 +161,17 @@ class Engine:
         mine = carried(self.group.rank, self.group.size, plan.replicas)
         self.group.meet("trial.batches", f"of {len(samples)} samples")
         position, reduction = self.position, self._reduction(plan.replicas)
-        self._begin_losses(mine, plan)
+        self._begin_sums(mine, plan, reduction)
         self._together.begin_epoch(self._most_together(share))
         batches = self._read(samples, plan, mine, workers)
         self.train()
         self._buffers.begin_epoch()
         first = position.step
         for index in range(first, plan.steps):
-            micro_batches = _own(plan, index, mine)
+            micro_batches = plan.own(index, mine)
             self._set_rate(position.epoch + (index + 0.5) / plan.steps, schedule)
             self._buffers.begin_step()
-            step = self._step = _Step(index, plan.steps, reduction, halt)
+            step = self._step = _Step(index, plan.steps, plan.size(index), reduction, halt)
             self._together.begin_step(must_be_alone=index == first or self._buffers.do_change)
             for micro_batch, batch, is_last in passes(micro_batches, batches, self._together.now):
                 self._begin(step, micro_batch, is_last=is_last)
@@ -192,7 +197,7 @@ class Engine:
         reads = (
             (self._seed_of("read", m), order[m.begin : m.begin + m.size])
             for index in range(self.position.step, plan.steps)
-            for m in _own(plan, index, mine)
+            for m in plan.own(index, mine)
         )
         return read_all(samples, reads, self.device, workers=workers, streams=len(mine))
 
@@ -226,6 +231,9 @@ class Engine:
             self.group.enter_step()
         weighted = loss * (micro_batch.weight * step.reduction.scale)
         (self.scaler.scale(weighted) if self.scaler else weighted).backward()  # type: ignore[no-untyped-call] # torch
+        part = step.reduction.part(micro_batch.size, last=step.is_last)
+        if self._noise is not None and part:
+            self._noise.add_part(self.parameters, micro_batch.replica, part, step.samples)
         step.reduction.add(self._buffers.values(), micro_batch.weight)
         if step.is_last:
             self._finish(step)
@@ -254,6 +262,10 @@ class Engine:
         """Return the losses of the epoch so far, for each replica. A collective operation."""
         return self.group.sum(self._losses.tolist())
 
+    def noise(self) -> GradientNoise | None:
+        """Return the noise of the epoch so far, or None if nothing shows it. A collective operation."""
+        return None if self._noise is None else noise_in(self._noise.sums())
+
     def _begin(self, step: _Step, micro_batch: MicroBatch, *, is_last: bool) -> None:
         """Make random numbers and buffers a function of the replica alone."""
         step.micro_batch, step.is_last = micro_batch, is_last
@@ -274,6 +286,9 @@ class Engine:
         means = self._buffers.alloc_means()
         self.halted = step.reduction.finish(means, halt=step.halt())
         self._buffers.finish(means)
+        if self._noise is not None:
+            scale = self.scaler.get_scale() if self.scaler else 1.0
+            self._noise.add_step(self.parameters, step.samples, scale)
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
         if self.update.clip_norm is not None:
@@ -310,11 +325,14 @@ class Engine:
             return ShardedSum(self.group, self.model)
         return OverlappedSum(self.group, self.parameters)
 
-    def _begin_losses(self, mine: range, plan: EpochPlan) -> None:
+    def _begin_sums(self, mine: range, plan: EpochPlan, reduction: Reduction) -> None:
         """Restore the sums of this rank's replicas. Each has one owner, so their sum over ranks is exact."""
         sums = self.position.losses or [0.0] * plan.replicas
         own = [value if replica in mine else 0.0 for replica, value in enumerate(sums)]
         self._losses = torch.tensor(own, dtype=torch.float64, device=self.device)
+        is_shown = plan.replicas > 1 and reduction.shows_parts
+        done = self.position.noise
+        self._noise = NoiseMeter(self.group, plan.replicas, mine, done) if is_shown else None
         self.position.samples = plan.samples
 
     def _set_rate(self, position: float, schedule: Schedule) -> None:
@@ -346,6 +364,7 @@ class Engine:
             "step": position.step,
             "losses": self.loss_sums() if position.step else [],
             "samples": position.samples if position.step else 0,
+            "noise": self._noise.sums() if position.step and self._noise else [],
             "batch_size": self.training.batch_size,
             "seed": self.seed,
             **self._state.non_tensor_state(),
@@ -358,7 +377,8 @@ class Engine:
             CheckpointError: If it belongs to another model or optimizer.
         """
         self._state.restore(path, header)
-        self.position = TrainingPosition(header["epoch"], header["step"], header["losses"], header["samples"])
+        done = header["losses"], header["samples"], header.get("noise", [])
+        self.position = TrainingPosition(header["epoch"], header["step"], *done)
 
 
 def _described(model: nn.Module) -> str:
@@ -367,22 +387,6 @@ def _described(model: nn.Module) -> str:
     digest = zlib.crc32(repr(parameters).encode())
     count = sum(p.numel() for p in model.parameters())
     return f"of a {type(model).__name__} with {count} parameters [{digest:08x}]"
-
-
-def _own(plan: EpochPlan, step: int, mine: range) -> list[MicroBatch]:
-    """Return this rank's micro-batches of a step."""
-    return [m for m in plan.step(step)[mine.start : mine.stop] if m.size]
-
-
-def _trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """Return the parameters whose gradients are added, with those that the user may unfreeze later."""
-    held = {parameter for options in optimizer.param_groups for parameter in options["params"]}
-    if strays := held - set(model.parameters()):
-        raise TrainingError(
-            f"The optimizer has {len(strays)} parameters that are not of the model.",
-            "Make them part of the module that trial.prepare is given.",
-        )
-    return [p for p in model.parameters() if p.requires_grad or p in held]
 
 
 def _shard(model: nn.Module, group: Group, training: Training) -> bool:

@@ -28,16 +28,27 @@ Leaf: TypeAlias = list[Tensor | None]  # a gradient for each parameter, then the
 
 
 class Reduction(Protocol):
-    """Adds up one step. Call `begin` and `add` for each micro-batch, then `finish` once.
+    """Adds up one step. Call `begin`, `part` and `add` for each micro-batch, then `finish` once.
 
     Attributes:
         scale: Factor on the loss of each micro-batch; adding the gradients divides by it again.
+        shows_parts: Whether it ever has the gradients of a part of a step.
     """
 
     scale: float
+    shows_parts: bool
 
     def begin(self, *, last: bool) -> None:
         """Begin a micro-batch; ``last`` tells whether it is this rank's last of the step."""
+        ...
+
+    def part(self, samples: int, *, last: bool) -> int:
+        """Return of how many samples of the step the gradients are now the sum, or 0 if they show no part.
+
+        Args:
+            samples: Of the micro-batch whose backward pass is done.
+            last: As in `begin`.
+        """
         ...
 
     def add(self, values: Sequence[Tensor], weight: float) -> None:
@@ -65,6 +76,7 @@ class ExactTree:
     """
 
     scale = 1.0
+    shows_parts = True
 
     def __init__(self, group: Group, parameters: Sequence[Tensor], carried: int) -> None:
         self._group, self._parameters, self._carried = group, parameters, carried
@@ -75,6 +87,10 @@ class ExactTree:
         """Drop the gradients, so that the micro-batch gets new ones."""
         for parameter in self._parameters:
             parameter.grad = None
+
+    def part(self, samples: int, *, last: bool) -> int:
+        """Return the samples of the micro-batch: its gradients are by themselves."""
+        return samples
 
     def add(self, values: Sequence[Tensor], weight: float) -> None:
         """Take the gradients as one leaf."""
@@ -130,6 +146,7 @@ class OverlappedSum:
     """Buckets of gradients, added over all ranks while the last backward pass runs."""
 
     scale = 1.0
+    shows_parts = True
 
     def __init__(self, group: Group, parameters: Sequence[Tensor]) -> None:
         self._group, self._parameters = group, parameters
@@ -141,6 +158,7 @@ class OverlappedSum:
         self._running: list[tuple[list[Tensor], Tensor, Work | None]] = []
         self._armed = False
         self._fresh = True
+        self._samples = 0  # whose gradients have been accumulated
         for parameter in parameters if group.size > 1 else ():
             if not parameter.requires_grad:
                 continue  # it may be unfrozen later, and is sent at the end
@@ -150,10 +168,17 @@ class OverlappedSum:
         """Let the gradients of the step's micro-batches accumulate in place."""
         if self._fresh:
             self._fresh = False
-            self._sums = []
+            self._sums, self._samples = [], 0
             for parameter in self._parameters:
                 parameter.grad = None
         self._armed = last
+
+    def part(self, samples: int, *, last: bool) -> int:
+        """Return the samples of this rank, or those of its first micro-batch if there are no other ranks."""
+        self._samples += samples
+        if self._group.size > 1:
+            return self._samples if last else 0
+        return samples if self._samples == samples and not last else 0
 
     def add(self, values: Sequence[Tensor], weight: float) -> None:
         """Add the values as they are after this micro-batch."""

@@ -57,14 +57,22 @@ class EpochPlan:
         """Number of steps."""
         return -(-self.samples // (self.replicas * self.share))
 
+    def size(self, step: int) -> int:
+        """Return the samples of a step."""
+        return _part(self.samples, self.steps, step)[1]
+
     def step(self, step: int) -> tuple[MicroBatch, ...]:
         """Return the micro-batch of every replica, in replica order."""
-        total = _part(self.samples, self.steps, step)[1]
+        total = self.size(step)
         sizes = (_part(total, self.replicas, replica)[1] for replica in range(self.replicas))
         return tuple(
             MicroBatch(step, replica, self._begin(replica, step), size, size / total)
             for replica, size in enumerate(sizes)
         )
+
+    def own(self, step: int, mine: range) -> list[MicroBatch]:
+        """Return the micro-batches of some replicas, without those that have no samples."""
+        return [m for m in self.step(step)[mine.start : mine.stop] if m.size]
 
     def _begin(self, replica: int, step: int) -> int:
         """Return how many samples the replicas before this one take, and this one before the step."""

@@ -76,6 +76,8 @@ class ShardedSum:
     FSDP averages over the ranks; the factor `scale` on every loss turns the average into a sum.
     """
 
+    shows_parts = False
+
     def __init__(self, group: Group, model: nn.Module) -> None:
         self.scale = float(group.size)
         self._group, self._parameters = group, list(model.parameters())
@@ -92,6 +94,10 @@ class ShardedSum:
             self._fresh, self._sums = False, []
             for parameter in self._parameters:
                 parameter.grad = None
+
+    def part(self, samples: int, *, last: bool) -> int:
+        """Return 0: no rank has the whole gradient of any samples."""
+        return 0
 
     def add(self, values: Sequence[Tensor], weight: float) -> None:
         """Add the values as they are after this micro-batch."""

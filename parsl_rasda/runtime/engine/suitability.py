@@ -78,3 +78,18 @@ def refuse_unfit_loss(loss: Any) -> None:
         raise TrainingError(f"The loss has shape {tuple(loss.shape)}.", advice)
     if not loss.requires_grad:
         raise TrainingError("The loss has no gradient: it was detached, or computed under no_grad.", advice)
+
+
+def trained_parameters(model: nn.Module, optimizer: Optimizer) -> list[nn.Parameter]:
+    """Return the parameters whose gradients are added, with those that the user may unfreeze later.
+
+    Raises:
+        TrainingError: If the optimizer has others.
+    """
+    held = {parameter for options in optimizer.param_groups for parameter in options["params"]}
+    if strays := held - set(model.parameters()):
+        raise TrainingError(
+            f"The optimizer has {len(strays)} parameters that are not of the model.",
+            "Make them part of the module that trial.prepare is given.",
+        )
+    return [p for p in model.parameters() if p.requires_grad or p in held]

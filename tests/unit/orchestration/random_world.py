@@ -10,6 +10,7 @@ import math
 import random
 from collections import Counter
 from dataclasses import dataclass, field
+from statistics import fmean
 
 from parsl_rasda.orchestration.events import (
     ContinueJob,
@@ -42,6 +43,7 @@ from parsl_rasda.scheduling import build_scheduler
 from parsl_rasda.scheduling.batching import Batching, Split
 from parsl_rasda.study import SchedulerSpec
 from parsl_rasda.types import (
+    GradientNoise,
     JobId,
     Mode,
     NodeName,
@@ -107,8 +109,9 @@ class Setup:
 
     @property
     def batching(self) -> Batching:
-        constant = self.method.most_workers if self.batch == "constant" else None
-        return Batching(constant, self.method.min_steps_per_epoch, self.batch_size)
+        constant = None if self.batch == "doubling" else self.method.most_workers
+        steps, is_measured = self.method.min_steps_per_epoch, self.batch == "measured"
+        return Batching(constant, steps, self.batch_size, is_measured)
 
     def machine(self) -> Machine:
         scheduler = build_scheduler(self.method.model_dump(exclude={"growth"}))
@@ -130,6 +133,14 @@ class Setup:
 
 def metric_of(trial: str, epoch: int) -> float:
     return random.Random(f"quality {trial}").random() + 1.0 / epoch
+
+
+def noise_of(trial: str, epoch: int) -> GradientNoise | None:
+    """Return what a report says of the noise: not all do, and it may hide the gradient."""
+    rng = random.Random(f"noise {trial} {epoch}")
+    if rng.random() < 0.2:
+        return None
+    return GradientNoise(rng.uniform(-0.2, 1.0), rng.choice([2.0, 20.0, 60.0]))
 
 
 @dataclass
@@ -302,9 +313,8 @@ class World:
         if not math.isfinite(metric):
             self.doomed.add(job.trial)
         saved = Checkpoint(checkpoint, live.epoch) if checkpoint else None
-        self.tell(
-            EpochReported(self.now, job, live.epoch, {"loss": metric}, 1.0, saved, (), self.setup.samples)
-        )
+        shown = self.setup.samples, noise_of(job.trial, live.epoch)
+        self.tell(EpochReported(self.now, job, live.epoch, {"loss": metric}, 1.0, saved, (), *shown))
 
     def _mishap(self) -> None:  # noqa: C901 - a list of what can go wrong
         jobs, pilots = list(self.jobs), list(self.up)
@@ -427,8 +437,8 @@ class World:
                     assert live.interactive
                     assert not live.leaving
                     assert until > live.epoch
-                    assert replicas == self._replicas_after(live.epoch)
-                    split = self._split_after(live.epoch)
+                    assert replicas == self._split_after(job.trial, live.epoch).replicas
+                    split = self._split_after(job.trial, live.epoch)
                     assert (batches or replicas) == split.batches
                     assert batches != replicas, "said where it differs"
                     assert replicas % live.start.placement.world_size == 0, "the width divides the replicas"
@@ -472,11 +482,13 @@ class World:
         starts = [0, *milestones]
         replicas = start.schedule[-1][1]
         for epoch, *parallel in start.schedule:
-            split = self._split(starts.index(epoch))
+            split = self._split(start.job.trial, starts.index(epoch))
             assert (parallel[0], parallel[-1]) == (split.replicas, split.batches)
-        assert replicas == self._split(milestones.index(milestone)).replicas
+        assert replicas == self._split(start.job.trial, milestones.index(milestone)).replicas
         assert start.until == milestone or placement.world_size < replicas, "nobody comes back for nothing"
-        assert replicas == self._replicas_after(start.epoch), "also where epochs are trained again"
+        again = self._split_after(start.job.trial, start.epoch)
+        assert replicas == again.replicas, "also where epochs are trained again"
+        assert start.schedule[-1][-1] == again.batches
         assert replicas % placement.world_size == 0, "the width divides the replicas"
         assert start.resume_from not in self.gone, "nobody is sent again to what is not there"
         if start.resume_from is None:
@@ -484,16 +496,23 @@ class World:
         else:
             assert start.resume_from.endswith(f"/{start.epoch}"), "the checkpoint holds those epochs"
 
-    def _replicas_after(self, epoch: int) -> int:
-        return self._split_after(epoch).replicas
+    def _split_after(self, trial: TrialId, epoch: int) -> Split:
+        milestones = self.machine.scheduler.milestones
+        return self._split(trial, next(k for k, m in enumerate(milestones) if m > epoch))
 
-    def _split_after(self, epoch: int) -> Split:
-        return self._split(next(k for k, m in enumerate(self.machine.scheduler.milestones) if m > epoch))
-
-    def _split(self, rung: int) -> Split:
+    def _split(self, trial: TrialId, rung: int) -> Split:
         """Who stands at a rung above the first has reported his samples; below, they change nothing."""
-        ladder = [self.machine.scheduler.replicas(k) for k in range(rung + 1)]
-        return self.setup.batching.split(ladder, {}, self.setup.samples)
+        scheduler, rule = self.machine.scheduler, self.setup.batching
+        ladder = [scheduler.replicas(k) for k in range(rung + 1)]
+        if not rule.is_measured or rung == 0:
+            return rule.split(ladder, {}, self.setup.samples)
+        begin, end = (0, *scheduler.milestones)[rung - 1 : rung + 1]
+        seen = [n for n in (noise_of(trial, e) for e in range(begin + 1, end + 1)) if n is not None]
+        scale = None
+        if seen:
+            scale = GradientNoise(fmean(n.gradient for n in seen), fmean(n.variance for n in seen)).scale
+        batches = self._split(trial, rung - 1).batches
+        return rule.split(ladder, {}, self.setup.samples, batches=batches, noise_scale=scale)
 
     def _carry_out(self, instruction: Instruction) -> None:
         match instruction:

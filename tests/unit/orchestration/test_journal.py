@@ -46,6 +46,7 @@ from parsl_rasda.orchestration.journal import VERSION, Journal, Record, decode, 
 from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.types import (
     Blame,
+    GradientNoise,
     JobId,
     NodeName,
     NodeSlots,
@@ -183,6 +184,16 @@ def test_what_later_versions_added_is_written_only_where_it_says_something() -> 
     assert encode(ContinueJob(job, 8, 4, 1))["batches"] == 1
     assert "samples" not in encode(EpochReported(1.0, job, 4, {}, 1.0, None))
     assert encode(EpochReported(1.0, job, 4, {}, 1.0, None, (), 448))["samples"] == 448
+
+
+def test_the_noise_of_gradients_is_written_where_it_is_known_and_comes_back_whole(tmp_path) -> None:
+    path = tmp_path / "journal.jsonl"
+    job = JobId(TrialId("0000"), 1)
+    event = EpochReported(1.0, job, 4, {}, 1.0, None, (), 448, GradientNoise(1 / 3, 2 / 7))
+    assert "noise" not in encode(EpochReported(1.0, job, 4, {}, 1.0, None, (), 448))
+    assert encode(event)["noise"] == {"gradient": 1 / 3, "variance": 2 / 7}
+    write(path, [Record(event, ())])
+    assert [record.event for record in read(path)] == [event]
 
 
 def test_metrics_that_are_not_finite_survive(tmp_path: Path) -> None:

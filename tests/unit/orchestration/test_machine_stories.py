@@ -29,6 +29,7 @@ from parsl_rasda.orchestration.events import (
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.types import (
+    GradientNoise,
     JobId,
     NodeName,
     NodeSlots,
@@ -677,13 +678,15 @@ def test_what_only_the_first_start_on_a_node_takes_is_no_estimate_of_a_restart()
     assert told.machine.cluster_state.times.restart_s == 2.0
 
 
-def reported(story: Story, trial: str, samples: int | None) -> list[Instruction]:
-    """A trial trains for one more epoch and says how many samples it has."""
+def reported(
+    story: Story, trial: str, samples: int | None, noise: GradientNoise | None = None
+) -> list[Instruction]:
+    """A trial trains for one more epoch and says how many samples it has, and how noisy they are."""
     record = story.machine.trials[TrialId(trial)]
     assert record.job is not None
     at = Checkpoint(f"{record.job.id}/{record.epoch + 1}", record.epoch + 1)
     said = (record.job.id, record.epoch + 1, {"loss": 0.1}, 10.0, at)
-    return story.tell(EpochReported, *said, samples=samples)
+    return story.tell(EpochReported, *said, samples=samples, noise=noise)
 
 
 def test_the_batch_grows_no_further_than_the_first_report_allows_and_the_gpus_do() -> None:
@@ -708,3 +711,29 @@ def test_a_search_of_a_version_that_counted_no_samples_goes_on_as_it_began() -> 
     reported(told, "0000", 800)
     (start,) = (i for i in told.ends("0000.2") if isinstance(i, StartJob))
     assert start.schedule == ((0, 1), (1, 2), (2, 4))
+
+
+def test_a_measured_batch_follows_the_noise_since_the_last_rung_and_the_gpus_double_all_the_same() -> None:
+    told = story("strict", max_t=8, max_workers=8, batch="measured")
+    told.begin(1, a=1)
+    told.pilot("a-0", gpus=8)
+    reported(told, "0000", 8000, GradientNoise(1.0, 15.0))
+    (start,) = of(StartJob, told.ends("0000.1"))
+    assert (start.schedule, start.placement.world_size) == (((0, 8, 1),), 2), "15 samples are less than 2 x 8"
+    reported(told, "0000", 8000, GradientNoise(1.0, 16.0))
+    (start,) = of(StartJob, told.ends("0000.2"))
+    assert (start.schedule, start.placement.world_size) == (((0, 8, 1), (2, 8, 2)), 4)
+    assert of(ContinueJob, reported(told, "0000", 8000, GradientNoise(-2.0, 100.0))), "no rung: no change"
+    reported(told, "0000", 8000, GradientNoise(4.0, 28.0))
+    (start,) = of(StartJob, told.ends("0000.3"))
+    assert start.schedule == ((0, 8, 1), (2, 8, 2), (4, 8)), "the means are 1 and 64"
+    assert start.placement.world_size == 8
+
+
+def test_a_measured_batch_of_which_nothing_is_known_stays() -> None:
+    told = story("strict", max_workers=4, batch="measured")
+    told.begin(1, a=1)
+    told.pilot("a-0")
+    reported(told, "0000", None)
+    (start,) = of(StartJob, told.ends("0000.1"))
+    assert (start.schedule, start.placement.world_size) == (((0, 4, 1),), 2)

@@ -42,7 +42,7 @@ def setups(draw: st.DrawFn, variant: str, growth: str) -> Setup:
         max_retries=draw(st.integers(0, 2)),
         checkpoints_shared=draw(st.booleans()),
         restart_s=draw(st.sampled_from([0.0, 0.1, 2.0])),
-        batch=draw(st.sampled_from(["doubling", "constant"])),
+        batch=draw(st.sampled_from(["doubling", "constant", "measured"])),
         samples=draw(st.sampled_from([None, 100, 700, 1600])),
         batch_size=draw(st.sampled_from([6, 8])),
     )

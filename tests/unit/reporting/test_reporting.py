@@ -18,6 +18,7 @@ from parsl_rasda.reporting.format import config_text, duration, number, percent,
 from parsl_rasda.reporting.runs import read_run
 from parsl_rasda.reporting.tables import as_text, status_view, summary_view, trials_view
 from parsl_rasda.study import StudySpec
+from parsl_rasda.types import GradientNoise
 
 
 def rows_of(file: Path) -> list[dict[str, str]]:
@@ -130,6 +131,26 @@ def test_a_run_tells_which_pilots_it_waits_for_and_since_when(rehearsals, tmp_pa
     assert [(a["site"], a["since"]) for a in document["awaited"]] == [(site, 0.0)]
     text = as_text(status_view(document))
     assert f"waiting  for a pilot of {site}, since " in " ".join(text.split(" ")).replace("   ", "  ")
+
+
+@pytest.mark.parametrize(
+    ("gradient", "words"),
+    [(0.5, ["1", "100"]), (-0.5, ["1", "all noise"])],
+)
+def test_the_noise_scale_is_told_for_each_rung_where_it_is_known(
+    rehearsals, tmp_path, gradient: float, words: list[str]
+) -> None:
+    noisy = rehearsals.costs_of(noise=lambda *_: GradientNoise(gradient, 50.0))
+    rehearsals.into(tmp_path, rehearsals.study_of(), costs=noisy)
+    text = as_text(status_view(read_run(tmp_path).document()))
+    ladder = [line for line in text.splitlines() if "noise scale" in line or line.split()[:2] == ["0", "1"]]
+    assert ladder[0].split()[-3:] == ["batches", "noise", "scale"]
+    assert ladder[1].split()[-len(" ".join(words).split()) :] == " ".join(words).split()
+
+
+def test_the_noise_scale_is_not_mentioned_where_nobody_knows_it(rehearsals, tmp_path) -> None:
+    rehearsals.into(tmp_path, rehearsals.study_of())
+    assert "noise scale" not in as_text(status_view(read_run(tmp_path).document()))
 
 
 def test_a_run_tells_which_sites_are_left_alone_and_until_when(rehearsals, tmp_path) -> None:

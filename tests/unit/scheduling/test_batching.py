@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -101,3 +103,56 @@ def test_a_batch_size_that_is_searched_is_that_of_the_trial() -> None:
     assert rule.split([1, 2, 4], {"batch": 4}, 448) == (4, 4, 2)
     assert rule.split([1, 2, 4], {"batch": 16}, 448) == (4, 4, 1)
     assert rule.split([1, 2, 4], {}, 448) == (4, 4, 4), "of a rehearsal, which draws no configurations"
+
+
+# ------------------------------------------------------------------------------------- measured
+
+MEASURED = Batching(8, min_steps=50, batch_size=16, is_measured=True)
+LADDER = [1, 2, 4, 8]
+scales = st.none() | st.floats(0, 10**4) | st.just(math.inf)
+
+
+@pytest.mark.parametrize(
+    ("noise_scale", "samples", "batches"),
+    [
+        (None, None, 1),
+        (31.9, None, 1),
+        (32.0, None, 2),
+        (100.0, None, 4),
+        (math.inf, None, 8),
+        (math.inf, 448, 1),
+        (math.inf, 3200, 4),
+    ],
+)
+def test_a_measured_batch_grows_up_to_the_noise_scale_and_the_floor(noise_scale, samples, batches) -> None:
+    assert MEASURED.split(LADDER, {}, samples, batches=1, noise_scale=noise_scale) == Split(8, 8, batches)
+
+
+def test_a_measured_batch_begins_with_the_gpus_of_a_new_trial_and_no_noise_takes_any_away() -> None:
+    assert MEASURED.split([2], {}, None) == Split(8, 2, 2)
+    assert MEASURED.split([1, 2, 4], {}, None, batches=4, noise_scale=16.0) == Split(8, 4, 4)
+
+
+@given(ladders(), st.integers(1, 10**5), st.integers(0, 200), st.lists(scales, min_size=6, max_size=6))
+def test_a_measured_batch_lies_between_constant_and_doubling(ladder, samples, floor, seen) -> None:
+    size = 4 * ladder[-1]
+    rule = Batching(ladder[-1], floor, size, is_measured=True)
+    before = rule.split(ladder[:1], {}, None)
+    assert before == (ladder[-1], ladder[0], ladder[0])
+    for rung, scale in zip(range(2, len(ladder) + 1), seen, strict=False):
+        now = rule.split(ladder[:rung], {}, samples, batches=before.batches, noise_scale=scale)
+        assert (now.replicas, now.workers) == (ladder[-1], ladder[rung - 1])
+        assert before.batches <= now.batches <= ladder[rung - 1]
+        if now.batches > before.batches:
+            assert now.batches * size <= scale
+            share = share_of_replica(size, now.batches, now.replicas)
+            assert EpochPlan(samples, now.replicas, share).steps >= floor
+        before = now
+
+
+@given(ladders(), st.integers(1, 10**5))
+def test_gradients_that_are_all_noise_let_the_batch_double(ladder, samples) -> None:
+    measured = Batching(ladder[-1], 50, ladder[-1], is_measured=True)
+    doubling = Batching(None, 50, ladder[-1])
+    found = measured.split(ladder, {}, samples, batches=ladder[0], noise_scale=math.inf)
+    assert found.batches == doubling.split(ladder, {}, samples).batches

@@ -14,7 +14,7 @@ from parsl_rasda.simulation.forecast import Forecast, forecast, forecast_study, 
 from parsl_rasda.simulation.measured import counted_gpus, measured_costs
 from parsl_rasda.simulation.rehearsal import VirtualSite
 from parsl_rasda.study import ParslSiteSpec, StudySpec
-from parsl_rasda.types import SiteName
+from parsl_rasda.types import GradientNoise, SiteName
 
 FOUR = {SiteName("here"): VirtualSite(nodes=2, gpus_per_node=2)}
 
@@ -235,3 +235,41 @@ def test_a_batch_that_stops_growing_is_foretold_where_the_samples_are_known(rehe
     assert [r.workers for r in known.rungs] == [1, 2, 4, 4]
     for spec in ({}, {"estimates": {"samples": 448}, "scheduler": {"min_steps_per_epoch": None}}):
         assert not any("the batch stays" in s for s in plan(rehearsals.study_of(**spec)).advice)
+
+
+@pytest.mark.parametrize(
+    ("estimates", "batches"),
+    [
+        ({}, [(1,), (1,), (1,), (1,)]),
+        ({"noise_scale": 100.0}, [(1,), (2,), (2,), (2,)]),
+        ({"noise_scale": 1e6}, [(1,), (2,), (4,), (4,)]),
+        ({"noise_scale": 1e6, "samples": 3200}, [(1,), (2,), (2,), (2,)]),
+    ],
+)
+def test_a_measured_batch_is_rehearsed_as_far_as_its_noise_is_known(rehearsals, estimates, batches) -> None:
+    method = {"variant": "synchronous", "batch": "measured"}
+    found = plan(rehearsals.study_of(num_samples=8, scheduler=method, estimates=estimates))
+    assert [r.batches for r in found.rungs] == batches
+    assert {r.replicas for r in found.rungs} == {4}
+    assert [r.workers for r in found.rungs] == [1, 2, 4, 4]
+    assert policy(found, "RASDA elastic").speedup > 1.0
+
+
+def test_a_plan_from_a_run_rehearses_the_noise_that_it_measured(rehearsals, tmp_path) -> None:
+    method = {"variant": "synchronous", "batch": "measured"}
+    study = rehearsals.study_of(scheduler=method)
+    rehearsals.into(tmp_path, study, costs=rehearsals.costs_of(noise=lambda *_: GradientNoise(0.5, 50.0)))
+    history = replay_search(RunDirectory(tmp_path), study.name, study.tune_stages["tune"].tune)
+    found = plan(study, measured=history)
+    assert [r.batches for r in found.rungs] == [(1,), (2,), (2,), (2,)]
+    assert [r["batches"] for r in history.summary()["rungs"]] == [[1], [2], [2], [2]]
+    noise = {"trials": found.rungs[0].trials, "median": 100.0, "hidden": 0}
+    assert history.summary()["rungs"][0]["noise_scale"] == noise
+
+
+def test_a_measured_batch_that_the_floor_holds_back_is_foretold(rehearsals) -> None:
+    study = rehearsals.study_of(scheduler={"batch": "measured"}, estimates={"samples": 3200})
+    assert (
+        "at 4 batches an epoch of 3200 samples has 25 steps with batch_size 32; the batch goes no further "
+        "than 2 x 32: GPUs still grow"
+    ) in plan(study).advice

@@ -264,7 +264,7 @@ MISTAKES: dict[str, tuple[str | int, ...]] = {
     "a batch of another kind": (
         "max_workers: 8",
         "max_workers: 8\n        batch: constantly",
-        "scheduler.batch: found 'constantly'; allowed: doubling, constant (did you mean constant?)",
+        "scheduler.batch: found 'constantly'; allowed: doubling, constant, measured (did you mean constant?)",
     ),
     "warm-up that may be missing": (
         "{initial: 1}",
@@ -406,6 +406,43 @@ def test_a_batch_that_fixed_replicas_cannot_share_is_named_with_the_nearest_that
     (mistake,) = _mistakes(study)
     assert str(mistake).endswith(f"tune.{key}: {words}")
     assert str(mistake).startswith(f"{study}:")
+
+
+MEASURED = "max_workers: 8\n        batch: measured"
+
+
+def test_the_first_step_of_a_measured_batch_must_be_shared_evenly(folder: Path) -> None:
+    study = folder / "study.yaml"
+    text = study.read_text().replace("max_workers: 8", f"num_workers: 2\n        {MEASURED}")
+    study.write_text(text.replace("batch_size: batch", "batch_size: 12"))
+    load_study(study, environment={})
+    study.write_text(text.replace("batch_size: batch", "batch_size: 6"))
+    (mistake,) = _mistakes(study)
+    found = "found 6, which 8 replicas cannot share (scheduler.batch: measured); allowed: 4 or 8"
+    assert str(mistake).endswith(found)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "training", "why"),
+    [
+        (MEASURED, "reduce: ddp", "reduce: ddp"),
+        (MEASURED, "sharding: fsdp", "sharding: fsdp"),
+        (
+            MEASURED.replace("max_workers: 8", "max_workers: 9") + "\n        scaling_factor: 3",
+            "reduce: auto",
+            "9 replicas",
+        ),
+    ],
+)
+def test_a_batch_that_is_measured_where_no_one_sees_single_gradients_is_a_mistake(
+    folder: Path, scheduler: str, training: str, why: str
+) -> None:
+    study = folder / "study.yaml"
+    text = study.read_text().replace("max_workers: 8", scheduler)
+    study.write_text(text.replace("batch_size: batch", f"batch_size: 36\n        {training}"))
+    mistakes = [str(m) for m in _mistakes(study)]
+    allowed = "allowed: doubling or constant: no one sees the gradients of single replicas"
+    assert [m for m in mistakes if m.endswith(f"scheduler.batch: found measured, with {why}; {allowed}")]
 
 
 def test_batches_that_fixed_replicas_can_share_are_no_mistake(folder: Path) -> None:

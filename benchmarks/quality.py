@@ -1,0 +1,98 @@
+"""How good the winner is, and what it cost: ASHA, RASDA and random search on the shipped studies, by seed.
+
+    python benchmarks/quality.py FOLDER [--studies cv_resnet ...] [--seeds 0 1 ...] [--arms asha ...]
+                                 [--parts N] [--out benchmarks/results/quality.json] [--figure quality.svg]
+
+A part is one study, one seed and one arm. What a part has come to is a file of FOLDER, and a part that is
+there is not run again: stop it whenever you like, and call it again. ``--parts 1`` runs one and ends;
+``--parts 0`` only adds up what is there. There are 280 parts, each of a minute or more on two cores; they may
+be shared out by ``--studies`` and ``--seeds``, and their files put together.
+
+Only the seed, the scheduler and, for random search, the number of trials differ between the parts of a study.
+The data of a study are simulated once. The claims, which are made where all seeds of a study are there: the
+validation metric of RASDA's winner, with the batch that the study declares, is at most 5 % worse than that of
+ASHA's with the same seed, in the median over the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from claims import conclude
+from quality_parts import ARMS, STUDIES, Part, needs_asha, result_of
+from quality_table import drawn, tabulated
+
+SEEDS = 10
+DECLARED = "doubling"  # the arm that is as the studies are shipped
+WORSE = 1.05
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="Where parts are run and their results are kept.")
+    parser.add_argument("--studies", nargs="*", choices=[*STUDIES], default=[*STUDIES])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[*range(SEEDS)])
+    parser.add_argument("--arms", nargs="*", choices=[*ARMS], default=[*ARMS])
+    parser.add_argument("--parts", type=int, help="Run so many at most.")
+    parser.add_argument("--trials", type=int, help="Of a search, to try it out: nothing is claimed.")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--figure", type=Path, help="An SVG or PNG file; needs matplotlib.")
+    given = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the search of a part must end, too
+    wanted = list(parts_of(given.studies, given.seeds, given.arms))
+    run_some(wanted, given.folder, given.parts, given.trials)
+    found = [part for path in sorted((given.folder / "parts").glob("*.json")) for part in read_part(path)]
+    tables = tabulated(found)
+    if given.figure:
+        drawn(tables, given.figure)
+    what = "shipped studies by arm: medians over seeds, 95 % bootstrap intervals, ratios to ASHA by seed"
+    arms = {name: arm.what for name, arm in ARMS.items()}
+    claims = {} if any(part["trials"] for part in found) else dict(claims_of(tables))
+    conclude({"what": what, "arms": arms, "tables": tables, "parts": found}, claims, given.out)
+
+
+def parts_of(studies: Sequence[str], seeds: Sequence[int], arms: Sequence[str]) -> Iterator[Part]:
+    """Yield the parts, seed by seed: what there is after some time is of every study. ASHA's come first."""
+    for seed in seeds:
+        for study in studies:
+            yield from (Part(study, seed, arm) for arm in sorted(arms, key=[*ARMS].index))
+
+
+def run_some(wanted: Sequence[Part], folder: Path, most: int | None, trials: int | None) -> None:
+    """Run the parts that are missing; one that fails is told, and tried again by the next call."""
+    left = len(wanted) if most is None else most
+    for part in wanted:
+        place = folder / "parts" / f"{part.name}.json"
+        if place.exists() or left == 0:
+            continue
+        asha = folder / "parts" / f"{Part(part.study, part.seed, 'asha').name}.json"
+        if needs_asha(part) and not asha.exists():
+            print(f"{part.name}: waits for {asha.name}", file=sys.stderr)
+            continue
+        left -= 1
+        epochs = json.loads(asha.read_text(encoding="utf-8"))["epochs"] if needs_asha(part) else None
+        result_of(part, folder, place, asha_epochs=epochs, trials=trials)
+
+
+def read_part(path: Path) -> Iterator[dict[str, object]]:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if found["arm"] in ARMS:
+        yield found
+
+
+def claims_of(tables: dict[str, dict[str, dict[str, object]]]) -> Iterator[tuple[str, bool]]:
+    """Yield the claims about studies of which all seeds are there."""
+    for study, arms in tables.items():
+        row = arms.get(DECLARED, {})
+        ratio = row.get("validation_to_asha")
+        if isinstance(ratio, dict) and ratio["seeds"] >= SEEDS:
+            yield f"{study}: as good as ASHA within 5 %", ratio["median"] <= WORSE
+
+
+if __name__ == "__main__":
+    main()
