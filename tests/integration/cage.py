@@ -170,6 +170,7 @@ class Run:
         words = ("resume",) if is_there else ("run", "study.yaml", "--site", "site.yaml", "--dir")
         environment = {
             **os.environ,
+            **self._environment,
             "PYTHONPATH": f"{REPOSITORY}:{self.folder}",
             "TMPDIR": str(self.temporary),
         }
