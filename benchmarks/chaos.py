@@ -48,6 +48,8 @@ def main() -> None:
                     **{name: found.counted[name] for name in (*COUNTED, "done")},
                 }
             )
+            if arguments.out is not None:  # what is found is kept, also if this ends here
+                arguments.out.write_text(json.dumps({"seeds": rows}), encoding="utf-8")
     rows.sort(key=lambda row: row["seed"])
     total = Counter({name: sum(row[name] for row in rows) for name in (*COUNTED, "done")})
     result = {
