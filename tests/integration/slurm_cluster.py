@@ -14,9 +14,11 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+import psutil
 from backend_tools import eventually
 
 from parsl_rasda.agent import orphan_reaper
@@ -98,7 +100,16 @@ class SlurmCluster:
         orphan_reaper.end_marked("SLURM_CONF", self.environment["SLURM_CONF"], grace_s=2.0)
         for daemon in self._daemons.values():
             daemon.wait()
+        self._end_steps()
         shutil.rmtree(self.folder)
+
+    def _end_steps(self) -> None:
+        """End what looks after steps: its title overwrites its environment, and it may outlive its slurmd."""
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                files = process.open_files() if process.name() == "slurmstepd" else []
+                if any(file.path.startswith(f"{self.folder}/") for file in files):
+                    process.kill()
 
     def run(self, *argv: str, check: bool = True, environment: Mapping[str, str] | None = None) -> str:
         """Return what a command of Slurm's says."""
