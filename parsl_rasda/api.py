@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any, Self
 from parsl_rasda.diagnostics import listing
 from parsl_rasda.errors import InvalidSettingError, RasdaError, RunDirectoryError, StageFailedError
 from parsl_rasda.orchestration.admission import check_search_fit, tune_problems
-from parsl_rasda.orchestration.progress import NoProgress, ProgressReporter
+from parsl_rasda.orchestration.progress import GuardedProgress, NoProgress, ProgressReporter
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.plain_text import words_of
+from parsl_rasda.result import StudyResult
 from parsl_rasda.study import (
     ExecutorSite,
     StudySpec,
@@ -178,14 +179,15 @@ def tune(
     *,
     slots: Slots | Sequence[Slots],
     directory: str | os.PathLike[str] | None = None,
-    progress: ProgressReporter | None = None,
+    progress: ProgressReporter | bool = False,
     data_flow_kernel: DataFlowKernel | None = None,
     **inputs: Any,
 ) -> AppFuture:
     """Start a search in a Parsl program and return the future of its best trial.
 
-    The result is a mapping: ``trial``, ``metric``, ``epoch``, ``config``, ``checkpoint``, ``replicas``,
-    ``site``. If there is none, the future's exception is a `RasdaError`, with what caused it as its cause.
+    The result is a `StudyResult`, a mapping: ``trial``, ``metric``, ``epoch``, ``config``, ``checkpoint``,
+    ``replicas``, ``site``; it also loads the model and shows all trials. If there is none, the future's
+    exception is a `RasdaError`, with what caused it as its cause.
 
     Slots belong to one search at a time: a second one on the same executor waits until the first has
     ended. If the program ends Parsl, trials save and leave, and the same call goes on from there.
@@ -196,7 +198,8 @@ def tune(
         directory: Run directory; one that holds a run of this study, with the same values as inputs,
             is taken up again, also with more trials. What lies behind a path is the program's care.
             Without it, a new one below ``runs/``.
-        progress: Who reports.
+        progress: True shows it: live in a terminal, one line in a notebook, else a line a decision on
+            stderr; or who reports instead.
         data_flow_kernel: Parsl's kernel; by default the one that is loaded.
         inputs: Arguments for the training function, in ``trial.inputs``; futures and Files are
             waited for, as in any app. A mapping with the label of every executor gives each its own.
@@ -221,7 +224,8 @@ def tune(
     _check_inputs(study, inputs, directory)
     check_search_fit(stage.tune, sites, {})
     run = RunDirectory(_run_directory(study.spec.name, directory).resolve())
-    search = Embedded(kernel, study.spec, paths, sites, run, progress or NoProgress())
+    shown = GuardedProgress(_reporter(progress))
+    search = Embedded(kernel, study.spec, paths, sites, run, shown)
 
     def begin(**arrived: Any) -> Future[Any]:
         return search.begin(arrived)
@@ -237,15 +241,29 @@ def tune(
         join=True,
     )
     best = AppFuture(ended.task_record)
-    ended.add_done_callback(lambda done: _hand_over(name, done, best))
+
+    def hand_over(done: Future[Any]) -> None:
+        if progress is True:
+            shown.close()
+        _hand_over(name, done, best, run.path)
+
+    ended.add_done_callback(hand_over)
     return best
 
 
-def _hand_over(stage: str, ended: Future[Any], best: Future[Any]) -> None:
+def _reporter(progress: ProgressReporter | bool | None) -> ProgressReporter:
+    if progress is True:
+        from parsl_rasda.display.choice import fitting_view
+
+        return fitting_view()
+    return progress or NoProgress()
+
+
+def _hand_over(stage: str, ended: Future[Any], best: Future[Any], directory: Path) -> None:
     """Pass a task's result on, or its failure without what Parsl wraps around it."""
     error = ended.exception()
     if error is None:
-        best.set_result(ended.result())
+        best.set_result(StudyResult(ended.result(), directory, stage))
     else:
         best.set_exception(_ours(stage, error))
 
