@@ -73,18 +73,28 @@ class Study:
     needs: tuple[str, ...]
     search_path: tuple[Path, ...]
 
-    def __init__(self, tune: Mapping[str, Any], *, name: str = "study", seed: int = 0) -> None:
+    def __init__(
+        self,
+        tune: Mapping[str, Any],
+        *,
+        name: str = "study",
+        seed: int = 0,
+        track: Sequence[Any] = (),
+        notify: Mapping[str, Any] | None = None,
+    ) -> None:
         """Declare a study in code.
 
         Args:
             tune: What stands below ``tune`` in a study file.
             name: Its name.
             seed: Of the searcher and of the training.
+            track: Where trials are shown while they train, as in a study file: ``["tensorboard"]``.
+            notify: A command that is told of events.
 
         Raises:
             InvalidFileError: With every mistake.
         """
-        declared = {"name": name, "seed": seed, "tune": tune}
+        declared = {"name": name, "seed": seed, "tune": tune, "track": list(track), "notify": notify}
         self._become(declare_study(declared, "Study", check_tune=tune_problems), None, (Path.cwd(),))
 
     @classmethod

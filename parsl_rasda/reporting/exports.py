@@ -19,14 +19,13 @@ from parsl_rasda.orchestration.curves import Curves
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.reporting.files import tables
 from parsl_rasda.reporting.runs import Run
-from parsl_rasda.tracking.base import Origin
+from parsl_rasda.tracking.base import Origin, without_password
 
 Summary: TypeAlias = Mapping[str, Any]  # of one search, as `status --json` has it
 
 FORMATS: Final = ("optuna", "csv", "mlflow")
 _ADDRESS = re.compile(r"(?:(optuna|mlflow)\+)?((\w+)(?:\+\w+)?:.+)")
 _DATABASES, _SERVERS = ("sqlite", "mysql", "postgresql", "mariadb"), ("http", "https")
-_PASSWORD = re.compile(r"://([^:/@]*):[^@]*@")
 _ALLOWED = (
     f"{', '.join(FORMATS)}, the URL of a database that Optuna uses (sqlite:///shared.db, postgresql://...), "
     "or of an MLflow server (http://...); optuna+URL and mlflow+URL say which of them is meant"
@@ -129,11 +128,6 @@ def export_run(run: Run, target: str) -> tuple[str, ...]:
     with _quiet():
         _ADDITIONS[tool](run, address)
     return (without_password(address),)
-
-
-def without_password(address: str) -> str:
-    """Return an address as people may see it."""
-    return _PASSWORD.sub(r"://\1:***@", address)
 
 
 def _begun(run: Run) -> Iterator[tuple[str, Summary]]:

@@ -7,12 +7,15 @@ after a death: what is there already is not written twice.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from parsl_rasda.orchestration.curves import Curve
 from parsl_rasda.types import JSON
+
+_PASSWORD = re.compile(r"://([^:/@]*):[^@]*@")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,11 @@ class Tracker(Protocol):
     def close(self) -> None:
         """Let go of everything; no trial is written any more."""
         ...
+
+
+def without_password(address: str) -> str:
+    """Return an address as people may see it."""
+    return _PASSWORD.sub(r"://\1:***@", address)
 
 
 def plain_value(value: JSON) -> bool | int | float | str | None:

@@ -46,6 +46,8 @@ class MlflowTracker:
 
     def write(self, curve: Curve) -> None:
         """Write what is missing of a trial."""
+        if curve.began is None:
+            return
         run = self._run(curve)
         known = self._known[curve.trial]
         missing = [m for m in _metrics(curve) if (m.key, m.step, m.timestamp) not in known]
@@ -70,7 +72,7 @@ class MlflowTracker:
         if curve.state is not None:
             end = RunStatus.to_string(_ENDS[curve.state])
             self._client.set_terminated(run, end, _milliseconds(curve.ended))
-        elif before["state"] not in {"", "running"}:  # it had failed, and started afresh
+        elif before.get("state", "") not in {"", "running"}:  # it had failed, and started afresh
             self._client.update_run(run, RunStatus.to_string(RunStatus.RUNNING))
         self._tags[curve.trial] = now
 
@@ -83,11 +85,7 @@ class MlflowTracker:
         found = self._client.search_runs([experiment], which, max_results=1)
         run = found[0] if found else self._create(experiment, curve)
         logged: str = run.info.run_id
-        self._known[curve.trial] = {
-            (m.key, m.step, m.timestamp)
-            for key in run.data.metrics
-            for m in self._client.get_metric_history(logged, key)
-        }
+        self._known[curve.trial] = self._logged(curve, run)
         self._tags[curve.trial] = (
             {name: run.data.tags.get(name, "") for name in _tags(curve)} if found else {}
         )
@@ -96,6 +94,13 @@ class MlflowTracker:
             self._client.log_batch(logged, params=some)
         self._runs[curve.trial] = logged
         return logged
+
+    def _logged(self, curve: Curve, run: Any) -> set[tuple[str, int, int]]:  # Any: MLflow's Run
+        """Return what a run has of a trial."""
+        if curve.state is not None and run.info.status == RunStatus.to_string(_ENDS[curve.state]):
+            return {(m.key, m.step, m.timestamp) for m in _metrics(curve)}  # it ends when all is written
+        histories = (self._client.get_metric_history(run.info.run_id, key) for key in run.data.metrics)
+        return {(m.key, m.step, m.timestamp) for history in histories for m in history}
 
     def _experiment_of(self) -> str:
         found = self._client.get_experiment_by_name(self._origin.name)
