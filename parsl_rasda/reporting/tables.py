@@ -199,6 +199,8 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str | Text]]:
         if best["checkpoint"]:
             yield "checkpoint", str(best["checkpoint"])
     yield "trials", _counts(summary["trials"])
+    if summary.get("stopped"):  # summaries of earlier versions have none
+        yield "stopped", f"{summary['stopped']} (stop_when)"
     held = f"{summary['gpu_hours']:.3g} GPU-hours, {percent(summary['gpu_busy_fraction'])} of them in epochs"
     yield "GPUs", held
     restarts = summary["restarts"]
