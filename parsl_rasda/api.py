@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
 
 from parsl_rasda.diagnostics import listing
@@ -37,6 +38,7 @@ from parsl_rasda.study import (
     load_study,
 )
 from parsl_rasda.study.loading import search_path
+from parsl_rasda.workflow.program_functions import FOLDER, kept, target_of, write
 
 if TYPE_CHECKING:
     from parsl.dataflow.dflow import DataFlowKernel
@@ -67,11 +69,13 @@ class Study:
         spec: What its run directory will say: the search without the stages around it.
         needs: Names of the inputs that `tune` must be given.
         search_path: Folders where its functions are, before those that the program imports from.
+        program: Files that hold a function of the program itself, if that is what is trained.
     """
 
     spec: StudySpec
     needs: tuple[str, ...]
     search_path: tuple[Path, ...]
+    program: Mapping[str, bytes]
 
     def __init__(
         self,
@@ -85,7 +89,8 @@ class Study:
         """Declare a study in code.
 
         Args:
-            tune: What stands below ``tune`` in a study file.
+            tune: What stands below ``tune`` in a study file. ``training: {"python": train}`` may have the
+                function itself; one that a notebook or script defines is kept as it is now.
             name: Its name.
             seed: Of the searcher and of the training.
             track: Where trials are shown while they train, as in a study file: ``["tensorboard"]``.
@@ -94,8 +99,14 @@ class Study:
         Raises:
             InvalidFileError: With every mistake.
         """
+        tune, program = _without_function(tune)
         declared = {"name": name, "seed": seed, "tune": tune, "track": list(track), "notify": notify}
-        self._become(declare_study(declared, "Study", check_tune=tune_problems), None, (Path.cwd(),))
+        with TemporaryDirectory() as folder:
+            write(program, Path(folder))
+            found = declare_study(
+                declared, "Study", check_tune=tune_problems, search_path=[Path(folder)] if program else ()
+            )
+        self._become(found, None, (Path.cwd(),), program)
 
     @classmethod
     def from_yaml(
@@ -121,7 +132,13 @@ class Study:
         """The name and the declaration of its search."""
         return next(iter(self.spec.tune_stages.items()))
 
-    def _become(self, whole: StudySpec, name: str | None, paths: tuple[Path, ...]) -> None:
+    def _become(
+        self,
+        whole: StudySpec,
+        name: str | None,
+        paths: tuple[Path, ...],
+        program: Mapping[str, bytes] | None = None,
+    ) -> None:
         searches = whole.tune_stages
         if name is None and len(searches) == 1:
             (name,) = searches
@@ -141,6 +158,7 @@ class Study:
         object.__setattr__(self, "spec", whole.model_copy(update={"stages": {name: alone}}))
         object.__setattr__(self, "needs", needs)
         object.__setattr__(self, "search_path", paths)
+        object.__setattr__(self, "program", program or {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,8 +252,10 @@ def tune(
     _check_inputs(study, inputs, directory)
     check_search_fit(stage.tune, sites, {})
     run = RunDirectory(_run_directory(study.spec.name, directory).resolve())
+    if study.program:
+        paths = (run.path / FOLDER, *paths)
     shown = GuardedProgress(_reporter(progress))
-    search = Embedded(kernel, study.spec, paths, sites, run, shown)
+    search = Embedded(kernel, study.spec, paths, sites, run, shown, study.program)
 
     def begin(**arrived: Any) -> Future[Any]:
         return search.begin(arrived)
@@ -259,6 +279,18 @@ def tune(
 
     ended.add_done_callback(hand_over)
     return best
+
+
+def _without_function(tune: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, bytes]]:
+    """Return what is declared with the name of a function in its place, and the files that hold it."""
+    training = tune.get("training")
+    if not isinstance(training, Mapping) or not callable(training.get("python")):
+        return tune, {}
+    function, files = training["python"], dict[str, bytes]()
+    target = target_of(function)
+    if target is None:
+        target, files = kept(function)
+    return {**tune, "training": {**training, "python": target}}, files
 
 
 def _reporter(progress: ProgressReporter | bool | None) -> ProgressReporter:

@@ -85,6 +85,11 @@ class Trial:
         return self._attempt.epoch
 
     @property
+    def max_epochs(self) -> int:
+        """Epochs of a trial that is never stopped: what a schedule of the rate is made for."""
+        return self._spec.max_epochs
+
+    @property
     def replicas(self) -> int:
         """Logical data-parallel workers of the current stretch, which share each step."""
         return self._attempt.replicas
