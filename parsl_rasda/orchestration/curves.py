@@ -23,6 +23,7 @@ from parsl_rasda.orchestration.events import (
     TrialProposed,
 )
 from parsl_rasda.orchestration.journal import Record
+from parsl_rasda.protocol import Steps
 from parsl_rasda.types import JSON, JobId, TrialId, TrialState
 
 
@@ -32,11 +33,13 @@ class Point(NamedTuple):
     Attributes:
         at: When [s].
         seconds: What the epoch took [s].
+        steps: What it logged on the way.
     """
 
     at: float
     seconds: float
     metrics: Mapping[str, float]
+    steps: Steps = ()
 
 
 @dataclass(slots=True)
@@ -69,6 +72,15 @@ class Curve:
         return sorted(self.points.items())
 
     @property
+    def rows(self) -> list[tuple[float, float, Mapping[str, float]]]:
+        """All it has told, in order: place [epochs], time [s] and metrics."""
+        return [
+            (place, point.at, metrics)
+            for epoch, point in self.epochs
+            for place, metrics in (*point.steps, (float(epoch), point.metrics))
+        ]
+
+    @property
     def last(self) -> Mapping[str, float]:
         """What it reported last."""
         return self.points[max(self.points)].metrics if self.points else {}
@@ -92,8 +104,9 @@ class Curves:
             return {"metrics": _plain(curve.points[at].metrics) if at in curve.points else {}}
         curves: dict[str, list[list[float | None]]] = {}
         for epoch, point in curve.epochs:
-            for name, value in _plain(point.metrics).items():
-                curves.setdefault(name, []).append([epoch, value])
+            for place, metrics in (*point.steps, (epoch, point.metrics)):
+                for name, value in _plain(metrics).items():
+                    curves.setdefault(name, []).append([place, value])
         times = {"began": curve.began, "ended": curve.ended}
         return {**times, "metrics": _plain(curve.last), "curves": curves}
 
@@ -148,7 +161,7 @@ class Curves:
         if event.job.attempt != curve.live or event.epoch <= curve.epoch:
             return None
         curve.epoch = event.epoch
-        curve.points[event.epoch] = Point(event.at, event.seconds, event.metrics)
+        curve.points[event.epoch] = Point(event.at, event.seconds, event.metrics, event.steps)
         return curve
 
 

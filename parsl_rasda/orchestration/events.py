@@ -13,7 +13,7 @@ from typing import TypeAlias
 from pydantic import JsonValue
 
 from parsl_rasda.plain_text import cleaned
-from parsl_rasda.protocol import Checkpoint
+from parsl_rasda.protocol import Checkpoint, Steps
 from parsl_rasda.types import (
     Blame,
     JobId,
@@ -143,6 +143,7 @@ class EpochReported:
     Attributes:
         checkpoint: Newest whole checkpoint of the attempt, or None if it made none.
         samples: Training samples of an epoch, if that is known.
+        steps: What the trial logged on the way, for curves only: nothing is decided by it.
     """
 
     at: float
@@ -153,6 +154,7 @@ class EpochReported:
     checkpoint: Checkpoint | None
     slots: tuple[str, ...] = ()
     samples: int | None = None
+    steps: Steps = ()
 
 
 @dataclass(frozen=True, slots=True)

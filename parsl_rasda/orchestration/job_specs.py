@@ -153,6 +153,7 @@ def epoch_event(report: EpochReport, now: float) -> EpochReported:
         report.checkpoint,
         report.slots,
         report.samples,
+        report.steps,
     )
 
 

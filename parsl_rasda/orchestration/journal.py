@@ -38,7 +38,10 @@ VERSION = version("parsl_rasda")
 # Names under which earlier versions wrote records; they are read for ever.
 _OLD_NAMES = {"SiteTroubled": "SiteDegraded", "TimePassed": "TimerFired", "ConcludeTrial": "TrialFinished"}
 # Fields that came later, and are written only where they say something.
-_ADDED: dict[Any, str] = {EpochReported: "samples", ContinueJob: "batches"}  # Any: types of records
+_ADDED: dict[Any, tuple[str, ...]] = {
+    EpochReported: ("samples", "steps"),
+    ContinueJob: ("batches",),
+}  # Any: types of records
 _CRC = b', "crc": "%08x"}'
 _CRC_FORM = re.compile(rb', "crc": "[0-9a-f]{8}"\}')
 _CRC_BYTES, _CRC_AT = 20, slice(10, 18)
@@ -181,9 +184,9 @@ def encode(record: Event | Instruction) -> dict[str, Any]:
     data = {"type": name, **_adapter(kind).dump_python(record, mode="json")}
     if isinstance(record, EpochReported):
         data |= checkpoint_fields(record.checkpoint, record.epoch)
-    added = _ADDED.get(kind)
-    if added is not None and data[added] is None:
-        del data[added]
+    for added in _ADDED.get(kind, ()):
+        if data[added] in (None, []):
+            del data[added]
     return data
 
 

@@ -94,6 +94,8 @@ def metrics_csv(curves: Curves) -> str:
     for trial, curve in curves.trials.items():
         for epoch, point in curve.epochs:
             at = moment(point.at)
+            for place, metrics in point.steps:
+                rows.writerows((trial, place, name, v, at, "") for name, v in metrics.items())
             rows.writerows((trial, epoch, name, v, at, point.seconds) for name, v in point.metrics.items())
     return printable(output.getvalue())
 

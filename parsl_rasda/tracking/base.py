@@ -37,6 +37,14 @@ class Origin:
         return f"{self.mark}-{self.name}-{curve.trial}"
 
 
+STEPS = "steps/"  # before the names of what is logged within epochs, where tools count steps in whole numbers
+
+
+def thousandths(place: float) -> int:
+    """Return a place within an epoch as such a number."""
+    return round(1000 * place)
+
+
 class Tracker(Protocol):
     """Writes trials to one tool. It may raise: then it is asked again later."""
 

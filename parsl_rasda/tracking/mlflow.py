@@ -11,7 +11,7 @@ from mlflow.entities import Metric, Param, RunStatus
 from mlflow.tracking import MlflowClient
 
 from parsl_rasda.orchestration.curves import Curve
-from parsl_rasda.tracking.base import Origin, plain_value
+from parsl_rasda.tracking.base import STEPS, Origin, plain_value, thousandths
 from parsl_rasda.types import TrialId, TrialState
 
 RUN, TRIAL = "parsl_rasda.run", "trial"  # tags by which a run is found again
@@ -117,6 +117,9 @@ class MlflowTracker:
 
 def _metrics(curve: Curve) -> Iterator[Metric]:
     for epoch, point in curve.epochs:
+        for place, metrics in point.steps:
+            for name, value in metrics.items():
+                yield Metric(f"{STEPS}{name}", value, _milliseconds(point.at), thousandths(place))
         for name, value in point.metrics.items():
             yield Metric(name, value, _milliseconds(point.at), epoch)
 

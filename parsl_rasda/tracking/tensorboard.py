@@ -18,7 +18,7 @@ from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from parsl_rasda.orchestration.curves import Curve
-from parsl_rasda.tracking.base import Origin, plain_config
+from parsl_rasda.tracking.base import STEPS, Origin, plain_config, thousandths
 
 _PREFIX = "events.out.tfevents."
 
@@ -78,5 +78,10 @@ def _events(curve: Curve, origin: Origin) -> Iterator[Event]:
     hyperparameters = hparams_pb(settings, trial_id=origin.key(curve), start_time_secs=began)
     yield Event(wall_time=began, step=0, summary=hyperparameters)
     for epoch, point in curve.epochs:
+        for place, metrics in point.steps:
+            steps = [
+                Summary.Value(tag=f"{STEPS}{name}", simple_value=value) for name, value in metrics.items()
+            ]
+            yield Event(wall_time=point.at, step=thousandths(place), summary=Summary(value=steps))
         values = [Summary.Value(tag=name, simple_value=value) for name, value in point.metrics.items()]
         yield Event(wall_time=point.at, step=epoch, summary=Summary(value=values))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,6 @@ from parsl_rasda.study.observers import TrackerSpec
 from parsl_rasda.tracking.base import Origin, plain_config
 from parsl_rasda.types import TrialId, TrialState
 
-_SECOND_S = 1.1
 _WHOLE = "whole.json"  # in the folder of a run that was finished: of what
 
 
@@ -34,7 +32,7 @@ class _Open:
     """
 
     run: Any  # wandb is untyped
-    rows: list[tuple[int, float]]
+    rows: list[tuple[float, float]]
 
 
 class WandbTracker:
@@ -50,19 +48,22 @@ class WandbTracker:
         """
         self._spec, self._origin, self._directory = spec, origin, directory
         self._open: dict[TrialId, _Open] = {}
+        self._finished: dict[TrialId, tuple[Path, str]] = {}
+        self._rewritten: dict[TrialId, int] = {}  # how often; W&B may still be closing a run of the same id
 
     def write(self, curve: Curve) -> None:
         """Write what is missing of a trial."""
-        rows = [(epoch, point.at) for epoch, point in curve.epochs]
+        rows = [(place, at) for place, at, _ in curve.rows]
         if curve.began is None or self._is_whole(curve, rows):
             return
         found = self._open.get(curve.trial)
-        if found is None or rows[: len(found.rows)] != found.rows:  # epochs were trained again
+        is_other = found is not None and rows[: len(found.rows)] != found.rows  # epochs were trained again
+        if found is None or (is_other and self._spec.mode == "offline"):
             found = self._begin(curve, found)
-        for epoch, point in curve.epochs[len(found.rows) :]:
-            found.rows.append((epoch, point.at))
+        for place, at, metrics in curve.rows[len(found.rows) :]:
+            found.rows.append((place, at))
             if len(found.rows) > found.run.starting_step:
-                data = {**point.metrics, "epoch": epoch, "_timestamp": point.at}
+                data = {**metrics, "epoch": place, "_timestamp": at}
                 found.run.log(data, step=len(found.rows))
         if curve.state is not None:
             self._finish(curve, found)
@@ -72,6 +73,8 @@ class WandbTracker:
         for found in self._open.values():
             found.run.finish()
         self._open.clear()
+        for file, what in self._finished.values():  # not before: W&B's own process writes a moment later
+            file.write_text(what, encoding="utf-8")
 
     def _finish(self, curve: Curve, found: _Open) -> None:
         found.run.summary.update({"state": str(curve.state), "reason": curve.reason})
@@ -79,21 +82,23 @@ class WandbTracker:
         found.run.finish(exit_code=int(curve.state is TrialState.FAILED))
         del self._open[curve.trial]
         if self._spec.mode == "offline":
-            (folder / _WHOLE).write_text(json.dumps([curve.attempts, found.rows]), encoding="utf-8")
+            self._finished[curve.trial] = (folder / _WHOLE, json.dumps([curve.attempts, found.rows]))
 
     def _begin(self, curve: Curve, before: _Open | None) -> _Open:
         if before is not None:
             before.run.finish()
-            time.sleep(_SECOND_S)  # its folder is named after the second in which a run begins
+            self._rewritten[curve.trial] = self._rewritten.get(curve.trial, 0) + 1
+        self._finished.pop(curve.trial, None)
         if self._spec.mode == "offline":
             for folder in self._folders(curve):
                 shutil.rmtree(folder)
         self._directory.mkdir(parents=True, exist_ok=True)
+        again = self._rewritten.get(curve.trial, 0)
         run = wandb.init(
             project=self._spec.project or self._origin.name,
             entity=self._spec.entity,
             group=f"{self._origin.name}-{self._origin.mark}",
-            id=self._origin.key(curve),
+            id=f"{self._origin.key(curve)}.r{again}" if again else self._origin.key(curve),
             name=str(curve.trial),
             dir=str(self._directory),
             mode=self._spec.mode,
@@ -115,13 +120,17 @@ class WandbTracker:
         self._open[curve.trial] = found = _Open(run, [])
         return found
 
-    def _is_whole(self, curve: Curve, rows: list[tuple[int, float]]) -> bool:
+    def _is_whole(self, curve: Curve, rows: list[tuple[float, float]]) -> bool:
         """Whether a trial that has ended was written as it is."""
         if curve.state is None or self._spec.mode != "offline":
             return False
-        told = json.loads(json.dumps([curve.attempts, rows]))
+        words = json.dumps([curve.attempts, rows])
+        if self._finished.get(curve.trial, (None, ""))[1] == words:
+            return True
+        told = json.loads(words)
         wholes = [folder / _WHOLE for folder in self._folders(curve)]
         return any(f.exists() and json.loads(f.read_text(encoding="utf-8")) == told for f in wholes)
 
     def _folders(self, curve: Curve) -> Iterator[Path]:
-        yield from (self._directory / "wandb").glob(f"offline-run-*-{self._origin.key(curve)}")
+        for name in (self._origin.key(curve), f"{self._origin.key(curve)}.r*"):
+            yield from (self._directory / "wandb").glob(f"offline-run-*-{name}")
