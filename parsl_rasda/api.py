@@ -19,14 +19,16 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
 
 from parsl_rasda.diagnostics import listing
 from parsl_rasda.errors import InvalidSettingError, RasdaError, RunDirectoryError, StageFailedError
 from parsl_rasda.orchestration.admission import check_search_fit, tune_problems
-from parsl_rasda.orchestration.progress import NoProgress, ProgressReporter
+from parsl_rasda.orchestration.progress import GuardedProgress, NoProgress, ProgressReporter
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.plain_text import words_of
+from parsl_rasda.result import StudyResult
 from parsl_rasda.study import (
     ExecutorSite,
     StudySpec,
@@ -36,6 +38,7 @@ from parsl_rasda.study import (
     load_study,
 )
 from parsl_rasda.study.loading import search_path
+from parsl_rasda.workflow.program_functions import FOLDER, kept, target_of, write
 
 if TYPE_CHECKING:
     from parsl.dataflow.dflow import DataFlowKernel
@@ -66,25 +69,44 @@ class Study:
         spec: What its run directory will say: the search without the stages around it.
         needs: Names of the inputs that `tune` must be given.
         search_path: Folders where its functions are, before those that the program imports from.
+        program: Files that hold a function of the program itself, if that is what is trained.
     """
 
     spec: StudySpec
     needs: tuple[str, ...]
     search_path: tuple[Path, ...]
+    program: Mapping[str, bytes]
 
-    def __init__(self, tune: Mapping[str, Any], *, name: str = "study", seed: int = 0) -> None:
+    def __init__(
+        self,
+        tune: Mapping[str, Any],
+        *,
+        name: str = "study",
+        seed: int = 0,
+        track: Sequence[Any] = (),
+        notify: Mapping[str, Any] | None = None,
+    ) -> None:
         """Declare a study in code.
 
         Args:
-            tune: What stands below ``tune`` in a study file.
+            tune: What stands below ``tune`` in a study file. ``training: {"python": train}`` may have the
+                function itself; one that a notebook or script defines is kept as it is now.
             name: Its name.
             seed: Of the searcher and of the training.
+            track: Where trials are shown while they train, as in a study file: ``["tensorboard"]``.
+            notify: A command that is told of events.
 
         Raises:
             InvalidFileError: With every mistake.
         """
-        declared = {"name": name, "seed": seed, "tune": tune}
-        self._become(declare_study(declared, "Study", check_tune=tune_problems), None, (Path.cwd(),))
+        tune, program = _without_function(tune)
+        declared = {"name": name, "seed": seed, "tune": tune, "track": list(track), "notify": notify}
+        with TemporaryDirectory() as folder:
+            write(program, Path(folder))
+            found = declare_study(
+                declared, "Study", check_tune=tune_problems, search_path=[Path(folder)] if program else ()
+            )
+        self._become(found, None, (Path.cwd(),), program)
 
     @classmethod
     def from_yaml(
@@ -110,7 +132,13 @@ class Study:
         """The name and the declaration of its search."""
         return next(iter(self.spec.tune_stages.items()))
 
-    def _become(self, whole: StudySpec, name: str | None, paths: tuple[Path, ...]) -> None:
+    def _become(
+        self,
+        whole: StudySpec,
+        name: str | None,
+        paths: tuple[Path, ...],
+        program: Mapping[str, bytes] | None = None,
+    ) -> None:
         searches = whole.tune_stages
         if name is None and len(searches) == 1:
             (name,) = searches
@@ -130,6 +158,7 @@ class Study:
         object.__setattr__(self, "spec", whole.model_copy(update={"stages": {name: alone}}))
         object.__setattr__(self, "needs", needs)
         object.__setattr__(self, "search_path", paths)
+        object.__setattr__(self, "program", program or {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,14 +207,15 @@ def tune(
     *,
     slots: Slots | Sequence[Slots],
     directory: str | os.PathLike[str] | None = None,
-    progress: ProgressReporter | None = None,
+    progress: ProgressReporter | bool = False,
     data_flow_kernel: DataFlowKernel | None = None,
     **inputs: Any,
 ) -> AppFuture:
     """Start a search in a Parsl program and return the future of its best trial.
 
-    The result is a mapping: ``trial``, ``metric``, ``epoch``, ``config``, ``checkpoint``, ``replicas``,
-    ``site``. If there is none, the future's exception is a `RasdaError`, with what caused it as its cause.
+    The result is a `StudyResult`, a mapping: ``trial``, ``metric``, ``epoch``, ``config``, ``checkpoint``,
+    ``replicas``, ``site``; it also loads the model and shows all trials. If there is none, the future's
+    exception is a `RasdaError`, with what caused it as its cause.
 
     Slots belong to one search at a time: a second one on the same executor waits until the first has
     ended. If the program ends Parsl, trials save and leave, and the same call goes on from there.
@@ -196,7 +226,8 @@ def tune(
         directory: Run directory; one that holds a run of this study, with the same values as inputs,
             is taken up again, also with more trials. What lies behind a path is the program's care.
             Without it, a new one below ``runs/``.
-        progress: Who reports.
+        progress: True shows it: live in a terminal, one line in a notebook, else a line a decision on
+            stderr; or who reports instead.
         data_flow_kernel: Parsl's kernel; by default the one that is loaded.
         inputs: Arguments for the training function, in ``trial.inputs``; futures and Files are
             waited for, as in any app. A mapping with the label of every executor gives each its own.
@@ -221,7 +252,10 @@ def tune(
     _check_inputs(study, inputs, directory)
     check_search_fit(stage.tune, sites, {})
     run = RunDirectory(_run_directory(study.spec.name, directory).resolve())
-    search = Embedded(kernel, study.spec, paths, sites, run, progress or NoProgress())
+    if study.program:
+        paths = (run.path / FOLDER, *paths)
+    shown = GuardedProgress(_reporter(progress))
+    search = Embedded(kernel, study.spec, paths, sites, run, shown, study.program)
 
     def begin(**arrived: Any) -> Future[Any]:
         return search.begin(arrived)
@@ -237,15 +271,41 @@ def tune(
         join=True,
     )
     best = AppFuture(ended.task_record)
-    ended.add_done_callback(lambda done: _hand_over(name, done, best))
+
+    def hand_over(done: Future[Any]) -> None:
+        if progress is True:
+            shown.close()
+        _hand_over(name, done, best, run.path)
+
+    ended.add_done_callback(hand_over)
     return best
 
 
-def _hand_over(stage: str, ended: Future[Any], best: Future[Any]) -> None:
+def _without_function(tune: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, bytes]]:
+    """Return what is declared with the name of a function in its place, and the files that hold it."""
+    training = tune.get("training")
+    if not isinstance(training, Mapping) or not callable(training.get("python")):
+        return tune, {}
+    function, files = training["python"], dict[str, bytes]()
+    target = target_of(function)
+    if target is None:
+        target, files = kept(function)
+    return {**tune, "training": {**training, "python": target}}, files
+
+
+def _reporter(progress: ProgressReporter | bool | None) -> ProgressReporter:
+    if progress is True:
+        from parsl_rasda.display.choice import fitting_view
+
+        return fitting_view()
+    return progress or NoProgress()
+
+
+def _hand_over(stage: str, ended: Future[Any], best: Future[Any], directory: Path) -> None:
     """Pass a task's result on, or its failure without what Parsl wraps around it."""
     error = ended.exception()
     if error is None:
-        best.set_result(ended.result())
+        best.set_result(StudyResult(ended.result(), directory, stage))
     else:
         best.set_exception(_ours(stage, error))
 

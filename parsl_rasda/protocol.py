@@ -32,7 +32,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 from parsl_rasda.errors import RasdaError
 from parsl_rasda.plain_text import LONGEST_TRACE, cleaned
@@ -218,6 +218,10 @@ class JobSpec:
         return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
 
 
+Steps: TypeAlias = tuple[tuple[float, Mapping[str, float]], ...]
+"""What a trial logged within an epoch: ``(place, metrics)``, the place in epochs, from 0 to `max_t`."""
+
+
 @dataclass(frozen=True, slots=True)
 class EpochReport:
     """One finished epoch. ``metrics`` holds at least the study's metric; NaN is allowed.
@@ -230,6 +234,7 @@ class EpochReport:
         slots: ``node:gpu`` of each rank, as the ranks themselves saw them, in rank order.
         samples: Training samples of an epoch, or None where the training function reads them by itself.
         noise: Of the gradients in this epoch, or None where nothing shows it, as with one replica.
+        steps: What was logged on the way: the place [epochs], and metrics. For curves only.
     """
 
     trial: TrialId
@@ -242,6 +247,7 @@ class EpochReport:
     slots: tuple[str, ...] = ()
     samples: int | None = None
     noise: GradientNoise | None = None
+    steps: Steps = ()
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
@@ -257,6 +263,10 @@ class EpochReport:
         values["metrics"] = {str(k): float(v) for k, v in data["metrics"].items()}
         values["checkpoint"] = checkpoint_in(data)
         values["slots"] = tuple(data.get("slots", ()))
+        values["steps"] = tuple(
+            (float(place), {str(k): float(v) for k, v in metrics.items()})
+            for place, metrics in data.get("steps", ())
+        )
         return cls(**values)
 
 

@@ -13,7 +13,7 @@ def resume(
 ) -> None:
     """Continue a run, after any crash or with more trials.
 
-    Only tune.num_samples may be changed, and only to a larger number.
+    Only tune.num_samples may be changed (to a larger number), and track and notify.
     """
     from parsl_rasda.cli.run_and_report import run_and_report
     from parsl_rasda.workflow.entry import resume_study

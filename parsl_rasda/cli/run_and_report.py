@@ -15,9 +15,9 @@ import typer
 from rich.console import Console, Group
 from rich.text import Text
 
-from parsl_rasda.cli.live import LiveView
 from parsl_rasda.cli.output import print_json, print_message, print_result
-from parsl_rasda.cli.plain import PlainView
+from parsl_rasda.display.live import LiveView
+from parsl_rasda.display.plain import PlainView
 from parsl_rasda.errors import SiteUnavailableError, StageFailedError
 from parsl_rasda.orchestration.progress import ProgressReporter
 from parsl_rasda.orchestration.run_directory import RunDirectory

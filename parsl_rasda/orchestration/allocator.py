@@ -22,9 +22,9 @@ class Allocator:
     def allocate(self, here: TrialRecord | None = None) -> None:
         """Let the growth policy hand out slots; ``here`` stands at an epoch boundary and is answered."""
         search = self._search
-        if search.state is not StudyState.RUNNING:
+        if search.state is not StudyState.RUNNING or search.stop.reason:
             if here is not None:
-                self._lifecycle.tell_to_leave(here, "interrupted")
+                self._lifecycle.tell_to_leave(here, "stopped" if search.stop.reason else "interrupted")
             return
         if search.pilots.dated:
             self._close_late_pilots()

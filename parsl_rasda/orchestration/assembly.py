@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from parsl_rasda.orchestration.machine import Machine, MachineSettings
+from parsl_rasda.orchestration.stopping import StopWhen
 from parsl_rasda.placement.growth import build_growth
 from parsl_rasda.placement.times import Assumed
 from parsl_rasda.scheduling import build_scheduler
@@ -14,7 +15,7 @@ from parsl_rasda.search.base import Searcher
 from parsl_rasda.search.space import SearchSpace
 from parsl_rasda.search.warm import WarmStarted
 from parsl_rasda.study import TuneSpec
-from parsl_rasda.types import JSON
+from parsl_rasda.types import JSON, Mode
 
 
 def build_machine(tune: TuneSpec) -> Machine:
@@ -41,9 +42,17 @@ def build_machine(tune: TuneSpec) -> Machine:
         checkpoints_shared=tune.checkpoints is not None,
         interactive=tune.training.command is None,
         batching=batching(tune),
-        keep=tune.training.keep_checkpoints,
+        keep=tune.training.keep_checkpoints.whose,
+        keep_best=tune.training.keep_checkpoints.best,
+        stop_when=_stop_when(tune),
     )
     return Machine(settings, scheduler, build_growth(method.growth))
+
+
+def _stop_when(tune: TuneSpec) -> StopWhen:
+    found = tune.stop_when
+    target = found.metric_below if tune.mode is Mode.MIN else found.metric_above
+    return StopWhen(found.no_improvement, target)
 
 
 def batching(tune: TuneSpec) -> Batching:

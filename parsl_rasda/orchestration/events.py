@@ -13,7 +13,7 @@ from typing import TypeAlias
 from pydantic import JsonValue
 
 from parsl_rasda.plain_text import cleaned
-from parsl_rasda.protocol import Checkpoint
+from parsl_rasda.protocol import Checkpoint, Steps
 from parsl_rasda.types import (
     Blame,
     GradientNoise,
@@ -145,6 +145,7 @@ class EpochReported:
         checkpoint: Newest whole checkpoint of the attempt, or None if it made none.
         samples: Training samples of an epoch, if that is known.
         noise: Of the gradients in this epoch, if that is known.
+        steps: What the trial logged on the way, for curves only: nothing is decided by it.
     """
 
     at: float
@@ -156,6 +157,7 @@ class EpochReported:
     slots: tuple[str, ...] = ()
     samples: int | None = None
     noise: GradientNoise | None = None
+    steps: Steps = ()
 
 
 @dataclass(frozen=True, slots=True)

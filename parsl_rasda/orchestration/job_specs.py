@@ -154,6 +154,7 @@ def epoch_event(report: EpochReport, now: float) -> EpochReported:
         report.slots,
         report.samples,
         report.noise,
+        report.steps,
     )
 
 

@@ -39,7 +39,7 @@ VERSION = version("parsl_rasda")
 _OLD_NAMES = {"SiteTroubled": "SiteDegraded", "TimePassed": "TimerFired", "ConcludeTrial": "TrialFinished"}
 # Fields that came later, and are written only where they say something.
 _ADDED: dict[Any, tuple[str, ...]] = {  # Any: types of records
-    EpochReported: ("samples", "noise"),
+    EpochReported: ("samples", "noise", "steps"),
     ContinueJob: ("batches",),
 }
 _CRC = b', "crc": "%08x"}'
@@ -185,7 +185,7 @@ def encode(record: Event | Instruction) -> dict[str, Any]:
     if isinstance(record, EpochReported):
         data |= checkpoint_fields(record.checkpoint, record.epoch)
     for added in _ADDED.get(kind, ()):
-        if data[added] is None:
+        if data[added] in (None, []):
             del data[added]
     return data
 

@@ -10,10 +10,12 @@ from dataclasses import replace
 from typing import assert_never
 
 from parsl_rasda.orchestration.events import (
+    ContinueJob,
     EndJob,
     EpochReported,
     JobEnded,
     JobStarted,
+    ProposeTrial,
     StartJob,
     StudyStarted,
     TrialFinished,
@@ -216,6 +218,7 @@ class TrialLifecycle:
         trial.history[event.epoch] = metric
         if event.noise is not None:
             trial.noise[event.epoch] = event.noise
+        search.stop.report(trial.id, metric, search.ended)
         if event.checkpoint is not None:
             trial.keep(event.checkpoint)
         return metric
@@ -330,6 +333,7 @@ class TrialLifecycle:
         trial.enter(state)
         trial.reason = reason
         self._search.ended += 1
+        self._search.stop.end(self._search.ended)
         metric = trial.last[1] if trial.last is not None and state is not TrialState.FAILED else None
         self._search.instructions.append(TrialFinished(trial.id, state, metric, reason))
 
@@ -358,6 +362,22 @@ class TrialLifecycle:
             return
         for decision in self._search.scheduler.dismiss():
             self.conclude(self._search.trials[decision.trial], TrialState.STOPPED, decision.reason)
+
+    def stop_all(self) -> None:
+        """Stop every trial that has not ended, and want no more: the search has found enough."""
+        search = self._search
+        self.note_exhaustion()
+        # What was decided in this very event and is not wanted any more; jobs are told to leave instead.
+        search.instructions = [
+            i for i in search.instructions if not isinstance(i, ContinueJob | ProposeTrial)
+        ]
+        for trial in tuple(search.trials.values()):
+            if not trial.state.is_final:
+                self.tell_to_leave(trial, "stopped")
+                search.scheduler.remove(trial.id)
+                search.cluster_state.dequeue(trial.id)
+                self._faults.forget(trial.id)
+                self.conclude(trial, TrialState.STOPPED, f"stop_when: {search.stop.reason}")
 
     def conclude_paused(self) -> None:
         """Stop all paused trials: nobody will come who could let them go on."""

@@ -104,6 +104,11 @@ class Machine:
         return self._search.code
 
     @property
+    def stop_reason(self) -> str:
+        """Why the search stopped before it had all trials, as the study wants it; empty if it did not."""
+        return self._search.stop.reason
+
+    @property
     def num_samples(self) -> int:
         """Trials wanted in all."""
         return self._search.num_samples
@@ -128,6 +133,7 @@ class Machine:
         self._search.now = event.at
         self._search.instructions = []
         self._apply(event)
+        self._stop_if_found()
         self._release_idle_pilots()
         self._leave_with_allocation()
         self._completion.finish_if_over()
@@ -235,6 +241,12 @@ class Machine:
                 self._lifecycle.requeue_doubtful()
                 self._allocator.allocate()
 
+    def _stop_if_found(self) -> None:
+        """Stop the search once it has found what the study wants."""
+        search = self._search
+        if search.stop.reason and search.is_unfinished and search.state is StudyState.RUNNING:
+            self._lifecycle.stop_all()
+
     # ------------------------------------------------------------------------------- pilots
 
     def _on_pilot_started(self, event: PilotStarted) -> None:
@@ -315,6 +327,8 @@ class Machine:
         self._lifecycle.requeue_doubtful()
         for other, cause in guilty:
             self._lifecycle.fail(self.trials[other], cause)
+        if self._search.stop.reason:
+            return  # it is told to leave with all others
         self._judge(trial, job, self.scheduler.report(trial.id, event.epoch, metric), metric)
 
     def _judge(self, trial: TrialRecord, job: LiveJob, decision: Decision, metric: float) -> None:
@@ -373,8 +387,9 @@ class Machine:
         if event.outcome is Outcome.PREEMPTED and not was_told:
             self._close_if_ending(job.placement.pilot)
         self._lifecycle.note_checkpoint(trial, job, event)
-        if job.next_placement is not None and event.outcome is not Outcome.FAILED and not event.finished:
-            self._allocator.move(trial, job, job.next_placement)
+        target = None if trial.state.is_final or event.finished else job.next_placement
+        if target is not None and event.outcome is not Outcome.FAILED:
+            self._allocator.move(trial, job, target)
         else:
             self._allocator.release(job)
             self._lifecycle.go_on_after(trial, job, event, was_told=was_told)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from parsl_rasda.atomic_files import replace_file
 from parsl_rasda.errors import OtherDecisionError, RunDirectoryError
 from parsl_rasda.orchestration.assembly import build_machine, build_study_searcher
+from parsl_rasda.orchestration.curves import Curves, curves_of
 from parsl_rasda.orchestration.driver import replay
 from parsl_rasda.orchestration.events import VersionChanged
 from parsl_rasda.orchestration.journal import VERSION, Record, Records, read, version_of
@@ -36,6 +37,7 @@ class ReplayedSearch:
         version: Of the product that wrote the last of them; empty if it did not say.
         followed: So many versions decided otherwise than this one; their records are taken for decided.
         difference: The first decision that differs, in a sentence, or empty.
+        curves: All that its trials have reported, where readers want that.
     """
 
     study: str
@@ -47,10 +49,21 @@ class ReplayedSearch:
     version: str = VERSION
     followed: int = 0
     difference: str = ""
+    curves: Curves | None = None
 
     def summary(self, now: float | None = None) -> dict[str, Any]:
-        """Return the JSON document of `status`."""
-        return summarise(self.study, self.machine, self.usage, now)
+        """Return the JSON document of `status`, with `curves` if they are known."""
+        found = summarise(self.study, self.machine, self.usage, now)
+        if self.curves is not None:
+            for trial in found["trial_list"]:
+                trial.update(self.curves.document(trial["trial"]))
+            if found["best"] is not None:
+                found["best"] |= self.curves.document(found["best"]["trial"], at=found["best"]["epoch"])
+        return found
+
+    def with_curves(self) -> ReplayedSearch:
+        """Return the same with all that its trials have reported, which takes another look at the journal."""
+        return replace(self, curves=curves_of(self.records))
 
 
 class NoSearcher:

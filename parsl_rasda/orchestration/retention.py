@@ -1,13 +1,16 @@
 """Whose checkpoints nobody will ask for any more: those of trials that have ended and are not to be kept.
 
 The best of all trials is asked for by the next stage. While trials train it may change, but never to one
-that has ended and was not the best of those that have: hence that one, and whoever may go on, is spared.
+that has ended and was not the best of those that have: hence that one, and whoever may go on, is spared; so
+are as many of the best as the study says.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import insort
 from collections.abc import Callable
+from operator import itemgetter
 
 from parsl_rasda.orchestration.events import Event, Instruction, JobEnded, StudyStarted, TrialFinished
 from parsl_rasda.orchestration.machine import Machine
@@ -35,7 +38,8 @@ class Retention:
         self._machine, self._discard = machine, discard
         self._keep, self._mode = machine.settings.keep, machine.settings.mode
         self._seen: set[TrialId] = set()
-        self._best: tuple[tuple[float, int], TrialRecord] | None = None
+        self._most = machine.settings.keep_best
+        self._best: list[tuple[tuple[float, int], TrialRecord]] = []  # the best first
 
     def add(self, event: Event, instructions: tuple[Instruction, ...]) -> None:
         """Look at the trials that may have ended by an event."""
@@ -64,13 +68,9 @@ class Retention:
             self._release(trial)
             return
         key = (metric if self._mode is Mode.MIN else -metric, trial.age)
-        before, is_best = self._best, self._best is None or key < self._best[0]
-        if is_best:
-            self._best = (key, trial)
-        if not is_best:
-            self._release(trial)
-        elif before is not None:
-            self._release(before[1])
+        insort(self._best, (key, trial), key=itemgetter(0))
+        if len(self._best) > self._most:
+            self._release(self._best.pop()[1])
 
     def _release(self, trial: TrialRecord) -> None:
         if not (self._keep is Keep.SURVIVORS and trial.state is TrialState.COMPLETED):

@@ -31,7 +31,10 @@ from parsl_rasda.orchestration import controllers
 from parsl_rasda.private_files import close_folder
 from parsl_rasda.types import JobId
 
-_REPORTS = ("results.csv", "best.json", "summary.txt", "report.html")  # of a search
+_REPORTS = (  # of a search
+    *("results.csv", "metrics.csv", "best.json", "summary.txt", "report.html"),
+    *("tensorboard", "wandb", "tracking.db", "mlflow"),
+)
 _PLAIN_ASCII = re.compile(r"[A-Za-z0-9_./+@%:,=~#-]")
 
 _held: set[tuple[int, Path]] = set()  # by threads of a process: on disk, they all have one identity

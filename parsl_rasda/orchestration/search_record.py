@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from parsl_rasda.orchestration.events import Instruction
 from parsl_rasda.orchestration.pilots import PilotRegistry
+from parsl_rasda.orchestration.stopping import StopWatch, StopWhen
 from parsl_rasda.orchestration.trial_record import LiveJob, TrialRecord
 from parsl_rasda.placement.cluster_state import ClusterState, GrowthPolicy
 from parsl_rasda.placement.times import Assumed
@@ -25,6 +26,8 @@ class MachineSettings:
         max_retries: Lost attempts a trial may have.
         checkpoints_shared: All sites reach the checkpoints, so that a trial may change its site.
         keep: Whose checkpoints stay when trials have ended.
+        keep_best: How many of the best trials keep theirs.
+        stop_when: When the search has found enough.
         interactive: Trainings ask what to do at each epoch, where there is a channel; scripts never do.
         batching: How many replicas share a step, and how large it is.
     """
@@ -39,6 +42,8 @@ class MachineSettings:
     interactive: bool = True
     batching: Batching = field(default_factory=Batching)
     keep: Keep = Keep.ALL
+    keep_best: int = 1
+    stop_when: StopWhen = field(default_factory=StopWhen)
 
 
 @dataclass(slots=True)
@@ -58,6 +63,7 @@ class SearchRecord:
         counts_samples: Whether its first report said how many samples an epoch has; None before it.
         now: Time of the event that is handled [s].
         instructions: What follows from it, so far.
+        stop: Says when the search has found enough.
     """
 
     settings: MachineSettings
@@ -79,10 +85,15 @@ class SearchRecord:
     counts_samples: bool | None = None
     now: float = 0.0
     instructions: list[Instruction] = field(default_factory=list)
+    stop: StopWatch = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Watch for what the study wants to find."""
+        self.stop = StopWatch(self.settings.stop_when, self.settings.metric, self.settings.mode)
 
     def lacks(self, num_samples: int) -> bool:
         """Whether trials are missing to so many that the searcher may have."""
-        return num_samples > max(len(self.trials), self.exhausted_at)
+        return not self.stop.reason and num_samples > max(len(self.trials), self.exhausted_at)
 
     @property
     def unproposed(self) -> int:

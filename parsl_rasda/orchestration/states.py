@@ -23,8 +23,10 @@ class JobState(StrEnum):
 
 
 TRIAL_TRANSITIONS: Mapping[TrialState, frozenset[TrialState]] = {
-    # To FAILED if others fare well where it failed.
-    TrialState.WAITING: frozenset({TrialState.WAITING, TrialState.RUNNING, TrialState.FAILED}),
+    # To FAILED if others fare well where it failed, to STOPPED if the search has found enough.
+    TrialState.WAITING: frozenset(
+        {TrialState.WAITING, TrialState.RUNNING, TrialState.STOPPED, TrialState.FAILED}
+    ),
     TrialState.RUNNING: frozenset(TrialState),
     # Back to RUNNING if it is promoted before its job has left.
     TrialState.PAUSED: frozenset(

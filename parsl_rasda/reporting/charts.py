@@ -14,11 +14,13 @@ from typing import Any, NamedTuple, TypeAlias
 from parsl_rasda.reporting.format import truncated, value_text
 from parsl_rasda.reporting.scales import Scale, Tick, metric_scale, value_scale
 from parsl_rasda.search.space import Choice, Float, Int, Parameter
+from parsl_rasda.types import Mode
 
 Summary: TypeAlias = Mapping[str, Any]  # of one search, as `status --json` has it
 Point: TypeAlias = tuple[float, float]
 
 WIDTH = 1040  # of a chart [px]
+METRICS = 12  # that have learning curves
 PANELS = 24  # hyperparameters that are drawn
 _POINTS = 240  # of a curve
 _EPOCHS_LOG = 12  # from which ratio of epochs on their logarithm is shown
@@ -95,16 +97,22 @@ def back_to_front(summary: Summary) -> list[Summary]:
     return sorted(summary["trial_list"], key=lambda t: (t["trial"] == best, _ORDER.index(t["state"])))
 
 
-def learning_curves(summary: Summary) -> Chart | None:
-    """Return the metric of all trials over their epochs, with rungs marked; None without a result."""
-    known = {t["trial"]: [(e, m) for e, m in t["history"] if m is not None] for t in summary["trial_list"]}
+def learning_curves(summary: Summary, metric: str | None = None) -> Chart | None:
+    """Return a metric of all trials over their epochs, with rungs marked; None without a result.
+
+    Args:
+        summary: The JSON document of a search.
+        metric: Which; by default the one that trials are judged by.
+    """
+    name = metric or summary["metric"]
+    known = {t["trial"]: _curve_of(t, name, summary["metric"]) for t in summary["trial_list"]}
     points = [p for curve in known.values() for p in curve]
     if not points:
         return None
-    rungs, height = summary["rungs"], 420
-    y = metric_frame_scale([m for _, m in points], height - _BOTTOM, _TOP + 8, summary["mode"])
+    rungs, height, values = summary["rungs"], 420, [m for _, m in points]
+    y = _curve_scale(summary, name, values, height - _BOTTOM, _TOP + 8)
     frame = Frame(_epoch_scale(points, rungs), y)
-    shapes = [*frame.axes(_epoch_ticks(frame.x, rungs), y.ticks(), "epochs", summary["metric"])]
+    shapes = [*frame.axes(_epoch_ticks(frame.x, rungs), y.ticks(), "epochs", name)]
     for rung in rungs:
         x = rounded(frame.x(rung["epochs"]))
         shapes.append(shape("path", class_="rung", d=f"M{x} {rounded(y.start)}V{rounded(y.stop)}"))
@@ -114,7 +122,22 @@ def learning_curves(summary: Summary) -> Chart | None:
             line = _line([(frame.x(e), y(m)) for e, m in _thinned(curve)])
             classes = f"curve {fate(trial, summary['best'])}"
             shapes.append(shape("path", class_=classes, data_trial=trial["trial"], d=line))
-    return chart(WIDTH, height, f"{summary['metric']} of every trial over its epochs", shapes)
+    return chart(WIDTH, height, f"{name} of every trial over its epochs", shapes)
+
+
+def _curve_of(trial: Summary, name: str, judged: str) -> list[Point]:
+    found = trial["history"] if name == judged else trial.get("curves", {}).get(name, ())
+    return [(e, m) for e, m in found if m is not None]
+
+
+def _curve_scale(
+    summary: Summary, name: str, values: Sequence[float], low_px: float, high_px: float
+) -> Scale:
+    """Return the vertical scale of a metric; whether a small one is good is known of the judged one only."""
+    if name == summary["metric"]:
+        return metric_frame_scale(values, low_px, high_px, summary["mode"])
+    ranges = (metric_frame_scale(values, low_px, high_px, mode) for mode in Mode)
+    return max(ranges, key=lambda scale: scale.high - scale.low)
 
 
 def count_far_off(summary: Summary) -> int:

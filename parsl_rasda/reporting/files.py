@@ -1,4 +1,4 @@
-"""Writes the files of a report: report.html, results.csv, best.json, summary.txt and the graph."""
+"""Writes the files of a report: the page, two tables, best.json, summary.txt and the graph."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from parsl_rasda.atomic_files import replace_file
+from parsl_rasda.orchestration.curves import Curves
 from parsl_rasda.plain_text import printable
-from parsl_rasda.reporting.format import plain_json
+from parsl_rasda.reporting.format import moment, other_metrics, plain_json
 from parsl_rasda.reporting.graph import graphml, mermaid, run_graph
 from parsl_rasda.reporting.graph_svg import svg
 from parsl_rasda.reporting.html import page
@@ -19,7 +20,8 @@ from parsl_rasda.reporting.overview import run_view
 from parsl_rasda.reporting.runs import Run
 from parsl_rasda.reporting.tables import as_text
 
-COLUMNS = ("trial", "state", "epochs", "metric", "replicas", "attempts", "reason")
+COLUMNS = ("trial", "state", "epochs", "metric", "replicas", "attempts", "began", "ended", "reason")
+LONG_COLUMNS = ("trial", "epoch", "metric", "value", "at", "seconds")
 
 
 def write_report(run: Run) -> tuple[Path, ...]:
@@ -39,7 +41,7 @@ def write_report(run: Run) -> tuple[Path, ...]:
         folder = run.directories[stage]
         folder.mkdir(exist_ok=True)  # a search that has not begun has none
         best = {key: summary[key] for key in ("study", "state", "metric", "mode", "best")}
-        contents[folder / "results.csv"] = results_csv(summary)
+        contents |= tables(run, stage, summary)
         contents[folder / "best.json"] = json.dumps(plain_json(best), indent=2, allow_nan=False) + "\n"
     contents[run.directory / "summary.txt"] = as_text(run_view(run))
     for file, content in contents.items():
@@ -54,18 +56,47 @@ def write_page(run: Run) -> Path:
     return file
 
 
+def tables(run: Run, stage: str, summary: Mapping[str, Any]) -> dict[Path, str]:
+    """Return the tables of a search: a row a trial, and the long form with every metric of every epoch."""
+    folder, curves = run.directories[stage], run.searches[stage].curves
+    long = metrics_csv(curves) if curves is not None else ""
+    return {folder / "results.csv": results_csv(summary), folder / "metrics.csv": long}
+
+
 def results_csv(summary: Mapping[str, Any]) -> str:
-    """Return one row per trial; a configuration's key that is also a column becomes ``config.<key>``."""
+    """Return one row per trial, with what it reported last and its configuration.
+
+    A setting that is named like a column becomes ``config.<key>``, a metric ``metrics.<name>``.
+    """
     trials = summary["trial_list"]
     keys = list(dict.fromkeys(key for t in trials for key in t["config"]))
-    names = {key: f"config.{key}" if key in COLUMNS else key for key in keys}
+    settings = {key: f"config.{key}" if key in COLUMNS else key for key in keys}
+    metrics = {
+        name: f"metrics.{name}" if name in COLUMNS or name in settings else name
+        for name in other_metrics(summary)
+    }
     output = io.StringIO()
-    rows = csv.DictWriter(output, [*COLUMNS, *names.values()], lineterminator="\n")
+    rows = csv.DictWriter(output, [*COLUMNS, *metrics.values(), *settings.values()], lineterminator="\n")
     rows.writeheader()
     for t in trials:
-        facts = {**t, "epochs": t["epoch"]}
+        facts = {**t, "epochs": t["epoch"], "began": moment(t.get("began")), "ended": moment(t.get("ended"))}
         row = {column: facts[column] for column in COLUMNS}
-        rows.writerow({**row, **{names[k]: _cell(v) for k, v in t["config"].items()}})
+        row |= {metrics[name]: value for name, value in t.get("metrics", {}).items() if name in metrics}
+        rows.writerow({**row, **{settings[k]: _cell(v) for k, v in t["config"].items()}})
+    return printable(output.getvalue())
+
+
+def metrics_csv(curves: Curves) -> str:
+    """Return the long form: one row for each metric of each epoch of each trial."""
+    output = io.StringIO()
+    rows = csv.writer(output, lineterminator="\n")
+    rows.writerow(LONG_COLUMNS)
+    for trial, curve in curves.trials.items():
+        for epoch, point in curve.epochs:
+            at = moment(point.at)
+            for place, metrics in point.steps:
+                rows.writerows((trial, place, name, v, at, "") for name, v in metrics.items())
+            rows.writerows((trial, epoch, name, v, at, point.seconds) for name, v in point.metrics.items())
     return printable(output.getvalue())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from parsl_rasda.types import JSON
@@ -33,6 +33,24 @@ def duration(seconds: float | None) -> str:
 def clock(at: float) -> str:
     """Return a time by the local clock: ``12:03:20``."""
     return f"{datetime.fromtimestamp(at).astimezone():%H:%M:%S}"
+
+
+def moment(at: float | None) -> str:
+    """Return a time as tables have it: ``2026-11-30T12:03:20.125+00:00``; empty if it is not known."""
+    return "" if at is None else datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
+
+
+def other_metrics(summary: Mapping[str, Any]) -> list[str]:
+    """Return what trials of a search have reported besides the metric that they are judged by."""
+    names = dict.fromkeys(
+        name for t in summary["trial_list"] for name in t.get("curves", t.get("metrics", ()))
+    )
+    return [name for name in names if name != summary.get("metric")]
+
+
+def metrics_text(metrics: Mapping[str, float | None], but: str | None = None) -> str:
+    """Return metrics on one line, without one that is shown elsewhere."""
+    return "  ".join(f"{name} {number(value)}" for name, value in metrics.items() if name != but)
 
 
 def number(value: float | None) -> str:

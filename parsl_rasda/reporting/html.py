@@ -21,7 +21,7 @@ from parsl_rasda.reporting.charts import PANELS
 from parsl_rasda.reporting.format import duration
 from parsl_rasda.reporting.graph import run_graph
 from parsl_rasda.reporting.graph_svg import svg
-from parsl_rasda.reporting.overview import advice_on
+from parsl_rasda.reporting.overview import advice_on, how_to_load
 from parsl_rasda.reporting.runs import Run, StageStatus
 from parsl_rasda.reporting.search_report import search_report
 from parsl_rasda.reporting.tables import result_text
@@ -51,6 +51,7 @@ def page(run: Run, graph: Graph | None = None, now: float | None = None) -> str:
         is_one_search=len(run.study.stages) == len(run.searches) == 1,
         stages=list(_stages(run)),
         advice=advice_on(run),
+        how_to_load=how_to_load(run),
         searches=dict(_searches(run, whole, clock)),
         max_panels=PANELS,
         graph=svg(whole) if whole else "",

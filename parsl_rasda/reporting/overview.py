@@ -6,6 +6,7 @@ import shlex
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -39,6 +40,8 @@ def run_view(run: Run, most: int | None = None) -> RenderableType:
     advice = advice_on(run)
     style = "cyan" if run.controller else "yellow"
     end = [Text(f"\n{advice}", style)] if advice else []
+    if not run.controller and (lines := how_to_load(run)):
+        end.insert(0, Text(f"\nto load the best model:\n{indent(lines, '  ')}", "dim"))
     return Group(_view(run, lambda summary, name: status_view(summary, most, name)), *end)
 
 
@@ -59,6 +62,24 @@ def advice_on(run: Run) -> str:
     if stage.is_curable:
         return f"once this is fixed, go on with: {resume_command(run.directory)}"
     return f"no trial succeeded; {HOW_TO_FIX}" if has_no_success(run, name) else ""
+
+
+def how_to_load(run: Run) -> str:
+    """Return the lines of Python that load the best model; empty if there is none, or a script's own."""
+    searches = [name for name in run.order if name in run.searches]
+    if not searches:
+        return ""
+    found, tune = run.searches[searches[-1]], run.study.tune_stages[searches[-1]].tune
+    best = found.summary()["best"] if found.records else None
+    if tune.training.python is None or best is None or best["checkpoint"] is None:
+        return ""
+    module = tune.training.python.partition(":")[0]
+    return (
+        "from parsl_rasda import StudyResult\n"
+        f"from {module} import build  # a function of yours: configuration -> model\n\n"
+        f"best = StudyResult.open({str(run.directory)!r})\n"
+        "model = best.load_model(build)"
+    )
 
 
 def has_no_success(run: Run, stage: str) -> bool:

@@ -192,7 +192,8 @@ def read_run(directory: Path) -> Run:
     searches = study.tune_stages
     directories = {n: directory if len(searches) == 1 else directory / n for n in searches}
     histories = {
-        n: replay_search(RunDirectory(directories[n]), study.name, s.tune) for n, s in searches.items()
+        n: replay_search(RunDirectory(directories[n]), study.name, s.tune).with_curves()
+        for n, s in searches.items()
     }
     records = {name: read_record(run.stages / name) for name in study.stages}
     kept = {name: _kept_seconds(run.stages / name, record) for name, record in records.items()}

@@ -9,8 +9,8 @@ import networkx as nx
 import yaml
 
 from parsl_rasda.orchestration.replay import ReplayedSearch
-from parsl_rasda.reporting.charts import Summary, count_far_off, hyperparameters, learning_curves
-from parsl_rasda.reporting.format import counted, duration, number, percent
+from parsl_rasda.reporting.charts import METRICS, Summary, count_far_off, hyperparameters, learning_curves
+from parsl_rasda.reporting.format import counted, duration, metrics_text, number, other_metrics, percent
 from parsl_rasda.reporting.gantt import slots_over_time
 from parsl_rasda.reporting.occupancy import occupancy_of
 from parsl_rasda.reporting.tables import batches_text, noise_text, troubles
@@ -59,15 +59,21 @@ def search_report(
         "figures": [*_figures(summary)],
         "best_config": yaml.safe_dump(best["config"], sort_keys=False, allow_unicode=True) if best else "",
         "troubles": [text for name, text in troubles(summary) if name != "cause"],
-        "curves": learning_curves(summary),
+        "curves": {name: drawn for name in curve_names(summary) if (drawn := learning_curves(summary, name))},
         "far_off": count_far_off(summary),
         "slots": slots,
         "is_resumed": bool(occupancy.resumed),
         "rungs": [*_rungs(summary, graph)],
         "panels": hyperparameters(summary, space),
+        "others": curve_names(summary)[1:],
         "settings": list(dict.fromkeys(key for t in summary["trial_list"] for key in t["config"])),
         "trials": sorted(summary["trial_list"], key=lambda t: _rank(t, sign)),
     }
+
+
+def curve_names(summary: Summary) -> list[str]:
+    """Return the metrics whose curves are drawn, the one that trials are judged by first."""
+    return [summary["metric"], *other_metrics(summary)][:METRICS]
 
 
 def _figures(summary: Summary) -> Iterator[Figure]:
@@ -82,6 +88,8 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str, str, str]]:
     best, trials, restarts = summary["best"], summary["trials"], summary["restarts"]
     if best:
         where = f"trial {best['trial']} at epoch {best['epoch']}"
+        if others := metrics_text(best.get("metrics", {}), but=summary["metric"]):
+            where += f"; {others}"
         yield f"best {summary['metric']}", "best.metric", number(best["metric"]), where
     states = ", ".join(f"{trials[s]} {s}" for s in TrialState if trials.get(s))
     yield "trials", "trials.total", str(trials["total"]), states

@@ -14,7 +14,17 @@ from rich.table import Table
 from rich.text import Text
 
 from parsl_rasda.plain_text import printable
-from parsl_rasda.reporting.format import clock, config_text, counted, duration, number, percent, truncated
+from parsl_rasda.reporting.format import (
+    clock,
+    config_text,
+    counted,
+    duration,
+    metrics_text,
+    number,
+    other_metrics,
+    percent,
+    truncated,
+)
 from parsl_rasda.types import StudyState, TrialState
 
 _FINDINGS = 12  # values of a stage that are listed one by one
@@ -32,6 +42,7 @@ STATE_STYLES = {
     "no_site": "bold red",
 }
 _NAMED = 4  # trials and jobs that are named with a cause they share
+_OTHERS = 3  # metrics that the trial table has beside the one that trials are judged by
 _LISTED = 8  # failures and faults that a summary lists; the trial table has them all
 _WIDE = 200  # columns of a text file
 _ENDINGS = {
@@ -162,7 +173,8 @@ def trials_view(summary: Summary, most: int | None = None) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("trial", "state"):
         table.add_column(name, no_wrap=True)
-    for name in ("epoch", summary.get("metric", "metric"), "replicas", "GPUs", "tries"):
+    others = other_metrics(summary)[:_OTHERS]
+    for name in ("epoch", summary.get("metric", "metric"), *others, "replicas", "GPUs", "tries"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("reason", overflow="fold")
     for t in trials[:most]:
@@ -171,6 +183,7 @@ def trials_view(summary: Summary, most: int | None = None) -> RenderableType:
             Text(t["state"], STATE_STYLES.get(t["state"], "")),
             str(t["epoch"]),
             number(t["metric"]),
+            *(number(t.get("metrics", {}).get(name)) for name in others),
             str(t["replicas"]),
             str(t["width"] or ""),
             str(t["attempts"]),
@@ -199,10 +212,14 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str | Text]]:
     if best is not None:
         metric = summary.get("metric", "metric")
         yield "best", f"trial {best['trial']}: {metric} {number(best['metric'])} at epoch {best['epoch']}"
+        if others := metrics_text(best.get("metrics", {}), but=metric):
+            yield "", others
         yield "", config_text(best["config"])
         if best["checkpoint"]:
             yield "checkpoint", str(best["checkpoint"])
     yield "trials", _counts(summary["trials"])
+    if summary.get("stopped"):  # summaries of earlier versions have none
+        yield "stopped", f"{summary['stopped']} (stop_when)"
     held = f"{summary['gpu_hours']:.3g} GPU-hours, {percent(summary['gpu_busy_fraction'])} of them in epochs"
     yield "GPUs", held
     restarts = summary["restarts"]

@@ -35,6 +35,7 @@ from parsl_rasda.runtime.checkpoints.saver import MOMENT_S, Saver, copied
 from parsl_rasda.runtime.checkpoints.shared import is_url
 from parsl_rasda.runtime.engine.exact_mean import mean_over, rounded_sum
 from parsl_rasda.runtime.engine.group import Group
+from parsl_rasda.runtime.step_log import StepLog
 from parsl_rasda.types import JSON, Outcome, Phase
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class Trial:
         self._began = self._carried_over_s = 0.0
         self._slowest_s = self._last_step = 0.0
         self._saver = Saver()
+        self._logged = StepLog()
         self._saved: tuple[Path, int] | None = (
             None  # the newest checkpoint and its epoch; it may not be whole
         )
@@ -83,6 +85,11 @@ class Trial:
     def epoch(self) -> int:
         """Epochs done."""
         return self._attempt.epoch
+
+    @property
+    def max_epochs(self) -> int:
+        """Epochs of a trial that is never stopped: what a schedule of the rate is made for."""
+        return self._spec.max_epochs
 
     @property
     def replicas(self) -> int:
@@ -277,6 +284,18 @@ class Trial:
         """
         return mean_over(self._group, values)
 
+    def log(self, **metrics: float) -> None:
+        """Note metrics within an epoch, for curves: after some steps, as often as you like.
+
+        They are told with the epoch's report; nothing is decided by them. What rank 0 says counts, and no
+        rank waits for another: give it numbers, or what `mean` returned on every rank. Of very many in one
+        epoch, a few hundred are kept, evenly spread.
+        """
+        if not self._in_epoch:
+            raise TrainingError("trial.log was called outside an epoch.", "Call it before trial.report(...).")
+        share = self._engine.share_done if self._engine is not None else None
+        self._logged.add(share, {name: float(value) for name, value in metrics.items()})
+
     def report(self, **metrics: float) -> None:
         """End the epoch with its metrics, which must have the study's metric; NaN is allowed.
 
@@ -307,7 +326,7 @@ class Trial:
             self._checkpoint(wait=at_rung)
         self._note_saved(0.0)
         self._attempt.ready()
-        self._attempt.record(values, seconds)
+        self._attempt.record(values, seconds, self._logged.take(self.epoch - 1))
         self._attempt.interruptible = was_interruptible
 
     # ------------------------------------------------------------------------------------- internals

@@ -22,6 +22,7 @@ from parsl_rasda.simulation.costs import Costs, assumed_costs
 from parsl_rasda.simulation.measured import measured_costs
 from parsl_rasda.simulation.rehearsal import Rehearsal, VirtualSite
 from parsl_rasda.study import SchedulerSpec, SiteSpec, StudySpec, TuneSpec
+from parsl_rasda.study.tuning import StopSpec
 from parsl_rasda.types import Mode, SiteName
 
 ASHA = "ASHA"
@@ -227,6 +228,7 @@ def _rehearse_all(
 ) -> tuple[tuple[PolicyForecast, ...], tuple[RungForecast, ...]]:
     """Return each policy compared with ASHA, and the rungs of the declared one."""
     shapes = [PilotShape(s.nodes, s.gpus_per_node) for s in sites.values()]
+    tune = tune.model_copy(update={"stop_when": StopSpec()})  # nobody knows yet what will be found
     declared, variants = _policies(tune)
     policies: list[PolicyForecast] = []
     rungs: tuple[RungForecast, ...] = ()

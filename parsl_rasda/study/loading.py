@@ -92,20 +92,23 @@ def load_study(
     return spec
 
 
-def declare_study(declared: Plain, source: str, *, check_tune: _TuneCheck | None = None) -> StudySpec:
+def declare_study(
+    declared: Plain, source: str, *, check_tune: _TuneCheck | None = None, search_path: Sequence[Path] = ()
+) -> StudySpec:
     """Return the study that a program declares, with the keys of a study file.
 
     Args:
         declared: What would stand in the file.
         source: What messages call it, in place of a file.
         check_tune: As `load_study` has it.
+        search_path: Folders where its functions are, before the present one.
 
     Raises:
         InvalidFileError: With every mistake.
     """
     document = declared_document(declared, source)
     _write_out_short_form(document)
-    return _checked(document, (Path.cwd(),), check_tune)
+    return _checked(document, (*search_path, Path.cwd()), check_tune)
 
 
 def declare_executor(declared: Plain, source: str) -> ExecutorSite:

@@ -13,6 +13,7 @@ from parsl_rasda.diagnostics import MARK, Plain, listing, mapping_at, refused, s
 from parsl_rasda.errors import Diagnostic, Loc
 from parsl_rasda.study.commands import Command, unknown_placeholders
 from parsl_rasda.study.files import file_problems
+from parsl_rasda.study.observers import NotifySpec, TrackerSpec
 from parsl_rasda.study.parameters import searched_in
 from parsl_rasda.study.spec import (
     Arguments,
@@ -170,6 +171,13 @@ class StudySpec(Spec):
         "live",
         description="pinned: a run makes a copy of the study's modules when it begins, and runs that.",
     )
+    track: tuple[TrackerSpec, ...] = Field(
+        (),
+        max_length=20,
+        description="Tools where trials are shown while they train: tensorboard, {mlflow: URI}, "
+        "{wandb: {project: ...}}; the controller writes to them.",
+    )
+    notify: NotifySpec | None = Field(None, description="A command that is told of events.")
     stages: Mapping[Identifier, _AnyStage] = Field(
         min_length=1,
         max_length=MOST_STAGES,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
@@ -179,6 +179,28 @@ def _off(value: object) -> object:
     return "none" if value is None else value
 
 
+class KeepSpec(Spec):
+    """Whose checkpoints stay: a word, or a mapping with the number of the best."""
+
+    whose: Keep = Field(Keep.BEST, description="best; survivors: also of those that reached max_t; all.")
+    best: Count = Field(1, description="How many of the best trials keep theirs.")
+
+    @classmethod
+    def normalised(cls, data: Any) -> Any:
+        """Return a word as a mapping."""
+        return {"whose": data} if isinstance(data, str) else data
+
+
+class StopSpec(Spec):
+    """When a search has found enough: no further trial starts, and all that run are stopped."""
+
+    no_improvement: Count | None = Field(
+        None, description="Trials that ended since the best metric of all was reported."
+    )
+    metric_below: Number | None = Field(None, description="With mode: min, a metric that is good enough.")
+    metric_above: Number | None = Field(None, description="With mode: max, a metric that is good enough.")
+
+
 class TrainingSpec(Spec):
     """How every trial trains: a Python function that takes a `Trial`, or a command."""
 
@@ -215,10 +237,10 @@ class TrainingSpec(Spec):
     )
     clip_norm: Number | None = Field(None, gt=0, description="Largest norm of the gradient.")
     checkpoint_every: Count = Field(1, description="Epochs between checkpoints; rungs always have one.")
-    keep_checkpoints: Keep = Field(
-        Keep.BEST,
+    keep_checkpoints: KeepSpec = Field(
+        default_factory=KeepSpec,
         description="Whose checkpoints stay when trials have ended: best; survivors: also of those that "
-        "reached max_t; all. Whoever may still go on keeps the last two.",
+        "reached max_t; all; or {best: N}, of the N best. Whoever may still go on keeps the last two.",
     )
     compile: Flag = Field(False, description="Whether the model goes through torch.compile.")
     stall_after: Seconds = Field(
@@ -305,6 +327,10 @@ class TuneSpec(Spec):
         "Checkpoints are copied there, so that a trial may go on at another site when its own is lost or "
         "full. Without it a trial stays with its checkpoint.",
     )
+    stop_when: StopSpec = Field(
+        default_factory=StopSpec,
+        description="When to stop before all trials have been: {no_improvement: N}, {metric_below: x}.",
+    )
     max_retries: Natural = Field(2, description="Lost attempts after which a trial has failed.")
     estimates: EstimateSpec = Field(default_factory=EstimateSpec, description="What `plan` assumes.")
 
@@ -340,6 +366,11 @@ class TuneSpec(Spec):
                 whole = loc == ("batch_size",)
                 yield from _reference(("training", *loc), setting, space, whole=whole)
                 yield from _listed_without(listed, setting, ".".join(loc), whole=whole)
+        wrong = "metric_below" if plain.get("mode") == Mode.MAX else "metric_above"
+        if mapping_at(plain, "stop_when").get(wrong) is not None:
+            right = "metric_above" if plain.get("mode") == Mode.MAX else "metric_below"
+            found = f"{wrong}, with mode: {plain.get('mode', Mode.MIN.value)}"
+            yield Diagnostic(("stop_when", wrong), found, right)
         replicas = _fixed_replicas(mapping_at(plain, "scheduler"))
         if replicas is not None:
             yield from unmeasured(training, replicas)

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from parsl_rasda.workflow.dag import calls_of
 from parsl_rasda.workflow.entry import refuse_other_search
 from parsl_rasda.workflow.executor_queue import queue_of
 from parsl_rasda.workflow.pinned_code import search_path_in
+from parsl_rasda.workflow.program_functions import FOLDER, write
 from parsl_rasda.workflow.search_run import Search
 
 _POLL_S = 0.2
@@ -48,6 +49,7 @@ class Embedded:
         search_path: Folders of the study's own modules.
         sites: Its executors, as sites.
         run: Its run directory.
+        program: Files that hold a function of the program itself, if that is what is trained.
     """
 
     kernel: Any
@@ -56,6 +58,7 @@ class Embedded:
     sites: Sequence[ExecutorSite]
     run: RunDirectory
     progress: ProgressReporter
+    program: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -88,6 +91,8 @@ class Embedded:
         labels = [site.name for site in self.sites]
         with queue_of(self.kernel).turn(study.name, labels, self._raise_if_over), self.run.controlled():
             refuse_other_search(self.run, study, may_grow=True)
+            if self.program:
+                write(self.program, self.run.path / FOLDER)
             save_run(self.run, study, [site.for_resume() for site in self.sites], self.search_path)
             paths = search_path_in(self.run, study, [*map(str, self.search_path)])
             search, backends = self._build(study, paths)

@@ -83,6 +83,9 @@ def resume_study(
         return WorkflowRun(admitted, run, paths, progress, retry_failed=retry_failed).run()
 
 
+_WATCHERS = ("track", "notify")  # keys of a study that decide nothing
+
+
 def refuse_other_search(run: RunDirectory, study: StudySpec, *, may_grow: bool = False) -> None:
     """Refuse a directory in which the search of another study has begun.
 
@@ -112,20 +115,24 @@ def refuse_other_search(run: RunDirectory, study: StudySpec, *, may_grow: bool =
 
 def _is_free(loc: Sequence[str], study: StudySpec) -> bool:
     """Whether a setting may change in a run: what other stages do, and inputs, are known by their results."""
+    if loc[0] in _WATCHERS:
+        return True
     return loc[:1] == ("stages",) and not (loc[1] in study.tune_stages and loc[2:3] in {(), ("tune",)})
 
 
 def _is_more_trials(loc: Sequence[str], old: Any, new: Any) -> bool:
-    return loc[2:] == ("tune", "num_samples") and new >= old
+    return loc[0] in _WATCHERS or (loc[2:] == ("tune", "num_samples") and new >= old)
 
 
 def check_amendment(study: StudySpec, wanted: StudySpec) -> None:
-    """Refuse every change but a larger number of trials: what was decided must stay decided."""
+    """Refuse every change but more trials and other watchers: what was decided must stay decided."""
     mistakes = []
     for loc, old, new in _changes(*_documents(study, wanted)):
+        if loc[0] in _WATCHERS:
+            continue
         key = ".".join(loc[2:] if len(study.tune_stages) == 1 and loc[2:3] == ("tune",) else loc)
         if loc[2:] != ("tune", "num_samples"):
-            allowed = f"{shown(old)}, as the run has it: only tune.num_samples may change"
+            allowed = f"{shown(old)}, as the run has it: only tune.num_samples, track and notify may change"
             mistakes.append(Diagnostic((key,), shown(new), allowed, "--set"))
         elif new < old:
             least = f"at least {old}, the number the run has"

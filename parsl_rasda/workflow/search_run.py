@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -22,6 +23,10 @@ from parsl_rasda.orchestration.retention import Retention
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.orchestration.summary import best, cause
 from parsl_rasda.study import SiteBase, StudySpec, TuneSpec
+from parsl_rasda.tracking.base import Origin
+from parsl_rasda.tracking.notices import Notices, Notifier
+from parsl_rasda.tracking.observer import Tracking
+from parsl_rasda.tracking.registry import trackers_of
 from parsl_rasda.types import JSON, JobId, SiteName, StudyState, TrialState
 from parsl_rasda.workflow.checkpoint_cleaner import CheckpointCleaner
 from parsl_rasda.workflow.dag import of_site
@@ -112,7 +117,14 @@ class Search:
             self.sites, lambda t, s: specs.attempt(JobId(t, 1), s).parent, specs.shared_trial
         )
         observers.append(Retention(history.machine, cleaner.discard))
-        with Journal(self.directory.journal, self.study.name) as journal, cleaner:
+        tracking, notifier = self._tracking(history), self._notifier(history)
+        observers += [watcher for watcher in (tracking, notifier) if watcher is not None]
+        with (
+            Journal(self.directory.journal, self.study.name) as journal,
+            cleaner,
+            tracking or nullcontext(),
+            notifier or nullcontext(),
+        ):
             self._driver = Driver(
                 history.machine,
                 journal,
@@ -128,6 +140,23 @@ class Search:
                 self._driver.interrupt()
             pilots = {name: site.pilots for name, site in self.sites.items()}
             self._driver.run(self.tune.num_samples, pilots, missed, retry_failed=self.retry_failed)
+
+    def _tracking(self, history: ReplayedSearch) -> Tracking | None:
+        """Return what keeps the study's trackers up to date, if it has any."""
+        if not self.study.track:
+            return None
+        alone = len(self.study.tune_stages) == 1
+        name = self.study.name if alone else f"{self.study.name}.{self.name}"
+        origin = Origin(name, self.directory.mark, self.tune.metric)
+        return Tracking(trackers_of(self.study.track, origin, self.directory.path), history.records)
+
+    def _notifier(self, history: ReplayedSearch) -> Notifier | None:
+        """Return what tells the study's command of events, if it has one."""
+        if self.study.notify is None:
+            return None
+        notices = Notices(self.tune.metric, history.machine.scheduler.milestones)
+        place = self.directory.path
+        return Notifier(self.study.notify, notices, self.study.name, place, history.records)
 
     def job_specs(self) -> JobSpecBuilder:
         """Return what builds the specs of the jobs of this search."""

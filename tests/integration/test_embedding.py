@@ -27,7 +27,7 @@ from parsl.executors import ThreadPoolExecutor
 from parsl.monitoring import MonitoringHub
 
 import parsl_rasda
-from parsl_rasda import Slots, Study, api, tune
+from parsl_rasda import Slots, Study, StudyResult, api, tune
 from parsl_rasda.errors import (
     InvalidFileError,
     InvalidSettingError,
@@ -131,7 +131,7 @@ def run_example(program: str, folder: Path, names: dict[str, Any]) -> dict[str, 
 
 def test_the_program_of_the_readme(loaded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parsl_rasda, "Slots", without_gpus)
-    (_, program) = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
+    (_, program, _) = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
     assert run_example(program, loaded, {})["final"].result(timeout=60) == 2
 
 
@@ -219,6 +219,17 @@ def test_the_result_and_the_study_survive_pickling(loaded: Path, module: Any) ->
     searched, slots = module.loads(module.dumps((study("pickled"), SLOTS)))
     best = tune(searched, slots=slots, directory="pickled", epoch_s=0.01).result(timeout=60)
     assert module.loads(module.dumps(best)) == best
+
+
+def test_its_result_shows_itself_and_its_progress(loaded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    best = tune(study("shown"), slots=SLOTS, directory="shown", progress=True, epoch_s=0.01).result(
+        timeout=60
+    )
+    assert isinstance(best, StudyResult)
+    assert best.directory == loaded / "shown"
+    assert best.summary()["state"] == "done"
+    assert "<svg" in best._repr_html_()
+    assert "finished state=done" in capsys.readouterr().err
 
 
 def test_a_finished_run_directory_is_taken_up_again_and_repeats_nothing(loaded: Path) -> None:

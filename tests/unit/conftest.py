@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from parsl_rasda.orchestration.assembly import build_machine
-from parsl_rasda.orchestration.events import Event, Instruction, TrialProposed
+from parsl_rasda.orchestration.events import EpochReported, Event, Instruction, TrialProposed
 from parsl_rasda.orchestration.journal import Journal, Record
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.run_directory import RunDirectory
@@ -75,6 +75,7 @@ class Recorder:
     machine: Machine
     records: list[Record]
     config_of: Callable[[int], Mapping[str, JSON]]
+    also: Mapping[str, Callable[[int], float]] = field(default_factory=dict)
 
     @property
     def settings(self) -> Any:
@@ -83,6 +84,9 @@ class Recorder:
     def handle(self, event: Event) -> tuple[Instruction, ...]:
         if isinstance(event, TrialProposed):
             event = replace(event, config=self.config_of(int(event.trial)))
+        if isinstance(event, EpochReported):
+            others = {name: value_at(event.epoch) for name, value_at in self.also.items()}
+            event = replace(event, metrics={**event.metrics, **others})
         instructions = self.machine.handle(event)
         self.records.append(Record(event, instructions))
         return instructions
@@ -97,6 +101,7 @@ def rehearse_into(
     stage: str | None = None,
     torn_after: float | None = None,
     config_of: Callable[[int], Mapping[str, JSON]] = plain_config,
+    also: Mapping[str, Callable[[int], float]] | None = None,
 ) -> Machine:
     """Write the run directory of a search as if it had been run; return its machine.
 
@@ -108,13 +113,14 @@ def rehearse_into(
         stage: Its stage, where there are several.
         torn_after: The controller dies at this time [s].
         config_of: The configuration of a trial, by its number.
+        also: Further metrics, by epoch.
     """
     run = RunDirectory(directory)
     run.sites.mkdir(parents=True, exist_ok=True)
     run.study_file.write_text(dump_study(study))
     (run.sites / "virtual.yaml").write_text(SITE)
     name = stage or next(iter(study.tune_stages))
-    recorder = Recorder(build_machine(study.tune_stages[name].tune), [], config_of)
+    recorder = Recorder(build_machine(study.tune_stages[name].tune), [], config_of, also or {})
     shape = site or VirtualSite(nodes=2, gpus_per_node=2)
     rehearsal = Rehearsal(recorder, {SiteName("virtual"): shape}, costs or costs_of())  # type: ignore[arg-type]  # handles events as the machine does
     rehearsal.run(study.tune_stages[name].tune.num_samples)

@@ -70,3 +70,9 @@ document.addEventListener("click", (event) => {
     button.textContent = document.execCommand("copy") ? "copied" : "selected";
   }
 });
+
+document.addEventListener("change", (event) => {
+  if (!event.target.matches("select.switch")) return;
+  const curves = event.target.closest("section").querySelectorAll(".switched");
+  curves.forEach((drawn, i) => { drawn.hidden = i !== event.target.selectedIndex; });
+});

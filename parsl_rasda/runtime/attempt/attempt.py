@@ -20,7 +20,15 @@ from typing import Any
 from parsl_rasda.atomic_files import create_file
 from parsl_rasda.checkpoint_files import FETCHED, remove_checkpoint
 from parsl_rasda.errors import DamagedCheckpointError
-from parsl_rasda.protocol import DEADLINE_MARGIN_S, STEPS, Checkpoint, EpochReport, JobResult, JobSpec
+from parsl_rasda.protocol import (
+    DEADLINE_MARGIN_S,
+    STEPS,
+    Checkpoint,
+    EpochReport,
+    JobResult,
+    JobSpec,
+    Steps,
+)
 from parsl_rasda.runtime.attempt.channel import ControlChannel, OwnDescriptor, say
 from parsl_rasda.runtime.attempt.launch_context import LaunchContext
 from parsl_rasda.runtime.checkpoints.retention import (
@@ -177,7 +185,7 @@ class Attempt:
                 with contextlib.suppress(OSError):
                     (self.directory / STEPS).touch()
 
-    def record(self, metrics: Mapping[str, float], seconds: float) -> None:
+    def record(self, metrics: Mapping[str, float], seconds: float, steps: Steps = ()) -> None:
         """Report the epoch that is now done: first to the file, then to the controller."""
         if not self.is_main:
             return
@@ -195,6 +203,7 @@ class Attempt:
             slots=self.slots,
             samples=self.samples,
             noise=self.noise,
+            steps=steps,
         )
         self.history.append(report)
         path = self.directory / "epochs.jsonl"

@@ -258,6 +258,11 @@ class Engine:
             warn_if_nothing_compiled(self.model)
         return ended
 
+    @property
+    def share_done(self) -> float | None:
+        """How much of the epoch's steps is done; None before the first."""
+        return None if self._step is None else self.position.step / self._step.of
+
     def loss_sums(self) -> list[float]:
         """Return the losses of the epoch so far, for each replica. A collective operation."""
         return self.group.sum(self._losses.tolist())

@@ -10,7 +10,7 @@ import pytest
 import typer
 from rich.console import ConsoleDimensions
 
-from parsl_rasda.cli.export import Target, export
+from parsl_rasda.cli.export import export
 from parsl_rasda.cli.init import Template, copy_template, init
 from parsl_rasda.cli.options import load_inputs
 from parsl_rasda.cli.plan import plan
@@ -277,7 +277,7 @@ def test_ctrl_c_ends_the_watching_quietly(finished, monkeypatch) -> None:
 
 
 def test_export_says_what_it_wrote_and_how_to_open_it(finished, capsys) -> None:
-    export(finished, Target.optuna)
+    export(finished, "optuna")
     first, second = capsys.readouterr().out.splitlines()
     assert first == f"wrote {finished / 'optuna.db'}"
     assert second == f"open it with: optuna-dashboard sqlite:///{finished / 'optuna.db'}"

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from parsl_rasda.cli.decisions import DecisionLog
-from parsl_rasda.cli.live import LiveView, search_panel
-from parsl_rasda.cli.plain import PlainView
-from parsl_rasda.cli.search_progress import SearchProgress
+from parsl_rasda.display.decisions import DecisionLog
+from parsl_rasda.display.line import LineView
+from parsl_rasda.display.live import LiveView, search_panel
+from parsl_rasda.display.plain import PlainView
+from parsl_rasda.display.search_progress import SearchProgress
 from parsl_rasda.orchestration.assembly import build_machine
 from parsl_rasda.orchestration.events import JobEnded, PilotEnded
 from parsl_rasda.orchestration.journal import read
@@ -58,6 +59,20 @@ def test_of_several_searches_each_line_says_whose_it_is(finished) -> None:
     said = [line.split(" ", 1)[1] for line in output.getvalue().splitlines()]
     alone = [line.split(" ", 1)[1] for line in lines_of(finished)]
     assert said == [f"{line} stage=coarse" for line in alone]
+
+
+def test_a_notebook_has_one_line_that_ends_with_the_outcome(finished) -> None:
+    shown: list[str] = []
+    view = LineView(shown.append)
+    follow(finished, lambda machine, usage: view.search("tune", machine, usage, alone=True))
+    view.close()
+    assert len(shown) < 20, "it is not written at every event"
+    assert "\n" not in "".join(shown)
+    best = read_run(finished).document()["best"]
+    assert shown[-1].startswith("tune: 8 of 8 trials have ended, 0 running; ")
+    assert shown[-1].endswith(
+        f"best val_loss {best['metric']:.5g} (trial {best['trial']}, {best['epoch']} epochs)"
+    )
 
 
 def test_a_failure_has_a_line_with_its_reason(finished) -> None:

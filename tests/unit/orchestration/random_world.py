@@ -36,6 +36,7 @@ from parsl_rasda.orchestration.events import (
     TrialProposed,
 )
 from parsl_rasda.orchestration.machine import Machine, MachineSettings
+from parsl_rasda.orchestration.stopping import StopWhen
 from parsl_rasda.placement.growth import build_growth
 from parsl_rasda.placement.times import Assumed
 from parsl_rasda.protocol import Checkpoint
@@ -86,6 +87,7 @@ class Setup:
     kind: str = "rasda"
     samples: int | None = None
     batch_size: int = 8
+    stop_when: StopWhen = field(default_factory=StopWhen)
 
     def _reached_at_most(self) -> int | None:
         """Return the largest number of replicas up to ``max_workers``: a study names no other."""
@@ -127,6 +129,7 @@ class Setup:
             checkpoints_shared=self.checkpoints_shared,
             interactive=self.interactive,
             batching=self.batching,
+            stop_when=self.stop_when,
         )
         return Machine(settings, scheduler, build_growth(self.growth))
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import math
 import warnings
+from datetime import datetime
 from pathlib import Path
 
 import optuna
 import pytest
 
 from parsl_rasda.errors import InvalidSettingError
-from parsl_rasda.reporting.exports import to_csv, to_mlflow, to_optuna
+from parsl_rasda.reporting.exports import export_run, to_csv, to_mlflow, to_optuna
 from parsl_rasda.reporting.runs import read_run
 from parsl_rasda.search import SearchSpace, build_searcher
 from parsl_rasda.types import TrialId
@@ -103,13 +104,105 @@ def test_mlflow_finds_a_run_for_each_trial(finished: Path) -> None:
 
 
 def test_without_mlflow_one_sentence_says_how_to_get_it(finished: Path, monkeypatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "mlflow.tracking", None)
+    monkeypatch.setitem(__import__("sys").modules, "parsl_rasda.tracking.mlflow", None)
     with pytest.raises(InvalidSettingError, match=r"pip install 'parsl_rasda\[mlflow\]'"):
         to_mlflow(read_run(finished))
     assert not list(finished.glob("mlflow*"))
 
 
-def test_csv_has_a_row_for_each_trial(finished: Path) -> None:
-    (file,) = to_csv(read_run(finished))
-    with file.open() as text:
-        assert len(list(csv.DictReader(text))) == 8
+def test_csv_has_a_row_for_each_trial_and_one_for_each_metric_of_each_epoch(several: Path) -> None:
+    results, metrics = to_csv(read_run(several))
+    trials = {t["trial"]: t for t in read_run(several).document()["trial_list"]}
+    with results.open() as text:
+        rows = list(csv.DictReader(text))
+    assert {r["trial"] for r in rows} == set(trials)
+    for row in rows:
+        trial = trials[row["trial"]]
+        assert float(row["accuracy"]) == trial["metrics"]["accuracy"] == 1 - 1 / trial["epoch"]
+        assert datetime.fromisoformat(row["ended"]).timestamp() == pytest.approx(trial["ended"], abs=1e-3)
+    with metrics.open() as text:
+        long = list(csv.DictReader(text))
+    for trial in trials.values():
+        for name, curve in trial["curves"].items():
+            found = [r for r in long if (r["trial"], r["metric"]) == (trial["trial"], name)]
+            assert [int(r["epoch"]) for r in found] == [epoch for epoch, _ in curve]
+            values = [float(r["value"]) for r in found]
+            assert [None if math.isnan(v) else v for v in values] == [value for _, value in curve]
+
+
+@pytest.fixture
+def several(rehearsals, tmp_path: Path) -> Path:
+    """A run whose trials report two metrics."""
+    directory = tmp_path / "several"
+    rehearsals.into(directory, rehearsals.study_of(), also={"accuracy": lambda epoch: 1 - 1 / epoch})
+    return directory
+
+
+def test_exports_have_the_times_of_the_run(several: Path) -> None:
+    (file,) = to_optuna(read_run(several))
+    for found, trial in zip(opened(file).trials, read_run(several).document()["trial_list"], strict=True):
+        assert found.datetime_start.timestamp() == pytest.approx(trial["began"])
+        assert found.datetime_complete.timestamp() == pytest.approx(trial["ended"])
+        assert found.user_attrs["metrics"] == trial["metrics"]
+
+
+def test_to_a_storage_of_others_only_what_is_missing_is_added(rehearsals, tmp_path: Path) -> None:
+    url = f"optuna+sqlite:///{tmp_path / 'shared.db'}"
+    one, two, torn = (tmp_path / name for name in ("one", "two", "torn"))
+    for directory in (one, two):
+        rehearsals.into(directory, rehearsals.study_of())
+    rehearsals.into(torn, rehearsals.study_of(), torn_after=60.0)
+    (torn / "mark").write_text("third")
+    for directory in (one, two, one, torn):
+        assert export_run(read_run(directory), url) == (url.removeprefix("optuna+"),)
+    before = study_in(url, "rehearsed third").trials
+    assert 0 < len(before) < 8
+    assert all(t.state.is_finished() for t in before), "those that run come once they have ended"
+    (torn / "journal.jsonl").write_bytes((one / "journal.jsonl").read_bytes())
+    for _ in range(2):
+        export_run(read_run(torn), url)
+    names = optuna.get_all_study_names(url.removeprefix("optuna+"))
+    assert {name.split()[0] for name in names} == {"rehearsed"}
+    assert len(names) == 3
+    whole = study_in(url, "rehearsed").trials
+    assert len(whole) == 8
+    third = study_in(url, "rehearsed third").trials
+    assert [t.intermediate_values for t in sorted(third, key=lambda t: t.user_attrs["trial"])] == [
+        t.intermediate_values for t in whole
+    ]
+
+
+def study_in(url: str, name: str) -> optuna.Study:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return optuna.load_study(study_name=name, storage=url.removeprefix("optuna+"))
+
+
+@pytest.mark.slow
+def test_to_an_mlflow_store_a_run_goes_twice_and_is_there_once(several: Path, tmp_path: Path) -> None:
+    mlflow = pytest.importorskip("mlflow.tracking")
+    uri = f"sqlite:///{tmp_path / 'store.db'}"
+    for _ in range(2):
+        export_run(read_run(several), f"mlflow+{uri}")
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    runs = client.search_runs([client.get_experiment_by_name("rehearsed").experiment_id])
+    assert len(runs) == 8
+    trials = {t["trial"]: t for t in read_run(several).document()["trial_list"]}
+    for run in runs:
+        trial = trials[run.data.tags["trial"]]
+        assert (run.info.start_time, run.info.end_time) == (
+            int(1000 * trial["began"]),
+            int(1000 * trial["ended"]),
+        )
+        history = client.get_metric_history(run.info.run_id, "accuracy")
+        assert [[m.step, m.value] for m in history] == trial["curves"]["accuracy"]
+
+
+@pytest.mark.parametrize(
+    "target", ["excel", "ftp://there", "", "optuna+", "sqlite", "postgresql://me:secret@127.0.0.1:1/x"]
+)
+def test_what_is_no_target_is_refused_in_words_without_passwords(finished: Path, target: str) -> None:
+    with pytest.raises(InvalidSettingError) as refused:
+        export_run(read_run(finished), target)
+    assert "--to" in str(refused.value)
+    assert "secret" not in str(refused.value)

@@ -100,6 +100,15 @@ def looked_up(document: Mapping[str, Any], key: str) -> Any:
     return document
 
 
+def test_every_metric_has_its_curves_behind_a_switch(rehearsals: Any, tmp_path: Path) -> None:
+    others = {f"m{i}": float for i in range(20)} | {"<b>": lambda epoch: 1 / epoch}
+    rehearsals.into(tmp_path, rehearsals.study_of(), also={"train_loss": lambda epoch: 2.0**-epoch})
+    found = read(tmp_path)
+    assert found.texts["option"] == ["val_loss", "train_loss"]
+    rehearsals.into(tmp_path / "many", rehearsals.study_of(), also=others)
+    assert read(tmp_path / "many").texts["option"] == ["val_loss", *(f"m{i}" for i in range(11))]
+
+
 def test_its_figures_are_those_of_status(finished: Path) -> None:
     found, document = read(finished), read_run(finished).document()
     assert set(found.figures) == {

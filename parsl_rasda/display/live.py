@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from parsl_rasda.cli.search_progress import RungProgress, SearchProgress, SearchSnapshot
+from parsl_rasda.display.search_progress import RungProgress, SearchProgress, SearchSnapshot
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.usage import Usage
 from parsl_rasda.reporting.format import config_text, duration, number

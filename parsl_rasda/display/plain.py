@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import IO
 
-from parsl_rasda.cli.decisions import DecisionLine, DecisionLog, Fact
+from parsl_rasda.display.decisions import DecisionLine, DecisionLog, Fact
 from parsl_rasda.orchestration.events import Event, Instruction
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.usage import Usage

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from parsl_rasda.cli.decisions import DecisionLine, DecisionLog
+from parsl_rasda.display.decisions import DecisionLine, DecisionLog
 from parsl_rasda.orchestration.events import EpochReported, Event, Instruction
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.trial_record import best_trial
