@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # Property tests scale with the profile: plain `pytest` and `make test-unit` draw few examples, `make test` as
 # many as Hypothesis does by default, always the same ones, so that CI judges the change and not its luck. No
 # example has a limit of time: the machine may be busy.
-settings.register_profile("quick", max_examples=10, deadline=None)
+FILTERED = (HealthCheck.filter_too_much,)  # of few examples many may be drawn in vain
+settings.register_profile("quick", max_examples=10, deadline=None, suppress_health_check=FILTERED)
 settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True)
 settings.load_profile("quick")  # `--hypothesis-profile=ci` is applied after this
 

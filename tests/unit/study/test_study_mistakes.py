@@ -127,7 +127,7 @@ MISTAKES: dict[str, tuple[str | int, ...]] = {
         "name: cfd\n",
         "name: cfd\ntune: {}\n",
         2,
-        "tune: found an unknown key; allowed: name, seed, code, stages\n",
+        "tune: found an unknown key; allowed: name, seed, code, track, notify, stages\n",
     ),
     "unknown key that looks like a tag": (
         "max_t: 8",
