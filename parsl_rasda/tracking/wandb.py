@@ -7,12 +7,14 @@ finished: it is written again, whole. Online, the server says how far a run has 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read at import; offline means that nobody is called
 import wandb
 
 from parsl_rasda.orchestration.curves import Curve
