@@ -55,6 +55,8 @@ class Folder:
 
     def __init__(self, path: Path, bed: GlobusBed) -> None:
         self.path, self.bed = path, bed
+        # With it a trial that waits may go to any site, also to one that is late on a busy machine.
+        self.shared = f"tune.checkpoints=file://{path}/store"
         (path / "local.yaml").write_text(LOCAL)
         self.write_study()
         for site in bed.endpoints:

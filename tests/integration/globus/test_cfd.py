@@ -35,8 +35,9 @@ def test_the_same_survivors_as_on_one_site_with_data_prepared_on_each(tmp_path: 
     one = folder.summary(alone)
     for site, slots in (("alps", 1), ("fjord", 2)):
         folder.write_site(site, accelerator="cpu", mpi_launcher="hydra", gpus_per_node=slots)
-    shared = f"tune.checkpoints=file://{tmp_path}/store"
-    process = folder.run("alps", "fjord", into="both", study=str(STUDY), settings=(*SMALL, *ON_EACH, shared))
+    process = folder.run(
+        "alps", "fjord", into="both", study=str(STUDY), settings=(*SMALL, *ON_EACH, folder.shared)
+    )
     both = folder.summary(process)
     assert verdict(both) == verdict(one), "to the last bit"
     started = folder.started("both")

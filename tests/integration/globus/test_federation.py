@@ -59,7 +59,8 @@ def prepare(directory):
 
 
 def test_two_sites_share_one_ranking_and_both_do_work(folder: Folder, alone: dict[str, Any]) -> None:
-    summary = folder.summary(folder.run("alps", "fjord"))
+    folder.write_study(epoch_s=3.0)
+    summary = folder.summary(folder.run("alps", "fjord", settings=(folder.shared,)))
     assert verdict(summary) == alone, "the same survivors as on one site"
     assert folder.has_epochs("alps")
     assert folder.has_epochs("fjord")
@@ -95,8 +96,8 @@ def test_a_stage_whose_endpoint_and_pilot_are_killed_fails_in_words_and_resume_r
 
 
 def test_a_local_site_and_an_endpoint_share_one_ranking(folder: Folder, alone: dict[str, Any]) -> None:
-    folder.write_study(epoch_s=2.0)
-    summary = folder.summary(folder.run("local", "fjord"))
+    folder.write_study(epoch_s=3.0)
+    summary = folder.summary(folder.run("local", "fjord", settings=(folder.shared,)))
     assert verdict(summary) == alone
     assert folder.has_epochs("fjord")
     assert any((folder.path / "run" / "trials").glob("*/attempt-*/epochs.jsonl"))
@@ -179,7 +180,7 @@ def test_the_trials_of_a_lost_site_restart_elsewhere_from_their_last_reachable_c
     folder.write_study(
         epoch_s=0.0, **{"workflows.emulated.train:train": "stuck:train", "with: {epoch_s:": STUCK_AT}
     )
-    runs = {"own": (), "shared": (f"tune.checkpoints=file://{folder.path}/store",)}
+    runs = {"own": (), "shared": (folder.shared,)}
     options = yaml.safe_load((folder.path / "alps.yaml").read_text())["user_endpoint_config"]
     processes = {}
     for into, settings in runs.items():
@@ -231,9 +232,7 @@ def test_an_endpoint_that_is_down_at_the_start_joins_when_it_comes_up(
         eventually(lambda: "alps" not in folder.bed.online())
         folder.write_study(epoch_s=4.0)
         folder.write_site("fjord", gpus_per_node=1)
-        # However late alps joins, trials wait for a slot, and with these checkpoints any may go there.
-        shared = f"tune.checkpoints=file://{folder.path}/store"
-        process = folder.run("alps", "fjord", settings=(shared,))
+        process = folder.run("alps", "fjord", settings=(folder.shared,))
         folder.wait_until(lambda: "alps" in folder.causes(), process)
         assert folder.has_epochs("fjord"), "the other site carries on"
         alps = folder.bed.endpoints["alps"]
