@@ -52,6 +52,7 @@ from parsl_rasda.types import (
 E = TypeVar("E")
 
 _STAGE_S = 60.0
+_ANSWER_S = 120.0  # a pilot may be held for a minute by the lease of a controller that died
 
 Curve = Callable[[JobSpec, int], Mapping[str, float]]
 
@@ -229,7 +230,7 @@ class FakeBackend:
 class EventLog:
     """Keeps what a backend posts, and waits for what it will post."""
 
-    def __init__(self, deadline_s: float = 60.0) -> None:
+    def __init__(self, deadline_s: float = _ANSWER_S) -> None:
         """Wait at most ``deadline_s`` [s] for anything."""
         self._deadline_s = deadline_s
         self._changed = threading.Condition()
