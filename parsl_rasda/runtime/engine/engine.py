@@ -41,6 +41,7 @@ from parsl_rasda.runtime.engine.replicas import (
     share_of_replica,
 )
 from parsl_rasda.runtime.engine.suitability import (
+    refuse_sparse_gradients,
     refuse_unfit_loss,
     refuse_unfit_model,
     refuse_unfit_optimizer,
@@ -231,6 +232,8 @@ class Engine:
             self.group.enter_step()
         weighted = loss * (micro_batch.weight * step.reduction.scale)
         (self.scaler.scale(weighted) if self.scaler else weighted).backward()  # type: ignore[no-untyped-call] # torch
+        if self.position.step == 0:
+            refuse_sparse_gradients(self.model)
         part = step.reduction.part(micro_batch.size, last=step.is_last)
         if self._noise is not None and part:
             self._noise.add_part(self.parameters, micro_batch.replica, part, step.samples)

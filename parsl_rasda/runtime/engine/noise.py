@@ -103,5 +103,5 @@ def noise_in(sums: Sequence[float]) -> GradientNoise | None:
 
 
 def _squared_norm(parameters: Sequence[Tensor]) -> Tensor | float:
-    grads = [p.grad.to_dense() if p.grad.is_sparse else p.grad for p in parameters if p.grad is not None]
+    grads = [p.grad for p in parameters if p.grad is not None]
     return nn.utils.get_total_norm(grads).double().square() if grads else 0.0

@@ -194,8 +194,8 @@ class OverlappedSum:
         return self._exchange(means, halt=halt) if self._group.size > 1 else halt
 
     def _arrived(self, parameter: Tensor) -> None:
-        if not self._armed:
-            return
+        if not self._armed or parameter.grad is None or parameter.grad.layout is not torch.strided:
+            return  # what is sparse is refused after the backward pass
         index = self._bucket_of[parameter]
         self._ready[index] += 1
         if self._ready[index] > len(self._buckets[index]):

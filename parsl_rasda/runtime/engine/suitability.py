@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, nn, strided
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from parsl_rasda.errors import TrainingError
 
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _WRAPPERS = (DistributedDataParallel, DataParallel, FullyShardedDataParallel, FSDPModule)
 
 
@@ -42,6 +43,27 @@ def refuse_unfit_model(model: Any) -> None:
             "SyncBatchNorm couples replicas, which a rank that carries several cannot compute.",
             "Use BatchNorm: statistics are taken per replica and averaged into the running ones.",
         )
+    sparse = (name for name, m in model.named_modules() if isinstance(m, _EMBEDDINGS) and m.sparse)
+    if (name := next(sparse, None)) is not None:
+        _refuse_sparse(f"of the embedding {name!r}")
+
+
+def refuse_sparse_gradients(model: nn.Module) -> None:
+    """Refuse gradients that only the rank which computed them could use.
+
+    Raises:
+        TrainingError: In words.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and parameter.grad.layout is not strided:
+            _refuse_sparse(f"of {name!r}")
+
+
+def _refuse_sparse(what: str) -> None:
+    raise TrainingError(
+        f"The gradient {what} is sparse, which replicas on several ranks cannot add.",
+        "Build it without sparse=True; use an optimizer for dense gradients.",
+    )
 
 
 def refuse_unfit_optimizer(optimizer: Any) -> None:

@@ -424,6 +424,29 @@ def test_synchronised_batch_norm_is_refused() -> None:
         local_trial({}).prepare(nn.SyncBatchNorm(3), sgd, lr=0.1)
 
 
+class SparseLookup(nn.Module):
+    """An embedding whose layer does not show that its gradients are sparse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.ones(4, 1))
+
+    def forward(self, index):
+        return nn.functional.embedding(index, self.table, sparse=True)
+
+
+def test_sparse_gradients_are_refused_on_one_rank_too(tmp_path) -> None:
+    with pytest.raises(TrainingError, match="embedding '0' is sparse"):
+        local_trial({}).prepare(nn.Sequential(nn.Embedding(3, 1, sparse=True)), sgd, lr=0.1)
+    trial = local_trial({}, epochs=1, batch_size=2, directory=tmp_path)
+    model, _ = trial.prepare(SparseLookup(), sgd, lr=0.1)
+    for _ in trial.epochs():
+        for (index,) in trial.batches((torch.arange(4),)):
+            with pytest.raises(TrainingError, match="'table' is sparse"):
+                trial.step(model(index).square().mean())
+            return
+
+
 def test_layers_without_a_shape_are_refused() -> None:
     with pytest.raises(TrainingError, match="shape from the first batch"):
         local_trial({}).prepare(nn.Sequential(nn.LazyLinear(3)), sgd, lr=0.1)
