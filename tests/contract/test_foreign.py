@@ -106,6 +106,7 @@ def test_the_manual_shows_the_plug_ins_as_they_run_each_in_under_30_lines() -> N
     ]
 
 
+@pytest.mark.slow
 def test_all_five_run_one_study(run: Run, tmp_path: Path) -> None:
     done = run(*rasda("run", "study.yaml", "--site", "site.yaml", "--dir", "run"))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -289,6 +289,7 @@ def start_slow(folder: Path) -> subprocess.Popen[bytes]:
     return process
 
 
+@pytest.mark.slow
 def test_a_stage_that_is_told_to_stop_ends(tmp_path: Path) -> None:
     process = start_slow(tmp_path / "0")
     endpoint_tasks.stop_stages([str(tmp_path / "0")], "the controller left")
@@ -298,6 +299,7 @@ def test_a_stage_that_is_told_to_stop_ends(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_stage_that_is_begun_again_waits_until_the_one_before_has_ended(tmp_path: Path) -> None:
     process = start_slow(tmp_path / "0")
     assert endpoint_tasks.stage(str(tmp_path / "1"), "me", "operator:add", [1, 2]) == {"result": 3}

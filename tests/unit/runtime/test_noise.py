@@ -64,6 +64,7 @@ def test_the_noise_scale_is_that_of_the_gradients_of_single_samples(options) -> 
     assert 4 < expected.scale < 32, "neither hides the other"
 
 
+@pytest.mark.slow
 def test_one_rank_that_adds_in_place_sees_the_first_pass_of_each_step() -> None:
     found = mean_of(reported(reduce="ddp", batches=8, batch_size=4, epochs=24))
     assert found.scale == pytest.approx(direct(small_cnn()).scale, rel=0.2)

@@ -87,6 +87,7 @@ def test_an_epoch_is_reported_before_its_checkpoint_is_whole_and_a_rung_after(tm
     assert found == [(None, None), ("epoch-000001", 1), ("epoch-000003", 3)]
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=6), st.integers(1, 2))
 def test_every_report_names_what_is_whole_and_holds_the_weights_of_its_epoch(slow, every) -> None:
@@ -98,5 +99,5 @@ def test_every_report_names_what_is_whole_and_holds_the_weights_of_its_epoch(slo
                 tensors = read_tensors(Path(report.checkpoint.path), "model.weight")
                 assert torch.equal(tensors["model.weight"], weights[report.checkpoint.epoch - 1])
         kept = [path.name for path in Path(folder).glob("epoch-*")]
-        assert len(kept) <= 4, "two that the controller has heard of, and two that it has not"
+        assert len(kept) <= 5, "two that the controller has heard of, and three that it has not"
         assert not [name for name in kept if name.endswith(".tmp")]

@@ -44,7 +44,8 @@ def random_instance(seed: int) -> Instance:
     )
 
 
-@pytest.mark.parametrize("block", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 6))])
+@pytest.mark.slow
+@pytest.mark.parametrize("block", range(6))
 def test_elastic_is_never_slower_than_asha_and_late_at_no_rung(block: int) -> None:
     faster = 0
     for seed in range(50 * block, 50 * block + 50):
@@ -57,7 +58,8 @@ def test_elastic_is_never_slower_than_asha_and_late_at_no_rung(block: int) -> No
     assert faster > 20
 
 
-@pytest.mark.parametrize("block", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 6))])
+@pytest.mark.slow
+@pytest.mark.parametrize("block", range(6))
 def test_starts_below_the_replicas_are_late_at_no_rung_either(block: int) -> None:
     """With a constant batch a trial may widen at once to what its last rung gives."""
     faster = sooner = 0
