@@ -82,7 +82,7 @@ class GlobusBed:
             self._await("the stand-in", (self.folder / "port").exists)
             for site in self.endpoints:
                 self.start_endpoint(site)
-            self._await("the endpoints", lambda: self.online() == set(self.endpoints))
+            self.await_endpoints()
         except BaseException:
             self.__exit__()
             raise
@@ -151,6 +151,10 @@ class GlobusBed:
         names = self._ask("online")
         return {site for site, endpoint in self.endpoints.items() if endpoint in names}
 
+    def await_endpoints(self) -> None:
+        """Wait until all endpoints are online; raise if one cannot be."""
+        self._await("the endpoints", lambda: self.online() == set(self.endpoints))
+
     def waiting(self) -> int:
         """Return how many tasks the service has no result for."""
         return int(self._ask("waiting"))
@@ -212,6 +216,8 @@ class GlobusBed:
         if process is not None:
             process.kill()
             process.wait()
+        # An endpoint does not start while a file of another one is younger than three heartbeats.
+        (self.folder / site / site / "daemon.pid").unlink(missing_ok=True)
         self.kill_user_endpoint(site)
 
     def kill_user_endpoint(self, site: str) -> int:

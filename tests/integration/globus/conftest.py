@@ -21,6 +21,7 @@ def bed(need: Callable[..., None]) -> Iterator[GlobusBed]:
 
 @pytest.fixture
 def folder(tmp_path: Path, bed: GlobusBed) -> Folder:
+    bed.await_endpoints()  # the test before may have killed one and started it again
     return Folder(tmp_path, bed)
 
 

@@ -38,6 +38,7 @@ class TestGlobus(BackendContract):
     @pytest.fixture(autouse=True)
     def use(self, bed: GlobusBed, monkeypatch: pytest.MonkeyPatch) -> None:
         self.bed = bed
+        bed.await_endpoints()
         for name, value in bed.environment.items():
             monkeypatch.setenv(name, value)
 
