@@ -21,6 +21,7 @@ from parsl_rasda.orchestration.events import (
     PilotEnded,
     SetAside,
     SiteDegraded,
+    StartJob,
     TrialFinished,
 )
 from parsl_rasda.orchestration.journal import Record
@@ -49,6 +50,7 @@ class Notices:
     metric: str
     milestones: Sequence[int]
     _told: set[tuple[str, object]] = field(default_factory=set)
+    _started: int = 0  # jobs: an end is news only if something has run since the one before
 
     def of(self, event: Event, instructions: tuple[Instruction, ...]) -> list[Notice]:
         """Return what one event and its instructions have to tell."""
@@ -80,9 +82,11 @@ class Notices:
                     ("trouble", (what, cause)),
                     Notice("trouble", f"{what} is not used for a while: {cause}"),
                 )
+            case StartJob():
+                self._started += 1
             case FinishStudy(state, cause):
                 words = f"the search has ended: {state.value}" + (f", {cause}" if cause else "")
-                yield ("end", object()), Notice("end", words)
+                yield ("end", (self._started, words)), Notice("end", words)
             case _:
                 pass
 

