@@ -155,7 +155,9 @@ def calls_of(
     lists = {a: done[v].value if isinstance(v, str) else v for a, v in stage.for_each.items()}
     code = _code_of(stage, search_path)
     needed = {a: done[s].key for a, s in stage.needs.items()}
-    named = _files_in([stage.with_, stage.for_each, stage.command if isinstance(stage, CommandStage) else ()])
+    named = files_named_in(
+        [stage.with_, stage.for_each, stage.command if isinstance(stage, CommandStage) else ()]
+    )
     calls = []
     for site in at or (None,):
         if site is None:
@@ -196,17 +198,17 @@ def _staged(stage: Stage, arguments: Mapping[str, Any]) -> dict[str, str]:
     return {argument: url for argument, url in urls.items() if url is not None}
 
 
-def _files_in(values: Any) -> list[Any]:
+def files_named_in(values: Any) -> list[Any]:
     """Return path, size and time of change of every file that is named among values, also in folders."""
     match values:
         case str() if path := local_path(values):
-            return _files_in(path)
+            return files_named_in(path)
         case str() if values.startswith("/") and os.path.exists(values):  # noqa: PTH110 - Path raises
             return _entry(Path(values))
         case Mapping():
-            return [entry for value in values.values() for entry in _files_in(value)]
+            return [entry for value in values.values() for entry in files_named_in(value)]
         case list() | tuple():
-            return [entry for value in values for entry in _files_in(value)]
+            return [entry for value in values for entry in files_named_in(value)]
         case _:
             return []
 

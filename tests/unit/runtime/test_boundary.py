@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
-from parsl_rasda.runtime import local_trial
 from parsl_rasda.runtime.attempt.attempt import Attempt
 from parsl_rasda.runtime.attempt.boundary import Answer, own_answer
+from tests.unit.runtime.attempts import attempt_in
 
 NO_REASON, A_REASON = (lambda: False), (lambda: True)
 
@@ -25,10 +23,8 @@ class Channel:
 
 @pytest.fixture
 def attempt_at(tmp_path):
-    trial = local_trial({}, epochs=4, replicas=2, directory=tmp_path)
-
     def make(epoch, message=None, *, interactive=True) -> Attempt:
-        attempt = Attempt(replace(trial._spec, interactive=interactive), trial._attempt.context)
+        attempt = attempt_in(tmp_path, interactive=interactive)
         attempt.epoch, attempt.channel = epoch, Channel(message)
         return attempt
 

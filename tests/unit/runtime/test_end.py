@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from parsl_rasda.errors import InvalidSettingError
-from parsl_rasda.runtime import local_trial
 from parsl_rasda.runtime.attempt.attempt import Attempt
 from parsl_rasda.runtime.checkpoints.shared import StoreError
 from parsl_rasda.runtime.engine.group import PeersLostError
@@ -16,6 +15,7 @@ from parsl_rasda.runtime.engine.rank_device import DeviceMissingError
 from parsl_rasda.runtime.process.command import CommandKilledError
 from parsl_rasda.runtime.process.end import end_by
 from parsl_rasda.types import Fault, Outcome
+from tests.unit.runtime.attempts import attempt_in
 
 FAILED, LOST = Outcome.FAILED, Outcome.LOST
 
@@ -31,7 +31,7 @@ class SpeechlessError(Exception):
 
 @pytest.fixture
 def attempt(tmp_path: Path) -> Attempt:
-    return local_trial({}, directory=tmp_path)._attempt
+    return attempt_in(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -64,8 +65,8 @@ class Disk(Saver):
 
 def trained(directory, slow, every=1):
     """Train on a disk of moods; returns the reports, and the weight that each epoch ended with."""
-    trial = local_trial({}, epochs=len(slow), batch_size=4, directory=directory, checkpoint_every=every)
-    trial._saver = Disk(slow)
+    with patch("parsl_rasda.runtime.trial.Saver", lambda: Disk(slow)):
+        trial = local_trial({}, epochs=len(slow), batch_size=4, directory=directory, checkpoint_every=every)
     model, _ = trial.prepare(nn.Linear(1, 1), torch.optim.SGD, lr=0.01)
     weights, named = [], []
     for _ in trial.epochs():

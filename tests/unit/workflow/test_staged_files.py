@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from parsl_rasda.backends.parsl.staging import files_in
 from parsl_rasda.errors import StageFailedError
 from parsl_rasda.study.files import file_url, local_path
-from parsl_rasda.workflow.dag import _files_in
+from parsl_rasda.workflow.dag import files_named_in
 from parsl_rasda.workflow.tasks import call_command
 
 
@@ -43,4 +43,4 @@ def test_only_a_mapping_with_one_url_is_a_file(value: object) -> None:
 
 
 def test_a_long_text_that_begins_with_a_slash_is_no_file() -> None:
-    assert _files_in(["/" + "a" * 5000]) == []
+    assert files_named_in(["/" + "a" * 5000]) == []
