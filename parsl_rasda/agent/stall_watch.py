@@ -1,7 +1,8 @@
 """Whether ranks have stalled: no step for far longer than one of their epochs has ever taken.
 
-Before the first epoch of a trial those of other trials tell, start included. While there are none, nothing is
-known of how long anything takes, so nothing is said.
+Before the first epoch of a trial those of other trials tell, start included. While there are none, ranks that
+have taken steps may be silent for half an hour; others, whose first step or whole epoch may take long, for
+six hours.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from parsl_rasda.types import JobId
 _EPOCHS = 10.0  # so many times the longest epoch without a step is a stall
 _EARLIER_ATTEMPTS = 3  # that are asked how long an epoch takes
 _OTHER_TRIALS = 64  # that are asked how long the first epoch takes
+# Of silence, while nobody has finished an epoch: after a step, and before the first one.
+_UNKNOWN_S, _UNSTARTED_S = 1800.0, 6 * 3600.0
 _LOOK_S = 8.0  # a watcher that was not called for longer was stopped itself
 
 
@@ -34,7 +37,7 @@ class StallWatch:
         self._steps = Path(order.directory) / STEPS
         self._steps_at = 0.0
         self._moved_at = self._looked_at = self._clock()
-        self._is_waiting = False
+        self._is_waiting = self._takes_steps = False
         self._longest_s = max((self._here_s(each) for each in _earlier(order)), default=0.0)
         self._first_s = 0.0  # how long others took from their start to their first epoch
         self._ask_at = self._moved_at + order.training.stall_after_s
@@ -42,6 +45,7 @@ class StallWatch:
     def heard(self, message: Mapping[str, Any]) -> None:
         """Take note of a message of rank 0."""
         self._moved_at = self._clock()
+        self._takes_steps |= message.get("op") == "step"
         if message.get("op") == "epoch":
             self._is_waiting = self._order.interactive
             self._longest_s = max(self._longest_s, float(message["seconds"]))
@@ -60,7 +64,9 @@ class StallWatch:
         if self._is_waiting or now - self._moved_at <= self._order.training.stall_after_s:
             return None
         longest_s = self._longest_s or self._first_epoch_s(now)
-        if not longest_s or now - self._moved_at <= _EPOCHS * longest_s or self._has_stepped():
+        unknown_s = _UNKNOWN_S if self._takes_steps else _UNSTARTED_S
+        most_s = _EPOCHS * longest_s if longest_s else unknown_s
+        if now - self._moved_at <= most_s or self._has_stepped():
             return None
         return now - self._moved_at
 
@@ -78,7 +84,7 @@ class StallWatch:
         except OSError:
             return False
         if at != self._steps_at:
-            self._steps_at, self._moved_at = at, self._clock()
+            self._steps_at, self._moved_at, self._takes_steps = at, self._clock(), True
             return True
         return False
 

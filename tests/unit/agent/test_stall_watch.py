@@ -66,6 +66,20 @@ def test_a_first_epoch_has_ten_times_what_others_took_from_their_start(
     assert ranks.lets_pass(100.0)
 
 
+def test_where_no_trial_has_ever_reported_silence_has_an_end_too(tmp_path: Path) -> None:
+    ranks = Watched(tmp_path)
+    assert not ranks.lets_pass(5 * 3600.0), "what comes before the first step may take long"
+    ranks.watch.heard({"op": "step"})
+    assert not ranks.lets_pass(1700.0)
+    ranks.watch.heard({"op": "step"})
+    assert not ranks.lets_pass(1700.0)
+    assert ranks.lets_pass(200.0)
+    alone = Watched(tmp_path / "alone", interactive=False)
+    (Path(alone.order.directory) / STEPS).touch()
+    assert not alone.lets_pass(6 * 3600.0)
+    assert alone.lets_pass(3 * 3600.0), "in its file it was seen to take a step once"
+
+
 def test_ranks_without_a_step_for_ten_epochs_have_stalled_and_not_before(tmp_path: Path) -> None:
     ranks = Watched(tmp_path)
     assert not ranks.lets_pass(10_000.0), "of the first epoch nobody knows how long it takes"
