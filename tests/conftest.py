@@ -33,6 +33,14 @@ PARTS = {
 # Daemons are not on everybody's PATH; what pip has installed need not be either.
 _ALSO = (str(Path(sys.executable).parent), "/usr/sbin", "/sbin", "/usr/lib/rabbitmq/bin")
 
+# Minutes each: where files run side by side, these begin first, so that none is left alone at the end.
+LONGEST = ("test_slurm.py", "test_orphans.py", "test_pipeline.py", "test_product.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the longest files begin first."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
 
 def need(part: str, *, also_missing: str = "") -> None:
     """Skip the test at hand if a part is missing, or fail it where RASDA_REQUIRE asks for that part.
