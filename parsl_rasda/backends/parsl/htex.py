@@ -38,8 +38,7 @@ _STRATEGY_S = 1
 _LOOK_MS = 200.0  # how often an interchange that is to answer is looked at
 _INIT_VARIABLE = "PARSL_RASDA_INIT"  # in base64: what the `worker_init` of a site does
 _NO_REQUEUE = "#SBATCH --no-requeue"  # run a second time, a pilot finds its study elsewhere
-# A script of this package, found on the pilot's PATH as Parsl's own would be; same arguments.
-_LAUNCH_COMMAND = DEFAULT_LAUNCH_CMD.replace("process_worker_pool.py", "parsl-rasda-workers", 1)
+_WORKERS = "parsl-rasda-workers"  # a script of this package, with the arguments of Parsl's own
 
 BlockStates = Mapping[str, Any]  # parsl.jobs.states.JobStatus by block id; Parsl is untyped
 
@@ -154,7 +153,7 @@ def build_executor(
             # -P: nothing in the folder that we were started in may take the place of Python's modules
             *(sys.executable, "-P", "-m", "parsl_rasda.backends.parsl.interchange"),
         ),
-        launch_cmd=_LAUNCH_COMMAND,
+        launch_cmd=launch_command(site),
         address=address,
         encrypted=True,  # tasks have the key of the control channel, and are pickles
         cores_per_worker=1e-9,  # workers only wait for their launches
@@ -166,6 +165,20 @@ def build_executor(
     )
     executor.polling_s = _LOCAL_POLLING_S if is_local else _BATCH_POLLING_S
     return executor
+
+
+def launch_command(site: ParslSiteSpec) -> str:
+    """Return the shell command that starts the workers of a pilot, for Parsl to fill in.
+
+    A ``worker_init`` puts what it wants on PATH. Without one they are those of this very environment, if the
+    pilot has it: PATH may name another one first.
+    """
+    found = _WORKERS
+    if not site.provider.options.get("worker_init"):
+        ours = shlex.quote(str(Path(sys.executable).parent / _WORKERS))
+        ours = ours.replace("{", "{{{{").replace("}", "}}}}")  # Parsl fills it in twice
+        found = f'"$(command -v {ours} || echo {_WORKERS})"'
+    return str(DEFAULT_LAUNCH_CMD).replace("process_worker_pool.py", found, 1)
 
 
 def worker_init(mark: str) -> str:

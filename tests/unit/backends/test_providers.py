@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import stat
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from parsl_rasda.agent.node_probe import node_names
-from parsl_rasda.backends.parsl.htex import build_executor, build_provider
+from parsl_rasda.backends.parsl.htex import build_executor, build_provider, launch_command
 from parsl_rasda.errors import InvalidFileError
 from parsl_rasda.study import load_site
 from parsl_rasda.study.sites import ParslSiteSpec
@@ -269,6 +270,32 @@ def test_parsls_slow_defaults_are_overridden(kind: str, polling_s: int) -> None:
     )
     assert executor.status_polling_interval == polling_s, "60 of Parsl's"
     assert (executor.heartbeat_period, executor.heartbeat_threshold) == (2, 12), "30 and 120 of Parsl's"
+
+
+@pytest.mark.parametrize(
+    ("options", "folder", "wanted"),
+    [
+        ({}, "an own {environment}", "an own {environment}/parsl-rasda-workers"),
+        ({}, "not there", "parsl-rasda-workers"),
+        ({"worker_init": "conda activate mine"}, "an own {environment}", "parsl-rasda-workers"),
+    ],
+)
+def test_workers_are_of_the_controllers_own_environment_unless_the_site_chooses_one(
+    options: dict[str, str], folder: str, wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("an own {environment}", "first on PATH"):
+        Path(name).mkdir()
+        Path(name, "parsl-rasda-workers").write_text('#!/bin/sh\necho "$0"\n', encoding="utf-8")
+        Path(name, "parsl-rasda-workers").chmod(0o755)
+    monkeypatch.setattr("sys.executable", f"{folder}/python")
+    site = {"name": "site", "provider": {"type": "LocalProvider", **options}}
+    command = launch_command(ParslSiteSpec.model_validate(site)).partition(" {debug}")[0].format().format()
+    path = f"{tmp_path}/first on PATH:/usr/bin:/bin"
+    done = subprocess.run(
+        ["bash", "-c", command], env={"PATH": path}, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.strip().removeprefix(f"{tmp_path}/first on PATH/") == wanted
 
 
 def test_grid_engine_lists_a_node_a_line_with_its_slots(tmp_path: Path) -> None:
