@@ -187,6 +187,7 @@ class Monkey:
     def stop_broker(self) -> str:
         """Let the broker be gone for a while."""
         seconds = self.rng.uniform(1.0, 8.0)
+        self.run.cage.bed.await_endpoints()  # one that just starts would give up
         self.run.cage.bed.stop_broker()
         self._wait(seconds)
         self.run.cage.bed.start_broker(wait=True)
