@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import parsl.providers
+import zmq
 from parsl.config import Config
 from parsl.dataflow.dflow import DataFlowKernel
 from parsl.executors import HighThroughputExecutor
@@ -27,7 +28,8 @@ from parsl.launchers import SimpleLauncher
 from parsl_rasda.agent.node_probe import BEGAN_VARIABLE
 from parsl_rasda.agent.orphan_reaper import RUN_VARIABLE
 from parsl_rasda.backends.parsl import staging
-from parsl_rasda.errors import InvalidSettingError
+from parsl_rasda.backends.parsl.interchange import INTERCHANGE_DIED
+from parsl_rasda.errors import InvalidSettingError, SiteUnavailableError
 from parsl_rasda.private_files import current_umask
 from parsl_rasda.study.sites import ParslSiteSpec
 
@@ -46,11 +48,13 @@ BlockStates = Mapping[str, Any]  # parsl.jobs.states.JobStatus by block id; Pars
 class PilotExecutor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl is untyped
     """An executor whose one block is asked for and cancelled by us, never by Parsl's strategy.
 
-    Parsl asks the interchange for the state of blocks without a time limit; were it dead, the
-    asking thread would hang, and the shutdown with it. Here only the provider is asked.
+    Parsl asks the interchange for the state of blocks, and sends it tasks, without a time limit; were it
+    dead, the thread would hang, and the shutdown with it or abort the program. Here only the provider is
+    asked, and a task that nobody would take is refused.
     """
 
     polling_s = _BATCH_POLLING_S
+    site_name = ""
 
     @property
     def status_polling_interval(self) -> int:
@@ -80,16 +84,16 @@ class PilotExecutor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl is u
 
     def _start_local_interchange_process(self) -> None:
         """Start it and ask for its ports: for an answer of one that has died Parsl would wait two minutes."""
-        client = self.command_client
-        client.zmq_socket = _SocketToInterchange(client.zmq_socket, lambda: self.is_dead)
+        for pipe in (self.command_client, self.outgoing_q):
+            pipe.zmq_socket = _SocketToInterchange(pipe.zmq_socket, self)
         super()._start_local_interchange_process()
 
 
 class _SocketToInterchange:
-    """A socket whose `poll` is over when the other side is dead."""
+    """A socket that waits for the other side only as long as that lives."""
 
-    def __init__(self, socket: Any, is_dead: Callable[[], bool]) -> None:  # a socket of pyzmq's, untyped here
-        self._socket, self._is_dead = socket, is_dead
+    def __init__(self, socket: Any, executor: PilotExecutor) -> None:  # a socket of pyzmq's, untyped here
+        self._socket, self._executor = socket, executor
 
     def poll(self, timeout: float, flags: int) -> int:
         """Return the flags that hold, or 0 after so many milliseconds, or when nobody will ever answer."""
@@ -97,8 +101,19 @@ class _SocketToInterchange:
         while True:
             left_ms = max(0.0, 1000 * (give_up - time.monotonic()))
             found = int(self._socket.poll(min(left_ms, _LOOK_MS), flags))
-            if found or not left_ms or self._is_dead():
+            if found or not left_ms or self._executor.is_dead:
                 return found
+
+    def send_pyobj(self, message: object, **options: Any) -> None:
+        """Send a pickle, which waits for somebody who will take it.
+
+        Raises:
+            SiteUnavailableError: If nobody ever will.
+        """
+        while not self._socket.poll(_LOOK_MS, zmq.POLLOUT):
+            if self._executor.is_dead:
+                raise SiteUnavailableError(self._executor.site_name, INTERCHANGE_DIED)
+        self._socket.send_pyobj(message, **options)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._socket, name)
@@ -163,6 +178,7 @@ def build_executor(
         storage_access=staging.providers(),
         block_error_handler=lambda executor, states: on_states(executor.label, states),
     )
+    executor.site_name = site.name
     executor.polling_s = _LOCAL_POLLING_S if is_local else _BATCH_POLLING_S
     return executor
 

@@ -13,6 +13,8 @@ import runpy
 import signal
 import threading
 
+INTERCHANGE_DIED = "Parsl's interchange on the controller's machine died"
+
 _POLL_S = 0.5
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NewType, Protocol, TypeAlias
 
 from parsl_rasda.agent import node_probe, pbs, slurm
+from parsl_rasda.backends.parsl.interchange import INTERCHANGE_DIED
 from parsl_rasda.errors import InvalidSettingError, SiteUnavailableError
 from parsl_rasda.exits import EndedBy
 from parsl_rasda.orchestration.backend import BackendContext
@@ -242,7 +243,7 @@ class OwnPilots:
         if block is None:
             return None
         if is_dead:
-            return PilotExit("Parsl's interchange on the controller's machine died", EndedBy.PILOT_LOST)
+            return PilotExit(INTERCHANGE_DIED, EndedBy.PILOT_LOST)
         state = states.get(block)
         if state is None or not (state.terminal or is_unresponsive):
             return None
