@@ -3,6 +3,9 @@
 Parsl starts an interpreter for each worker, 1.2 s of a core and 80 MB; a pilot needs a worker for
 every job that fits. Forked from a server that is single-threaded, the next one costs milliseconds
 and shares its memory with the others.
+
+The pool keeps what its workers share in a helper process. Without that one it would go on saying that it is
+well, but no task would ever start or end: so it ends, too, and is lost like any pilot.
 """
 
 from __future__ import annotations
@@ -11,6 +14,9 @@ import multiprocessing
 import os
 import runpy
 import sys
+import threading
+from multiprocessing.managers import SyncManager
+from multiprocessing.process import BaseProcess
 
 import parsl.multiprocessing
 
@@ -32,8 +38,30 @@ def main() -> None:
     pool_folder.use()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
+    _watch_helper(context)
     parsl.multiprocessing.SpawnContext = context  # from where the pool is about to take it
     runpy.run_module(_POOL, run_name="__main__", alter_sys=True)
+
+
+def _watch_helper(context: multiprocessing.context.ForkServerContext) -> None:
+    """Let the pool end with the helper that it starts."""
+    start = context.Manager
+
+    def started() -> SyncManager:
+        before = set(multiprocessing.active_children())
+        manager = start()
+        (helper,) = set(multiprocessing.active_children()) - before
+        threading.Thread(target=_end_with, args=(helper,), name="rasda-helper-watch", daemon=True).start()
+        return manager
+
+    context.Manager = started  # type: ignore[method-assign]  # Parsl calls it on this very object
+
+
+def _end_with(helper: BaseProcess) -> None:
+    helper.join()
+    if threading.main_thread().is_alive():  # else it is the pool that ends it
+        sys.stderr.write("the helper of Parsl's worker pool has died, so the pool ends\n")
+        os._exit(1)
 
 
 if __name__ == "__main__":

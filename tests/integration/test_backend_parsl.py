@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from backend_tools import eventually, local_site, mark_of, processes_of
 
@@ -146,7 +147,21 @@ class TestParsl(BackendContract):
             assert sorted(rounds)[25] < 0.1
 
 
-def test_a_pilot_that_dies_ends_its_jobs_and_the_next_one_uses_its_lane(tmp_path: Path) -> None:
+def is_pool(pid: int) -> bool:
+    return "parsl-rasda-workers" in Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")
+
+
+def helper_of(pool: int) -> int:
+    """Return the process that keeps what the workers of a pool share: the first that its fork server made."""
+    (server,) = [
+        p for p in psutil.Process(pool).children() if "multiprocessing.forkserver" in str(p.cmdline())
+    ]
+    return min(server.children(), key=lambda p: (p.create_time(), p.pid)).pid
+
+
+@pytest.mark.parametrize("killed", ["pool", "helper"])
+def test_a_pilot_that_dies_ends_its_jobs_and_the_next_one_uses_its_lane(killed: str, tmp_path: Path) -> None:
+    """A pool that has lost its helper says that it is well, and none of its jobs ever starts or ends."""
     backend, log = build_backend(local_site(), BackendContext(tmp_path)), EventLog()
     backend.open(log.post)
     try:
@@ -154,9 +169,9 @@ def test_a_pilot_that_dies_ends_its_jobs_and_the_next_one_uses_its_lane(tmp_path
         started = log.next(PilotStarted)
         job = RunningPilot(backend, log, started, tmp_path).start("t0", width=2, config={"epoch_s": 600})
         log.next(JobStarted, job)
-        for pid in processes_of(mark_of(tmp_path)):
-            if "parsl-rasda-workers" in Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8"):
-                os.kill(pid, signal.SIGKILL)
+        pools = [pid for pid in processes_of(mark_of(tmp_path)) if is_pool(pid)]
+        for pid in pools if killed == "pool" else [helper_of(min(pools))]:
+            os.kill(pid, signal.SIGKILL)
         ended = log.next(PilotEnded)
         assert ended.usable
         assert isinstance(log.of(job)[-1], JobEnded)
