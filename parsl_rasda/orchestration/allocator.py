@@ -88,7 +88,7 @@ class Allocator:
         if requeue:
             self._lifecycle.tell_to_leave(trial, "resize")
         elif target is None or target == job.placement:
-            stretch = trial.stretch
+            stretch = trial.current
             job.until = stretch.until
             self._lifecycle.note_running(trial, job)
             batches = None if stretch.batches == stretch.replicas else stretch.batches
@@ -109,8 +109,10 @@ class Allocator:
         """Whether another trial could start now, and nobody in the queue could."""
         search, workers = self._search, self._search.settings.num_workers
         ledger = search.cluster_state.ledger
+        if not ledger.has_free:
+            return False
         if workers == 1 and not search.cluster_state.kinds and not ledger.is_reduced:
-            return ledger.has_free
+            return True
         find, needs = search.cluster_state.find_start, search.growth.needs
         if find(workers, (workers, None, NO_CAUTION)) is None:
             return False

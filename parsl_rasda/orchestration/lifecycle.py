@@ -6,7 +6,6 @@ WAITING (for slots) -> RUNNING -> at each rung goes on, PAUSED or a final state;
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import assert_never
 
 from parsl_rasda.orchestration.events import (
@@ -182,13 +181,14 @@ class TrialLifecycle:
 
     def note_running(self, trial: TrialRecord, job: LiveJob, *, delay_s: float = 0.0) -> None:
         """Tell the cluster state where a trial runs, and when it could change its world size."""
-        placement, stretch, now = job.placement, trial.stretch, self._search.now
-        boundary, boundary_at = trial.epoch + 1 if job.interactive else max(job.until, trial.epoch), now
-        if placement.world_size < stretch.workers:
-            epoch_s = self._search.cluster_state.times.epoch_s(trial.id, placement.world_size, placement.site)
-            boundary_at = now + delay_s + epoch_s * (boundary - trial.epoch)
-        ahead = replace(stretch, epoch=boundary)
-        self._search.cluster_state.place(RunningTrial(trial.id, trial.age, placement, boundary_at, ahead))
+        placement, stretch, cluster = job.placement, trial.current, self._search.cluster_state
+        boundary = trial.epoch + 1 if job.interactive else max(job.until, trial.epoch)
+        boundary_at = self._search.now
+        if (world_size := placement.world_size) < stretch.workers:
+            epoch_s = cluster.times.epoch_s(trial.id, world_size, placement.site)
+            boundary_at = boundary_at + delay_s + epoch_s * (boundary - trial.epoch)
+        ahead = stretch.starting_at(boundary)
+        cluster.place(RunningTrial(trial.id, trial.age, placement, boundary_at, ahead))
 
     def note_started(self, event: JobStarted) -> None:
         """Learn how long a start took, once a job."""

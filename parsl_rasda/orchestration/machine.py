@@ -133,10 +133,14 @@ class Machine:
         self._search.now = event.at
         self._search.instructions = []
         self._apply(event)
-        self._stop_if_found()
-        self._release_idle_pilots()
-        self._leave_with_allocation()
-        self._completion.finish_if_over()
+        if self._search.stop.reason:
+            self._stop_as_found()
+        if self.pilots.has_idle:
+            self._release_idle_pilots()
+        if self.pilots.dated:
+            self._leave_with_allocation()
+        if not self._search.jobs:
+            self._completion.finish_if_over()
         if self._invariants is not None:
             self._invariants.check()
         return tuple(self._search.instructions)
@@ -154,8 +158,14 @@ class Machine:
 
     def _apply(self, event: Event) -> None:  # noqa: C901  # a line for each event
         match event:
-            case EpochReported():
+            case EpochReported():  # the four that come most often are first
                 self._on_epoch(event)
+            case JobStarted():
+                self._lifecycle.note_started(event)
+            case JobEnded():
+                self._on_job_ended(event)
+            case TrialProposed():
+                self._on_proposed(event)
             case StudyStarted():
                 self._on_study_started(event)
             case StudyInterrupted():
@@ -166,14 +176,8 @@ class Machine:
                 self._on_pilot_lost(event)
             case PilotEnded():
                 self._on_pilot_ended(event)
-            case TrialProposed():
-                self._on_proposed(event)
             case SearchExhausted():
                 self._on_exhausted()
-            case JobStarted():
-                self._lifecycle.note_started(event)
-            case JobEnded():
-                self._on_job_ended(event)
             case TimerFired():
                 self._on_timer()
             case SiteDegraded() | VersionChanged():
@@ -241,10 +245,10 @@ class Machine:
                 self._lifecycle.requeue_doubtful()
                 self._allocator.allocate()
 
-    def _stop_if_found(self) -> None:
-        """Stop the search once it has found what the study wants."""
+    def _stop_as_found(self) -> None:
+        """Stop the search: it has found what the study wants."""
         search = self._search
-        if search.stop.reason and search.is_unfinished and search.state is StudyState.RUNNING:
+        if search.is_unfinished and search.state is StudyState.RUNNING:
             self._lifecycle.stop_all()
 
     # ------------------------------------------------------------------------------- pilots
@@ -293,7 +297,7 @@ class Machine:
     def _release_idle_pilots(self) -> None:
         """Release pilots that are of no use any more: without a job, and near their end or idle for long."""
         search = self._search
-        if search.state is not StudyState.RUNNING or not self.pilots.has_idle or not search.is_unfinished:
+        if search.state is not StudyState.RUNNING or not search.is_unfinished:
             return
         for pilot in self.pilots.release_idle(search.now, draining=search.is_draining):
             self.cluster_state.ledger.remove_pilot(pilot)
@@ -302,7 +306,7 @@ class Machine:
     def _leave_with_allocation(self) -> None:
         """Interrupt the search when the allocation that the controller is in is to be left: all save."""
         search = self._search
-        if not self.pilots.dated or search.state is not StudyState.RUNNING or search.is_proposing:
+        if search.state is not StudyState.RUNNING or search.is_proposing:
             return
         if search.is_unfinished and self.pilots.must_controller_end(search.now):
             self._interrupt_with_allocation()
@@ -339,7 +343,8 @@ class Machine:
         trial.rung, trial.reason = decision.rung, decision.reason or trial.reason
         match decision.action:
             case Action.CONTINUE:
-                trial.train_on(self._search.stretch_ahead(trial, decision), decision.rung)
+                if at_rung:  # between rungs nothing changes
+                    trial.train_on(self._search.stretch_ahead(trial, decision), decision.rung)
                 self._answer(trial, job)
             case Action.PAUSE:
                 self._lifecycle.pause(trial)
