@@ -31,6 +31,7 @@ from parsl_rasda.types import JobId, Outcome, Placement, SiteName, StudyState, T
 
 _FREE_PREEMPTIONS = 5  # in a row without a finished epoch, after which they cost retries
 _FREE_CHECKPOINT_LOSSES = 5  # of a trial, after which each one costs a retry
+_LEFT_WELL = {Outcome.REACHED, Outcome.PREEMPTED}
 
 
 class TrialLifecycle:
@@ -228,10 +229,9 @@ class TrialLifecycle:
     def note_checkpoint(self, trial: TrialRecord, job: LiveJob, event: JobEnded) -> None:
         """Note the checkpoint that a job wrote on leaving, or that the one it was to resume from is gone."""
         known = trial.checkpoint.path if trial.checkpoint else None
-        left_well = event.outcome in {Outcome.REACHED, Outcome.PREEMPTED}
         if event.unreadable is not None and event.unreadable == known:
             trial.fall_back()
-        elif left_well and event.checkpoint is not None and event.checkpoint != known:
+        elif event.checkpoint is not None and event.checkpoint != known and event.outcome in _LEFT_WELL:
             done = trial.epoch if event.checkpoint_epoch is None else event.checkpoint_epoch
             trial.keep(Checkpoint(event.checkpoint, done))
             trial.preemptions = 0

@@ -99,7 +99,8 @@ class SearchRecord:
     @property
     def unproposed(self) -> int:
         """Trials that are wanted and have not been proposed."""
-        return max(0, self.num_samples - len(self.trials))
+        missing = self.num_samples - len(self.trials)
+        return missing if missing > 0 else 0
 
     @property
     def is_unfinished(self) -> bool:

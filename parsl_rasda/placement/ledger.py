@@ -309,8 +309,9 @@ class Ledger:
             InvalidSettingError: If one of them is held already or does not exist.
         """
         pilot, masks = self._masks(placement)
-        if any(mask & ~node.free for node, mask in masks):
-            raise InvalidSettingError("placement", placement, "slots that are free")
+        for node, mask in masks:
+            if mask & ~node.free:
+                raise InvalidSettingError("placement", placement, "slots that are free")
         for node, mask in masks:
             self._free[pilot.site] += pilot.mark(node, held=node.held | mask)
 
@@ -323,8 +324,9 @@ class Ledger:
         if placement.pilot not in self._pilots:
             return
         pilot, masks = self._masks(placement)
-        if any(mask & ~node.held for node, mask in masks):
-            raise InvalidSettingError("placement", placement, "slots that are held")
+        for node, mask in masks:
+            if mask & ~node.held:
+                raise InvalidSettingError("placement", placement, "slots that are held")
         for node, mask in masks:
             self._free[pilot.site] += pilot.mark(node, held=node.held & ~mask)
 
@@ -332,7 +334,7 @@ class Ledger:
         pilot = self._pilots.get(placement.pilot)
         if pilot is None:
             raise InvalidSettingError("placement", placement, "slots of a pilot that is up")
-        return pilot, [((node := pilot.nodes[n.node]), node.mask(n.gpus)) for n in placement.nodes]
+        return pilot, [(node := pilot.nodes[n.node], node.mask(n.gpus)) for n in placement.nodes]
 
     def _find_at(self, site: SiteName, world_size: int, own: Placement | None) -> Placement | None:
         pilots = [p for p in self._pilots.values() if p.site == site]
@@ -348,16 +350,18 @@ class Ledger:
             )
             if chosen is None:
                 continue
-            alone = mine or len(pilots) == 1
-            waste = 0 if alone else sum(n.free.bit_count() - m.bit_count() for n, m in chosen)
+            if mine or len(pilots) == 1:
+                return _placed(pilot, chosen)
+            waste = sum(n.free.bit_count() - m.bit_count() for n, m in chosen)
             if best is None or waste < best[0]:
                 best = (waste, pilot, chosen)
             if waste == 0:
                 break
-        if best is None:
-            return None
-        _, pilot, chosen = best
-        return Placement(site, pilot.id, tuple(node.slots(mask) for node, mask in chosen))
+        return None if best is None else _placed(*best[1:])
+
+
+def _placed(pilot: _Pilot, chosen: list[tuple[_Node, int]]) -> Placement:
+    return Placement(pilot.site, pilot.id, tuple([node.slots(mask) for node, mask in chosen]))
 
 
 def _own_masks(pilot: _Pilot, own: Placement | None) -> dict[NodeName, int]:

@@ -54,6 +54,7 @@ class RungScheduler(ABC):
         self._metric = metric
         self._contenders: dict[TrialId, Contender] = {}
         self._replicas = tuple(rungs.replicas(rung) for rung in range(len(rungs.milestones)))
+        self._ahead = tuple(f"next judged at epoch {epoch}" for epoch in rungs.milestones)
 
     @property
     def milestones(self) -> tuple[int, ...]:
@@ -76,14 +77,13 @@ class RungScheduler(ABC):
         contender.epoch = epoch
         finite = math.isfinite(metric)
         contender.cost = self._sign * metric if finite else math.inf
-        reached = self.rungs.reached(epoch)
-        if reached < contender.rung:
-            if not finite:
-                decision = self._stop(contender, self._not_finite(metric))
-                self._withdraw(contender)
-                return decision
-            return self._decide(contender, Action.CONTINUE, self._ahead(contender))
-        return self._judge(contender, reached, metric)
+        if epoch >= self.rungs.milestones[contender.rung]:
+            return self._judge(contender, self.rungs.reached(epoch), metric)
+        if finite:
+            return self._go_on(contender)
+        decision = self._stop(contender, self._not_finite(metric))
+        self._withdraw(contender)
+        return decision
 
     def remove(self, trial: TrialId) -> None:
         """Take out a trial that failed; one that has ended stays as it is."""
@@ -104,7 +104,7 @@ class RungScheduler(ABC):
         """Admit a removed trial as new, at its old age."""
         contender = Contender(trial, self._contenders[trial].age)
         self._contenders[trial] = contender
-        self._decide(contender, Action.CONTINUE, self._ahead(contender))
+        self._go_on(contender)
         self._come_back(contender)
         return contender.last
 
@@ -141,9 +141,12 @@ class RungScheduler(ABC):
         if contender is None:
             contender = Contender(trial, age=len(self._contenders))
             self._contenders[trial] = contender
-            self._decide(contender, Action.CONTINUE, self._ahead(contender))
+            self._go_on(contender)
             self._admit(contender)
         return contender
+
+    def _go_on(self, contender: Contender) -> Decision:
+        return self._decide(contender, Action.CONTINUE, self._ahead[contender.rung])
 
     def _advance(self, contender: Contender, reason: str) -> Decision:
         contender.rung += 1
@@ -168,9 +171,6 @@ class RungScheduler(ABC):
             contender.trial, action, until, self._replicas[rung], rung, completed, reason
         )
         return contender.last
-
-    def _ahead(self, contender: Contender) -> str:
-        return f"next judged at epoch {self.milestones[contender.rung]}"
 
     def _not_finite(self, metric: float) -> str:
         return f"{self._metric} {metric} is not finite"

@@ -52,16 +52,17 @@ class _Costs:
         self._eta = eta
         self._low: list[float] = []  # negated, so that the largest comes first
         self._high: list[float] = []
+        self._count = 0
 
     def __len__(self) -> int:
-        return len(self._low) + len(self._high)
+        return self._count
 
     def add(self, cost: float) -> None:
         if self._low and cost < -self._low[0]:
             heappush(self._low, -cost)
         else:
             heappush(self._high, cost)
-        below = (len(self) - 1) // self._eta
+        below, self._count = self._count // self._eta, self._count + 1
         while len(self._low) > below + 1:
             heappush(self._high, -heappop(self._low))
         while len(self._low) < below + 1:
@@ -73,7 +74,7 @@ class _Costs:
 
         The position is found with integers, so that equal results are never told apart by rounding.
         """
-        remainder, low = (len(self) - 1) % self._eta, -self._low[0]
+        remainder, low = (self._count - 1) % self._eta, -self._low[0]
         if remainder == 0:
             return low
         high = self._high[0]
