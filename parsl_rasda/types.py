@@ -7,7 +7,7 @@ through its life, a *job* is one attempt to train it on a *placement* of GPU *sl
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NewType, TypeAlias
 
@@ -53,16 +53,19 @@ class NodeSlots:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The slots of one job: part of one node, or several whole nodes, always in one pilot."""
+    """The slots of one job: part of one node, or several whole nodes, always in one pilot.
+
+    Attributes:
+        world_size: Number of slots, one for each rank.
+    """
 
     site: SiteName
     pilot: PilotId
     nodes: tuple[NodeSlots, ...]
+    world_size: int = field(init=False, repr=False, compare=False)  # which follows from the nodes
 
-    @property
-    def world_size(self) -> int:
-        """Number of slots, one for each rank."""
-        return len(self.nodes[0].gpus) if len(self.nodes) == 1 else sum(len(n.gpus) for n in self.nodes)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "world_size", sum(len(n.gpus) for n in self.nodes))
 
     @property
     def slots(self) -> tuple[str, ...]:

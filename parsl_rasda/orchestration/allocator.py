@@ -109,7 +109,7 @@ class Allocator:
         """Whether another trial could start now, and nobody in the queue could."""
         search, workers = self._search, self._search.settings.num_workers
         ledger = search.cluster_state.ledger
-        if not ledger.has_free:
+        if not ledger.free:
             return False
         if workers == 1 and not search.cluster_state.kinds and not ledger.is_reduced:
             return True

@@ -27,7 +27,7 @@ from parsl_rasda.orchestration.trial_record import LiveJob, TrialRecord
 from parsl_rasda.placement.cluster_state import NO_CAUTION, PendingTrial, RunningTrial
 from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.study_code.code import digest_of
-from parsl_rasda.types import JobId, Outcome, Placement, SiteName, StudyState, TrialState
+from parsl_rasda.types import JobId, Outcome, Placement, SiteName, Stretch, StudyState, TrialState
 
 _FREE_PREEMPTIONS = 5  # in a row without a finished epoch, after which they cost retries
 _FREE_CHECKPOINT_LOSSES = 5  # of a trial, after which each one costs a retry
@@ -94,9 +94,10 @@ class TrialLifecycle:
         """Let a trial wait for slots, to go on from its last checkpoint."""
         trial.enter(TrialState.WAITING)
         trial.rewind()
-        site = self._site_of(trial)
+        stretch = trial.stretch
+        site = self._site_of(trial, stretch)
         caution = self._faults.caution(trial, site)
-        waiting = PendingTrial(trial.id, trial.age, trial.stretch, site, caution=caution)
+        waiting = PendingTrial(trial.id, trial.age, stretch, site, caution=caution)
         self._search.cluster_state.enqueue(waiting)
 
     def forget_cautions(self) -> None:
@@ -110,7 +111,7 @@ class TrialLifecycle:
         for trial in self._faults.doubtful():
             self.enqueue(trial)
 
-    def _site_of(self, trial: TrialRecord) -> SiteName | None:
+    def _site_of(self, trial: TrialRecord, ahead: Stretch) -> SiteName | None:
         """Return the only site that a trial may use, or None.
 
         One that starts afresh must not outgrow another site that is too small for what it comes to again.
@@ -121,7 +122,7 @@ class TrialLifecycle:
         if trial.checkpoint is not None:
             return trial.site
         most = trial.schedule[-1].workers
-        if most == trial.stretch.workers:
+        if most == ahead.workers:
             return None
         world_size = search.growth.needs(most, search.settings.num_workers)
         ledger = search.cluster_state.ledger
@@ -148,13 +149,12 @@ class TrialLifecycle:
         search = self._search
         trial.enter(TrialState.RUNNING)
         trial.attempt += 1
-        code = digest_of(search.code)
-        if code and code not in trial.codes:
+        if search.code and (code := digest_of(search.code)) not in trial.codes:
             trial.codes.append(code)
         trial.site = placement.site
         trial.rewind()
         asks, answered = search.settings.interactive, search.pilots.up[placement.pilot].interactive
-        until = self._returns_at(trial, placement) if asks and not answered else trial.stretch.until
+        until = self._returns_at(trial, placement) if asks and not answered else trial.current.until
         job = LiveJob(JobId(trial.id, trial.attempt), placement, until, asks and answered, since, resized)
         trial.job = job
         search.jobs[job.id] = trial
@@ -334,7 +334,8 @@ class TrialLifecycle:
         trial.reason = reason
         self._search.ended += 1
         self._search.stop.end(self._search.ended)
-        metric = trial.last[1] if trial.last is not None and state is not TrialState.FAILED else None
+        last = trial.last
+        metric = last[1] if last is not None and state is not TrialState.FAILED else None
         self._search.instructions.append(TrialFinished(trial.id, state, metric, reason))
 
     def _complete(self, trial: TrialRecord) -> None:

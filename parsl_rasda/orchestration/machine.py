@@ -135,7 +135,7 @@ class Machine:
         self._apply(event)
         if self._search.stop.reason:
             self._stop_as_found()
-        if self.pilots.has_idle:
+        if self.pilots.idle_since:
             self._release_idle_pilots()
         if self.pilots.dated:
             self._leave_with_allocation()
@@ -337,15 +337,24 @@ class Machine:
 
     def _judge(self, trial: TrialRecord, job: LiveJob, decision: Decision, metric: float) -> None:
         """Act on what the scheduler says of a trial at an epoch boundary."""
-        at_rung = decision.action is not Action.CONTINUE or decision.until != trial.until
+        goes_on = decision.action is Action.CONTINUE
+        at_rung = not goes_on or decision.until != trial.until
         if at_rung and math.isfinite(metric):
             self._search.instructions.append(ObserveTrial(trial.id, trial.epoch, metric))
         trial.rung, trial.reason = decision.rung, decision.reason or trial.reason
+        if goes_on:
+            if at_rung:  # between rungs nothing changes
+                trial.train_on(self._search.stretch_ahead(trial, decision), decision.rung)
+            self._answer(trial, job)
+            self._lifecycle.dismiss()
+        else:
+            self._take_out(trial, decision, metric)
+            self._lifecycle.dismiss()
+            self._allocator.allocate()
+
+    def _take_out(self, trial: TrialRecord, decision: Decision, metric: float) -> None:
+        """Let a trial leave its slots, because it pauses or has come to its end."""
         match decision.action:
-            case Action.CONTINUE:
-                if at_rung:  # between rungs nothing changes
-                    trial.train_on(self._search.stretch_ahead(trial, decision), decision.rung)
-                self._answer(trial, job)
             case Action.PAUSE:
                 self._lifecycle.pause(trial)
                 self._lifecycle.tell_to_leave(trial, "paused")
@@ -356,11 +365,10 @@ class Machine:
                 self._lifecycle.tell_to_leave(trial, "stopped")
                 state = TrialState.COMPLETED if decision.completed else TrialState.STOPPED
                 self._lifecycle.conclude(trial, state, decision.reason)
+            case Action.CONTINUE:
+                pass
             case _:
                 assert_never(decision.action)
-        self._lifecycle.dismiss()
-        if decision.action is not Action.CONTINUE:
-            self._allocator.allocate()
 
     def _answer(self, trial: TrialRecord, job: LiveJob) -> None:
         """Tell the job of a trial that trains on whether it goes on as it is."""
@@ -368,15 +376,13 @@ class Machine:
             return
         if not job.interactive:
             self._lifecycle.note_running(trial, job)
-        elif self._is_too_late(trial, job):
+        elif self.pilots.dated and self._is_too_late(trial, job):
             self._lifecycle.tell_to_leave(trial, "walltime")
         else:
             self._allocator.allocate(trial)
 
     def _is_too_late(self, trial: TrialRecord, job: LiveJob) -> bool:
         """Whether the pilot will end before the trial's next epoch would, as a fresh one would not."""
-        if not self.pilots.dated:
-            return False
         placement = job.placement
         epoch_s = self.cluster_state.times.epoch_s(trial.id, placement.world_size, placement.site)
         return self.pilots.is_too_late(placement.pilot, self._search.now, epoch_s)
@@ -392,8 +398,10 @@ class Machine:
         if event.outcome is Outcome.PREEMPTED and not was_told:
             self._close_if_ending(job.placement.pilot)
         self._lifecycle.note_checkpoint(trial, job, event)
-        target = None if trial.state.is_final or event.finished else job.next_placement
-        if target is not None and event.outcome is not Outcome.FAILED:
+        target = job.next_placement
+        if target is not None and not (
+            trial.state.is_final or event.finished or event.outcome is Outcome.FAILED
+        ):
             self._allocator.move(trial, job, target)
         else:
             self._allocator.release(job)

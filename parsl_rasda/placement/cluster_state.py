@@ -11,6 +11,7 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple, Protocol, TypeAlias
 
 from sortedcontainers import SortedDict
@@ -84,8 +85,7 @@ class RunningTrial:
     may_widen: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Allocation:
+class Allocation(NamedTuple):
     """What a policy decided, now.
 
     Attributes:
@@ -94,7 +94,7 @@ class Allocation:
         requeue: The trial at a boundary gives its slots up and waits for its full world size.
     """
 
-    starts: Mapping[TrialId, Placement] = field(default_factory=dict)
+    starts: Mapping[TrialId, Placement] = MappingProxyType({})
     here: Placement | None = None
     requeue: bool = False
 
@@ -163,7 +163,7 @@ class ClusterState:
     @property
     def kinds(self) -> Collection[Kind]:
         """Kinds of trials that wait: a few, however many wait."""
-        return self._lines.keys()
+        return self._lines
 
     def queue(self, refused: Container[Kind] = ()) -> Iterator[PendingTrial]:
         """Yield trials that wait, in order, but none of a kind that has been added to ``refused``."""
@@ -195,7 +195,8 @@ class ClusterState:
 
     def enqueue(self, waiting: PendingTrial) -> None:
         """Let a trial wait; each of those who are in the study by now may start once before it."""
-        self.dequeue(waiting.trial)
+        if waiting.trial in self._waiting:
+            self.dequeue(waiting.trial)
         waiting.yields_until = self.starts + len(self.running) + len(self._waiting) + self.new_trials
         self._waiting[waiting.trial] = waiting
         bisect.insort(self._lines.setdefault(waiting.kind, []), (waiting.rank, waiting))
@@ -281,7 +282,7 @@ class ClusterState:
         Fewer are found where the site can never give so many, because of what it refuses or has set aside.
         """
         _, site, caution = kind
-        if not self.ledger.has_free:
+        if not self.ledger.free:
             return None
         if not self.ledger.is_reduced and (caution is NO_CAUTION or caution == NO_CAUTION):
             return self.ledger.find(world_size, site=site)

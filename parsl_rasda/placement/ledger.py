@@ -103,12 +103,14 @@ class Ledger:
     """Free and held slots. `find` looks, `take` and `release` change.
 
     Attributes:
+        free: Free slots over all sites.
         narrowest: World size up to which jobs may use slots on probation.
     """
 
     def __init__(self) -> None:
         self.narrowest = 1
         self._pilots: dict[PilotId, _Pilot] = {}
+        self.free = 0
         self._free: dict[SiteName, int] = {}
         self._aside: set[Slot] = set()
         self._probation: set[Slot] = set()
@@ -133,13 +135,14 @@ class Ledger:
             node.aside = node.mask_of(site, self._aside)
             node.free = node.all & ~node.aside
         self._pilots[pilot] = _Pilot(pilot, site, entries)
-        self._free[site] = self._free.get(site, 0) + sum(n.free.bit_count() for n in entries.values())
+        self._free.setdefault(site, 0)
+        self._count(site, sum(n.free.bit_count() for n in entries.values()))
 
     def remove_pilot(self, pilot: PilotId) -> None:
         """Let a pilot's slots leave, free or held; placements there need no release."""
         gone = self._pilots.pop(pilot, None)
         if gone is not None:
-            self._free[gone.site] -= sum(n.free.bit_count() for n in gone.nodes.values())
+            self._count(gone.site, -sum(n.free.bit_count() for n in gone.nodes.values()))
 
     @property
     def pilots(self) -> tuple[PilotId, ...]:
@@ -148,15 +151,10 @@ class Ledger:
 
     # ------------------------------------------------------------------------------- counting
 
-    @property
-    def free(self) -> int:
-        """Free slots over all sites."""
-        return sum(self._free.values())
-
-    @property
-    def has_free(self) -> bool:
-        """Whether any slot is free."""
-        return any(self._free.values())
+    def _count(self, site: SiteName, change: int) -> None:
+        """Note that so many slots more are free."""
+        self.free += change
+        self._free[site] += change
 
     def free_at(self, site: SiteName) -> int:
         """Free slots of one site."""
@@ -239,14 +237,14 @@ class Ledger:
         self._refused.discard((site, world_size))
 
     def _refuses(self, site: SiteName, world_size: int) -> bool:
-        return bool(self._refused) and not self._refused.isdisjoint({(site, world_size), (site, None)})
+        return not self._refused.isdisjoint({(site, world_size), (site, None)})
 
     def _mark_aside(self) -> None:
         for pilot in self._pilots.values():
             for node in pilot.nodes.values():
                 aside = node.mask_of(pilot.site, self._aside)
                 if aside != node.aside:
-                    self._free[pilot.site] += pilot.mark(node, aside=aside)
+                    self._count(pilot.site, pilot.mark(node, aside=aside))
 
     @contextmanager
     def _without(self, slots: Collection[Slot]) -> Iterator[None]:
@@ -293,7 +291,7 @@ class Ledger:
 
     def _find(self, world_size: int, site: SiteName | None, own: Placement | None) -> Placement | None:
         for name in [site] if site is not None else self.sites_by_free():
-            if self._refuses(name, world_size):
+            if self._refused and self._refuses(name, world_size):
                 continue
             if self.free_at(name) + (own.world_size if own and own.site == name else 0) < world_size:
                 continue
@@ -313,7 +311,7 @@ class Ledger:
             if mask & ~node.free:
                 raise InvalidSettingError("placement", placement, "slots that are free")
         for node, mask in masks:
-            self._free[pilot.site] += pilot.mark(node, held=node.held | mask)
+            self._count(pilot.site, pilot.mark(node, held=node.held | mask))
 
     def release(self, placement: Placement) -> None:
         """Give slots back; those of a pilot that has left are forgotten.
@@ -328,7 +326,7 @@ class Ledger:
             if mask & ~node.held:
                 raise InvalidSettingError("placement", placement, "slots that are held")
         for node, mask in masks:
-            self._free[pilot.site] += pilot.mark(node, held=node.held & ~mask)
+            self._count(pilot.site, pilot.mark(node, held=node.held & ~mask))
 
     def _masks(self, placement: Placement) -> tuple[_Pilot, list[tuple[_Node, int]]]:
         pilot = self._pilots.get(placement.pilot)

@@ -146,29 +146,33 @@ class RungScheduler(ABC):
         return contender
 
     def _go_on(self, contender: Contender) -> Decision:
-        return self._decide(contender, Action.CONTINUE, self._ahead[contender.rung])
+        return self._let_on(contender, self._ahead[contender.rung])
 
     def _advance(self, contender: Contender, reason: str) -> Decision:
         contender.rung += 1
-        return self._decide(contender, Action.CONTINUE, reason)
+        return self._let_on(contender, reason)
 
     def _pause(self, contender: Contender, reason: str) -> Decision:
-        return self._decide(contender, Action.PAUSE, reason)
+        return self._end(contender, Action.PAUSE, reason)
 
     def _stop(self, contender: Contender, reason: str) -> Decision:
-        return self._decide(contender, Action.STOP, reason)
+        return self._end(contender, Action.STOP, reason)
 
     def _complete(self, contender: Contender) -> Decision:
         contender.rung = self.rungs.last
-        return self._decide(contender, Action.STOP, f"reached max_t {self.milestones[-1]}", completed=True)
+        return self._end(contender, Action.STOP, f"reached max_t {self.milestones[-1]}", completed=True)
 
-    def _decide(
-        self, contender: Contender, action: Action, reason: str, *, completed: bool = False
-    ) -> Decision:
+    def _let_on(self, contender: Contender, reason: str) -> Decision:
         rung = contender.rung
-        until = self.rungs.milestones[rung] if action is Action.CONTINUE else contender.epoch
+        until, replicas = self.rungs.milestones[rung], self._replicas[rung]
+        decision = Decision(contender.trial, Action.CONTINUE, until, replicas, rung, False, reason)
+        contender.last = decision
+        return decision
+
+    def _end(self, contender: Contender, action: Action, reason: str, *, completed: bool = False) -> Decision:
+        rung = contender.rung
         contender.last = Decision(
-            contender.trial, action, until, self._replicas[rung], rung, completed, reason
+            contender.trial, action, contender.epoch, self._replicas[rung], rung, completed, reason
         )
         return contender.last
 

@@ -34,7 +34,7 @@ class StoppingScheduler(RungScheduler):
         if reached == self.rungs.last:
             return self._complete(contender)
         costs, eta, cost = self._costs[reached], self.rungs.reduction_factor, contender.cost
-        others = len(costs)
+        others = costs.count
         cut = costs.cut if others else math.inf
         costs.add(cost)
         if not others:
@@ -52,17 +52,14 @@ class _Costs:
         self._eta = eta
         self._low: list[float] = []  # negated, so that the largest comes first
         self._high: list[float] = []
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
+        self.count = 0
 
     def add(self, cost: float) -> None:
         if self._low and cost < -self._low[0]:
             heappush(self._low, -cost)
         else:
             heappush(self._high, cost)
-        below, self._count = self._count // self._eta, self._count + 1
+        below, self.count = self.count // self._eta, self.count + 1
         while len(self._low) > below + 1:
             heappush(self._high, -heappop(self._low))
         while len(self._low) < below + 1:
@@ -74,7 +71,7 @@ class _Costs:
 
         The position is found with integers, so that equal results are never told apart by rounding.
         """
-        remainder, low = (self._count - 1) % self._eta, -self._low[0]
+        remainder, low = (self.count - 1) % self._eta, -self._low[0]
         if remainder == 0:
             return low
         high = self._high[0]

@@ -140,11 +140,11 @@ class SynchronousScheduler(RungScheduler):
             for rank, contender in enumerate(ranked, 1):
                 reason = f"rank {rank} of {entrants}, best {quota} go on"
                 if goes_on[rank - 1]:
-                    self._let_on(contender, cohort, reason)
+                    self._let_past(contender, cohort, reason)
                 elif not contender.has_ended:
                     self._stopping[contender.trial] = reason
 
-    def _let_on(self, contender: Contender, cohort: _Cohort, reason: str) -> None:
+    def _let_past(self, contender: Contender, cohort: _Cohort, reason: str) -> None:
         if contender.epoch < self.milestones[cohort.rung]:
             if contender.rung < cohort.rung:
                 self._going[contender.trial] = reason
