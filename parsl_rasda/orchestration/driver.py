@@ -12,7 +12,7 @@ import queue
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from itertools import islice, zip_longest
+from itertools import zip_longest
 from typing import Protocol, assert_never
 
 from parsl_rasda.errors import JournalError, OtherDecisionError
@@ -49,7 +49,7 @@ from parsl_rasda.types import JobId, PilotId, SiteName, StudyState
 
 _HEARTBEAT_S = 10.0
 _BATCH = 256
-_READ_AHEAD = 64
+_READ_AHEAD = 2048
 
 
 class Observer(Protocol):
@@ -276,13 +276,22 @@ def _replay(
 
 
 def _read_ahead(records: Iterable[Record]) -> Iterator[Record]:
-    """Yield records that are read some at a time: to read and to decide in turns takes a sixth more time.
+    """Yield records that are read many at a time.
 
-    Each would find the processor's caches full of the other's code and data.
+    To read and to decide in turns takes a tenth more time: each finds the caches of the processor full of the
+    other's.
     """
-    left = iter(records)
-    while some := [*islice(left, _READ_AHEAD)]:
-        yield from some
+    read: list[Record] = []
+    try:
+        for record in records:
+            read.append(record)
+            if len(read) == _READ_AHEAD:
+                yield from read
+                read.clear()
+    except JournalError:
+        yield from read
+        raise
+    yield from read
 
 
 def inform(searcher: Searcher, instruction: Instruction) -> None:

@@ -50,7 +50,7 @@ _ADVICE = "it was left as it is: put a sound copy of the file in its place, then
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Record:
     """One event and the instructions that followed from it."""
 
@@ -239,9 +239,8 @@ def _record_in(line: bytes, reader: Any) -> _Line:  # Any: the validator of `_Li
     try:
         found = reader.validate_json(line)  # without a detour by Python's dictionaries
     except ValidationError:
-        found = reader.validate_python(
-            json.loads(line)
-        )  # halves of surrogate pairs, which its strings may have
+        # Halves of surrogate pairs, which Python's strings may have.
+        found = reader.validate_python(json.loads(line))
     return found
 
 

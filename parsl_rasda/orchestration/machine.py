@@ -346,10 +346,10 @@ class Machine:
             if at_rung:  # between rungs nothing changes
                 trial.train_on(self._search.stretch_ahead(trial, decision), decision.rung)
             self._answer(trial, job)
-            self._lifecycle.dismiss()
         else:
             self._take_out(trial, decision, metric)
-            self._lifecycle.dismiss()
+        self._lifecycle.dismiss()
+        if not goes_on:
             self._allocator.allocate()
 
     def _take_out(self, trial: TrialRecord, decision: Decision, metric: float) -> None:
@@ -398,10 +398,8 @@ class Machine:
         if event.outcome is Outcome.PREEMPTED and not was_told:
             self._close_if_ending(job.placement.pilot)
         self._lifecycle.note_checkpoint(trial, job, event)
-        target = job.next_placement
-        if target is not None and not (
-            trial.state.is_final or event.finished or event.outcome is Outcome.FAILED
-        ):
+        target, has_failed = job.next_placement, event.outcome is Outcome.FAILED
+        if target is not None and not (trial.state.is_final or event.finished or has_failed):
             self._allocator.move(trial, job, target)
         else:
             self._allocator.release(job)

@@ -76,6 +76,7 @@ class _Pilot:
     full_nodes: int = 0  # how many nodes have so many
     buckets: list[int] = field(default_factory=list)  # free count -> bit ``i`` stands for the ``i``th node
     by_place: tuple[_Node, ...] = ()
+    _placements: dict[tuple[int, int], Placement] = field(default_factory=dict)  # on one node: place, mask
 
     def __post_init__(self) -> None:
         sizes = [len(n.gpus) for n in self.nodes.values()]
@@ -85,6 +86,17 @@ class _Pilot:
         self.by_place = tuple(sorted(self.nodes.values(), key=lambda node: node.place))
         for node in self.by_place:
             self.buckets[node.free.bit_count()] |= 1 << node.place
+
+    def placement(self, chosen: list[tuple[_Node, int]]) -> Placement:
+        """Return the placement on some slots of nodes."""
+        if len(chosen) > 1:
+            return Placement(self.site, self.id, tuple(node.slots(mask) for node, mask in chosen))
+        ((node, mask),) = chosen
+        found = self._placements.get((node.place, mask))
+        if found is None:
+            found = Placement(self.site, self.id, (node.slots(mask),))
+            self._placements[node.place, mask] = found
+        return found
 
     def mark(self, node: _Node, *, held: int | None = None, aside: int | None = None) -> int:
         """Change a node; return by how many its free slots have grown."""
@@ -349,17 +361,13 @@ class Ledger:
             if chosen is None:
                 continue
             if mine or len(pilots) == 1:
-                return _placed(pilot, chosen)
+                return pilot.placement(chosen)
             waste = sum(n.free.bit_count() - m.bit_count() for n, m in chosen)
             if best is None or waste < best[0]:
                 best = (waste, pilot, chosen)
             if waste == 0:
                 break
-        return None if best is None else _placed(*best[1:])
-
-
-def _placed(pilot: _Pilot, chosen: list[tuple[_Node, int]]) -> Placement:
-    return Placement(pilot.site, pilot.id, tuple([node.slots(mask) for node, mask in chosen]))
+        return None if best is None else best[1].placement(best[2])
 
 
 def _own_masks(pilot: _Pilot, own: Placement | None) -> dict[NodeName, int]:

@@ -49,7 +49,7 @@ class RungScheduler(ABC):
     """Successive halving without its rule; see `base.Scheduler` for what the methods promise."""
 
     def __init__(self, rungs: Rungs, mode: Mode = Mode.MIN, metric: str = "metric") -> None:
-        self.rungs = rungs
+        self.rungs, self._last = rungs, rungs.last
         self._sign = 1.0 if mode is Mode.MIN else -1.0
         self._metric = metric
         self._contenders: dict[TrialId, Contender] = {}
@@ -159,7 +159,7 @@ class RungScheduler(ABC):
         return self._end(contender, Action.STOP, reason)
 
     def _complete(self, contender: Contender) -> Decision:
-        contender.rung = self.rungs.last
+        contender.rung = self._last
         return self._end(contender, Action.STOP, f"reached max_t {self.milestones[-1]}", completed=True)
 
     def _let_on(self, contender: Contender, reason: str) -> Decision:

@@ -31,7 +31,7 @@ class StoppingScheduler(RungScheduler):
         if not math.isfinite(metric):
             self._costs[reached].add(math.inf)
             return self._stop(contender, self._not_finite(metric))
-        if reached == self.rungs.last:
+        if reached == self._last:
             return self._complete(contender)
         costs, eta, cost = self._costs[reached], self.rungs.reduction_factor, contender.cost
         others = costs.count

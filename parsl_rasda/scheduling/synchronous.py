@@ -79,7 +79,7 @@ class SynchronousScheduler(RungScheduler):
         trial = contender.trial
         if not math.isfinite(metric):
             self._stop(contender, self._not_finite(metric))
-        elif reached == self.rungs.last:
+        elif reached == self._last:
             self._complete(contender)
         else:
             self._pause(contender, f"waits for the others at epoch {self.milestones[contender.rung]}")
@@ -129,7 +129,7 @@ class SynchronousScheduler(RungScheduler):
 
     def _settle(self, cohort: _Cohort) -> None:
         """Decide the cohort's rung if nobody is missing, and the next ones if all were early there."""
-        while cohort.is_complete and cohort.rung < self.rungs.last:
+        while cohort.is_complete and cohort.rung < self._last:
             ranked = sorted(cohort.present.values(), key=lambda contender: contender.key)
             entrants, quota = len(ranked), max(1, len(ranked) // self.rungs.reduction_factor)
             goes_on = [
