@@ -130,20 +130,20 @@ class Machine:
         if self._follower is not None:
             self._follower.settle()
             self._follower = None
-        self._search.now = event.at
-        self._search.instructions = []
+        search = self._search
+        search.now, search.instructions = event.at, []
         self._apply(event)
-        if self._search.stop.reason:
+        if search.stop.reason:
             self._stop_as_found()
         if self.pilots.idle_since:
             self._release_idle_pilots()
         if self.pilots.dated:
             self._leave_with_allocation()
-        if not self._search.jobs:
+        if not search.jobs:
             self._completion.finish_if_over()
         if self._invariants is not None:
             self._invariants.check()
-        return tuple(self._search.instructions)
+        return tuple(search.instructions)
 
     def follow(self, event: Event, instructions: tuple[Instruction, ...]) -> None:
         """Take one record of another version for decided; only before anything is handled.

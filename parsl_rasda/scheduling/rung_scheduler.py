@@ -71,7 +71,7 @@ class RungScheduler(ABC):
 
     def report(self, trial: TrialId, epoch: int, metric: float) -> Decision:
         """Return what becomes of the trial; a paused or ended one gets its decision again."""
-        contender = self._known(trial)
+        contender = self._contenders.get(trial) or self._known(trial)
         if contender.last.action is not Action.CONTINUE:
             return contender.last
         contender.epoch = epoch
