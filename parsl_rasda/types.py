@@ -7,7 +7,7 @@ through its life, a *job* is one attempt to train it on a *placement* of GPU *sl
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NewType, TypeAlias
 
@@ -53,16 +53,19 @@ class NodeSlots:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The slots of one job: part of one node, or several whole nodes, always in one pilot."""
+    """The slots of one job: part of one node, or several whole nodes, always in one pilot.
+
+    Attributes:
+        world_size: Number of slots, one for each rank.
+    """
 
     site: SiteName
     pilot: PilotId
     nodes: tuple[NodeSlots, ...]
+    world_size: int = field(init=False, repr=False, compare=False)  # which follows from the nodes
 
-    @property
-    def world_size(self) -> int:
-        """Number of slots, one for each rank."""
-        return len(self.nodes[0].gpus) if len(self.nodes) == 1 else sum(len(n.gpus) for n in self.nodes)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "world_size", sum(len(n.gpus) for n in self.nodes))
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -80,9 +83,9 @@ class Placement:
         return Placement(self.site, self.pilot, tuple(n for n in nodes if n.gpus))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: two are made at every epoch
 class Stretch:
-    """Training with the same replicas, from so many finished epochs to so many.
+    """Training with the same replicas, from so many finished epochs to so many. Nobody changes one.
 
     Attributes:
         replicas: Data-parallel replicas that share a step. The world size divides them.
@@ -97,8 +100,24 @@ class Stretch:
     batches: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "workers", self.workers or self.replicas)
-        object.__setattr__(self, "batches", self.batches or self.replicas)
+        self.workers = self.workers or self.replicas
+        self.batches = self.batches or self.replicas
+
+    def starting_at(self, epoch: int) -> Stretch:
+        """Return the rest of it from an epoch on."""
+        return Stretch(epoch, self.until, self.replicas, self.workers, self.batches)
+
+    def ending_at(self, epoch: int) -> Stretch:
+        """Return the same up to another epoch."""
+        return Stretch(self.epoch, epoch, self.replicas, self.workers, self.batches)
+
+    def is_as_parallel_as(self, other: Stretch) -> bool:
+        """Whether it has the same replicas, workers and batches as another one."""
+        return (
+            self.replicas == other.replicas
+            and self.workers == other.workers
+            and self.batches == other.batches
+        )
 
     @property
     def entry(self) -> ScheduleEntry:
@@ -154,6 +173,8 @@ class Capabilities:
 class Outcome(StrEnum):
     """How an attempt ended."""
 
+    __hash__ = str.__hash__  # that of `Enum` is ten times as slow
+
     REACHED = "reached"  # trained to `until`, or left at an epoch boundary as it was told to
     PREEMPTED = "preempted"  # left early with a checkpoint: costs no retry
     LOST = "lost"  # died from outside (signal, node, worker): costs a retry
@@ -197,6 +218,8 @@ class Fault(StrEnum):
 class TrialState(StrEnum):
     """Where a trial stands."""
 
+    __hash__ = str.__hash__  # that of `Enum` is ten times as slow
+
     WAITING = "waiting"  # for its first slots, or for new ones after a loss
     RUNNING = "running"
     PAUSED = "paused"  # at a rung, until the scheduler lets it go on
@@ -207,7 +230,10 @@ class TrialState(StrEnum):
     @property
     def is_final(self) -> bool:
         """Whether nothing more will happen to the trial."""
-        return self in {TrialState.STOPPED, TrialState.COMPLETED, TrialState.FAILED}
+        return self in _FINAL
+
+
+_FINAL = frozenset({TrialState.STOPPED, TrialState.COMPLETED, TrialState.FAILED})
 
 
 class StudyState(StrEnum):

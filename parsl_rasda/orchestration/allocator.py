@@ -21,7 +21,7 @@ class Allocator:
 
     def allocate(self, here: TrialRecord | None = None) -> None:
         """Let the growth policy hand out slots; ``here`` stands at an epoch boundary and is answered."""
-        search = self._search
+        search, cluster = self._search, self._search.cluster_state
         if search.state is not StudyState.RUNNING or search.stop.reason:
             if here is not None:
                 self._lifecycle.tell_to_leave(here, "stopped" if search.stop.reason else "interrupted")
@@ -29,17 +29,17 @@ class Allocator:
         if search.pilots.dated:
             self._close_late_pilots()
         at_point = self._at_boundary(here) if here is not None else None
-        search.cluster_state.new_trials = search.unproposed
+        cluster.new_trials = search.unproposed
         while True:
             resumed = bool(search.paused) and self._resume_paused()
-            allocation = search.growth.decide(search.cluster_state, search.now, at_point)
+            allocation = search.growth.decide(cluster, search.now, at_point)
             if allocation.starts:
                 self._start_all(allocation.starts)
             if not resumed:
                 break
         if here is not None and here.job is not None:
             self._answer(here, here.job, allocation.here, requeue=allocation.requeue)
-        if search.cluster_state.new_trials and not search.is_proposing:
+        if cluster.new_trials and cluster.ledger.free and not search.is_proposing:
             self._propose()
         if search.pilots.deferred:
             self.request_deferred_pilots()
@@ -88,7 +88,7 @@ class Allocator:
         if requeue:
             self._lifecycle.tell_to_leave(trial, "resize")
         elif target is None or target == job.placement:
-            stretch = trial.stretch
+            stretch = trial.current
             job.until = stretch.until
             self._lifecycle.note_running(trial, job)
             batches = None if stretch.batches == stretch.replicas else stretch.batches
@@ -109,8 +109,10 @@ class Allocator:
         """Whether another trial could start now, and nobody in the queue could."""
         search, workers = self._search, self._search.settings.num_workers
         ledger = search.cluster_state.ledger
+        if not ledger.free:
+            return False
         if workers == 1 and not search.cluster_state.kinds and not ledger.is_reduced:
-            return ledger.has_free
+            return True
         find, needs = search.cluster_state.find_start, search.growth.needs
         if find(workers, (workers, None, NO_CAUTION)) is None:
             return False

@@ -21,9 +21,9 @@ class Completion:
         self._search, self._lifecycle, self._allocator, self._faults = search, lifecycle, allocator, faults
 
     def finish_if_over(self) -> None:
-        """End the search if nothing runs and nothing can."""
+        """End the search if nothing can run; nothing does."""
         search = self._search
-        if search.is_over or search.jobs:
+        if search.is_over:
             return
         if not search.is_unfinished:
             self._finish_well()

@@ -1,7 +1,8 @@
 """What can happen to a study (events), and what must be done about it (instructions).
 
-Both are closed sets of frozen records. Events are journalled before their instructions are acted
-on; a machine fed the same events gives the same instructions.
+Both are closed sets of records that nobody changes. Instructions are not frozen, though: some are made at
+each event, and a frozen one takes three times as long to make. Events are journalled before their
+instructions are acted on; a machine fed the same events gives the same instructions.
 """
 
 from __future__ import annotations
@@ -261,7 +262,7 @@ def cleaned_event(event: Event) -> Event:
 # ------------------------------------------------------------------------------------ instructions
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RequestPilot:
     """Ask the site for an allocation; answered by `PilotStarted` or `PilotEnded`."""
 
@@ -269,21 +270,21 @@ class RequestPilot:
     site: SiteName
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ReleasePilot:
     """Give an allocation back; answered by `PilotEnded`."""
 
     pilot: PilotId
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ProposeTrial:
     """Ask the searcher; answered by `TrialProposed` or `SearchExhausted` before anything else."""
 
     trial: TrialId
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StartJob:
     """Start an attempt; answered by `JobStarted`, `EpochReported`..., and always by one `JobEnded`.
 
@@ -300,7 +301,7 @@ class StartJob:
     resume_from: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ContinueJob:
     """Answer a waiting job: train on in the same processes, to ``until``, with these replicas.
 
@@ -314,7 +315,7 @@ class ContinueJob:
     batches: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class EndJob:
     """Let a job leave. At an epoch boundary its checkpoint is already written.
 
@@ -326,7 +327,7 @@ class EndJob:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ObserveTrial:
     """Tell the searcher what a trial reached at a rung."""
 
@@ -335,7 +336,7 @@ class ObserveTrial:
     metric: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TrialFinished:
     """Tell the searcher, the log and the people how a trial ended.
 
@@ -350,7 +351,7 @@ class TrialFinished:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SetAside:
     """Tell the log and the people that something is not used for a while.
 
@@ -368,7 +369,7 @@ class SetAside:
     times: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class FinishStudy:
     """Nothing is left to do; the driver ends."""
 

@@ -17,7 +17,7 @@ from parsl_rasda.orchestration.events import JobEnded, SetAside
 from parsl_rasda.orchestration.search_record import SearchRecord
 from parsl_rasda.orchestration.trial_record import LiveJob, TrialRecord
 from parsl_rasda.placement.cluster_state import NO_CAUTION, Caution
-from parsl_rasda.placement.ledger import Slot, slots_of
+from parsl_rasda.placement.ledger import Slot
 from parsl_rasda.types import Blame, NodeName, Outcome, Phase, PilotId, SiteName, TrialId, TrialState
 
 _IN_A_ROW = 2  # failures without a success between, after which something is set aside
@@ -138,7 +138,7 @@ class FaultModel:
 
     def saw_epoch(self, trial: TrialRecord, job: LiveJob, epoch: int) -> list[tuple[TrialId, str]]:
         """Note that a trial has finished an epoch; return the trials that are at fault by that, and why."""
-        slots = slots_of(job.placement)
+        slots = job.slots
         self._last_chance_at, self._last_chances = None, 0
         for slot in slots:
             before = self._good.get(slot, ())
@@ -203,7 +203,7 @@ class FaultModel:
         """Note a trial's own fault, and whether all fail alike; return it."""
         cause = event.cause or "the training function failed"
         if not any(t.history for t in self._search.trials.values()):
-            self._alike.append((cause, trial.id, slots_of(job.placement)))
+            self._alike.append((cause, trial.id, job.slots))
         return cause
 
     @property
@@ -315,7 +315,7 @@ class FaultModel:
 
     def _doubt(self, trial: TrialRecord, job: LiveJob, cause: str) -> str | None:
         """Weigh an end that may be the trial's fault, or that of where it ran."""
-        slots, width = slots_of(job.placement), job.placement.world_size
+        slots, width = job.slots, job.placement.world_size
         trained = [set(self._good.pop(slot, ())) - {trial.id} for slot in slots]
         vouched = all(trained)
         if width > self._narrowest:  # it hides which slot it was: the trial finds out in narrow jobs

@@ -15,18 +15,18 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, get_args
+from typing import Annotated, Any, Self, get_args
 
 from google_crc32c import value as crc_of
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import from_json
+from pydantic import GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic_core import CoreSchema, core_schema, from_json
 
 from parsl_rasda.atomic_files import sync_folder
 from parsl_rasda.errors import JournalError
@@ -50,7 +50,7 @@ _ADVICE = "it was left as it is: put a sound copy of the file in its place, then
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Record:
     """One event and the instructions that followed from it."""
 
@@ -132,23 +132,19 @@ def read(path: Path) -> Iterator[Record]:
         JournalError: If the file is missing, not a journal, or damaged before its last line, or if its
             records do not count up by one.
     """
-    event_in, instruction_in = _readers(Event), _readers(Instruction)
-    is_sealed = False
+    reader, is_sealed = _adapter(_Line).validator, False
     for number, line in _lines(path):
         try:
             is_sealed = _check(line, must_be_sealed=is_sealed)
-            data = _json(line)
             if number == 1:
-                _check_format(path, data, is_sealed=is_sealed)
+                _check_format(path, _json(line), is_sealed=is_sealed)
                 continue
-            event = event_in[data["event"]["type"]](data["event"])
-            instructions = tuple([instruction_in[i["type"]](i) for i in data["instructions"]])
-            count = data["n"]
+            found = _record_in(line, reader)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise _damaged(path, number, f"not a record of a journal ({_words(error)})") from error
-        if count != number - 2:  # lines count from 1, and the first is the header
-            raise _damaged(path, number, _out_of_order(count, number - 2))
-        yield Record(event, instructions)
+        if found.n != number - 2:  # lines count from 1, and the first is the header
+            raise _damaged(path, number, _out_of_order(found.n, number - 2))
+        yield Record(found.event, found.instructions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,22 +188,60 @@ def encode(record: Event | Instruction) -> dict[str, Any]:
 
 def decode(data: Mapping[str, Any], union: Any) -> Any:  # Any: one of the union's members
     """Return the record that `encode` wrote, if it is a member of the union."""
-    return _readers(union)[data["type"]](data)
+    return _adapter(Annotated[union, _ByType()]).validator.validate_python(data)
 
 
-@cache
-def _readers(union: Any) -> dict[str, Callable[[Mapping[str, Any]], Any]]:  # Any: a closed set of types
-    """Return, by the name of each type, old names included, what makes a record of its JSON."""
-    readers: dict[str, Callable[[Mapping[str, Any]], Any]] = {}
-    for kind in get_args(union):
-        readers[kind.__name__] = _adapter(kind).validator.validate_python  # it passes over unknown keys
-        if kind is EpochReported:
-            readers[kind.__name__] = _epoch_in
-    return readers | {old: readers[new] for old, new in _OLD_NAMES.items() if new in readers}
+class _ByType:
+    """Lets pydantic make a record of its JSON by the name of its type; other keys are passed over."""
+
+    def __get_pydantic_core_schema__(self, union: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        kinds = {
+            kind.__name__: _epoch_schema(handler) if kind is EpochReported else handler.generate_schema(kind)
+            for kind in get_args(union)
+        }
+        old_names = {old: kinds[new] for old, new in _OLD_NAMES.items() if new in kinds}
+        return core_schema.tagged_union_schema(kinds | old_names, "type")
 
 
-def _epoch_in(data: Mapping[str, Any]) -> Any:
-    return _adapter(EpochReported).validator.validate_python({**data, "checkpoint": checkpoint_in(data)})
+def _epoch_schema(handler: GetCoreSchemaHandler) -> CoreSchema:
+    """Return the schema of an epoch, whose checkpoint is two fields in JSON: see `Checkpoint`."""
+    epoch: Any = handler.resolve_ref_schema(handler.generate_schema(EpochReported))  # Any: a dataclass's
+    fields = {field["name"]: field for field in epoch["schema"]["fields"]}
+    for name, schema in (
+        ("checkpoint", core_schema.str_schema()),
+        ("checkpoint_epoch", core_schema.int_schema()),
+    ):
+        optional = core_schema.with_default_schema(core_schema.nullable_schema(schema), default=None)
+        fields[name] = core_schema.dataclass_field(name, optional)
+    args = core_schema.dataclass_args_schema(EpochReported.__name__, [*fields.values()])
+    made = core_schema.no_info_after_validator_function(_with_checkpoint, args)
+    return core_schema.dataclass_schema(EpochReported, made, epoch["fields"], slots=True)
+
+
+def _with_checkpoint(found: tuple[dict[str, Any], Any]) -> tuple[dict[str, Any], Any]:
+    values, _ = found
+    values["checkpoint"] = checkpoint_in(values)
+    del values["checkpoint_epoch"]
+    return found
+
+
+@dataclass(slots=True)
+class _Line:
+    """What is read of a line that is not the first."""
+
+    n: Any  # compared with where it stands
+    event: Annotated[Event, _ByType()]
+    instructions: tuple[Annotated[Instruction, _ByType()], ...]
+
+
+def _record_in(line: bytes, reader: Any) -> _Line:  # Any: the validator of `_Line`
+    found: _Line
+    try:
+        found = reader.validate_json(line)  # without a detour by Python's dictionaries
+    except ValidationError:
+        # Halves of surrogate pairs, which Python's strings may have.
+        found = reader.validate_python(json.loads(line))
+    return found
 
 
 @cache

@@ -6,7 +6,6 @@ WAITING (for slots) -> RUNNING -> at each rung goes on, PAUSED or a final state;
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import assert_never
 
 from parsl_rasda.orchestration.events import (
@@ -28,10 +27,11 @@ from parsl_rasda.orchestration.trial_record import LiveJob, TrialRecord
 from parsl_rasda.placement.cluster_state import NO_CAUTION, PendingTrial, RunningTrial
 from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.study_code.code import digest_of
-from parsl_rasda.types import JobId, Outcome, Placement, SiteName, StudyState, TrialState
+from parsl_rasda.types import JobId, Outcome, Placement, SiteName, Stretch, StudyState, TrialState
 
 _FREE_PREEMPTIONS = 5  # in a row without a finished epoch, after which they cost retries
 _FREE_CHECKPOINT_LOSSES = 5  # of a trial, after which each one costs a retry
+_LEFT_WELL = {Outcome.REACHED, Outcome.PREEMPTED}
 
 
 class TrialLifecycle:
@@ -94,9 +94,10 @@ class TrialLifecycle:
         """Let a trial wait for slots, to go on from its last checkpoint."""
         trial.enter(TrialState.WAITING)
         trial.rewind()
-        site = self._site_of(trial)
+        stretch = trial.stretch
+        site = self._site_of(trial, stretch)
         caution = self._faults.caution(trial, site)
-        waiting = PendingTrial(trial.id, trial.age, trial.stretch, site, caution=caution)
+        waiting = PendingTrial(trial.id, trial.age, stretch, site, caution=caution)
         self._search.cluster_state.enqueue(waiting)
 
     def forget_cautions(self) -> None:
@@ -110,7 +111,7 @@ class TrialLifecycle:
         for trial in self._faults.doubtful():
             self.enqueue(trial)
 
-    def _site_of(self, trial: TrialRecord) -> SiteName | None:
+    def _site_of(self, trial: TrialRecord, ahead: Stretch) -> SiteName | None:
         """Return the only site that a trial may use, or None.
 
         One that starts afresh must not outgrow another site that is too small for what it comes to again.
@@ -121,7 +122,7 @@ class TrialLifecycle:
         if trial.checkpoint is not None:
             return trial.site
         most = trial.schedule[-1].workers
-        if most == trial.stretch.workers:
+        if most == ahead.workers:
             return None
         world_size = search.growth.needs(most, search.settings.num_workers)
         ledger = search.cluster_state.ledger
@@ -148,13 +149,12 @@ class TrialLifecycle:
         search = self._search
         trial.enter(TrialState.RUNNING)
         trial.attempt += 1
-        code = digest_of(search.code)
-        if code and code not in trial.codes:
+        if search.code and (code := digest_of(search.code)) not in trial.codes:
             trial.codes.append(code)
         trial.site = placement.site
         trial.rewind()
         asks, answered = search.settings.interactive, search.pilots.up[placement.pilot].interactive
-        until = self._returns_at(trial, placement) if asks and not answered else trial.stretch.until
+        until = self._returns_at(trial, placement) if asks and not answered else trial.current.until
         job = LiveJob(JobId(trial.id, trial.attempt), placement, until, asks and answered, since, resized)
         trial.job = job
         search.jobs[job.id] = trial
@@ -182,13 +182,14 @@ class TrialLifecycle:
 
     def note_running(self, trial: TrialRecord, job: LiveJob, *, delay_s: float = 0.0) -> None:
         """Tell the cluster state where a trial runs, and when it could change its world size."""
-        placement, stretch, now = job.placement, trial.stretch, self._search.now
-        boundary, boundary_at = trial.epoch + 1 if job.interactive else max(job.until, trial.epoch), now
-        if placement.world_size < stretch.workers:
-            epoch_s = self._search.cluster_state.times.epoch_s(trial.id, placement.world_size, placement.site)
-            boundary_at = now + delay_s + epoch_s * (boundary - trial.epoch)
-        ahead = replace(stretch, epoch=boundary)
-        self._search.cluster_state.place(RunningTrial(trial.id, trial.age, placement, boundary_at, ahead))
+        placement, stretch, cluster = job.placement, trial.current, self._search.cluster_state
+        boundary = trial.epoch + 1 if job.interactive else max(job.until, trial.epoch)
+        boundary_at = self._search.now
+        if (world_size := placement.world_size) < stretch.workers:
+            epoch_s = cluster.times.epoch_s(trial.id, world_size, placement.site)
+            boundary_at = boundary_at + delay_s + epoch_s * (boundary - trial.epoch)
+        ahead = stretch.starting_at(boundary)
+        cluster.place(RunningTrial(trial.id, trial.age, placement, boundary_at, ahead))
 
     def note_started(self, event: JobStarted) -> None:
         """Learn how long a start took, once a job."""
@@ -228,10 +229,9 @@ class TrialLifecycle:
     def note_checkpoint(self, trial: TrialRecord, job: LiveJob, event: JobEnded) -> None:
         """Note the checkpoint that a job wrote on leaving, or that the one it was to resume from is gone."""
         known = trial.checkpoint.path if trial.checkpoint else None
-        left_well = event.outcome in {Outcome.REACHED, Outcome.PREEMPTED}
         if event.unreadable is not None and event.unreadable == known:
             trial.fall_back()
-        elif left_well and event.checkpoint is not None and event.checkpoint != known:
+        elif event.checkpoint is not None and event.checkpoint != known and event.outcome in _LEFT_WELL:
             done = trial.epoch if event.checkpoint_epoch is None else event.checkpoint_epoch
             trial.keep(Checkpoint(event.checkpoint, done))
             trial.preemptions = 0
@@ -334,7 +334,8 @@ class TrialLifecycle:
         trial.reason = reason
         self._search.ended += 1
         self._search.stop.end(self._search.ended)
-        metric = trial.last[1] if trial.last is not None and state is not TrialState.FAILED else None
+        last = trial.last
+        metric = last[1] if last is not None and state is not TrialState.FAILED else None
         self._search.instructions.append(TrialFinished(trial.id, state, metric, reason))
 
     def _complete(self, trial: TrialRecord) -> None:

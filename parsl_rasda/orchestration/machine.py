@@ -130,16 +130,20 @@ class Machine:
         if self._follower is not None:
             self._follower.settle()
             self._follower = None
-        self._search.now = event.at
-        self._search.instructions = []
+        search = self._search
+        search.now, search.instructions = event.at, []
         self._apply(event)
-        self._stop_if_found()
-        self._release_idle_pilots()
-        self._leave_with_allocation()
-        self._completion.finish_if_over()
+        if search.stop.reason:
+            self._stop_as_found()
+        if self.pilots.idle_since:
+            self._release_idle_pilots()
+        if self.pilots.dated:
+            self._leave_with_allocation()
+        if not search.jobs:
+            self._completion.finish_if_over()
         if self._invariants is not None:
             self._invariants.check()
-        return tuple(self._search.instructions)
+        return tuple(search.instructions)
 
     def follow(self, event: Event, instructions: tuple[Instruction, ...]) -> None:
         """Take one record of another version for decided; only before anything is handled.
@@ -154,8 +158,14 @@ class Machine:
 
     def _apply(self, event: Event) -> None:  # noqa: C901  # a line for each event
         match event:
-            case EpochReported():
+            case EpochReported():  # the four that come most often are first
                 self._on_epoch(event)
+            case JobStarted():
+                self._lifecycle.note_started(event)
+            case JobEnded():
+                self._on_job_ended(event)
+            case TrialProposed():
+                self._on_proposed(event)
             case StudyStarted():
                 self._on_study_started(event)
             case StudyInterrupted():
@@ -166,14 +176,8 @@ class Machine:
                 self._on_pilot_lost(event)
             case PilotEnded():
                 self._on_pilot_ended(event)
-            case TrialProposed():
-                self._on_proposed(event)
             case SearchExhausted():
                 self._on_exhausted()
-            case JobStarted():
-                self._lifecycle.note_started(event)
-            case JobEnded():
-                self._on_job_ended(event)
             case TimerFired():
                 self._on_timer()
             case SiteDegraded() | VersionChanged():
@@ -241,10 +245,10 @@ class Machine:
                 self._lifecycle.requeue_doubtful()
                 self._allocator.allocate()
 
-    def _stop_if_found(self) -> None:
-        """Stop the search once it has found what the study wants."""
+    def _stop_as_found(self) -> None:
+        """Stop the search: it has found what the study wants."""
         search = self._search
-        if search.stop.reason and search.is_unfinished and search.state is StudyState.RUNNING:
+        if search.is_unfinished and search.state is StudyState.RUNNING:
             self._lifecycle.stop_all()
 
     # ------------------------------------------------------------------------------- pilots
@@ -293,7 +297,7 @@ class Machine:
     def _release_idle_pilots(self) -> None:
         """Release pilots that are of no use any more: without a job, and near their end or idle for long."""
         search = self._search
-        if search.state is not StudyState.RUNNING or not self.pilots.has_idle or not search.is_unfinished:
+        if search.state is not StudyState.RUNNING or not search.is_unfinished:
             return
         for pilot in self.pilots.release_idle(search.now, draining=search.is_draining):
             self.cluster_state.ledger.remove_pilot(pilot)
@@ -302,7 +306,7 @@ class Machine:
     def _leave_with_allocation(self) -> None:
         """Interrupt the search when the allocation that the controller is in is to be left: all save."""
         search = self._search
-        if not self.pilots.dated or search.state is not StudyState.RUNNING or search.is_proposing:
+        if search.state is not StudyState.RUNNING or search.is_proposing:
             return
         if search.is_unfinished and self.pilots.must_controller_end(search.now):
             self._interrupt_with_allocation()
@@ -333,14 +337,24 @@ class Machine:
 
     def _judge(self, trial: TrialRecord, job: LiveJob, decision: Decision, metric: float) -> None:
         """Act on what the scheduler says of a trial at an epoch boundary."""
-        at_rung = decision.action is not Action.CONTINUE or decision.until != trial.until
+        goes_on = decision.action is Action.CONTINUE
+        at_rung = not goes_on or decision.until != trial.until
         if at_rung and math.isfinite(metric):
             self._search.instructions.append(ObserveTrial(trial.id, trial.epoch, metric))
         trial.rung, trial.reason = decision.rung, decision.reason or trial.reason
-        match decision.action:
-            case Action.CONTINUE:
+        if goes_on:
+            if at_rung:  # between rungs nothing changes
                 trial.train_on(self._search.stretch_ahead(trial, decision), decision.rung)
-                self._answer(trial, job)
+            self._answer(trial, job)
+        else:
+            self._take_out(trial, decision, metric)
+        self._lifecycle.dismiss()
+        if not goes_on:
+            self._allocator.allocate()
+
+    def _take_out(self, trial: TrialRecord, decision: Decision, metric: float) -> None:
+        """Let a trial leave its slots, because it pauses or has come to its end."""
+        match decision.action:
             case Action.PAUSE:
                 self._lifecycle.pause(trial)
                 self._lifecycle.tell_to_leave(trial, "paused")
@@ -351,11 +365,10 @@ class Machine:
                 self._lifecycle.tell_to_leave(trial, "stopped")
                 state = TrialState.COMPLETED if decision.completed else TrialState.STOPPED
                 self._lifecycle.conclude(trial, state, decision.reason)
+            case Action.CONTINUE:
+                pass
             case _:
                 assert_never(decision.action)
-        self._lifecycle.dismiss()
-        if decision.action is not Action.CONTINUE:
-            self._allocator.allocate()
 
     def _answer(self, trial: TrialRecord, job: LiveJob) -> None:
         """Tell the job of a trial that trains on whether it goes on as it is."""
@@ -363,15 +376,13 @@ class Machine:
             return
         if not job.interactive:
             self._lifecycle.note_running(trial, job)
-        elif self._is_too_late(trial, job):
+        elif self.pilots.dated and self._is_too_late(trial, job):
             self._lifecycle.tell_to_leave(trial, "walltime")
         else:
             self._allocator.allocate(trial)
 
     def _is_too_late(self, trial: TrialRecord, job: LiveJob) -> bool:
         """Whether the pilot will end before the trial's next epoch would, as a fresh one would not."""
-        if not self.pilots.dated:
-            return False
         placement = job.placement
         epoch_s = self.cluster_state.times.epoch_s(trial.id, placement.world_size, placement.site)
         return self.pilots.is_too_late(placement.pilot, self._search.now, epoch_s)
@@ -387,8 +398,8 @@ class Machine:
         if event.outcome is Outcome.PREEMPTED and not was_told:
             self._close_if_ending(job.placement.pilot)
         self._lifecycle.note_checkpoint(trial, job, event)
-        target = None if trial.state.is_final or event.finished else job.next_placement
-        if target is not None and event.outcome is not Outcome.FAILED:
+        target, has_failed = job.next_placement, event.outcome is Outcome.FAILED
+        if target is not None and not (trial.state.is_final or event.finished or has_failed):
             self._allocator.move(trial, job, target)
         else:
             self._allocator.release(job)

@@ -33,7 +33,7 @@ class PilotRegistry:
         self._released: set[PilotId] = set()  # of these, those that were given back
         self._idle_released: set[PilotId] = set()  # of these, those for want of work
         self._jobs: Counter[PilotId] = Counter()
-        self._idle_since: dict[PilotId, float] = {}  # up and without a job
+        self.idle_since: dict[PilotId, float] = {}  # up and without a job
         self._had_job: set[PilotId] = set()
         self._made_progress: set[PilotId] = set()  # a trial got further there
         self.deferred: Counter[SiteName] = Counter()  # gone, and not replaced for now
@@ -117,7 +117,7 @@ class PilotRegistry:
         if event.deadline is not None:
             self.dated.add(event.pilot)
         self._refusals[event.site] = 0
-        self._idle_since[event.pilot] = event.at
+        self.idle_since[event.pilot] = event.at
         return True
 
     def ended(self, event: PilotEnded) -> bool:
@@ -137,7 +137,7 @@ class PilotRegistry:
         for pilots in (self._had_job, self._made_progress, self.dated):
             pilots.discard(event.pilot)
         self._jobs.pop(event.pilot, None)
-        self._idle_since.pop(event.pilot, None)
+        self.idle_since.pop(event.pilot, None)
         return True
 
     def _came_to_nothing(self, event: PilotEnded, start: PilotStarted | None) -> bool:
@@ -152,7 +152,7 @@ class PilotRegistry:
         """Note that a job starts on a pilot."""
         self._jobs[pilot] += 1
         self._had_job.add(pilot)
-        self._idle_since.pop(pilot, None)
+        self.idle_since.pop(pilot, None)
 
     def vacate(self, pilot: PilotId, now: float) -> None:
         """Note that a job has ended on a pilot."""
@@ -160,7 +160,7 @@ class PilotRegistry:
             return
         self._jobs[pilot] -= 1
         if not self._jobs[pilot]:
-            self._idle_since[pilot] = now
+            self.idle_since[pilot] = now
 
     def note_progress(self, pilot: PilotId) -> None:
         """Note that a trial has got further on a pilot; its site is trusted again."""
@@ -203,15 +203,10 @@ class PilotRegistry:
         if end is None:
             return False
         is_closed = not self.requested and all(
-            p.is_own_allocation and i in self.closing - self.lost and i in self._idle_since
+            p.is_own_allocation and i in self.closing - self.lost and i in self.idle_since
             for i, p in self.up.items()
         )
         return is_closed or now >= end
-
-    @property
-    def has_idle(self) -> bool:
-        """Whether a pilot has no job."""
-        return bool(self._idle_since)
 
     def release_idle(self, now: float, *, draining: bool) -> Iterator[PilotId]:
         """Yield the pilots to release now: idle ones that close, or that were idle for too long.
@@ -222,7 +217,7 @@ class PilotRegistry:
             now: Present time [s].
             draining: Nothing waits for slots.
         """
-        for pilot in [p for p in self._idle_since if p not in self._released and p not in self.lost]:
+        for pilot in [p for p in self.idle_since if p not in self._released and p not in self.lost]:
             if self.up[pilot].is_own_allocation:
                 continue
             if pilot not in self.closing:
@@ -237,14 +232,14 @@ class PilotRegistry:
     @property
     def wake_at(self) -> float | None:
         """When the next idle pilot will have been idle for too long [s], or None."""
-        times = (self._due(p) for p in self._idle_since if p not in self.closing)
+        times = (self._due(p) for p in self.idle_since if p not in self.closing)
         return min((t for t in times if t is not None), default=None)
 
     def _due(self, pilot: PilotId) -> float | None:
         start = self.up[pilot]
         if start.release_idle_after_s is None or start.is_own_allocation:
             return None
-        return self._idle_since[pilot] + start.release_idle_after_s
+        return self.idle_since[pilot] + start.release_idle_after_s
 
     # ------------------------------------------------------------------------------- replacements
 

@@ -86,6 +86,7 @@ class SearchRecord:
     now: float = 0.0
     instructions: list[Instruction] = field(default_factory=list)
     stop: StopWatch = field(init=False)
+    _ladders: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)  # by rung and replicas
 
     def __post_init__(self) -> None:
         """Watch for what the study wants to find."""
@@ -98,7 +99,8 @@ class SearchRecord:
     @property
     def unproposed(self) -> int:
         """Trials that are wanted and have not been proposed."""
-        return max(0, self.num_samples - len(self.trials))
+        missing = self.num_samples - len(self.trials)
+        return missing if missing > 0 else 0
 
     @property
     def is_unfinished(self) -> bool:
@@ -131,8 +133,9 @@ class SearchRecord:
 
         Its noise counts at a rung only, as it was since the rung before.
         """
-        is_at_rung = decision.until != trial.until
-        noise = trial.noise_between(self._milestone_before(trial.epoch), trial.epoch) if is_at_rung else None
+        noise = None
+        if trial.noise and decision.until != trial.until:
+            noise = trial.noise_between(self._milestone_before(trial.epoch), trial.epoch)
         split = self.settings.batching.split(
             self._ladder(decision),
             trial.config,
@@ -142,8 +145,13 @@ class SearchRecord:
         )
         return Stretch(trial.epoch, decision.until, *split)
 
-    def _ladder(self, decision: Decision) -> list[int]:
-        return [*map(self.scheduler.replicas, range(decision.rung)), decision.replicas]
+    def _ladder(self, decision: Decision) -> tuple[int, ...]:
+        key = decision.rung, decision.replicas
+        ladder = self._ladders.get(key)
+        if ladder is None:
+            below = map(self.scheduler.replicas, range(decision.rung))
+            ladder = self._ladders[key] = (*below, decision.replicas)
+        return ladder
 
     def _milestone_before(self, epoch: int) -> int:
         return max((m for m in self.scheduler.milestones if m < epoch), default=0)

@@ -38,7 +38,7 @@ class StopWatch:
 
     def report(self, trial: TrialId, value: float, ended: int) -> None:
         """Take note of a metric, when so many trials have ended."""
-        if not math.isfinite(value):
+        if (self.rule.target is None and self.rule.no_improvement is None) or not math.isfinite(value):
             return
         if self._best is None or self._is_better(value, self._best):
             self._best, self._ended_then = value, ended

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import fmean
 
-from parsl_rasda.orchestration.states import JOB_TRANSITIONS, TRIAL_TRANSITIONS, JobState, checked
+from parsl_rasda.orchestration.states import JOB_TRANSITIONS, TRIAL_TRANSITIONS, JobState, impossible
+from parsl_rasda.placement.ledger import Slot, slots_of
 from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.types import (
     JSON,
@@ -48,6 +49,11 @@ class LiveJob:
     is_timed: bool = False
     leaving_since: float = 0.0
     next_placement: Placement | None = None
+    slots: frozenset[Slot] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Note its slots: they are looked at whenever it reports."""
+        self.slots = slots_of(self.placement)
 
     def enter(self, state: JobState) -> None:
         """Change the state of the job.
@@ -55,7 +61,9 @@ class LiveJob:
         Raises:
             InvariantError: If that state must not follow the present one.
         """
-        self.state = checked(JOB_TRANSITIONS, self.state, state, f"job {self.id}")
+        if state not in JOB_TRANSITIONS[self.state]:
+            raise impossible(self.state, state, f"job {self.id}")
+        self.state = state
 
     @property
     def is_leaving(self) -> bool:
@@ -111,7 +119,9 @@ class TrialRecord:
         Raises:
             InvariantError: If that state must not follow the present one.
         """
-        self.state = checked(TRIAL_TRANSITIONS, self.state, state, f"trial {self.id}")
+        if state not in TRIAL_TRANSITIONS[self.state]:
+            raise impossible(self.state, state, f"trial {self.id}")
+        self.state = state
 
     @property
     def until(self) -> int:
@@ -121,16 +131,17 @@ class TrialRecord:
     @property
     def stretch(self) -> Stretch:
         """What it trains next: an earlier stretch than the last one where epochs are trained again."""
-        now = self._current
-        return now if now.epoch == self.epoch else replace(now, epoch=self.epoch)
+        now = self.current
+        return now if now.epoch == self.epoch else now.starting_at(self.epoch)
 
     @property
     def replicas(self) -> int:
         """Replicas of the coming stretch."""
-        return self._current.replicas
+        return self.current.replicas
 
     @property
-    def _current(self) -> Stretch:
+    def current(self) -> Stretch:
+        """The stretch that it is in, from where that began."""
         last = self.schedule[-1]
         if last.epoch <= self.epoch:
             return last
@@ -139,6 +150,8 @@ class TrialRecord:
     @property
     def entries(self) -> tuple[ScheduleEntry, ...]:
         """Its stretches up to the coming one, as a job is told: without those that change only its GPUs."""
+        if len(self.schedule) == 1:
+            return (self.schedule[0].entry,)
         known = [s.entry for s in self.schedule if s.epoch <= self.epoch]
         same = [False, *(a[1:] == b[1:] for a, b in pairwise(known))]
         return tuple(entry for entry, is_same in zip(known, same, strict=True) if not is_same)
@@ -157,11 +170,11 @@ class TrialRecord:
     def train_on(self, ahead: Stretch, rung: int) -> None:
         """Note that it trains on, as was decided."""
         self.rung, last = rung, self.schedule[-1]
-        if ahead != replace(last, epoch=ahead.epoch, until=ahead.until):
-            self.schedule[-1] = replace(last, until=self.epoch)
+        if not ahead.is_as_parallel_as(last):
+            self.schedule[-1] = last.ending_at(self.epoch)
             self.schedule.append(ahead)
         elif ahead.until != last.until:
-            self.schedule[-1] = replace(last, until=ahead.until)
+            self.schedule[-1] = last.ending_at(ahead.until)
 
     def keep(self, checkpoint: Checkpoint) -> None:
         """Note a checkpoint that is whole."""

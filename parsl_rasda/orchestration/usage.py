@@ -5,7 +5,6 @@ The live view, `status`, `report` and the simulator all read these; nothing else
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -76,7 +75,7 @@ class Usage:
     _jobs: dict[JobId, int] = field(default_factory=dict)
     _resizing: dict[TrialId, float] = field(default_factory=dict)
     _restarting: dict[JobId, float] = field(default_factory=dict)
-    _done: Counter[TrialId] = field(default_factory=Counter)
+    _done: dict[TrialId, int] = field(default_factory=dict)
 
     def add(self, event: Event, instructions: tuple[Instruction, ...]) -> None:
         """Add one event and what followed from it."""
@@ -92,16 +91,17 @@ class Usage:
         match event:
             case EpochReported():
                 self._add_epoch(event)
+            case JobStarted():
+                if self._restarting and event.job in self._restarting:
+                    self.restarts_s.append(event.at - self._restarting.pop(event.job))
+            case JobEnded():
+                self._add_end(event)
             case PilotStarted():
                 self._open_pilot(event)
             case PilotEnded() | SiteDegraded():
                 self._add_fault(event)
             case CodeSeen():
                 self._add_code(event)
-            case JobStarted() if event.job in self._restarting:
-                self.restarts_s.append(event.at - self._restarting.pop(event.job))
-            case JobEnded():
-                self._add_end(event)
             case StudyInterrupted():
                 self._is_leaving = True  # what ends from now on ends by that
             case _:
@@ -173,20 +173,25 @@ class Usage:
         self.pilot_gpu_s += gpus * max(0.0, at - since)
 
     def _add_epoch(self, event: EpochReported) -> None:
-        if event.job not in self._jobs:
+        gpus = self._jobs.get(event.job)
+        if gpus is None:
             return  # a stale attempt
         self.epochs += 1
-        self.busy_gpu_s += self._jobs[event.job] * event.seconds
-        if event.epoch <= self._done[event.job.trial]:
+        self.busy_gpu_s += gpus * event.seconds
+        if event.epoch > self._done.get(event.job.trial, 0):
+            self._done[event.job.trial] = event.epoch
+        else:
             self.repeated_epochs += 1
-        self._done[event.job.trial] = max(self._done[event.job.trial], event.epoch)
-        if event.job in self._restarting:
+        if self._restarting and event.job in self._restarting:
             self.restarts_s.append(max(0.0, event.at - event.seconds - self._restarting.pop(event.job)))
 
     def _add_end(self, event: JobEnded) -> None:
         if self._jobs.pop(event.job, None) is None:
             return
-        self._restarting.pop(event.job, None)
+        if self._restarting:
+            self._restarting.pop(event.job, None)
+        if event.outcome is Outcome.REACHED:
+            return
         if event.outcome is Outcome.PREEMPTED and not self._is_leaving:
             self.preemptions += 1
         is_ours = self._is_leaving and event.outcome is Outcome.LOST

@@ -11,8 +11,8 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import takewhile
-from typing import Protocol, TypeAlias
+from types import MappingProxyType
+from typing import NamedTuple, Protocol, TypeAlias
 
 from sortedcontainers import SortedDict
 
@@ -21,8 +21,7 @@ from parsl_rasda.placement.times import Times
 from parsl_rasda.types import Placement, SiteName, Stretch, TrialId
 
 
-@dataclass(frozen=True, slots=True)
-class Caution:
+class Caution(NamedTuple):
     """Where a trial must not start, because of how its last attempts ended.
 
     Attributes:
@@ -35,6 +34,7 @@ class Caution:
 
 
 NO_CAUTION = Caution()
+Rank: TypeAlias = tuple[int, int]
 Kind: TypeAlias = tuple[int, SiteName | None, Caution]
 """Workers, site and caution of a waiting trial: where one of a kind does not fit, none does."""
 
@@ -48,6 +48,8 @@ class PendingTrial:
         stretch: What it trains once it has slots.
         site: The only site it may use, because its checkpoint is there; None if anywhere.
         yields_until: Count of starts (`ClusterState.starts`) up to which others may start before it.
+        kind: What decides where it fits.
+        rank: Its place in the queue: the deepest first, then the oldest.
     """
 
     trial: TrialId
@@ -56,16 +58,13 @@ class PendingTrial:
     site: SiteName | None = None
     yields_until: int = 0
     caution: Caution = NO_CAUTION
+    kind: Kind = field(init=False, repr=False)
+    rank: Rank = field(init=False, repr=False)
 
-    @property
-    def kind(self) -> Kind:
-        """What decides where it fits."""
-        return self.stretch.workers, self.site, self.caution
-
-    @property
-    def rank(self) -> tuple[int, int]:
-        """Its place in the queue: the deepest first, then the oldest."""
-        return -self.stretch.epoch, self.age
+    def __post_init__(self) -> None:
+        """Note where it belongs in the queue."""
+        self.kind = self.stretch.workers, self.site, self.caution
+        self.rank = -self.stretch.epoch, self.age
 
 
 @dataclass(slots=True)
@@ -86,8 +85,7 @@ class RunningTrial:
     may_widen: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Allocation:
+class Allocation(NamedTuple):
     """What a policy decided, now.
 
     Attributes:
@@ -96,7 +94,7 @@ class Allocation:
         requeue: The trial at a boundary gives its slots up and waits for its full world size.
     """
 
-    starts: Mapping[TrialId, Placement] = field(default_factory=dict)
+    starts: Mapping[TrialId, Placement] = MappingProxyType({})
     here: Placement | None = None
     requeue: bool = False
 
@@ -148,8 +146,7 @@ class ClusterState:
         self.starts = 0  # how often a waiting trial got its slots
         self.running: dict[TrialId, RunningTrial] = {}
         self._waiting: dict[TrialId, PendingTrial] = {}
-        self._lines: dict[Kind, SortedDict] = {}  # each by `PendingTrial.rank`, and never empty
-        self._spare: list[SortedDict] = []  # lines that are empty
+        self._lines: dict[Kind, list[tuple[Rank, PendingTrial]]] = {}  # each in order, and never empty
         self._leaving: dict[TrialId, tuple[SiteName, int]] = {}  # slots that its job is about to free
         self._leaving_at: Counter[SiteName] = Counter()
         self._ends: SortedDict = SortedDict()  # (-end if it stays as wide, age) -> TrialId, growable only
@@ -166,7 +163,7 @@ class ClusterState:
     @property
     def kinds(self) -> Collection[Kind]:
         """Kinds of trials that wait: a few, however many wait."""
-        return self._lines.keys()
+        return self._lines
 
     def queue(self, refused: Container[Kind] = ()) -> Iterator[PendingTrial]:
         """Yield trials that wait, in order, but none of a kind that has been added to ``refused``."""
@@ -174,20 +171,22 @@ class ClusterState:
             return
         if len(self._lines) == 1:
             ((kind, line),) = self._lines.items()
-            yield from takewhile(lambda _: kind not in refused, line.values())
+            for _, waiting in line:
+                if kind in refused:
+                    return
+                yield waiting
             return
-        lines = ((kind, iter(line.items())) for kind, line in self._lines.items())
-        heads = [(*next(line), kind, line) for kind, line in lines]
+        heads = [(*next(rest := iter(line)), kind, rest) for kind, line in self._lines.items()]
         heapq.heapify(heads)
         while heads:
-            _, waiting, kind, line = heads[0]
+            _, waiting, kind, rest = heads[0]
             if kind not in refused:
                 yield waiting
-            behind = next(line, None) if kind not in refused else None
+            behind = next(rest, None) if kind not in refused else None
             if behind is None:
                 heapq.heappop(heads)
             else:
-                heapq.heapreplace(heads, (*behind, kind, line))
+                heapq.heapreplace(heads, (*behind, kind, rest))
 
     def waiting_for(self, site: SiteName) -> int:
         """Return how many trials wait that may use a site, those not proposed yet among them."""
@@ -196,22 +195,20 @@ class ClusterState:
 
     def enqueue(self, waiting: PendingTrial) -> None:
         """Let a trial wait; each of those who are in the study by now may start once before it."""
-        self.dequeue(waiting.trial)
+        if waiting.trial in self._waiting:
+            self.dequeue(waiting.trial)
         waiting.yields_until = self.starts + len(self.running) + len(self._waiting) + self.new_trials
         self._waiting[waiting.trial] = waiting
-        line = self._lines.get(waiting.kind)
-        if line is None:
-            line = self._lines[waiting.kind] = self._spare.pop() if self._spare else SortedDict()
-        line[waiting.rank] = waiting
+        bisect.insort(self._lines.setdefault(waiting.kind, []), (waiting.rank, waiting))
 
     def dequeue(self, trial: TrialId) -> None:
         """Take a trial out of the queue, if it is there."""
         waiting = self._waiting.pop(trial, None)
         if waiting is not None:
             line = self._lines[waiting.kind]
-            del line[waiting.rank]
+            del line[bisect.bisect_left(line, (waiting.rank,))]
             if not line:
-                self._spare.append(self._lines.pop(waiting.kind))
+                del self._lines[waiting.kind]
 
     def admit(self, trial: TrialId) -> None:
         """Take a trial out of the queue because it starts."""
@@ -222,19 +219,21 @@ class ClusterState:
 
     def place(self, running: RunningTrial) -> None:
         """Note that a trial runs, or runs differently from before."""
-        self.unplace(running.trial)
-        self.running[running.trial] = running
-        ahead = running.ahead
+        trial, ahead = running.trial, running.ahead
+        if trial in self.running or trial in self._leaving:
+            self.unplace(trial)
+        self.running[trial] = running
         is_narrower = running.placement.world_size < ahead.replicas
-        if running.may_widen and is_narrower and ahead.until > ahead.epoch:
-            self._end_keys[running.trial] = self.rank(running)
-            self._unsorted.add(running.trial)
+        if is_narrower and running.may_widen and ahead.until > ahead.epoch:
+            self._end_keys[trial] = self.rank(running)
+            self._unsorted.add(trial)
 
     def unplace(self, trial: TrialId) -> None:
         """Note that a trial no longer runs, and has left."""
         self.running.pop(trial, None)
-        site, slots = self._leaving.pop(trial, (None, 0))
-        if site is not None:
+        leaving = self._leaving.pop(trial, None)
+        if leaving is not None:
+            site, slots = leaving
             self._leaving_at[site] -= slots
         key = self._end_keys.pop(trial, None)
         if key is None:
@@ -256,7 +255,8 @@ class ClusterState:
 
     def rank(self, running: RunningTrial) -> tuple[float, int]:
         """Return the place of a trial among those that want to widen: who would end last comes first."""
-        epoch_s = self.epoch_s(running, running.placement.world_size)
+        placement = running.placement
+        epoch_s = self.times.epoch_s(running.trial, placement.world_size, placement.site)
         end = running.boundary_at + epoch_s * (self.max_epochs - running.ahead.epoch)
         return -end, running.age
 
@@ -282,7 +282,7 @@ class ClusterState:
         Fewer are found where the site can never give so many, because of what it refuses or has set aside.
         """
         _, site, caution = kind
-        if not self.ledger.has_free:
+        if not self.ledger.free:
             return None
         if not self.ledger.is_reduced and (caution is NO_CAUTION or caution == NO_CAUTION):
             return self.ledger.find(world_size, site=site)

@@ -58,7 +58,7 @@ class ElasticGrowth:
             if cluster.new_trials:  # who are to come go first
                 shrunk = _shrunk(cluster, here, ()) if here is not None else None
                 return _NOTHING if shrunk is None else Allocation(here=shrunk)
-            if not cluster.ledger.has_free:
+            if not cluster.ledger.free:
                 return _NOTHING
         with _TrialRun(cluster) as trial_run:
             starts: dict[TrialId, Placement] = {}
@@ -275,8 +275,7 @@ class _TrialRun:
         self._later: Placement | None = None
 
     def hold_later(self, placement: Placement) -> None:
-        """Hold slots before anything else is looked for: most often nothing is."""
-        self.settle()
+        """Hold slots before anything else is looked for: most often nothing is. None are held later yet."""
         self._later = placement
 
     def settle(self) -> None:

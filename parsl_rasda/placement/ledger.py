@@ -76,6 +76,7 @@ class _Pilot:
     full_nodes: int = 0  # how many nodes have so many
     buckets: list[int] = field(default_factory=list)  # free count -> bit ``i`` stands for the ``i``th node
     by_place: tuple[_Node, ...] = ()
+    _placements: dict[tuple[int, int], Placement] = field(default_factory=dict)  # on one node: place, mask
 
     def __post_init__(self) -> None:
         sizes = [len(n.gpus) for n in self.nodes.values()]
@@ -85,6 +86,17 @@ class _Pilot:
         self.by_place = tuple(sorted(self.nodes.values(), key=lambda node: node.place))
         for node in self.by_place:
             self.buckets[node.free.bit_count()] |= 1 << node.place
+
+    def placement(self, chosen: list[tuple[_Node, int]]) -> Placement:
+        """Return the placement on some slots of nodes."""
+        if len(chosen) > 1:
+            return Placement(self.site, self.id, tuple(node.slots(mask) for node, mask in chosen))
+        ((node, mask),) = chosen
+        found = self._placements.get((node.place, mask))
+        if found is None:
+            found = Placement(self.site, self.id, (node.slots(mask),))
+            self._placements[node.place, mask] = found
+        return found
 
     def mark(self, node: _Node, *, held: int | None = None, aside: int | None = None) -> int:
         """Change a node; return by how many its free slots have grown."""
@@ -103,12 +115,14 @@ class Ledger:
     """Free and held slots. `find` looks, `take` and `release` change.
 
     Attributes:
+        free: Free slots over all sites.
         narrowest: World size up to which jobs may use slots on probation.
     """
 
     def __init__(self) -> None:
         self.narrowest = 1
         self._pilots: dict[PilotId, _Pilot] = {}
+        self.free = 0
         self._free: dict[SiteName, int] = {}
         self._aside: set[Slot] = set()
         self._probation: set[Slot] = set()
@@ -133,13 +147,14 @@ class Ledger:
             node.aside = node.mask_of(site, self._aside)
             node.free = node.all & ~node.aside
         self._pilots[pilot] = _Pilot(pilot, site, entries)
-        self._free[site] = self._free.get(site, 0) + sum(n.free.bit_count() for n in entries.values())
+        self._free.setdefault(site, 0)
+        self._count(site, sum(n.free.bit_count() for n in entries.values()))
 
     def remove_pilot(self, pilot: PilotId) -> None:
         """Let a pilot's slots leave, free or held; placements there need no release."""
         gone = self._pilots.pop(pilot, None)
         if gone is not None:
-            self._free[gone.site] -= sum(n.free.bit_count() for n in gone.nodes.values())
+            self._count(gone.site, -sum(n.free.bit_count() for n in gone.nodes.values()))
 
     @property
     def pilots(self) -> tuple[PilotId, ...]:
@@ -148,15 +163,10 @@ class Ledger:
 
     # ------------------------------------------------------------------------------- counting
 
-    @property
-    def free(self) -> int:
-        """Free slots over all sites."""
-        return sum(self._free.values())
-
-    @property
-    def has_free(self) -> bool:
-        """Whether any slot is free."""
-        return any(self._free.values())
+    def _count(self, site: SiteName, change: int) -> None:
+        """Note that so many slots more are free."""
+        self.free += change
+        self._free[site] += change
 
     def free_at(self, site: SiteName) -> int:
         """Free slots of one site."""
@@ -239,14 +249,14 @@ class Ledger:
         self._refused.discard((site, world_size))
 
     def _refuses(self, site: SiteName, world_size: int) -> bool:
-        return bool(self._refused) and not self._refused.isdisjoint({(site, world_size), (site, None)})
+        return not self._refused.isdisjoint({(site, world_size), (site, None)})
 
     def _mark_aside(self) -> None:
         for pilot in self._pilots.values():
             for node in pilot.nodes.values():
                 aside = node.mask_of(pilot.site, self._aside)
                 if aside != node.aside:
-                    self._free[pilot.site] += pilot.mark(node, aside=aside)
+                    self._count(pilot.site, pilot.mark(node, aside=aside))
 
     @contextmanager
     def _without(self, slots: Collection[Slot]) -> Iterator[None]:
@@ -293,7 +303,7 @@ class Ledger:
 
     def _find(self, world_size: int, site: SiteName | None, own: Placement | None) -> Placement | None:
         for name in [site] if site is not None else self.sites_by_free():
-            if self._refuses(name, world_size):
+            if self._refused and self._refuses(name, world_size):
                 continue
             if self.free_at(name) + (own.world_size if own and own.site == name else 0) < world_size:
                 continue
@@ -309,10 +319,11 @@ class Ledger:
             InvalidSettingError: If one of them is held already or does not exist.
         """
         pilot, masks = self._masks(placement)
-        if any(mask & ~node.free for node, mask in masks):
-            raise InvalidSettingError("placement", placement, "slots that are free")
         for node, mask in masks:
-            self._free[pilot.site] += pilot.mark(node, held=node.held | mask)
+            if mask & ~node.free:
+                raise InvalidSettingError("placement", placement, "slots that are free")
+        for node, mask in masks:
+            self._count(pilot.site, pilot.mark(node, held=node.held | mask))
 
     def release(self, placement: Placement) -> None:
         """Give slots back; those of a pilot that has left are forgotten.
@@ -323,16 +334,17 @@ class Ledger:
         if placement.pilot not in self._pilots:
             return
         pilot, masks = self._masks(placement)
-        if any(mask & ~node.held for node, mask in masks):
-            raise InvalidSettingError("placement", placement, "slots that are held")
         for node, mask in masks:
-            self._free[pilot.site] += pilot.mark(node, held=node.held & ~mask)
+            if mask & ~node.held:
+                raise InvalidSettingError("placement", placement, "slots that are held")
+        for node, mask in masks:
+            self._count(pilot.site, pilot.mark(node, held=node.held & ~mask))
 
     def _masks(self, placement: Placement) -> tuple[_Pilot, list[tuple[_Node, int]]]:
         pilot = self._pilots.get(placement.pilot)
         if pilot is None:
             raise InvalidSettingError("placement", placement, "slots of a pilot that is up")
-        return pilot, [((node := pilot.nodes[n.node]), node.mask(n.gpus)) for n in placement.nodes]
+        return pilot, [(node := pilot.nodes[n.node], node.mask(n.gpus)) for n in placement.nodes]
 
     def _find_at(self, site: SiteName, world_size: int, own: Placement | None) -> Placement | None:
         pilots = [p for p in self._pilots.values() if p.site == site]
@@ -348,16 +360,14 @@ class Ledger:
             )
             if chosen is None:
                 continue
-            alone = mine or len(pilots) == 1
-            waste = 0 if alone else sum(n.free.bit_count() - m.bit_count() for n, m in chosen)
+            if mine or len(pilots) == 1:
+                return pilot.placement(chosen)
+            waste = sum(n.free.bit_count() - m.bit_count() for n, m in chosen)
             if best is None or waste < best[0]:
                 best = (waste, pilot, chosen)
             if waste == 0:
                 break
-        if best is None:
-            return None
-        _, pilot, chosen = best
-        return Placement(site, pilot.id, tuple(node.slots(mask) for node, mask in chosen))
+        return None if best is None else best[1].placement(best[2])
 
 
 def _own_masks(pilot: _Pilot, own: Placement | None) -> dict[NodeName, int]:

@@ -10,7 +10,7 @@ from sortedcontainers import SortedList
 
 from parsl_rasda.types import SiteName, TrialId
 
-_ABSURD_S = 1e9  # no epoch lasts 30 years, or a nanosecond: a clock was wrong
+_ABSURDLY_SHORT_S, _ABSURD_S = 1e-9, 1e9  # no epoch lasts a nanosecond, or 30 years: a clock was wrong
 _LEAST_GAIN = -10.0  # binary logarithm of the worst efficiency that is believed
 _ENOUGH = 4  # restarts seen before the assumption, and what launches took, are left behind
 _ABSURD = 10.0  # times the second slowest and the assumption: a node that hung once, no usual restart
@@ -92,10 +92,12 @@ class Times:
 
     def saw_epoch(self, trial: TrialId, world_size: int, site: SiteName, seconds: float) -> None:
         """Learn the time of one epoch [s]."""
-        if not 1 / _ABSURD_S < seconds < _ABSURD_S:
+        if not _ABSURDLY_SHORT_S < seconds < _ABSURD_S:
             return
-        known = self._measured.setdefault(trial, {})
-        if (self._unsorted.get(trial) or self._sorted.get(trial) or (site,))[0] != site:
+        known = self._measured.get(trial)
+        if known is None:
+            known = self._measured[trial] = {}
+        elif (self._unsorted.get(trial) or self._sorted[trial])[0] != site:
             known.clear()
         if world_size not in known and known:
             nearest = min(known, key=lambda w: (abs(math.log2(w / world_size)), w))
@@ -103,7 +105,7 @@ class Times:
             self._doublings.add(math.pow(2.0, min(0.0, max(gain - 1.0, _LEAST_GAIN))))
             self._efficiency = float(self._doublings[len(self._doublings) // 2])
         known[world_size] = seconds
-        self._unsorted[trial] = (site, seconds * self._speedup(world_size))
+        self._unsorted[trial] = (site, seconds * _speedup(world_size, self._efficiency))
 
     def saw_restart(self, seconds: float) -> None:
         """Learn a restart at another world size [s], from the boundary to the first step done."""
@@ -112,8 +114,13 @@ class Times:
 
     def saw_launch(self, seconds: float, site: SiteName) -> None:
         """Learn a launch that was no resize [s]; they stand in for restarts until enough are seen."""
-        self._launches.setdefault(site, SortedList()).add(seconds)
-        self._relearn_restart()
+        seen = self._launches.get(site)
+        if seen is None:
+            seen = self._launches[site] = SortedList()
+        is_usual = len(seen) >= _ENOUGH and seconds <= seen[-2]  # only the two slowest count
+        seen.add(seconds)
+        if not is_usual:
+            self._relearn_restart()
 
     def _speedup(self, ratio: float) -> float:
         return _speedup(ratio, self.efficiency)

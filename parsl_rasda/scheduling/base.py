@@ -7,9 +7,8 @@ so that a replayed journal decides as the live run did. The executable definitio
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from parsl_rasda.types import TrialId
 
@@ -22,8 +21,7 @@ class Action(StrEnum):
     PAUSE = "pause"
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What becomes of a trial, and why.
 
     Attributes:

@@ -70,8 +70,7 @@ class Batching:
                 enough = (b for b in ladder if self._leaves_enough(b * size, samples))
                 batches = max([batches, *(b for b in enough if b * size <= noise_scale)])
             return Split(self.constant_replicas, math.gcd(workers, self.constant_replicas), batches)
-        size = self.batch_size_of(config)
-        if samples is None or size is None or not self.min_steps:
+        if samples is None or not self.min_steps or (size := self.batch_size_of(config)) is None:
             return Split(workers, workers, workers)
         batches = next(self._batches_that_leave_enough(ladder, size, samples), ladder[0])
         shares = (w for w in reversed(ladder) if w >= batches and size * batches % w == 0)

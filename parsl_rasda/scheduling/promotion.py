@@ -105,7 +105,7 @@ class PromotionScheduler(RungScheduler):
         if not math.isfinite(metric):
             rung.results.add(contender.key)
             return self._stop(contender, self._not_finite(metric))
-        if reached == self.rungs.last:
+        if reached == self._last:
             return self._complete(contender)
         rung.results.add(contender.key)
         quota = self._quota(rung)

@@ -49,11 +49,12 @@ class RungScheduler(ABC):
     """Successive halving without its rule; see `base.Scheduler` for what the methods promise."""
 
     def __init__(self, rungs: Rungs, mode: Mode = Mode.MIN, metric: str = "metric") -> None:
-        self.rungs = rungs
+        self.rungs, self._last = rungs, rungs.last
         self._sign = 1.0 if mode is Mode.MIN else -1.0
         self._metric = metric
         self._contenders: dict[TrialId, Contender] = {}
         self._replicas = tuple(rungs.replicas(rung) for rung in range(len(rungs.milestones)))
+        self._ahead = tuple(f"next judged at epoch {epoch}" for epoch in rungs.milestones)
 
     @property
     def milestones(self) -> tuple[int, ...]:
@@ -70,20 +71,19 @@ class RungScheduler(ABC):
 
     def report(self, trial: TrialId, epoch: int, metric: float) -> Decision:
         """Return what becomes of the trial; a paused or ended one gets its decision again."""
-        contender = self._known(trial)
+        contender = self._contenders.get(trial) or self._known(trial)
         if contender.last.action is not Action.CONTINUE:
             return contender.last
         contender.epoch = epoch
         finite = math.isfinite(metric)
         contender.cost = self._sign * metric if finite else math.inf
-        reached = self.rungs.reached(epoch)
-        if reached < contender.rung:
-            if not finite:
-                decision = self._stop(contender, self._not_finite(metric))
-                self._withdraw(contender)
-                return decision
-            return self._decide(contender, Action.CONTINUE, self._ahead(contender))
-        return self._judge(contender, reached, metric)
+        if epoch >= self.rungs.milestones[contender.rung]:
+            return self._judge(contender, self.rungs.reached(epoch), metric)
+        if finite:
+            return self._go_on(contender)
+        decision = self._stop(contender, self._not_finite(metric))
+        self._withdraw(contender)
+        return decision
 
     def remove(self, trial: TrialId) -> None:
         """Take out a trial that failed; one that has ended stays as it is."""
@@ -104,7 +104,7 @@ class RungScheduler(ABC):
         """Admit a removed trial as new, at its old age."""
         contender = Contender(trial, self._contenders[trial].age)
         self._contenders[trial] = contender
-        self._decide(contender, Action.CONTINUE, self._ahead(contender))
+        self._go_on(contender)
         self._come_back(contender)
         return contender.last
 
@@ -141,36 +141,40 @@ class RungScheduler(ABC):
         if contender is None:
             contender = Contender(trial, age=len(self._contenders))
             self._contenders[trial] = contender
-            self._decide(contender, Action.CONTINUE, self._ahead(contender))
+            self._go_on(contender)
             self._admit(contender)
         return contender
 
+    def _go_on(self, contender: Contender) -> Decision:
+        return self._let_on(contender, self._ahead[contender.rung])
+
     def _advance(self, contender: Contender, reason: str) -> Decision:
         contender.rung += 1
-        return self._decide(contender, Action.CONTINUE, reason)
+        return self._let_on(contender, reason)
 
     def _pause(self, contender: Contender, reason: str) -> Decision:
-        return self._decide(contender, Action.PAUSE, reason)
+        return self._end(contender, Action.PAUSE, reason)
 
     def _stop(self, contender: Contender, reason: str) -> Decision:
-        return self._decide(contender, Action.STOP, reason)
+        return self._end(contender, Action.STOP, reason)
 
     def _complete(self, contender: Contender) -> Decision:
-        contender.rung = self.rungs.last
-        return self._decide(contender, Action.STOP, f"reached max_t {self.milestones[-1]}", completed=True)
+        contender.rung = self._last
+        return self._end(contender, Action.STOP, f"reached max_t {self.milestones[-1]}", completed=True)
 
-    def _decide(
-        self, contender: Contender, action: Action, reason: str, *, completed: bool = False
-    ) -> Decision:
+    def _let_on(self, contender: Contender, reason: str) -> Decision:
         rung = contender.rung
-        until = self.rungs.milestones[rung] if action is Action.CONTINUE else contender.epoch
+        until, replicas = self.rungs.milestones[rung], self._replicas[rung]
+        decision = Decision(contender.trial, Action.CONTINUE, until, replicas, rung, False, reason)
+        contender.last = decision
+        return decision
+
+    def _end(self, contender: Contender, action: Action, reason: str, *, completed: bool = False) -> Decision:
+        rung = contender.rung
         contender.last = Decision(
-            contender.trial, action, until, self._replicas[rung], rung, completed, reason
+            contender.trial, action, contender.epoch, self._replicas[rung], rung, completed, reason
         )
         return contender.last
-
-    def _ahead(self, contender: Contender) -> str:
-        return f"next judged at epoch {self.milestones[contender.rung]}"
 
     def _not_finite(self, metric: float) -> str:
         return f"{self._metric} {metric} is not finite"

@@ -31,10 +31,10 @@ class StoppingScheduler(RungScheduler):
         if not math.isfinite(metric):
             self._costs[reached].add(math.inf)
             return self._stop(contender, self._not_finite(metric))
-        if reached == self.rungs.last:
+        if reached == self._last:
             return self._complete(contender)
         costs, eta, cost = self._costs[reached], self.rungs.reduction_factor, contender.cost
-        others = len(costs)
+        others = costs.count
         cut = costs.cut if others else math.inf
         costs.add(cost)
         if not others:
@@ -52,16 +52,14 @@ class _Costs:
         self._eta = eta
         self._low: list[float] = []  # negated, so that the largest comes first
         self._high: list[float] = []
-
-    def __len__(self) -> int:
-        return len(self._low) + len(self._high)
+        self.count = 0
 
     def add(self, cost: float) -> None:
         if self._low and cost < -self._low[0]:
             heappush(self._low, -cost)
         else:
             heappush(self._high, cost)
-        below = (len(self) - 1) // self._eta
+        below, self.count = self.count // self._eta, self.count + 1
         while len(self._low) > below + 1:
             heappush(self._high, -heappop(self._low))
         while len(self._low) < below + 1:
@@ -73,7 +71,7 @@ class _Costs:
 
         The position is found with integers, so that equal results are never told apart by rounding.
         """
-        remainder, low = (len(self) - 1) % self._eta, -self._low[0]
+        remainder, low = (self.count - 1) % self._eta, -self._low[0]
         if remainder == 0:
             return low
         high = self._high[0]

@@ -79,7 +79,7 @@ class SynchronousScheduler(RungScheduler):
         trial = contender.trial
         if not math.isfinite(metric):
             self._stop(contender, self._not_finite(metric))
-        elif reached == self.rungs.last:
+        elif reached == self._last:
             self._complete(contender)
         else:
             self._pause(contender, f"waits for the others at epoch {self.milestones[contender.rung]}")
@@ -129,7 +129,7 @@ class SynchronousScheduler(RungScheduler):
 
     def _settle(self, cohort: _Cohort) -> None:
         """Decide the cohort's rung if nobody is missing, and the next ones if all were early there."""
-        while cohort.is_complete and cohort.rung < self.rungs.last:
+        while cohort.is_complete and cohort.rung < self._last:
             ranked = sorted(cohort.present.values(), key=lambda contender: contender.key)
             entrants, quota = len(ranked), max(1, len(ranked) // self.rungs.reduction_factor)
             goes_on = [
@@ -140,11 +140,11 @@ class SynchronousScheduler(RungScheduler):
             for rank, contender in enumerate(ranked, 1):
                 reason = f"rank {rank} of {entrants}, best {quota} go on"
                 if goes_on[rank - 1]:
-                    self._let_on(contender, cohort, reason)
+                    self._let_past(contender, cohort, reason)
                 elif not contender.has_ended:
                     self._stopping[contender.trial] = reason
 
-    def _let_on(self, contender: Contender, cohort: _Cohort, reason: str) -> None:
+    def _let_past(self, contender: Contender, cohort: _Cohort, reason: str) -> None:
         if contender.epoch < self.milestones[cohort.rung]:
             if contender.rung < cohort.rung:
                 self._going[contender.trial] = reason
