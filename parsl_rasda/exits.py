@@ -78,7 +78,7 @@ _RULES: dict[EndedBy, _Rule] = {
     EndedBy.CONTROLLER_SILENT: _Rule(Outcome.PREEMPTED, Outcome.PREEMPTED, Blame.CONTROLLER),
     EndedBy.CONTROLLER_CLOSED: _Rule(Outcome.PREEMPTED, Outcome.PREEMPTED, Blame.CONTROLLER),
     EndedBy.MANAGER_LOST: _Rule(Outcome.PREEMPTED, Outcome.PREEMPTED, Blame.PILOT),
-    EndedBy.WORKER_LOST: _Rule(Outcome.LOST, Outcome.LOST, Blame.UNSURE),
+    EndedBy.WORKER_LOST: _Rule(Outcome.LOST, Outcome.LOST, Blame.PILOT),
     EndedBy.TASK_SILENT: _Rule(Outcome.LOST, Outcome.PREEMPTED, Blame.UNSURE),
     EndedBy.TASK_UNCLAIMED: _Rule(Outcome.LOST, Outcome.PREEMPTED, Blame.PILOT),
     EndedBy.NOT_SENT: _Rule(Outcome.PREEMPTED, Outcome.PREEMPTED, Blame.PILOT),

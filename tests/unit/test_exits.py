@@ -106,6 +106,8 @@ def test_what_is_lost_while_it_leaves_was_preempted(ended_by: EndedBy) -> None:
 def test_ranks_whose_worker_died_were_lost_whatever_they_say() -> None:
     seen = ExitObservations(EndedBy.WORKER_LOST, "the worker died", report=report(PREEMPTED))
     assert outcome_and_cause(seen) == (LOST, "the worker died")
+    alone = ExitObservations(EndedBy.WORKER_LOST, "the worker died")
+    assert {classify_exit(each).blame for each in (seen, alone)} == {Blame.PILOT}, "ranks cannot do that"
 
 
 @given(observations)
