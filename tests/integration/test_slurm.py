@@ -489,7 +489,7 @@ def test_a_rank_a_worker_and_a_pilot_die_and_the_study_ends_as_if_undisturbed(
     summary = place.finish(process)
     assert verdict(summary) == as_on_local
     (hit,) = [t for t in summary["trial_list"] if t["trial"] == job.trial]
-    assert hit["losses"] == 2, "to be cancelled costs no retry"
+    assert hit["losses"] == 1, "neither its worker nor its pilot costs it a retry"
     text = status_of(place)
     assert "a rank died by SIGKILL" in text
     assert "Task failure due to loss of worker" in text
