@@ -126,7 +126,8 @@ class Rehearsal:
 
     def _start(self, now: float, start: StartJob) -> None:
         trial = int(start.job.trial)
-        interactive = self.sites[start.placement.site].interactive
+        has_channel = self.sites[start.placement.site].interactive
+        interactive = has_channel and self.machine.settings.interactive  # a script never asks
         self._jobs[start.job] = _VirtualJob(
             trial, start.placement.world_size, start.epoch, start.until, interactive
         )
