@@ -50,11 +50,12 @@ def rehearse_asha(history: ReplayedSearch, observers: Sequence[Observer] = ()) -
         observers: Follow the rehearsal.
 
     Returns:
-        None if the search has not ended well, has measured no epoch, or is ASHA itself: nothing grows.
+        None if the search has not ended well or measured no epoch, or if it is no RASDA: nothing grows, or
+        another scheduler decides.
     """
     method = history.tune.scheduler
-    is_asha = method.kind == "asha" or kind_of(method.growth) == "none"
-    if is_asha or history.machine.state is not StudyState.DONE or not history.usage.epochs:
+    is_rasda = method.kind == "rasda" and kind_of(method.growth) != "none"
+    if not is_rasda or history.machine.state is not StudyState.DONE or not history.usage.epochs:
         return None
     held = _Held()
     for record in history.records:
@@ -84,7 +85,7 @@ def _num_samples(history: ReplayedSearch) -> int:
 def _has_same_best(history: ReplayedSearch, held: _Held) -> bool:
     """Whether ASHA would have made the same decisions from the same bits."""
     tune, method = history.tune, history.tune.scheduler
-    decides_alike = method.kind == "rasda" and method.variant == "synchronous" and held.budgets == 1
+    decides_alike = method.variant == "synchronous" and held.budgets == 1
     proposes_alike = tune.searcher.kind in _DESIGNS and tune.stop_when == StopSpec()
     trials = history.machine.trials.values()
     is_undisturbed = len(held.sites) == 1 and not any(map(_failed_by_chance, trials))
