@@ -51,11 +51,14 @@ class Arm:
 
 ARMS = {
     "asha": Arm("ASHA", {"kind": "asha", "growth": "none"}),
-    "doubling": Arm("RASDA as the studies are shipped: batch doubling, at least 50 steps an epoch"),
-    "paper": Arm("RASDA of the paper: the batch doubles whatever it leaves", {"min_steps_per_epoch": 0}),
+    "doubling": Arm("RASDA, batch doubling, at least 50 steps an epoch", {"batch": "doubling"}),
+    "paper": Arm(
+        "RASDA of the paper: the batch doubles whatever it leaves",
+        {"batch": "doubling", "min_steps_per_epoch": 0},
+    ),
     "constant": Arm("RASDA, batch constant", {"batch": "constant"}),
     "measured": Arm("RASDA, batch measured", {"batch": "measured"}),
-    "promotion": Arm("RASDA, variant promotion", {"variant": "promotion"}),
+    "promotion": Arm("RASDA, variant promotion", {"batch": "doubling", "variant": "promotion"}),
     "random": Arm("random search of as many epochs as ASHA's", {"kind": "asha", "growth": "none"}, True),
 }
 

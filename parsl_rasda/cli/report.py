@@ -7,7 +7,7 @@ from parsl_rasda.cli.output import print_result
 
 
 def report(directory: RunFolder) -> None:
-    """Write report.html, results.csv, metrics.csv, best.json, summary.txt and graph.{...} of a run.
+    """Write report.html, results.csv, metrics.csv, best.json, asha.svg, summary.txt and graph.{...} of a run.
 
     They are written beside the journal; report.html is one file that any browser opens. The summary is
     also printed.

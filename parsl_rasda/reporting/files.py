@@ -1,4 +1,4 @@
-"""Writes the files of a report: the page, two tables, best.json, summary.txt and the graph."""
+"""Writes the files of a report: the page, two tables, best.json, summary.txt, the graph, and ASHA's chart."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from parsl_rasda.atomic_files import replace_file
 from parsl_rasda.orchestration.curves import Curves
 from parsl_rasda.plain_text import printable
+from parsl_rasda.reporting.asha_picture import asha_picture
 from parsl_rasda.reporting.format import moment, other_metrics, plain_json
 from parsl_rasda.reporting.graph import graphml, mermaid, run_graph
 from parsl_rasda.reporting.graph_svg import svg
@@ -25,7 +26,9 @@ LONG_COLUMNS = ("trial", "epoch", "metric", "value", "at", "seconds")
 
 
 def write_report(run: Run) -> tuple[Path, ...]:
-    """Write page, graph and summary of a run, results and best trial of each search beside its journal.
+    """Write page, graph and summary of a run, and what belongs to each search beside its journal.
+
+    That is results, best trial, and GPU charts beside those of ASHA.
 
     Returns:
         The files.
@@ -42,6 +45,8 @@ def write_report(run: Run) -> tuple[Path, ...]:
         folder.mkdir(exist_ok=True)  # a search that has not begun has none
         best = {key: summary[key] for key in ("study", "state", "metric", "mode", "best")}
         contents |= tables(run, stage, summary)
+        if (asha := run.asha[stage]) is not None:
+            contents[folder / "asha.svg"] = asha_picture(run.searches[stage], summary, asha)
         contents[folder / "best.json"] = json.dumps(plain_json(best), indent=2, allow_nan=False) + "\n"
     contents[run.directory / "summary.txt"] = as_text(run_view(run))
     for file, content in contents.items():

@@ -16,7 +16,7 @@ from parsl_rasda.reporting.scales import Scale, time_ticks
 
 Rows: TypeAlias = Mapping[Slot, int]
 
-_TALLEST, _TALL = 20, 560  # a row, and all of them [px]
+_TALLEST, _TALL = 28, 560  # a row, and all of them [px]
 _LABELLED = 9.0  # a row that has room for words [px]
 _LEFT, _RIGHT, _TOP, _BOTTOM = 110, 16, 8, 26
 _LETTER = 6.6  # [px]
@@ -30,7 +30,7 @@ def slots_over_time(summary: Summary, occupancy: Occupancy, span_s: float) -> Ch
     Args:
         summary: The JSON document of the search.
         occupancy: Who held what; closed.
-        span_s: How long the search has taken [s].
+        span_s: Of the time axis [s].
     """
     slots = occupancy.slots
     if not slots or span_s <= 0:

@@ -102,4 +102,4 @@ def _outcome(run: Run, name: str, stage: StageStatus) -> str:
 def _searches(run: Run, graph: Graph, clock: float | None) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, summary in run.summaries(clock).items():
         own = graph.subgraph(v for v, data in graph.nodes(data=True) if data.get("search") == name)
-        yield name, search_report(run.searches[name], summary, own, clock)
+        yield name, search_report(run.searches[name], summary, own, clock, run.asha[name])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from parsl_rasda.orchestration.replay import ReplayedSearch, load_run_study, rep
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.orchestration.stage_records import StageRecord, kept_result, read_record
 from parsl_rasda.orchestration.summary import cause, no_search, spent
+from parsl_rasda.reporting.asha import AshaComparison, compare_with_asha
 from parsl_rasda.study import StudySpec
 from parsl_rasda.types import StageState, StudyState
 
@@ -51,7 +53,7 @@ class StageStatus:
         return self.state in _TROUBLED
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Run:
     """The contents of a run directory.
 
@@ -88,6 +90,11 @@ class Run:
         trouble = self.trouble
         return StudyState.INTERRUPTED if trouble is None else StudyState(trouble[1].state.value)
 
+    @cached_property
+    def asha(self) -> Mapping[str, AshaComparison | None]:
+        """Each search beside ASHA; None for one that has not ended well, or has nothing to compare."""
+        return {name: compare_with_asha(history) for name, history in self.searches.items()}
+
     @property
     def trouble(self) -> tuple[str, StageStatus] | None:
         """The first stage that failed or had no site, which ended the run."""
@@ -114,7 +121,7 @@ class Run:
         """
         summaries = self.summaries(now)
         searches = [name for name in self.order if name in summaries]
-        found = summaries[searches[-1]] if searches else no_search(self.study.name)
+        found = summaries[searches[-1]] if searches else {**no_search(self.study.name), "asha": None}
         return {
             **found,
             **spent([history.usage for history in self.searches.values()], self._clock(now)),
@@ -138,7 +145,9 @@ class Run:
         found = {name: history.summary(clock) for name, history in self.searches.items()}
         for name, summary in found.items():
             standing = self._status(name)
+            compared = self.asha[name]
             summary |= {"state": standing.state.value, "cause": standing.cause}
+            summary["asha"] = None if compared is None else dict(compared.document)
             if not self.searches[name].records:
                 summary["trials"]["total"] = self.searches[name].tune.num_samples
             if standing.state is not StageState.RUNNING:

@@ -9,10 +9,18 @@ import networkx as nx
 import yaml
 
 from parsl_rasda.orchestration.replay import ReplayedSearch
-from parsl_rasda.reporting.charts import METRICS, Summary, count_far_off, hyperparameters, learning_curves
+from parsl_rasda.reporting.asha import AshaComparison, asha_lines
+from parsl_rasda.reporting.charts import (
+    METRICS,
+    Chart,
+    Summary,
+    count_far_off,
+    hyperparameters,
+    learning_curves,
+)
 from parsl_rasda.reporting.format import counted, duration, metrics_text, number, other_metrics, percent
 from parsl_rasda.reporting.gantt import slots_over_time
-from parsl_rasda.reporting.occupancy import occupancy_of
+from parsl_rasda.reporting.occupancy import Occupancy, occupancy_of
 from parsl_rasda.reporting.tables import batches_text, noise_text, troubles
 from parsl_rasda.search.space import SearchSpace
 from parsl_rasda.types import Mode, TrialState
@@ -34,7 +42,11 @@ class Figure(NamedTuple):
 
 
 def search_report(
-    history: ReplayedSearch, summary: Summary, graph: Graph, clock: float | None
+    history: ReplayedSearch,
+    summary: Summary,
+    graph: Graph,
+    clock: float | None,
+    asha: AshaComparison | None = None,
 ) -> dict[str, Any]:  # Any: whatever the template `search.html` shows
     """Return everything about a search; one that has not begun says so.
 
@@ -43,12 +55,13 @@ def search_report(
         summary: Its JSON document.
         graph: Its vertices in the graph of the run.
         clock: Present time [s] while somebody runs it, else None.
+        asha: The search beside ASHA, if there is something to compare.
     """
     if not history.records:
         state = summary["state"] if summary["cause"] else "has not begun"
         return {"summary": summary, "begun": False, "state": state}
     occupancy = occupancy_of(history.records)
-    slots = slots_over_time(summary, occupancy, occupancy.close(clock))
+    span_s = occupancy.close(clock)
     space, best = SearchSpace.from_mapping(history.tune.search_space).parameters, summary["best"]
     sign = 1 if summary["mode"] == Mode.MIN else -1
     return {
@@ -61,7 +74,8 @@ def search_report(
         "troubles": [text for name, text in troubles(summary) if name != "cause"],
         "curves": {name: drawn for name in curve_names(summary) if (drawn := learning_curves(summary, name))},
         "far_off": count_far_off(summary),
-        "slots": slots,
+        "slots": slots_charts(summary, occupancy, span_s, asha),
+        "asha": () if asha is None else asha_lines(asha.document, summary["makespan_s"]),
         "is_resumed": bool(occupancy.resumed),
         "rungs": [*_rungs(summary, graph)],
         "panels": hyperparameters(summary, space),
@@ -69,6 +83,25 @@ def search_report(
         "settings": list(dict.fromkeys(key for t in summary["trial_list"] for key in t["config"])),
         "trials": sorted(summary["trial_list"], key=lambda t: _rank(t, sign)),
     }
+
+
+def slots_charts(
+    summary: Summary, occupancy: Occupancy, span_s: float, asha: AshaComparison | None
+) -> list[Chart]:
+    """Return who held which slots when; beside ASHA a second chart of it, on the same time axis.
+
+    Args:
+        summary: The JSON document of the search.
+        occupancy: Who held what; closed.
+        span_s: How long the search has taken [s].
+        asha: The search beside ASHA, if there is something to compare.
+    """
+    both = [(summary, occupancy)]
+    if asha is not None:
+        both.append((asha.summary, asha.occupancy))
+        span_s = max(span_s, asha.document["makespan_s"])
+    charts = (slots_over_time(*one, span_s) for one in both)
+    return [drawn for drawn in charts if drawn is not None]
 
 
 def curve_names(summary: Summary) -> list[str]:
@@ -94,6 +127,10 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str, str, str]]:
     states = ", ".join(f"{trials[s]} {s}" for s in TrialState if trials.get(s))
     yield "trials", "trials.total", str(trials["total"]), states
     yield "makespan", "makespan_s", duration(summary["makespan_s"]), ""
+    if asha := summary["asha"]:
+        same = "to the same best; " if asha["same_best"] else ""
+        more = f"{same}{asha['speedup']:.2f} x this run's; rehearsed"
+        yield "makespan of ASHA", "asha.makespan_s", duration(asha["makespan_s"]), more
     yield "GPU-hours", "gpu_hours", f"{summary['gpu_hours']:.3g}", "held by pilots"
     busy = percent(summary["gpu_busy_fraction"])
     yield "busy share", "gpu_busy_fraction", busy, "of GPU time inside epochs"

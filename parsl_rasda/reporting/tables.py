@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from parsl_rasda.plain_text import printable
+from parsl_rasda.reporting.asha import asha_lines
 from parsl_rasda.reporting.format import (
     clock,
     config_text,
@@ -232,6 +233,8 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str | Text]]:
         "epochs",
         f"{summary['epochs']}" + (f", {repeated} of them repeated after a loss" if repeated else ""),
     )
+    if asha := summary.get("asha"):  # summaries of earlier versions have none
+        yield from zip(("ASHA", ""), asha_lines(asha, summary["makespan_s"]), strict=True)
     if preempted := summary["faults"]["preemptions"]:
         yield "preempted", f"{counted(preempted, 'attempt')}, taken up again at no cost in retries"
     if summary["state"] == StudyState.RUNNING:

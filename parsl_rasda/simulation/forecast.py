@@ -26,6 +26,7 @@ from parsl_rasda.study.tuning import StopSpec
 from parsl_rasda.types import Mode, SiteName
 
 ASHA = "ASHA"
+_ASHA = {"kind": "asha", "growth": "none"}
 WORTH_IT = 1.05  # speed-up over ASHA below which RASDA does not pay
 _MUCH_QUEUE = 2.0  # trials per slot from which ASHA leaves no GPU idle until its end
 _MUCH_RESTART = 0.2  # restart in epochs from which widening is expensive
@@ -200,13 +201,18 @@ def _changed(method: SchedulerSpec, changes: Mapping[str, str]) -> SchedulerSpec
     return SchedulerSpec.model_validate({**method.model_dump(exclude={*method.options}), **changes})
 
 
+def as_asha(tune: TuneSpec) -> TuneSpec:
+    """Return a stage that trains the same trials under ASHA, at a world size that never changes."""
+    return tune.model_copy(update={"scheduler": _changed(tune.scheduler, _ASHA)})
+
+
 def _policies(tune: TuneSpec) -> tuple[str, dict[str, TuneSpec]]:
     """Return the name of the declared policy, and what is compared by name."""
     method = tune.scheduler
     variants = {
         "RASDA elastic": {"kind": "rasda", "growth": "elastic"},
         "RASDA strict": {"kind": "rasda", "growth": "strict"},
-        ASHA: {"kind": "asha", "growth": "none"},
+        ASHA: _ASHA,
     }
     declared = ASHA if method.kind == "asha" else f"{method.kind.upper()} {kind_of(method.growth)}"
     if declared not in variants:

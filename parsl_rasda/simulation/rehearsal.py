@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -40,12 +40,21 @@ class VirtualSite:
 
     Attributes:
         interactive: Jobs ask the controller at each epoch boundary; otherwise each stretch is one task.
+        names: Of the nodes, pilot after pilot; those beyond them get made-up ones.
     """
 
     nodes: int
     gpus_per_node: int
     pilots: int = 1
     interactive: bool = True
+    names: Sequence[NodeName] = ()
+
+    def nodes_of(self, pilot: int) -> tuple[NodeSlots, ...]:
+        """Return the nodes of its first, second, ... pilot, counted from 0."""
+        gpus = tuple(range(self.gpus_per_node))
+        places = range(pilot * self.nodes, (pilot + 1) * self.nodes)
+        names = (self.names[i] if i < len(self.names) else NodeName(f"n{i:04d}") for i in places)
+        return tuple(NodeSlots(name, gpus) for name in names)
 
 
 @dataclass(slots=True)
@@ -74,6 +83,7 @@ class Rehearsal:
         self._events: list[tuple[float, int, Event]] = []
         self._order = itertools.count()
         self._jobs: dict[JobId, _VirtualJob] = {}
+        self._pilots: Counter[SiteName] = Counter()
 
     def run(self, num_samples: int) -> Usage:
         """Return the usage of the whole study; its virtual clock starts at 0 s."""
@@ -109,8 +119,8 @@ class Rehearsal:
         match instruction:
             case RequestPilot(pilot, site):
                 shape = self.sites[site]
-                gpus = tuple(range(shape.gpus_per_node))
-                nodes = tuple(NodeSlots(NodeName(f"n{i:04d}"), gpus) for i in range(shape.nodes))
+                nodes = shape.nodes_of(self._pilots[site])
+                self._pilots[site] += 1
                 at = now + self.costs.queue_s
                 self._post(PilotStarted(at, pilot, site, nodes, interactive=shape.interactive))
             case StartJob():
@@ -126,7 +136,8 @@ class Rehearsal:
 
     def _start(self, now: float, start: StartJob) -> None:
         trial = int(start.job.trial)
-        interactive = self.sites[start.placement.site].interactive
+        has_channel = self.sites[start.placement.site].interactive
+        interactive = has_channel and self.machine.settings.interactive  # a script never asks
         self._jobs[start.job] = _VirtualJob(
             trial, start.placement.world_size, start.epoch, start.until, interactive
         )

@@ -113,7 +113,7 @@ def test_its_figures_are_those_of_status(finished: Path) -> None:
     found, document = read(finished), read_run(finished).document()
     assert set(found.figures) == {
         *("best.metric", "trials.total", "makespan_s", "gpu_hours", "gpu_busy_fraction"),
-        *("epochs", "restarts.count", "faults.count"),
+        *("epochs", "restarts.count", "faults.count", "asha.makespan_s"),
     }
     assert found.figures == {key: str(looked_up(document, key)) for key in found.figures}
     assert "rehearsed: done" in found.texts["title"]

@@ -29,7 +29,7 @@ def test_results_have_one_row_per_trial_with_each_setting(finished) -> None:
     files = write_report(read_run(finished))
     assert [f.relative_to(finished).as_posix() for f in files] == [
         *("report.html", "graph.graphml", "graph.mmd", "graph.svg"),
-        *("results.csv", "metrics.csv", "best.json", "summary.txt"),
+        *("results.csv", "metrics.csv", "asha.svg", "best.json", "summary.txt"),
     ]
     rows = rows_of(finished / "results.csv")
     assert list(rows[0]) == [*COLUMNS, "lr", "optimizer"]

@@ -209,11 +209,11 @@ SHAPES: dict[str, Make] = {
 
 
 def shape(document: Any, depth: int = 2) -> Any:
-    """Return the keys of a document, and of the mappings in it that are not named by a study."""
+    """Return the keys of a document, and of the mappings in it that always have the same."""
     if not isinstance(document, dict) or not depth:
         return None
-    by_stage = {"searches", "stages", "best"}
-    return {k: None if k in by_stage else shape(v, depth - 1) for k, v in document.items()}
+    varying = {"searches", "stages", "best", "asha"}
+    return {k: None if k in varying else shape(v, depth - 1) for k, v in document.items()}
 
 
 @pytest.mark.parametrize("target", TARGETS)

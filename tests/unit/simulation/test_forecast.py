@@ -77,6 +77,12 @@ def test_a_strict_study_learns_when_elastic_would_be_faster(rehearsals) -> None:
     assert any(f"`growth: elastic` would be {gain:.2f} x" in sentence for sentence in found.advice)
 
 
+def test_a_script_that_never_asks_is_rehearsed_to_its_end(rehearsals) -> None:
+    script = {"training": {"command": ["train", "{replicas}", "{until}"]}}
+    found = plan(rehearsals.study_of(num_samples=4, scheduler={"variant": "synchronous"}, **script))
+    assert [r.trials for r in found.rungs] == [4, 2, 1, 1]
+
+
 def test_guesses_are_called_guesses(rehearsals) -> None:
     study = rehearsals.study_of()
     tune = study.tune_stages["tune"].tune.model_dump(mode="json", exclude={"estimates"})

@@ -13,10 +13,14 @@ from hypothesis import strategies as st
 from parsl_rasda.data import open_shards
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.runtime import local_trial
+from parsl_rasda.simulation.forecast import forecast
+from parsl_rasda.simulation.rehearsal import VirtualSite
+from parsl_rasda.study import load_study
+from parsl_rasda.types import SiteName
 from tests.unit.workflows.best_trial import best_of
 from tests.workflow_folder import workflow_folder
 
-with workflow_folder("cfd_defiltering"):
+with workflow_folder("cfd_defiltering") as FOLDER:
     from evaluate import evaluate
     from model import Defilter, mean_square_error, parameter_count
     from prepare import SPLITS, gaussian_filter, write_shards
@@ -194,3 +198,15 @@ def test_stochastic_gradient_descent_learns_too(
     trial = local_trial(sgd, inputs={"data": data}, epochs=2, batch_size=4, directory=tmp_path)
     train(trial)
     assert trial.history[-1].metrics["val_loss"] < 0.9 * data["filtered_mse"]["validation"]
+
+
+def test_the_study_is_shaped_so_that_rasda_finds_the_best_of_asha_sooner_on_two_slots() -> None:
+    study = load_study(FOLDER / "study.yaml")
+    tune = study.tune_stages["tune"].tune
+    assert (tune.scheduler.variant, tune.scheduler.batch) == ("synchronous", "constant")
+    slots = {SiteName("here"): VirtualSite(nodes=1, gpus_per_node=2)}
+    found = forecast("tune", tune, slots, seed=study.seed)
+    (declared,) = (p for p in found.policies if p.is_declared)
+    assert declared.speedup is not None
+    assert declared.speedup > 1.25
+    assert found.advice == ()
