@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     tried = sample(arguments.packages, arguments.count, arguments.seed)[arguments.first : arguments.last]
-    survivors = []
+    survivors, count = [], 0
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copied = Path(folder) / "repository"
         ignored = shutil.ignore_patterns(".git", ".venv*", "__pycache__", ".hypothesis")
@@ -180,6 +180,9 @@ def main() -> None:
         for index, (package, file, number) in enumerate(tried):
             source = (ROOT / file).read_text(encoding="utf-8")
             text, diff, line = mutant(source, number)
+            if not diff:
+                continue  # `return` is `return None`
+            count += 1
             (copied / file).write_text(text, encoding="utf-8")
             killed = is_killed(copied, package)
             (copied / file).write_text(source, encoding="utf-8")
@@ -190,12 +193,12 @@ def main() -> None:
             )
             if not killed:
                 survivors.append({"where": where, "diff": diff.splitlines()})
-    rate = 1 - len(survivors) / len(tried)
+    rate = 1 - len(survivors) / max(1, count)
     result = {
         "what": "mutants of what decides that a unit test notices",
         "seed": arguments.seed,
         "packages": arguments.packages,
-        "tried": len(tried),
+        "tried": count,
         "killed": round(rate, 3),
         "survivors": survivors,
     }

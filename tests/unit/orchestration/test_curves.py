@@ -36,6 +36,8 @@ def test_epochs_that_are_trained_again_replace_their_first_report_and_stale_word
     curves.add(report(1, 2, loss=2.0, accuracy=0.2), ())
     curves.add(JobEnded(15.0, job(1), Outcome.LOST), (start(2, 1),))
     curves.add(report(1, 3, loss=0.0), ())
+    curves.add(JobEnded(16.0, job(1), Outcome.LOST), ())  # told twice
+    curves.add(JobEnded(16.0, JobId(TrialId("unknown"), 1), Outcome.LOST), ())
     curves.add(report(2, 2, loss=2.5, accuracy=0.3), ())
     curves.add(report(2, 2, loss=9.0), ())
     curves.add(StudyStarted(30.0, 1, {}), ())

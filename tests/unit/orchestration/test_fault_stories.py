@@ -72,6 +72,23 @@ def test_two_trials_that_fail_in_a_row_set_a_slot_aside_which_is_tried_again_by_
     assert summarise("s", told.machine, Usage())["set_aside"] == []
 
 
+def test_what_fails_its_probes_rests_twice_as_long_each_time_but_not_for_ever() -> None:
+    told = story("none", max_retries=0, max_t=16)
+    told.begin(2, a=1)
+    told.pilot("a-0", gpus=2)
+    job, rests_s, times = "0000.1", [], []
+    for _ in range(8):
+        (aside,) = of(SetAside, ends(told, job, Blame.SLOT, cause="ECC"))
+        rests_s.append(aside.until - told.now)
+        times.append(aside.times)
+        assert told.machine.wake_at == aside.until
+        told.now = aside.until
+        (probe,) = of(StartJob, told.tell(TimerFired))
+        job = str(probe.job)
+    assert rests_s == [60, 120, 240, 480, 960, 1800, 1800, 1800]
+    assert times == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
 def test_three_trials_that_fail_alike_end_the_search_and_start_afresh_when_it_was_mended() -> None:
     told = story("none", variant="synchronous", max_t=2)
     told.configs = iter({"lr": n} for n in range(100))

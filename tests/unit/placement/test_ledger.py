@@ -224,6 +224,15 @@ def test_a_narrower_placement_keeps_slots_of_its_own() -> None:
         assert slots(made.find(width, own=wide)) < slots(wide)
 
 
+def test_a_placement_over_nodes_keeps_the_whole_node_that_it_has() -> None:
+    made = ledger(4, 4, 4)
+    first, own = made.find(4), None
+    made.take(first)
+    made.take(own := made.find(4))
+    made.release(first)
+    assert own.nodes[0] in made.find(8, own=own).nodes
+
+
 def test_own_slots_count_as_free_only_for_their_owner() -> None:
     made = ledger(4)
     own = made.find(3)
