@@ -13,6 +13,7 @@ The search runs in a thread of its own: while it waits for trials, no thread of 
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -243,6 +244,7 @@ def tune(
     from parsl.dataflow.futures import AppFuture
 
     from parsl_rasda.workflow.embedded import Embedded
+    from parsl_rasda.workflow.executor_queue import queue_of
 
     kernel = data_flow_kernel or parsl.dfk()
     slots = [slots] if isinstance(slots, Slots) else slots
@@ -255,24 +257,25 @@ def tune(
     if study.program:
         paths = (run.path / FOLDER, *paths)
     shown = GuardedProgress(_reporter(progress))
-    search = Embedded(kernel, study.spec, paths, sites, run, shown, study.program)
+    place = queue_of(kernel).place(study.spec.name, [site.name for site in sites])
+    search = Embedded(kernel, study.spec, paths, sites, run, place, shown, study.program)
 
     def begin(**arrived: Any) -> Future[Any]:
         return search.begin(arrived)
 
     begin.__name__ = f"rasda_{study.spec.name}"
-    ended = kernel.submit(
-        begin,
-        app_args=(),
-        app_kwargs=inputs,
-        executors=[_INTERNAL],
-        cache=False,
-        ignore_for_cache=None,
-        join=True,
-    )
+    if _have_arrived(kernel, inputs):
+        place.join()  # now: threads of Parsl's may begin two calls in either order
+    options = {"executors": [_INTERNAL], "cache": False, "ignore_for_cache": None, "join": True}
+    try:
+        ended = kernel.submit(begin, app_args=(), app_kwargs=inputs, **options)
+    except BaseException:
+        place.leave()
+        raise
     best = AppFuture(ended.task_record)
 
     def hand_over(done: Future[Any]) -> None:
+        place.leave()  # where an input failed nobody else does
         if progress is True:
             shown.close()
         _hand_over(name, done, best, run.path)
@@ -343,6 +346,11 @@ def _check_inputs(study: Study, inputs: Mapping[str, Any], directory: object) ->
     if not isinstance(directory, str | os.PathLike | None):
         allowed = "the path of the run directory; an input of the training needs another name"
         raise InvalidSettingError("directory", type(directory).__name__, allowed)
+
+
+def _have_arrived(kernel: DataFlowKernel, inputs: Mapping[str, Any]) -> bool:
+    futures = map(kernel.dependency_resolver.traverse_to_gather, inputs.values())
+    return all(future.done() for future in itertools.chain.from_iterable(futures))
 
 
 def _own_modules() -> list[Path]:

@@ -28,7 +28,7 @@ from parsl_rasda.study import ExecutorSite, StudySpec
 from parsl_rasda.types import JSON, SiteName, StudyState
 from parsl_rasda.workflow.dag import calls_of
 from parsl_rasda.workflow.entry import refuse_other_search
-from parsl_rasda.workflow.executor_queue import queue_of
+from parsl_rasda.workflow.executor_queue import Place
 from parsl_rasda.workflow.pinned_code import search_path_in
 from parsl_rasda.workflow.program_functions import FOLDER, write
 from parsl_rasda.workflow.search_run import Search
@@ -49,6 +49,7 @@ class Embedded:
         search_path: Folders of the study's own modules.
         sites: Its executors, as sites.
         run: Its run directory.
+        place: Its place in the queue for these executors.
         program: Files that hold a function of the program itself, if that is what is trained.
     """
 
@@ -57,6 +58,7 @@ class Embedded:
     search_path: Sequence[Path]
     sites: Sequence[ExecutorSite]
     run: RunDirectory
+    place: Place
     progress: ProgressReporter
     program: Mapping[str, bytes] = field(default_factory=dict)
 
@@ -88,8 +90,7 @@ class Embedded:
 
     def _search(self, inputs: Mapping[str, Any]) -> Any:
         study = self._with(inputs)
-        labels = [site.name for site in self.sites]
-        with queue_of(self.kernel).turn(study.name, labels, self._raise_if_over), self.run.controlled():
+        with self.place.turn(self._raise_if_over), self.run.controlled():
             refuse_other_search(self.run, study, may_grow=True)
             if self.program:
                 write(self.program, self.run.path / FOLDER)

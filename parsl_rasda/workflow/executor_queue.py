@@ -20,11 +20,40 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Entry:
-    """A search in the queue."""
+class Place:
+    """The place of a search in a queue, from `join` to `leave` or the end of its turn.
+
+    Attributes:
+        search: Its name, for the log.
+        executors: Labels of all that it will use.
+    """
 
     search: str
     executors: frozenset[str]
+    _queue: ExecutorQueue
+
+    @contextmanager
+    def turn(self, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Wait for the turn of the search, in its own thread, and have it while the block lasts.
+
+        Args:
+            on_wait: Called again and again while it waits, and once more when its turn has come; it
+                leaves the queue if this raises.
+        """
+        self.join()
+        try:
+            self._queue.wait(self, on_wait)
+            yield
+        finally:
+            self.leave()
+
+    def join(self) -> None:
+        """Queue up, unless it has."""
+        self._queue.join(self)
+
+    def leave(self) -> None:
+        """Leave the queue, unless it has."""
+        self._queue.leave(self)
 
 
 @dataclass(slots=True)
@@ -35,45 +64,42 @@ class ExecutorQueue:
     has, and nobody takes executors one by one, so that no two can wait for each other.
     """
 
-    _entries: list[_Entry] = field(default_factory=list)
+    _places: list[Place] = field(default_factory=list)
     _moved: threading.Condition = field(default_factory=threading.Condition)
 
-    @contextmanager
-    def turn(
-        self, search: str, executors: Collection[str], on_wait: Callable[[], None] = lambda: None
-    ) -> Iterator[None]:
-        """Wait for the turn of a search, in its own thread, and have it while the block lasts.
+    def place(self, search: str, executors: Collection[str]) -> Place:
+        """Return a place for a search that will use these executors; it has not queued up yet."""
+        return Place(search, frozenset(executors), self)
 
-        Args:
-            search: Its name, for the log.
-            executors: Labels of all that it will use.
-            on_wait: Called again and again while it waits, and once more when its turn has come; it
-                leaves the queue if this raises.
-        """
-        mine = _Entry(search, frozenset(executors))
+    def join(self, place: Place) -> None:
+        """Put a place at the end, if it is not there."""
         with self._moved:
-            self._entries.append(mine)
-        try:
-            self._wait(mine, on_wait)
-            yield
-        finally:
-            with self._moved:
-                self._entries.remove(mine)
+            if place not in self._places:
+                self._places.append(place)
+
+    def leave(self, place: Place) -> None:
+        """Take a place out, if it is there."""
+        with self._moved:
+            if place in self._places:
+                self._places.remove(place)
                 self._moved.notify_all()
 
-    def _wait(self, mine: _Entry, on_wait: Callable[[], None]) -> None:
+    def wait(self, place: Place, on_wait: Callable[[], None]) -> None:
+        """Return when it is a place's turn."""
         with self._moved:
-            if ahead := self._ahead(mine):
-                labels, names = ",".join(sorted(mine.executors)), ",".join(p.search for p in ahead)
-                logger.info("waits for its turn search=%s executors=%s behind=%s", mine.search, labels, names)
-            while self._ahead(mine):
+            if ahead := self._ahead(place):
+                labels, names = ",".join(sorted(place.executors)), ",".join(p.search for p in ahead)
+                logger.info(
+                    "waits for its turn search=%s executors=%s behind=%s", place.search, labels, names
+                )
+            while self._ahead(place):
                 on_wait()
                 self._moved.wait(_POLL_S)
         on_wait()
 
-    def _ahead(self, mine: _Entry) -> list[_Entry]:
-        before = self._entries[: self._entries.index(mine)]
-        return [entry for entry in before if entry.executors & mine.executors]
+    def _ahead(self, mine: Place) -> list[Place]:
+        before = self._places[: self._places.index(mine)]
+        return [place for place in before if place.executors & mine.executors]
 
 
 _all: WeakKeyDictionary[Any, ExecutorQueue] = WeakKeyDictionary()

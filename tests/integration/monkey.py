@@ -73,14 +73,15 @@ class Monkey:
         if self.is_patient and not any(self.run.reports()):
             return ""
         self.is_patient = False
-        self.left -= 1
         acts = [self.hit, self.hit, self.hit, self.damage]
         acts += {
             "full disk": [self.fill, self.fill],
             "slurm": [self.fail_node, self.cancel],
             "globus": [self.kill_endpoint, self.kill_user_endpoint, self.kill_pilot, self.stop_broker],
         }.get(self.run.kind, [])
-        return self.rng.choice(acts)()
+        done = self.rng.choice(acts)()
+        self.left -= bool(done)
+        return done
 
     def hit(self) -> str:
         """Send a signal to a process, each kind being as likely."""

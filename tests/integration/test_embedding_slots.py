@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from parsl.config import Config
 from parsl.executors import ThreadPoolExecutor
 
 from parsl_rasda import Slots, Study, tune
-from parsl_rasda.errors import InvalidSettingError, RunDirectoryError
+from parsl_rasda.errors import InvalidSettingError, RunDirectoryError, StageFailedError
+from parsl_rasda.orchestration.progress import NoProgress
+from parsl_rasda.workflow.embedded import Embedded
 
 TRAINING = """
 import json, time
@@ -76,6 +79,53 @@ def test_two_searches_on_one_executor_never_hold_the_same_gpu(loaded: Path) -> N
     assert len(spans) >= 3 * 4
     for (gpu, begin, end), (other, other_begin, other_end) in itertools.combinations(spans, 2):
         assert gpu != other or end <= other_begin or other_end <= begin
+
+
+def test_searches_have_their_turns_in_the_order_of_the_calls(
+    loaded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parsl's thread that begins the first call is late, so that the second one begins before it."""
+    begin, second_has_begun, order = Embedded.begin, threading.Event(), list[str]()
+
+    def late(self: Embedded, inputs: Mapping[str, Any]) -> Future[Any]:
+        if self.study.name == "first":
+            assert second_has_begun.wait(30)
+        future = begin(self, inputs)
+        second_has_begun.set()
+        return future
+
+    class Told(NoProgress):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def search(self, *_: object, **__: object) -> Any:
+            order.append(self.name)
+            return self
+
+    monkeypatch.setattr(Embedded, "begin", late)
+    names = ("first", "second")
+    futures = [
+        tune(Study(SETTINGS, name=n), slots=slots("gpu", 2), directory=n, progress=Told(n)) for n in names
+    ]
+    assert [f.result(timeout=120)["epoch"] for f in futures] == [4, 4]
+    assert order == ["first", "second"]
+
+
+def test_a_search_whose_input_is_still_computed_holds_up_nobody(loaded: Path) -> None:
+    computed = Future[int]()
+    waits = tune(Study(SETTINGS, name="waits"), slots=slots("gpu", 2), directory="waits", seen=computed)
+    assert tune(Study(SETTINGS, name="runs"), slots=slots("gpu", 2), directory="runs").result(timeout=120)
+    computed.set_result(1)
+    assert waits.result(timeout=120)["epoch"] == 4
+
+
+def test_a_search_whose_input_fails_holds_up_nobody(loaded: Path) -> None:
+    failed = Future[int]()
+    failed.set_exception(ValueError("no data"))
+    never = tune(Study(SETTINGS, name="never"), slots=slots("gpu", 2), directory="never", seen=failed)
+    with pytest.raises(StageFailedError, match="no data"):
+        never.result(timeout=60)
+    assert tune(Study(SETTINGS, name="runs"), slots=slots("gpu", 2), directory="runs").result(timeout=120)
 
 
 def test_two_searches_on_two_executors_run_at_the_same_time(loaded: Path) -> None:

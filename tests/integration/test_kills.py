@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from kills import ALONE_S, endure
+from kills import endure
 from rank_launch import missing_of
 
 WRONG = (
@@ -24,5 +24,3 @@ def test_kills_while_ranks_start_leave_nothing_behind_and_nothing_wrong(tmp_path
     found = endure(tmp_path, KILLS, launcher=launcher)
     assert sum(found["kills"].values()) == KILLS
     assert {name: found[name] for name in WRONG} == dict.fromkeys(WRONG, 0)
-    assert found["slowest_end_after_a_kill_s"] < 10.0
-    assert found["longest_left_after_an_end_s"] < ALONE_S

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parsl_rasda.workflow.executor_queue import ExecutorQueue, queue_of
+from parsl_rasda.workflow.executor_queue import ExecutorQueue, Place, queue_of
 
 WAIT_S = 10
 
@@ -22,11 +22,11 @@ def test_the_second_on_an_executor_waits_for_the_first_and_says_so(caplog: pytes
     turns, waits, had = ExecutorQueue(), threading.Event(), threading.Event()
 
     def second() -> None:
-        with turns.turn("second", ["gpu", "more"], waits.set):
+        with turns.place("second", ["gpu", "more"]).turn(waits.set):
             had.set()
 
     with caplog.at_level("INFO"), ThreadPoolExecutor(1) as thread:
-        with turns.turn("first", ["gpu"]):
+        with turns.place("first", ["gpu"]).turn():
             thread.submit(second)
             assert waits.wait(WAIT_S)
             assert not had.is_set()
@@ -37,11 +37,37 @@ def test_the_second_on_an_executor_waits_for_the_first_and_says_so(caplog: pytes
 def test_searches_on_different_executors_or_of_different_programs_do_not_meet() -> None:
     one, other = Kernel(), Kernel()
     with (
-        queue_of(one).turn("a", ["gpu"]),
-        queue_of(one).turn("b", ["cpu"]),
-        queue_of(other).turn("c", ["gpu"]),
+        queue_of(one).place("a", ["gpu"]).turn(),
+        queue_of(one).place("b", ["cpu"]).turn(),
+        queue_of(other).place("c", ["gpu"]).turn(),
     ):
         assert queue_of(one) is queue_of(one)
+
+
+def test_they_have_their_turns_in_the_order_they_queued_up_not_in_that_of_their_threads() -> None:
+    turns, waits, order = ExecutorQueue(), threading.Event(), list[str]()
+    first, second = turns.place("first", ["gpu"]), turns.place("second", ["gpu"])
+    first.join()
+    second.join()
+
+    def have(place: Place) -> None:
+        with place.turn(waits.set):
+            order.append(place.search)
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(have, second)
+        assert waits.wait(WAIT_S)
+        have(first)
+    assert order == ["first", "second"]
+
+
+def test_one_that_leaves_before_its_turn_is_in_nobodys_way() -> None:
+    turns = ExecutorQueue()
+    place = turns.place("first", ["gpu"])
+    place.join()
+    place.leave()
+    with turns.place("second", ["gpu"]).turn():
+        place.leave()
 
 
 def test_one_that_gives_up_waiting_is_in_nobodys_way() -> None:
@@ -50,9 +76,13 @@ def test_one_that_gives_up_waiting_is_in_nobodys_way() -> None:
     def give_up() -> None:
         raise TimeoutError
 
-    with turns.turn("first", ["gpu"]), pytest.raises(TimeoutError), turns.turn("second", ["gpu"], give_up):
+    with (
+        turns.place("first", ["gpu"]).turn(),
+        pytest.raises(TimeoutError),
+        turns.place("second", ["gpu"]).turn(give_up),
+    ):
         pass
-    with turns.turn("third", ["gpu"]):
+    with turns.place("third", ["gpu"]).turn():
         pass
 
 
@@ -60,7 +90,7 @@ def test_one_whose_turn_comes_when_it_is_too_late_does_not_begin() -> None:
     def give_up() -> None:
         raise TimeoutError
 
-    with pytest.raises(TimeoutError), ExecutorQueue().turn("alone", ["gpu"], give_up):
+    with pytest.raises(TimeoutError), ExecutorQueue().place("alone", ["gpu"]).turn(give_up):
         pytest.fail("it began")
 
 
@@ -73,7 +103,7 @@ def test_whatever_they_use_nobody_shares_and_everybody_has_a_turn(wanted: list[s
 
     def search(labels: set[str]) -> bool:
         together.wait(WAIT_S)
-        with turns.turn("search", labels):
+        with turns.place("search", labels).turn():
             clashes.append(used & labels)
             used.update(labels)
             used.difference_update(labels)
