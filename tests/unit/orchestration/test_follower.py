@@ -8,6 +8,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from parsl_rasda.orchestration.events import StudyInterrupted
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.types import StudyState, TrialState
 from tests.unit.orchestration.random_world import Setup, World
@@ -55,6 +56,17 @@ def test_who_follows_is_where_the_journal_ends(setup: Setup, seed: int) -> None:
     assert standing(machine) == standing(world.machine)
     assert set(machine.jobs) == set(world.machine.jobs)
     assert machine.num_samples == world.machine.num_samples
+
+
+@given(any_setup, seeds)
+def test_what_has_ended_stays_so_whatever_is_told_later(setup: Setup, seed: int) -> None:
+    world = lived(setup, seed)
+    world.fair()
+    assert world.finished is not None
+    machine = follow(setup, world)
+    machine.follow(StudyInterrupted(world.record[-1][0].at + 1), ())
+    assert machine.state is world.finished.state
+    assert machine.handle(StudyInterrupted(world.record[-1][0].at + 2)) == ()
 
 
 @settings(max_examples=2 * settings.default.max_examples, deadline=None)
