@@ -228,13 +228,15 @@ class EpochReport:
 
     Attributes:
         epoch: Epochs now done.
-        seconds: Wall time of this epoch's training and evaluation [s], without waiting for decisions.
+        seconds: Wall time of this epoch's training and evaluation [s], without waiting for decisions. Of a
+            script, the mean over the epochs of its stretch.
         checkpoint: Newest whole checkpoint of the attempt, or None. It may hold fewer epochs: copies to a
             URL are written while training goes on.
         slots: ``node:gpu`` of each rank, as the ranks themselves saw them, in rank order.
         samples: Training samples of an epoch, or None where the training function reads them by itself.
         noise: Of the gradients in this epoch, or None where nothing shows it, as with one replica.
         steps: What was logged on the way: the place [epochs], and metrics. For curves only.
+        includes_startup: Whether the start of a script is in ``seconds``, which nobody could tell apart.
     """
 
     trial: TrialId
@@ -248,6 +250,7 @@ class EpochReport:
     samples: int | None = None
     noise: GradientNoise | None = None
     steps: Steps = ()
+    includes_startup: bool = False
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:

@@ -147,6 +147,7 @@ class EpochReported:
         samples: Training samples of an epoch, if that is known.
         noise: Of the gradients in this epoch, if that is known.
         steps: What the trial logged on the way, for curves only: nothing is decided by it.
+        includes_startup: Whether the start of a script is in ``seconds``, which nobody could tell apart.
     """
 
     at: float
@@ -159,6 +160,7 @@ class EpochReported:
     samples: int | None = None
     noise: GradientNoise | None = None
     steps: Steps = ()
+    includes_startup: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,6 +155,7 @@ def epoch_event(report: EpochReport, now: float) -> EpochReported:
         report.samples,
         report.noise,
         report.steps,
+        report.includes_startup,
     )
 
 

@@ -39,7 +39,7 @@ VERSION = version("parsl_rasda")
 _OLD_NAMES = {"SiteTroubled": "SiteDegraded", "TimePassed": "TimerFired", "ConcludeTrial": "TrialFinished"}
 # Fields that came later, and are written only where they say something.
 _ADDED: dict[Any, tuple[str, ...]] = {  # Any: types of records
-    EpochReported: ("samples", "noise", "steps"),
+    EpochReported: ("samples", "noise", "steps", "includes_startup"),
     ContinueJob: ("batches",),
 }
 _CRC = b', "crc": "%08x"}'

@@ -208,10 +208,15 @@ class TrialLifecycle:
 
     def note_epoch(self, trial: TrialRecord, job: LiveJob, event: EpochReported) -> float:
         """Note what an epoch tells; return its metric."""
-        if not job.is_timed:
-            self.note_started(JobStarted(event.at - max(event.seconds, 0.0), event.job))
         search, placement = self._search, job.placement
-        search.cluster_state.times.saw_epoch(trial.id, placement.world_size, placement.site, event.seconds)
+        times, ranks, site = search.cluster_state.times, placement.world_size, placement.site
+        if event.includes_startup:
+            times.saw_stretch(trial.id, ranks, site, event.epoch - trial.epoch, event.at - job.since)
+        else:
+            if not job.is_timed:
+                trained_s = max(event.seconds, 0.0) * max(1, event.epoch - trial.epoch)
+                self.note_started(JobStarted(event.at - trained_s, event.job))
+            times.saw_epoch(trial.id, ranks, site, event.seconds)
         search.pilots.note_progress(placement.pilot)
         metric = float(event.metrics.get(search.settings.metric, math.nan))
         search.note_samples(trial, event.samples)

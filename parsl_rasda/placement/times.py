@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,6 +14,8 @@ from parsl_rasda.types import SiteName, TrialId
 _ABSURDLY_SHORT_S, _ABSURD_S = 1e-9, 1e9  # no epoch lasts a nanosecond, or 30 years: a clock was wrong
 _LEAST_GAIN = -10.0  # binary logarithm of the worst efficiency that is believed
 _ENOUGH = 4  # restarts seen before the assumption, and what launches took, are left behind
+_ANOTHER = 0.1  # two figures that differ by less are the same
+_LEAST_WORK = 0.05  # of a stretch is training
 _ABSURD = 10.0  # times the second slowest and the assumption: a node that hung once, no usual restart
 
 
@@ -42,6 +45,9 @@ class Times:
     underestimate would let a trial widen for nothing, and break the promise of `elastic`; an
     overestimate only costs speed. One alone that is absurdly slower than all others does not count
     until a second one like it comes: a node that hung once would otherwise end all growth.
+
+    A script that cannot tell when its first epoch began shows stretches: its start and some epochs. Two
+    of one trial that hold different work tell the start from the epochs; the median of all pairs counts.
     """
 
     def __init__(self, assumed: Assumed) -> None:
@@ -56,6 +62,9 @@ class Times:
         self._restarts = SortedList()
         self._launches: dict[SiteName, SortedList] = {}
         self._restart_s = assumed.restart_s
+        self._stretches: dict[SiteName, dict[TrialId, list[_Stretch]]] = {}
+        self._starts: dict[SiteName, SortedList] = {}
+        self._applied_s: dict[SiteName, float] = {}  # the start that epochs of stretches are now without
 
     @property
     def efficiency(self) -> float:
@@ -97,7 +106,7 @@ class Times:
         known = self._measured.get(trial)
         if known is None:
             known = self._measured[trial] = {}
-        elif (self._unsorted.get(trial) or self._sorted[trial])[0] != site:
+        elif self._site_of(trial) != site:
             known.clear()
         if world_size not in known and known:
             nearest = min(known, key=lambda w: (abs(math.log2(w / world_size)), w))
@@ -121,6 +130,50 @@ class Times:
         seen.add(seconds)
         if not is_usual:
             self._relearn_restart()
+
+    def saw_stretch(
+        self, trial: TrialId, world_size: int, site: SiteName, epochs: int, seconds: float
+    ) -> None:
+        """Learn from a script's whole run.
+
+        Args:
+            trial: Whose it was.
+            world_size: Ranks.
+            site: Where.
+            epochs: How many it trained.
+            seconds: From its order to its report [s], the start included.
+        """
+        if epochs < 1 or not _ABSURDLY_SHORT_S < seconds < _ABSURD_S:
+            return
+        known = self._stretches.setdefault(site, {}).setdefault(trial, [])
+        new = _Stretch(world_size, epochs, epochs / self._speedup(world_size), seconds)
+        for start_s in (s for s in map(new.start_beside, known) if s is not None):
+            self._starts.setdefault(site, SortedList()).add(start_s)
+            self.saw_launch(start_s, site)
+            self.saw_restart(start_s)  # a script begins anew in either case
+        known.append(new)
+        start_s = self.script_start_s(site) or 0.0
+        applied_s = self._applied_s.get(site, 0.0)
+        if abs(start_s - applied_s) > _ANOTHER * max(start_s, applied_s):
+            self._applied_s[site] = start_s
+            for other, stretches in self._stretches[site].items():
+                if other != trial and self._site_of(other) == site:
+                    self._saw_epochs(other, site, stretches)
+        self._saw_epochs(trial, site, known)
+
+    def script_start_s(self, site: SiteName) -> float | None:
+        """Return the usual start of scripts on a site, from order to first epoch [s], if it is known."""
+        starts = self._starts.get(site)
+        return float(starts[len(starts) // 2]) if starts else None
+
+    def _site_of(self, trial: TrialId) -> SiteName:
+        return (self._unsorted.get(trial) or self._sorted[trial])[0]
+
+    def _saw_epochs(self, trial: TrialId, site: SiteName, stretches: Sequence[_Stretch]) -> None:
+        start_s = self._applied_s.get(site, 0.0)
+        self._measured[trial] = {s.world_size: s.epoch_s(start_s) for s in stretches}
+        newest = stretches[-1]
+        self._unsorted[trial] = (site, newest.epoch_s(start_s) * self._speedup(newest.world_size))
 
     def _speedup(self, ratio: float) -> float:
         return _speedup(ratio, self.efficiency)
@@ -150,6 +203,33 @@ class Times:
             self._sorted[trial] = (site, seconds)
         self._unsorted.clear()
         return self._sites
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """A run of a script.
+
+    Attributes:
+        work: Its epochs, in those of one slot.
+        seconds: What start and epochs took [s].
+    """
+
+    world_size: int
+    epochs: int
+    work: float
+    seconds: float
+
+    def start_beside(self, other: _Stretch) -> float | None:
+        """Return the start that both have in common [s], if they differ enough to tell it."""
+        more = self.work - other.work
+        if abs(more) < _ANOTHER * max(self.work, other.work):
+            return None
+        start_s = (self.work * other.seconds - other.work * self.seconds) / more
+        return min(max(start_s, 0.0), self.seconds, other.seconds)
+
+    def epoch_s(self, start_s: float) -> float:
+        """Return the time of one epoch without the start [s], which cannot be all of it."""
+        return max(self.seconds - start_s, _LEAST_WORK * self.seconds) / self.epochs
 
 
 def _slowest(seen: SortedList, usual_s: float) -> float:

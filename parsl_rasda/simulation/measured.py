@@ -63,7 +63,10 @@ def measured_costs(history: ReplayedSearch, *, seed: int) -> Costs:
         return times.epoch_s(trial, world_size, (record and record.site) or SiteName(""))
 
     launches = {int(trial): s for trial, s in seen.launches.items()}
-    launch_s = _mean(launches.values(), assumed_times(history.tune).restart_s)
+    known_s = launches.values() or (
+        seen.restarts_s if seen.stretches else ()
+    )  # a script starts anew each time
+    launch_s = _mean(known_s, assumed_times(history.tune).restart_s)
     return Costs(
         epoch_s=epoch_s,
         metric=metric,
@@ -93,6 +96,10 @@ def _measure(history: ReplayedSearch) -> tuple[_Measurements, Times]:
         seen.add(record)
     for (trial, world_size, site), seconds in sorted(seen.epochs.items()):
         times.saw_epoch(trial, world_size, site, statistics.fmean(seconds))
+    for stretch in seen.stretches:
+        times.saw_stretch(*stretch)
+    starts = (times.script_start_s(site) for _, _, site, _, _ in seen.stretches)
+    seen.restarts_s += [start_s for start_s in starts if start_s is not None]
     return seen, times
 
 
@@ -103,11 +110,12 @@ class _Measurements:
     )
     launches: dict[TrialId, float] = field(default_factory=dict)
     restarts_s: list[float] = field(default_factory=list)
+    stretches: list[tuple[TrialId, int, SiteName, int, float]] = field(default_factory=list)
     boundaries_s: list[float] = field(default_factory=list)
     leaves_s: list[float] = field(default_factory=list)
     queues_s: list[float] = field(default_factory=list)
     _jobs: dict[JobId, tuple[int, SiteName]] = field(default_factory=dict)
-    _starts: dict[JobId, float] = field(default_factory=dict)
+    _starts: dict[JobId, tuple[float, int]] = field(default_factory=dict)
     _boundaries: dict[JobId, float] = field(default_factory=dict)
     _leaving: dict[JobId, float] = field(default_factory=dict)
     _requests: dict[PilotId, float] = field(default_factory=dict)
@@ -128,7 +136,7 @@ class _Measurements:
                 case StartJob():
                     place = instruction.placement
                     self._jobs[instruction.job] = (place.world_size, place.site)
-                    self._starts[instruction.job] = event.at
+                    self._starts[instruction.job] = (event.at, instruction.epoch)
                 case EndJob(job):
                     self._leaving[job] = event.at
                 case RequestPilot(pilot):
@@ -138,8 +146,11 @@ class _Measurements:
 
     def _add_epoch(self, event: EpochReported) -> None:
         world_size, site = self._jobs[event.job]
-        began = event.at - event.seconds
-        since = self._starts.pop(event.job, None)
+        since, before = self._starts.pop(event.job, (None, event.epoch - 1))
+        if event.includes_startup and since is not None:
+            self.stretches.append((event.job.trial, world_size, site, event.epoch - before, event.at - since))
+            return
+        began = event.at - event.seconds * max(1, event.epoch - before)
         if since is None:
             self.boundaries_s.append(max(0.0, began - self._boundaries[event.job]))
         elif event.job.attempt == 1:

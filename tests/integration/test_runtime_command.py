@@ -56,6 +56,19 @@ def test_a_script_trains_to_each_rung_and_resumes_from_its_own_files(tmp_path) -
     assert json.loads((tmp_path / "second/rank-0.json").read_text())["start"] == 2
 
 
+def test_a_script_may_tell_what_an_epoch_took_without_its_start(tmp_path) -> None:
+    words = (
+        "import json, sys; json.dump({'val_loss': 1.0, **json.loads(sys.argv[2])}, open(sys.argv[1], 'w'))"
+    )
+    for name, told in (("silent", {}), ("told", {"epoch_s": 0.25})):
+        command = (sys.executable, "-c", words.replace("{", "{{").replace("}", "}}"), "{report}", "{told}")
+        order = written_order(tmp_path / name, python=None, command=command, until=2, config={"told": told})
+        assert finished(rank_command(order))[0] == 0
+        (report,) = epochs_of(order)
+        assert (report.metrics, report.includes_startup) == ({"val_loss": 1.0}, not told)
+        assert (report.seconds == 0.25) is bool(told)
+
+
 def test_a_script_whose_checkpoint_is_gone_is_not_even_started(tmp_path) -> None:
     gone = str(tmp_path / "first/epoch-000002")
     order = script_order(tmp_path / "second", epoch=2, until=5, resume_from=gone)

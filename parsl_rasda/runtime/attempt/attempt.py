@@ -185,7 +185,14 @@ class Attempt:
                 with contextlib.suppress(OSError):
                     (self.directory / STEPS).touch()
 
-    def record(self, metrics: Mapping[str, float], seconds: float, steps: Steps = ()) -> None:
+    def record(
+        self,
+        metrics: Mapping[str, float],
+        seconds: float,
+        steps: Steps = (),
+        *,
+        includes_startup: bool = False,
+    ) -> None:
         """Report the epoch that is now done: first to the file, then to the controller."""
         if not self.is_main:
             return
@@ -204,6 +211,7 @@ class Attempt:
             samples=self.samples,
             noise=self.noise,
             steps=steps,
+            includes_startup=includes_startup,
         )
         self.history.append(report)
         path = self.directory / "epochs.jsonl"

@@ -9,10 +9,12 @@ hyperparameter, or for:
 ``{max_t}``       epochs of a trial that is never stopped: what a schedule of the rate must follow, since
                   ``{until}`` is another at every rung
 ``{checkpoint}``  directory to resume from, or empty      ``{out}``         directory to save into
-``{report}``      JSON file it must write: ``{"val_loss": 0.1}``; ``epoch`` there if it is not ``{until}``
+``{report}``      JSON file it must write: ``{"val_loss": 0.1}``; ``epoch`` there if it is not ``{until}``,
+                  and, if it likes, ``epoch_s``: what an epoch took without the start [s]
 ``{batch_size}``  samples per replica and step            ``{global_batch_size}``  samples per step
 ``{replicas}`` ``{world_size}`` ``{seed}``
 
+Without ``epoch_s`` the start is learnt from stretches of different lengths (`placement.times`).
 All variables that torchrun sets are set (`torchrun_environment`). SIGTERM is passed on; a script that then
 saves and reports an epoch loses nothing. `workflows/ddp_script` is an example.
 """
@@ -102,6 +104,7 @@ def _record(attempt: Attempt, report: Path, out: Path, began: float) -> None:
             raise PreemptRequested(agreed=True)
         raise TrainingError(f"The command succeeded but wrote no {report.name}.", "It must write {report}.")
     epoch, metrics = _read(report, spec)
+    told_s = metrics.pop("epoch_s", None)
     attempt.enter(Phase.TRAINING)
     attempt.epoch = epoch
     path = directory / checkpoint_name(epoch)
@@ -109,7 +112,8 @@ def _record(attempt: Attempt, report: Path, out: Path, began: float) -> None:
         out, path, {"epoch": epoch, "step": 0, "replicas": attempt.replicas, "batches": attempt.batches}
     )
     attempt.add_checkpoint(path)
-    attempt.record(metrics, (time.monotonic() - began) / max(1, epoch - spec.epoch))
+    mean_s = (time.monotonic() - began) / max(1, epoch - spec.epoch)
+    attempt.record(metrics, mean_s if told_s is None else told_s, includes_startup=told_s is None)
     attempt.outcome = Outcome.REACHED if epoch >= spec.until else Outcome.PREEMPTED
 
 

@@ -94,6 +94,67 @@ def test_one_absurd_restart_does_not_end_all_growth_but_a_second_one_counts() ->
     assert times.restart_s == 600.0
 
 
+def test_stretches_of_a_script_that_differ_tell_its_start_from_its_epochs() -> None:
+    times = Times(Assumed(restart_s=60.0))
+    for trial, epoch_s in (("a", 2.0), ("b", 3.0)):
+        times.saw_stretch(TrialId(trial), 1, A, 1, 15.0 + epoch_s)
+    assert times.script_start_s(A) is None
+    assert times.epoch_s(TrialId("b"), 1, A) == 18.0
+    assert times.restart_s == 60.0
+    times.saw_stretch(TrialId("a"), 1, A, 2, 15.0 + 2 * 2.0)
+    assert times.script_start_s(A) == pytest.approx(15.0)
+    assert times.epoch_s(TrialId("a"), 1, A) == pytest.approx(2.0)
+    assert times.epoch_s(TrialId("b"), 1, A) == pytest.approx(3.0), "what was seen before is corrected"
+    assert times.launch_s(A) == pytest.approx(15.0)
+    assert times.restart_s == 60.0, "a few must be seen"
+    for done in range(2, 5):
+        times.saw_stretch(TrialId("a"), 1, A, 2**done, 15.0 + 2**done * 2.0)
+    assert times.restart_s == pytest.approx(15.0)
+
+
+def test_a_script_that_widens_is_told_apart_by_the_efficiency_that_is_assumed() -> None:
+    times = Times(Assumed(efficiency=0.9))
+    for width, epochs in ((1, 1), (2, 1), (4, 2)):
+        times.saw_stretch(TrialId("a"), width, A, epochs, 12.0 + epochs * 6.0 / times_faster(width))
+    assert times.script_start_s(A) == pytest.approx(12.0)
+    assert times.epoch_s(TrialId("a"), 4, A) == pytest.approx(6.0 / times_faster(4))
+    assert times.efficiency == 0.9, "nothing of it was measured"
+
+
+def times_faster(width: int) -> float:
+    return float(width * 0.9 ** math.log2(width))
+
+
+def test_stretches_of_a_site_that_a_trial_has_left_change_nothing_of_it() -> None:
+    times = Times(Assumed())
+    times.saw_stretch(TrialId("a"), 1, A, 1, 10.0)
+    times.saw_stretch(TrialId("a"), 1, B, 1, 30.0)
+    for epochs in (1, 2):
+        times.saw_stretch(TrialId("b"), 1, A, epochs, 8.0 + epochs)
+    assert times.epoch_s(TrialId("a"), 1, B) == 30.0
+
+
+@given(
+    st.floats(0.0, 60.0),
+    st.lists(
+        st.tuples(st.sampled_from("abc"), st.sampled_from([1, 2, 4]), st.integers(1, 8)),
+        min_size=1,
+        max_size=12,
+    ),
+)
+def test_a_start_that_is_the_same_each_time_is_found_as_soon_as_it_can_be(
+    start_s: float, runs: list[tuple[str, int, int]]
+) -> None:
+    times, works = Times(Assumed(efficiency=1.0)), dict[str, set[float]]()
+    for trial, width, epochs in runs:
+        epoch_s = {"a": 1.0, "b": 2.0, "c": 5.0}[trial] / width
+        times.saw_stretch(TrialId(trial), width, A, epochs, start_s + epochs * epoch_s)
+        works.setdefault(trial, set()).add(epochs / width)
+    if any(max(work) > 1.2 * min(work) for work in works.values()):
+        assert times.script_start_s(A) == pytest.approx(start_s, abs=1e-6)
+    assert all(times.epoch_s(TrialId(t), w, A) > 0 for t, w, _ in runs)
+
+
 @given(st.lists(st.floats(0.0, 1e6), min_size=2), st.randoms())
 def test_a_restart_is_underestimated_at_most_once(seen: list[float], random: Random) -> None:
     times = Times(Assumed(restart_s=0.0))
