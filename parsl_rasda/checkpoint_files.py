@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 _ATTEMPT = re.compile(r"attempt-(\d+)")
@@ -33,9 +34,15 @@ def remove_checkpoint(path: Path) -> OSError | None:
     return None
 
 
-def remove_attempt(folder: Path) -> OSError | None:
-    """Remove all checkpoints of an attempt, but not its orders, reports and log; return the first error."""
-    errors = [remove_checkpoint(path) for path in (*folder.glob("epoch-*"), folder / FETCHED)]
+def remove_attempt(folder: Path, kept: Collection[str] = ()) -> OSError | None:
+    """Remove the checkpoints of an attempt, but not its orders, reports and log; return the first error.
+
+    Args:
+        folder: Of the attempt.
+        kept: Paths of checkpoints that stay.
+    """
+    found = [path for path in folder.glob("epoch-*") if str(path) not in kept]
+    errors = [remove_checkpoint(path) for path in (*found, folder / FETCHED)]
     return next((error for error in errors if error is not None), None)
 
 

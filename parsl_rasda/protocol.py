@@ -133,6 +133,10 @@ class JobSpec:
         paths: ``(input, path)`` pairs: absolute paths that the site of the job must have.
         resume_from: Checkpoint directory or URL, or None to start afresh.
         falls_back_to: The checkpoint before that one, should it be damaged, or None.
+        keeps_rungs: Whether the checkpoints at ``until`` stay.
+        keeps_best: Whether that of the trial's best epoch stays.
+        best_metric: Of the best epoch in earlier attempts, or None.
+        kept: Checkpoints of earlier attempts that stay.
         obsolete: Last attempts of trials whose checkpoints on this site nobody will ask for any more.
         share_at: URL of a folder that all sites reach, for copies of this attempt's checkpoints, or None.
         deadline: Unix time [s] by which ranks must be gone, or None.
@@ -162,6 +166,10 @@ class JobSpec:
     training: Training = field(default_factory=Training)
     resume_from: str | None = None
     falls_back_to: str | None = None
+    keeps_rungs: bool = False
+    keeps_best: bool = False
+    best_metric: float | None = None
+    kept: tuple[str, ...] = ()
     obsolete: tuple[JobId, ...] = ()
     share_at: str | None = None
     slots: tuple[str, ...] = ()
@@ -202,6 +210,7 @@ class JobSpec:
         values["schedule"] = tuple(tuple(int(n) for n in entry) for entry in data["schedule"])
         values["slots"] = tuple(data.get("slots", ()))
         values["search_path"] = tuple(map(str, data.get("search_path", ())))
+        values["kept"] = tuple(map(str, data.get("kept", ())))
         values["obsolete"] = tuple(JobId(TrialId(j["trial"]), j["attempt"]) for j in data.get("obsolete", ()))
         values["paths"] = tuple((str(name), str(path)) for name, path in data.get("paths", ()))
         if values.get("command") is not None:

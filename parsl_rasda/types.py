@@ -254,6 +254,13 @@ class Keep(StrEnum):
     ALL = "all"
 
 
+class JudgedBy(StrEnum):
+    """Which of its epochs a trial is the best of all by, and whose checkpoint the search returns."""
+
+    LAST = "last"
+    EPOCH = "epoch"  # its best one that a checkpoint holds
+
+
 class StageState(StrEnum):
     """Where a stage of a pipeline stands; the words are those of `StudyState`."""
 

@@ -31,7 +31,7 @@ class RungProgress:
 
 @dataclass(frozen=True, slots=True)
 class BestTrial:
-    """The trial with the best last metric, as in the summary: what the search would return now."""
+    """The trial with the best result, as in the summary: what the search would return now."""
 
     trial: TrialId
     epoch: int
@@ -145,17 +145,17 @@ class SearchProgress:
         rival = best_trial(rivals, self._machine.settings.mode)
         if (
             rival is not None
-            and rival.last is not None
-            and not self._is_better(self._best.metric, rival.last[1])
+            and rival.result is not None
+            and not self._is_better(self._best.metric, rival.result[1])
         ):
             self._find_best()
 
     def _find_best(self) -> None:
         found = best_trial(self._machine.trials, self._machine.settings.mode)
-        if found is None or found.last is None:
+        if found is None or found.result is None:
             self._best = None
         else:
-            epoch, metric = found.last
+            epoch, metric = found.result
             self._best = BestTrial(found.id, epoch, metric, dict(found.config))
 
     def _is_better(self, metric: float, than: float | None) -> bool:

@@ -44,6 +44,8 @@ def build_machine(tune: TuneSpec) -> Machine:
         batching=batching(tune),
         keep=tune.training.keep_checkpoints.whose,
         keep_best=tune.training.keep_checkpoints.best,
+        keep_rungs=tune.training.keep_checkpoints.rungs,
+        best=tune.best,
         stop_when=_stop_when(tune),
     )
     return Machine(settings, scheduler, build_growth(method.growth))

@@ -185,12 +185,12 @@ class Driver:
             match instruction:
                 case StartJob():
                     pilot = pilots[instruction.placement.pilot]
-                    previous = self.machine.trials[instruction.job.trial].previous
+                    trial = self.machine.trials[instruction.job.trial]
                     spec = self.job_specs.build(
                         instruction,
                         interactive=pilot.interactive,
                         deadline=pilot.deadline,
-                        falls_back_to=previous.path if previous else None,
+                        trial=trial,
                     )
                     self.backend.start_job(spec, instruction.placement)
                 case ContinueJob():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from parsl_rasda.orchestration.events import EpochReported, Event, JobEnded, StartJob
 from parsl_rasda.orchestration.run_directory import RunDirectory
+from parsl_rasda.orchestration.trial_record import TrialRecord
 from parsl_rasda.protocol import (
     EpochReport,
     JobResult,
@@ -19,7 +20,7 @@ from parsl_rasda.protocol import (
 )
 from parsl_rasda.study import TuneSpec
 from parsl_rasda.study_code.code import CodeWatch
-from parsl_rasda.types import JSON, JobId, SiteName, TrialId
+from parsl_rasda.types import JSON, JobId, JudgedBy, SiteName, TrialId
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class JobSpecBuilder:
         object.__setattr__(self, "code", CodeWatch(self.tune.training.python, paths))
 
     def build(
-        self, start: StartJob, *, interactive: bool, deadline: float | None, falls_back_to: str | None = None
+        self, start: StartJob, *, interactive: bool, deadline: float | None, trial: TrialRecord | None = None
     ) -> JobSpec:
         """Return the spec of one attempt.
 
@@ -72,8 +73,10 @@ class JobSpecBuilder:
             start: What was decided.
             interactive: Whether it has a control channel.
             deadline: When it must be gone [s], or None.
-            falls_back_to: The checkpoint before the one that it resumes from, if there is one.
+            trial: Whose it is, if that has checkpoints that must not be removed.
         """
+        previous = trial.previous if trial else None
+        keep = self.tune.training.keep_checkpoints
         site = self.sites[start.placement.site]
         return JobSpec(
             study=self.study,
@@ -96,7 +99,11 @@ class JobSpecBuilder:
             paths=site.paths,
             training=self.tune.training.resolve(start.config),
             resume_from=start.resume_from,
-            falls_back_to=falls_back_to,
+            falls_back_to=previous.path if previous else None,
+            keeps_rungs=keep.rungs,
+            keeps_best=self.tune.best is JudgedBy.EPOCH,
+            best_metric=trial.best.metric if trial and trial.best else None,
+            kept=trial.kept if trial else (),
             obsolete=self.obsolete(start.placement.site),
             share_at=self._shared(start.job),
             slots=start.placement.slots,

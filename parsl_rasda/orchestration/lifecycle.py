@@ -27,7 +27,7 @@ from parsl_rasda.orchestration.trial_record import LiveJob, TrialRecord
 from parsl_rasda.placement.cluster_state import NO_CAUTION, PendingTrial, RunningTrial
 from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.study_code.code import digest_of
-from parsl_rasda.types import JobId, Outcome, Placement, SiteName, Stretch, StudyState, TrialState
+from parsl_rasda.types import JobId, JudgedBy, Outcome, Placement, SiteName, Stretch, StudyState, TrialState
 
 _FREE_PREEMPTIONS = 5  # in a row without a finished epoch, after which they cost retries
 _FREE_CHECKPOINT_LOSSES = 5  # of a trial, after which each one costs a retry
@@ -226,8 +226,16 @@ class TrialLifecycle:
             trial.noise[event.epoch] = event.noise
         search.stop.report(trial.id, metric, search.ended)
         if event.checkpoint is not None:
-            trial.keep(event.checkpoint)
+            self._note_whole(trial, event.checkpoint)
         return metric
+
+    def _note_whole(self, trial: TrialRecord, checkpoint: Checkpoint) -> None:
+        settings = self._search.settings
+        trial.keep(checkpoint)
+        if settings.best is JudgedBy.EPOCH:
+            trial.note_best(checkpoint, settings.mode)
+        if settings.keep_rungs and checkpoint.epoch in self._search.scheduler.milestones:
+            trial.rung_checkpoints[checkpoint.epoch] = checkpoint.path
 
     # ------------------------------------------------------------------------------- a job ends
 

@@ -63,7 +63,7 @@ class Retention:
         if not trial.state.is_final or trial.job is not None or trial.id in self._seen:
             return  # its job may still write
         self._seen.add(trial.id)
-        metric = trial.last[1] if trial.last is not None else math.nan
+        metric = trial.result[1] if trial.result is not None else math.nan
         if trial.state is TrialState.FAILED or not math.isfinite(metric):
             self._release(trial)
             return

@@ -13,7 +13,7 @@ from parsl_rasda.placement.cluster_state import ClusterState, GrowthPolicy
 from parsl_rasda.placement.times import Assumed
 from parsl_rasda.scheduling.base import Decision, Scheduler
 from parsl_rasda.scheduling.batching import Batching, Split
-from parsl_rasda.types import JSON, JobId, Keep, Mode, PilotId, Stretch, StudyState, TrialId
+from parsl_rasda.types import JSON, JobId, JudgedBy, Keep, Mode, PilotId, Stretch, StudyState, TrialId
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,8 @@ class MachineSettings:
         checkpoints_shared: All sites reach the checkpoints, so that a trial may change its site.
         keep: Whose checkpoints stay when trials have ended.
         keep_best: How many of the best trials keep theirs.
+        keep_rungs: They keep the checkpoints of their rungs, too.
+        best: Which of its epochs a trial is compared with the others by, in the end.
         stop_when: When the search has found enough.
         interactive: Trainings ask what to do at each epoch, where there is a channel; scripts never do.
         batching: How many replicas share a step, and how large it is.
@@ -43,6 +45,8 @@ class MachineSettings:
     batching: Batching = field(default_factory=Batching)
     keep: Keep = Keep.ALL
     keep_best: int = 1
+    keep_rungs: bool = False
+    best: JudgedBy = JudgedBy.LAST
     stop_when: StopWhen = field(default_factory=StopWhen)
 
 

@@ -118,17 +118,19 @@ def cause(machine: Machine, usage: Usage) -> str:
 def best(machine: Machine) -> dict[str, Any] | None:
     """Return the best trial as the next stage of a pipeline receives it, or None."""
     found = best_trial(machine.trials, machine.settings.mode)
-    if found is None or found.last is None:
+    if found is None or found.result is None or found.last is None:
         return None
-    epoch, metric = found.last
+    epoch, metric = found.result
+    checkpoint = found.result_checkpoint
     return {
         "trial": found.id,
         "metric": metric,
         "epoch": epoch,
         "config": dict(found.config),
-        "checkpoint": found.checkpoint.path if found.checkpoint else None,
+        "checkpoint": checkpoint.path if checkpoint else None,
         "replicas": found.replicas,
         "site": found.site,
+        "last": {"epoch": found.last[0], "metric": found.last[1]},
     }
 
 
@@ -182,6 +184,7 @@ def _trial(trial: TrialRecord, *, has_checkpoints: bool) -> dict[str, Any]:
         "config": dict(trial.config),
         "history": [[e, m if math.isfinite(m) else None] for e, m in sorted(trial.history.items())],
         "checkpoint": trial.checkpoint.path if trial.checkpoint and has_checkpoints else None,
+        "kept": list(trial.kept) if has_checkpoints else [],
     }
 
 

@@ -71,6 +71,14 @@ class LiveJob:
         return self.state is JobState.LEAVING
 
 
+@dataclass(frozen=True, slots=True)
+class BestEpoch:
+    """The best epoch of a trial that a checkpoint holds, and that checkpoint."""
+
+    metric: float
+    checkpoint: Checkpoint
+
+
 @dataclass(slots=True)
 class TrialRecord:
     """One configuration through its life.
@@ -82,6 +90,8 @@ class TrialRecord:
         epoch: Epochs that stand: a checkpoint holds them, or the live job has finished them.
         checkpoint: Newest whole checkpoint; None means a start from scratch.
         previous: The checkpoint before that one, should the newest one be gone.
+        best: Its best epoch, if the study asks for it.
+        rung_checkpoints: Paths of the checkpoints that it keeps, by milestone.
         site: Where the checkpoints are.
         retries: Retries spent.
         checkpoint_losses: Checkpoints that were gone when they were asked for.
@@ -101,6 +111,8 @@ class TrialRecord:
     epoch: int = 0
     checkpoint: Checkpoint | None = None
     previous: Checkpoint | None = None
+    best: BestEpoch | None = None
+    rung_checkpoints: dict[int, str] = field(default_factory=dict)
     site: SiteName | None = None
     retries: int = 0
     checkpoint_losses: int = 0
@@ -182,6 +194,19 @@ class TrialRecord:
             self.previous = self.checkpoint
         self.checkpoint = checkpoint
 
+    def note_best(self, checkpoint: Checkpoint, mode: Mode) -> None:
+        """Note the epoch that a checkpoint ends with, if it is better than all before."""
+        metric = self.history.get(checkpoint.epoch, math.nan)
+        known = self.best.metric if self.best else math.inf if mode is Mode.MIN else -math.inf
+        if metric < known if mode is Mode.MIN else metric > known:
+            self.best = BestEpoch(metric, checkpoint)
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Paths of its checkpoints that must stay beside the newest ones."""
+        best = (self.best.checkpoint.path,) if self.best else ()
+        return (*best, *self.rung_checkpoints.values())
+
     def fall_back(self) -> None:
         """Forget the newest checkpoint: the one before takes its place, else the start."""
         self.checkpoint, self.previous = self.previous, None
@@ -196,7 +221,8 @@ class TrialRecord:
 
     def forget(self) -> None:
         """Forget all checkpoints, and where they are."""
-        self.checkpoint, self.previous, self.site = None, None, None
+        self.checkpoint, self.previous, self.best, self.site = None, None, None, None
+        self.rung_checkpoints = {}
 
     def rewind(self) -> None:
         """Go back to what the checkpoint holds."""
@@ -210,16 +236,26 @@ class TrialRecord:
         epoch = max(self.history)
         return epoch, self.history[epoch]
 
+    @property
+    def result(self) -> tuple[int, float] | None:
+        """The ``(epoch, metric)`` that it is compared with others by: the last one, or its best."""
+        return self.last if self.best is None else (self.best.checkpoint.epoch, self.best.metric)
+
+    @property
+    def result_checkpoint(self) -> Checkpoint | None:
+        """The checkpoint that it returns."""
+        return self.checkpoint if self.best is None else self.best.checkpoint
+
 
 def best_trial(trials: Mapping[TrialId, TrialRecord], mode: Mode) -> TrialRecord | None:
-    """Return the trial whose last metric is best; failed and diverged ones never are.
+    """Return the trial whose result is best; failed and diverged ones never are.
 
     Equal metrics favour the older trial.
     """
     sign = 1.0 if mode is Mode.MIN else -1.0
     ranked = [
-        (sign * last[1], t.age, t)
+        (sign * result[1], t.age, t)
         for t in trials.values()
-        if t.state is not TrialState.FAILED and (last := t.last) is not None and math.isfinite(last[1])
+        if t.state is not TrialState.FAILED and (result := t.result) is not None and math.isfinite(result[1])
     ]
     return min(ranked, key=lambda r: r[:2])[2] if ranked else None

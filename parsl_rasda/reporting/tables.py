@@ -208,11 +208,18 @@ def status_view(summary: Summary, most: int | None = None, name: str | None = No
     return Group(*parts)
 
 
+def _best_in_words(best: Mapping[str, Any], metric: str) -> str:
+    said = f"trial {best['trial']}: {metric} {number(best['metric'])} at epoch {best['epoch']}"
+    last = best.get("last", best)  # summaries of earlier versions have none
+    is_last = last["epoch"] == best["epoch"]
+    return said if is_last else f"{said}, {number(last['metric'])} at its last, {last['epoch']}"
+
+
 def _facts(summary: Summary) -> Iterator[tuple[str, str | Text]]:
     best = summary["best"]
     if best is not None:
         metric = summary.get("metric", "metric")
-        yield "best", f"trial {best['trial']}: {metric} {number(best['metric'])} at epoch {best['epoch']}"
+        yield "best", _best_in_words(best, metric)
         if others := metrics_text(best.get("metrics", {}), but=metric):
             yield "", others
         yield "", config_text(best["config"])

@@ -29,7 +29,7 @@ from parsl_rasda.study.spec import (
     Target,
     chosen_from,
 )
-from parsl_rasda.types import JSON, Keep, Mode
+from parsl_rasda.types import JSON, JudgedBy, Keep, Mode
 
 TRAINING_PLACEHOLDERS = (
     "until",
@@ -180,10 +180,11 @@ def _off(value: object) -> object:
 
 
 class KeepSpec(Spec):
-    """Whose checkpoints stay: a word, or a mapping with the number of the best."""
+    """Whose checkpoints stay, and which of theirs: a word, or a mapping."""
 
     whose: Keep = Field(Keep.BEST, description="best; survivors: also of those that reached max_t; all.")
     best: Count = Field(1, description="How many of the best trials keep theirs.")
+    rungs: Flag = Field(False, description="Whether they keep those of all rungs, not only the last two.")
 
     @classmethod
     def normalised(cls, data: Any) -> Any:
@@ -240,7 +241,8 @@ class TrainingSpec(Spec):
     keep_checkpoints: KeepSpec = Field(
         default_factory=KeepSpec,
         description="Whose checkpoints stay when trials have ended: best; survivors: also of those that "
-        "reached max_t; all; or {best: N}, of the N best. Whoever may still go on keeps the last two.",
+        "reached max_t; all; or {best: N}, of the N best; {rungs: true}: those of each rung, too. Whoever "
+        "may still go on keeps the last two.",
     )
     compile: Flag = Field(False, description="Whether the model goes through torch.compile.")
     stall_after: Seconds = Field(
@@ -326,6 +328,11 @@ class TuneSpec(Spec):
         description="URL of a folder that every site reaches, as fsspec knows it: s3://..., file:///... . "
         "Checkpoints are copied there, so that a trial may go on at another site when its own is lost or "
         "full. Without it a trial stays with its checkpoint.",
+    )
+    best: JudgedBy = Field(
+        JudgedBy.LAST,
+        description="Which epoch is returned as the best, with its checkpoint: last, the method's, of the "
+        "trial that ends best; or epoch, the best one of all trials. Rungs are judged as ever.",
     )
     stop_when: StopSpec = Field(
         default_factory=StopSpec,

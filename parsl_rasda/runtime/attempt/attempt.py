@@ -34,6 +34,7 @@ from parsl_rasda.runtime.attempt.launch_context import LaunchContext
 from parsl_rasda.runtime.checkpoints.retention import (
     known_epochs,
     remove_superseded_attempts,
+    spared,
     superseded,
 )
 from parsl_rasda.runtime.checkpoints.seal import is_whole
@@ -101,8 +102,9 @@ class Attempt:
         self.slots: tuple[str, ...] = spec.slots
         self.checkpoints: list[Path] = []  # the whole ones of this attempt, oldest first
         self._epoch_of: dict[Path, int] = {}
+        self._rungs: set[int] = set()  # whose checkpoints stay
         self._shared = (
-            SharedCheckpoints(spec.share_at, self._superseded)
+            SharedCheckpoints(spec.share_at, self._superseded, self._spared)
             if spec.share_at and context.rank == 0
             else None
         )
@@ -198,7 +200,7 @@ class Attempt:
             return
         if not self.history:
             spec = self.spec
-            remove_superseded_attempts(self.directory, spec.resume_from, spec.falls_back_to)
+            remove_superseded_attempts(self.directory, spec.resume_from, spec.falls_back_to, spec.kept)
         report = EpochReport(
             trial=self.spec.trial,
             attempt=self.spec.attempt,
@@ -232,15 +234,26 @@ class Attempt:
             return
         self.checkpoints.append(path)
         self._epoch_of[path] = self.epoch if epoch is None else epoch
+        if self.spec.keeps_rungs and self._epoch_of[path] == self.until:
+            self._rungs.add(self.until)
         if self._shared:
             self._shared.add(path, self._epoch_of[path])
         places = [str(checkpoint) for checkpoint in self.checkpoints]
-        for _ in range(superseded(places, (), None) if self._shared else self._superseded(places)):
-            if self._shared and self._shared.needs(self.checkpoints[0]):
+        count = superseded(places, (), None) if self._shared else self._superseded(places)
+        stay = self._spared()
+        for old in self.checkpoints[:count]:
+            if self._shared and self._shared.needs(old):
                 break
-            old = self.checkpoints.pop(0)
+            if self._epoch_of[old] in stay:
+                continue
+            self.checkpoints.remove(old)
             if self.is_main:
                 remove_checkpoint(old)
+
+    def _spared(self) -> set[int]:
+        """Return the epochs whose checkpoints stay for good, as far as one can see now."""
+        known = known_epochs(self.directory) if self.spec.keeps_best else None
+        return self._rungs | spared(self.spec, self.history, self._epoch_of.values(), known)
 
     def _superseded(self, places: Sequence[str]) -> int:
         """Return how many of these checkpoints may be removed, counted from the oldest."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from parsl_rasda.checkpoint_files import number_of, remove_attempt
-from parsl_rasda.protocol import KNOWN, EpochReport
+from parsl_rasda.protocol import KNOWN, EpochReport, JobSpec
+from parsl_rasda.types import Mode
 
 KEPT = 2
 
@@ -40,8 +42,36 @@ def superseded(places: Sequence[str], reports: Sequence[EpochReport], known: int
     return old if known is None else 0
 
 
+def spared(
+    spec: JobSpec, reports: Sequence[EpochReport], whole: Collection[int], known: int | None
+) -> set[int]:
+    """Return the epochs whose checkpoints stay, though they are superseded: the best one of the trial.
+
+    Args:
+        spec: Of the attempt.
+        reports: What it has reported.
+        whole: Epochs that it has made a checkpoint of.
+        known: The value of `known_epochs`: the best of those is what another attempt is told of.
+    """
+    if not spec.keeps_best:
+        return set()
+    sign = 1.0 if spec.mode == Mode.MIN else -1.0
+    before = math.inf if spec.best_metric is None else sign * spec.best_metric
+    found = set()
+    for last in {math.inf, math.inf if known is None else known}:
+        seen = (
+            (sign * r.metrics[spec.metric], r.epoch) for r in reports if r.epoch <= last and r.epoch in whole
+        )
+        metric, epoch = min((s for s in seen if math.isfinite(s[0])), default=(math.inf, 0))
+        found |= {epoch} if metric < before else set()
+    return found
+
+
 def remove_superseded_attempts(
-    directory: Path, resume_from: str | None, falls_back_to: str | None = None
+    directory: Path,
+    resume_from: str | None,
+    falls_back_to: str | None = None,
+    kept: Collection[str] = (),
 ) -> None:
     """Remove the checkpoints of all attempts before those that wrote ``resume_from`` and ``falls_back_to``.
 
@@ -53,6 +83,7 @@ def remove_superseded_attempts(
         directory: The directory of this attempt, beside those of the others.
         resume_from: The job's ``resume_from``: the directory or URL of a checkpoint.
         falls_back_to: The same of the checkpoint before that.
+        kept: Paths of checkpoints that stay.
     """
     origin = _origin(resume_from)
     if origin is None or number_of(directory.name) is None:
@@ -61,7 +92,7 @@ def remove_superseded_attempts(
     for folder in directory.parent.glob("attempt-*"):
         number = number_of(folder.name)
         if number is not None and number < first:
-            remove_attempt(folder)
+            remove_attempt(folder, kept)
 
 
 def _origin(place: str | None) -> int | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,14 +61,16 @@ class SharedCheckpoints:
         self,
         url: str,
         superseded: Callable[[Sequence[str]], int] = lambda places: superseded(places, (), None),
+        spared: Callable[[], Collection[int]] = tuple,
     ) -> None:
         """Prepare to copy; fsspec is imported with the first copy.
 
         Args:
             url: The attempt's folder, in a form that fsspec accepts.
             superseded: Given URLs of copies, oldest first, returns how many of them may be removed.
+            spared: Returns epochs whose copies stay all the same.
         """
-        self._url, self._superseded = url.rstrip("/"), superseded
+        self._url, self._superseded, self._spared = url.rstrip("/"), superseded, spared
         self._changed = threading.Condition()
         self._next: Copy | None = None
         self._at_work: Copy | None = None
@@ -132,8 +134,9 @@ class SharedCheckpoints:
         with self._changed:
             self._whole.append(copy)
             count = self._superseded([self._url_of(copy) for copy in self._whole])
-            old = self._whole[:count]
-            del self._whole[:count]
+            spared = self._spared()
+            old = [copy for copy in self._whole[:count] if copy.epoch not in spared]
+            self._whole = [copy for copy in self._whole if copy not in old]
         for gone in old:
             remove(self._url_of(gone))
         return None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from parsl_rasda.orchestration.events import EpochReported, JobEnded, StartJob
 from parsl_rasda.orchestration.job_specs import trial_seed
+from parsl_rasda.orchestration.trial_record import BestEpoch, TrialRecord
 from parsl_rasda.protocol import Checkpoint, EpochReport, JobResult, JobSpec
 from parsl_rasda.types import JobId, Outcome, PilotId, Placement, TrialId
 from tests.unit.orchestration.small_study import SITE, desk, tune
@@ -68,8 +69,15 @@ def test_a_job_is_told_what_its_trial_falls_back_to_and_what_it_is_to_remove(tmp
     gone = JobId(TrialId("0001"), 4)
     orders = replace(desk(tmp_path, tune()), obsolete=lambda site: (gone,) if site == SITE else ())
     start = StartJob(JOB, {"lr": 0.1}, Placement(SITE, PilotId("a-0"), ()), 2, 4, ((0, 1),), "c2")
-    spec = orders.build(start, interactive=True, deadline=None, falls_back_to="c1")
+    trial = TrialRecord(JOB.trial, 0, {}, [], previous=Checkpoint("c1", 1))
+    trial.best = BestEpoch(0.5, Checkpoint("c0", 1))
+    spec = orders.build(start, interactive=True, deadline=None, trial=trial)
+    assert (spec.keeps_best, spec.best_metric, spec.kept) == (False, 0.5, ("c0",))
     assert (spec.resume_from, spec.falls_back_to, spec.obsolete) == ("c2", "c1", (gone,))
     assert JobSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
-    old = {k: v for k, v in spec.to_json().items() if k not in {"falls_back_to", "obsolete"}}
-    assert JobSpec.from_json(old) == replace(spec, falls_back_to=None, obsolete=())
+    old = {
+        k: v
+        for k, v in spec.to_json().items()
+        if k not in {"falls_back_to", "obsolete", "kept", "best_metric"}
+    }
+    assert JobSpec.from_json(old) == replace(spec, falls_back_to=None, obsolete=(), kept=(), best_metric=None)

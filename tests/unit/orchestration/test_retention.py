@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import pytest
@@ -13,9 +14,9 @@ from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.retention import Retention
 from parsl_rasda.orchestration.summary import best, summarise
 from parsl_rasda.orchestration.usage import Usage
-from parsl_rasda.protocol import Checkpoint, EpochReport
-from parsl_rasda.runtime.checkpoints.retention import superseded
-from parsl_rasda.types import JobId, Keep, Outcome, StudyState, TrialState
+from parsl_rasda.protocol import Checkpoint, EpochReport, JobSpec
+from parsl_rasda.runtime.checkpoints.retention import spared, superseded
+from parsl_rasda.types import JobId, JudgedBy, Keep, Outcome, StudyState, TrialState
 from tests.unit.orchestration.random_world import Setup, Shape, World
 from tests.unit.orchestration.test_machine_worlds import GROWTH, VARIANTS, setups
 
@@ -26,16 +27,21 @@ class Disk(World):
     """A world whose ranks remove what is superseded, and whose controller what its retention names."""
 
     keep = Keep.BEST
+    judged_by = JudgedBy.LAST
+    keep_rungs = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.there: dict[str, JobId] = {}  # checkpoints, oldest first, and who wrote them
         self.spared: dict[JobId, int] = {}  # the oldest attempt whose checkpoints a job leaves alone
         self.reports: dict[JobId, list[EpochReport]] = {}
+        self.specs: dict[JobId, JobSpec] = {}  # as far as they say what stays
         self.bind(self.machine)
 
     def bind(self, machine: Machine) -> None:
-        machine.settings = replace(machine.settings, keep=self.keep)
+        machine.settings = replace(
+            machine.settings, keep=self.keep, best=self.judged_by, keep_rungs=self.keep_rungs
+        )
         self.retention = Retention(machine, self.discard)
 
     def start_controller(self) -> None:
@@ -45,8 +51,10 @@ class Disk(World):
     def tell(self, event):
         if isinstance(event, EpochReported) and event.checkpoint and event.job in self.jobs:
             self.write(event.job, event.checkpoint.path)
-            self.end_attempts(event.job, before=self.spared[event.job])
-            report = EpochReport(event.job.trial, event.job.attempt, event.epoch, {}, 1.0, event.checkpoint)
+            kept = self.specs[event.job].kept
+            self.end_attempts(event.job, before=self.spared[event.job], kept=kept)
+            found, checkpoint = event.job, event.checkpoint
+            report = EpochReport(found.trial, found.attempt, event.epoch, event.metrics, 1.0, checkpoint)
             self.reports.setdefault(event.job, []).append(report)
         elif isinstance(event, JobEnded) and event.checkpoint and event.job.trial in self.machine.trials:
             self.write(event.job, event.checkpoint)
@@ -66,12 +74,17 @@ class Disk(World):
         if path != "stale":
             self.there.setdefault(path, job)
         places = [p for p, who in self.there.items() if who == job]
-        for old in places[: superseded(places, self.reports.get(job, []), None)]:
-            del self.there[old]
+        reports = self.reports.get(job, [])
+        epochs = [int(p.rpartition("/")[2]) for p in places]
+        stay = spared(self.specs[job], reports, epochs, None)
+        stay |= {*self.machine.scheduler.milestones} if self.keep_rungs else set()
+        for old, epoch in zip(places[: superseded(places, reports, None)], epochs, strict=False):
+            if epoch not in stay:
+                del self.there[old]
 
-    def end_attempts(self, job: JobId, before: int) -> None:
+    def end_attempts(self, job: JobId, before: int, kept: Collection[str] = ()) -> None:
         for path, who in tuple(self.there.items()):
-            if who.trial == job.trial and who.attempt < before:
+            if who.trial == job.trial and who.attempt < before and path not in kept:
                 del self.there[path]
 
     def discard(self, last: JobId) -> None:
@@ -86,17 +99,39 @@ class Disk(World):
                 self.must_be_there(path)
             known = [self.there[path].attempt for path in asked if path in self.there]
             self.spared[instruction.job] = min(known, default=0)
+            self.specs[instruction.job] = spec_of(instruction, self.machine, self.judged_by)
+            for path in trial.kept:
+                self.must_be_there(path)
 
     def must_be_there(self, path: str | None) -> None:
         assert path is None or path in self.there or path in self.gone, f"{path} was removed"
 
 
+def spec_of(start: StartJob, machine: Machine, judged_by: JudgedBy) -> JobSpec:
+    trial, settings = machine.trials[start.job.trial], machine.settings
+    return JobSpec(
+        *("study", trial.id, start.job.attempt, {}, "", 0, settings.metric, settings.mode.value),
+        *(start.epoch, start.until, 8, start.schedule, 1),
+        keeps_best=judged_by is JudgedBy.EPOCH,
+        best_metric=trial.best.metric if trial.best else None,
+        kept=trial.kept,
+    )
+
+
 @settings(max_examples=5 * settings.default.max_examples, deadline=None)
-@given(any_setup, st.integers(0, 2**32), st.sampled_from([0.02, 0.1, 0.3]), st.sampled_from(Keep))
+@given(
+    any_setup,
+    st.integers(0, 2**32),
+    st.sampled_from([0.02, 0.1, 0.3]),
+    st.sampled_from(Keep),
+    st.sampled_from(JudgedBy),
+    st.booleans(),
+)
 def test_what_a_resume_a_fallback_or_the_next_stage_asks_for_is_there(
-    setup: Setup, seed: int, fault_rate: float, keep: Keep
+    setup: Setup, seed: int, fault_rate: float, keep: Keep, judged_by: JudgedBy, keep_rungs: bool
 ) -> None:
-    disk = type("Disk", (Disk,), {"keep": keep})(setup, seed, fault_rate)
+    choices = {"keep": keep, "judged_by": judged_by, "keep_rungs": keep_rungs}
+    disk = type("Disk", (Disk,), choices)(setup, seed, fault_rate)
     disk.unfair(120)
     disk.fair()
     if disk.finished.state is StudyState.NO_SITE:
@@ -108,6 +143,9 @@ def test_what_a_resume_a_fallback_or_the_next_stage_asks_for_is_there(
     completed = {t.id for t in trials.values() if t.state is TrialState.COMPLETED}
     allowed = ({found["trial"]} if found else set()) | (completed if keep is Keep.SURVIVORS else set())
     assert keep is Keep.ALL or left <= allowed
+    for trial in trials.values() if keep is Keep.ALL else ():
+        for path in trial.kept:
+            disk.must_be_there(path)
 
 
 def searched(keep: Keep) -> tuple[Machine, list[JobId]]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parsl_rasda.protocol import Checkpoint, EpochReport
+from parsl_rasda.protocol import KNOWN, Checkpoint, EpochReport
 from parsl_rasda.runtime.checkpoints.retention import KEPT, remove_superseded_attempts, superseded
 from parsl_rasda.types import TrialId
+from tests.unit.runtime.attempts import attempt_in
 
 
 def report(epoch: int, checkpoint: str | None) -> EpochReport:
@@ -50,6 +53,58 @@ def test_what_any_later_controller_would_ask_for_is_never_removed(
         asked = [r.checkpoint.path for r in reports if r.epoch <= heard and r.checkpoint]
         assert set([*dict.fromkeys(asked)][-2:]) <= set(kept)
     assert len(kept) >= min(KEPT, len(places))
+
+
+def trained(folder: Path, metrics: list[float], **spec: Any) -> list[int]:
+    """Let an attempt report and save epochs; return the epochs whose checkpoints are left."""
+    attempt = attempt_in(folder / "attempt-2", metric="loss", **{"until": 9, **spec})
+    attempt.directory.mkdir(parents=True, exist_ok=True)
+    for epoch, metric in enumerate(metrics, attempt.spec.epoch + 1):
+        attempt.epoch = epoch
+        path = attempt.directory / f"epoch-{epoch:06d}"
+        path.mkdir()
+        (path / "header.json").touch()
+        attempt.add_checkpoint(path)
+        attempt.record({"loss": metric}, 1.0)
+    return sorted(int(path.name[-6:]) for path in folder.glob("*/epoch-*"))
+
+
+FOUND = [3.0, 1.0, 2.0, math.nan, 4.0, 5.0]
+
+
+@pytest.mark.parametrize(
+    ("spec", "left"),
+    [
+        ({}, [4, 5, 6]),
+        ({"keeps_best": True}, [2, 4, 5, 6]),
+        ({"keeps_best": True, "mode": "max"}, [4, 5, 6]),
+        ({"keeps_best": True, "best_metric": 2.0}, [2, 4, 5, 6]),
+        ({"keeps_best": True, "best_metric": 0.5}, [4, 5, 6]),
+        ({"keeps_rungs": True, "until": 3}, [3, 4, 5, 6]),
+        ({"keeps_rungs": True, "keeps_best": True, "until": 3}, [2, 3, 4, 5, 6]),
+    ],
+)
+def test_the_best_epoch_and_rungs_stay_where_the_study_asks_for_them(
+    tmp_path: Path, spec: dict[str, Any], left: list[int]
+) -> None:
+    assert trained(tmp_path, FOUND, **spec) == left
+
+
+def test_what_was_best_until_the_controller_was_gone_stays_for_the_attempt_that_it_starts_next(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "attempt-2").mkdir()
+    (tmp_path / "attempt-2" / KNOWN).write_text("1")
+    assert 1 in trained(tmp_path, [3.0, 2.0, 4.0, 1.0, 5.0, 6.0], keeps_best=True)
+
+
+def test_the_best_epoch_of_an_earlier_attempt_stays(tmp_path: Path) -> None:
+    best, worse = (tmp_path / "attempt-1" / f"epoch-00000{epoch}" for epoch in (1, 2))
+    for path in (best, worse):
+        path.mkdir(parents=True)
+    spec = {"keeps_best": True, "best_metric": 0.5, "kept": (str(best),), "epoch": 2}
+    own = str(tmp_path / "attempt-2" / "epoch-000002")
+    assert trained(tmp_path, FOUND, resume_from=own, **spec) == [1, 6, 7, 8]
 
 
 def test_checkpoints_of_attempts_that_the_controller_has_left_behind_go_and_no_others(tmp_path) -> None:
