@@ -98,8 +98,15 @@ def checkpoint_fields(checkpoint: Checkpoint | None, epoch: int) -> dict[str, An
 
 def checkpoint_in(data: Mapping[str, Any]) -> Checkpoint | None:
     """Return the checkpoint of a record that has an ``epoch``, as `checkpoint_fields` wrote it."""
-    path, epoch = data.get("checkpoint"), data.get("checkpoint_epoch")
-    return None if path is None else Checkpoint(str(path), int(data["epoch"] if epoch is None else epoch))
+    path, done = data.get("checkpoint"), data.get("checkpoint_epoch")
+    return checkpoint_of(
+        None if path is None else str(path), None if done is None else int(done), int(data["epoch"])
+    )
+
+
+def checkpoint_of(path: str | None, done: int | None, epoch: int) -> Checkpoint | None:
+    """Return the checkpoint of a record at an epoch, by its two fields in JSON."""
+    return None if path is None else Checkpoint(path, epoch if done is None else done)
 
 
 @dataclass(frozen=True, slots=True)
