@@ -34,6 +34,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self, TypeAlias
 
+from msgspec import structs
+
 from parsl_rasda.errors import RasdaError
 from parsl_rasda.plain_text import LONGEST_TRACE, cleaned
 from parsl_rasda.types import (
@@ -195,7 +197,7 @@ class JobSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON, fit for a file or a Globus Compute submission."""
-        return asdict(self)
+        return {**asdict(self), "obsolete": [structs.asdict(job) for job in self.obsolete]}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:

@@ -71,5 +71,6 @@ def test_a_job_is_told_what_its_trial_falls_back_to_and_what_it_is_to_remove(tmp
     spec = orders.build(start, interactive=True, deadline=None, falls_back_to="c1")
     assert (spec.resume_from, spec.falls_back_to, spec.obsolete) == ("c2", "c1", (gone,))
     assert JobSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    assert JobSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
     old = {k: v for k, v in spec.to_json().items() if k not in {"falls_back_to", "obsolete"}}
     assert JobSpec.from_json(old) == replace(spec, falls_back_to=None, obsolete=())
