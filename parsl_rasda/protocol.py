@@ -34,6 +34,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self, TypeAlias
 
+from msgspec import structs
+
 from parsl_rasda.errors import RasdaError
 from parsl_rasda.plain_text import LONGEST_TRACE, cleaned
 from parsl_rasda.types import (
@@ -98,8 +100,15 @@ def checkpoint_fields(checkpoint: Checkpoint | None, epoch: int) -> dict[str, An
 
 def checkpoint_in(data: Mapping[str, Any]) -> Checkpoint | None:
     """Return the checkpoint of a record that has an ``epoch``, as `checkpoint_fields` wrote it."""
-    path, epoch = data.get("checkpoint"), data.get("checkpoint_epoch")
-    return None if path is None else Checkpoint(str(path), int(data["epoch"] if epoch is None else epoch))
+    path, done = data.get("checkpoint"), data.get("checkpoint_epoch")
+    return checkpoint_of(
+        None if path is None else str(path), None if done is None else int(done), int(data["epoch"])
+    )
+
+
+def checkpoint_of(path: str | None, done: int | None, epoch: int) -> Checkpoint | None:
+    """Return the checkpoint of a record at an epoch, by its two fields in JSON."""
+    return None if path is None else Checkpoint(path, epoch if done is None else done)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +205,7 @@ class JobSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON, fit for a file or a Globus Compute submission."""
-        return asdict(self)
+        return {**asdict(self), "obsolete": [structs.asdict(job) for job in self.obsolete]}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:

@@ -7,9 +7,11 @@ through its life, a *job* is one attempt to train it on a *placement* of GPU *sl
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NewType, TypeAlias
+
+from msgspec import Struct
 
 TrialId = NewType("TrialId", str)
 SiteName = NewType("SiteName", str)
@@ -26,8 +28,7 @@ class Mode(StrEnum):
     MAX = "max"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class JobId:
+class JobId(Struct, frozen=True, order=True, gc=False):  # a dataclass takes 3 % more of a replay's time
     """One attempt at one trial; ``attempt`` is the fencing token and only ever grows."""
 
     trial: TrialId
@@ -53,19 +54,17 @@ class NodeSlots:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The slots of one job: part of one node, or several whole nodes, always in one pilot.
-
-    Attributes:
-        world_size: Number of slots, one for each rank.
-    """
+    """The slots of one job: part of one node, or several whole nodes, always in one pilot."""
 
     site: SiteName
     pilot: PilotId
     nodes: tuple[NodeSlots, ...]
-    world_size: int = field(init=False, repr=False, compare=False)  # which follows from the nodes
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "world_size", sum(len(n.gpus) for n in self.nodes))
+    @property
+    def world_size(self) -> int:
+        """Number of slots, one for each rank."""
+        nodes = self.nodes
+        return len(nodes[0].gpus) if len(nodes) == 1 else sum(len(n.gpus) for n in nodes)
 
     @property
     def slots(self) -> tuple[str, ...]:

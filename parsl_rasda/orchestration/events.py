@@ -1,17 +1,19 @@
 """What can happen to a study (events), and what must be done about it (instructions).
 
-Both are closed sets of records that nobody changes. Instructions are not frozen, though: some are made at
-each event, and a frozen one takes three times as long to make. Events are journalled before their
-instructions are acted on; a machine fed the same events gives the same instructions.
+Both are closed sets of records that nobody changes. Events are journalled before their instructions are
+acted on; a machine fed the same events gives the same instructions.
+
+They are msgspec's structs, which are read five times as fast as dataclasses, and made and compared three
+times as fast: more than a third of a replay was that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from pydantic import JsonValue
+from msgspec import Struct
+from msgspec.structs import replace
 
 from parsl_rasda.plain_text import cleaned
 from parsl_rasda.protocol import Checkpoint, Steps
@@ -31,11 +33,18 @@ from parsl_rasda.types import (
     TrialState,
 )
 
+Config: TypeAlias = Mapping[str, Any]
+"""A trial's configuration. Any: msgspec knows no types that contain themselves, as `JSON` does."""
+
+
+class _Record(Struct, frozen=True, tag=True, gc=False):  # nothing in it leads back to it
+    """In JSON, ``type`` has the name of its type."""
+
+
 # ------------------------------------------------------------------------------------------ events
 
 
-@dataclass(frozen=True, slots=True)
-class StudyStarted:
+class StudyStarted(_Record, frozen=True):
     """A controller has taken the study up, for the first time or again after a death.
 
     Whatever ran under an earlier controller is gone by now: its jobs are taken up again from their
@@ -53,8 +62,7 @@ class StudyStarted:
     retry_failed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class PilotStarted:
+class PilotStarted(_Record, frozen=True):
     """An allocation's job has started; its slots join the ledger.
 
     Attributes:
@@ -80,8 +88,7 @@ class PilotStarted:
 RELEASED = "released"  # the cause of a pilot's end that we asked for
 
 
-@dataclass(frozen=True, slots=True)
-class PilotLost:
+class PilotLost(_Record, frozen=True):
     """A pilot that is up is as good as gone: nothing more may start there.
 
     The `JobEnded` of each of its jobs follows, then its `PilotEnded`.
@@ -91,8 +98,7 @@ class PilotLost:
     pilot: PilotId
 
 
-@dataclass(frozen=True, slots=True)
-class PilotEnded:
+class PilotEnded(_Record, frozen=True):
     """An allocation is gone, or could not be had; jobs on it are reported by `JobEnded` first.
 
     Attributes:
@@ -109,24 +115,21 @@ class PilotEnded:
     refused: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class TrialProposed:
+class TrialProposed(_Record, frozen=True):
     """The searcher has answered a `ProposeTrial`."""
 
     at: float
     trial: TrialId
-    config: Mapping[str, JsonValue]
+    config: Config
 
 
-@dataclass(frozen=True, slots=True)
-class SearchExhausted:
+class SearchExhausted(_Record, frozen=True):
     """The searcher has no further configuration."""
 
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class JobStarted:
+class JobStarted(_Record, frozen=True):
     """A job's ranks have finished their first step: the restart is over.
 
     Attributes:
@@ -138,8 +141,7 @@ class JobStarted:
     once_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class EpochReported:
+class EpochReported(_Record, frozen=True):
     """A job has finished an epoch. An interactive job now waits for `ContinueJob` or `EndJob`.
 
     Attributes:
@@ -163,8 +165,7 @@ class EpochReported:
     includes_startup: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class JobEnded:
+class JobEnded(_Record, frozen=True):
     """A job's processes are gone and its slots are free.
 
     Attributes:
@@ -189,15 +190,13 @@ class JobEnded:
     finished: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class TimerFired:
+class TimerFired(_Record, frozen=True):
     """Nothing has happened until a time at which the machine wanted to be woken."""
 
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class SiteDegraded:
+class SiteDegraded(_Record, frozen=True):
     """A site has a fault that may cost time only: what runs there runs on. It is written down."""
 
     at: float
@@ -205,16 +204,14 @@ class SiteDegraded:
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class VersionChanged:
+class VersionChanged(_Record, frozen=True):
     """Another version of the product goes on with the journal: what follows, that one decided."""
 
     at: float
     version: str
 
 
-@dataclass(frozen=True, slots=True)
-class CodeSeen:
+class CodeSeen(_Record, frozen=True):
     """Jobs that start from now on run this code of the study's own. It is written down.
 
     Attributes:
@@ -225,8 +222,7 @@ class CodeSeen:
     modules: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class StudyInterrupted:
+class StudyInterrupted(_Record, frozen=True):
     """The user pressed Ctrl-C, or the controller was told to leave."""
 
     at: float
@@ -264,30 +260,26 @@ def cleaned_event(event: Event) -> Event:
 # ------------------------------------------------------------------------------------ instructions
 
 
-@dataclass(slots=True)
-class RequestPilot:
+class RequestPilot(_Record, frozen=True):
     """Ask the site for an allocation; answered by `PilotStarted` or `PilotEnded`."""
 
     pilot: PilotId
     site: SiteName
 
 
-@dataclass(slots=True)
-class ReleasePilot:
+class ReleasePilot(_Record, frozen=True):
     """Give an allocation back; answered by `PilotEnded`."""
 
     pilot: PilotId
 
 
-@dataclass(slots=True)
-class ProposeTrial:
+class ProposeTrial(_Record, frozen=True):
     """Ask the searcher; answered by `TrialProposed` or `SearchExhausted` before anything else."""
 
     trial: TrialId
 
 
-@dataclass(slots=True)
-class StartJob:
+class StartJob(_Record, frozen=True):
     """Start an attempt; answered by `JobStarted`, `EpochReported`..., and always by one `JobEnded`.
 
     Attributes:
@@ -295,7 +287,7 @@ class StartJob:
     """
 
     job: JobId
-    config: Mapping[str, JsonValue]
+    config: Config
     placement: Placement
     epoch: int
     until: int
@@ -303,8 +295,7 @@ class StartJob:
     resume_from: str | None
 
 
-@dataclass(slots=True)
-class ContinueJob:
+class ContinueJob(_Record, frozen=True):
     """Answer a waiting job: train on in the same processes, to ``until``, with these replicas.
 
     Attributes:
@@ -317,8 +308,7 @@ class ContinueJob:
     batches: int | None = None
 
 
-@dataclass(slots=True)
-class EndJob:
+class EndJob(_Record, frozen=True):
     """Let a job leave. At an epoch boundary its checkpoint is already written.
 
     Attributes:
@@ -329,8 +319,7 @@ class EndJob:
     reason: str
 
 
-@dataclass(slots=True)
-class ObserveTrial:
+class ObserveTrial(_Record, frozen=True):
     """Tell the searcher what a trial reached at a rung."""
 
     trial: TrialId
@@ -338,8 +327,7 @@ class ObserveTrial:
     metric: float
 
 
-@dataclass(slots=True)
-class TrialFinished:
+class TrialFinished(_Record, frozen=True):
     """Tell the searcher, the log and the people how a trial ended.
 
     Attributes:
@@ -353,8 +341,7 @@ class TrialFinished:
     reason: str
 
 
-@dataclass(slots=True)
-class SetAside:
+class SetAside(_Record, frozen=True):
     """Tell the log and the people that something is not used for a while.
 
     Attributes:
@@ -371,8 +358,7 @@ class SetAside:
     times: int = 1
 
 
-@dataclass(slots=True)
-class FinishStudy:
+class FinishStudy(_Record, frozen=True):
     """Nothing is left to do; the driver ends."""
 
     state: StudyState

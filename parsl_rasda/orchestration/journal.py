@@ -17,21 +17,23 @@ import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
 from importlib.metadata import version
 from itertools import islice
+from operator import or_
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Self, get_args
+from typing import Any, Self, get_args
 
 from google_crc32c import value as crc_of
-from pydantic import GetCoreSchemaHandler, TypeAdapter, ValidationError
-from pydantic_core import CoreSchema, core_schema, from_json
+from msgspec import DecodeError, Struct, convert, to_builtins
+from msgspec.json import Decoder
 
 from parsl_rasda.atomic_files import sync_folder
 from parsl_rasda.errors import JournalError
 from parsl_rasda.orchestration.events import ContinueJob, EpochReported, Event, Instruction
-from parsl_rasda.protocol import checkpoint_fields, checkpoint_in
+from parsl_rasda.protocol import Steps, checkpoint_fields, checkpoint_of
+from parsl_rasda.types import GradientNoise, JobId
 
 FORMAT = 1
 VERSION = version("parsl_rasda")
@@ -50,8 +52,7 @@ _ADVICE = "it was left as it is: put a sound copy of the file in its place, then
 logger = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class Record:
+class Record(Struct, frozen=True, gc=False):
     """One event and the instructions that followed from it."""
 
     event: Event
@@ -132,19 +133,20 @@ def read(path: Path) -> Iterator[Record]:
         JournalError: If the file is missing, not a journal, or damaged before its last line, or if its
             records do not count up by one.
     """
-    reader, is_sealed = _adapter(_Line).validator, False
+    decoder, is_sealed = _decoder(), False
     for number, line in _lines(path):
         try:
             is_sealed = _check(line, must_be_sealed=is_sealed)
             if number == 1:
-                _check_format(path, _json(line), is_sealed=is_sealed)
+                _check_format(path, json.loads(line), is_sealed=is_sealed)
                 continue
-            found = _record_in(line, reader)
+            found = _line_in(line, decoder)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise _damaged(path, number, f"not a record of a journal ({_words(error)})") from error
+            raise _damaged(path, number, f"not a record of a journal ({error})") from error
         if found.n != number - 2:  # lines count from 1, and the first is the header
             raise _damaged(path, number, _out_of_order(found.n, number - 2))
-        yield Record(found.event, found.instructions)
+        event = found.event
+        yield Record(event.reported() if type(event) is _Epoch else event, found.instructions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,78 +177,101 @@ def version_of(path: Path) -> str:
 
 def encode(record: Event | Instruction) -> dict[str, Any]:
     """Return a record as plain JSON with its type's name."""
-    name = type(record).__name__
-    kind: Any = type(record)  # Any: mypy sees a union of unhashable types
-    data = {"type": name, **_adapter(kind).dump_python(record, mode="json")}
+    plain: dict[str, Any] = to_builtins(record, enc_hook=_plain)
+    kind: Any = type(record)  # Any: one of the closed set of record types
     if isinstance(record, EpochReported):
-        data |= checkpoint_fields(record.checkpoint, record.epoch)
-    for added in _ADDED.get(kind, ()):
-        if data[added] in (None, []):
+        plain |= checkpoint_fields(record.checkpoint, record.epoch)
+        kind = _Epoch
+    data: dict[str, Any] = to_builtins(convert(plain, kind, strict=False))  # whole numbers may be floats
+    for added in _ADDED.get(type(record), ()):
+        if data[added] in (None, ()) or data[added] is False:
             del data[added]
     return data
 
 
 def decode(data: Mapping[str, Any], union: Any) -> Any:  # Any: one of the union's members
     """Return the record that `encode` wrote, if it is a member of the union."""
-    return _adapter(Annotated[union, _ByType()]).validator.validate_python(data)
+    found = convert(_renamed(data), _written(union), strict=False)
+    return found.reported() if isinstance(found, _Epoch) else found
 
 
-class _ByType:
-    """Lets pydantic make a record of its JSON by the name of its type; other keys are passed over."""
+class _Epoch(Struct, frozen=True, tag=EpochReported.__name__, gc=False):
+    """How an `EpochReported` is written: its checkpoint is two fields in JSON, see `Checkpoint`."""
 
-    def __get_pydantic_core_schema__(self, union: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        kinds = {
-            kind.__name__: _epoch_schema(handler) if kind is EpochReported else handler.generate_schema(kind)
-            for kind in get_args(union)
-        }
-        old_names = {old: kinds[new] for old, new in _OLD_NAMES.items() if new in kinds}
-        return core_schema.tagged_union_schema(kinds | old_names, "type")
+    at: float
+    job: JobId
+    epoch: int
+    metrics: Mapping[str, float]
+    seconds: float
+    checkpoint: str | None = None
+    slots: tuple[str, ...] = ()
+    samples: int | None = None
+    noise: GradientNoise | None = None
+    steps: Steps = ()
+    includes_startup: bool = False
+    checkpoint_epoch: int | None = None
 
-
-def _epoch_schema(handler: GetCoreSchemaHandler) -> CoreSchema:
-    """Return the schema of an epoch, whose checkpoint is two fields in JSON: see `Checkpoint`."""
-    epoch: Any = handler.resolve_ref_schema(handler.generate_schema(EpochReported))  # Any: a dataclass's
-    fields = {field["name"]: field for field in epoch["schema"]["fields"]}
-    for name, schema in (
-        ("checkpoint", core_schema.str_schema()),
-        ("checkpoint_epoch", core_schema.int_schema()),
-    ):
-        optional = core_schema.with_default_schema(core_schema.nullable_schema(schema), default=None)
-        fields[name] = core_schema.dataclass_field(name, optional)
-    args = core_schema.dataclass_args_schema(EpochReported.__name__, [*fields.values()])
-    made = core_schema.no_info_after_validator_function(_with_checkpoint, args)
-    return core_schema.dataclass_schema(EpochReported, made, epoch["fields"], slots=True)
-
-
-def _with_checkpoint(found: tuple[dict[str, Any], Any]) -> tuple[dict[str, Any], Any]:
-    values, _ = found
-    values["checkpoint"] = checkpoint_in(values)
-    del values["checkpoint_epoch"]
-    return found
-
-
-@dataclass(slots=True)
-class _Line:
-    """What is read of a line that is not the first."""
-
-    n: Any  # compared with where it stands
-    event: Annotated[Event, _ByType()]
-    instructions: tuple[Annotated[Instruction, _ByType()], ...]
-
-
-def _record_in(line: bytes, reader: Any) -> _Line:  # Any: the validator of `_Line`
-    found: _Line
-    try:
-        found = reader.validate_json(line)  # without a detour by Python's dictionaries
-    except ValidationError:
-        # Halves of surrogate pairs, which Python's strings may have.
-        found = reader.validate_python(json.loads(line))
-    return found
+    def reported(self) -> EpochReported:
+        """Return the event."""
+        return EpochReported(
+            self.at,
+            self.job,
+            self.epoch,
+            self.metrics,
+            self.seconds,
+            checkpoint_of(self.checkpoint, self.checkpoint_epoch, self.epoch),
+            self.slots,
+            self.samples,
+            self.noise,
+            self.steps,
+            self.includes_startup,
+        )
 
 
 @cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:  # Any: one of the closed set of record types
-    return TypeAdapter(kind)
+def _written(union: Any) -> Any:  # Any: a union of record types
+    """Return the union of the types by which records are written."""
+    return reduce(or_, (_Epoch if kind is EpochReported else kind for kind in get_args(union)))
+
+
+_WrittenEvent: Any = _written(Event)
+
+
+class _Line(Struct, gc=False):
+    """What is read of a line that is not the first."""
+
+    n: int
+    event: _WrittenEvent
+    instructions: tuple[Instruction, ...]
+
+
+@cache
+def _decoder() -> Decoder[_Line]:
+    return Decoder(_Line)
+
+
+def _line_in(line: bytes, decoder: Decoder[_Line]) -> _Line:
+    try:
+        return decoder.decode(line)
+    except DecodeError:
+        # NaN and halves of surrogate pairs, which Python's JSON has, or names of earlier versions.
+        data = json.loads(line)
+        instructions = [_renamed(i) for i in data["instructions"]]
+        whole = {**data, "event": _renamed(data["event"]), "instructions": instructions}
+        return convert(whole, _Line, strict=False)
+
+
+def _renamed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record of an earlier version with the name that it has now."""
+    return {**data, "type": _OLD_NAMES.get(data["type"], data["type"])}
+
+
+def _plain(value: object) -> object:
+    """Return a number or a string that says it is one, as NumPy's floats are, for what it is."""
+    for kind in (float, int, str):
+        if isinstance(value, kind):
+            return kind(value)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
 # ------------------------------------------------------------------------------------------ lines
@@ -304,23 +329,8 @@ def _check_torn(path: Path, number: int, line: bytes) -> None:
             raise _damaged(path, number, f"{line[-1:]!r} where a line break belongs")
 
 
-def _json(line: bytes) -> Any:
-    try:
-        return from_json(line)
-    except ValueError:
-        return json.loads(line)  # halves of surrogate pairs, which Python's strings may have
-
-
-def _words(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors(include_url=False)[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    return str(error)
-
-
-def _out_of_order(found: object, expected: int) -> str:
-    is_again = isinstance(found, int) and found < expected
-    why = "it was written twice, or two controllers wrote" if is_again else "lines are missing"
+def _out_of_order(found: int, expected: int) -> str:
+    why = "it was written twice, or two controllers wrote" if found < expected else "lines are missing"
     return f"record {found} where {expected} belongs: {why}"
 
 
@@ -331,7 +341,7 @@ def _damaged(path: Path, line: int, found: str) -> JournalError:
 def _check_header(path: Path, first: bytes, study: str | None = None) -> dict[str, str]:
     try:
         is_sealed = _check(first, must_be_sealed=False)
-        header = _json(first)
+        header = json.loads(first)
         _check_format(path, header, is_sealed=is_sealed)
     except (ValueError, AttributeError) as error:
         raise JournalError(str(path), 1, f"not a journal ({error})") from error

@@ -7,7 +7,7 @@ version decided otherwise stands: see `follower`.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from parsl_rasda.errors import OtherDecisionError, RunDirectoryError
 from parsl_rasda.orchestration.assembly import build_machine, build_study_searcher
 from parsl_rasda.orchestration.curves import Curves, curves_of
 from parsl_rasda.orchestration.driver import replay
-from parsl_rasda.orchestration.events import VersionChanged
 from parsl_rasda.orchestration.journal import VERSION, Record, Records, read, version_of
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.run_directory import RunDirectory
@@ -165,8 +164,16 @@ def replay_search(
         searcher = NoSearcher() if seed is None else build_study_searcher(tune, seed, known)
         versions = [first]
         try:
-            records = _noting(versions, read(path) if path.exists() else ())
-            count = replay(records, machine, searcher, [usage], followed=followed, file=str(path))
+            records = read(path) if path.exists() else ()
+            count = replay(
+                records,
+                machine,
+                searcher,
+                [usage],
+                versions=versions,
+                followed=followed,
+                file=str(path),
+            )
         except OtherDecisionError as other:
             if versions[other.section] == VERSION:
                 raise
@@ -177,14 +184,6 @@ def replay_search(
         return ReplayedSearch(
             study, tune, machine, searcher, usage, found, versions[-1], followed, difference
         )
-
-
-def _noting(versions: list[str], records: Iterable[Record]) -> Iterator[Record]:
-    """Yield records, and note which versions wrote them, one after another."""
-    for record in records:
-        if isinstance(record.event, VersionChanged):
-            versions.append(record.event.version)
-        yield record
 
 
 def _in_a_sentence(other: OtherDecisionError, before: str) -> str:

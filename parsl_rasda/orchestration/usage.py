@@ -29,11 +29,13 @@ from parsl_rasda.orchestration.events import (
     StartJob,
     StudyInterrupted,
     StudyStarted,
+    TrialFinished,
+    TrialProposed,
 )
 from parsl_rasda.study_code.code import changed_modules
 from parsl_rasda.types import JobId, Outcome, PilotId, SiteName, TrialId
 
-_NOT_COUNTED = (ContinueJob, ObserveTrial, ProposeTrial)  # most are
+_NOT_COUNTED = frozenset({TrialProposed, ContinueJob, ObserveTrial, ProposeTrial, TrialFinished})  # most are
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +81,13 @@ class Usage:
 
     def add(self, event: Event, instructions: tuple[Instruction, ...]) -> None:
         """Add one event and what followed from it."""
-        if isinstance(event, StudyStarted):
+        if type(event) is StudyStarted:
             self._new_controller(event)
         self.last_at = max(self.last_at, event.at)
-        self._add_event(event)
+        if type(event) not in _NOT_COUNTED:
+            self._add_event(event)
         for instruction in instructions:
-            if not isinstance(instruction, _NOT_COUNTED):
+            if type(instruction) not in _NOT_COUNTED:
                 self._add_instruction(event.at, instruction)
 
     def _add_event(self, event: Event) -> None:
@@ -200,8 +203,6 @@ class Usage:
 
     def _add_instruction(self, at: float, instruction: Instruction) -> None:
         match instruction:
-            case RequestPilot(pilot, site):
-                self.awaited[pilot] = (site, at)
             case StartJob():
                 self._jobs[instruction.job] = instruction.placement.world_size
                 since = self._resizing.pop(instruction.job.trial, None)
@@ -209,6 +210,8 @@ class Usage:
                     self._restarting[instruction.job] = since
             case EndJob(job, "resize"):
                 self._resizing[job.trial] = at
+            case RequestPilot(pilot, site):
+                self.awaited[pilot] = (site, at)
             case SetAside(times=1):  # later ones are the same fault
                 self.faults.append(Fault(at, instruction.what, f"set aside: {instruction.cause}"))
             case FinishStudy() if self.started_at is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from parsl_rasda.orchestration.assembly import build_machine
 from parsl_rasda.orchestration.events import EpochReported, Event, Instruction, TrialProposed
@@ -83,10 +84,10 @@ class Recorder:
 
     def handle(self, event: Event) -> tuple[Instruction, ...]:
         if isinstance(event, TrialProposed):
-            event = replace(event, config=self.config_of(int(event.trial)))
+            event = structs.replace(event, config=self.config_of(int(event.trial)))
         if isinstance(event, EpochReported):
             others = {name: value_at(event.epoch) for name, value_at in self.also.items()}
-            event = replace(event, metrics={**event.metrics, **others})
+            event = structs.replace(event, metrics={**event.metrics, **others})
         instructions = self.machine.handle(event)
         self.records.append(Record(event, instructions))
         return instructions

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 from rich.console import Console
 
 from parsl_rasda.display.decisions import DecisionLog
@@ -229,10 +230,10 @@ def test_a_change_of_width_has_its_own_word(verb, finished) -> None:
     log = DecisionLog(build_machine(read_run(finished).searches["tune"].tune))
     (node,) = start.placement.nodes
     narrow, wide = (
-        replace(start, placement=replace(start.placement, nodes=(replace(node, gpus=gpus),)))
+        structs.replace(start, placement=replace(start.placement, nodes=(replace(node, gpus=gpus),)))
         for gpus in ((0,), (0, 1))
     )
     first, second = (narrow, wide) if verb == "widened" else (wide, narrow)
     list(log.lines(records[0].event, (first,)))
-    again = replace(second, job=JobId(second.job.trial, 2))
+    again = structs.replace(second, job=JobId(second.job.trial, 2))
     assert [t.verb for t in log.lines(PilotEnded(0.0, PilotId("x"), SiteName("x"), ""), (again,))][-1] == verb

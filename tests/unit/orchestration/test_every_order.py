@@ -13,6 +13,7 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from msgspec import structs
 
 from parsl_rasda.orchestration.events import (
     ContinueJob,
@@ -373,7 +374,7 @@ class EveryOrder(RuleBasedStateMachine):
     @rule(pick=PICK)
     def something_is_said_again(self, pick) -> None:
         """What was told before comes once more: from a network that repeats, or from somebody slow."""
-        event = replace(self.told[pick % len(self.told)], at=self.now)
+        event = structs.replace(self.told[pick % len(self.told)], at=self.now)
         match event:
             case StudyStarted() | StudyInterrupted() | TimerFired() | PilotLost():
                 return  # as good as new

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -194,6 +195,63 @@ def test_the_noise_of_gradients_is_written_where_it_is_known_and_comes_back_whol
     assert encode(event)["noise"] == {"gradient": 1 / 3, "variance": 2 / 7}
     write(path, [Record(event, ())])
     assert [record.event for record in read(path)] == [event]
+
+
+def test_a_line_is_written_as_it_always_was_whatever_kinds_of_numbers_its_record_has(tmp_path: Path) -> None:
+    path, job = tmp_path / "journal.jsonl", JobId(TrialId("0"), 1)
+    config = {"lr": np.float64(0.5), "layers": 3, "kind": Blame.SLOT, "sizes": [1, (2, 3)]}
+    node = NodeSlots(NodeName("n0"), (0, 1))
+    start = StartJob(
+        job, config, Placement(SiteName("a"), PilotId("a-0"), (node,)), 0, 2, (schedule_entry(0, 2, 2),), None
+    )
+    epoch = EpochReported(5, job, 1, {"loss": 3, "acc": math.nan}, 2, Checkpoint("c", 1))
+    write(path, [Record(TrialProposed(1, TrialId("0"), config), (start,)), Record(epoch, ())])
+    written = '{"lr": 0.5, "layers": 3, "kind": "slot", "sizes": [1, [2, 3]]}'
+    assert [line.rsplit(", ", 1)[0] for line in path.read_text().splitlines()[1:]] == [
+        f'{{"n": 0, "event": {{"type": "TrialProposed", "at": 1.0, "trial": "0", "config": {written}}}, '
+        f'"instructions": [{{"type": "StartJob", "job": {{"trial": "0", "attempt": 1}}, "config": {written}, '
+        '"placement": {"site": "a", "pilot": "a-0", "nodes": [{"node": "n0", "gpus": [0, 1]}]}, '
+        '"epoch": 0, "until": 2, "schedule": [[0, 2]], "resume_from": null}]',
+        '{"n": 1, "event": {"type": "EpochReported", "at": 5.0, "job": {"trial": "0", "attempt": 1}, '
+        '"epoch": 1, "metrics": {"loss": 3.0, "acc": NaN}, "seconds": 2.0, "checkpoint": "c", "slots": [], '
+        '"checkpoint_epoch": null}, "instructions": []',
+    ]
+
+
+def test_what_cannot_be_written_as_json_is_an_error_before_anything_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    with (
+        Journal(path, "study") as journal,
+        pytest.raises(TypeError, match="complex cannot be written as JSON"),
+    ):
+        journal.append([*some(), Record(TrialProposed(1.0, TrialId("0"), {"x": 1j}), ())])
+    assert list(read(path)) == []
+
+
+@pytest.mark.parametrize("words", ["half \ud800 of a pair", "ä\n\x00", "null"])
+def test_any_string_of_python_comes_back(tmp_path: Path, words: str) -> None:
+    path = tmp_path / "journal.jsonl"
+    written = [
+        Record(
+            PilotEnded(1.0, PilotId("a-0"), SiteName("a"), words),
+            (SetAside(words, SiteName("a"), words, 1.0),),
+        )
+    ]
+    write(path, written)
+    assert list(read(path)) == written
+
+
+def test_names_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    finished = TrialFinished(TrialId("0"), TrialState.FAILED, None, "why")
+    written = [Record(TimerFired(1.0), (finished,)), Record(SiteDegraded(2.0, SiteName("a"), "slow"), ())]
+    write(path, written)
+    old = b"".join(map(without_crc, path.read_bytes().splitlines(keepends=True)))
+    old = old.replace(b', "version": "%s"' % VERSION.encode(), b"").replace(b"TimerFired", b"TimePassed")
+    path.write_bytes(
+        old.replace(b"SiteDegraded", b"SiteTroubled").replace(b"TrialFinished", b"ConcludeTrial")
+    )
+    assert list(read(path)) == written
 
 
 def test_metrics_that_are_not_finite_survive(tmp_path: Path) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from parsl_rasda.orchestration.events import (
     EndJob,
@@ -61,7 +61,7 @@ def epoch(at: float, job: str, number: int, seconds: float) -> EpochReported:
 
 def test_a_pilot_that_falls_short_is_among_the_faults() -> None:
     usage = Usage()
-    usage.add(replace(pilot(5.0), warning="used with 4 GPUs on n of the 8 declared"), ())
+    usage.add(structs.replace(pilot(5.0), warning="used with 4 GPUs on n of the 8 declared"), ())
     (fault,) = usage.faults
     assert (fault.at, fault.what) == (5.0, "pilot a-0")
     assert fault.cause == "used with 4 GPUs on n of the 8 declared"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from parsl_rasda.errors import JournalError, OtherDecisionError
 from parsl_rasda.orchestration.events import EndJob, JobStarted, StudyInterrupted, VersionChanged
