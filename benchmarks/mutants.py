@@ -110,7 +110,7 @@ def _idle(node: ast.AST) -> Iterator[ast.AST]:
         case ast.FunctionDef():
             roots = [node.returns, *node.decorator_list]
         case ast.ClassDef():
-            roots = [*node.decorator_list, *node.bases]
+            roots = [*node.decorator_list, *node.bases, *(k.value for k in node.keywords)]
         case ast.Raise():
             roots = [node.exc]
         case ast.JoinedStr() | ast.Call(func=ast.Attribute(value=ast.Name(id="logger"))):
