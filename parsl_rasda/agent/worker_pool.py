@@ -18,9 +18,8 @@ import threading
 from multiprocessing.managers import SyncManager
 from multiprocessing.process import BaseProcess
 
-import parsl.multiprocessing
-
 from parsl_rasda.agent import pool_folder
+from parsl_rasda.agent.lean_parsl import import_parsl
 from parsl_rasda.socket_folder import shorten_paths
 
 _PACKAGE = "parsl.executors.high_throughput"
@@ -36,6 +35,9 @@ def main() -> None:
         os.execv(sys.executable, [sys.executable, "-P", *sys.argv])
     shorten_paths()
     pool_folder.use()
+    import_parsl()  # only now: not a second time after `execv`
+    import parsl.multiprocessing
+
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     _watch_helper(context)

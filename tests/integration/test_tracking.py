@@ -50,11 +50,21 @@ def die(folder: Path, count: int, *words: str) -> None:
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
+def make_server(database: Path) -> None:
+    """Make a database of MLflow's, which is there before a study is: half made, it stays unreadable."""
+    from mlflow.tracking import MlflowClient
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        MlflowClient(tracking_uri=f"sqlite:///{database}").search_experiments()
+
+
 def test_after_kills_and_resumptions_all_trackers_have_what_the_journal_has(tmp_path: Path) -> None:
     for name in ("tensorboard", "mlflow", "wandb"):
         pytest.importorskip(name)
     (tmp_path / "study.yaml").write_text(STUDY)
     (tmp_path / "logical.yaml").write_text(SITE)
+    make_server(tmp_path / "server.db")
     die(tmp_path, 20, "run", "study.yaml", "--site", "logical.yaml", "--dir", "run")
     die(tmp_path, 36, "resume", "run")
     environment = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}

@@ -23,27 +23,27 @@ def train_everywhere(root, cases, epochs):
     Args:
         root: Folder of attempts.
         cases: Configurations of `rank_functions.learn` by name; the name begins with the reduction.
-        epochs: Epochs of each.
+        epochs: Epochs of each, unless a case has its own.
 
     Returns:
         Orders by ``(name, "W=2")`` and ``(name, "legs", 1)``.
     """
-    first, second = epochs // 4 or 1, epochs // 2 + 1
-    legs = [(1, 0, first, None), (2, first, second, (second - 1, 2)), (4, second - 1, epochs, None)]
     orders = {}
-    for leg, (world_size, begin, until, interruption) in enumerate(legs):
+    for leg, world_size in enumerate(WIDTHS):
         place = root / f"w{world_size}"
         for name, case in cases.items():
             config = {"lr": 0.02, **case}
             reduce = name.partition("-")[0]
+            whole = case.get("epochs", epochs)
+            begin, until, interruption = _legs(whole)[leg]
             common = {
                 "world_size": world_size,
-                "max_epochs": epochs,
+                "max_epochs": whole,
                 "schedule": (schedule_entry(0, 4, case.get("batches", 4)),),
                 "training": Training(batch_size=8, clip_norm=1.0, warmup_initial=1.0, reduce=reduce),
             }
             orders[name, f"W={world_size}"] = written_order(
-                place / f"{name}-whole", config=config, until=epochs, **common
+                place / f"{name}-whole", config=config, until=whole, **common
             )
             stop = {}
             if interruption:
@@ -62,6 +62,12 @@ def train_everywhere(root, cases, epochs):
         if status:
             raise RuntimeError(errors)
     return orders
+
+
+def _legs(epochs):
+    """Return where each leg begins and ends [epochs], and where the second one is interrupted."""
+    first, second = epochs // 4 or 1, epochs // 2 + 1
+    return [(0, first, None), (first, second, (second - 1, 2)), (second - 1, epochs, None)]
 
 
 def written_shards(directory, case):

@@ -13,6 +13,8 @@ import runpy
 import signal
 import threading
 
+from parsl_rasda.agent.lean_parsl import import_parsl
+
 INTERCHANGE_DIED = "Parsl's interchange on the controller's machine died"
 
 _POLL_S = 0.5
@@ -24,6 +26,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in every thread: `_end_with` reads it
     threading.Thread(target=_end_with, args=(parent,), name="rasda-tether", daemon=True).start()
+    import_parsl()
     runpy.run_module("parsl.executors.high_throughput.interchange", run_name="__main__")
 
 

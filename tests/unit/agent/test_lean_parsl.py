@@ -1,0 +1,46 @@
+"""What Parsl's own processes import: all that they need, and not what Parsl brings along for others."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+def said(program: str) -> str:
+    """Return what a program prints, in an interpreter of its own."""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.slow
+def test_parsl_comes_without_its_extras_and_others_may_have_them() -> None:
+    program = """
+import sys
+from parsl_rasda.agent.lean_parsl import import_parsl
+import_parsl()
+import parsl.executors.high_throughput.interchange, parsl.executors.high_throughput.process_worker_pool
+print([name for name in ("globus_compute_sdk", "sqlalchemy") if name in sys.modules])
+import globus_compute_sdk, sqlalchemy
+print(globus_compute_sdk.Executor.__name__, sqlalchemy.__name__)
+"""
+    assert said(program).splitlines() == ["[]", "Executor sqlalchemy"]
+
+
+@pytest.mark.slow
+def test_an_extra_that_is_there_already_stays() -> None:
+    program = """
+import sys, sqlalchemy
+from parsl_rasda.agent.lean_parsl import import_parsl
+import_parsl()
+print(sys.modules["sqlalchemy"] is sqlalchemy, "globus_compute_sdk" in sys.modules)
+"""
+    assert said(program) == "True False"
+
+
+@pytest.mark.parametrize("module", ["agent.worker_pool", "backends.parsl.interchange"])
+def test_what_starts_them_imports_parsl_only_when_it_runs(module: str) -> None:
+    """The pool begins by starting itself anew."""
+    assert said(f"import sys, parsl_rasda.{module}; print('parsl' in sys.modules)") == "False"
