@@ -96,6 +96,7 @@ class TrainerLoop:
         checkpoint: What the last attempt has saved, or None.
         batches: The training set's, once `loader` was called.
         goes_on: Whether there is another epoch to train.
+        updates: How often an optimizer has updated the weights in the current step.
     """
 
     def __init__(self, trial: Trial) -> None:
@@ -105,6 +106,7 @@ class TrainerLoop:
         self.checkpoint: Path | None = trial.checkpoint
         self.batches: ReplicaBatches | None = None
         self.goes_on = True
+        self.updates = 0
         self._epochs = trial.epochs()
         self._has_begun = False
         self._step = trial.step_done
@@ -170,6 +172,7 @@ class TrainerLoop:
         def restore(*_: Any) -> None:
             for group, rate in zip(optimizer.param_groups, before, strict=True):
                 group["lr"] = rate
+            self.updates += 1
 
         optimizer.register_step_pre_hook(scale)
         optimizer.register_step_post_hook(restore)
@@ -177,34 +180,48 @@ class TrainerLoop:
     def end_step(self, save: Save) -> None:
         """End a step; the trial may leave here, and goes on in the next attempt after what ``save`` saves."""
         plan = self.own_batches.plan
-        self._step += 1
+        self._step, self.updates = self._step + 1, 0
         if self._step < plan.steps:  # else the epoch ends, which is a better place to leave at
             self.trial.end_step(self._step, save, samples=plan.samples)
 
-    def end_epoch(self, metrics: Mapping[str, float], save: Save, *, is_last: bool = False) -> bool:
-        """Report an epoch, and return whether the loop goes on with the next.
-
-        The study's metric is the mean over the ranks; of the others, rank 0's counts.
+    def report(self, metrics: Mapping[str, float], save: Save) -> None:
+        """Report an epoch. The study's metric is the mean over the ranks; of the others, rank 0's counts.
 
         Args:
             metrics: By name.
             save: Saves the loop's state, if a checkpoint is due.
-            is_last: Whether the loop ends by itself, for example by early stopping.
         """
-        trial, values = self.trial, {name: float(value) for name, value in metrics.items()}
-        if trial.metric:
-            values[trial.metric] = trial.mean([values[trial.metric]] if trial.metric in values else [])
-        self._step, ends = 0, is_last and trial.epoch + 1 < trial.max_epochs
-        if ends:
-            saved = trial.directory / f"last-{trial.epoch + 1}"
-            save(saved)
-            trial.report(**values, checkpoint=saved)
-            self.goes_on = False
-        else:
-            trial.report(**values, checkpoint=save)
-            self.goes_on = next(self._epochs, None) is not None
+        self._report(metrics, save)
+
+    def decide(self) -> bool:
+        """Return whether there is another epoch, which begins then."""
+        self.goes_on = next(self._epochs, None) is not None
         self._seed()
         return self.goes_on
+
+    def end_epoch(self, metrics: Mapping[str, float], save: Save, *, is_last: bool = False) -> bool:
+        """Report an epoch, and return whether the loop goes on with the next.
+
+        Args:
+            metrics: As in `report`.
+            save: As in `report`.
+            is_last: Whether the loop ends by itself, for example by early stopping: it saves now, or never.
+        """
+        if not is_last or self.trial.epoch + 1 >= self.trial.max_epochs:
+            self._report(metrics, save)
+            return self.decide()
+        saved = self.trial.directory / f"last-{self.trial.epoch + 1}"
+        save(saved)
+        self._report(metrics, saved)
+        self.goes_on = False
+        return False
+
+    def _report(self, metrics: Mapping[str, float], checkpoint: Save | Path) -> None:
+        trial, values = self.trial, {name: float(value) for name, value in metrics.items()}
+        if trial.metric in values:
+            values[trial.metric] = trial.mean([values[trial.metric]])
+        self._step = 0
+        trial.report(**values, checkpoint=checkpoint)
 
     def leave(self, cause: str, save: Save) -> NoReturn:
         """Leave before the next epoch, since this loop cannot train it; the next attempt does."""

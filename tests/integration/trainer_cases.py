@@ -52,11 +52,11 @@ def seen_by(folder):
     return seen
 
 
-def trained_alone(folder, function, *, leaves_after=None, channel=None, **changes):
+def trained_alone(folder, function, *, metric="val_loss", leaves_after=None, channel=None, **changes):
     """Train in this process; returns the trial, and whether it has left as it was told to."""
     folder.mkdir(parents=True, exist_ok=True)
     given = {"config": {"lr": 0.01}, "until": 3, "max_epochs": 3, "training": Training(batch_size=4)}
-    attempt = attempt_in(folder, metric="val_loss", **{**given, **changes})
+    attempt = attempt_in(folder, metric=metric, **{**given, **changes})
     attempt.channel = channel
     trial = Trial(attempt)
     see = trainer_functions.Witness.see
@@ -77,20 +77,20 @@ def trained_alone(folder, function, *, leaves_after=None, channel=None, **change
     return attempt, False
 
 
-def check_that_an_interrupted_trial_goes_on_at_its_next_step(tmp_path, function) -> None:
+def check_that_an_interrupted_trial_goes_on_at_its_next_step(tmp_path, function, metric="val_loss") -> None:
     """Two replicas on one rank: the same samples in the same order, and the same losses up to rounding."""
-    whole, _ = trained_alone(tmp_path / "whole", function)
+    whole, _ = trained_alone(tmp_path / "whole", function, metric=metric)
     assert [report.epoch for report in whole.history] == [1, 2, 3]
     assert {report.samples for report in whole.history} == {trainer_functions.SAMPLES}
     first, has_left = trained_alone(
-        tmp_path / "first", function, leaves_after=21
+        tmp_path / "first", function, metric=metric, leaves_after=21
     )  # of 16 micro-batches an epoch
     assert has_left
     saved = first.checkpoints[-1]
     assert saved.name == "epoch-000001-step-00000003", (
         "a step has two micro-batches, and ends before it leaves"
     )
-    second, _ = trained_alone(tmp_path / "second", function, epoch=1, resume_from=str(saved))
+    second, _ = trained_alone(tmp_path / "second", function, metric=metric, epoch=1, resume_from=str(saved))
     legs = seen_by(tmp_path / "first")["seen-0"] + seen_by(tmp_path / "second")["seen-0"]
     assert legs == seen_by(tmp_path / "whole")["seen-0"]
     for epoch in range(3):
@@ -100,7 +100,7 @@ def check_that_an_interrupted_trial_goes_on_at_its_next_step(tmp_path, function)
     assert [report.epoch for report in reports] == [1, 2, 3]
     for report, expected in zip(reports, whole.history, strict=True):
         torch.testing.assert_close(
-            torch.tensor(report.metrics["val_loss"]), torch.tensor(expected.metrics["val_loss"])
+            torch.tensor(report.metrics[metric]), torch.tensor(expected.metrics[metric])
         )
 
 

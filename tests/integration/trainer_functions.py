@@ -91,3 +91,26 @@ def train_huggingface(trial) -> None:
     torch.manual_seed(0)
     trainer = Trainer(Plane(PretrainedConfig()), args, train_dataset=rows, eval_dataset=rows)
     train_with(trial, trainer)
+
+
+def train_accelerate(trial) -> None:
+    from parsl_rasda.integrations.accelerate import TrialAccelerator, loader_for
+
+    witness = Witness(trial)
+    accelerator = TrialAccelerator(trial)
+    plane = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(plane.parameters(), lr=trial.config["lr"], momentum=0.5)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 8)
+    loader = loader_for(trial, points())
+    plane, optimizer, loader, schedule = accelerator.prepare(plane, optimizer, loader, schedule)
+    for _ in accelerator.epochs():
+        for numbers, x, y in loader:
+            with accelerator.accumulate(plane):
+                witness.see(numbers)
+                accelerator.backward((plane(x) - y).square().mean())
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+        with torch.no_grad():
+            _, x, y = points().tensors
+            accelerator.report(val_loss=(plane(x) - y).square().mean().item())
