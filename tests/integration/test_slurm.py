@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,10 @@ import psutil
 import pytest
 from audits import AUDIT, audit
 from backend_tools import eventually
-from rank_launch import OPENMPI, missing_of
+from rank_launch import OPENMPI, epochs_of, finished, missing_of, rank_command, written_order
 from slurm_cluster import SlurmCluster
+from trainer_cases import seen_by
+from trainer_functions import SAMPLES
 
 from parsl_rasda.agent import orphan_reaper
 from parsl_rasda.backends.registry import build_backend
@@ -390,6 +393,30 @@ def assert_whole_nodes(directory: Path) -> set[int]:
 
 
 # --------------------------------------------------------------------------------------------- doctor
+
+
+def test_a_trainer_of_lightning_trains_on_two_nodes(tmp_path: Path, cluster: SlurmCluster) -> None:
+    pytest.importorskip("lightning")
+    shutil.copy(HERE / "trainer_functions.py", tmp_path)
+    order = written_order(
+        tmp_path / "attempt-1",
+        python="trainer_functions:train_lightning",
+        search_path=(str(tmp_path),),
+        config={"lr": 0.01},
+        schedule=((0, 2),),
+        world_size=2,
+        slots=("n0:0", "n1:0"),
+        until=2,
+    )
+    launch = ["srun", "--nodes=2", "--ntasks=2", "--nodelist=n0,n1", *rank_command(order)]
+    status, errors = finished(launch, cluster.environment)
+    assert status == 0, errors
+    assert [report.epoch for report in epochs_of(order)] == [1, 2]
+    assert epochs_of(order)[-1].slots == ("n0:0", "n1:0")
+    seen = seen_by(tmp_path / "attempt-1")
+    both = Counter((e, n) for lines in seen.values() for e, _, numbers in lines for n in numbers)
+    assert sorted(seen) == ["seen-0", "seen-1"]
+    assert both == Counter((epoch, number) for epoch in range(2) for number in range(SAMPLES))
 
 
 def test_doctor_finds_the_site_fit_and_measures_one_gpu_one_node_and_two(place: Place) -> None:
