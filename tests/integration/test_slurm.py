@@ -20,8 +20,8 @@ from audits import AUDIT, audit
 from backend_tools import eventually
 from rank_launch import OPENMPI, epochs_of, finished, missing_of, rank_command, written_order
 from slurm_cluster import SlurmCluster
-from trainer_cases import seen_by
-from trainer_functions import SAMPLES
+from trainer_cases import seen_by, trained_alone
+from trainer_functions import SAMPLES, train_lightning
 
 from parsl_rasda.agent import orphan_reaper
 from parsl_rasda.backends.registry import build_backend
@@ -395,7 +395,10 @@ def assert_whole_nodes(directory: Path) -> set[int]:
 # --------------------------------------------------------------------------------------------- doctor
 
 
-def test_a_trainer_of_lightning_trains_on_two_nodes(tmp_path: Path, cluster: SlurmCluster) -> None:
+@pytest.mark.filterwarnings("ignore")  # of its libraries, about each other
+def test_a_trainer_of_lightning_trains_on_two_nodes_what_it_trains_on_one(
+    tmp_path: Path, cluster: SlurmCluster
+) -> None:
     pytest.importorskip("lightning")
     shutil.copy(HERE / "trainer_functions.py", tmp_path)
     order = written_order(
@@ -417,6 +420,11 @@ def test_a_trainer_of_lightning_trains_on_two_nodes(tmp_path: Path, cluster: Slu
     both = Counter((e, n) for lines in seen.values() for e, _, numbers in lines for n in numbers)
     assert sorted(seen) == ["seen-0", "seen-1"]
     assert both == Counter((epoch, number) for epoch in range(2) for number in range(SAMPLES))
+    same = {"config": order.config, "seed": order.seed, "training": order.training}
+    same |= {"schedule": order.schedule, "max_epochs": order.max_epochs}
+    alone, _ = trained_alone(tmp_path / "alone", train_lightning, until=2, **same)
+    for there, here in zip(epochs_of(order), alone.history, strict=True):
+        assert there.metrics["val_loss"] == pytest.approx(here.metrics["val_loss"], rel=1e-4)
 
 
 def test_doctor_finds_the_site_fit_and_measures_one_gpu_one_node_and_two(place: Place) -> None:

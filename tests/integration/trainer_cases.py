@@ -18,6 +18,7 @@ from parsl_rasda.orchestration.journal import read
 from parsl_rasda.protocol import Training
 from parsl_rasda.runtime import Trial
 from parsl_rasda.runtime.attempt.attempt import PreemptRequested
+from parsl_rasda.runtime.engine.seeding import seed_start
 from parsl_rasda.types import Outcome
 from tests.unit.runtime.attempts import attempt_in
 
@@ -64,16 +65,18 @@ def trained_alone(folder, function, *, metric="val_loss", leaves_after=None, cha
     def see_and_tell(witness, numbers) -> None:
         see(witness, numbers)
         if sum(len(lines) for lines in seen_by(folder).values()) == leaves_after:
-            attempt.preempt("the test asked for it")
+            signal.raise_signal(signal.SIGTERM)
 
-    torch.manual_seed(0)
+    seed_start(attempt.spec.seed)  # as a rank does
     trainer_functions.Witness.see = see_and_tell
+    before = signal.signal(signal.SIGTERM, lambda *_: attempt.preempt("SIGTERM"))
     try:
         function(trial)
     except PreemptRequested:
         return attempt, True
     finally:
         trainer_functions.Witness.see = see
+        signal.signal(signal.SIGTERM, before)
     return attempt, False
 
 
