@@ -36,6 +36,9 @@ _OURS = {
     "enable_checkpointing",
     "barebones",
     "fast_dev_run",
+    "limit_train_batches",
+    "max_steps",
+    "overfit_batches",
 }
 
 

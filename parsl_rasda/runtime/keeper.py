@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from parsl_rasda.errors import CheckpointError
 from parsl_rasda.runtime.attempt.attempt import Attempt
 from parsl_rasda.runtime.checkpoints.checkpoint import (
+    GIVEN,
     check_header,
     checkpoint_name,
     read_header,
@@ -18,7 +19,7 @@ from parsl_rasda.runtime.checkpoints.checkpoint import (
 from parsl_rasda.runtime.checkpoints.saver import MOMENT_S, Saver, copied
 from parsl_rasda.runtime.checkpoints.shared import is_url
 from parsl_rasda.runtime.engine.group import Group
-from parsl_rasda.runtime.own_loop import GIVEN, OwnLoop
+from parsl_rasda.runtime.own_loop import OwnLoop
 
 if TYPE_CHECKING:
     from parsl_rasda.runtime.engine.engine import Engine

@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from parsl_rasda.errors import TrainingError
-from parsl_rasda.runtime.checkpoints.checkpoint import publish_checkpoint
+from parsl_rasda.runtime.checkpoints.checkpoint import GIVEN, publish_checkpoint
 from parsl_rasda.runtime.engine.group import Group
 from parsl_rasda.storage import storing
 
 Save: TypeAlias = Callable[[Path], object]
 
-GIVEN = "given"
 ASK_EVERY_S = 0.5  # the ranks agree no more often whether they must leave
 
 

@@ -56,6 +56,15 @@ def test_a_folder_is_kept_as_a_folder(tmp_path) -> None:
     assert (again.checkpoint / "part" / "weights").read_text() == "w"
 
 
+def test_our_own_way_to_load_a_model_says_that_it_cannot(tmp_path) -> None:
+    from parsl_rasda.runtime import load_model
+
+    trial = local_trial({}, epochs=1, directory=tmp_path)
+    counted(trial)
+    with pytest.raises(CheckpointError, match="load given/checkpoint by what wrote it"):
+        load_model(trial.history[-1].checkpoint.path, None)
+
+
 def test_a_function_is_called_only_when_a_checkpoint_is_due(tmp_path) -> None:
     calls = []
 
