@@ -43,6 +43,12 @@ def test_a_loop_that_does_not_accumulate_is_told(tmp_path) -> None:
         train()
 
 
+def test_a_loop_that_stops_by_itself_completes_its_trial(tmp_path) -> None:
+    trainer_cases.check_that_a_loop_that_stops_by_itself_completes_its_trial(
+        tmp_path, trainer_functions.train_accelerate
+    )
+
+
 @pytest.mark.parsl
 @pytest.mark.mpi
 def test_a_study_widens_is_interrupted_and_resumes(tmp_path) -> None:

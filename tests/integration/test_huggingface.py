@@ -52,6 +52,12 @@ def test_where_the_replicas_grow_another_attempt_goes_on_at_once(tmp_path) -> No
     assert [(epoch, replicas) for epoch, replicas, _ in lines] == [(1, 2)] * 16
 
 
+def test_a_loop_that_stops_by_itself_completes_its_trial(tmp_path) -> None:
+    trainer_cases.check_that_a_loop_that_stops_by_itself_completes_its_trial(
+        tmp_path, trainer_functions.train_huggingface, metric="eval_loss"
+    )
+
+
 @pytest.mark.parsl
 @pytest.mark.mpi
 def test_a_study_widens_is_interrupted_and_resumes(tmp_path) -> None:

@@ -72,6 +72,8 @@ def trained_alone(folder, function, *, metric="val_loss", leaves_after=None, cha
     before = signal.signal(signal.SIGTERM, lambda *_: attempt.preempt("SIGTERM"))
     try:
         function(trial)
+        if attempt.outcome is None:
+            trial.finish()
     except PreemptRequested:
         return attempt, True
     finally:
@@ -105,6 +107,13 @@ def check_that_an_interrupted_trial_goes_on_at_its_next_step(tmp_path, function,
         torch.testing.assert_close(
             torch.tensor(report.metrics[metric]), torch.tensor(expected.metrics[metric])
         )
+
+
+def check_that_a_loop_that_stops_by_itself_completes_its_trial(tmp_path, function, metric="val_loss") -> None:
+    attempt, _ = trained_alone(tmp_path, function, metric=metric, config={"lr": 0.01, "stops": True})
+    assert [report.epoch for report in attempt.history] == [1]
+    assert attempt.is_finished
+    assert [path.name for path in attempt.checkpoints] == ["epoch-000001"]
 
 
 class Controller:

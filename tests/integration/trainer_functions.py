@@ -62,12 +62,13 @@ def train_lightning(trial) -> None:
             return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 2)]
 
     witness = Witness(trial)
-    trainer = trainer_for(trial)
+    stops = [lightning.pytorch.callbacks.EarlyStopping("val_loss", patience=1, divergence_threshold=0.0)]
+    trainer = trainer_for(trial, callbacks=stops if trial.config.get("stops") else None)
     trainer.fit(Net(), loader_for(trial, points()), DataLoader(points(), batch_size=32))
 
 
 def train_huggingface(trial) -> None:
-    from transformers import PretrainedConfig, PreTrainedModel, Trainer
+    from transformers import PretrainedConfig, PreTrainedModel, Trainer, TrainerCallback
 
     from parsl_rasda.integrations.huggingface import arguments_for, train_with
 
@@ -85,11 +86,17 @@ def train_huggingface(trial) -> None:
             prediction = self.plane(x)
             return {"loss": (prediction - labels).square().mean(), "logits": prediction}
 
+    class Stops(TrainerCallback):
+        def on_evaluate(self, args, state, control, **_) -> None:
+            control.should_training_stop = True
+
     rows = [{"numbers": n, "x": x, "labels": y} for n, x, y in points()]
     witness = Witness(trial)
     args = arguments_for(trial, learning_rate=trial.config["lr"], optim="sgd", remove_unused_columns=False)
     torch.manual_seed(0)
     trainer = Trainer(Plane(PretrainedConfig()), args, train_dataset=rows, eval_dataset=rows)
+    if trial.config.get("stops"):
+        trainer.add_callback(Stops())
     train_with(trial, trainer)
 
 
@@ -114,3 +121,5 @@ def train_accelerate(trial) -> None:
         with torch.no_grad():
             _, x, y = points().tensors
             accelerator.report(val_loss=(plane(x) - y).square().mean().item())
+        if trial.config.get("stops"):
+            break
