@@ -6,6 +6,7 @@ Tiny random models; nothing is downloaded. A study has a copy of this file as it
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -36,6 +37,7 @@ class Witness:
             file.write(json.dumps([self.trial.epoch, self.trial.replicas, numbers.tolist()]) + "\n")
         if self.trial.world_size > 1 and SLOW.exists():
             time.sleep(0.15)
+        time.sleep(float(os.environ.get("TRAINER_STEP_S", "0")))
 
 
 def train_lightning(trial) -> None:
@@ -123,3 +125,40 @@ def train_accelerate(trial) -> None:
             accelerator.report(val_loss=(plane(x) - y).square().mean().item())
         if trial.config.get("stops"):
             break
+
+
+def train_by_hand(trial) -> None:
+    """Use DDP as one does, and of the trial only what a loop without `prepare` has."""
+    ranks = trial.join()
+    witness = Witness(trial)
+    plane = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(plane.parameters(), lr=trial.config["lr"])
+    if trial.checkpoint:
+        saved = torch.load(trial.checkpoint)
+        plane.load_state_dict(saved["plane"])
+    model = nn.parallel.DistributedDataParallel(plane) if ranks > 1 else plane
+
+    def save(path) -> None:
+        if trial.is_main:
+            torch.save({"plane": plane.state_dict()}, path)
+
+    numbers, x, y = points().tensors
+    size = trial.global_batch_size
+    for epoch in trial.epochs():
+        order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(epoch))
+        for step in range(trial.step_done, SAMPLES // size):
+            for mine in (
+                order[step * size : (step + 1) * size].chunk(ranks)[trial.rank].chunk(trial.replicas // ranks)
+            ):
+                witness.see(numbers[mine])
+                ((model(x[mine]) - y[mine]).square().mean() * ranks / trial.replicas).backward()
+            for group in optimizer.param_groups:
+                group["lr"] = trial.config["lr"] * trial.rate_factor(
+                    epoch + step * size / SAMPLES, type(optimizer)
+                )
+            optimizer.step()
+            optimizer.zero_grad()
+            if (step + 1) * size < SAMPLES:
+                trial.end_step(step + 1, save, samples=SAMPLES)
+        with torch.no_grad():
+            trial.report(val_loss=(plane(x) - y).square().mean().item(), checkpoint=save)
