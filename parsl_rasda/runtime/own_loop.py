@@ -16,7 +16,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from parsl_rasda.errors import TrainingError
+from parsl_rasda.confined import confined
+from parsl_rasda.errors import DamagedCheckpointError, TrainingError
 from parsl_rasda.runtime.checkpoints.checkpoint import GIVEN, publish_checkpoint
 from parsl_rasda.runtime.engine.group import Group
 from parsl_rasda.storage import storing
@@ -117,6 +118,21 @@ class OwnLoop:
         leaves, slowest_us = group.agree((int(is_told), took_us))
         self._next_question = self._steps + max(1, int(1e6 * ASK_EVERY_S) // max(1, slowest_us))
         return bool(leaves)
+
+
+def given_in(path: Path, header: Mapping[str, Any]) -> Path:
+    """Return where a checkpoint has what a loop gave.
+
+    Raises:
+        DamagedCheckpointError: If it is not in the checkpoint.
+    """
+    try:
+        given = confined(path / GIVEN, str(header[GIVEN]))
+    except ValueError as error:
+        raise DamagedCheckpointError(str(path), str(error)) from error
+    if not given.exists():
+        raise DamagedCheckpointError(str(path), f"{GIVEN}/{given.name} is missing")
+    return given
 
 
 def _move(source: Path, place: Path) -> None:

@@ -32,7 +32,7 @@ from parsl_rasda.runtime.engine.exact_mean import mean_over, rounded_sum
 from parsl_rasda.runtime.engine.group import LOOPBACK, published_address
 from parsl_rasda.runtime.engine.learning_rate import rate_factor, scaling_rule
 from parsl_rasda.runtime.keeper import Keeper
-from parsl_rasda.runtime.own_loop import OwnLoop, Save
+from parsl_rasda.runtime.own_loop import OwnLoop, Save, given_in
 from parsl_rasda.runtime.step_log import StepLog
 from parsl_rasda.runtime.trial_facts import TrialFacts
 from parsl_rasda.types import Outcome
@@ -301,8 +301,9 @@ class Trial(TrialFacts):
             if GIVEN not in header:
                 return None
             check_files(path)
+            given = given_in(path, header)
         self._own.step, self._carried_over_s = header["step"], header["seconds"]
-        return path / GIVEN / str(header[GIVEN])
+        return given
 
     @property
     def step_done(self) -> int:

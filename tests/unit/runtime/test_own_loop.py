@@ -11,7 +11,7 @@ from parsl_rasda.errors import CheckpointError, DamagedCheckpointError, Training
 from parsl_rasda.protocol import Training
 from parsl_rasda.runtime import Trial, local_trial
 from parsl_rasda.runtime.attempt.attempt import PreemptRequested
-from parsl_rasda.runtime.checkpoints.checkpoint import read_header
+from parsl_rasda.runtime.checkpoints.checkpoint import publish_checkpoint, read_header
 from parsl_rasda.types import Outcome
 from tests.unit.runtime.attempts import attempt_in
 
@@ -114,6 +114,17 @@ def test_damage_is_seen_before_anything_is_loaded(tmp_path) -> None:
     second = local_trial({}, epochs=2, directory=tmp_path / "second", resume_from=saved)
     with pytest.raises(DamagedCheckpointError, match="is not what was written"):
         _ = second.checkpoint
+
+
+def test_what_a_loop_gave_cannot_lie_outside_its_checkpoint(tmp_path) -> None:
+    part = tmp_path / "epoch-000001.tmp"
+    part.mkdir()
+    header = {"epoch": 1, "step": 0, "replicas": 1, "seconds": 0.0, "given": "../../elsewhere"}
+    (tmp_path / "elsewhere").touch()
+    publish_checkpoint(part, tmp_path / "epoch-000001", header)
+    trial = local_trial({}, epochs=2, directory=tmp_path / "new", resume_from=tmp_path / "epoch-000001")
+    with pytest.raises(DamagedCheckpointError, match="leads out of"):
+        _ = trial.checkpoint
 
 
 def test_a_loop_leaves_between_two_steps_and_goes_on_after_them(tmp_path) -> None:
