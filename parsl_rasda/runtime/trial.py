@@ -14,29 +14,28 @@ torch is imported when it is needed: a function that only sleeps starts within a
 
 from __future__ import annotations
 
-import sys
+import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from parsl_rasda.errors import CheckpointError, TrainingError
-from parsl_rasda.protocol import EpochReport
+from parsl_rasda.errors import TrainingError
 from parsl_rasda.runtime.attempt.attempt import Attempt, PreemptRequested
 from parsl_rasda.runtime.attempt.boundary import Answer, own_answer
-from parsl_rasda.runtime.checkpoints.checkpoint import (
-    check_header,
-    checkpoint_name,
-    read_header,
-    write_checkpoint,
-)
-from parsl_rasda.runtime.checkpoints.saver import MOMENT_S, Saver, copied
-from parsl_rasda.runtime.checkpoints.shared import is_url
+from parsl_rasda.runtime.attempt.torchrun import torchrun_environment
+from parsl_rasda.runtime.checkpoints.checkpoint import GIVEN
+from parsl_rasda.runtime.checkpoints.saver import Saver
+from parsl_rasda.runtime.checkpoints.seal import check_files
 from parsl_rasda.runtime.engine.exact_mean import mean_over, rounded_sum
-from parsl_rasda.runtime.engine.group import Group
+from parsl_rasda.runtime.engine.group import LOOPBACK, published_address
+from parsl_rasda.runtime.engine.learning_rate import rate_factor, scaling_rule
+from parsl_rasda.runtime.keeper import Keeper
+from parsl_rasda.runtime.own_loop import OwnLoop, Save, given_in
 from parsl_rasda.runtime.step_log import StepLog
-from parsl_rasda.types import JSON, Outcome, Phase
+from parsl_rasda.runtime.trial_facts import TrialFacts
+from parsl_rasda.types import Outcome
 
 if TYPE_CHECKING:
     import torch
@@ -51,84 +50,18 @@ if TYPE_CHECKING:
 FEW_SAMPLES = 8  # of a replica in a step, below which batch statistics are noise
 
 
-class Trial:
-    """One trial in training, on one rank.
-
-    Attributes:
-        config: The hyperparameters.
-        inputs: Outputs of the earlier stages that the study needs, by name.
-        seed: Seed of the trial. It seeds the global generators before the function starts.
-        world_size: Number of ranks of the job.
-        rank: Index of this rank.
-        is_main: Whether this is the rank that should print and plot.
-    """
+class Trial(TrialFacts):
+    """One trial in training, on one rank; what it knows of itself is in `TrialFacts`."""
 
     def __init__(self, attempt: Attempt) -> None:
-        spec = attempt.spec
-        self.config: Mapping[str, Any] = spec.config
-        self.inputs: Mapping[str, JSON] = spec.inputs
-        self.seed, self.world_size, self.rank = spec.seed, spec.world_size, attempt.context.rank
-        self.is_main = attempt.is_main
-        self._attempt, self._spec = attempt, spec
+        super().__init__(attempt)
         self._engine: Engine | None = None
         self._in_epoch = self._has_batches = False
         self._began = self._carried_over_s = 0.0
         self._slowest_s = self._last_step = 0.0
-        self._saver = Saver()
         self._logged = StepLog()
-        self._saved: tuple[Path, int] | None = (
-            None  # the newest checkpoint and its epoch; it may not be whole
-        )
-        self._unnoted: list[tuple[Path, int]] = []  # checkpoints that were not whole yet
-
-    @property
-    def epoch(self) -> int:
-        """Epochs done."""
-        return self._attempt.epoch
-
-    @property
-    def max_epochs(self) -> int:
-        """Epochs of a trial that is never stopped: what a schedule of the rate is made for."""
-        return self._spec.max_epochs
-
-    @property
-    def replicas(self) -> int:
-        """Logical data-parallel workers of the current stretch, which share each step."""
-        return self._attempt.replicas
-
-    @property
-    def global_batch_size(self) -> int:
-        """Samples of a step, at most: those of all replicas."""
-        return self._attempt.replica_share * self.replicas
-
-    @property
-    def history(self) -> tuple[EpochReport, ...]:
-        """The reports of this job so far, on rank 0."""
-        return tuple(self._attempt.history)
-
-    @cached_property
-    def directory(self) -> Path:
-        """A scratch directory of this attempt, shared by its ranks."""
-        scratch = self._attempt.directory / "scratch"
-        scratch.mkdir(exist_ok=True)
-        return scratch
-
-    @cached_property
-    def device(self) -> torch.device:
-        """The device of this rank. The first use imports torch and sets the device up."""
-        from parsl_rasda.runtime.engine.rank_device import own_device
-
-        return own_device(self._spec, self._attempt.context.device_index)
-
-    @cached_property
-    def _group(self) -> Group:
-        context, directory = self._attempt.context, self._attempt.directory
-        if self._spec.accelerator == "none" or context.size == 1:
-            return Group(0, 1, self.device if "torch" in sys.modules else None, directory, one_node=True)
-        group = Group(context.rank, context.size, self.device, directory, one_node=context.one_node)
-        self._attempt.slots = group.gather_strings(context.slot)
-        self._attempt.enter(Phase.FIRST_STEP)
-        return group
+        self._own = OwnLoop()
+        self._keeper = Keeper(attempt, lambda: self._group, self._own, Saver())
 
     # ----------------------------------------------------------------- what a training function calls
 
@@ -186,10 +119,10 @@ class Trial:
         while self._attempt.outcome is None and self._goes_on_at_start():
             self._in_epoch, self._has_batches = True, False
             self._began = self._last_step = time.monotonic()
-            if self._engine is None:
-                self._attempt.ready()
-            else:
+            if self._engine is not None:
                 self._engine.train()
+            elif not self._own.is_joined:
+                self._attempt.ready()
             yield self.epoch
             if self._in_epoch:
                 raise TrainingError(
@@ -296,10 +229,21 @@ class Trial:
         share = self._engine.share_done if self._engine is not None else None
         self._logged.add(share, {name: float(value) for name, value in metrics.items()})
 
-    def report(self, **metrics: float) -> None:
+    def report(self, *, checkpoint: str | Path | Save | None = None, **metrics: float) -> None:
         """End the epoch with its metrics, which must have the study's metric; NaN is allowed.
 
-        The mean training loss is added as ``train_loss`` unless it is given.
+        With a prepared model, the mean training loss is added as ``train_loss`` unless it is given.
+
+        Args:
+            checkpoint: Without `prepare`, what this trial resumes from: the next attempt finds it as
+                `trial.checkpoint`. It is a file or folder that is saved already, which is moved away; or, so
+                as not to save in vain, a function that is called on every rank when a checkpoint is due, with
+                the path of the file or folder to write.
+            metrics: By name.
+
+        Raises:
+            TrainingError: If the study's metric is missing, or a checkpoint that is due.
+            StorageError: If the file system fails.
         """
         if not self._in_epoch:
             raise TrainingError(
@@ -311,8 +255,14 @@ class Trial:
                 f"trial.report got {sorted(values)}, but the study's metric is {self._spec.metric!r}.",
                 "Report it every epoch.",
             )
+        if self._engine is not None and checkpoint is not None:
+            raise TrainingError(
+                "trial.report got a checkpoint, but trial.prepare saves the model by itself.", "Leave it out."
+            )
         was_interruptible, self._attempt.interruptible = self._attempt.interruptible, False
         position = self._engine.end_epoch() if self._engine is not None else None
+        self._own.give(checkpoint)
+        self._own.step = 0
         self._group.meet("trial.report")
         self._attempt.noise = None
         if self._engine is not None and position is not None and position.step:
@@ -321,13 +271,119 @@ class Trial:
         seconds = time.monotonic() - self._began + self._carried_over_s
         self._carried_over_s, self._in_epoch = 0.0, False
         self._attempt.epoch += 1
+        if self._engine is None:
+            self._attempt.samples = self._own.samples
         at_rung = self.epoch >= self._attempt.until
-        if at_rung or self.epoch % self._spec.training.checkpoint_every == 0:
+        if at_rung or self._own.has_files or self.epoch % self._spec.training.checkpoint_every == 0:
             self._checkpoint(wait=at_rung)
-        self._note_saved(0.0)
+        self._keeper.note(0.0)
         self._attempt.ready()
         self._attempt.record(values, seconds, self._logged.take(self.epoch - 1))
         self._attempt.interruptible = was_interruptible
+
+    # -------------------------------------------------- what a loop without a prepared model calls besides
+
+    @cached_property
+    def checkpoint(self) -> Path | None:
+        """The file or folder that the last attempt gave to `report`, or None at the start.
+
+        Every rank must ask for it, and load it before its first epoch.
+
+        Raises:
+            CheckpointError: If it is gone or damaged.
+        """
+        place = self._spec.resume_from
+        if not place:
+            return None
+        with self._attempt.resuming():
+            path = self._keeper.find(place)
+            header = self._keeper.resumable_header(path, ())
+            if GIVEN not in header:
+                return None
+            check_files(path)
+            given = given_in(path, header)
+        self._own.step, self._carried_over_s = header["step"], header["seconds"]
+        return given
+
+    @property
+    def step_done(self) -> int:
+        """How many steps of the current epoch `checkpoint` holds; the loop goes on after them."""
+        return self._own.step
+
+    def join(self) -> int:
+        """Let the ranks meet, and return their number: 1 where slots are only logical.
+
+        If there are several, torch.distributed is initialised then, and the environment is that of torchrun;
+        the launcher's variables are gone in any case. From then on a request to leave waits for the end of a
+        step (`end_step`) or of an epoch.
+
+        Raises:
+            PeersLostError: If a rank does not come.
+        """
+        if self._own.is_joined:
+            return self._group.size
+        self._attempt.interruptible, self._attempt.is_prepared, self._own.is_joined = False, True, True
+        self._group.device = self.device
+        spec, context = self._spec, self._attempt.context
+        address = published_address(self._attempt.directory) if self._group.size > 1 else (LOOPBACK, 0)
+        environment = torchrun_environment(spec, context, os.environ, address[0], address[1])
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        if self._group.size > 1:
+            os.environ.update(environment)
+        return self._group.size
+
+    def end_step(self, step: int, save: Save | None = None, *, samples: int | None = None) -> None:
+        """Say that a step is done, at which the trial leaves if it must; for a loop that has joined.
+
+        Args:
+            step: Steps done in this epoch, with those of earlier attempts.
+            save: Called on every rank, as in `report`, if the trial leaves: the next attempt goes on at
+                `step_done`. Without it, what this epoch has done is lost.
+            samples: Samples of an epoch, for those who plan.
+        """
+        self._own.samples = samples
+        self._attempt.step()
+        self._attempt.ready()
+        now = time.monotonic()
+        self._slowest_s, self._last_step = max(self._slowest_s, now - self._last_step), now
+        if not self._own.must_leave(self._group, is_told=self._must_leave()):
+            return
+        if save is not None:
+            self._own.give(save)
+            self._own.step = step
+            self._checkpoint(wait=True)
+        raise PreemptRequested(agreed=True)
+
+    def leave(self, cause: str, save: Save) -> NoReturn:
+        """Leave as preempted between two epochs, on every rank: another attempt goes on at once.
+
+        Args:
+            cause: Why this one cannot.
+            save: As in `report`.
+        """
+        self._attempt.preempt(cause)
+        if not self._keeper.has_saved:
+            self._own.give(save)
+            self._checkpoint(wait=True)
+        self._keeper.note(None)
+        raise PreemptRequested(agreed=True)
+
+    def rate_factor(self, position: float, optimizer: type) -> float:
+        """Return the study's factor on the learning rate: `lr_scaling` and warm-up.
+
+        Args:
+            position: In training [epochs].
+            optimizer: Its class, for `lr_scaling: auto`.
+        """
+        training = self._spec.training
+        return rate_factor(
+            position,
+            self._attempt.schedule,
+            scaling_rule(training.lr_scaling, optimizer),
+            initial=training.warmup_initial,
+            rescale=training.warmup_rescale,
+        )
 
     # ------------------------------------------------------------------------------------- internals
 
@@ -338,7 +394,7 @@ class Trial:
             TrainingError: If the last epoch that was reported is not what there is to keep.
         """
         attempt = self._attempt
-        is_saved = self._saved is not None and self._saved[1] == self.epoch
+        is_saved = self._keeper.has_saved
         has_begun = self._in_epoch and self._engine is not None and self._has_batches
         if self.epoch == self._spec.epoch or (has_begun and not is_saved):
             raise TrainingError(
@@ -351,7 +407,7 @@ class Trial:
         self._group.part()
         if not is_saved:
             self._checkpoint(wait=True)
-        self._note_saved(None)
+        self._keeper.note(None)
         attempt.outcome, attempt.is_finished = Outcome.REACHED, True
 
     def _prepared(self, what: str) -> Engine:
@@ -370,72 +426,24 @@ class Trial:
             )
 
     def _must_leave(self) -> bool:
-        return self._attempt.must_leave(3 * self._slowest_s)
+        return self._attempt.must_leave(3 * max(self._slowest_s, self._keeper.slowest_s))
 
     def _resume(self, engine: Engine) -> None:
         """Restore the engine from the checkpoint to resume from, if there is one."""
         if self._spec.resume_from:
             with self._attempt.resuming():
-                self._restore(engine, self._checkpoint_to_resume(self._spec.resume_from))
-
-    def _checkpoint_to_resume(self, place: str) -> Path:
-        """Return a checkpoint's directory, once rank 0 has fetched it if need be; every rank must call it."""
-        if is_url(place):
-            if self.is_main:
-                self._attempt.find_checkpoint(place)
-            self._group.agree([0])
-        return self._attempt.find_checkpoint(place)
+                self._restore(engine, self._keeper.find(self._spec.resume_from))
 
     def _restore(self, engine: Engine, path: Path) -> None:
         from parsl_rasda.runtime.engine.engine import HEADER_FIELDS
 
-        header = read_header(path)
-        check_header(path, header, (*HEADER_FIELDS, "replicas", "seconds"))
-        if header["epoch"] != self.epoch:
-            raise CheckpointError(
-                str(path), f"it is of epoch {header['epoch']}, but the job resumes at epoch {self.epoch}"
-            )
-        batches = header.get("batches", header["replicas"])  # as many, before these could differ
-        was, now = (header["replicas"], batches), (self.replicas, self._attempt.batches)
-        if header["step"] and (*was, header["batch_size"]) != (*now, self._spec.training.batch_size):
-            raise CheckpointError(str(path), "replicas or batch size changed in the middle of an epoch")
+        header = self._keeper.resumable_header(path, HEADER_FIELDS)
         engine.restore(path, header)
         self._carried_over_s = header["seconds"]
 
     def _checkpoint(self, *, wait: bool) -> None:
-        """Save the state of training; every rank must call it.
-
-        Args:
-            wait: Whether to wait until it is whole. If not, it may be written in the background, and a later
-                report names it.
-        """
-        began = time.monotonic()
-        header: dict[str, Any] = {"epoch": self.epoch, "step": 0}
-        if self._engine is not None:
-            header |= self._engine.header()
-        header["replicas"], header["batches"] = self.replicas, self._attempt.batches
-        header["seconds"] = began - self._began + self._carried_over_s if header["step"] else 0.0
-        path = self._attempt.directory / checkpoint_name(self.epoch, header["step"])
-        tensors = self._engine.tensors() if self._engine else {}
-        self._note_saved(None)
-        self._saved = (path, self.epoch)
-        self._unnoted.append(self._saved)
-        if self.is_main and (wait or not tensors or self._spec.share_at):
-            write_checkpoint(path, tensors, header)
-        elif self.is_main:
-            copies = copied(tensors)
-            self._saver.start(lambda: write_checkpoint(path, copies, header))
-        self._note_saved(MOMENT_S)
-        self._slowest_s = max(self._slowest_s, time.monotonic() - began, self._saver.longest_s)
-
-    def _note_saved(self, patience_s: float | None) -> None:
-        """Note the checkpoints that are whole now, or after so many seconds; None: wait for all."""
-        if not self._saver.finish(patience_s):
-            return
-        whole = [(path, epoch) for path, epoch in self._unnoted if path.exists()]
-        for path, epoch in whole:
-            self._attempt.add_checkpoint(path, epoch)
-        self._unnoted = [saved for saved in self._unnoted if saved not in whole]
+        """Save the state of training (`Keeper.save`)."""
+        self._keeper.save(self._engine, lambda now: now - self._began + self._carried_over_s, wait=wait)
 
     def _goes_on_at_start(self) -> bool:
         if self.epoch < self._attempt.until:
@@ -459,7 +467,7 @@ class Trial:
                 self._warn_of_few_samples(self._engine)
         else:
             attempt.outcome = Outcome.REACHED if answer is Answer.LEAVE else Outcome.PREEMPTED
-            if self._saved is None or self._saved[1] != self.epoch:
+            if not self._keeper.has_saved:
                 self._checkpoint(wait=True)
-            self._note_saved(None)
+            self._keeper.note(None)
         attempt.interruptible = was_interruptible and answer is Answer.GO

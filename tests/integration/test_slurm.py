@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +16,12 @@ from typing import Any
 
 import psutil
 import pytest
+import trainer_functions
 from audits import AUDIT, audit
 from backend_tools import eventually
-from rank_launch import OPENMPI, missing_of
+from rank_launch import OPENMPI, epochs_of, finished, missing_of, rank_command, written_order
 from slurm_cluster import SlurmCluster
+from trainer_cases import seen_by, trained_alone
 
 from parsl_rasda.agent import orphan_reaper
 from parsl_rasda.backends.registry import build_backend
@@ -390,6 +393,48 @@ def assert_whole_nodes(directory: Path) -> set[int]:
 
 
 # --------------------------------------------------------------------------------------------- doctor
+
+
+@pytest.mark.filterwarnings("ignore")  # of its libraries, about each other
+@pytest.mark.parametrize(
+    ("library", "metric"),
+    [("lightning", "val_loss"), ("transformers", "eval_loss"), ("accelerate", "val_loss")],
+)
+def test_a_loop_of_others_trains_on_two_nodes_what_it_trains_on_one(
+    tmp_path: Path, cluster: SlurmCluster, library: str, metric: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(library)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    function = f"train_{library.replace('transformers', 'huggingface')}"
+    shutil.copy(HERE / "trainer_functions.py", tmp_path)
+    order = written_order(
+        tmp_path / "attempt-1",
+        python=f"trainer_functions:{function}",
+        metric=metric,
+        search_path=(str(tmp_path),),
+        config={"lr": 0.01},
+        schedule=((0, 2),),
+        world_size=2,
+        slots=("n0:0", "n1:0"),
+        until=2,
+    )
+    launch = ["srun", "--nodes=2", "--ntasks=2", "--nodelist=n0,n1", *rank_command(order)]
+    status, errors = finished(launch, cluster.environment)
+    assert status == 0, errors
+    assert [report.epoch for report in epochs_of(order)] == [1, 2]
+    assert epochs_of(order)[-1].slots == ("n0:0", "n1:0")
+    seen = seen_by(tmp_path / "attempt-1")
+    both = Counter((e, n) for lines in seen.values() for e, _, numbers in lines for n in numbers)
+    every = range(trainer_functions.SAMPLES)
+    assert sorted(seen) == ["seen-0", "seen-1"]
+    assert both == Counter((epoch, number) for epoch in range(2) for number in every)
+    same = {"config": order.config, "seed": order.seed, "training": order.training}
+    same |= {"schedule": order.schedule, "max_epochs": order.max_epochs}
+    alone, _ = trained_alone(
+        tmp_path / "alone", getattr(trainer_functions, function), metric=metric, until=2, **same
+    )
+    for there, here in zip(epochs_of(order), alone.history, strict=True):
+        assert there.metrics[metric] == pytest.approx(here.metrics[metric], rel=1e-4)
 
 
 def test_doctor_finds_the_site_fit_and_measures_one_gpu_one_node_and_two(place: Place) -> None:

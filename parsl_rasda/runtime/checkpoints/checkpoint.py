@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 MODEL = "model."
 OPTIMIZER = "optim."
+GIVEN = "given"  # a folder of what a loop of the user's own has saved, and its name in the header
 _MISFIT = re.compile(r"Size mismatch|can't allocate memory|MemoryError")
 
 # What torch.distributed.checkpoint writes into its metadata for tensors, and nothing else.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parsl_rasda.errors import CheckpointError
-from parsl_rasda.runtime.checkpoints.checkpoint import MODEL, read_header, read_tensors
+from parsl_rasda.runtime.checkpoints.checkpoint import GIVEN, MODEL, read_header, read_tensors
 from parsl_rasda.runtime.checkpoints.shared import fetch, is_url
 
 if TYPE_CHECKING:
@@ -36,6 +36,10 @@ def load_model(checkpoint: str | Path, model: Module) -> dict[str, Any]:
             return load_model(Path(folder) / "checkpoint", model)
     path = Path(checkpoint)
     header = read_header(path)
+    if GIVEN in header:
+        raise CheckpointError(
+            str(path), f"a loop of the user's own has saved it: load {GIVEN}/{header[GIVEN]} by what wrote it"
+        )
     tensors = read_tensors(path, MODEL)
     load_weights(path, model, {name.removeprefix(MODEL): tensor for name, tensor in tensors.items()})
     return header

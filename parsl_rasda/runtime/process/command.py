@@ -36,6 +36,7 @@ from typing import Any
 from parsl_rasda.errors import TrainingError
 from parsl_rasda.protocol import JobSpec
 from parsl_rasda.runtime.attempt.attempt import Attempt, PreemptRequested
+from parsl_rasda.runtime.attempt.torchrun import torchrun_environment
 from parsl_rasda.runtime.checkpoints.checkpoint import checkpoint_name, publish_checkpoint
 from parsl_rasda.runtime.checkpoints.seal import check_files
 from parsl_rasda.runtime.engine.group import (
@@ -46,7 +47,6 @@ from parsl_rasda.runtime.engine.group import (
     published_address,
 )
 from parsl_rasda.runtime.engine.replicas import share_of_replica
-from parsl_rasda.runtime.process.torchrun import torchrun_environment
 from parsl_rasda.types import JSON, Outcome, Phase
 from parsl_rasda.user_modules import python_path
 

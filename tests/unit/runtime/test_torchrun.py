@@ -6,7 +6,7 @@ import pytest
 
 from parsl_rasda.protocol import JobSpec
 from parsl_rasda.runtime.attempt.launch_context import launch_context
-from parsl_rasda.runtime.process.torchrun import torchrun_environment
+from parsl_rasda.runtime.attempt.torchrun import torchrun_environment
 from parsl_rasda.types import TrialId
 
 SLURM = {
