@@ -68,8 +68,20 @@ def test_two_trials_that_fail_in_a_row_set_a_slot_aside_which_is_tried_again_by_
     assert [s.what for s in of(SetAside, found)] == ["slot a-0-n0:0"]
     told.now = told.machine.wake_at or 0.0
     (probe,) = of(StartJob, told.tell(TimerFired))
+    assert told.machine.cluster_state.ledger.is_reduced, "only narrow jobs may use it"
     told.epoch(str(probe.job), 1, 0.5)
     assert summarise("s", told.machine, Usage())["set_aside"] == []
+    assert not told.machine.cluster_state.ledger.is_reduced, "all may"
+
+
+def test_a_trial_may_die_as_often_as_the_study_says_where_others_fare_well_on_the_same_slot() -> None:
+    told = story("none", max_retries=1, max_t=16)
+    told.begin(3, a=1)
+    first, _ = of(StartJob, told.pilot("a-0", gpus=2))
+    (other,) = of(StartJob, ends(told, "0000.1", Blame.UNSURE))
+    assert (other.job.trial, slot_of(other)) == ("0002", slot_of(first)), "it is to try another slot"
+    told.epoch("0002.1", 1, 0.5)
+    assert told.state("0000") is TrialState.WAITING, "it has died once"
 
 
 def test_what_fails_its_probes_rests_twice_as_long_each_time_but_not_for_ever() -> None:

@@ -412,6 +412,16 @@ def test_an_own_allocation_that_is_taken_away_at_its_end_ends_the_controller() -
     assert all(not t.state.is_final for t in told.machine.trials.values())
 
 
+def test_a_pilot_of_the_own_allocation_that_has_ended_unannounced_ends_the_controller() -> None:
+    told = in_own_allocation()
+    told.now = 99.0
+    found = told.pilot_ends("a-0")
+    assert of(RequestPilot, found) == []
+    told.ends("0000.1", Outcome.PREEMPTED)
+    (finish,) = of(FinishStudy, told.ends("0001.1", Outcome.PREEMPTED))
+    assert (finish.state, "allocation" in finish.cause) == (StudyState.INTERRUPTED, True)
+
+
 def test_a_pilot_in_the_own_allocation_that_dies_early_is_replaced() -> None:
     told = in_own_allocation(deadline=10_000.0)
     told.epoch("0000.1", 1, 0.5)

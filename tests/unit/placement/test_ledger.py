@@ -31,6 +31,17 @@ def slots(placement: Placement) -> set[tuple[str, str]]:
     return {(placement.pilot, slot) for slot in placement.slots}
 
 
+def test_who_holds_slots_grows_on_its_own_pilot_though_another_would_be_filled_by_it() -> None:
+    made = ledger(4)
+    (own,) = (made.find(1),)
+    assert own is not None
+    made.take(own)
+    made.add_pilot(PilotId("q"), A, nodes(2))
+    grown = made.find(2, site=A, own=own)
+    assert grown is not None
+    assert grown.pilot == "p"
+
+
 class Books:
     """What should be true of a ledger, in sets of slots."""
 
