@@ -702,6 +702,15 @@ def test_the_batch_grows_no_further_than_the_first_report_allows_and_the_gpus_do
     assert start.placement.world_size == 4
 
 
+def test_the_number_of_samples_is_that_of_a_trials_first_report() -> None:
+    told = story("none", max_workers=4)
+    told.begin(1, a=1)
+    told.pilot("a-0")
+    reported(told, "0000", 800)
+    reported(told, "0000", 900)
+    assert told.machine.trials[TrialId("0000")].samples == 800
+
+
 def test_a_search_of_a_version_that_counted_no_samples_goes_on_as_it_began() -> None:
     told = story("strict", max_workers=4)
     told.begin(1, a=1)
