@@ -27,16 +27,22 @@ from claims import conclude
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = {
-    "scheduling": ("tests/unit/scheduling", "tests/contract/test_schedulers.py", "tests/unit/orchestration"),
+    "scheduling": (
+        "tests/unit/scheduling",
+        "tests/contract/test_schedulers.py",
+        "tests/unit/orchestration",
+        "tests/unit/simulation",
+    ),
     "placement": (
         "tests/unit/placement",
         "tests/contract/test_growth_policies.py",
         "tests/unit/orchestration",
+        "tests/unit/simulation",
     ),
-    "orchestration": ("tests/unit/orchestration",),
+    "orchestration": ("tests/unit/orchestration", "tests/unit/workflow", "tests/unit/simulation"),
 }
 LEAST = 0.85
-PATIENCE_S = 200.0  # a mutant that is slower hangs, and counts as killed
+PATIENCE_S = 400.0  # a mutant that is slower hangs, and counts as killed
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE,
     ast.LtE: ast.Lt,

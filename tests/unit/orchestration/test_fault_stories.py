@@ -84,6 +84,16 @@ def test_a_trial_may_die_as_often_as_the_study_says_where_others_fare_well_on_th
     assert told.state("0000") is TrialState.WAITING, "it has died once"
 
 
+def test_a_trial_that_dies_in_a_wide_job_finds_out_in_a_narrow_one_which_slot_it_was() -> None:
+    told = story("strict", max_retries=3, max_t=4, max_workers=2)
+    told.begin(1, a=1)
+    told.pilot("a-0", gpus=2)
+    told.epoch("0000.1", 1, 0.5)
+    (wide,) = of(StartJob, told.ends("0000.1"))
+    (narrow,) = of(StartJob, ends(told, "0000.2", Blame.UNSURE))
+    assert (wide.placement.world_size, narrow.placement.world_size) == (2, 1)
+
+
 def test_what_fails_its_probes_rests_twice_as_long_each_time_but_not_for_ever() -> None:
     told = story("none", max_retries=0, max_t=16)
     told.begin(2, a=1)

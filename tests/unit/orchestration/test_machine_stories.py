@@ -702,6 +702,34 @@ def test_the_batch_grows_no_further_than_the_first_report_allows_and_the_gpus_do
     assert start.placement.world_size == 4
 
 
+def test_a_restart_is_due_before_the_next_boundary_of_a_trial_that_was_resized() -> None:
+    told = story("elastic", scaling=4, max_workers=4, max_t=4)
+    told.begin(1, a=1)
+    told.pilot("a-0", gpus=2)
+    reported(told, "0000", None)
+    told.ends("0000.1")
+    cluster = told.machine.cluster_state
+    running = cluster.running[TrialId("0000")]
+    epoch_s = cluster.times.epoch_s(running.trial, 2, SiteName("a"))
+    assert running.boundary_at == pytest.approx(told.now + cluster.times.restart_s + epoch_s)
+
+
+def test_a_script_shows_its_start_by_stretches_of_different_lengths() -> None:
+    told = story("none", interactive=False, max_t=4)
+    told.begin(1, a=1)
+    told.pilot("a-0")
+    times = told.machine.cluster_state.times
+    for attempt, done, took_s in ((1, 1, 17.0), (2, 2, 17.0), (3, 4, 19.0)):
+        job = JobId(TrialId("0000"), attempt)
+        told.now += took_s - 1.0
+        at = Checkpoint(f"{job}/{done}", done)
+        told.tell(EpochReported, job, done, {"loss": 0.1}, took_s, at, includes_startup=True)
+        told.now -= 1.0
+        told.ends(str(job))
+    assert times.script_start_s(SiteName("a")) == pytest.approx(15.0)
+    assert times.epoch_s(TrialId("0000"), 1, SiteName("a")) == pytest.approx(2.0)
+
+
 def test_the_number_of_samples_is_that_of_a_trials_first_report() -> None:
     told = story("none", max_workers=4)
     told.begin(1, a=1)

@@ -157,6 +157,14 @@ def test_a_late_trial_is_let_in_by_shrinking_a_wide_one() -> None:
     assert set(found.here.slots) < set(here.placement.slots)
 
 
+def test_nobody_shrinks_further_than_those_who_wait_need() -> None:
+    made = cluster_of(a=8)
+    here = run(made, "t0", width=8, replicas=8)
+    for age in range(1, 5):
+        queue(made, f"t{age}")
+    assert build_growth("elastic").decide(made, 0.0, stands(made, here)).here.world_size == 4
+
+
 def test_nobody_shrinks_while_another_is_about_to_free_enough() -> None:
     made = cluster_of(a=8, b=1)
     here = run(made, "t0", width=4, replicas=4)

@@ -145,6 +145,23 @@ def test_promotion_keeps_a_trial_that_waits_for_company_from_below() -> None:
     assert scheduler.resume_next().trial == "a"
 
 
+def test_promotion_counts_who_went_on_at_once_among_those_that_a_rung_can_see() -> None:
+    scheduler = build("promotion", max_t=4)
+    for trial in "abcd":
+        scheduler.add(trial)
+    scheduler.report("a", 1, 0.5)
+    assert scheduler.report("b", 1, 0.4).action is Action.CONTINUE
+    scheduler.report("b", 2, 0.1)
+    assert [scheduler.report(t, 1, m).action for t, m in (("c", 0.3), ("d", 0.2))] == [Action.CONTINUE] * 2
+    assert scheduler.report("d", 2, 0.2).action is Action.PAUSE
+    scheduler.close()
+    reasons = {d.trial: d.reason for d in scheduler.dismiss()}
+    assert reasons == {
+        "a": "rank 4 of 4 at most, best 2 go on",
+        "d": "rank 2 of 3 at most, best 1 go on",
+    }, "c may still come, and b may go on then"
+
+
 stream = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 3), st.integers(0, 3)), max_size=60)
 
 
