@@ -39,7 +39,12 @@ TESTS = {
         "tests/unit/orchestration",
         "tests/unit/simulation",
     ),
-    "orchestration": ("tests/unit/orchestration", "tests/unit/workflow", "tests/unit/simulation"),
+    "orchestration": (
+        "tests/unit/orchestration",
+        "tests/unit/workflow",
+        "tests/unit/reporting/test_graph.py",
+        "tests/unit/simulation",
+    ),
 }
 LEAST = 0.85
 PATIENCE_S = 400.0  # a mutant that is slower hangs, and counts as killed

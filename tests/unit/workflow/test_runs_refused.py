@@ -11,7 +11,7 @@ import pytest
 from parsl_rasda.errors import InvalidFileError, InvalidSettingError, PlacementImpossibleError
 from parsl_rasda.orchestration.admission import admit
 from parsl_rasda.orchestration.progress import NoProgress
-from parsl_rasda.orchestration.replay import load_run, save_run
+from parsl_rasda.orchestration.replay import load_run, save_run, search_path_of
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.study import ParslSiteSpec, StudySpec, load_study
 from parsl_rasda.workflow.entry import check_amendment, resume_study, run_study
@@ -90,6 +90,13 @@ def test_every_setting_that_may_not_change_is_named(
     for part in words:
         assert part in str(error.value)
     assert "num_samples: found 8" not in str(error.value)
+
+
+def test_a_run_keeps_its_sites_and_where_its_functions_are(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "out")
+    save_run(directory, study(), [SITE], [tmp_path / "mine"])
+    assert load_run(directory)[1] == (SITE,)
+    assert search_path_of(directory) == [str(tmp_path / "mine")]
 
 
 def test_a_constant_that_is_not_a_number_is_no_change(tmp_path: Path) -> None:
