@@ -26,7 +26,7 @@ from accelerate.data_loader import prepare_data_loader
 from accelerate.scheduler import AcceleratedScheduler
 
 from parsl_rasda.errors import TrainingError
-from parsl_rasda.integrations.loop import ReplicaBatches, TrainerLoop, loader_for, loop_of
+from parsl_rasda.integrations.loop import ReplicaBatches, TrainerLoop, loader_for, loop_of, refuse
 from parsl_rasda.runtime import Trial
 
 __all__ = ["TrialAccelerator", "loader_for"]
@@ -47,11 +47,7 @@ class TrialAccelerator(Accelerator):  # type: ignore[misc] # mypy skips the libr
         Raises:
             TrainingError: If an option is the trial's to decide.
         """
-        taken = sorted(_OURS & options.keys())
-        if taken:
-            raise TrainingError(
-                f"TrialAccelerator got {', '.join(taken)}, which follows from the trial.", "Leave it out."
-            )
+        refuse("TrialAccelerator", _OURS & options.keys())
         self._trial_loop: TrainerLoop = loop_of(trial)
         super().__init__(
             cpu=trial.device.type == "cpu",

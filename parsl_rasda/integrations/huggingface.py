@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from parsl_rasda.errors import TrainingError
-from parsl_rasda.integrations.loop import loop_of
+from parsl_rasda.integrations.loop import loop_of, refuse
 from parsl_rasda.runtime import Trial
 
 __all__ = ["RasdaCallback", "arguments_for", "train_with"]
@@ -52,11 +52,7 @@ def arguments_for(trial: Trial, **options: Any) -> TrainingArguments:
     Raises:
         TrainingError: If an option is the trial's to decide.
     """
-    taken = sorted(_OURS & options.keys())
-    if taken:
-        raise TrainingError(
-            f"arguments_for got {', '.join(taken)}, which follows from the trial.", "Leave it out."
-        )
+    refuse("arguments_for", _OURS & options.keys())
     loop = loop_of(trial)
     own: dict[str, Any] = {
         "num_train_epochs": trial.max_epochs,

@@ -22,7 +22,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 
 from parsl_rasda.errors import TrainingError
-from parsl_rasda.integrations.loop import TrainerLoop, loader_for, loop_of
+from parsl_rasda.integrations.loop import TrainerLoop, loader_for, loop_of, refuse
 from parsl_rasda.runtime import Trial
 
 __all__ = ["RasdaCallback", "RasdaEnvironment", "loader_for", "trainer_for"]
@@ -52,11 +52,7 @@ def trainer_for(trial: Trial, **options: Any) -> Trainer:
     Raises:
         TrainingError: If an option is the trial's to decide.
     """
-    taken = sorted(_OURS & options.keys())
-    if taken:
-        raise TrainingError(
-            f"trainer_for got {', '.join(taken)}, which follows from the trial.", "Leave it out."
-        )
+    refuse("trainer_for", _OURS & options.keys())
     loop = loop_of(trial)
     own: dict[str, Any] = {
         "accelerator": "cpu" if trial.device.type == "cpu" else "gpu",

@@ -6,7 +6,7 @@ on the trial: how many micro-batches a rank accumulates, which samples they have
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
@@ -85,6 +85,17 @@ class ReplicaBatches(Sampler[list[int]]):
         order = self._samples.order(trial.seed, trial.epoch)
         parts = (part for step in range(self._first, plan.steps) for part in plan.own(step, mine))
         return ([int(n) for n in order[part.begin : part.begin + part.size]] for part in parts)
+
+
+def refuse(function: str, taken: Collection[str]) -> None:
+    """Refuse the options of a function that are the trial's to decide, if there are any.
+
+    Raises:
+        TrainingError: With their names.
+    """
+    if taken:
+        found = f"{function} got {', '.join(sorted(taken))}, which follows from the trial."
+        raise TrainingError(found, "Leave it out.")
 
 
 class TrainerLoop:
