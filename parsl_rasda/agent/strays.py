@@ -18,6 +18,7 @@ from parsl_rasda.prctl import adopt_orphans
 
 _GONE_WITHIN_S = 5.0
 _POLL_S = 0.01
+_EXEC_S = 0.05
 
 
 @contextmanager
@@ -48,7 +49,13 @@ def _strays(before: set[psutil.Process]) -> list[psutil.Process]:
 
 def _is_stray(process: psutil.Process) -> bool:
     try:
-        return process.status() != psutil.STATUS_ZOMBIE and not _has_mark(process.environ())
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        environment = process.environ()
+        if not environment:  # it may be just being replaced by exec, and show none for a moment
+            time.sleep(_EXEC_S)
+            environment = process.environ()
+        return not _has_mark(environment)
     except psutil.Error:  # it has ended, or is another user's
         return False
 
