@@ -66,7 +66,7 @@ seed: 5
 tune:
   metric: val_loss
   max_retries: 0
-  num_samples: 4
+  num_samples: 8
   scheduler: {variant: synchronous, max_t: 4, max_workers: 4, growth: none}
   search_space: {lr: {float: [1.0e-4, 1.0e-1], log: true}}
   training: {python: "vanishing:train", batch_size: 2, warmup: {rescale: 1}}
