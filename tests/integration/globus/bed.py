@@ -14,6 +14,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +31,7 @@ from tests.integration.backend_tools import eventually
 MARK = "RASDA_GLOBUS_BED"
 START_S = 120.0
 HEARTBEAT_S = 2
+STUCK_S = 5.0  # a fork is another program within milliseconds
 REPOSITORY = Path(__file__).parents[3]
 TEMPLATE = REPOSITORY / "site_configs" / "globus_endpoint"
 VENV_BIN = Path(sys.executable).parent
@@ -54,6 +57,8 @@ class GlobusBed:
         self.endpoints = {site: str(uuid.uuid4()) for site in sites}
         self._rabbit_port, self._dist_port, self._epmd_port = free_port(), free_port(), free_port()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._is_closing = threading.Event()
+        self._watch = threading.Thread(target=self._end_stuck_forks, name="globus-bed", daemon=True)
 
     @property
     def url(self) -> str:
@@ -83,14 +88,20 @@ class GlobusBed:
             for site in self.endpoints:
                 self.start_endpoint(site)
             self.await_endpoints()
+            self._watch.start()
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._is_closing.set()
+        if self._watch.ident is not None:
+            self._watch.join()
         for site in self.endpoints:  # first, so that nobody starts anything any more
             self.kill_endpoint(site)
+            for pid in self._forks(site):
+                kill(pid)
         for _ in range(2):  # epmd forks away while we look; nobody needs what they would save
             orphan_reaper.end_marked(MARK, str(self.folder), grace_s=0.0)
             for pid in self._interchanges():  # orphans of user endpoints that were killed
@@ -104,7 +115,7 @@ class GlobusBed:
     def processes(self) -> list[int]:
         """Return the pids of everything that belongs to the bed."""
         marked = [process.pid for process in orphan_reaper.marked(MARK, str(self.folder))]
-        titled = [pid for site in self.endpoints for pid in self.user_endpoint(site)]
+        titled = [pid for site in self.endpoints for pid in (*self.user_endpoint(site), *self._forks(site))]
         return [*marked, *titled, *self._interchanges()]
 
     def _interchanges(self) -> list[int]:
@@ -246,6 +257,27 @@ class GlobusBed:
             for pid in process_ids()
             if command_line(pid).startswith("Globus") and title in command_line(pid)
         ]
+
+    def _forks(self, site: str) -> list[int]:
+        """Return the forks of an endpoint that have not become its user endpoint yet: they have its title."""
+        manager, endpoint = self._processes.get(site), self.endpoints[site]
+        titles = {pid: command_line(pid) for pid in process_ids() if manager is None or pid != manager.pid}
+        return [
+            pid for pid, t in titles.items() if t.startswith("Globus") and endpoint in t and "uep." not in t
+        ]
+
+    def _end_stuck_forks(self) -> None:
+        """End forks that stay so: the endpoint takes them for user endpoints, and starts none.
+
+        Globus Compute 4 forks beside threads that log. Its fork may find the lock of a handler taken, by
+        nobody, and wait for it for ever.
+        """
+        since: dict[int, float] = {}
+        while not self._is_closing.wait(1.0):
+            now = time.monotonic()
+            since = {pid: since.get(pid, now) for site in self.endpoints for pid in self._forks(site)}
+            for pid in [pid for pid, first in since.items() if now - first > STUCK_S]:
+                kill(pid)
 
     def site_file(self, site: str, work_dir: Path, **fields: Any) -> str:
         """Return a site file for an endpoint of the bed."""
