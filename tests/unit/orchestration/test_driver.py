@@ -21,6 +21,7 @@ from parsl_rasda.orchestration.events import (
     SearchExhausted,
     StartJob,
     StudyStarted,
+    TimerFired,
     TrialFinished,
     TrialProposed,
 )
@@ -28,7 +29,7 @@ from parsl_rasda.orchestration.journal import Journal, Record, read
 from parsl_rasda.orchestration.usage import Usage
 from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.testing.backends import FakeBackend, Fault
-from parsl_rasda.types import JobId, Outcome, StudyState, TrialId, TrialState
+from parsl_rasda.types import Blame, JobId, Outcome, StudyState, TrialId, TrialState
 from tests.unit.orchestration.small_study import SITE, curve, driver, tune
 
 EVERYWHERE = {SITE: 1}
@@ -86,6 +87,28 @@ class SuspiciousRunner(FakeBackend):
     def end_job(self, end):
         self._must_know(lambda i: i == end)
         super().end_job(end)
+
+
+class BadOnce(FakeBackend):
+    """Its only slot breaks the first job."""
+
+    def open(self, post):
+        self.post = post
+        super().open(post)
+
+    def start_job(self, order, placement):
+        if order.job.attempt == 1 and order.trial == "0000":
+            self.post(JobEnded(5.0, order.job, Outcome.LOST, "ECC", blame=Blame.SLOT))
+        else:
+            super().start_job(order, placement)
+
+
+def test_the_clock_tells_the_machine_when_to_try_again_and_only_then(tmp_path: Path) -> None:
+    run = driver(tmp_path, BadOnce(curve, gpus_per_node=1), tune(num_samples=1))
+    assert run.run(1, EVERYWHERE) == FinishStudy(StudyState.DONE)
+    records = list(read(tmp_path / "journal.jsonl"))
+    (fired,) = (r for r in records if isinstance(r.event, TimerFired))
+    assert [type(i) for i in fired.instructions] == [StartJob], "a last try, since nothing else is left"
 
 
 @pytest.mark.parametrize("variant", ["stopping", "promotion", "synchronous"])
