@@ -22,7 +22,7 @@ from parsl_rasda.plain_text import words_of
 from parsl_rasda.tracking.base import Tracker
 from parsl_rasda.types import TrialId
 
-_PATIENCE_S = 30.0  # at the end of a search, for all trackers together
+_PATIENCE_S = 60.0  # at the end of a search, for all trackers together
 _FIRST_RETRY_S, _LAST_RETRY_S = 2.0, 300.0
 
 logger = logging.getLogger(__name__)

@@ -275,7 +275,7 @@ def test_a_pilot_that_ends_in_mid_study_costs_no_retry_and_nothing_of_the_result
         "provider": {**SITE["provider"], "nodes_per_block": 1, "walltime": "00:01:00"},
         "checkpoint_margin": 25,
     }
-    study = {**study_of(scheduler=SYNCHRONOUS), "with": {**STUDY["with"], "epoch_s": 5.0}}
+    study = {**study_of(scheduler=SYNCHRONOUS), "with": {**STUDY["with"], "epoch_s": 8.0}}
     summary = place.run(study, site)
     assert verdict(summary) == as_on_local
     assert len(events_of(place.folder / "run", PilotStarted)) >= 2, "one minute is not enough"
@@ -287,7 +287,7 @@ def test_a_pilot_that_ends_in_mid_study_costs_no_retry_and_nothing_of_the_result
 def test_a_controller_inside_an_allocation_ends_with_it_and_the_next_one_goes_on(
     place: Place, as_on_local: dict[str, Any]
 ) -> None:
-    study = {**study_of(scheduler=SYNCHRONOUS), "with": {**STUDY["with"], "epoch_s": 5.0}}
+    study = {**study_of(scheduler=SYNCHRONOUS), "with": {**STUDY["with"], "epoch_s": 15.0}}
     files = place.write("study.yaml", study), place.write("local.yaml", {**LOCAL, "checkpoint_margin": 25})
     first = in_allocation(place, "00:01:00", "run", files[0], "--site", files[1], "--dir", "run")
     assert "code 130" in first, first
