@@ -8,8 +8,9 @@ from parsl_rasda.orchestration.events import ContinueJob, ProposeTrial
 from parsl_rasda.orchestration.lifecycle import TrialLifecycle
 from parsl_rasda.orchestration.search_record import SearchRecord
 from parsl_rasda.orchestration.trial_record import LiveJob, TrialRecord
-from parsl_rasda.placement.cluster_state import NO_CAUTION, RunningTrial
-from parsl_rasda.types import Placement, StudyState, TrialId, TrialState
+from parsl_rasda.placement.cluster_state import NO_CAUTION, Kind, RunningTrial
+from parsl_rasda.placement.what_if import WhatIf
+from parsl_rasda.types import Placement, StudyState, TrialId
 
 
 class Allocator:
@@ -18,6 +19,7 @@ class Allocator:
     def __init__(self, search: SearchRecord, lifecycle: TrialLifecycle) -> None:
         """Work on a search, whose trials start and leave by their lifecycle."""
         self._search, self._lifecycle = search, lifecycle
+        self.again_at: float | None = None  # when the policy wants to be asked again
 
     def allocate(self, here: TrialRecord | None = None) -> None:
         """Let the growth policy hand out slots; ``here`` stands at an epoch boundary and is answered."""
@@ -30,13 +32,14 @@ class Allocator:
             self._close_late_pilots()
         at_point = self._at_boundary(here) if here is not None else None
         cluster.new_trials = search.unproposed
-        while True:
-            resumed = bool(search.paused) and self._resume_paused()
-            allocation = search.growth.decide(cluster, search.now, at_point)
-            if allocation.starts:
-                self._start_all(allocation.starts)
-            if not resumed:
-                break
+        if search.paused:
+            self._resume_paused()
+        allocation = search.growth.decide(cluster, search.now, at_point)
+        for trial in allocation.postponed:
+            cluster.postpone(trial, search.now)
+        self.again_at = min(allocation.postponed.values(), default=None)
+        if allocation.starts:
+            self._start_all(allocation.starts)
         if here is not None and here.job is not None:
             self._answer(here, here.job, allocation.here, requeue=allocation.requeue)
         if cluster.new_trials and cluster.ledger.free and not search.is_proposing:
@@ -118,22 +121,39 @@ class Allocator:
             return False
         return not any(find(needs(kind[0], workers), kind) for kind in search.cluster_state.kinds)
 
-    def _resume_paused(self) -> bool:
-        """Let one paused trial go on if there is room; return whether it is in the queue now."""
-        search = self._search
-        while self._has_room:
-            decision = search.scheduler.resume_next()
-            if decision is None:
-                return False
-            trial = search.trials[decision.trial]
-            search.paused.discard(trial.id)
-            trial.train_on(search.stretch_ahead(trial, decision), decision.rung)
-            trial.reason = decision.reason or trial.reason
-            if trial.job is None:
-                self._lifecycle.enqueue(trial)
-                return True
-            trial.enter(TrialState.RUNNING)  # still leaving: it waits once it has left
-        return False
+    def _resume_paused(self) -> None:
+        """Let paused trials go on for which there is room; slots that are about to be free are room, too.
+
+        All of them are resumed before anybody starts: as long as one waits, nobody widens.
+        """
+        search, cluster = self._search, self._search.cluster_state
+        if not (cluster.ledger.free or cluster.is_anything_leaving):
+            return
+        with WhatIf(cluster) as what_if:
+            leaving = what_if.lend_leaving(search.now)
+            if cluster.num_waiting * search.settings.num_workers >= cluster.ledger.free:
+                return
+            for waiting in cluster.queue():
+                if not self._hold_start(what_if, waiting.stretch.workers, waiting.kind):
+                    return
+            workers = search.settings.num_workers
+            while cluster.find_start(workers, (workers, None, NO_CAUTION)) is not None:
+                decision = search.scheduler.resume_next()
+                if decision is None:
+                    return
+                waiting = self._lifecycle.resume(search.trials[decision.trial], decision)
+                has_own = decision.trial not in leaving and search.trials[decision.trial].job is not None
+                if not (has_own or self._hold_start(what_if, waiting.stretch.workers, waiting.kind)):
+                    return
+
+    def _hold_start(self, what_if: WhatIf, workers: int, kind: Kind) -> bool:
+        """Hold the slots that a waiting trial needs, in a thought; return whether there are enough."""
+        cluster = self._search.cluster_state
+        needed = self._search.growth.needs(workers, self._search.settings.num_workers)
+        placement = cluster.find_start(needed, kind)
+        if placement is not None:
+            what_if.hold(placement)
+        return placement is not None
 
     def _propose(self) -> None:
         """Ask for a new trial if there is room for one."""

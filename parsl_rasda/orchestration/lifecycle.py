@@ -26,6 +26,7 @@ from parsl_rasda.orchestration.states import JobState
 from parsl_rasda.orchestration.trial_record import LiveJob, TrialRecord
 from parsl_rasda.placement.cluster_state import NO_CAUTION, PendingTrial, RunningTrial
 from parsl_rasda.protocol import Checkpoint
+from parsl_rasda.scheduling.base import Decision
 from parsl_rasda.study_code.code import digest_of
 from parsl_rasda.types import JobId, JudgedBy, Outcome, Placement, SiteName, Stretch, StudyState, TrialState
 
@@ -94,11 +95,26 @@ class TrialLifecycle:
         """Let a trial wait for slots, to go on from its last checkpoint."""
         trial.enter(TrialState.WAITING)
         trial.rewind()
+        self._search.cluster_state.enqueue(self._pending(trial))
+
+    def _pending(self, trial: TrialRecord) -> PendingTrial:
         stretch = trial.stretch
         site = self._site_of(trial, stretch)
         caution = self._faults.caution(trial, site)
-        waiting = PendingTrial(trial.id, trial.age, stretch, site, caution=caution)
-        self._search.cluster_state.enqueue(waiting)
+        return PendingTrial(trial.id, trial.age, stretch, site, caution=caution)
+
+    def resume(self, trial: TrialRecord, decision: Decision) -> PendingTrial:
+        """Let a paused trial go on: it waits for slots, at once or when its job has left."""
+        self._search.paused.discard(trial.id)
+        trial.train_on(self._search.stretch_ahead(trial, decision), decision.rung)
+        trial.reason = decision.reason or trial.reason
+        waiting = self._pending(trial)
+        if trial.job is None:
+            self.enqueue(trial)
+        else:
+            trial.enter(TrialState.RUNNING)
+            self._search.cluster_state.return_later(trial.id)
+        return waiting
 
     def forget_cautions(self) -> None:
         """Let all wait that wait as if nothing had gone wrong before."""
@@ -258,12 +274,17 @@ class TrialLifecycle:
         job.enter(JobState.LEAVING)
         job.leaving_since = search.now
         freed = job.placement.minus(job.next_placement) if job.next_placement else job.placement
-        slots = freed.world_size if search.pilots.accepts_jobs(freed.pilot) else 0
-        search.cluster_state.leave(trial.id, freed.site, slots)
+        if search.pilots.accepts_jobs(freed.pilot):
+            search.cluster_state.leave(trial.id, freed, search.now)
+        else:
+            search.cluster_state.unplace(trial.id)
         search.instructions.append(EndJob(job.id, reason))
 
     def forget_job(self, trial: TrialRecord, job: LiveJob) -> None:
         """Note that a job is gone."""
+        if job.is_leaving:
+            seconds = self._search.now - job.leaving_since
+            self._search.cluster_state.times.saw_release(seconds, job.placement.site)
         job.enter(JobState.ENDED)
         trial.job = None
         self._search.jobs.pop(job.id)

@@ -194,7 +194,7 @@ class Machine:
         if search.state is not StudyState.RUNNING or not search.is_unfinished:
             return None
         pilots = self.pilots.wake_at if search.is_draining else self.pilots.retry_at(search.now)
-        due = (pilots, self.pilots.controller_ends_at, self.faults.wake_at)
+        due = (pilots, self.pilots.controller_ends_at, self.faults.wake_at, self._allocator.again_at)
         return min((at for at in due if at is not None), default=None)
 
     # ------------------------------------------------------------------------------- the search
@@ -238,12 +238,11 @@ class Machine:
             self._lifecycle.tell_to_leave(trial, "interrupted")
 
     def _on_timer(self) -> None:
-        """Ask the sites that have cooled down, and try again what was set aside."""
+        """Try again what was set aside, and ask the sites that have cooled down."""
         if self.state is StudyState.RUNNING:
-            self._allocator.request_deferred_pilots()
             if self.faults.retry_due():
                 self._lifecycle.requeue_doubtful()
-                self._allocator.allocate()
+            self._allocator.allocate()
 
     def _stop_as_found(self) -> None:
         """Stop the search: it has found what the study wants."""

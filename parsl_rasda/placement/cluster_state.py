@@ -47,6 +47,7 @@ class PendingTrial:
         age: Position in the order of creation; older trials have smaller ages.
         stretch: What it trains once it has slots.
         site: The only site it may use, because its checkpoint is there; None if anywhere.
+        postponed_at: When it first could have started, and waited for more slots instead [s], or None.
         yields_until: Count of starts (`ClusterState.starts`) up to which others may start before it.
         kind: What decides where it fits.
         rank: Its place in the queue: the deepest first, then the oldest.
@@ -58,6 +59,7 @@ class PendingTrial:
     site: SiteName | None = None
     yields_until: int = 0
     caution: Caution = NO_CAUTION
+    postponed_at: float | None = None
     kind: Kind = field(init=False, repr=False)
     rank: Rank = field(init=False, repr=False)
 
@@ -65,6 +67,19 @@ class PendingTrial:
         """Note where it belongs in the queue."""
         self.kind = self.stretch.workers, self.site, self.caution
         self.rank = -self.stretch.epoch, self.age
+
+
+class LeavingJob(NamedTuple):
+    """Slots whose job was told to leave: they are about to be free.
+
+    Attributes:
+        since: When it was told [s].
+        returns: Its trial was resumed meanwhile, waits once it has left, and needs at least as many.
+    """
+
+    placement: Placement
+    since: float
+    returns: bool = False
 
 
 @dataclass(slots=True)
@@ -92,11 +107,14 @@ class Allocation(NamedTuple):
         starts: Waiting trials that start, each on its placement.
         here: The new placement of the trial at a boundary, or None to keep what it has.
         requeue: The trial at a boundary gives its slots up and waits for its full world size.
+        postponed: Trials that could start and wait for slots that are about to be free instead, and
+            when to ask again if nothing happens before [s].
     """
 
     starts: Mapping[TrialId, Placement] = MappingProxyType({})
     here: Placement | None = None
     requeue: bool = False
+    postponed: Mapping[TrialId, float] = MappingProxyType({})
 
 
 class GrowthPolicy(Protocol):
@@ -147,7 +165,7 @@ class ClusterState:
         self.running: dict[TrialId, RunningTrial] = {}
         self._waiting: dict[TrialId, PendingTrial] = {}
         self._lines: dict[Kind, list[tuple[Rank, PendingTrial]]] = {}  # each in order, and never empty
-        self._leaving: dict[TrialId, tuple[SiteName, int]] = {}  # slots that its job is about to free
+        self._leaving: dict[TrialId, LeavingJob] = {}  # in the order in which they were told
         self._leaving_at: Counter[SiteName] = Counter()
         self._ends: SortedDict = SortedDict()  # (-end if it stays as wide, age) -> TrialId, growable only
         self._end_keys: dict[TrialId, tuple[float, int]] = {}
@@ -210,6 +228,17 @@ class ClusterState:
             if not line:
                 del self._lines[waiting.kind]
 
+    @property
+    def num_waiting(self) -> int:
+        """Trials that wait."""
+        return len(self._waiting)
+
+    def postpone(self, trial: TrialId, now: float) -> None:
+        """Note that a trial could have started by now."""
+        waiting = self._waiting[trial]
+        if waiting.postponed_at is None:
+            waiting.postponed_at = now
+
     def admit(self, trial: TrialId) -> None:
         """Take a trial out of the queue because it starts."""
         self.dequeue(trial)
@@ -233,8 +262,7 @@ class ClusterState:
         self.running.pop(trial, None)
         leaving = self._leaving.pop(trial, None)
         if leaving is not None:
-            site, slots = leaving
-            self._leaving_at[site] -= slots
+            self._leaving_at[leaving.placement.site] -= leaving.placement.world_size
         key = self._end_keys.pop(trial, None)
         if key is None:
             return
@@ -243,15 +271,33 @@ class ClusterState:
         else:
             del self._ends[key]
 
-    def leave(self, trial: TrialId, site: SiteName, slots: int) -> None:
-        """Note that a trial runs no longer, and that so many slots will be free once its job has left."""
+    def leave(self, trial: TrialId, placement: Placement, now: float) -> None:
+        """Note that a trial runs no longer, and that its slots will be free once its job has left."""
         self.unplace(trial)
-        self._leaving[trial] = (site, slots)
-        self._leaving_at[site] += slots
+        self._leaving[trial] = LeavingJob(placement, now)
+        self._leaving_at[placement.site] += placement.world_size
+
+    def return_later(self, trial: TrialId) -> None:
+        """Note that a trial whose job is leaving waits again as soon as it has left."""
+        if trial in self._leaving:
+            self._leaving[trial] = self._leaving[trial]._replace(returns=True)
 
     def leaving_at(self, site: SiteName) -> int:
         """Slots of one site that are about to be free."""
         return self._leaving_at[site]
+
+    @property
+    def is_anything_leaving(self) -> bool:
+        """Whether slots are about to be free."""
+        return bool(self._leaving)
+
+    def soon_free(self, now: float) -> Iterator[tuple[TrialId, LeavingJob]]:
+        """Yield the jobs that have not taken longer to leave than others did, in the order they were told."""
+        return (leaving for leaving in self._leaving.items() if now < self.overdue_at(leaving[1]))
+
+    def overdue_at(self, leaving: LeavingJob) -> float:
+        """Return when a job will have taken longer to leave than others did [s]."""
+        return leaving.since + self.times.release_s(leaving.placement.site)
 
     def rank(self, running: RunningTrial) -> tuple[float, int]:
         """Return the place of a trial among those that want to widen: who would end last comes first."""

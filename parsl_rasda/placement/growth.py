@@ -9,9 +9,8 @@ honest restart costs.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from itertools import islice
-from typing import Self
 
 from parsl_rasda.placement.cluster_state import (
     NO_CAUTION,
@@ -22,6 +21,7 @@ from parsl_rasda.placement.cluster_state import (
     PendingTrial,
     RunningTrial,
 )
+from parsl_rasda.placement.what_if import WhatIf
 from parsl_rasda.plugins import GROWTH_POLICIES, Choice, Plugin
 from parsl_rasda.types import Placement, SiteName, TrialId
 
@@ -60,33 +60,76 @@ class ElasticGrowth:
                 return _NOTHING if shrunk is None else Allocation(here=shrunk)
             if not cluster.ledger.free:
                 return _NOTHING
-        with _TrialRun(cluster) as trial_run:
+        with WhatIf(cluster) as what_if:
             starts: dict[TrialId, Placement] = {}
             started: list[PendingTrial] = []
             awaited: set[SiteName | None] = {None} if cluster.new_trials else set()  # sites; None: any
             refused: set[Kind] = set()  # slots only get fewer here: never ask twice
             for waiting in cluster.queue(refused):
                 world_size = self.needs(waiting.stretch.workers, cluster.num_workers)
-                trial_run.settle()
+                what_if.settle()
                 placement = cluster.find_start(world_size, waiting.kind)
                 if placement is None:
                     refused.add(waiting.kind)
                     awaited.add(waiting.site)
                     continue
-                trial_run.hold_later(placement)
+                what_if.hold_later(placement)
                 starts[waiting.trial] = placement
                 started.append(waiting)
             if here is None and None in awaited:
                 return Allocation(starts)
-            trial_run.settle()
+            what_if.settle()
             if here is not None and not awaited.isdisjoint({None, here.placement.site}):
                 return Allocation(starts, here=_shrunk(cluster, here, started))
             if None in awaited:
                 return Allocation(starts)
             fresh = [_as_running(w, starts[w.trial], now) for w in started]
-            widened = _widen(cluster, here, fresh, awaited, trial_run)
-        own = widened.pop(here.trial, None) if here is not None else None
-        return Allocation(starts | widened, here=own)
+            widened = _widen(cluster, here, fresh, awaited, what_if)
+            own = widened.pop(here.trial, None) if here is not None else None
+            starts |= widened
+            postponed = self._postponed(cluster, started, starts, now, what_if) if started else {}
+        kept = {trial: p for trial, p in starts.items() if trial not in postponed} if postponed else starts
+        return Allocation(kept, here=own, postponed=postponed)
+
+    def _postponed(
+        self,
+        cluster: ClusterState,
+        started: Sequence[PendingTrial],
+        starts: Mapping[TrialId, Placement],
+        now: float,
+        what_if: WhatIf,
+    ) -> dict[TrialId, float]:
+        """Return who had better wait for slots about to be free, and until when [s].
+
+        First come those that cannot start yet. Then a start waits if the slots that it would have make up
+        for the release, and for the time that it has waited so.
+        """
+        leaving = what_if.lend_leaving(now)
+        if not leaving:
+            return {}
+        awaited: set[SiteName | None] = set()
+        for waiting in (w for w in cluster.queue() if w.trial not in starts):
+            needed = self.needs(waiting.stretch.workers, cluster.num_workers)
+            placement = cluster.find_start(needed, waiting.kind)
+            if placement is None:
+                awaited.add(waiting.site)
+            else:
+                what_if.hold(placement)
+        since = {w.trial: now if w.postponed_at is None else w.postponed_at for w in started}
+        until = min(map(cluster.overdue_at, leaving.values()))
+        found: dict[TrialId, float] = {}
+        fresh = (_as_running(w, starts[w.trial], now) for w in started)
+        for _, running in sorted((cluster.rank(r), r) for r in fresh if r.may_widen):
+            site = running.placement.site
+            if not awaited.isdisjoint({None, site}):
+                continue
+            cost_s = now - since[running.trial] + cluster.times.release_s(site)
+            pays = _pays(cluster, running, cost_s)
+            wider = cluster.widest(running.ahead.replicas, site, running.placement, pays)
+            if wider is not None:
+                what_if.swap(running.placement, wider)
+                found[running.trial] = until
+        return found
 
     def returns_at(self, cluster: ClusterState, running: RunningTrial) -> int:
         """Return the middle of a stretch to be trained as one task, if the trial may widen then.
@@ -127,7 +170,7 @@ class StrictGrowth:
         if here is not None and here.placement.world_size != self._full(cluster, here):
             return Allocation(requeue=True)
         starts: dict[TrialId, Placement] = {}
-        with _TrialRun(cluster) as trial_run:
+        with WhatIf(cluster) as what_if:
             in_front: PendingTrial | None = None  # of those who do not fit
             refused: set[Kind] = set()  # slots only get fewer here: never ask twice
             for waiting in cluster.queue(refused):
@@ -138,7 +181,7 @@ class StrictGrowth:
                     refused.add(waiting.kind)
                     in_front = in_front or waiting
                     continue
-                trial_run.hold(placement)
+                what_if.hold(placement)
                 starts[waiting.trial] = placement
         return Allocation(starts)
 
@@ -162,7 +205,7 @@ class NoGrowth:
     def decide(self, cluster: ClusterState, now: float, here: RunningTrial | None = None) -> Allocation:
         """Start what fits."""
         starts: dict[TrialId, Placement] = {}
-        with _TrialRun(cluster) as trial_run:
+        with WhatIf(cluster) as what_if:
             refused: set[Kind] = set()
             for waiting in cluster.queue(refused):
                 world_size = self.needs(waiting.stretch.workers, cluster.num_workers)
@@ -170,7 +213,7 @@ class NoGrowth:
                 if placement is None:
                     refused.add(waiting.kind)
                     continue
-                trial_run.hold(placement)
+                what_if.hold(placement)
                 starts[waiting.trial] = placement
         return Allocation(starts)
 
@@ -188,7 +231,7 @@ def _widen(
     here: RunningTrial | None,
     fresh: Sequence[RunningTrial],
     awaited: Container[SiteName | None],
-    trial_run: _TrialRun,
+    what_if: WhatIf,
 ) -> dict[TrialId, Placement]:
     """Hand idle GPUs to the longest paths; return the new placements of those who act now.
 
@@ -203,7 +246,8 @@ def _widen(
         own = running.placement
         if own.site in awaited or not running.may_widen:
             return None
-        pays = _pays(cluster, running, is_fresh=running.trial in starting)
+        # Whoever starts now pays for a start anyway.
+        pays = _pays(cluster, running, 0.0 if running.trial in starting else cluster.times.restart_s)
         return cluster.widest(running.ahead.replicas, own.site, own, pays)
 
     acts_now = (*fresh, here) if here is not None else fresh
@@ -216,9 +260,9 @@ def _widen(
             break  # nobody behind them acts now, or there is nothing left to hand out
         found = wider(running)
         if found is not None and running.trial in starting:
-            trial_run.swap(running.placement, found)
+            what_if.swap(running.placement, found)
         elif found is not None:
-            trial_run.hold(found.minus(running.placement))  # its own slots stay its own until it has left
+            what_if.hold(found.minus(running.placement))  # its own slots stay its own until it has left
         if running.trial in acting:
             acting.remove(running.trial)
             if found is not None:
@@ -226,11 +270,10 @@ def _widen(
     return widened
 
 
-def _pays(cluster: ClusterState, running: RunningTrial, *, is_fresh: bool) -> Callable[[int], bool]:
-    """Return whether a world size saves more over the certain epochs than getting there costs."""
+def _pays(cluster: ClusterState, running: RunningTrial, cost_s: float) -> Callable[[int], bool]:
+    """Return whether a world size saves more over the certain epochs than getting there costs [s]."""
     certain = running.ahead.until - running.ahead.epoch
     now_s = cluster.epoch_s(running, running.placement.world_size)
-    cost_s = 0.0 if is_fresh else cluster.times.restart_s  # whoever starts now pays for that anyway
     return lambda world_size: certain * (now_s - cluster.epoch_s(running, world_size)) > cost_s + _EPSILON_S
 
 
@@ -261,41 +304,3 @@ def _shrunk(cluster: ClusterState, here: RunningTrial, started: Sequence[Pending
     if target == world_size:
         return None
     return cluster.ledger.find(target, site=site, own=here.placement)
-
-
-# ------------------------------------------------------------------------------------------ what-if
-
-
-class _TrialRun:
-    """Slots held while a policy thinks; all are given back at the end of the block."""
-
-    def __init__(self, cluster: ClusterState) -> None:
-        self._cluster = cluster
-        self._undo: list[tuple[bool, Placement]] = []
-        self._later: Placement | None = None
-
-    def hold_later(self, placement: Placement) -> None:
-        """Hold slots before anything else is looked for: most often nothing is. None are held later yet."""
-        self._later = placement
-
-    def settle(self) -> None:
-        """Hold what was to be held later."""
-        if self._later is not None:
-            later, self._later = self._later, None
-            self.hold(later)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for taken, placement in reversed(self._undo):
-            (self._cluster.ledger.release if taken else self._cluster.ledger.take)(placement)
-
-    def hold(self, placement: Placement) -> None:
-        self._cluster.ledger.take(placement)
-        self._undo.append((True, placement))
-
-    def swap(self, old: Placement, new: Placement) -> None:
-        self._cluster.ledger.release(old)
-        self._undo.append((False, old))
-        self.hold(new)

@@ -161,6 +161,10 @@ class Ledger:
         """Pilots that are up."""
         return tuple(self._pilots)
 
+    def has_pilot(self, pilot: PilotId) -> bool:
+        """Whether a pilot is up."""
+        return pilot in self._pilots
+
     # ------------------------------------------------------------------------------- counting
 
     def _count(self, site: SiteName, change: int) -> None:

@@ -61,6 +61,7 @@ class Times:
         self._efficiency = assumed.efficiency
         self._restarts = SortedList()
         self._launches: dict[SiteName, SortedList] = {}
+        self._releases: dict[SiteName, SortedList] = {}
         self._restart_s = assumed.restart_s
         self._stretches: dict[SiteName, dict[TrialId, list[_Stretch]]] = {}
         self._starts: dict[SiteName, SortedList] = {}
@@ -80,6 +81,14 @@ class Times:
         """Return what a launch usually takes on a site [s]: the median seen, or a restart as assumed."""
         seen = self._launches.get(site)
         return float(seen[len(seen) // 2]) if seen else self._assumed.restart_s
+
+    def release_s(self, site: SiteName) -> float:
+        """Return an upper estimate of how long slots take to be free once their job was told to leave [s].
+
+        Twice the slowest seen on a site. Before that a restart as assumed, of which a release is a part.
+        """
+        seen = self._releases.get(site)
+        return 2 * _slowest(seen, self._assumed.restart_s) if seen else self._assumed.restart_s
 
     def epoch_s(self, trial: TrialId, world_size: int, site: SiteName) -> float:
         """Return the time of one epoch [s] at a world size, measured there or scaled to it."""
@@ -130,6 +139,12 @@ class Times:
         seen.add(seconds)
         if not is_usual:
             self._relearn_restart()
+
+    def saw_release(self, seconds: float, site: SiteName) -> None:
+        """Learn how long a job took to leave after it was told to [s]; only the two slowest count."""
+        seen = self._releases.setdefault(site, SortedList())
+        if len(seen) < _ENOUGH or seconds > seen[-2]:
+            seen.add(seconds)
 
     def saw_stretch(
         self, trial: TrialId, world_size: int, site: SiteName, epochs: int, seconds: float

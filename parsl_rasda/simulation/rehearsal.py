@@ -25,6 +25,7 @@ from parsl_rasda.orchestration.events import (
     RequestPilot,
     StartJob,
     StudyStarted,
+    TimerFired,
     TrialProposed,
 )
 from parsl_rasda.orchestration.machine import Machine
@@ -84,11 +85,16 @@ class Rehearsal:
         self._order = itertools.count()
         self._jobs: dict[JobId, _VirtualJob] = {}
         self._pilots: Counter[SiteName] = Counter()
+        self._now = 0.0
 
     def run(self, num_samples: int) -> Usage:
         """Return the usage of the whole study; its virtual clock starts at 0 s."""
         self._post(StudyStarted(0.0, num_samples, {site: shape.pilots for site, shape in self.sites.items()}))
         while self._events:
+            due_at = self.machine.wake_at
+            if due_at is not None and due_at < self._events[0][0]:
+                self._handle(TimerFired(max(due_at, self._now)))
+                continue
             _, _, event = heapq.heappop(self._events)
             if isinstance(event, JobStarted | EpochReported) and event.job not in self._jobs:
                 continue  # it left before
@@ -100,6 +106,7 @@ class Rehearsal:
         return self.usage
 
     def _handle(self, event: Event) -> None:
+        self._now = event.at
         pending = deque([event])  # proposals are answered before anything else
         while pending:
             event = pending.popleft()

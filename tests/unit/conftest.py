@@ -82,6 +82,10 @@ class Recorder:
     def settings(self) -> Any:
         return self.machine.settings
 
+    @property
+    def wake_at(self) -> float | None:
+        return self.machine.wake_at
+
     def handle(self, event: Event) -> tuple[Instruction, ...]:
         if isinstance(event, TrialProposed):
             event = structs.replace(event, config=self.config_of(int(event.trial)))

@@ -168,13 +168,13 @@ def test_nobody_shrinks_further_than_those_who_wait_need() -> None:
 def test_nobody_shrinks_while_another_is_about_to_free_enough() -> None:
     made = cluster_of(a=8, b=1)
     here = run(made, "t0", width=4, replicas=4)
-    run(made, "t1", width=4, replicas=4)
-    run(made, "t2", width=1, replicas=1, site="b")
+    other = run(made, "t1", width=4, replicas=4)
+    elsewhere = run(made, "t2", width=1, replicas=1, site="b")
     queue(made, "t3")
     policy = build_growth("elastic")
-    made.leave(TrialId("t2"), SiteName("b"), 1)
+    made.leave(elsewhere.trial, elsewhere.placement, 0.0)
     assert policy.decide(made, 0.0, stands(made, here)).here is not None, "it may be pinned by then"
-    made.leave(TrialId("t1"), SiteName("a"), 2)
+    made.leave(other.trial, other.placement, 0.0)
     assert policy.decide(made, 0.0, here).here is None
     made.unplace(TrialId("t1"))
     assert policy.decide(made, 0.0, here).here is not None, "it has left, and somebody took them"
@@ -225,6 +225,81 @@ def test_slots_are_kept_for_a_few_only() -> None:
 
 
 # --------------------------------------------------------------------------------- one task after another
+
+
+# --------------------------------------------------------------------------------- slots about to be free
+
+
+def leave(on: ClusterState, running: RunningTrial, at: float = 0.0) -> RunningTrial:
+    on.leave(running.trial, running.placement, at)
+    return running
+
+
+def test_a_start_waits_for_slots_that_are_about_to_be_free() -> None:
+    made = cluster_of(a=4)
+    leaving = [leave(made, run(made, f"t{i}", width=1, replicas=1)) for i in range(3)]
+    queue(made, "t3", replicas=4, epoch=4)
+    found = build_growth("elastic").decide(made, 0.0)
+    assert (dict(found.starts), dict(found.postponed)) == ({}, {TrialId("t3"): pytest.approx(0.1)})
+    for one in leaving:
+        made.unplace(one.trial)
+        made.ledger.release(one.placement)
+    (placement,) = build_growth("elastic").decide(made, 0.01).starts.values()
+    assert placement.world_size == 4
+
+
+@pytest.mark.parametrize(
+    ("restart_s", "now", "waited_since"),
+    [
+        pytest.param(10.0, 0.0, None, id="a release may take longer than it gains"),
+        pytest.param(0.1, 0.2, None, id="those that leave are late, and may never come to an end"),
+        pytest.param(0.1, 50.0, 0.0, id="it has waited for longer than it gains"),
+    ],
+)
+def test_a_start_does_not_wait_for_what_does_not_pay(
+    restart_s: float, now: float, waited_since: float | None
+) -> None:
+    made = cluster_of(restart_s, a=4)
+    told_at = 0.0 if waited_since is None else now
+    for i in range(3):
+        leave(made, run(made, f"t{i}", width=1, replicas=1), told_at)
+    queue(made, "t3", replicas=4, epoch=4)
+    if waited_since is not None:
+        made.postpone(TrialId("t3"), waited_since)
+    found = build_growth("elastic").decide(made, now)
+    assert (len(found.starts), len(found.postponed)) == (1, 0)
+
+
+def test_slots_about_to_be_free_are_first_for_those_who_cannot_start() -> None:
+    made = cluster_of(a=4)
+    for i in range(3):
+        leave(made, run(made, f"t{i}", width=1, replicas=1))
+    for i in range(3, 7):
+        queue(made, f"t{i}", replicas=4, epoch=4)
+    found = build_growth("elastic").decide(made, 0.0)
+    assert [p.world_size for p in found.starts.values()] == [1], "three wait for the other three"
+    assert not found.postponed
+
+
+def test_nobody_waits_for_slots_to_which_a_trial_returns() -> None:
+    made = cluster_of(a=2)
+    made.return_later(leave(made, run(made, "t0", width=1, replicas=1)).trial)
+    queue(made, "t1", replicas=2, epoch=4)
+    found = build_growth("elastic").decide(made, 0.0)
+    assert [p.world_size for p in found.starts.values()] == [1]
+
+
+def test_a_start_waits_for_twice_the_slowest_release_seen_and_no_longer() -> None:
+    made = cluster_of(restart_s=3.0, a=4)
+    for seconds in (0.5, 0.2, 0.4):
+        made.times.saw_release(seconds, SiteName("a"))
+    for i in range(3):
+        leave(made, run(made, f"t{i}", width=1, replicas=1))
+    queue(made, "t3", replicas=4, epoch=4)
+    assert build_growth("elastic").decide(made, 0.0).postponed == {TrialId("t3"): pytest.approx(1.0)}
+    assert made.times.release_s(SiteName("b")) == 3.0, (
+        "nobody has left there: a restart, of which it is a part"
+    )
 
 
 def test_a_stretch_is_divided_in_the_middle_while_its_trial_may_widen_and_tasks_are_cheap() -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import random
 import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import pytest
 
 from benchmarks import policy
-from parsl_rasda.orchestration.events import StartJob
+from parsl_rasda.orchestration.events import EpochReported, Event, Instruction, StartJob
 from parsl_rasda.orchestration.machine import Machine, MachineSettings
 from parsl_rasda.placement.cluster_state import ClusterState, RunningTrial
 from parsl_rasda.placement.growth import ElasticGrowth, build_growth
@@ -74,6 +76,96 @@ def test_starts_below_the_replicas_are_late_at_no_rung_either(block: int) -> Non
         sooner += narrow.makespan_s <= doubling.makespan_s * (1 + HONEST)
     assert faster > 10
     assert sooner > 10
+
+
+@dataclass
+class Rehearsed:
+    starts: list[StartJob]
+
+    def add(self, event: Event, instructions: tuple[Instruction, ...]) -> None:
+        self.starts += [i for i in instructions if isinstance(i, StartJob)]
+
+
+@dataclass
+class Arrivals:
+    milestones: tuple[int, ...]
+    at: dict[tuple[str, int], float] = field(default_factory=dict)
+
+    def add(self, event: Event, instructions: tuple[Instruction, ...]) -> None:
+        if isinstance(event, EpochReported) and event.epoch in self.milestones:
+            self.at[event.job.trial, event.epoch] = event.at
+
+
+def rehearse_successive_halving(
+    seed: int, growth: str
+) -> tuple[float, Mapping[tuple[str, int], float], float]:
+    """A synchronous search, whose trials pause at rungs, and whose slots are free some time after."""
+    rng = random.Random(seed)
+    gpus, per_node = rng.choice([(4, 4), (8, 4), (16, 4), (16, 8), (32, 4)])
+    trials, eta, rungs = (
+        round(rng.choice([0.5, 1, 1, 2, 4]) * gpus),
+        rng.choice([2, 2, 3, 4]),
+        rng.choice([2, 3]),
+    )
+    efficiency, leave_s, start_s = (
+        rng.choice([0.55, 0.8, 0.9, 1.0]),
+        rng.choice([0, 0.02, 0.1, 0.5]),
+        rng.choice([0.05, 0.2, 1.0]),
+    )
+    spread = rng.choice([0.0, 0.3])
+    paces = [rng.lognormvariate(0.0, spread) for _ in range(trials)]
+    quality = [rng.random() for _ in range(trials)]
+    assumed = Assumed(1.0, start_s + leave_s, efficiency)
+    costs = Costs(
+        lambda trial, width: paces[trial] / assumed.speedup(width),
+        lambda trial, epoch: quality[trial] + 1 / epoch,
+        launch_s=lambda _: start_s,
+        restart_s=start_s,
+        leave_s=leave_s,
+    )
+    options = {"kind": "asha" if growth == "none" else "rasda", "variant": "synchronous", "growth": growth}
+    options |= {"max_t": eta**rungs, "reduction_factor": eta, "max_workers": min(gpus, 2**rungs)}
+    scheduler = build_scheduler({**options, "metric": "loss", "num_samples": trials})
+    machine = Machine(MachineSettings("loss", Mode.MIN, assumed=assumed), scheduler, build_growth(growth))
+    arrivals = Arrivals(scheduler.milestones)
+    usage = Rehearsal(machine, {A: VirtualSite(gpus // per_node, per_node)}, costs, [arrivals]).run(trials)
+    return usage.makespan_s(), arrivals.at, leave_s + start_s
+
+
+def test_those_who_pass_a_rung_get_the_slots_of_those_who_leave_there() -> None:
+    """All trials report at once, and their slots are free a tenth of an epoch later."""
+    scheduler = build_scheduler(
+        {"variant": "synchronous", "max_t": 8, "max_workers": 8, "metric": "loss", "num_samples": 16}
+    )
+    machine = Machine(
+        MachineSettings("loss", Mode.MIN, assumed=Assumed(4.0, 0.6)), scheduler, build_growth("elastic")
+    )
+    costs = Costs(
+        lambda trial, width: 4.0 / width, lambda trial, epoch: trial + 1 / epoch, restart_s=0.2, leave_s=0.4
+    )
+    record = Rehearsed([])
+    usage = Rehearsal(machine, {A: VirtualSite(4, 4)}, costs, [record]).run(16)
+    widths = {
+        epoch: {j.placement.world_size for j in record.starts if j.epoch == epoch} for epoch in (1, 2, 4)
+    }
+    assert widths == {1: {2}, 2: {4}, 4: {8}}, "nobody starts on half of what it may have"
+    assert usage.makespan_s() < 1.25 * (4 + 2 + 2 + 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", range(5))
+def test_successive_halving_is_never_slower_than_asha_with_latencies_either(block: int) -> None:
+    """At a rung a trial may be late by a release and a start: who pauses there depends on the times."""
+    late, rungs = 0, 0
+    for seed in range(100 * block, 100 * block + 100):
+        elastic_s, elastic, latency_s = rehearse_successive_halving(seed, "elastic")
+        asha_s, asha, _ = rehearse_successive_halving(seed, "none")
+        assert elastic.keys() == asha.keys(), "the same trials pass the same rungs"
+        assert elastic_s <= asha_s + HONEST, seed
+        behind = [at - asha[key] for key, at in elastic.items()]
+        assert max(behind) <= latency_s + HONEST, seed
+        late, rungs = late + sum(s > HONEST for s in behind), rungs + len(behind)
+    assert late < rungs / 200
 
 
 @pytest.mark.parametrize(("growth", "ratio"), [("elastic", 1), ("strict", 1), ("elastic", 0.25)])
