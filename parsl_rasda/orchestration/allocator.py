@@ -90,6 +90,7 @@ class Allocator:
         search = self._search
         if requeue:
             self._lifecycle.tell_to_leave(trial, "resize")
+            search.cluster_state.return_later(trial.id, trial.stretch)
         elif target is None or target == job.placement:
             stretch = trial.current
             job.until = stretch.until

@@ -113,7 +113,7 @@ class TrialLifecycle:
             self.enqueue(trial)
         else:
             trial.enter(TrialState.RUNNING)
-            self._search.cluster_state.return_later(trial.id)
+            self._search.cluster_state.return_later(trial.id, waiting.stretch)
         return waiting
 
     def forget_cautions(self) -> None:

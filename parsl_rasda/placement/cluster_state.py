@@ -74,12 +74,12 @@ class LeavingJob(NamedTuple):
 
     Attributes:
         since: When it was told [s].
-        returns: Its trial was resumed meanwhile, waits once it has left, and needs at least as many.
+        returns: The most slots that its trial may use, which waits once it has left; 0 if none does.
     """
 
     placement: Placement
     since: float
-    returns: bool = False
+    returns: int = 0
 
 
 @dataclass(slots=True)
@@ -277,10 +277,15 @@ class ClusterState:
         self._leaving[trial] = LeavingJob(placement, now)
         self._leaving_at[placement.site] += placement.world_size
 
-    def return_later(self, trial: TrialId) -> None:
+    def return_later(self, trial: TrialId, ahead: Stretch) -> None:
         """Note that a trial whose job is leaving waits again as soon as it has left."""
         if trial in self._leaving:
-            self._leaving[trial] = self._leaving[trial]._replace(returns=True)
+            self._leaving[trial] = self._leaving[trial]._replace(returns=ahead.replicas)
+
+    def wanted_at(self, site: SiteName) -> int:
+        """Return how many slots more the trials may use that return to a site."""
+        at_site = (job for job in self._leaving.values() if job.returns and job.placement.site == site)
+        return sum(max(0, job.returns - job.placement.world_size) for job in at_site)
 
     def leaving_at(self, site: SiteName) -> int:
         """Slots of one site that are about to be free."""

@@ -58,7 +58,7 @@ class ElasticGrowth:
             if cluster.new_trials:  # who are to come go first
                 shrunk = _shrunk(cluster, here, ()) if here is not None else None
                 return _NOTHING if shrunk is None else Allocation(here=shrunk)
-            if not cluster.ledger.free:
+            if not (cluster.ledger.free or (here is not None and cluster.is_anything_leaving)):
                 return _NOTHING
         with WhatIf(cluster) as what_if:
             starts: dict[TrialId, Placement] = {}
@@ -87,49 +87,31 @@ class ElasticGrowth:
             widened = _widen(cluster, here, fresh, awaited, what_if)
             own = widened.pop(here.trial, None) if here is not None else None
             starts |= widened
-            postponed = self._postponed(cluster, started, starts, now, what_if) if started else {}
-        kept = {trial: p for trial, p in starts.items() if trial not in postponed} if postponed else starts
-        return Allocation(kept, here=own, postponed=postponed)
+            standing = here if own is None else None
+            if not (started or standing) or not (leaving := what_if.lend_leaving(now)):
+                return Allocation(starts, here=own)
+            awaited = self._hold_for_others(cluster, starts, what_if)
+            late = {w.trial: now if w.postponed_at is None else w.postponed_at for w in started}
+            fresh = [_as_running(w, starts[w.trial], now) for w in started]
+            postponed = _postponed(cluster, fresh, {t: now - s for t, s in late.items()}, awaited, what_if)
+            requeue = standing is not None and _had_better_return(cluster, standing, awaited)
+        until = min(map(cluster.overdue_at, leaving.values()))
+        kept = {trial: placement for trial, placement in starts.items() if trial not in postponed}
+        return Allocation(kept, own, requeue, dict.fromkeys(postponed, until))
 
-    def _postponed(
-        self,
-        cluster: ClusterState,
-        started: Sequence[PendingTrial],
-        starts: Mapping[TrialId, Placement],
-        now: float,
-        what_if: WhatIf,
-    ) -> dict[TrialId, float]:
-        """Return who had better wait for slots about to be free, and until when [s].
-
-        First come those that cannot start yet. Then a start waits if the slots that it would have make up
-        for the release, and for the time that it has waited so.
-        """
-        leaving = what_if.lend_leaving(now)
-        if not leaving:
-            return {}
+    def _hold_for_others(
+        self, cluster: ClusterState, starts: Container[TrialId], what_if: WhatIf
+    ) -> set[SiteName | None]:
+        """Hold slots for those that cannot start yet; return the sites without enough, None for any."""
         awaited: set[SiteName | None] = set()
-        for waiting in (w for w in cluster.queue() if w.trial not in starts):
+        for waiting in [w for w in cluster.queue() if w.trial not in starts]:
             needed = self.needs(waiting.stretch.workers, cluster.num_workers)
             placement = cluster.find_start(needed, waiting.kind)
             if placement is None:
                 awaited.add(waiting.site)
             else:
                 what_if.hold(placement)
-        since = {w.trial: now if w.postponed_at is None else w.postponed_at for w in started}
-        until = min(map(cluster.overdue_at, leaving.values()))
-        found: dict[TrialId, float] = {}
-        fresh = (_as_running(w, starts[w.trial], now) for w in started)
-        for _, running in sorted((cluster.rank(r), r) for r in fresh if r.may_widen):
-            site = running.placement.site
-            if not awaited.isdisjoint({None, site}):
-                continue
-            cost_s = now - since[running.trial] + cluster.times.release_s(site)
-            pays = _pays(cluster, running, cost_s)
-            wider = cluster.widest(running.ahead.replicas, site, running.placement, pays)
-            if wider is not None:
-                what_if.swap(running.placement, wider)
-                found[running.trial] = until
-        return found
+        return awaited
 
     def returns_at(self, cluster: ClusterState, running: RunningTrial) -> int:
         """Return the middle of a stretch to be trained as one task, if the trial may widen then.
@@ -275,6 +257,48 @@ def _pays(cluster: ClusterState, running: RunningTrial, cost_s: float) -> Callab
     certain = running.ahead.until - running.ahead.epoch
     now_s = cluster.epoch_s(running, running.placement.world_size)
     return lambda world_size: certain * (now_s - cluster.epoch_s(running, world_size)) > cost_s + _EPSILON_S
+
+
+def _postponed(
+    cluster: ClusterState,
+    fresh: Sequence[RunningTrial],
+    waited_s: Mapping[TrialId, float],
+    awaited: Container[SiteName | None],
+    what_if: WhatIf,
+) -> list[TrialId]:
+    """Return those of the ``fresh`` that had better wait for slots about to be free, which count as free.
+
+    What they gain by them makes up for the release, and for the time that they have waited so already.
+    """
+    found: list[TrialId] = []
+    for _, running in sorted((cluster.rank(r), r) for r in fresh if r.may_widen):
+        site = running.placement.site
+        if site in awaited or None in awaited:
+            continue
+        pays = _pays(cluster, running, waited_s[running.trial] + cluster.times.release_s(site))
+        wider = cluster.widest(running.ahead.replicas, site, running.placement, pays)
+        if wider is not None:
+            what_if.swap(running.placement, wider)
+            found.append(running.trial)
+    return found
+
+
+def _had_better_return(
+    cluster: ClusterState, here: RunningTrial, awaited: Container[SiteName | None]
+) -> bool:
+    """Whether a trial at a boundary should leave, to start again on slots about to be free, too.
+
+    Nobody waits for these, and there are enough for others that return before it.
+    """
+    own = here.placement
+    if own.site in awaited or None in awaited or not here.may_widen:
+        return False
+    pays = _pays(cluster, here, cluster.times.restart_s + cluster.times.release_s(own.site))
+    wider = cluster.widest(here.ahead.replicas, own.site, own, pays)
+    if wider is None:
+        return False
+    more = wider.world_size - own.world_size
+    return more + cluster.wanted_at(own.site) <= cluster.ledger.free_at(own.site)
 
 
 def _as_running(waiting: PendingTrial, placement: Placement, now: float) -> RunningTrial:

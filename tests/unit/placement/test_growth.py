@@ -283,10 +283,40 @@ def test_slots_about_to_be_free_are_first_for_those_who_cannot_start() -> None:
 
 def test_nobody_waits_for_slots_to_which_a_trial_returns() -> None:
     made = cluster_of(a=2)
-    made.return_later(leave(made, run(made, "t0", width=1, replicas=1)).trial)
+    made.return_later(leave(made, run(made, "t0", width=1, replicas=1)).trial, Stretch(4, 8, 2))
     queue(made, "t1", replicas=2, epoch=4)
     found = build_growth("elastic").decide(made, 0.0)
     assert [p.world_size for p in found.starts.values()] == [1]
+
+
+def test_a_trial_at_a_boundary_leaves_for_slots_that_are_about_to_be_free() -> None:
+    made = cluster_of(a=4)
+    here = stands(made, run(made, "t0", width=2, replicas=4))
+    leave(made, run(made, "t1", width=2, replicas=2))
+    policy = build_growth("elastic")
+    assert policy.decide(made, 0.0, here).requeue
+    assert not policy.decide(made, 0.2, here).requeue, "the other is late, and may never leave"
+
+
+@pytest.mark.parametrize(
+    ("restart_s", "epoch", "others"),
+    [
+        pytest.param(2.0, 8, 0, id="a restart and a release take longer than it gains"),
+        pytest.param(0.1, 8, 1, id="another that returns wants them"),
+        pytest.param(0.1, 16, 0, id="none of its epochs is certain"),
+    ],
+)
+def test_a_trial_at_a_boundary_does_not_leave_for_what_is_not_certain(
+    restart_s: float, epoch: int, others: int
+) -> None:
+    made = cluster_of(restart_s, a=8)
+    here = stands(made, run(made, "t0", width=2, replicas=4, epoch=epoch))
+    leave(made, run(made, "t1", width=2, replicas=2))
+    for i in range(others):
+        other = leave(made, run(made, f"t{2 + i}", width=2, replicas=2))
+        made.return_later(other.trial, Stretch(8, 16, 4))
+    run(made, "t9", width=made.ledger.free, replicas=made.ledger.free)
+    assert not build_growth("elastic").decide(made, 0.0, here).requeue
 
 
 def test_a_start_waits_for_twice_the_slowest_release_seen_and_no_longer() -> None:
