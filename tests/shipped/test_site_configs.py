@@ -50,6 +50,7 @@ EXPECTED: dict[str, tuple[int, int, str, str]] = {
     "snellius": (4, 16, SRUN, ""),
     "horeka": (4, 16, SRUN, ""),
     "delta_gpu": (4, 16, SRUN, ""),
+    "vista": (1, 72, SRUN, "--gres=none "),
     "template_slurm": (4, 8, SRUN, ""),
     "template_pbs": (4, 8, OPENMPI, ""),
 }
