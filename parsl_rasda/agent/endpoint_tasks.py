@@ -31,7 +31,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from parsl_rasda.agent import exit_diagnosis, node_probe, orphan_reaper, pilot_lease
+from parsl_rasda.agent import exit_diagnosis, node_probe, orphan_reaper, pilot_lease, slurm
 from parsl_rasda.agent import job as agent_job
 from parsl_rasda.agent.heartbeat import (
     CLAIM,
@@ -49,9 +49,10 @@ from parsl_rasda.exits import EndedBy, ExitObservations, classify_exit
 from parsl_rasda.private_files import make_private, private_files
 from parsl_rasda.protocol import KNOWN, STOP, JobResult, JobSpec, read_epochs, read_report
 from parsl_rasda.storage import storing
-from parsl_rasda.types import JobId, TrialId
+from parsl_rasda.types import JobId, Outcome, TrialId
 
 TERMS = "terms"
+_ALLOCATIONS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "PE_HOSTFILE")  # a batch system counts the GPUs
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ class TaskContext:
         term: Number of the handshake under which it is sent; the run counts them, over all its controllers.
         block: The pilot that it is meant for (`this_block`); any, if empty.
         study: Name of the study, for messages.
+        accelerator: What a slot of the site is.
     """
 
     folder: str
@@ -71,6 +73,7 @@ class TaskContext:
     term: int
     block: str = ""
     study: str = ""
+    accelerator: str = "none"
 
     @property
     def process_mark(self) -> str:
@@ -88,7 +91,9 @@ class TaskContext:
 
     def lease_pilot(self) -> str:
         """Lease this pilot to the run, or renew its lease; return which other run has it, for people."""
-        return pilot_lease.acquire(this_block(), self.mark, self.study)
+        has_machine = self.accelerator != "none" and not any(name in os.environ for name in _ALLOCATIONS)
+        leased = pilot_lease.MACHINE if has_machine and this_block() else this_block()
+        return pilot_lease.acquire(leased, self.mark, self.study)
 
 
 def this_block() -> str:
@@ -113,7 +118,8 @@ def clean_up(mark: str) -> int:
     ended = orphan_reaper.end_marked(
         orphan_reaper.RUN_VARIABLE, lambda m: m.partition("/")[0] == mark, grace_s=1.0
     )
-    pilot_lease.release(this_block(), mark)
+    for leased in (this_block(), pilot_lease.MACHINE):
+        pilot_lease.release(leased, mark)
     return ended
 
 
@@ -217,6 +223,10 @@ def _run_claimed(job: JobSpec, launch: Message, mark: str, ours: TaskContext, gr
         report = JobResult.from_json(agent_job.run_job(job.to_json(), launch, mark, None)["report"])
     if watchdog.reason:
         return exit_diagnosis.amend(report, ExitObservations(EndedBy.CONTROLLER, watchdog.reason))
+    if report.outcome is Outcome.LOST and (batch_job := os.environ.get("SLURM_JOB_ID")):
+        end = slurm.ask(batch_job)  # scancel ends the ranks some time before this process
+        if end is not None and end.was_taken_back:
+            return exit_diagnosis.amend(report, ExitObservations(EndedBy.PILOT_TAKEN_BACK, end.words))
     return report
 
 
@@ -243,25 +253,28 @@ def _missing_input(job: JobSpec) -> str | None:
 
 
 @private_files()
-def poll(jobs: Sequence[Message], silence_s: float) -> Message:
+def poll(jobs: Sequence[Message], silence_s: float, block: str = "") -> Message:
     """Return what each of some attempts has left on this site's disk.
 
     An attempt that has been silent for too long is over: it gets a report that says so, and what is
-    left of it here is ended. An attempt that is abandoned before any task has claimed it is over, too.
+    left of it here is ended. It is not to blame if another pilot answers than the one it ran in, which has
+    ended. An attempt that is abandoned before any task has claimed it is over, too.
 
     Args:
         jobs: ``directory``, ``job``, ``epoch`` (the last one known), ``mark``; ``stop``: why it is to
             leave, or None; ``abandon``: why it should be over if nobody has claimed it, or None.
         silence_s: How old a heartbeat may be [s].
+        block: The pilot that they were sent to; any, if empty.
 
     Returns:
         ``block``: the pilot that answers; ``jobs``: of each attempt ``report`` and ``epochs`` as
         `agent_job.run_job`, but ``report`` None while it goes on, and whether it is ``claimed``.
     """
-    return {"block": this_block(), "jobs": [_poll(job, silence_s) for job in jobs]}
+    of_silence = EndedBy.TASK_SILENT if block in {"", this_block()} else EndedBy.PILOT_ENDED
+    return {"block": this_block(), "jobs": [_poll(job, silence_s, of_silence) for job in jobs]}
 
 
-def _poll(asked: Message, silence_s: float) -> Message:
+def _poll(asked: Message, silence_s: float, of_silence: EndedBy) -> Message:
     directory, job = Path(asked["directory"]), JobId.parse(asked["job"])
     if (known := read(directory / KNOWN)) is not None and _number(known) < asked["epoch"]:
         _write_known(directory, asked["epoch"])
@@ -281,9 +294,7 @@ def _poll(asked: Message, silence_s: float) -> Message:
             orphan_reaper.end_marked(orphan_reaper.JOB_VARIABLE, asked["mark"], grace_s=2.0)
             create_file(directory / STOP, "it had become unresponsive")
             words = f"its task on the site had been silent for {silent_s:.0f} s"
-            _conclude(
-                directory, job, ExitObservations(EndedBy.TASK_SILENT, words, was_told=bool(asked["stop"]))
-            )
+            _conclude(directory, job, ExitObservations(of_silence, words, was_told=bool(asked["stop"])))
     return _state(directory, job, asked["epoch"])
 
 

@@ -4,7 +4,8 @@ Two studies on one endpoint get the same pilot, and each would count all its GPU
 leases the pilot before it uses it. The lease is a file on the pilot's lead node, where every task of
 every run begins, whatever `work_dir` the runs have. Handshakes and jobs renew it, the run's last task
 releases it, and it expires if nobody renews it for a while: a run that died does not hold a pilot, nor
-does one that has no work for it.
+does one that has no work for it. On a machine without a batch system all pilots have the same GPUs: there the
+machine is leased, not one pilot of it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from pathlib import Path
 
 from parsl_rasda.atomic_files import replace_file
 
+MACHINE = "machine"  # instead of a pilot's name
+
 LEASE_S = 60.0
 FOLDER = Path(tempfile.gettempdir()) / f"parsl-rasda-{os.getuid()}"
 
@@ -30,7 +33,7 @@ def acquire(block: str, mark: str, study: str) -> str:
     """Lease a pilot to a run, or renew its lease.
 
     Args:
-        block: The pilot; one without a name cannot be leased, and everybody has it.
+        block: The pilot, or `MACHINE`; one without a name cannot be leased, and everybody has it.
         mark: Of the run, which has one controller after the other.
         study: The run's study, for messages.
 
@@ -43,7 +46,8 @@ def acquire(block: str, mark: str, study: str) -> str:
         file = _file_of(block)
         other, name, until = _holder(file)
         if other not in {mark, ""} and time.time() < until:
-            return f"another study ({name}, run {other}) uses this pilot"
+            what = "the GPUs or cores of this machine" if block == MACHINE else "this pilot"
+            return f"another study ({name}, run {other}) uses {what}"
         replace_file(file, json.dumps([mark, study, time.time() + LEASE_S]), is_durable=False)
     return ""
 

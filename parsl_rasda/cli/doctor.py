@@ -25,7 +25,7 @@ OneSite = Annotated[
 def doctor(site: OneSite = "local", as_json: AsJson = False) -> None:
     """Try out a site with a small pilot: minutes, not hours.
 
-    Checks GPUs per node, launcher, versions, an all-reduce on 1 GPU, 1 node and 2 nodes, the shared folder,
+    Checks GPUs per node, launcher, versions, an all-reduce on 1 GPU, 1 node and 2 nodes, the network, disks,
     clocks and the fork server, and says what to change. The exit code is 4 if a study would fail there.
     """
     from parsl_rasda.doctor.examination import Doctor

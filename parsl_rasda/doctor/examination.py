@@ -10,12 +10,13 @@ import queue
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from parsl_rasda.agent import node_probe
 from parsl_rasda.backends.registry import build_backend
+from parsl_rasda.devices import DEVICE_MASKS
 from parsl_rasda.doctor import probes
 from parsl_rasda.doctor.findings import (
     Finding,
@@ -27,6 +28,7 @@ from parsl_rasda.doctor.findings import (
     pilot_finding,
     rank_findings,
 )
+from parsl_rasda.doctor.surroundings import network_finding, storage_findings, worker_init_finding
 from parsl_rasda.errors import SiteUnavailableError
 from parsl_rasda.orchestration.backend import Backend, BackendContext, BackendFailed, StageTask, event_of
 from parsl_rasda.orchestration.events import (
@@ -39,7 +41,7 @@ from parsl_rasda.orchestration.events import (
 )
 from parsl_rasda.orchestration.run_directory import RunDirectory, check_folder
 from parsl_rasda.private_files import make_private
-from parsl_rasda.protocol import JobSpec
+from parsl_rasda.protocol import JobSpec, Training
 from parsl_rasda.study import SiteSpec
 from parsl_rasda.types import JobId, NodeSlots, Outcome, PilotId, Placement, SiteName, TrialId
 from parsl_rasda.workflow.tasks import call_python
@@ -48,6 +50,13 @@ _NODES, _WALLTIME = 2, "00:20:00"
 _PILOT_S = 3600.0  # in a queue
 _JOB_S = 300.0
 _STAGE_S = 120.0
+# How NCCL and RCCL say what they go over: each rank reads its own file, and removes it.
+_NCCL_WATCHED = {
+    "NCCL_DEBUG": "INFO",
+    "NCCL_DEBUG_SUBSYS": "INIT,NET",
+    "NCCL_DEBUG_FILE": "/tmp/parsl-rasda-nccl-%p",  # noqa: S108 - NCCL fills in the process; on the node's own disk
+}
+_SLOTS = {"cpu": "core", "none": "slot"}  # a slot is a GPU elsewhere
 _LATE = f"it did not come within {_PILOT_S / 60:g} min; a queue for tests (`doctor:`) may be shorter"
 
 
@@ -67,6 +76,9 @@ class Doctor:
             RunDirectoryError: If nothing can be run in `work_dir`, or without one in the current folder.
         """
         self.site = site.for_trial(_NODES, _WALLTIME)
+        if site.accelerator in DEVICE_MASKS and site.accelerator != "xpu":
+            environment = {**_NCCL_WATCHED, **self.site.environment}
+            self.site = self.site.model_copy(update={"environment": environment})
         self.events: queue.SimpleQueue[Event | BackendFailed] = queue.SimpleQueue()
         base = Path.cwd()
         if site.capabilities.sees_run_directory:  # else its work_dir lies elsewhere
@@ -118,6 +130,18 @@ class Doctor:
         yield clock_finding(clock, began, time.time())
         there = self._call("describe_allocation", accelerator=self.site.accelerator)
         yield from environment_findings(self.site, there, node_probe.describe_allocation("none"))
+        if self.backend.capabilities.sees_run_directory:
+            yield worker_init_finding(self._said_by_script())
+        where = self.where if self.backend.capabilities.sees_run_directory else self.site.work_dir or "."
+        yield from storage_findings(self._call("storage", folder=where))
+
+    def _said_by_script(self) -> str:
+        """Return what the pilot's job script has written to stderr."""
+        return "\n".join(
+            path.read_text(encoding="utf-8", errors="replace")
+            for ending in ("stderr", "err")
+            for path in sorted((self.folder / "runner").rglob(f"submit_scripts/*.{ending}"))
+        )
 
     def _call(self, probe: str, **arguments: str) -> Any:
         """Return what a function of `probes` returns on the first node."""
@@ -131,22 +155,24 @@ class Doctor:
     def _jobs(self, pilot: PilotStarted, say: Callable[[str], None]) -> Iterator[Finding]:
         first = pilot.nodes[0]
         shapes: dict[str, tuple[NodeSlots, ...]] = {
-            "1 GPU": (NodeSlots(first.node, first.gpus[:1]),),
+            f"1 {_SLOTS.get(self.site.accelerator, 'GPU')}": (NodeSlots(first.node, first.gpus[:1]),),
             "1 node": (first,),
         }
         if len(pilot.nodes) > 1:
             shapes["2 nodes"] = pilot.nodes[:2]
-        ranks: list[Mapping[str, Any]] = []
+        results: dict[str, ProbeResult] = {}
         for number, (shape, nodes) in enumerate(shapes.items()):
             say(f"a job on {shape}")
             placement = Placement(pilot.site, pilot.pilot, nodes)
-            job = self._run(TrialId(f"doctor-{number}"), placement, pilot)
+            job = results[shape] = self._run(TrialId(f"doctor-{number}"), placement, pilot)
             yield launch_finding(shape, job, placement.world_size, self.site)
             if job.ended.outcome is not Outcome.REACHED:
                 return  # wider ones would fail in the same way
-            ranks += job.ranks
         if "2 nodes" not in shapes:
             yield Finding("all-reduce, 2 nodes", "the pilot has one node", Rating.NONE)
+        elif self.site.accelerator != "none":
+            yield network_finding(results["1 node"], results["2 nodes"], self.site)
+        ranks = [rank for job in results.values() for rank in job.ranks]
         yield from rank_findings(ranks, self.site, self.where)
 
     def _run(self, trial: TrialId, placement: Placement, pilot: PilotStarted) -> ProbeResult:
@@ -164,6 +190,7 @@ class Doctor:
             until=1,
             max_epochs=1,
             schedule=((0, placement.world_size),),
+            training=Training(batch_size=1),
             world_size=placement.world_size,
             python="parsl_rasda.runtime.site_probe:examine",
             inputs={"torch": self.site.accelerator != "none"},
@@ -172,7 +199,7 @@ class Doctor:
             interactive=False,
             deadline=pilot.deadline,
         )
-        began, gb_s = time.monotonic(), 0.0
+        began, gb_s, exchange_s = time.monotonic(), 0.0, 0.0
         make_private(directory)
         self.backend.start_job(order, placement)
         while True:
@@ -181,12 +208,13 @@ class Doctor:
             )
             if isinstance(event, EpochReported):
                 gb_s = float(event.metrics.get("gb_s", 0.0))
+                exchange_s = float(event.metrics.get("exchange_s", 0.0))
                 continue
             if not isinstance(event, JobEnded):
                 cause = f"it did not end within {_JOB_S:g} s"
                 event = JobEnded(time.time(), order.job, Outcome.LOST, cause)
             seconds = time.monotonic() - began
-            return ProbeResult(event, gb_s, self._ranks_of(order), seconds)
+            return ProbeResult(event, gb_s, exchange_s, self._ranks_of(order), seconds)
 
     def _ranks_of(self, order: JobSpec) -> list[dict[str, Any]]:
         """Return what the ranks of a job have left in its folder, read here if this machine sees it."""

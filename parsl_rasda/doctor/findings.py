@@ -10,8 +10,8 @@ from typing import Any
 
 from parsl_rasda.backends.allocation import COUNTED
 from parsl_rasda.devices import DEVICE_MASKS
+from parsl_rasda.doctor.advice import advice_for, torch_advice
 from parsl_rasda.orchestration.events import JobEnded
-from parsl_rasda.plugins import kind_of
 from parsl_rasda.study import SiteBase
 from parsl_rasda.types import Outcome
 
@@ -44,12 +44,14 @@ class ProbeResult:
 
     Attributes:
         gb_s: Bus bandwidth of its all-reduce [GB/s].
+        exchange_s: What a step took that only exchanged gradients, as training does [s]; 0 for one rank.
         ranks: What each rank has seen, as far as this machine can read it.
         seconds: From its start to its end [s].
     """
 
     ended: JobEnded
     gb_s: float
+    exchange_s: float
     ranks: Sequence[Mapping[str, Any]]
     seconds: float
 
@@ -94,11 +96,12 @@ def environment_findings(
         "tasks are pickled: use the same minor version on both sides (worker_init)",
         otherwise=Rating.BAD,
     )
+    advice = torch_advice(there["versions"]["torch"], site)
     yield good_if(
-        there["versions"]["torch"] is not None or site.accelerator == "none",
+        not advice,
         "packages",
         ", ".join(f"{name} {text or 'missing'}" for name, text in there["versions"].items()),
-        "install torch in the environment that worker_init activates",
+        advice,
         otherwise=Rating.BAD,
     )
     yield _gpu_finding(site, there["gpus"])
@@ -124,10 +127,13 @@ def launch_finding(shape: str, job: ProbeResult, world_size: int, site: SiteBase
     """Return whether a job on a shape of slots ran, how fast, and whether its files came."""
     name = f"all-reduce, {shape}"
     if job.ended.outcome is not Outcome.REACHED:
-        advice = f"look at mpi_launcher ({kind_of(site.mpi_launcher)}) and its log"
-        return Finding(name, f"{job.ended.outcome}: {job.ended.cause}", Rating.BAD, advice)
+        found = f"{job.ended.outcome}: {job.ended.cause}"
+        return Finding(name, found, Rating.BAD, advice_for(job.ended.cause, site))
     took = f"{world_size} rank{'s' * (world_size > 1)} in {job.seconds:.1f} s"
     speed = f", {job.gb_s:.2f} GB/s" if job.gb_s else ""
+    if job.exchange_s and job.ranks:
+        size = job.ranks[0]["exchanged_mb"]
+        speed += f", {size:.0f} MB of gradients exchanged in {1000 * job.exchange_s:.0f} ms"
     expected = world_size if site.accelerator != "none" else 1
     if len(job.ranks) < expected:
         advice = "set work_dir to a folder that all nodes and this machine see"

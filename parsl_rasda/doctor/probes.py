@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -26,3 +28,22 @@ def rank_files(attempt: str) -> list[dict[str, Any]]:
         json.loads(path.read_text(encoding="utf-8"))
         for path in sorted(Path(attempt).glob("scratch/rank-*.json"))
     ]
+
+
+def storage(folder: str) -> dict[str, Any]:
+    """Return what is free where a folder is, and the folder for temporary files there.
+
+    ``bytes`` and ``files`` are free for users, None where the file system counts no files, and 0 without the
+    folder; quotas are not in them.
+    """
+    temporary = tempfile.gettempdir()
+    try:
+        found = os.statvfs(folder)
+    except OSError as error:
+        return {"bytes": 0, "files": None, "error": os.strerror(error.errno or 0), "temporary": temporary}
+    return {
+        "bytes": found.f_bavail * found.f_frsize,
+        "files": found.f_favail if found.f_files else None,
+        "error": "",
+        "temporary": temporary,
+    }

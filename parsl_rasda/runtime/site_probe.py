@@ -1,7 +1,7 @@
 """A training function that only examines the machine, for `parsl-rasda doctor`.
 
 Each rank writes what it sees into the attempt's folder. Rank 0 reports the bandwidth of an all-reduce as
-the metric ``gb_s``.
+the metric ``gb_s``, and what a step takes that only exchanges gradients, as training does, as ``exchange_s``.
 """
 
 from __future__ import annotations
@@ -9,24 +9,32 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import socket
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parsl_rasda.devices import DEVICE_MASKS
 from parsl_rasda.runtime.attempt.attempt import FORKED
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from parsl_rasda.runtime.trial import Trial
 
 _MIB = 1 << 20
 _BYTES = {"cpu": 8 * _MIB, "cuda": 256 * _MIB, "xpu": 256 * _MIB}
 _ROUNDS = 5
+_NCCL_FILE = "NCCL_DEBUG_FILE"
+_VIA = re.compile(r"via NET/([^/\n]+)/\d+(/GDRDMA)?")  # of a channel between two nodes
+_NETWORK = re.compile(r"Using network (.+)")  # what it would take
 
 
 def examine(trial: Trial) -> None:
     """Write what this rank sees to a file, and measure how fast the ranks add gradients."""
     has_torch = bool(trial.inputs.get("torch"))
+    exchange_s = _exchange(trial) if has_torch and trial.world_size > 1 else None
     for _ in trial.epochs():
         seen: dict[str, Any] = {
             "job": trial.directory.parent.parent.name,
@@ -40,8 +48,9 @@ def examine(trial: Trial) -> None:
             trial.mean([0.0])  # the ranks have met
             seen |= {"clock": time.time(), **_versions(trial)}
             gb_s = _all_reduce_gb_s(trial)
+            seen |= {"transport": _transport(), "exchanged_mb": _BYTES[trial.device.type] / 1e6}
         (trial.directory / f"rank-{trial.rank}.json").write_text(json.dumps(seen), encoding="utf-8")
-        trial.report(gb_s=gb_s)
+        trial.report(gb_s=gb_s, exchange_s=exchange_s() if exchange_s else 0.0)
 
 
 def _versions(trial: Trial) -> dict[str, Any]:
@@ -79,3 +88,62 @@ def _all_reduce_gb_s(trial: Trial) -> float:
     seconds = (time.monotonic() - began) / _ROUNDS
     ranks = trial.world_size
     return size / seconds * 2 * (ranks - 1) / ranks / 1e9
+
+
+def _exchange(trial: Trial) -> Callable[[], float]:
+    """Prepare a model that is only a vector, and return what trains it for an epoch.
+
+    That returns what a step takes [s]: an exchange of as many bytes as an all-reduce here has.
+    """
+    import torch
+
+    size = _BYTES[trial.device.type] // 4
+
+    class Vector(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(size))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.weight.mean() * x.mean()
+
+    model, _ = trial.prepare(Vector(), torch.optim.SGD, lr=0.0)
+    data = torch.ones((_ROUNDS + 1) * trial.world_size)  # a sample for each replica and step
+
+    def train() -> float:
+        began = 0.0
+        for batch in trial.batches((data,)):
+            (x,) = batch
+            trial.step(model(x))
+            if not began:  # after the first step, which sets up what the others use
+                trial.mean([0.0])
+                began = time.monotonic()
+        trial.mean([float(model.weight.detach()[0])])  # also waits for the device
+        return (time.monotonic() - began) / _ROUNDS
+
+    return train
+
+
+def _transport() -> str:
+    """Return how NCCL or RCCL reaches other nodes, as it says in its file; nothing if it says nothing."""
+    named = os.environ.get(_NCCL_FILE)
+    if not named:
+        return ""
+    path = Path(named.replace("%p", str(os.getpid())).replace("%h", socket.gethostname()))
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        path.unlink()
+    except OSError:
+        return ""
+    return transport_of(text)
+
+
+def transport_of(text: str) -> str:
+    """Return the transport that a log of NCCL's names: Socket, IB, AWS Libfabric, OFI; nothing if none.
+
+    Source: NCCL's transport/net.cc and init.cc, at ``NCCL_DEBUG=INFO``.
+    """
+    if via := _VIA.search(text):
+        return f"{via[1]}{' with GPU direct' if via[2] else ''}"
+    network = _NETWORK.search(text)
+    return network[1].strip() if network else ""

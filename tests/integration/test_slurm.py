@@ -438,16 +438,20 @@ def test_a_loop_of_others_trains_on_two_nodes_what_it_trains_on_one(
 
 
 def test_doctor_finds_the_site_fit_and_measures_one_gpu_one_node_and_two(place: Place) -> None:
-    site = place.write("slurm.yaml", {**SITE, "accelerator": "cpu"})
+    provider = {**SITE["provider"], "worker_init": "echo no such module >&2"}
+    site = place.write("slurm.yaml", {**SITE, "provider": provider, "accelerator": "cpu"})
     process = place.start("doctor", "--site", site, "--json")
     document = place.finish(process)
     found = {f["what"]: f for f in document["findings"]}
     assert document["fit"], found
     assert found["pilot"]["found"].startswith("2 nodes"), "a small one"
-    assert "1 rank in" in found["all-reduce, 1 GPU"]["found"]
+    assert "1 rank in" in found["all-reduce, 1 core"]["found"]
     assert "4 ranks" in found["all-reduce, 1 node"]["found"]
     assert "8 ranks" in found["all-reduce, 2 nodes"]["found"]
-    assert "GB/s" in found["all-reduce, 2 nodes"]["found"]
+    assert "GB/s, 8 MB of gradients exchanged in" in found["all-reduce, 2 nodes"]["found"]
+    assert "between 2 nodes" in found["network"]["found"]
+    assert found["worker_init"]["found"] == "no such module"
+    assert {found["space"]["verdict"], found["TMPDIR"]["verdict"]} <= {"ok", "check"}
     assert "torch" in found["packages"]["found"]
     assert found["fork server"]["verdict"] == "ok"
     assert place.cluster.jobs("PENDING,RUNNING") == []
@@ -460,9 +464,9 @@ def test_doctor_says_what_to_change_where_ranks_cannot_start(place: Place) -> No
     out, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 4, err
     found = {f["what"]: f for f in json.loads(out)["findings"]}
-    assert found["all-reduce, 1 GPU"]["verdict"] == "change"
-    assert "no-such-option" in found["all-reduce, 1 GPU"]["found"]
-    assert "mpi_launcher" in found["all-reduce, 1 GPU"]["advice"]
+    assert found["all-reduce, 1 core"]["verdict"] == "change"
+    assert "no-such-option" in found["all-reduce, 1 core"]["found"]
+    assert "look at launcher_options" in found["all-reduce, 1 core"]["advice"]
     assert "logs are in" in err
 
 

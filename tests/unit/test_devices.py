@@ -62,6 +62,18 @@ def test_a_job_gets_the_devices_at_the_places_of_its_slots(accelerator, environm
     assert device_mask(accelerator, (0, 2), environment) == mask
 
 
+@given(slots=st.lists(st.integers(0, 7), min_size=1, max_size=8, unique=True).map(sorted), data=st.data())
+def test_masks_that_psslurm_gives_its_ranks_do_not_move_a_job_to_other_devices(slots, data) -> None:
+    """At Juelich a step of one rank on a node sees all GPUs, each of several ranks the one of its number.
+
+    Source: setGPUEnv of psslurmenv.c in ParaStation's psmgmt, without ConstrainDevices.
+    """
+    rank = data.draw(st.integers(0, len(slots) - 1))
+    given_by_it = ",".join(map(str, range(8))) if len(slots) == 1 else str(rank)
+    mask = device_mask("cuda", slots, {"CUDA_VISIBLE_DEVICES": given_by_it})
+    assert mask == {"CUDA_VISIBLE_DEVICES": ",".join(map(str, slots))}
+
+
 @given(
     accelerator=st.sampled_from(["cuda", "rocm", "xpu"]),
     devices=st.lists(st.integers(0, 15).map(str), min_size=1, max_size=8, unique=True),

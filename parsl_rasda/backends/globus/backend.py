@@ -116,6 +116,7 @@ class GlobusBackend:
         self._spent: str | None = None  # the block of the pilot that was given up as it was about to end
         self._refusal = ""  # why no pilot of this site can be of use to the search
         self._holds = 0
+        self._question: Future[bool] | None = None  # whether a silent endpoint is online
 
     # ------------------------------------------------------------------------ the Backend protocol
 
@@ -248,8 +249,23 @@ class GlobusBackend:
             return
         try:
             self._jobs.watch(self._tasks)
+        except SiteLostError:
+            if self._question is None:
+                self._question = self._tasks.ask_whether_online()
+                self._when(self._question, self._on_silence)
+
+    def _on_silence(self, is_online: Future[bool]) -> None:
+        """Give a silent pilot up: that of an endpoint that is online has ended, at no cost for its jobs."""
+        self._question = None
+        if self._pilot is None or self._pilot.allocation is None:
+            return
+        try:
+            self._jobs.watch(self._tasks)
         except SiteLostError as lost:
-            self._terminate(EndedBy.ENDPOINT_LOST, lost.cause)
+            if is_online.exception() is None and is_online.result():
+                self._terminate(EndedBy.PILOT_ENDED, f"{lost.cause}, but is online: its pilot has ended")
+            else:
+                self._terminate(EndedBy.ENDPOINT_LOST, lost.cause)
 
     def _report_trouble(self) -> None:
         """Report once what keeps tasks or results from getting through, whenever that begins."""
@@ -284,7 +300,13 @@ class GlobusBackend:
         self._pilot.shake_hands(self._tasks)
 
     def _new_sender(self) -> TaskContext:
-        return TaskContext(self.folder, str(self._group), self._record.next_term(), study=self._context.study)
+        return TaskContext(
+            self.folder,
+            str(self._group),
+            self._record.next_term(),
+            study=self._context.study,
+            accelerator=self._site.accelerator,
+        )
 
     def _up(self, pilot: GlobusPilot, found: Message) -> None:
         """Offer a pilot that has answered."""

@@ -54,10 +54,10 @@ def taken_message(site: GlobusSiteSpec, found: Mapping[str, Any]) -> str:
     """
     if not found["taken"]:
         return ""
-    return (
-        f"site {site.name}: {found['taken']}; wait for its end, or give this one a pilot of its own with "
-        "`study: NAME` in user_endpoint_config"
-    )
+    words = f"site {site.name}: {found['taken']}; wait for its end"
+    if site.user_endpoint_config.get("batch_system") == "local":
+        return words
+    return f"{words}, or give this one a pilot of its own with `study: NAME` in user_endpoint_config"
 
 
 def warnings_of(site: GlobusSiteSpec, found: Mapping[str, Any], *, narrowest: int = 1) -> list[str]:

@@ -221,7 +221,7 @@ class GlobusJobs:
             }
             for job in jobs
         ]
-        poll = client.submit("poll", {"jobs": asked, "silence_s": self._silence_s})
+        poll = client.submit("poll", {"jobs": asked, "silence_s": self._silence_s, "block": self._block})
         self._polls.append(poll)
         pilots = self._pilots
         self._when(poll, lambda done: self._polled(done) if pilots == self._pilots else None)

@@ -257,17 +257,24 @@ def test_a_job_that_was_taken_and_dies_is_not_said_to_have_found_no_worker(tmp_p
     assert "no worker" not in ended.cause
 
 
-def test_a_site_that_never_answers_again_is_given_up_with_its_jobs(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("is_online", "outcome"), [(False, Outcome.LOST), (True, Outcome.PREEMPTED)])
+def test_a_site_that_never_answers_again_is_given_up_with_its_jobs(
+    tmp_path: Path, is_online: bool, outcome: Outcome
+) -> None:
+    """If the endpoint is online, its pilot has ended, by scancel perhaps: that costs no retry."""
     with opened(World(tmp_path)) as world:
         world.link.runs = lambda call: call == "describe"
         world.ask()
         job = world.start()
+        world.link.is_online = is_online
         ended = world.log.next(PilotEnded)
+        world.link.is_online = True
         assert ended.usable
         assert "has not answered for 9 s" in ended.cause
+        assert ended.cause.endswith("is online: its pilot has ended") is is_online
         kinds = [type(e) for e in world.log.events if isinstance(e, PilotLost | JobEnded | PilotEnded)]
         assert kinds == [PilotLost, JobEnded, PilotEnded], "nothing is started there meanwhile"
-        assert [event.outcome for event in world.log.of(job)] == [Outcome.LOST]
+        assert [event.outcome for event in world.log.of(job)] == [outcome]
         task = next(task for task in world.link.lost if task[0] == "run")
         world.ask()
         world.log.next(PilotStarted)

@@ -2,7 +2,7 @@
 #PBS -S /bin/bash
 #PBS -N NAME
 #PBS -m n
-#PBS -l walltime=03:00:00
+#PBS -l walltime=12:00:00
 #PBS -l select=4:ncpus=208
 #PBS -o FOLDER/NAME.stdout
 #PBS -e FOLDER/NAME.stderr
@@ -16,4 +16,4 @@ unset PARSL_RASDA_INIT_7d247509
 echo ours
 export JOBNAME="NAME"
 pool --flag
-# qsub -q prod -A project FOLDER/NAME
+# qsub -q capacity -A project FOLDER/NAME

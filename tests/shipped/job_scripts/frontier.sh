@@ -6,6 +6,7 @@
 #SBATCH --time=120
 #SBATCH --ntasks-per-node=1
 #SBATCH --no-requeue
+#SBATCH --network=disable_rdzv_get
 #SBATCH --partition=batch
 #SBATCH --account=project
 #SBATCH --gpus-per-node=8

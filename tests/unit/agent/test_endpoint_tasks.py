@@ -207,6 +207,59 @@ def test_a_pilot_that_another_run_uses_is_said_to_be_taken_and_no_job_begins(
     assert not endpoint_tasks.describe("none", sender(tmp_path, 1))["taken"], "its last word gave it up"
 
 
+def test_pilots_of_one_machine_without_a_batch_system_are_one_runs(
+    tmp_path: Path, pilot: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has a pilot of its own there, by `study: NAME`, would count the same GPUs."""
+    for name in ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "PE_HOSTFILE"):
+        monkeypatch.delenv(name, raising=False)
+    theirs = endpoint_tasks.TaskContext(str(tmp_path), "theirs", 1, study="heat", accelerator="cuda")
+    assert not theirs.lease_pilot()
+    monkeypatch.setenv("PARSL_WORKER_POOL_ID", "another pool")
+    ours = endpoint_tasks.TaskContext(str(tmp_path), "ours", 1, accelerator="cpu")
+    words = "another study (heat, run theirs) uses the GPUs or cores of this machine"
+    assert ours.lease_pilot() == words
+    assert not replace(ours, accelerator="none").lease_pilot(), "logical slots are nobody's"
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    assert not ours.lease_pilot(), "a batch system gives no GPU to two jobs"
+    monkeypatch.delenv("SLURM_JOB_ID")
+    endpoint_tasks.clean_up("theirs")
+    assert not ours.lease_pilot()
+
+
+@pytest.mark.usefixtures("pilot")
+@pytest.mark.parametrize(("state", "outcome"), [("CANCELLED", Outcome.PREEMPTED), ("RUNNING", Outcome.LOST)])
+def test_ranks_that_die_with_a_cancelled_pilot_are_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, outcome: Outcome
+) -> None:
+    """scancel ends the steps of a job before the task that watches over them."""
+    (tmp_path / "bin").mkdir()
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.write_text(f"#!/bin/sh\necho JobId=17 JobState={state} Reason=None Restarts=0 ExitCode=0:15\n")
+    scontrol.chmod(0o700)
+    monkeypatch.setenv("PATH", str(scontrol.parent), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    told = run(tmp_path / "trials" / "0000" / "attempt-1", "import os; os.kill(os.getpid(), 15)")
+    assert told["report"]["outcome"] == outcome
+    assert ("it was cancelled" in told["report"]["cause"]) is (outcome is Outcome.PREEMPTED)
+
+
+@pytest.mark.parametrize(
+    ("block", "outcome"), [("", Outcome.LOST), ("pool", Outcome.LOST), ("before it", Outcome.PREEMPTED)]
+)
+def test_who_fell_silent_with_its_pilot_is_not_to_blame(
+    tmp_path: Path, pilot: str, monkeypatch: pytest.MonkeyPatch, block: str, outcome: Outcome
+) -> None:
+    for name in ("SLURM_JOB_ID", "PBS_JOBID"):
+        monkeypatch.delenv(name, raising=False)
+    (directory := tmp_path / "a").mkdir()
+    (directory / endpoint_tasks.CLAIM).write_text("1")
+    asked = {"directory": str(directory), "job": "0000.1", "epoch": 0, "mark": "m"}
+    told = endpoint_tasks.poll([{**asked, "stop": None, "abandon": None}], -1.0, block)
+    assert told["block"] == pilot
+    assert told["jobs"][0]["report"]["outcome"] == outcome
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("pilot")
 def test_a_job_holds_its_pilot_and_ends_where_another_run_has_got_it(

@@ -241,7 +241,7 @@ class Clock:
     def __init__(self) -> None:
         self.now = 0.0
 
-    def monotonic(self) -> float:
+    def time(self) -> float:
         return self.now
 
     def sleep(self, seconds: float) -> None:
@@ -260,6 +260,34 @@ def test_no_more_requests_than_the_service_allows_are_made_however_they_come(pau
         assert clock.now - asked_at <= WINDOW_S
     for at in made:
         assert sum(at <= other < at + 10.0 for other in made) <= 20
+
+
+@given(turns=st.lists(st.tuples(st.integers(0, 2), st.sampled_from([0.0, 0.1, 1.0, 7.0])), max_size=60))
+def test_processes_of_one_user_share_what_the_service_allows(
+    tmp_path_factory: pytest.TempPathFactory, turns: list[tuple[int, float]]
+) -> None:
+    clock, made = Clock(), list[float]()
+    file = tmp_path_factory.mktemp("globus") / "requests.json"
+    pacers = [Pacer(MOST, WINDOW_S, clock, file) for _ in range(3)]
+    for which, pause_s in turns:
+        clock.now += pause_s
+        pacers[which].wait()
+        made.append(clock.now)
+    for at in made:
+        assert sum(at <= other < at + 10.0 for other in made) <= 20
+
+
+@pytest.mark.parametrize("text", ["[1.0, 2", "null", '["a"]', "[1e12]"])
+def test_a_file_of_requests_that_is_broken_or_of_another_time_keeps_nobody_waiting(tmp_path, text) -> None:
+    clock, file = Clock(), tmp_path / "requests.json"
+    file.write_text(text)
+    Pacer(MOST, WINDOW_S, clock, file).wait()
+    assert clock.now == 0.0
+    (unusable := tmp_path / "a folder").mkdir()
+    pacer = Pacer(MOST, WINDOW_S, clock, unusable)
+    for _ in range(MOST + 1):
+        pacer.wait()
+    assert clock.now == pytest.approx(WINDOW_S), "it paces itself alone"
 
 
 def test_everything_that_is_asked_waits_in_one_line(monkeypatch) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from parsl_rasda.doctor.examination import Doctor
+from parsl_rasda.study.document import AsWritten
 from parsl_rasda.study.sites import ParslSiteSpec
 
 PROVIDER = {"type": "PBSProProvider", "queue": "prod", "nodes_per_block": 10, "walltime": "03:00:00"}
@@ -41,3 +44,22 @@ def test_the_site_file_sends_it_to_a_queue_for_tests(tmp_path: Path) -> None:
         "walltime": "00:30:00",
         "nodes": 2,
     }
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "own", "found"),
+    [
+        ("cuda", {}, "INFO"),
+        ("rocm", {}, "INFO"),
+        ("cuda", {"NCCL_DEBUG": "TRACE"}, "TRACE"),
+        ("xpu", {}, None),
+        ("cpu", {}, None),
+    ],
+)
+def test_ranks_on_gpus_are_asked_what_they_go_over(tmp_path: Path, accelerator, own, found) -> None:
+    declared = {"name": "s", "provider": PROVIDER, "accelerator": accelerator, "environment": own}
+    site = ParslSiteSpec.model_validate({**declared, "work_dir": str(tmp_path)})
+    written = {("work_dir",): AsWritten("${WORK}", is_plain=True)}
+    examined = Doctor(site.as_written(written)).site
+    assert examined.environment.get("NCCL_DEBUG") == found
+    assert examined.written == written, "variables stay out of what is written down"

@@ -1,0 +1,21 @@
+#!/bin/bash
+#SBATCH --job-name=NAME
+#SBATCH --output=FOLDER/NAME.stdout
+#SBATCH --error=FOLDER/NAME.stderr
+#SBATCH --nodes=4
+#SBATCH --time=360
+#SBATCH --ntasks-per-node=1
+#SBATCH --no-requeue
+#SBATCH --partition=normal
+#SBATCH --account=project
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=288
+export PARSL_RASDA_BEGAN=$(date +%s)
+: "${PARSL_RASDA_INIT_8ca6141b:?did not come with the job, so the variables of worker_init are unknown: see SECURITY.md}"
+eval "$(printf %s "$PARSL_RASDA_INIT_8ca6141b" | base64 -d)"
+unset PARSL_RASDA_INIT_8ca6141b
+echo ours
+export PARSL_CORES=288
+export JOBNAME="NAME"
+pool --flag
+# sbatch FOLDER/NAME

@@ -1,0 +1,20 @@
+#!/bin/bash
+#SBATCH --job-name=NAME
+#SBATCH --output=FOLDER/NAME.stdout
+#SBATCH --error=FOLDER/NAME.stderr
+#SBATCH --nodes=2
+#SBATCH --time=360
+#SBATCH --ntasks-per-node=1
+#SBATCH --no-requeue
+#SBATCH --exclusive
+#SBATCH --partition=qgpu
+#SBATCH --account=project
+#SBATCH --gpus-per-node=8
+export PARSL_RASDA_BEGAN=$(date +%s)
+: "${PARSL_RASDA_INIT_37176c21:?did not come with the job, so the variables of worker_init are unknown: see SECURITY.md}"
+eval "$(printf %s "$PARSL_RASDA_INIT_37176c21" | base64 -d)"
+unset PARSL_RASDA_INIT_37176c21
+echo ours
+export JOBNAME="NAME"
+pool --flag
+# sbatch FOLDER/NAME
