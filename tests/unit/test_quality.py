@@ -18,7 +18,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 try:
     from quality import parts_of, run_some
-    from quality_parts import ARMS, STUDIES, WORKFLOWS, Part, data_study, part_study
+    from quality_parts import ARMS, STUDIES, WORKFLOWS, Part, data_study, declared_arm, part_study
     from quality_table import spread, tabulated
 finally:
     sys.path.remove(str(BENCHMARKS))
@@ -40,6 +40,9 @@ def test_every_arm_of_a_shipped_study_is_a_good_study_of_the_same_configurations
         spec = load_study(home / f"{arm}.yaml", environment={})
         (search,) = spec.tune_stages.values()
         assert (spec.seed, len(spec.stages)) == (3, 2)
+        if arm == declared_arm(study):
+            (as_shipped,) = load_study(home / "study.yaml", environment={}).tune_stages.values()
+            assert search.tune.scheduler == as_shipped.tune.scheduler
         spaces.add(json.dumps(search.tune.search_space, sort_keys=True, default=str))
         if arm == "random":
             assert search.tune.scheduler.milestones == (search.tune.scheduler.max_t,)
