@@ -2,6 +2,7 @@
 
     python benchmarks/quality.py FOLDER [--studies cv_resnet ...] [--seeds 0 1 ...] [--arms asha ...]
                                  [--parts N] [--out benchmarks/results/quality.json] [--figure quality.svg]
+                                 [--table quality.md]
 
 A part is one study, one seed and one arm. What a part has come to is a file of FOLDER, and a part that is
 there is not run again: stop it whenever you like, and call it again. ``--parts 1`` runs one and ends;
@@ -30,7 +31,7 @@ from pathlib import Path
 
 from claims import conclude
 from quality_parts import ARMS, STUDIES, Part, declared_arm, needs_asha, result_of
-from quality_table import drawn, tabulated
+from quality_table import as_markdown, drawn, tabulated
 
 SEEDS = 10
 WORSE = 1.05
@@ -46,12 +47,15 @@ def main() -> None:
     parser.add_argument("--trials", type=int, help="Of a search, to try it out: nothing is claimed.")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--figure", type=Path, help="An SVG or PNG file; needs matplotlib.")
+    parser.add_argument("--table", type=Path, help="A file for the medians, in Markdown.")
     given = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in a run: sums depend on it
     wanted = list(parts_of(given.studies, given.seeds, given.arms))
     run_some(wanted, given.folder, given.parts, given.trials)
     found = [part for path in sorted((given.folder / "parts").glob("*.json")) for part in read_part(path)]
     tables = tabulated(found)
+    if given.table:
+        given.table.write_text(as_markdown(tables) + "\n", encoding="utf-8")
     if given.figure:
         drawn(tables, given.figure)
     what = "shipped studies by arm: medians over seeds, 95 % bootstrap intervals, ratios to ASHA by seed"
