@@ -1,14 +1,15 @@
 """The learning rate where the batch doubles: rules, warm-ups and moments compared on the shipped studies.
 
-    python benchmarks/rescaling.py FOLDER [--studies cv_resnet ...] [--seeds 0 ...] [--all]
+    python benchmarks/rescaling.py FOLDER [--studies cv_resnet ...] [--seeds 0 ...] [--trials 2 ...] [--all]
                                    [--out benchmarks/results/rescaling.json]
 
-FOLDER is that of `quality.py`. Each configuration is the winner of ASHA there, by study and seed. It trains
-to the fourth rung of its study with the schedule of the paper, 1, 2, 4 and 8 batches a step, whatever steps
-that leaves. The figure is the metric there over the one with a batch that stays; smaller is better. Without
-``--all`` the ways differ from the default in one respect only.
+FOLDER is that of `quality.py`. Configurations are the winners of ASHA there, by study and seed, or other
+trials of those searches by number. Each trains to the fourth rung of its study with the schedule of the
+paper, 1, 2, 4 and 8 batches a step, whatever steps that leaves. The figure is the metric there over the one
+with a batch that stays; smaller is better. Without ``--all`` the ways differ from the default in one respect
+only.
 
-What is there is not trained again. One seed of each study takes ten minutes of a core.
+What is there is not trained again. The winners of one seed take seven minutes of a core.
 """
 
 from __future__ import annotations
@@ -101,6 +102,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="That of quality.py, with the parts of ASHA.")
     parser.add_argument("--studies", nargs="*", choices=[*STUDIES], default=[*STUDIES])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    parser.add_argument("--trials", nargs="*", type=int, help="Of each search, instead of its winner.")
     parser.add_argument("--all", action="store_true", help="Every combination.")
     parser.add_argument("--only", action="store_true", help="Add up what is there: train nothing.")
     parser.add_argument("--out", type=Path)
@@ -108,22 +110,27 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     place = given.folder / "rescaling"
     place.mkdir(parents=True, exist_ok=True)
+    ways = ALL if given.all else FEW
     for study in [] if given.only else given.studies:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
             for seed in given.seeds:
                 part = Part(study, seed, "asha")
                 if (given.folder / "parts" / f"{part.name}.json").exists():
-                    process.submit(compare, part, given.folder, ALL if given.all else FEW).result()
+                    for trial in given.trials or [None]:
+                        process.submit(compare, part, trial, given.folder, ways).result()
     rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(place.glob("*.json"))]
     what = "metric at the end over that with a batch that stays; the paper's doubling, from 1 to 8 batches"
     conclude({"what": what, "ways": dict(added_up(rows)), "rows": rows}, {}, given.out)
 
 
-def compare(part: Part, folder: Path, ways: Sequence[Way]) -> None:
-    """Train a configuration in all ways, and write down after each what it has come to."""
-    place = folder / "rescaling" / f"{part.study}-{part.seed:02d}.json"
-    subject, trials = prepared(part, folder)
-    kept: dict[str, Any] = {"study": part.study, "seed": part.seed, "config": subject.config, "ways": {}}
+def compare(part: Part, trial: int | None, folder: Path, ways: Sequence[Way]) -> None:
+    """Train a trial of a search in all ways, and write down after each what it has come to."""
+    subjects, trials, winner = prepared(part, folder)
+    number = winner if trial is None else trial
+    subject, name = subjects[number], f"{part.study}-{part.seed:02d}-{number:04d}"
+    place = folder / "rescaling" / f"{name}.json"
+    what = {"study": part.study, "seed": part.seed, "trial": number, "is_winner": number == winner}
+    kept: dict[str, Any] = {**what, "config": subject.config, "ways": {}}
     if place.exists():
         kept = json.loads(place.read_text(encoding="utf-8"))
     end = trials.milestones[RUNGS - 1]
@@ -133,25 +140,23 @@ def compare(part: Part, folder: Path, ways: Sequence[Way]) -> None:
     for way in ways:
         named = replace(way, scaling=default if way.scaling == "auto" else way.scaling)
         training = replace(subject.training, lr_scaling=named.scaling, warmup_rescale=named.warmup)
-        trial = replace(subject, training=training, change="moments" if named.moments else "")
-        kept["ways"][named.name] = trials.epoch(trial, doubling(trials.milestones), end).metric
-        is_default = named == Way(default)
-        kept["default"] = named.name if is_default else kept.get("default")
-        print(f"{part.study}-{part.seed:02d} {named.name}: {kept['ways'][named.name]:.4g}", file=sys.stderr)
+        changed = replace(subject, training=training, change="moments" if named.moments else "")
+        kept["ways"][named.name] = trials.epoch(changed, doubling(trials.milestones), end).metric
+        print(f"{name} {named.name}: {kept['ways'][named.name]:.4g}", file=sys.stderr)
         place.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
-def prepared(part: Part, folder: Path) -> tuple[Subject, TrainedTrials]:
-    """Return the winner of a search, and the trials of its study."""
+def prepared(part: Part, folder: Path) -> tuple[list[Subject], TrainedTrials, int]:
+    """Return the trials of a search, what trains them, and which one won."""
     home = folder / part.study
     add_user_folders([str(home)])
     spec = load_study(home / f"{part.name}.yaml", environment={})
     ((_, stage),) = spec.tune_stages.items()
     winner = json.loads((folder / "parts" / f"{part.name}.json").read_text(encoding="utf-8"))["best"]
-    subject = next(s for s in subjects_of(stage.tune, part.seed) if s.config == winner)
+    subjects = subjects_of(stage.tune, part.seed)
     trials = trained_trials(spec, home / "trained", stage.tune.scheduler.milestones)
     trials.changes = {"moments": rescale_moments}
-    return subject, trials
+    return subjects, trials, [s.config for s in subjects].index(winner)
 
 
 def doubling(milestones: Sequence[int]) -> tuple[ScheduleEntry, ...]:
@@ -162,16 +167,16 @@ def doubling(milestones: Sequence[int]) -> tuple[ScheduleEntry, ...]:
 def added_up(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield for each way the geometric mean of its ratios, by optimizer."""
     for kind in ("sgd", "adam"):
-        mine = [r for r in rows if ("sgd" in str(r["config"].get("optimizer", "adamw"))) == (kind == "sgd")]
+        mine = [row for row in rows if (row["config"].get("optimizer") == "sgd") == (kind == "sgd")]
         for way in sorted({way for row in mine for way in row["ways"]}):
-            ratios = [
-                min(LARGE, row["ways"][way] / row["constant"]) if math.isfinite(row["ways"][way]) else LARGE
-                for row in mine
-                if way in row["ways"] and row["constant"]
-            ]
-            if ratios:
-                mean = statistics.geometric_mean([max(r, 1 / LARGE) for r in ratios])
-                yield f"{kind}: {way}", {"ratio": round(mean, 3), "configurations": len(ratios)}
+            ratios = [ratio(row, way) for row in mine if way in row["ways"] and row["constant"]]
+            mean = round(statistics.geometric_mean(ratios), 3)
+            yield f"{kind}: {way}", {"ratio": mean, "configurations": len(ratios)}
+
+
+def ratio(row: dict[str, Any], way: str) -> float:
+    found = row["ways"][way]
+    return max(1 / LARGE, min(LARGE, found / row["constant"])) if math.isfinite(found) else LARGE
 
 
 if __name__ == "__main__":
