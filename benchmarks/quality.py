@@ -2,33 +2,38 @@
 
     python benchmarks/quality.py FOLDER [--studies cv_resnet ...] [--seeds 0 1 ...] [--arms asha ...]
                                  [--parts N] [--out benchmarks/results/quality.json] [--figure quality.svg]
+                                 [--table quality.md]
 
 A part is one study, one seed and one arm. What a part has come to is a file of FOLDER, and a part that is
 there is not run again: stop it whenever you like, and call it again. ``--parts 1`` runs one and ends;
-``--parts 0`` only adds up what is there. There are 280 parts, each of a minute or more on two cores; they may
-be shared out by ``--studies`` and ``--seeds``, and their files put together.
+``--parts 0`` only adds up what is there. There are 280 parts.
 
-Only the seed, the scheduler and, for random search, the number of trials differ between the parts of a study.
-The data of a study are simulated once. The claims, which are made where all seeds of a study are there: the
-validation metric of RASDA's winner, with the batch that the study declares, is at most 5 % worse than that of
-ASHA's with the same seed, in the median over the seeds.
+All trials are trained here, on one core, each stretch once for all parts that have it in common
+(`trained_trials.py`). The searches are those of the real state machine, whose clock is that of 16 emulated
+slots (`emulated_search.py`). Validation and test metric are the same bits as of a run in which trials arrive
+in that order. Only the seed, the scheduler and, for random search, the number of trials differ between the
+parts of a study. The claims, which are made where all seeds of a study are there: the validation metric of
+RASDA's winner, with the batch that the study declares, is at most 5 % worse than that of ASHA's with the same
+seed, in the median over the seeds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import signal
+import os
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from multiprocessing import get_context
 from pathlib import Path
 
 from claims import conclude
-from quality_parts import ARMS, STUDIES, Part, needs_asha, result_of
-from quality_table import drawn, tabulated
+from quality_parts import ARMS, STUDIES, Part, declared_arm, needs_asha, result_of
+from quality_table import as_markdown, drawn, tabulated
 
 SEEDS = 10
-DECLARED = "doubling"  # the arm that is as the studies are shipped
 WORSE = 1.05
 
 
@@ -42,12 +47,15 @@ def main() -> None:
     parser.add_argument("--trials", type=int, help="Of a search, to try it out: nothing is claimed.")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--figure", type=Path, help="An SVG or PNG file; needs matplotlib.")
+    parser.add_argument("--table", type=Path, help="A file for the medians, in Markdown.")
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the search of a part must end, too
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in a run: sums depend on it
     wanted = list(parts_of(given.studies, given.seeds, given.arms))
     run_some(wanted, given.folder, given.parts, given.trials)
     found = [part for path in sorted((given.folder / "parts").glob("*.json")) for part in read_part(path)]
     tables = tabulated(found)
+    if given.table:
+        given.table.write_text(as_markdown(tables) + "\n", encoding="utf-8")
     if given.figure:
         drawn(tables, given.figure)
     what = "shipped studies by arm: medians over seeds, 95 % bootstrap intervals, ratios to ASHA by seed"
@@ -64,19 +72,25 @@ def parts_of(studies: Sequence[str], seeds: Sequence[int], arms: Sequence[str]) 
 
 
 def run_some(wanted: Sequence[Part], folder: Path, most: int | None, trials: int | None) -> None:
-    """Run the parts that are missing; one that fails is told, and tried again by the next call."""
+    """Run the parts that are missing, each study in a process of its own."""
     left = len(wanted) if most is None else most
-    for part in wanted:
-        place = folder / "parts" / f"{part.name}.json"
-        if place.exists() or left == 0:
-            continue
-        asha = folder / "parts" / f"{Part(part.study, part.seed, 'asha').name}.json"
-        if needs_asha(part) and not asha.exists():
-            print(f"{part.name}: waits for {asha.name}", file=sys.stderr)
-            continue
-        left -= 1
-        epochs = json.loads(asha.read_text(encoding="utf-8"))["epochs"] if needs_asha(part) else None
-        result_of(part, folder, place, asha_epochs=epochs, trials=trials)
+    with ExitStack() as stack:
+        processes: dict[str, ProcessPoolExecutor] = {}
+        for part in wanted:
+            place = folder / "parts" / f"{part.name}.json"
+            if place.exists() or left == 0:
+                continue
+            asha = folder / "parts" / f"{Part(part.study, part.seed, 'asha').name}.json"
+            if needs_asha(part) and not asha.exists():
+                print(f"{part.name}: waits for {asha.name}", file=sys.stderr)
+                continue
+            left -= 1
+            epochs = json.loads(asha.read_text(encoding="utf-8"))["epochs"] if needs_asha(part) else None
+            if part.study not in processes:
+                new = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+                processes[part.study] = stack.enter_context(new)
+            given = {"asha_epochs": epochs, "trials": trials}
+            processes[part.study].submit(result_of, part, folder, place, **given).result()
 
 
 def read_part(path: Path) -> Iterator[dict[str, object]]:
@@ -88,7 +102,7 @@ def read_part(path: Path) -> Iterator[dict[str, object]]:
 def claims_of(tables: dict[str, dict[str, dict[str, object]]]) -> Iterator[tuple[str, bool]]:
     """Yield the claims about studies of which all seeds are there."""
     for study, arms in tables.items():
-        row = arms.get(DECLARED, {})
+        row = arms.get(declared_arm(study), {})
         ratio = row.get("validation_to_asha")
         if isinstance(ratio, dict) and ratio["seeds"] >= SEEDS:
             yield f"{study}: as good as ASHA within 5 %", ratio["median"] <= WORSE

@@ -13,16 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from emulated_search import EmulatedSearch
 
 from parsl_rasda.atomic_files import replace_file
-from parsl_rasda.orchestration.replay import replay_search
-from parsl_rasda.orchestration.run_directory import RunDirectory
+from parsl_rasda.orchestration.summary import summarise
 from parsl_rasda.orchestration.trial_record import TrialRecord
 from parsl_rasda.scheduling.batching import steps_per_epoch
-from parsl_rasda.simulation.forecast import forecast
-from parsl_rasda.simulation.rehearsal import VirtualSite
-from parsl_rasda.study import TuneSpec, load_study
-from parsl_rasda.types import SiteName
+from parsl_rasda.study import SchedulerSpec, TuneSpec, load_study
+from parsl_rasda.user_modules import add_user_folders
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
 COMMAND = Path(sys.executable).with_name("parsl-rasda")
@@ -32,7 +30,6 @@ STUDIES = {  # what `evaluate` says of the winner on data that no decision has s
     "cv_resnet": "test_error",
     "cfd_autoencoder": "unseen_mse",
 }
-EMULATED = VirtualSite(nodes=4, gpus_per_node=4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +76,12 @@ class Part:
 def needs_asha(part: Part) -> bool:
     """Return whether a part can be run only when the one of ASHA with its seed is there."""
     return ARMS[part.arm].is_random
+
+
+def declared_arm(study: str) -> str:
+    """Return the arm of RASDA as a study is shipped."""
+    shipped = yaml.safe_load((WORKFLOWS / study / "study.yaml").read_text(encoding="utf-8"))
+    return str(shipped["stages"][_search_of(shipped)]["tune"]["scheduler"].get("batch", "doubling"))
 
 
 def data_study(study: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,60 +133,52 @@ def part_study(
 
 
 def result_of(part: Part, folder: Path, place: Path, *, asha_epochs: int | None, trials: int | None) -> None:
-    """Run a part, or take it up where it was left, and write down what it has come to."""
+    """Run a part, and write down what it has come to.
+
+    A process may only call it for one study: their modules have the same names.
+    """
     home = folder / part.study
     if not home.exists():
         shutil.copytree(WORKFLOWS / part.study, home)
     shipped = yaml.safe_load((home / "study.yaml").read_text(encoding="utf-8"))
-    print(f"{part.name}: begins", file=sys.stderr)
+    written = part_study(shipped, part, prepared(home, shipped), asha_epochs=asha_epochs, trials=trials)
+    file = home / f"{part.name}.yaml"
+    file.write_text(json.dumps(written, indent=1), encoding="utf-8")  # which is YAML, too
     began = time.perf_counter()
-    prepared = _ran(home, "data", data_study(shipped))
-    if prepared is None:
-        return
-    results = {name: stage["result"] for name, stage in prepared["stages"].items()}
-    written = part_study(shipped, part, results, asha_epochs=asha_epochs, trials=trials)
-    document = _ran(home, part.name, written)
-    if document is None:
-        return
+    add_user_folders([str(home)])
+    method = SchedulerSpec.model_validate(shipped["stages"][_search_of(shipped)]["tune"]["scheduler"])
+    search = EmulatedSearch(load_study(file, environment={}), home / "trained", method.milestones)
     found = {
         "study": part.study,
         "seed": part.seed,
         "arm": part.arm,
         "trials": trials,
+        **figures(part, search),
+        "epochs_trained": search.trained.trained,
         "wall_s": round(time.perf_counter() - began, 1),
-        **measured(part, document, home),
     }
     place.parent.mkdir(parents=True, exist_ok=True)
     replace_file(place, json.dumps(found, indent=1) + "\n")
-    shutil.rmtree(home / f"run-{part.name}")
     print(f"{part.name}: validation {found['validation']:.4g} in {found['wall_s']} s", file=sys.stderr)
 
 
-def measured(part: Part, document: Mapping[str, Any], home: Path) -> dict[str, Any]:
-    """Return the figures of a run that has ended.
-
-    The makespan is that of the same search on `EMULATED`, with the epoch times, starts and learning curves
-    that the run has measured. Widths that the machine of the run did not have are scaled by the efficiency of
-    those that it had, or that the study assumes.
-    """
-    spec = load_study(home / f"{part.name}.yaml", environment={})
-    ((stage, search),) = spec.tune_stages.items()
-    history = replay_search(RunDirectory(home / f"run-{part.name}"), spec.name, search.tune)
-    forecasted = forecast(stage, search.tune, {SiteName("emulated"): EMULATED}, seed=0, measured=history)
-    declared = next(p for p in forecasted.policies if p.is_declared)
-    (evaluated,) = (s["result"] for name, s in document["stages"].items() if name != stage)
+def figures(part: Part, search: EmulatedSearch) -> dict[str, Any]:
+    """Return the figures of a search, which is run here."""
+    usage = search.run()
+    document = summarise(part.study, search.machine, usage)
     return {
         "validation": document["best"]["metric"],
-        "test": evaluated[STUDIES[part.study]],
-        "epochs": document["epochs"],
-        "steps": sum(steps_of(trial, search.tune) for trial in history.machine.trials.values()),
-        "gpu_s": round(document["gpu_hours"] * 3600 * document["gpu_busy_fraction"], 1),
-        "makespan_16_s": declared.makespan_s,
-        "gpu_hours_16": declared.gpu_hours,
+        "test": search.evaluated(document["best"])[STUDIES[part.study]],
+        "epochs": usage.epochs,
+        "steps": sum(steps_of(trial, search.tune) for trial in search.machine.trials.values()),
+        "gpu_s": round(usage.busy_gpu_s, 1),
+        "makespan_16_s": round(usage.makespan_s(), 2),
+        "gpu_hours_16": round(usage.held_gpu_s() / 3600, 4),
         "batches": [rung["batches"] for rung in document["rungs"]],
         "noise_scale": [rung["noise_scale"] for rung in document["rungs"]],
         "states": {state: n for state, n in document["trials"].items() if n},
-        "best": document["best"]["config"],
+        "winner": {key: document["best"][key] for key in ("trial", "epoch")},
+        "best": search.subjects[int(document["best"]["trial"])].config,
     }
 
 
@@ -194,26 +189,16 @@ def steps_of(trial: TrialRecord, tune: TuneSpec) -> int:
     return sum(steps_per_epoch(samples, trial.batches_of(epoch) * size) for epoch in trial.history)
 
 
-def _ran(home: Path, name: str, study: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Run a study to its end, or take it up; returns its document, or None if it has failed."""
-    file, run = home / f"{name}.yaml", home / f"run-{name}"
-    file.write_text(json.dumps(study, indent=1), encoding="utf-8")  # which is YAML, too
-    words = ["resume", str(run)] if (run / "study.yaml").exists() else ["run", str(file), "--site", "local"]
-    words += [] if words[0] == "resume" else ["--dir", str(run)]
-    done = subprocess.run(
-        [str(COMMAND), *words, "--json"],
-        cwd=home,
-        capture_output=True,
-        text=True,
-        check=False,
-        encoding="utf-8",
-        errors="replace",
-    )
-    if done.returncode:
-        print(f"{name}: exit code {done.returncode}\n{done.stderr[-2000:]}", file=sys.stderr)
-        return None
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+def prepared(home: Path, shipped: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the results of the stages before the search, which really run the first time."""
+    file, kept = home / "data.yaml", home / "data.json"
+    if not kept.exists():
+        file.write_text(json.dumps(data_study(shipped), indent=1), encoding="utf-8")
+        words = [str(COMMAND), "run", str(file), "--site", "local", "--dir", str(home / "run-data"), "--json"]
+        done = subprocess.run(words, cwd=home, stdout=subprocess.PIPE, check=True)
+        replace_file(kept, done.stdout)
+    document = json.loads(kept.read_text(encoding="utf-8"))
+    return {name: stage["result"] for name, stage in document["stages"].items()}
 
 
 def _search_of(study: Mapping[str, Any]) -> str:

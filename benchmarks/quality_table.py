@@ -48,6 +48,30 @@ def spread(values: Sequence[float]) -> dict[str, Any] | None:
     }
 
 
+def as_markdown(tables: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """Return the medians as a table for `docs/quality.md`: figures of ASHA, and ratios to it by seed."""
+    keys = ("validation", "test", "steps", "makespan_16_s")
+    lines = [
+        "| study | arm | seeds | validation | test | steps | makespan |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for study, arms in tables.items():
+        for arm, row in arms.items():
+            found = [row[key] if arm == "asha" else row[f"{key}_to_asha"] for key in keys]
+            cells = [_cell(spread, is_ratio=arm != "asha") for spread in found]
+            lines.append(f"| {study} | {arm} | {row['validation']['seeds']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(spread: Mapping[str, Any] | None, *, is_ratio: bool) -> str:
+    if spread is None:
+        return "-"
+    if not is_ratio:
+        return f"{spread['median']:.3g}"
+    around = f" ({spread['low']:.2f} to {spread['high']:.2f})" if spread["seeds"] > 1 else ""
+    return f"x {spread['median']:.2f}{around}"
+
+
 def drawn(tables: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> None:
     """Draw test metric and emulated makespan of each arm, relative to ASHA's: left and below is better."""
     from matplotlib.figure import Figure

@@ -18,8 +18,8 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 try:
     from quality import parts_of, run_some
-    from quality_parts import ARMS, STUDIES, WORKFLOWS, Part, data_study, part_study
-    from quality_table import spread, tabulated
+    from quality_parts import ARMS, STUDIES, WORKFLOWS, Part, data_study, declared_arm, part_study
+    from quality_table import as_markdown, spread, tabulated
 finally:
     sys.path.remove(str(BENCHMARKS))
 
@@ -40,6 +40,9 @@ def test_every_arm_of_a_shipped_study_is_a_good_study_of_the_same_configurations
         spec = load_study(home / f"{arm}.yaml", environment={})
         (search,) = spec.tune_stages.values()
         assert (spec.seed, len(spec.stages)) == (3, 2)
+        if arm == declared_arm(study):
+            (as_shipped,) = load_study(home / "study.yaml", environment={}).tune_stages.values()
+            assert search.tune.scheduler == as_shipped.tune.scheduler
         spaces.add(json.dumps(search.tune.search_space, sort_keys=True, default=str))
         if arm == "random":
             assert search.tune.scheduler.milestones == (search.tune.scheduler.max_t,)
@@ -78,6 +81,13 @@ def test_an_interval_holds_the_median_and_is_the_same_each_time(values) -> None:
     found = spread(values)
     assert found == spread(values)
     assert min(values) <= found["low"] <= found["median"] <= found["high"] <= max(values)
+
+
+def test_the_table_has_asha_itself_and_the_others_relative_to_it() -> None:
+    parts = [part("asha", seed, 10.0) for seed in range(2)] + [part("paper", 0, 15.0)]
+    _, _, asha, paper = as_markdown(tabulated(parts)).splitlines()
+    assert asha == "| s | asha | 2 | 10 | 10 | 10 | 10 |"
+    assert paper == "| s | paper | 1 | x 1.50 | x 1.50 | x 1.50 | x 1.50 |"
 
 
 def test_nothing_has_no_median() -> None:
