@@ -255,6 +255,9 @@ class EpochReport:
         noise: Of the gradients in this epoch, or None where nothing shows it, as with one replica.
         steps: What was logged on the way: the place [epochs], and metrics. For curves only.
         includes_startup: Whether the start of a script is in ``seconds``, which nobody could tell apart.
+        exact: Whether training gives the same bits at any width: "yes", "best effort because ...", or
+            "no: ...". Empty if nobody knows, or if it is as in the report before.
+        devices: Models of the ranks' GPUs, each once; empty on CPUs, or if they are as in the report before.
     """
 
     trial: TrialId
@@ -269,6 +272,8 @@ class EpochReport:
     noise: GradientNoise | None = None
     steps: Steps = ()
     includes_startup: bool = False
+    exact: str = ""
+    devices: tuple[str, ...] = ()
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
@@ -284,6 +289,8 @@ class EpochReport:
         values["metrics"] = {str(k): float(v) for k, v in data["metrics"].items()}
         values["checkpoint"] = checkpoint_in(data)
         values["slots"] = tuple(data.get("slots", ()))
+        values["exact"] = cleaned(str(data.get("exact", "")))
+        values["devices"] = tuple(cleaned(str(name)) for name in data.get("devices", ()))
         values["steps"] = tuple(
             (float(place), {str(k): float(v) for k, v in metrics.items()})
             for place, metrics in data.get("steps", ())

@@ -163,6 +163,8 @@ def epoch_event(report: EpochReport, now: float) -> EpochReported:
         report.noise,
         report.steps,
         report.includes_startup,
+        report.exact,
+        report.devices,
     )
 
 

@@ -95,6 +95,7 @@ class Trial(TrialFacts):
             TrainingError: If replicas cannot train the model.
         """
         from parsl_rasda.runtime.engine.engine import Engine, Update
+        from parsl_rasda.runtime.engine.rank_device import device_name
 
         if self._engine is not None:
             raise TrainingError("trial.prepare was called twice.", "Combine the models in one nn.Module.")
@@ -108,6 +109,8 @@ class Trial(TrialFacts):
         self._resume(engine)
         self._engine = engine
         self._warn_of_few_samples(engine)
+        if self._group.size == 1:
+            self._attempt.devices = tuple(filter(None, [device_name(self.device)]))
         return model, engine.optimizer
 
     def epochs(self) -> Iterator[int]:
@@ -200,7 +203,8 @@ class Trial(TrialFacts):
         engine.evaluate()
         for (seed, _), batch in zip(reads, read_all(samples, reads, self.device), strict=True):
             seed_everything(seed, self.device)
-            yield batch
+            with engine.deterministic("validation"):
+                yield batch
 
     def mean(self, values: Tensor | Iterable[Any]) -> float:
         """Return the mean over the values of all ranks, the same bits at any world size.
@@ -267,6 +271,7 @@ class Trial(TrialFacts):
         self._attempt.noise = None
         if self._engine is not None and position is not None and position.step:
             self._attempt.samples, self._attempt.noise = position.samples, self._engine.noise()
+            self._attempt.exact = self._engine.exactness
             values.setdefault("train_loss", rounded_sum(self._engine.loss_sums()) / position.samples)
         seconds = time.monotonic() - self._began + self._carried_over_s
         self._carried_over_s, self._in_epoch = 0.0, False

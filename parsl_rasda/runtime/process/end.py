@@ -44,6 +44,10 @@ class End:
 def end_by(attempt: Attempt, error: BaseException) -> End:
     """Return how an attempt ends by an exception that nobody has caught."""
     trace, name = _trace_of(error), type(error).__name__
+    if "torch" in sys.modules:
+        from parsl_rasda.runtime.engine.determinism import explained
+
+        error = explained(error)
     if attempt.lost_origin:
         return End(Outcome.LOST, attempt.lost_origin, trace, fault=Fault.CHECKPOINT, exception=name)
     if storage := storage_error(error, attempt.directory):
