@@ -51,6 +51,7 @@ from parsl_rasda.types import (
 )
 
 FORMAT = 1
+RENDEZVOUS_S = 120.0  # for ranks to meet, where a site says nothing else
 STEPS = "steps"  # a file that rank 0 touches while it trains, where there is no channel
 STACKS_SIGNAL = signal.SIGUSR2  # upon which a rank writes the stacks of its threads to its log
 DEADLINE_MARGIN_S = 10.0  # before its deadline, a rank begins to leave
@@ -151,6 +152,7 @@ class JobSpec:
         deadline: Unix time [s] by which ranks must be gone, or None.
         slots: ``node:gpu`` of each rank, in rank order; a rank masks its node's GPUs itself, before
             torch is imported (Slurm rewrites masks that are set outside the step).
+        rendezvous_s: How long ranks may take to meet [s], besides a little more for each rank.
         lease_s: Silence of the controller [s] after which interactive ranks leave as preempted.
     """
 
@@ -186,6 +188,7 @@ class JobSpec:
     interactive: bool = False
     deadline: float | None = None
     lease_s: float = 60.0
+    rendezvous_s: float = RENDEZVOUS_S
     format: int = FORMAT
 
     @property

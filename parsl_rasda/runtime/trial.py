@@ -330,7 +330,9 @@ class Trial(TrialFacts):
         self._attempt.interruptible, self._attempt.is_prepared, self._own.is_joined = False, True, True
         self._group.device = self.device
         spec, context = self._spec, self._attempt.context
-        address = published_address(self._attempt.directory) if self._group.size > 1 else (LOOPBACK, 0)
+        address: tuple[str, int, str] = (LOOPBACK, 0, "")
+        if self._group.size > 1:
+            address = published_address(self._attempt.directory, self._group.size, spec.rendezvous_s)
         environment = torchrun_environment(spec, context, os.environ, address[0], address[1])
         for name in os.environ.keys() - environment.keys():
             del os.environ[name]

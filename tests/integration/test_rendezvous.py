@@ -20,11 +20,11 @@ import sys, time
 from pathlib import Path
 import torch
 from parsl_rasda.runtime.engine import group
-group.RENDEZVOUS_S = float(sys.argv[4])
 rank, size, place = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 began = time.monotonic()
 try:
-    it = group.Group(rank, size, torch.device("cpu"), place, one_node=sys.argv[5] == "one")
+    it = group.Group(rank, size, torch.device("cpu"), place, one_node=sys.argv[5] == "one",
+                     rendezvous_s=float(sys.argv[4]))
 except group.PeersLostError as error:
     print(f"lost after {time.monotonic() - began:.1f} s: {error}")
     raise SystemExit(0)
@@ -107,7 +107,7 @@ def test_another_user_of_the_node_cannot_join_the_ranks(tmp_path, nodes) -> None
         folder.chmod(0o755)  # so that it is the file that keeps him out
     with ThreadPoolExecutor(1) as threads:
         first = threads.submit(group_of, tmp_path, (0,), size=2, nodes=nodes)
-        host, port, _ = published_address(tmp_path)
+        host, port, _ = published_address(tmp_path, 2, PATIENCE_S)
         words = (sys.executable, "-c", STRANGER, host, str(port), str(tmp_path))
         found = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, check=False)
         second = group_of(tmp_path, (1,), size=2, nodes=nodes)

@@ -13,6 +13,7 @@ from parsl_rasda.plain_text import LONGEST_TRACE, cleaned, words_of
 from parsl_rasda.runtime.attempt.attempt import Attempt
 from parsl_rasda.runtime.checkpoints.shared import StoreError
 from parsl_rasda.runtime.engine.group import PeersLostError
+from parsl_rasda.runtime.engine.setup_errors import GroupSetupError
 from parsl_rasda.storage import storage_error
 from parsl_rasda.types import Fault, Outcome
 
@@ -68,6 +69,8 @@ def fault_of(error: BaseException) -> Fault | None:
     named = words_of(error)
     if _OUT_OF_MEMORY.search(named):
         return Fault.OUT_OF_MEMORY
+    if isinstance(error, GroupSetupError):
+        return Fault.SETUP
     return Fault.DEVICE if _DEVICE.search(named) else Fault.USER_CODE
 
 
