@@ -14,6 +14,7 @@ torch is imported when it is needed: a function that only sleeps starts within a
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -104,7 +105,15 @@ class Trial(TrialFacts):
         training = self._spec.training
         clip_norm = training.clip_norm if clip_norm is None else clip_norm
         update = Update(float(lr), lr_scaling, schedule, clip_norm)
-        engine = Engine(self._group, training, self.seed, model, optimizer, update)
+        engine = Engine(
+            self._group,
+            training,
+            self.seed,
+            model,
+            optimizer,
+            update,
+            will_restore=bool(self._spec.resume_from),
+        )
         engine.position.epoch = self.epoch
         self._resume(engine)
         self._engine = engine
@@ -280,7 +289,7 @@ class Trial(TrialFacts):
             self._attempt.samples = self._own.samples
         at_rung = self.epoch >= self._attempt.until
         if at_rung or self._own.has_files or self.epoch % self._spec.training.checkpoint_every == 0:
-            self._checkpoint(wait=at_rung)
+            self._checkpoint(wait=at_rung and not self._may_train_on)
         self._keeper.note(0.0)
         self._attempt.ready()
         self._attempt.record(values, seconds, self._logged.take(self.epoch - 1))
@@ -444,13 +453,20 @@ class Trial(TrialFacts):
     def _restore(self, engine: Engine, path: Path) -> None:
         from parsl_rasda.runtime.engine.engine import HEADER_FIELDS
 
-        header = self._keeper.resumable_header(path, HEADER_FIELDS)
+        found = self._group.from_first(lambda: json.dumps(self._keeper.resumable_header(path, HEADER_FIELDS)))
+        header = json.loads(found)
         engine.restore(path, header)
         self._carried_over_s = header["seconds"]
 
     def _checkpoint(self, *, wait: bool) -> None:
         """Save the state of training (`Keeper.save`)."""
         self._keeper.save(self._engine, lambda now: now - self._began + self._carried_over_s, wait=wait)
+
+    @property
+    def _may_train_on(self) -> bool:
+        """Whether training may go on at a rung before its checkpoint is whole: nobody keeps just that one."""
+        spec = self._spec
+        return spec.interactive and self.epoch < spec.max_epochs and not (spec.keeps_rungs or spec.keeps_best)
 
     def _goes_on_at_start(self) -> bool:
         if self.epoch < self._attempt.until:

@@ -109,7 +109,20 @@ class Engine:
         model: nn.Module,
         make_optimizer: OptimizerFactory,
         update: Update,
+        *,
+        will_restore: bool = False,
     ) -> None:
+        """Prepare to train, on all ranks.
+
+        Args:
+            group: The ranks.
+            training: How.
+            seed: Of the trial.
+            model: Its weights become those of rank 0.
+            make_optimizer: Given parameters and a rate, returns the optimizer.
+            update: How it updates.
+            will_restore: Whether `restore` follows, so that nobody needs the weights as they are.
+        """
         if training.precision not in PRECISIONS:
             raise InvalidSettingError("training.precision", training.precision, ", ".join(PRECISIONS))
         if training.reduce not in {"auto", "exact", "ddp"}:
@@ -120,10 +133,11 @@ class Engine:
         refuse_unfit_model(model)
         group.meet("trial.prepare", _described(model))
         self.model = model
-        self.is_sharded = training.sharding != "none" and _shard(model, group, training)
+        self.is_sharded = training.sharding != "none" and _shard(model, group, training, will_restore)
         if not self.is_sharded:
             model.to(self.device)
-            group.broadcast([t for t in model.state_dict().values() if isinstance(t, Tensor)])
+            if not will_restore:
+                group.broadcast([t for t in model.state_dict().values() if isinstance(t, Tensor)])
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self._buffers = RunningBuffers(model, group)
         self.has_batch_statistics = any(isinstance(m, _BatchNorm) and m.training for m in model.modules())
@@ -443,10 +457,10 @@ def _described(model: nn.Module) -> str:
     return f"of a {type(model).__name__} with {count} parameters [{digest:08x}]"
 
 
-def _shard(model: nn.Module, group: Group, training: Training) -> bool:
+def _shard(model: nn.Module, group: Group, training: Training, will_restore: bool) -> bool:
     from parsl_rasda.runtime.engine.sharding import check_sharding, shard
 
     check_sharding(training)
     if group.size > 1:
-        shard(model, group)
+        shard(model, group, takes_weights=not will_restore)
     return group.size > 1

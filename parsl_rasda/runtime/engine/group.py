@@ -5,16 +5,18 @@ With one process everything is trivial, and torch.distributed is not imported.
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from parsl_rasda import errors
 from parsl_rasda.atomic_files import replace_file
 from parsl_rasda.errors import RasdaError
 from parsl_rasda.protocol import RENDEZVOUS_S
@@ -27,7 +29,7 @@ from parsl_rasda.runtime.engine.setup_errors import (
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor, device
+    from torch import Tensor, device, dtype
     from torch._C._distributed_c10d import Store
     from torch.distributed import Work
 
@@ -35,6 +37,7 @@ MORE_PER_RANK_S = 0.1  # to meet: file systems and launchers start the ranks one
 LOOKS_PER_S = 2_000.0  # at the address of rank 0, by all ranks together: it is on a file system for all
 LONGEST_PAUSE_S = 1.0  # between two looks of a rank
 SILENCE_S = 1800.0  # a rank may be busy for long, for example with plots on rank 0
+PACK_BYTES = 25 * 2**20  # of a broadcast
 LOOPBACK = "127.0.0.1"
 LOOPBACK_INTERFACE = "lo"
 ADDRESS = "address"  # a file of the attempt
@@ -80,6 +83,7 @@ class Group:
         self.rank, self.size, self.device = rank, size, device
         self._backend = backend_for(device.type if device else "cpu")
         self._roll_call: RollCall | None = None
+        self._answers = 0  # of rank 0 to all
         if size > 1:
             with _peers():
                 patience_s = meeting_s(size, rendezvous_s)
@@ -192,18 +196,48 @@ class Group:
                 return ()
             return tuple(self._store.get(f"string-{rank}").decode() for rank in range(self.size))
 
+    def from_first(self, produce: Callable[[], str]) -> str:
+        """Return on every rank what a function returns on rank 0, or raise what it raises there.
+
+        Raises:
+            RasdaError: As rank 0 does, if it is one of `errors`; the others may not be known everywhere.
+        """
+        if self.size == 1:
+            return produce()
+        self._answers += 1
+        key = f"first-{self._answers}"
+        if self.rank == 0:
+            try:
+                value = produce()
+            except RasdaError as error:
+                self._store.set(
+                    key, json.dumps({"error": type(error).__name__, "given": error.args}, default=str)
+                )
+                raise
+            self._store.set(key, json.dumps({"value": value}))
+            return value
+        with _peers():
+            self._store.wait([key], timedelta(seconds=SILENCE_S))
+            answer = json.loads(self._store.get(key))
+        if "value" in answer:
+            return str(answer["value"])
+        kind = getattr(errors, answer["error"], None)
+        raise PeersLostError(f"rank 0 failed: {answer['error']}") if kind is None else kind(*answer["given"])
+
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
-        """Overwrite tensors by those of rank 0."""
+        """Overwrite tensors by those of rank 0; small ones are sent together."""
         if self.size == 1:
             return
         import torch
         import torch.distributed as dist
 
         with _peers():
-            for tensor in tensors:
-                contiguous = tensor.detach().to(self.device).contiguous()
-                dist.broadcast(contiguous, 0)
-                tensor.detach().copy_(contiguous)
+            for bucket in _packed(tensors):
+                flat = torch.cat([tensor.detach().reshape(-1).to(self.device) for tensor in bucket])
+                dist.broadcast(flat, 0)
+                parts = flat.split([tensor.numel() for tensor in bucket])
+                for tensor, part in zip(bucket, parts, strict=True):
+                    tensor.detach().copy_(part.view(tensor.shape))
 
     def swap(self, mine: Tensor, theirs: Tensor, peer: int) -> None:
         """Send one tensor to a peer and receive another from it."""
@@ -342,6 +376,22 @@ def _address_of_default_route() -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect(("192.0.2.1", 9))  # sends nothing; TEST-NET-1, RFC 5737
         return str(probe.getsockname()[0])
+
+
+def _packed(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield the tensors in groups of one type and of `PACK_BYTES`, unless one is larger."""
+    kinds: dict[dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault(tensor.dtype, []).append(tensor)
+    for alike in kinds.values():
+        pack, size = [alike[0]], alike[0].nbytes
+        for tensor in alike[1:]:
+            if size + tensor.nbytes > PACK_BYTES:
+                yield pack
+                pack, size = [], 0
+            pack.append(tensor)
+            size += tensor.nbytes
+        yield pack
 
 
 @contextmanager
