@@ -235,7 +235,7 @@ class Group:
             for bucket in _packed(tensors):
                 flat = torch.cat([tensor.detach().reshape(-1).to(self.device) for tensor in bucket])
                 dist.broadcast(flat, 0)
-                parts = flat.split([tensor.numel() for tensor in bucket])
+                parts = torch.split(flat, [tensor.numel() for tensor in bucket])
                 for tensor, part in zip(bucket, parts, strict=True):
                     tensor.detach().copy_(part.view(tensor.shape))
 

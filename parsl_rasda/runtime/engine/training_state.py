@@ -107,7 +107,6 @@ class TrainingState:
         found = type(self.optimizer).__name__
         if header["optimizer"] != found:
             raise CheckpointError(str(path), f"it holds the state of {header['optimizer']}, not of {found}")
-        owners = self._owners()
         whole: dict[str, Tensor] = {}
 
         def read() -> str:
@@ -116,11 +115,10 @@ class TrainingState:
             return json.dumps([_specified(name, tensor) for name, tensor in whole.items()])
 
         specs = [_Spec(*spec) for spec in json.loads(self.group.from_first(read))]
-        for kind in (MODEL, OPTIMIZER):  # the one is let go before the other is sent
-            wanted = [spec for spec in specs if spec.name.startswith(kind)]
-            tensors = self._spread(wanted, whole, owners)
-            if kind == MODEL:
-                load_weights(path, self.model, {n.removeprefix(MODEL): t for n, t in tensors.items()})
+        weights = self._spread([spec for spec in specs if spec.name.startswith(MODEL)], whole)
+        load_weights(path, self.model, {name.removeprefix(MODEL): t for name, t in weights.items()})
+        del weights  # before there are others
+        tensors = self._spread([spec for spec in specs if spec.name.startswith(OPTIMIZER)], whole)
         states: dict[str, dict[str, Any]] = {
             name: dict(numbers) for name, numbers in header["numbers"].items()
         }
@@ -161,9 +159,7 @@ class TrainingState:
             names = sorted(n for n in shapes.keys() | mine.keys() if shapes.get(n) != mine.get(n))
             raise CheckpointError(str(path), f"it belongs to another model: {', '.join(names)} differ")
 
-    def _spread(
-        self, specs: Sequence[_Spec], whole: dict[str, Tensor], owners: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def _spread(self, specs: Sequence[_Spec], whole: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return tensors that rank 0 has read, on every rank; of a sharded one, this rank's part.
 
         A collective operation. On rank 0, they are taken out of ``whole``. There is at most one whole tensor
@@ -172,6 +168,7 @@ class TrainingState:
         if self.group.size == 1:
             return {spec.name: whole.pop(spec.name) for spec in specs}
         parts: dict[str, Tensor] = {}
+        owners = self._owners()
         for spec in specs:
             owner = owners.get(spec.owner)
             is_on_host = owner is None or spec.name.endswith(".step")
