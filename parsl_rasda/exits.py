@@ -135,6 +135,8 @@ SIGNS: tuple[Sign, ...] = (
     _sign(r"No module named '?parsl_rasda\b", Blame.SITE, Phase.NO_RANK),
     # runtime.attempt.launch_context: other ranks came up than were ordered.
     _sign(r"ranks started by the launcher", Blame.SITE, Phase.MET),
+    # runtime.engine.setup_errors: the backend is not there, or says why no group can be made.
+    _sign(r"\bGroupSetupError\b", Blame.SITE, Phase.MET),
     # torch.distributed: TCPStore, gloo's full mesh and NCCL's bootstrap, which never came up.
     _sign(
         r"DistNetworkError|DistStoreError|client socket has (failed|timed out)|waiting for clients"
@@ -155,7 +157,7 @@ SIGNS: tuple[Sign, ...] = (
 )
 # torch, CUDACachingAllocator.cpp: "CUDA out of memory. ... Process 7 has 3.00 GiB memory in use."
 _OUT_OF_MEMORY = re.compile(r"\b(CUDA|HIP|XPU) out of memory|OutOfMemoryError")
-_MEMORY_OF_OTHERS = re.compile(r"Process \d+ has ([\d.]+) (GiB|TiB) memory in use")
+_MEMORY_OF_OTHERS = re.compile(r"(?:Process \d+ has|Other processes have) ([\d.]+) (GiB|TiB) memory in use")
 _CONTEXTS_GIB = 1.0  # what the driver needs for one process or two
 
 

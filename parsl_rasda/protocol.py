@@ -51,6 +51,7 @@ from parsl_rasda.types import (
 )
 
 FORMAT = 1
+RENDEZVOUS_S = 120.0  # for ranks to meet, where a site says nothing else
 STEPS = "steps"  # a file that rank 0 touches while it trains, where there is no channel
 STACKS_SIGNAL = signal.SIGUSR2  # upon which a rank writes the stacks of its threads to its log
 DEADLINE_MARGIN_S = 10.0  # before its deadline, a rank begins to leave
@@ -151,6 +152,7 @@ class JobSpec:
         deadline: Unix time [s] by which ranks must be gone, or None.
         slots: ``node:gpu`` of each rank, in rank order; a rank masks its node's GPUs itself, before
             torch is imported (Slurm rewrites masks that are set outside the step).
+        rendezvous_s: How long ranks may take to meet [s], besides a little more for each rank.
         lease_s: Silence of the controller [s] after which interactive ranks leave as preempted.
     """
 
@@ -186,6 +188,7 @@ class JobSpec:
     interactive: bool = False
     deadline: float | None = None
     lease_s: float = 60.0
+    rendezvous_s: float = RENDEZVOUS_S
     format: int = FORMAT
 
     @property
@@ -255,6 +258,9 @@ class EpochReport:
         noise: Of the gradients in this epoch, or None where nothing shows it, as with one replica.
         steps: What was logged on the way: the place [epochs], and metrics. For curves only.
         includes_startup: Whether the start of a script is in ``seconds``, which nobody could tell apart.
+        exact: Whether training gives the same bits at any width: "yes", "best effort because ...", or
+            "no: ...". Empty if nobody knows, or if it is as in the report before.
+        devices: Models of the ranks' GPUs, each once; empty on CPUs, or if they are as in the report before.
     """
 
     trial: TrialId
@@ -269,6 +275,8 @@ class EpochReport:
     noise: GradientNoise | None = None
     steps: Steps = ()
     includes_startup: bool = False
+    exact: str = ""
+    devices: tuple[str, ...] = ()
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
@@ -284,6 +292,8 @@ class EpochReport:
         values["metrics"] = {str(k): float(v) for k, v in data["metrics"].items()}
         values["checkpoint"] = checkpoint_in(data)
         values["slots"] = tuple(data.get("slots", ()))
+        values["exact"] = cleaned(str(data.get("exact", "")))
+        values["devices"] = tuple(cleaned(str(name)) for name in data.get("devices", ()))
         values["steps"] = tuple(
             (float(place), {str(k): float(v) for k, v in metrics.items()})
             for place, metrics in data.get("steps", ())

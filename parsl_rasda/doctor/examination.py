@@ -22,6 +22,7 @@ from parsl_rasda.doctor.findings import (
     Finding,
     ProbeResult,
     Rating,
+    backend_findings,
     clock_finding,
     environment_findings,
     launch_finding,
@@ -168,6 +169,10 @@ class Doctor:
             yield launch_finding(shape, job, placement.world_size, self.site)
             if job.ended.outcome is not Outcome.REACHED:
                 return  # wider ones would fail in the same way
+            if number == 0:
+                yield from (found := [*backend_findings(job.ranks)])
+                if any(finding.verdict is Rating.BAD for finding in found):
+                    return  # wider ones need it
         if "2 nodes" not in shapes:
             yield Finding("all-reduce, 2 nodes", "the pilot has one node", Rating.NONE)
         elif self.site.accelerator != "none":
@@ -198,6 +203,7 @@ class Doctor:
             accelerator=self.site.accelerator,
             interactive=False,
             deadline=pilot.deadline,
+            rendezvous_s=self.site.rendezvous_s,
         )
         began, gb_s, exchange_s = time.monotonic(), 0.0, 0.0
         make_private(directory)

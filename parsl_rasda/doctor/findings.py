@@ -141,6 +141,20 @@ def launch_finding(shape: str, job: ProbeResult, world_size: int, site: SiteBase
     return Finding(name, took + speed, Rating.GOOD)
 
 
+def backend_findings(ranks: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    """Yield whether several ranks could add gradients, as the first one sees it."""
+    for rank in ranks[:1]:
+        if "backend" in rank:
+            name = str(rank["backend"])
+            yield good_if(
+                bool(rank["has_backend"]),
+                "collectives",
+                name if rank["has_backend"] else f"torch {rank['torch']} was built without {name}",
+                f"install a torch with {name}, or set gpus_per_node: 1, nodes: 1",
+                otherwise=Rating.BAD,
+            )
+
+
 def rank_findings(ranks: Sequence[Mapping[str, Any]], site: SiteBase, folder: str) -> Iterator[Finding]:
     """Yield what the ranks of all jobs have seen, whose files came from a folder."""
     yield Finding("shared folder", folder, Rating.GOOD)

@@ -150,6 +150,8 @@ class EpochReported(_Record, frozen=True):
         noise: Of the gradients in this epoch, if that is known.
         steps: What the trial logged on the way, for curves only: nothing is decided by it.
         includes_startup: Whether the start of a script is in ``seconds``, which nobody could tell apart.
+        exact: Whether training gives the same bits at any width, in words; empty if that is not known or new.
+        devices: Models of the ranks' GPUs; empty if they are not known or new.
     """
 
     at: float
@@ -163,6 +165,8 @@ class EpochReported(_Record, frozen=True):
     noise: GradientNoise | None = None
     steps: Steps = ()
     includes_startup: bool = False
+    exact: str = ""
+    devices: tuple[str, ...] = ()
 
 
 class JobEnded(_Record, frozen=True):

@@ -11,6 +11,7 @@ from parsl_rasda.orchestration.events import EpochReported, Event, JobEnded, Sta
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.orchestration.trial_record import TrialRecord
 from parsl_rasda.protocol import (
+    RENDEZVOUS_S,
     EpochReport,
     JobResult,
     JobSpec,
@@ -31,12 +32,14 @@ class SiteFacts:
         work_dir: Folder for attempts there; None is the run directory.
         inputs: Inputs that differ on this site, for example where its copy of the data lies.
         paths: ``(input, path)`` pairs that it must have, for no trial can do without.
+        rendezvous_s: As in `JobSpec`.
     """
 
     accelerator: str
     work_dir: Path | None = None
     inputs: Mapping[str, JSON] = field(default_factory=dict)
     paths: tuple[tuple[str, str], ...] = ()
+    rendezvous_s: float = RENDEZVOUS_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,7 @@ class JobSpecBuilder:
             accelerator=site.accelerator,
             interactive=interactive and self.tune.training.command is None,
             deadline=deadline,
+            rendezvous_s=site.rendezvous_s,
         )
 
     def attempt(self, job: JobId, site: SiteName) -> Path:
@@ -163,6 +167,8 @@ def epoch_event(report: EpochReport, now: float) -> EpochReported:
         report.noise,
         report.steps,
         report.includes_startup,
+        report.exact,
+        report.devices,
     )
 
 

@@ -41,7 +41,7 @@ VERSION = version("parsl_rasda")
 _OLD_NAMES = {"SiteTroubled": "SiteDegraded", "TimePassed": "TimerFired", "ConcludeTrial": "TrialFinished"}
 # Fields that came later, and are written only where they say something.
 _ADDED: dict[Any, tuple[str, ...]] = {  # Any: types of records
-    EpochReported: ("samples", "noise", "steps", "includes_startup"),
+    EpochReported: ("samples", "noise", "steps", "includes_startup", "exact", "devices"),
     ContinueJob: ("batches",),
 }
 _CRC = b', "crc": "%08x"}'
@@ -184,7 +184,7 @@ def encode(record: Event | Instruction) -> dict[str, Any]:
         kind = _Epoch
     data: dict[str, Any] = to_builtins(convert(plain, kind, strict=False))  # whole numbers may be floats
     for added in _ADDED.get(type(record), ()):
-        if data[added] in (None, ()) or data[added] is False:
+        if data[added] in (None, (), "") or data[added] is False:
             del data[added]
     return data
 
@@ -209,6 +209,8 @@ class _Epoch(Struct, frozen=True, tag=EpochReported.__name__, gc=False):
     noise: GradientNoise | None = None
     steps: Steps = ()
     includes_startup: bool = False
+    exact: str = ""
+    devices: tuple[str, ...] = ()
     checkpoint_epoch: int | None = None
 
     def reported(self) -> EpochReported:
@@ -225,6 +227,8 @@ class _Epoch(Struct, frozen=True, tag=EpochReported.__name__, gc=False):
             self.noise,
             self.steps,
             self.includes_startup,
+            self.exact,
+            self.devices,
         )
 
 

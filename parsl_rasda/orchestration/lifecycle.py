@@ -240,6 +240,7 @@ class TrialLifecycle:
         trial.history[event.epoch] = metric
         if event.noise is not None:
             trial.noise[event.epoch] = event.noise
+        trial.note_arithmetic(event.exact, event.devices)
         search.stop.report(trial.id, metric, search.ended)
         if event.checkpoint is not None:
             self._note_whole(trial, event.checkpoint)

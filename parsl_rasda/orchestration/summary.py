@@ -181,6 +181,8 @@ def _trial(trial: TrialRecord, *, has_checkpoints: bool) -> dict[str, Any]:
         "losses": trial.retries,
         "reason": trial.reason,
         "code": list(trial.codes),
+        "exact": trial.exact or None,
+        "devices": list(trial.devices),
         "config": dict(trial.config),
         "history": [[e, m if math.isfinite(m) else None] for e, m in sorted(trial.history.items())],
         "checkpoint": trial.checkpoint.path if trial.checkpoint and has_checkpoints else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import fmean
@@ -23,6 +23,8 @@ from parsl_rasda.types import (
     TrialId,
     TrialState,
 )
+
+EXACT = "yes"  # what a report says whose bits are those of any width
 
 
 @dataclass(slots=True)
@@ -100,6 +102,8 @@ class TrialRecord:
         history: Metric by epoch, as reported; a repeated epoch replaces its first report.
         samples: Training samples of an epoch, as its first report said.
         noise: Of its gradients by epoch, where it was measured; repeated epochs as in ``history``.
+        exactness: What its attempts have said of their bits, each once.
+        devices: Models of the GPUs that it has trained on, each once.
     """
 
     id: TrialId
@@ -124,6 +128,8 @@ class TrialRecord:
     noise: dict[int, GradientNoise] = field(default_factory=dict)
     reason: str = ""
     codes: list[str] = field(default_factory=list)
+    exactness: list[str] = field(default_factory=list)
+    devices: list[str] = field(default_factory=list)
 
     def enter(self, state: TrialState) -> None:
         """Change the state of the trial.
@@ -201,6 +207,20 @@ class TrialRecord:
         if metric < known if mode is Mode.MIN else metric > known:
             self.best = BestEpoch(metric, checkpoint)
 
+    def note_arithmetic(self, exact: str, devices: Iterable[str]) -> None:
+        """Note what a report says of its bits, and of the GPUs; nothing, or nothing new, is empty."""
+        if exact and exact not in self.exactness:
+            self.exactness.append(exact)
+        self.devices += [name for name in devices if name not in self.devices]
+
+    @property
+    def exact(self) -> str:
+        """Whether its bits are those of any width, in the words of `EpochReport.exact`; or empty."""
+        worst = next((words for words in self.exactness if words != EXACT), EXACT if self.exactness else "")
+        if worst == EXACT and len(self.devices) > 1:
+            return f"best effort because it ran on different GPUs: {', '.join(self.devices)}"
+        return worst
+
     @property
     def kept(self) -> tuple[str, ...]:
         """Paths of its checkpoints that must stay beside the newest ones."""
@@ -218,6 +238,7 @@ class TrialRecord:
         self.schedule = [first]
         self.epoch = self.retries = self.checkpoint_losses = self.preemptions = self.rung = 0
         self.history, self.noise, self.reason, self.codes = {}, {}, "", []
+        self.exactness, self.devices = [], []
 
     def forget(self) -> None:
         """Forget all checkpoints, and where they are."""

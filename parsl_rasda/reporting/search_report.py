@@ -21,7 +21,7 @@ from parsl_rasda.reporting.charts import (
 from parsl_rasda.reporting.format import counted, duration, metrics_text, number, other_metrics, percent
 from parsl_rasda.reporting.gantt import slots_over_time
 from parsl_rasda.reporting.occupancy import Occupancy, occupancy_of
-from parsl_rasda.reporting.tables import batches_text, noise_text, troubles
+from parsl_rasda.reporting.tables import batches_text, exactness, noise_text, troubles
 from parsl_rasda.search.space import SearchSpace
 from parsl_rasda.types import Mode, TrialState
 
@@ -72,6 +72,7 @@ def search_report(
         "figures": [*_figures(summary)],
         "best_config": yaml.safe_dump(best["config"], sort_keys=False, allow_unicode=True) if best else "",
         "troubles": [text for name, text in troubles(summary) if name != "cause"],
+        "exactness": [": ".join(filter(None, line)) for line in exactness(summary)],
         "curves": {name: drawn for name in curve_names(summary) if (drawn := learning_curves(summary, name))},
         "far_off": count_far_off(summary),
         "slots": slots_charts(summary, occupancy, span_s, asha),

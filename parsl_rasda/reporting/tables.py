@@ -247,6 +247,7 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str | Text]]:
     if summary["state"] == StudyState.RUNNING:
         yield from _places(summary)
     yield from _codes(summary)
+    yield from exactness(summary)
     for aside in summary.get("set_aside", ()):  # summaries of earlier versions have none
         again = f"tried again from {clock(aside['until'])} on"
         yield "set aside", f"{aside['name']}, {again}: {truncated(aside['cause'], 200)}"
@@ -259,6 +260,19 @@ def _codes(summary: Summary) -> Iterator[tuple[str, str]]:
     )
     if len(ran) > 1:
         yield "code", "changed in mid-search; " + "; ".join(f"{code}: {who}" for code, who in ran.items())
+
+
+def exactness(summary: Summary) -> Iterator[tuple[str, str]]:
+    """Yield whether the weights of trials are the same bits at any width, and which GPUs they ran on."""
+    said = _by_cause((t["exact"], t["trial"]) for t in summary["trial_list"] if t.get("exact"))
+    if len(said) == 1:
+        yield "exact", next(iter(said))
+    else:
+        yield from _listed("exact", [f"{words}: trial {who}" for words, who in said.items()])
+    kinds = _by_cause((name, t["trial"]) for t in summary["trial_list"] for name in t.get("devices", ()))
+    if len(kinds) > 1:
+        ran = "; ".join(f"{name}: {who}" for name, who in kinds.items())
+        yield "GPU models", f"different ones, whose bits differ, so metrics differ by rounding: {ran}"
 
 
 def _places(summary: Summary) -> Iterator[tuple[str, str]]:

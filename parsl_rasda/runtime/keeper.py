@@ -78,8 +78,13 @@ class Keeper:
         elif attempt.is_main and (wait or not tensors or attempt.spec.share_at):
             write_checkpoint(path, tensors, header)
         elif attempt.is_main:
-            copies = copied(tensors)
-            self._saver.start(lambda: write_checkpoint(path, copies, header))
+            copies, wait_for_copies = copied(tensors)
+
+            def write() -> None:
+                wait_for_copies()
+                write_checkpoint(path, copies, header)
+
+            self._saver.start(write)
         self.note(MOMENT_S)
         self.slowest_s = max(self.slowest_s, time.monotonic() - began, self._saver.longest_s)
 

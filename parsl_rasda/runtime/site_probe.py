@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from parsl_rasda.devices import DEVICE_MASKS
 from parsl_rasda.runtime.attempt.attempt import FORKED
+from parsl_rasda.runtime.engine.group import backend_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +58,9 @@ def _versions(trial: Trial) -> dict[str, Any]:
     import torch
 
     device = trial.device
+    backend = backend_for(device.type)
     found: dict[str, Any] = {"torch": torch.__version__, "device": "cpu", "cuda": None, "nccl": None}
+    found |= {"backend": backend, "has_backend": torch.distributed.is_backend_available(backend)}
     if device.type == "cuda":
         found["device"] = torch.cuda.get_device_name(device)
         found["cuda"] = torch.version.hip or torch.version.cuda

@@ -14,6 +14,7 @@ torch is imported when it is needed: a function that only sleeps starts within a
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -95,6 +96,7 @@ class Trial(TrialFacts):
             TrainingError: If replicas cannot train the model.
         """
         from parsl_rasda.runtime.engine.engine import Engine, Update
+        from parsl_rasda.runtime.engine.rank_device import device_name
 
         if self._engine is not None:
             raise TrainingError("trial.prepare was called twice.", "Combine the models in one nn.Module.")
@@ -103,11 +105,21 @@ class Trial(TrialFacts):
         training = self._spec.training
         clip_norm = training.clip_norm if clip_norm is None else clip_norm
         update = Update(float(lr), lr_scaling, schedule, clip_norm)
-        engine = Engine(self._group, training, self.seed, model, optimizer, update)
+        engine = Engine(
+            self._group,
+            training,
+            self.seed,
+            model,
+            optimizer,
+            update,
+            will_restore=bool(self._spec.resume_from),
+        )
         engine.position.epoch = self.epoch
         self._resume(engine)
         self._engine = engine
         self._warn_of_few_samples(engine)
+        if self._group.size == 1:
+            self._attempt.devices = tuple(filter(None, [device_name(self.device)]))
         return model, engine.optimizer
 
     def epochs(self) -> Iterator[int]:
@@ -200,7 +212,8 @@ class Trial(TrialFacts):
         engine.evaluate()
         for (seed, _), batch in zip(reads, read_all(samples, reads, self.device), strict=True):
             seed_everything(seed, self.device)
-            yield batch
+            with engine.deterministic("validation"):
+                yield batch
 
     def mean(self, values: Tensor | Iterable[Any]) -> float:
         """Return the mean over the values of all ranks, the same bits at any world size.
@@ -267,6 +280,7 @@ class Trial(TrialFacts):
         self._attempt.noise = None
         if self._engine is not None and position is not None and position.step:
             self._attempt.samples, self._attempt.noise = position.samples, self._engine.noise()
+            self._attempt.exact = self._engine.exactness
             values.setdefault("train_loss", rounded_sum(self._engine.loss_sums()) / position.samples)
         seconds = time.monotonic() - self._began + self._carried_over_s
         self._carried_over_s, self._in_epoch = 0.0, False
@@ -275,7 +289,7 @@ class Trial(TrialFacts):
             self._attempt.samples = self._own.samples
         at_rung = self.epoch >= self._attempt.until
         if at_rung or self._own.has_files or self.epoch % self._spec.training.checkpoint_every == 0:
-            self._checkpoint(wait=at_rung)
+            self._checkpoint(wait=at_rung and not self._may_train_on)
         self._keeper.note(0.0)
         self._attempt.ready()
         self._attempt.record(values, seconds, self._logged.take(self.epoch - 1))
@@ -325,7 +339,9 @@ class Trial(TrialFacts):
         self._attempt.interruptible, self._attempt.is_prepared, self._own.is_joined = False, True, True
         self._group.device = self.device
         spec, context = self._spec, self._attempt.context
-        address = published_address(self._attempt.directory) if self._group.size > 1 else (LOOPBACK, 0)
+        address: tuple[str, int, str] = (LOOPBACK, 0, "")
+        if self._group.size > 1:
+            address = published_address(self._attempt.directory, self._group.size, spec.rendezvous_s)
         environment = torchrun_environment(spec, context, os.environ, address[0], address[1])
         for name in os.environ.keys() - environment.keys():
             del os.environ[name]
@@ -437,13 +453,20 @@ class Trial(TrialFacts):
     def _restore(self, engine: Engine, path: Path) -> None:
         from parsl_rasda.runtime.engine.engine import HEADER_FIELDS
 
-        header = self._keeper.resumable_header(path, HEADER_FIELDS)
+        found = self._group.from_first(lambda: json.dumps(self._keeper.resumable_header(path, HEADER_FIELDS)))
+        header = json.loads(found)
         engine.restore(path, header)
         self._carried_over_s = header["seconds"]
 
     def _checkpoint(self, *, wait: bool) -> None:
         """Save the state of training (`Keeper.save`)."""
         self._keeper.save(self._engine, lambda now: now - self._began + self._carried_over_s, wait=wait)
+
+    @property
+    def _may_train_on(self) -> bool:
+        """Whether training may go on at a rung before its checkpoint is whole: nobody keeps just that one."""
+        spec = self._spec
+        return spec.interactive and self.epoch < spec.max_epochs and not (spec.keeps_rungs or spec.keeps_best)
 
     def _goes_on_at_start(self) -> bool:
         if self.epoch < self._attempt.until:

@@ -86,7 +86,18 @@ class TrialFacts:
         context, directory = self._attempt.context, self._attempt.directory
         if self._spec.accelerator == "none" or context.size == 1:
             return Group(0, 1, self.device if "torch" in sys.modules else None, directory, one_node=True)
-        group = Group(context.rank, context.size, self.device, directory, one_node=context.one_node)
-        self._attempt.slots = group.gather_strings(context.slot)
+        group = Group(
+            context.rank,
+            context.size,
+            self.device,
+            directory,
+            one_node=context.one_node,
+            rendezvous_s=self._spec.rendezvous_s,
+        )
+        from parsl_rasda.runtime.engine.rank_device import device_name
+
+        said = group.gather_strings(f"{context.slot} {device_name(self.device)}")
+        slots, _, names = zip(*(text.partition(" ") for text in said), strict=True) if said else ((), (), ())
+        self._attempt.slots, self._attempt.devices = slots, tuple(dict.fromkeys(filter(None, names)))
         self._attempt.enter(Phase.FIRST_STEP)
         return group

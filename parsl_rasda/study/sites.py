@@ -24,6 +24,7 @@ from parsl_rasda.devices import CORES_VARIABLE
 from parsl_rasda.diagnostics import MARK, Plain, is_number, listing, mapping_at, refused, shown, suggestion
 from parsl_rasda.errors import Diagnostic, Loc
 from parsl_rasda.plugins import BACKENDS, LAUNCHERS, Choice
+from parsl_rasda.protocol import RENDEZVOUS_S
 from parsl_rasda.study.document import AsWritten
 from parsl_rasda.study.spec import (
     Count,
@@ -156,6 +157,11 @@ class SiteBase(Spec):
         alias="checkpoint_margin",
         description="How long trials may take to save and leave [s], before the walltime ends or when told "
         "to: more than a training step, a validation and a checkpoint take together.",
+    )
+    rendezvous_s: Annotated[Seconds, Field(gt=0)] = Field(
+        RENDEZVOUS_S,
+        alias="rendezvous",
+        description="How long ranks of a trial may take to meet [s]; a tenth of a second more for each.",
     )
     release_idle_after_s: Seconds | None = Field(
         None,

@@ -163,7 +163,9 @@ class Search:
         facts = {}
         for name, site in self.sites.items():
             inputs, work_dir = self._inputs_at(name), Path(site.work_dir) if site.work_dir else None
-            facts[name] = SiteFacts(site.accelerator, work_dir, inputs, self._paths_at(inputs))
+            facts[name] = SiteFacts(
+                site.accelerator, work_dir, inputs, self._paths_at(inputs), site.rendezvous_s
+            )
         return JobSpecBuilder(
             self.study.name,
             self.study.seed,

@@ -20,11 +20,11 @@ import sys, time
 from pathlib import Path
 import torch
 from parsl_rasda.runtime.engine import group
-group.RENDEZVOUS_S = float(sys.argv[4])
 rank, size, place = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 began = time.monotonic()
 try:
-    it = group.Group(rank, size, torch.device("cpu"), place, one_node=sys.argv[5] == "one")
+    it = group.Group(rank, size, torch.device("cpu"), place, one_node=sys.argv[5] == "one",
+                     rendezvous_s=float(sys.argv[4]))
 except group.PeersLostError as error:
     print(f"lost after {time.monotonic() - began:.1f} s: {error}")
     raise SystemExit(0)
@@ -107,7 +107,7 @@ def test_another_user_of_the_node_cannot_join_the_ranks(tmp_path, nodes) -> None
         folder.chmod(0o755)  # so that it is the file that keeps him out
     with ThreadPoolExecutor(1) as threads:
         first = threads.submit(group_of, tmp_path, (0,), size=2, nodes=nodes)
-        host, port, _ = published_address(tmp_path)
+        host, port, _ = published_address(tmp_path, 2, PATIENCE_S)
         words = (sys.executable, "-c", STRANGER, host, str(port), str(tmp_path))
         found = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, check=False)
         second = group_of(tmp_path, (1,), size=2, nodes=nodes)
@@ -126,3 +126,45 @@ def test_ranks_of_one_node_listen_on_the_loopback_interface_alone(tmp_path) -> N
     """The store of rank 0, and gloo, whose connections nobody has to prove anything for."""
     said = group_of(tmp_path, (0, 1), size=2, then=LISTENING, GLOO_SOCKET_IFNAME="")
     assert all(words.splitlines()[-1] == "{'127.0.0.1'}" for words in said), said
+
+
+# Rank 0 has a checkpoint; the other is told where nothing is. Then neither can read it.
+RESUMING = """
+import json
+from parsl_rasda.errors import DamagedCheckpointError
+from parsl_rasda.runtime.checkpoints.checkpoint import read_header, write_checkpoint
+from parsl_rasda.runtime.engine.training_state import TrainingState
+
+def state(seed):
+    torch.manual_seed(seed)
+    model = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters())
+    return model, optimizer, TrainingState(model, optimizer, None, it, is_sharded=False)
+
+old, optimizer, saved = state(0)
+for _ in range(3):
+    old(torch.ones(2, 3, 5, 5)).square().mean().backward()
+    optimizer.step()
+here = place / ("epoch-000001" if rank == 0 else "nothing")
+if rank == 0:
+    write_checkpoint(here, saved.tensors(), {"epoch": 1, **saved.non_tensor_state()})
+header = json.loads(it.from_first(lambda: json.dumps(read_header(here))))
+new, other, resumed = state(1)
+resumed.restore(here, header)
+pairs = [*zip(old.state_dict().values(), new.state_dict().values())]
+for mine, theirs in zip(optimizer.state.values(), other.state.values()):
+    pairs += [(mine[key], theirs[key]) for key in mine]
+print("same", all(torch.equal(a, b) and a.stride() == b.stride() for a, b in pairs), len(pairs))
+if rank == 0:
+    (here / ".metadata").write_bytes(b"not what was written")
+try:
+    resumed.restore(here, header)
+except DamagedCheckpointError as error:
+    print("damaged", "epoch-000001" in str(error))
+it.part()  # rank 0 has the store
+"""
+
+
+def test_one_rank_reads_a_checkpoint_for_all_and_tells_all_what_is_wrong_with_it(tmp_path) -> None:
+    said = group_of(tmp_path, (0, 1), size=2, then=RESUMING)
+    assert [words.splitlines()[1:] for words in said] == [["same True 8", "damaged True"]] * 2, said

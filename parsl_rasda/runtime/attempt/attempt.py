@@ -66,6 +66,8 @@ class Attempt:
         epoch: Epochs done.
         until: Epochs after which the job asks the controller, or ends.
         schedule: As in `JobSpec`, the current stretch last.
+        exact: Whether training gives the same bits at any width, in words; empty if nobody knows.
+        devices: Models of the ranks' GPUs, each once; on rank 0.
         outcome: How the attempt ends, once that is decided.
         is_finished: Whether the training function has ended its trial by itself.
         history: The reports of this attempt, on rank 0.
@@ -91,6 +93,9 @@ class Attempt:
         self.schedule: tuple[ScheduleEntry, ...] = spec.schedule
         self.samples: int | None = None  # of an epoch, once they have been counted
         self.noise: GradientNoise | None = None  # of the epoch that is done
+        self.exact = ""
+        self.devices: tuple[str, ...] = ()
+        self._told: tuple[str, tuple[str, ...]] = ("", ())  # of these two
         self.outcome: Outcome | None = None
         self.is_finished = False
         self.history: list[EpochReport] = []
@@ -214,7 +219,10 @@ class Attempt:
             noise=self.noise,
             steps=steps,
             includes_startup=includes_startup,
+            exact="" if self.exact == self._told[0] else self.exact,
+            devices=() if self.devices == self._told[1] else self.devices,
         )
+        self._told = self.exact, self.devices
         self.history.append(report)
         path = self.directory / "epochs.jsonl"
         with storing(path), path.open("a", encoding="utf-8") as file:

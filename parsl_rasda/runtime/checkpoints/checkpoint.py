@@ -130,9 +130,8 @@ def read_tensors(path: Path, prefix: str = "", allocate: Allocate | None = None)
     Args:
         path: The checkpoint.
         prefix: How the names of the wanted tensors begin.
-        allocate: Given name, shape and type, returns a tensor to read into. It may be this rank's shard of
-            the tensor; then at most one whole tensor is in memory at a time. If it returns None, the whole
-            tensor is read, on the CPU.
+        allocate: Given name, shape and type, returns a tensor to read into, on the CPU, or None for a
+            contiguous one.
 
     Raises:
         DamagedCheckpointError: If files are missing or damaged, or cannot be read for any other reason.

@@ -61,6 +61,32 @@ class Saver:
         self.longest_s = max(self.longest_s, time.monotonic() - began)
 
 
-def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return copies on the CPU."""
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+def copied(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], None]]:
+    """Return copies on the CPU, and a function that waits until they are whole.
+
+    Those of a GPU's tensors are in pinned memory, which torch keeps for the next time. They are made while
+    training goes on, which changes the tensors only after that.
+    """
+    import torch
+
+    devices = {tensor.device for tensor in tensors.values() if tensor.device.type != "cpu"}
+    copies = {name: _copy(tensor.detach()) for name, tensor in tensors.items()}
+    events = [torch.get_device_module(device).current_stream(device).record_event() for device in devices]
+
+    def wait() -> None:
+        for event in events:
+            event.synchronize()
+
+    return copies, wait
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    if tensor.device.type == "cpu":
+        return tensor.clone()
+    import torch
+
+    try:
+        place = torch.empty_like(tensor, device="cpu", pin_memory=True)
+    except RuntimeError:  # the system pins no more
+        return tensor.to("cpu", copy=True)
+    return place.copy_(tensor, non_blocking=True)

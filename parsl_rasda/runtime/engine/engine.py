@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,6 +22,7 @@ from parsl_rasda.protocol import Training
 from parsl_rasda.runtime.engine.batches import Batch
 from parsl_rasda.runtime.engine.buffers import RunningBuffers
 from parsl_rasda.runtime.engine.datasets import Samples, read_all, seed_everything
+from parsl_rasda.runtime.engine.determinism import Deterministic, explained
 from parsl_rasda.runtime.engine.forward import (
     PRECISIONS,
     compile_forward,
@@ -107,7 +109,20 @@ class Engine:
         model: nn.Module,
         make_optimizer: OptimizerFactory,
         update: Update,
+        *,
+        will_restore: bool = False,
     ) -> None:
+        """Prepare to train, on all ranks.
+
+        Args:
+            group: The ranks.
+            training: How.
+            seed: Of the trial.
+            model: Its weights become those of rank 0.
+            make_optimizer: Given parameters and a rate, returns the optimizer.
+            update: How it updates.
+            will_restore: Whether `restore` follows, so that nobody needs the weights as they are.
+        """
         if training.precision not in PRECISIONS:
             raise InvalidSettingError("training.precision", training.precision, ", ".join(PRECISIONS))
         if training.reduce not in {"auto", "exact", "ddp"}:
@@ -118,10 +133,11 @@ class Engine:
         refuse_unfit_model(model)
         group.meet("trial.prepare", _described(model))
         self.model = model
-        self.is_sharded = training.sharding != "none" and _shard(model, group, training)
+        self.is_sharded = training.sharding != "none" and _shard(model, group, training, will_restore)
         if not self.is_sharded:
             model.to(self.device)
-            group.broadcast([t for t in model.state_dict().values() if isinstance(t, Tensor)])
+            if not will_restore:
+                group.broadcast([t for t in model.state_dict().values() if isinstance(t, Tensor)])
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self._buffers = RunningBuffers(model, group)
         self.has_batch_statistics = any(isinstance(m, _BatchNorm) and m.training for m in model.modules())
@@ -140,6 +156,12 @@ class Engine:
         self._losses = torch.zeros(0)
         self._noise: NoiseMeter | None = None  # where one replica trains alone, or a reduction shows nothing
         self._reductions: dict[tuple[str, int], Reduction] = {}
+        self._inexact = ""  # why sums are not exact, whatever the kernels do
+        self._deterministic = Deterministic(
+            is_demanded=training.reduce == "exact",
+            is_compiled=training.compile,
+            is_rocm=self.device.type == "cuda" and torch.version.hip is not None,
+        )
         run_in_precision(model, self.device.type, PRECISIONS[training.precision])
         if training.compile:
             compile_forward(model)
@@ -176,7 +198,8 @@ class Engine:
             self._together.begin_step(must_be_alone=index == first or self._buffers.do_change)
             for micro_batch, batch, is_last in passes(micro_batches, batches, self._together.now):
                 self._begin(step, micro_batch, is_last=is_last)
-                yield transform(batch) if transform else batch
+                with self.deterministic("training"):
+                    yield transform(batch) if transform else batch
                 if step.micro_batch is not None:
                     raise TrainingError(
                         "A batch was left without an update.", "Call trial.step(loss) for each."
@@ -231,7 +254,7 @@ class Engine:
         if step.is_last or self.is_sharded:
             self.group.enter_step()
         weighted = loss * (micro_batch.weight * step.reduction.scale)
-        (self.scaler.scale(weighted) if self.scaler else weighted).backward()  # type: ignore[no-untyped-call] # torch
+        self._backward(self.scaler.scale(weighted) if self.scaler else weighted)
         if self.position.step == 0:
             refuse_sparse_gradients(self.model)
         part = step.reduction.part(micro_batch.size, last=step.is_last)
@@ -241,6 +264,35 @@ class Engine:
         if step.is_last:
             self._finish(step)
         return step.is_last
+
+    def _backward(self, loss: Tensor) -> None:
+        try:
+            loss.backward()  # type: ignore[no-untyped-call] # torch
+        except RuntimeError as error:
+            if (words := explained(error)) is error:
+                raise
+            raise words from error
+        finally:
+            self._deterministic.end()
+
+    @contextmanager
+    def deterministic(self, kind: str) -> Iterator[None]:
+        """Compute in a fixed order meanwhile, or up to the end of a backward pass, if sums must be exact.
+
+        Args:
+            kind: Of passes that run the same operations.
+        """
+        if not self._inexact:
+            self._deterministic.begin(kind)
+        try:
+            yield
+        finally:
+            self._deterministic.end()
+
+    @property
+    def exactness(self) -> str:
+        """Whether training gives the same bits at any width, in the words of `EpochReport.exact`."""
+        return self._inexact or self._deterministic.words
 
     def end_epoch(self) -> TrainingPosition:
         """End the epoch, and return the position at its end.
@@ -310,19 +362,27 @@ class Engine:
 
     def _reduction(self, replicas: int) -> Reduction:
         size = self.group.size
-        kind = self.training.reduce
         can_be_exact = is_power_of_two(replicas) and is_power_of_two(size)
-        if kind == "exact" and not can_be_exact:
+        if self.training.reduce == "exact" and not can_be_exact:
             raise InvalidSettingError(
                 "training.reduce", f"exact with {replicas} replicas", "powers of two, or ddp"
             )
-        if kind == "auto":
-            kind = "exact" if can_be_exact else "ddp"
+        self._inexact = self._why_inexact(replicas, can_be_exact=can_be_exact)
+        kind = "exact" if can_be_exact and self.training.reduce != "ddp" else "ddp"
         kind = "sharded" if self.is_sharded else kind
         key = (kind, replicas if kind == "exact" else 0)
         if key not in self._reductions:
             self._reductions[key] = self._new_reduction(kind, replicas // size)
         return self._reductions[key]
+
+    def _why_inexact(self, replicas: int, *, can_be_exact: bool) -> str:
+        if self.training.sharding != "none":
+            return f"no: sharding is {self.training.sharding}"
+        if self.training.reduce == "ddp":
+            return "no: reduce is ddp"
+        return (
+            "" if can_be_exact else f"no: {replicas} replicas on {self.group.size} ranks, not powers of two"
+        )
 
     def _new_reduction(self, kind: str, carried: int) -> Reduction:
         if kind == "exact":
@@ -397,10 +457,10 @@ def _described(model: nn.Module) -> str:
     return f"of a {type(model).__name__} with {count} parameters [{digest:08x}]"
 
 
-def _shard(model: nn.Module, group: Group, training: Training) -> bool:
+def _shard(model: nn.Module, group: Group, training: Training, will_restore: bool) -> bool:
     from parsl_rasda.runtime.engine.sharding import check_sharding, shard
 
     check_sharding(training)
     if group.size > 1:
-        shard(model, group)
+        shard(model, group, takes_weights=not will_restore)
     return group.size > 1

@@ -5,27 +5,39 @@ With one process everything is trivial, and torch.distributed is not imported.
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from parsl_rasda import errors
 from parsl_rasda.atomic_files import replace_file
 from parsl_rasda.errors import RasdaError
+from parsl_rasda.protocol import RENDEZVOUS_S
 from parsl_rasda.runtime.engine.roll_call import RollCall
+from parsl_rasda.runtime.engine.setup_errors import (
+    check_backend,
+    check_interfaces,
+    setting_up,
+    words_of_backend,
+)
 
 if TYPE_CHECKING:
-    from torch import Tensor, device
+    from torch import Tensor, device, dtype
     from torch._C._distributed_c10d import Store
     from torch.distributed import Work
 
-RENDEZVOUS_S = 120.0
+MORE_PER_RANK_S = 0.1  # to meet: file systems and launchers start the ranks one after the other
+LOOKS_PER_S = 2_000.0  # at the address of rank 0, by all ranks together: it is on a file system for all
+LONGEST_PAUSE_S = 1.0  # between two looks of a rank
 SILENCE_S = 1800.0  # a rank may be busy for long, for example with plots on rank 0
+PACK_BYTES = 25 * 2**20  # of a broadcast
 LOOPBACK = "127.0.0.1"
 LOOPBACK_INTERFACE = "lo"
 ADDRESS = "address"  # a file of the attempt
@@ -55,18 +67,27 @@ class Group:
     Args:
         directory: The attempt's directory, in which rank 0 publishes its address.
         one_node: Whether to meet over the loopback interface.
+        rendezvous_s: As in `JobSpec`.
     """
 
     def __init__(
-        self, rank: int, size: int, device: device | None, directory: Path, *, one_node: bool
+        self,
+        rank: int,
+        size: int,
+        device: device | None,
+        directory: Path,
+        *,
+        one_node: bool,
+        rendezvous_s: float = RENDEZVOUS_S,
     ) -> None:
         self.rank, self.size, self.device = rank, size, device
-        kind = device.type if device else "cpu"
-        self._backend = os.environ.get(BACKEND_VARIABLE, BACKENDS[kind])
+        self._backend = backend_for(device.type if device else "cpu")
         self._roll_call: RollCall | None = None
+        self._answers = 0  # of rank 0 to all
         if size > 1:
             with _peers():
-                self._store = self._rendezvous(directory, one_node=one_node)
+                patience_s = meeting_s(size, rendezvous_s)
+                self._store = self._rendezvous(directory, patience_s, one_node=one_node)
             self._roll_call = RollCall(rank, size, self._store, SILENCE_S)
 
     def meet(self, what: str, detail: str = "") -> None:
@@ -94,16 +115,19 @@ class Group:
         if self._roll_call is not None:
             self._roll_call.enter_step()
 
-    def _rendezvous(self, directory: Path, *, one_node: bool) -> Store:
+    def _rendezvous(self, directory: Path, patience_s: float, *, one_node: bool) -> Store:
+        import torch
         import torch.distributed as dist
         from torch.distributed.distributed_c10d import _set_pg_timeout
 
         from parsl_rasda.runtime.engine import secret_store
 
         assert self.device is not None  # noqa: S101 - a group of several is made with one
-        patience = timedelta(seconds=RENDEZVOUS_S)
+        patience = timedelta(seconds=patience_s)
         if one_node:  # else gloo listens where other nodes can connect
             os.environ["GLOO_SOCKET_IFNAME"] = LOOPBACK_INTERFACE
+        check_backend(self._backend, self.device, dist.is_backend_available, torch.__version__)
+        check_interfaces(self._backend, os.environ, [name for _, name in socket.if_nameindex()])
         store: Store
         if self.rank == 0:
             listener = socket.create_server((LOOPBACK, 0)) if one_node else listening(os.environ)
@@ -112,18 +136,31 @@ class Group:
             store = secret_store.serve(listener, address.secret, patience)
             publish_address(directory, address)
         else:
-            store = secret_store.SecretStore(*published_address(directory), patience)
+            store = secret_store.SecretStore(*published_address(directory, self.size, patience_s), patience)
         can_change = self.device.type in CAN_CHANGE_PATIENCE
-        dist.init_process_group(
-            self._backend,
-            store=store,
-            rank=self.rank,
-            world_size=self.size,
-            timeout=patience if can_change else timedelta(seconds=SILENCE_S),
-        )
+        with setting_up(self._backend, self.device, self._memory):
+            dist.init_process_group(
+                self._backend,
+                store=store,
+                rank=self.rank,
+                world_size=self.size,
+                timeout=patience if can_change else timedelta(seconds=SILENCE_S),
+            )
+            if self._backend != "gloo":  # which has connected by now; others do so with the first collective
+                first = torch.zeros(1, device=self.device)
+                dist.all_reduce(first)
+                first.item()
         if can_change:  # only now: a rank that never comes must not take as long to notice
             _set_pg_timeout(timedelta(seconds=SILENCE_S))
         return store
+
+    def _memory(self) -> tuple[int, int, int]:
+        """Return how much of the GPU's memory is free, how much it has, and how much torch holds here."""
+        import torch
+
+        module = torch.get_device_module(self.device)
+        free, total = module.mem_get_info(self.device)
+        return int(free), int(total), int(module.memory_reserved(self.device))
 
     def agree(self, numbers: Sequence[int]) -> tuple[int, ...]:
         """Return the maximum of each number over all ranks."""
@@ -159,17 +196,48 @@ class Group:
                 return ()
             return tuple(self._store.get(f"string-{rank}").decode() for rank in range(self.size))
 
+    def from_first(self, produce: Callable[[], str]) -> str:
+        """Return on every rank what a function returns on rank 0, or raise what it raises there.
+
+        Raises:
+            RasdaError: As rank 0 does, if it is one of `errors`; the others may not be known everywhere.
+        """
+        if self.size == 1:
+            return produce()
+        self._answers += 1
+        key = f"first-{self._answers}"
+        if self.rank == 0:
+            try:
+                value = produce()
+            except RasdaError as error:
+                self._store.set(
+                    key, json.dumps({"error": type(error).__name__, "given": error.args}, default=str)
+                )
+                raise
+            self._store.set(key, json.dumps({"value": value}))
+            return value
+        with _peers():
+            self._store.wait([key], timedelta(seconds=SILENCE_S))
+            answer = json.loads(self._store.get(key))
+        if "value" in answer:
+            return str(answer["value"])
+        kind = getattr(errors, answer["error"], None)
+        raise PeersLostError(f"rank 0 failed: {answer['error']}") if kind is None else kind(*answer["given"])
+
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
-        """Overwrite tensors by those of rank 0."""
+        """Overwrite tensors by those of rank 0; small ones are sent together."""
         if self.size == 1:
             return
+        import torch
         import torch.distributed as dist
 
         with _peers():
-            for tensor in tensors:
-                contiguous = tensor.detach().to(self.device).contiguous()
-                dist.broadcast(contiguous, 0)
-                tensor.detach().copy_(contiguous)
+            for bucket in _packed(tensors):
+                flat = torch.cat([tensor.detach().reshape(-1).to(self.device) for tensor in bucket])
+                dist.broadcast(flat, 0)
+                parts = torch.split(flat, [tensor.numel() for tensor in bucket])
+                for tensor, part in zip(bucket, parts, strict=True):
+                    tensor.detach().copy_(part.view(tensor.shape))
 
     def swap(self, mine: Tensor, theirs: Tensor, peer: int) -> None:
         """Send one tensor to a peer and receive another from it."""
@@ -202,6 +270,11 @@ class Group:
         if work is not None:
             with _peers():
                 work.wait()
+
+
+def backend_for(kind: str) -> str:
+    """Return the name in torch of what adds gradients on a kind of devices."""
+    return os.environ.get(BACKEND_VARIABLE, BACKENDS[kind])
 
 
 def own_address() -> str:
@@ -237,21 +310,39 @@ def publish_address(directory: Path, address: Address) -> None:
     replace_file(directory / ADDRESS, " ".join(map(str, address)), is_durable=False, mode=0o600)
 
 
-def published_address(directory: Path) -> Address:
+def meeting_s(ranks: int, rendezvous_s: float) -> float:
+    """Return how long so many ranks may take to meet [s]: what the site says, and more with each rank."""
+    return rendezvous_s + ranks * MORE_PER_RANK_S
+
+
+def look_pause_s(waited_s: float, ranks: int) -> float:
+    """Return how long a rank waits before it looks for the address again [s].
+
+    The longer it has waited, the less a longer pause matters; all ranks look on one file system.
+    """
+    return max(0.02, ranks / LOOKS_PER_S, min(waited_s / 8, LONGEST_PAUSE_S))
+
+
+def published_address(directory: Path, ranks: int, patience_s: float) -> Address:
     """Wait for the address of rank 0.
+
+    Args:
+        directory: Of the attempt.
+        ranks: How many of them wait.
+        patience_s: For how long, at most [s].
 
     Raises:
         PeersLostError: If it is not published in time.
     """
-    end = time.monotonic() + RENDEZVOUS_S
-    while time.monotonic() < end:
+    began = time.monotonic()
+    while (waited_s := time.monotonic() - began) < patience_s:
         try:
             host, port, secret = (directory / ADDRESS).read_text(encoding="utf-8").split(" ")
         except FileNotFoundError:
-            time.sleep(0.02)
+            time.sleep(look_pause_s(waited_s, ranks))
         else:
             return Address(host, int(port), secret)
-    raise PeersLostError(f"rank 0 published no address within {RENDEZVOUS_S:g} s")
+    raise PeersLostError(f"rank 0 published no address within {patience_s:g} s")
 
 
 def listening(environ: Mapping[str, str], port: int = 0) -> socket.socket:
@@ -287,6 +378,22 @@ def _address_of_default_route() -> str:
         return str(probe.getsockname()[0])
 
 
+def _packed(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield the tensors in groups of one type and of `PACK_BYTES`, unless one is larger."""
+    kinds: dict[dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault(tensor.dtype, []).append(tensor)
+    for alike in kinds.values():
+        pack, size = [alike[0]], alike[0].nbytes
+        for tensor in alike[1:]:
+            if size + tensor.nbytes > PACK_BYTES:
+                yield pack
+                pack, size = [], 0
+            pack.append(tensor)
+            size += tensor.nbytes
+        yield pack
+
+
 @contextmanager
 def _peers() -> Iterator[None]:
     """Turn the error that torch raises when a peer is gone into `PeersLostError`.
@@ -298,4 +405,4 @@ def _peers() -> Iterator[None]:
     except RuntimeError as error:
         if type(error).__name__ in OWN_ERRORS or "CUDA error:" in str(error):
             raise
-        raise PeersLostError(str(error).partition("\n")[0]) from error
+        raise PeersLostError(words_of_backend(error)) from error

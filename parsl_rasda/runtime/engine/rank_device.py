@@ -1,4 +1,4 @@
-"""The device of a rank, and the settings that make results the same on all ranks."""
+"""The device of a rank."""
 
 from __future__ import annotations
 
@@ -38,18 +38,13 @@ def own_device(spec: JobSpec, index: int) -> torch.device:
             "Install a torch built for it, or correct `accelerator` or `gpus_per_node` in the site file.",
         )
     module.set_device(index)
-    if spec.training.reduce != "ddp":
-        make_deterministic(is_demanded=spec.training.reduce == "exact")
+    if spec.training.reduce != "ddp" and spec.training.sharding == "none":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read with the first handle
     return torch.device(kind, index)
 
 
-def make_deterministic(*, is_demanded: bool) -> None:
-    """Let kernels give the same bits each time.
-
-    Args:
-        is_demanded: Whether a kernel that cannot do so raises an error, rather than a warning.
-    """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first handle is created
-    torch.backends.cudnn.benchmark = False
-    torch.use_deterministic_algorithms(True, warn_only=not is_demanded)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # costs time
+def device_name(device: torch.device) -> str:
+    """Return the model of a device, by which its bits may differ; empty for a CPU."""
+    if device.type == "cpu":
+        return ""
+    return str(torch.get_device_module(device).get_device_name(device))

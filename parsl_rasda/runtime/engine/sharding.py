@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.protocol import Training
@@ -37,14 +37,15 @@ def check_sharding(training: Training) -> None:
         raise InvalidSettingError("training.compile", "true with sharding: fsdp", "false")
 
 
-def shard(model: nn.Module, group: Group) -> None:
-    """Shard a model's parameters among the ranks, in place, after taking those of rank 0.
+def shard(model: nn.Module, group: Group, *, takes_weights: bool) -> None:
+    """Shard a model's parameters among the ranks, in place, perhaps after taking those of rank 0.
 
     While the model runs, the elements of every `nn.Sequential` and `nn.ModuleList` are gathered one after the
     other, and the remaining parameters once. No rank ever holds the whole model on its device.
     """
     assert group.device is not None  # noqa: S101 - a group of several ranks has one
-    group.broadcast([t for t in model.state_dict().values() if isinstance(t, Tensor)])
+    if takes_weights:
+        group.broadcast([t for t in model.state_dict().values() if isinstance(t, Tensor)])
     mesh = init_device_mesh(group.device.type, (group.size,))
     lists = [m for m in model.modules() if isinstance(m, nn.Sequential | nn.ModuleList)]
     for part in reversed([child for parent in lists for child in parent.children()]):
@@ -63,11 +64,20 @@ def gather(tensor: Tensor, *, keep: bool) -> Tensor:
     return full.cpu() if keep else torch.empty(0)
 
 
-def alloc_like(owner: Tensor | None, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
-    """Return an uninitialised tensor that is sharded as its owner is; None if it must stay whole."""
-    if not isinstance(owner, DTensor) or shape != owner.shape:
-        return None
-    return torch.empty_like(owner, dtype=dtype)
+def is_part(owner: Tensor | None) -> bool:
+    """Whether ranks hold parts of a tensor."""
+    return isinstance(owner, DTensor)
+
+
+def scatter(whole: Tensor, owner: Tensor | None) -> Tensor:
+    """Return this rank's part of a tensor of rank 0, sharded as its owner is. A collective operation.
+
+    Args:
+        whole: On rank 0 the tensor, on the others an empty one of its shape and type; on their devices.
+        owner: Whose parts they are.
+    """
+    assert isinstance(owner, DTensor)  # noqa: S101 - `is_part` has said so
+    return distribute_tensor(whole, owner.device_mesh, owner.placements)
 
 
 class ShardedSum:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,34 @@ if TYPE_CHECKING:
     from parsl_rasda.runtime.checkpoints.checkpoint import Allocate
 
 NON_TENSOR_FIELDS = ("optimizer", "numbers", "options", "scaler")
+
+
+class _Spec(NamedTuple):
+    """A tensor that rank 0 has."""
+
+    name: str
+    shape: Sequence[int]
+    stride: Sequence[int]
+    dtype: str
+
+    @property
+    def owner(self) -> str:
+        """The name of the tensor of the model that it is, or belongs to."""
+        return _owner_of(self.name)
+
+    def alloc(self, device: torch.device | str | None) -> Tensor:
+        """Return an uninitialised tensor like it."""
+        return torch.empty_strided(self.shape, self.stride, dtype=getattr(torch, self.dtype), device=device)
+
+
+def _owner_of(name: str) -> str:
+    if name.startswith(OPTIMIZER):
+        return name.removeprefix(OPTIMIZER).rpartition(".")[0]
+    return name.removeprefix(MODEL)
+
+
+def _specified(name: str, tensor: Tensor) -> _Spec:
+    return _Spec(name, [*tensor.shape], [*tensor.stride()], str(tensor.dtype).removeprefix("torch."))
 
 
 class TrainingState:
@@ -61,6 +89,7 @@ class TrainingState:
         return {
             "optimizer": type(self.optimizer).__name__,
             "numbers": {name: _numbers(name, state) for name, state in self._states()},
+            "strides": self._unusual_strides(),
             "options": [_json_options(options) for options in self.optimizer.param_groups],
             "scaler": self.scaler.state_dict() if self.scaler else None,
         }
@@ -78,38 +107,97 @@ class TrainingState:
         found = type(self.optimizer).__name__
         if header["optimizer"] != found:
             raise CheckpointError(str(path), f"it holds the state of {header['optimizer']}, not of {found}")
-        tensors = read_tensors(path, allocate=self._allocate())
-        weights = {n.removeprefix(MODEL): t for n, t in tensors.items() if n.startswith(MODEL)}
-        load_weights(path, self.model, weights)
+        whole: dict[str, Tensor] = {}
+
+        def read() -> str:
+            whole.update(read_tensors(path, allocate=self._allocate(header)))
+            self._check_weights(path, whole)
+            return json.dumps([_specified(name, tensor) for name, tensor in whole.items()])
+
+        specs = [_Spec(*spec) for spec in json.loads(self.group.from_first(read))]
+        weights = self._spread([spec for spec in specs if spec.name.startswith(MODEL)], whole)
+        load_weights(path, self.model, {name.removeprefix(MODEL): t for name, t in weights.items()})
+        del weights  # before there are others
+        tensors = self._spread([spec for spec in specs if spec.name.startswith(OPTIMIZER)], whole)
         states: dict[str, dict[str, Any]] = {
             name: dict(numbers) for name, numbers in header["numbers"].items()
         }
         for name, tensor in tensors.items():
-            if name.startswith(OPTIMIZER):
-                parameter, _, key = name.removeprefix(OPTIMIZER).rpartition(".")
-                states.setdefault(parameter, {})[key] = tensor
+            parameter, _, key = name.removeprefix(OPTIMIZER).rpartition(".")
+            states.setdefault(parameter, {})[key] = tensor
         self._restore_optimizer(path, states, header["options"])
         if self.scaler and header["scaler"]:
             self.scaler.load_state_dict(header["scaler"])
 
-    def _allocate(self) -> Allocate | None:
-        """Return a function that allocates this rank's shards of a checkpoint; None if it reads all of it."""
-        if not self.is_sharded:
-            return None
-        from parsl_rasda.runtime.engine.sharding import alloc_like
+    def _owners(self) -> dict[str, Tensor]:
+        """Return the tensors of the model by name."""
+        return {name: t for name, t in self.model.state_dict().items() if isinstance(t, Tensor)}
 
-        mine = self.model.state_dict()
+    def _allocate(self, header: Mapping[str, Any]) -> Allocate:
+        """Return a function that allocates tensors with the strides that they had.
+
+        Headers of earlier versions do not tell them; there a tensor is taken to be like its parameter.
+        """
+        strides: Mapping[str, Sequence[int]] | None = header.get("strides")
+        like = dict(self.model.named_parameters())
 
         def allocate(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
-            is_state = name.startswith(OPTIMIZER)
-            owner = name.removeprefix(OPTIMIZER).rpartition(".")[0] if is_state else name.removeprefix(MODEL)
-            return alloc_like(mine.get(owner), shape, dtype)
+            if strides is not None:
+                stride = strides.get(name)
+            else:
+                owner = like.get(_owner_of(name)) if name.startswith(OPTIMIZER) else None
+                stride = owner.stride() if owner is not None and owner.shape == shape else None
+            return None if stride is None else torch.empty_strided(shape, stride, dtype=dtype)
 
         return allocate
+
+    def _check_weights(self, path: Path, whole: Mapping[str, Tensor]) -> None:
+        """Refuse the weights of another model before they are sent."""
+        shapes = {n.removeprefix(MODEL): t.shape for n, t in whole.items() if n.startswith(MODEL)}
+        mine = {name: tensor.shape for name, tensor in self._owners().items()}
+        if self.group.size > 1 and shapes != mine:
+            names = sorted(n for n in shapes.keys() | mine.keys() if shapes.get(n) != mine.get(n))
+            raise CheckpointError(str(path), f"it belongs to another model: {', '.join(names)} differ")
+
+    def _spread(self, specs: Sequence[_Spec], whole: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors that rank 0 has read, on every rank; of a sharded one, this rank's part.
+
+        A collective operation. On rank 0, they are taken out of ``whole``. There is at most one whole tensor
+        of a sharded one on a device at a time.
+        """
+        if self.group.size == 1:
+            return {spec.name: whole.pop(spec.name) for spec in specs}
+        parts: dict[str, Tensor] = {}
+        owners = self._owners()
+        for spec in specs:
+            owner = owners.get(spec.owner)
+            is_on_host = owner is None or spec.name.endswith(".step")
+            target = spec.alloc("cpu" if is_on_host else self.group.device)
+            if (mine := whole.pop(spec.name, None)) is not None:
+                target.copy_(mine)
+            if self.is_sharded and owner is not None and tuple(owner.shape) == tuple(spec.shape):
+                from parsl_rasda.runtime.engine.sharding import is_part, scatter
+
+                target = scatter(target, owner) if is_part(owner) else target
+            parts[spec.name] = target
+        plain = [p for p in parts.values() if type(p) is Tensor]
+        self.group.broadcast(plain)
+        return parts
 
     def _states(self) -> list[tuple[str, dict[str, Any]]]:
         names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
         return [(names[parameter], state) for parameter, state in self.optimizer.state.items()]
+
+    def _unusual_strides(self) -> dict[str, list[int]]:
+        found = {
+            f"{OPTIMIZER}{name}.{key}": value
+            for name, state in self._states()
+            for key, value in state.items()
+            if type(value) is Tensor and not value.is_contiguous()
+        }
+        return {
+            name: list(t.stride()) for name, t in found.items() if torch.empty_like(t).stride() == t.stride()
+        }
 
     def _restore_optimizer(
         self, path: Path, states: Mapping[str, Any], options: Sequence[Mapping[str, Any]]

@@ -43,6 +43,7 @@ from parsl_rasda.runtime.engine.group import (
     Address,
     PeersLostError,
     listening,
+    meeting_s,
     publish_address,
     published_address,
 )
@@ -160,7 +161,8 @@ def _environment(attempt: Attempt) -> dict[str, str]:
         address = _free_address(attempt.directory)
         publish_address(attempt.directory, address)
     else:
-        address = published_address(attempt.directory)
+        size = attempt.context.size
+        address = published_address(attempt.directory, size, meeting_s(size, attempt.spec.rendezvous_s))
     environ = {
         **os.environ,
         "PYTHONPATH": python_path([*attempt.spec.search_path, str(Path.cwd())], os.environ),

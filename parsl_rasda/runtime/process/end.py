@@ -13,6 +13,7 @@ from parsl_rasda.plain_text import LONGEST_TRACE, cleaned, words_of
 from parsl_rasda.runtime.attempt.attempt import Attempt
 from parsl_rasda.runtime.checkpoints.shared import StoreError
 from parsl_rasda.runtime.engine.group import PeersLostError
+from parsl_rasda.runtime.engine.setup_errors import GroupSetupError
 from parsl_rasda.storage import storage_error
 from parsl_rasda.types import Fault, Outcome
 
@@ -44,6 +45,10 @@ class End:
 def end_by(attempt: Attempt, error: BaseException) -> End:
     """Return how an attempt ends by an exception that nobody has caught."""
     trace, name = _trace_of(error), type(error).__name__
+    if "torch" in sys.modules:
+        from parsl_rasda.runtime.engine.determinism import explained
+
+        error = explained(error)
     if attempt.lost_origin:
         return End(Outcome.LOST, attempt.lost_origin, trace, fault=Fault.CHECKPOINT, exception=name)
     if storage := storage_error(error, attempt.directory):
@@ -64,6 +69,8 @@ def fault_of(error: BaseException) -> Fault | None:
     named = words_of(error)
     if _OUT_OF_MEMORY.search(named):
         return Fault.OUT_OF_MEMORY
+    if isinstance(error, GroupSetupError):
+        return Fault.SETUP
     return Fault.DEVICE if _DEVICE.search(named) else Fault.USER_CODE
 
 

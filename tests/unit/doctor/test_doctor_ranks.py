@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from parsl_rasda.doctor.findings import Finding, Rating, rank_findings
+import pytest
+
+from parsl_rasda.doctor.findings import Finding, Rating, backend_findings, rank_findings
 from parsl_rasda.study.sites import ParslSiteSpec
 
 
@@ -57,3 +59,18 @@ def test_a_wrapper_that_sets_the_mask_anew_is_found() -> None:
 def test_nodes_with_different_pythons_are_unfit() -> None:
     found = findings(rank(0), rank(1), rank(2, python="3.9"), rank(3))
     assert found["python of the ranks"].verdict is Rating.BAD
+
+
+@pytest.mark.parametrize(("has_it", "verdict"), [(True, Rating.GOOD), (False, Rating.BAD)])
+def test_a_torch_that_cannot_add_gradients_of_several_gpus_is_found_before_they_are_tried(
+    has_it, verdict
+) -> None:
+    seen = {"torch": "2.11.0", "backend": "nccl", "has_backend": has_it}
+    (finding,) = backend_findings([seen])
+    assert (finding.what, finding.verdict) == ("collectives", verdict)
+    assert has_it or "built without nccl" in finding.found
+
+
+def test_slots_that_are_only_logical_need_none() -> None:
+    assert not [*backend_findings([])]
+    assert not [*backend_findings([{"forked": False}])]

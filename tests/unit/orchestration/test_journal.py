@@ -197,6 +197,14 @@ def test_the_noise_of_gradients_is_written_where_it_is_known_and_comes_back_whol
     assert [record.event for record in read(path)] == [event]
 
 
+def test_what_a_report_says_of_its_bits_is_written_where_it_says_something(tmp_path) -> None:
+    path, job = tmp_path / "journal.jsonl", JobId(TrialId("0000"), 1)
+    event = EpochReported(1.0, job, 4, {}, 1.0, None, exact="yes", devices=("NVIDIA H200",))
+    assert not {"exact", "devices"} & encode(EpochReported(1.0, job, 4, {}, 1.0, None)).keys()
+    write(path, [Record(event, ())])
+    assert [record.event for record in read(path)] == [event]
+
+
 def test_a_line_is_written_as_it_always_was_whatever_kinds_of_numbers_its_record_has(tmp_path: Path) -> None:
     path, job = tmp_path / "journal.jsonl", JobId(TrialId("0"), 1)
     config = {"lr": np.float64(0.5), "layers": 3, "kind": Blame.SLOT, "sizes": [1, (2, 3)]}

@@ -689,6 +689,31 @@ def reported(
     return story.tell(EpochReported, *said, samples=samples, noise=noise)
 
 
+BOTH = "best effort because it ran on different GPUs: A100, H100"
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ([("", ())], ""),  # a script, which nobody can say it of
+        ([("yes", ()), ("", ())], "yes"),
+        ([("yes", ("A100",)), ("", ()), ("yes", ("A100",))], "yes"),
+        ([("yes", ("A100",)), ("yes", ("H100",))], BOTH),
+        ([("yes", ("A100", "H100"))], BOTH),
+        ([("yes", ()), ("best effort because x", ()), ("yes", ())], "best effort because x"),
+        ([("no: reduce is ddp", ("A100",)), ("yes", ("H100",))], "no: reduce is ddp"),
+    ],
+)
+def test_a_trial_is_as_exact_as_the_least_exact_of_its_epochs(said, words) -> None:
+    told = story("none", max_t=8)
+    told.begin(1, a=1)
+    told.pilot("a-0")
+    record = told.machine.trials[TrialId("0000")]
+    for epoch, (exact, devices) in enumerate(said, 1):
+        told.tell(EpochReported, record.job.id, epoch, {"loss": 0.1}, 1.0, None, exact=exact, devices=devices)
+    assert record.exact == words
+
+
 def test_the_batch_grows_no_further_than_the_first_report_allows_and_the_gpus_do() -> None:
     told = story("strict", max_workers=4)
     told.begin(1, a=1)

@@ -16,7 +16,7 @@ from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.reporting.files import COLUMNS, results_csv, write_report
 from parsl_rasda.reporting.format import config_text, duration, number, percent, plain_json, truncated
 from parsl_rasda.reporting.runs import read_run
-from parsl_rasda.reporting.tables import as_text, status_view, summary_view, trials_view
+from parsl_rasda.reporting.tables import as_text, exactness, status_view, summary_view, trials_view
 from parsl_rasda.study import StudySpec
 from parsl_rasda.types import GradientNoise
 
@@ -151,6 +151,23 @@ def test_the_noise_scale_is_told_for_each_rung_where_it_is_known(
 def test_the_noise_scale_is_not_mentioned_where_nobody_knows_it(rehearsals, tmp_path) -> None:
     rehearsals.into(tmp_path, rehearsals.study_of())
     assert "noise scale" not in as_text(status_view(read_run(tmp_path).document()))
+
+
+def test_it_says_whether_training_is_exact_and_names_different_gpus(rehearsals, tmp_path) -> None:
+    rehearsals.into(tmp_path, rehearsals.study_of())
+    summary = read_run(tmp_path).document()
+    assert "exact" not in as_text(status_view(summary)), "a rehearsal trains nothing"
+    second = summary["trial_list"][1]
+    for trial in summary["trial_list"]:
+        trial |= {"exact": "yes", "devices": ["NVIDIA A100"]}
+    text = as_text(status_view(summary))
+    assert [line.split() for line in text.splitlines() if "exact" in line] == [["exact", "yes"]]
+    assert "A100" not in text
+    second |= {"exact": "best effort because of x", "devices": ["NVIDIA H100"]}
+    lines = dict(exactness(summary))
+    assert lines[""] == f"best effort because of x: trial {second['trial']}"
+    assert lines["exact"].startswith("yes: trial")
+    assert lines["GPU models"].endswith(f"NVIDIA H100: {second['trial']}")
 
 
 def test_a_run_tells_which_sites_are_left_alone_and_until_when(rehearsals, tmp_path) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.runtime.attempt.attempt import Attempt
@@ -60,6 +63,25 @@ def test_each_kind_is_told_from_the_others(
     assert (end.outcome, end.fault, end.exception) == (outcome, fault, type(error).__name__)
     assert end.cause
     assert not end.together
+
+
+def test_torchs_error_for_an_operation_without_a_fixed_order_says_what_to_set(attempt: Attempt) -> None:
+    with deterministic(), pytest.raises(RuntimeError) as found:
+        torch.zeros(2).put_(torch.tensor([0, 0]), torch.ones(2))
+    end = end_by(attempt, found.value)
+    assert (end.outcome, end.fault) == (FAILED, Fault.USER_CODE)
+    assert end.cause.startswith("TrainingError: The operation put_ has no deterministic form on this device")
+    assert "`training.reduce: auto`" in end.cause
+    assert "(test_end.py:" in end.cause
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_a_checkpoint_that_is_gone_is_a_loss_whatever_came_of_it(attempt: Attempt) -> None:

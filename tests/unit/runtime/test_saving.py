@@ -15,7 +15,9 @@ from torch import nn
 
 from parsl_rasda.runtime import local_trial
 from parsl_rasda.runtime.checkpoints.checkpoint import read_tensors
-from parsl_rasda.runtime.checkpoints.saver import Saver
+from parsl_rasda.runtime.checkpoints.saver import Saver, copied
+from parsl_rasda.runtime.trial import Trial
+from tests.unit.runtime.attempts import attempt_in
 
 X = torch.ones(8, 1)
 
@@ -102,3 +104,54 @@ def test_every_report_names_what_is_whole_and_holds_the_weights_of_its_epoch(slo
         kept = [path.name for path in Path(folder).glob("epoch-*")]
         assert len(kept) <= 5, "two that the controller has heard of, and three that it has not"
         assert not [name for name in kept if name.endswith(".tmp")]
+
+
+class Controller:
+    """The controller's end of the channel: lets a trial cross its rungs, up to an epoch."""
+
+    is_deaf = False
+
+    def __init__(self, last: int) -> None:
+        self.until, self.last = 1, last
+
+    def send(self, op, message=None) -> None:
+        """Hear of it."""
+
+    def answer(self, timeout_s, unless):
+        self.until += 1
+        return {"op": "leave"} if self.until > self.last else {"op": "go", "until": self.until}
+
+
+@pytest.mark.parametrize(
+    ("spec", "named"),
+    [
+        ({}, [None, 1, 2]),
+        ({"keeps_rungs": True}, [1, 2, 3]),
+        ({"keeps_best": True, "metric": "val_loss"}, [1, 2, 3]),
+        ({"max_epochs": 3}, [None, 1, 3]),
+    ],
+)
+def test_training_goes_on_at_a_rung_while_its_checkpoint_is_written(tmp_path, spec, named) -> None:
+    """Unless just that one is kept, or it is the trial's last."""
+    attempt = attempt_in(tmp_path, interactive=True, until=1, **{"max_epochs": 9, **spec})
+    attempt.channel = Controller(3)
+    with patch("parsl_rasda.runtime.trial.Saver", lambda: Disk([True] * 4)):
+        trial = Trial(attempt)
+    model, _ = trial.prepare(nn.Linear(1, 1), torch.optim.SGD, lr=0.01)
+    for _ in trial.epochs():
+        for (x,) in trial.batches((X,)):
+            trial.step(model(x).square().mean())
+        trial.report(val_loss=0.0)
+    found = [r.checkpoint and r.checkpoint.epoch for r in trial.history]
+    assert found == named
+    assert [path.name for path in attempt.checkpoints][-1] == "epoch-000003", "whole before it leaves"
+
+
+def test_a_copy_does_not_change_with_its_tensor_and_lies_as_it_does() -> None:
+    tensor = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    before = tensor.clone()
+    copies, wait = copied({"x": tensor})
+    wait()
+    tensor.zero_()
+    assert torch.equal(copies["x"], before)
+    assert copies["x"].stride() == before.stride()
