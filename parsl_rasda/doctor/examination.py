@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from parsl_rasda.agent import node_probe
+from parsl_rasda.backends.allocation import probe_command
 from parsl_rasda.backends.registry import build_backend
 from parsl_rasda.doctor import probes
+from parsl_rasda.doctor.container import container_findings, where_ranks_run
 from parsl_rasda.doctor.findings import (
     Finding,
     ProbeResult,
@@ -116,10 +118,12 @@ class Doctor:
         began = time.time()
         clock = self._call("clock")
         yield clock_finding(clock, began, time.time())
-        there = self._call("describe_allocation", accelerator=self.site.accelerator)
-        yield from environment_findings(self.site, there, node_probe.describe_allocation("none"))
+        inside, here = list(probe_command(self.site)), node_probe.describe_allocation("none")
+        there = self._call("describe_allocation", accelerator=self.site.accelerator, container=inside)
+        yield from environment_findings(self.site, where_ranks_run(there), here)
+        yield from container_findings(self.site, there, here)
 
-    def _call(self, probe: str, **arguments: str) -> Any:
+    def _call(self, probe: str, **arguments: str | list[str]) -> Any:
         """Return what a function of `probes` returns on the first node."""
         task = StageTask(
             SiteName(self.site.name), "doctor", probe, call_python, f"{probes.__name__}:{probe}", arguments
