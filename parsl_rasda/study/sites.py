@@ -202,7 +202,7 @@ class SiteBase(Spec):
             place = (key,) if plain.get(key) else ("provider", "nodes_per_block")
             asked = f"{shown(counts[key])}, which makes {shown(slots)} slots in all"
             yield Diagnostic(place, asked, f"at most {MOST_SLOTS} slots: {' x '.join(_FACTORS)}")
-        if "container" in plain and plain.get("python") is not None:
+        if plain.get("container") is not None and plain.get("python") is not None:
             allowed = "none: container.python is that of the ranks"
             yield Diagnostic(("python",), shown(plain["python"]), allowed)
         launcher = plain.get("mpi_launcher", "hydra")

@@ -13,6 +13,7 @@ import pytest
 from parsl_rasda.backends.parsl.htex import build_provider
 from parsl_rasda.study import load_site
 from parsl_rasda.study.sites import ParslSiteSpec
+from tests.shipped.guards import unguarded
 
 SCRIPTS = Path(__file__).parent / "job_scripts"
 FOLDER = Path(__file__).parents[2] / "site_configs"
@@ -57,4 +58,4 @@ def test_each_machine_has_its_script() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_job_script_of_each_machine_is_what_was_read(name: str, batch_systems: Path) -> None:
-    assert script_of(name, batch_systems) == (SCRIPTS / f"{name}.sh").read_text()
+    assert unguarded(script_of(name, batch_systems)) == (SCRIPTS / f"{name}.sh").read_text()

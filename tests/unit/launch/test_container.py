@@ -211,6 +211,14 @@ def test_what_no_runtime_could_do_is_refused_by_its_key(fields: dict[str, Any], 
         site("apptainer", **fields)
 
 
+def test_doctors_small_pilot_has_the_sites_container_or_its_python() -> None:
+    spec = site("apptainer", address=["10.0.0.1", {"interface": "hsn0"}])
+    small = spec.for_trial(1, "00:10:00")
+    assert (small.container, small.address) == (spec.container, spec.address)
+    plain = ParslSiteSpec.model_validate({"provider": {"type": "SlurmProvider"}, "python": "/usr/bin/python"})
+    assert plain.for_trial(1, "00:10:00").python == "/usr/bin/python"
+
+
 def test_client_and_launches_agree_on_how_a_rank_knows_that_it_is_contained() -> None:
     assert client.CONTAINED_VARIABLE == CONTAINED_VARIABLE
 
