@@ -48,6 +48,7 @@ from parsl_rasda.runtime.engine.group import (
     published_address,
 )
 from parsl_rasda.runtime.engine.replicas import share_of_replica
+from parsl_rasda.socket_folder import short_tmpdir
 from parsl_rasda.types import JSON, Outcome, Phase
 from parsl_rasda.user_modules import python_path
 
@@ -165,6 +166,7 @@ def _environment(attempt: Attempt) -> dict[str, str]:
         address = published_address(attempt.directory, size, meeting_s(size, attempt.spec.rendezvous_s))
     environ = {
         **os.environ,
+        **short_tmpdir(os.environ),
         "PYTHONPATH": python_path([*attempt.spec.search_path, str(Path.cwd())], os.environ),
     }
     return torchrun_environment(attempt.spec, attempt.context, environ, address.host, address.port)
