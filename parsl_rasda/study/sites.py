@@ -95,6 +95,14 @@ class ProviderSpec(Spec):
 Nodes = Annotated[Count, Field(le=MOST_NODES)]
 
 
+def _nodes(value: object) -> object:
+    if value is None or value == "auto":
+        return value
+    if is_number(value) and isinstance(value, int) and 1 <= value <= MOST_NODES:
+        return value
+    raise refused(value, f"a whole number from 1 to {MOST_NODES}, or auto")
+
+
 def _gpus(value: object) -> object:
     if value == "auto" or (is_number(value) and isinstance(value, int) and 1 <= value <= MOST_GPUS_PER_NODE):
         return value
@@ -231,6 +239,11 @@ class SiteBase(Spec):
         """Whether its pilots are this machine, or the allocation that it stands in."""
         return False
 
+    @property
+    def takes_all_nodes(self) -> bool:
+        """Whether its pilot is the whole allocation that the controller is in."""
+        return False
+
     def for_trial(self, nodes: int, walltime: str) -> Self:
         """Return the site with one pilot of at most so many nodes: for `doctor`, and it starts sooner.
 
@@ -292,8 +305,10 @@ class ParslSiteSpec(SiteBase):
     """A machine that this one reaches through a Parsl provider."""
 
     provider: ProviderSpec = Field(description="Parsl's provider, under Parsl's own names.")
-    nodes: Nodes | None = Field(
-        None, description="Nodes of a pilot; without it, nodes_per_block of the provider, or 1."
+    nodes: Annotated[int | Literal["auto"] | None, BeforeValidator(_nodes)] = Field(
+        None,
+        description="Nodes of a pilot; without it, nodes_per_block of the provider, or 1. "
+        "auto, with LocalProvider: all nodes of the allocation that the controller is in.",
     )
     address: _Address | None = Field(
         None,
@@ -304,6 +319,13 @@ class ParslSiteSpec(SiteBase):
         default_factory=dict,
         description="The provider's arguments that differ for `doctor`'s small pilot, for example queue.",
     )
+    controller: Mapping[str, JsonValue] = Field(
+        default_factory=dict,
+        description="The provider's arguments that differ for the job of a controller (`submit`), for "
+        "example partition and walltime.",
+    )
+
+    _nodes_here: int = PrivateAttr(default=1)
 
     @classmethod
     def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
@@ -327,6 +349,13 @@ class ParslSiteSpec(SiteBase):
             yield Diagnostic(
                 ("pilots",), found, "1; more with accelerator: none, whose slots are only logical"
             )
+        if nodes == "auto" and not is_local:
+            allowed = f"a number: only {_LOCAL} finds an allocation that is there already"
+            yield Diagnostic(("nodes",), "auto", allowed)
+        controller = mapping_at(plain, "controller")
+        for mistake in ProviderSpec.problems({**mapping_at(plain, "provider"), **controller}):
+            if mistake.loc[0] in controller:
+                yield Diagnostic(("controller", *mistake.loc), mistake.found, mistake.allowed)
 
     @property
     def is_local(self) -> bool:
@@ -336,8 +365,25 @@ class ParslSiteSpec(SiteBase):
     @property
     def nodes_per_pilot(self) -> int:
         """Nodes of one allocation."""
+        if self.nodes == "auto":
+            return self._nodes_here
         found = self.provider.options.get("nodes_per_block", 1)
         return self.nodes or (found if isinstance(found, int) else 1)
+
+    @property
+    def takes_all_nodes(self) -> bool:
+        """Whether its pilot is the whole allocation that the controller is in."""
+        return self.nodes == "auto"
+
+    @property
+    def leaves_nodes_open(self) -> bool:
+        """Whether the file says nothing of the nodes of its pilot, so that one is taken."""
+        return self.nodes is None and "nodes_per_block" not in self.provider.options
+
+    def in_allocation(self, nodes: int) -> Self:
+        """Return the site, which from now on knows for how many nodes ``nodes: auto`` stands."""
+        self._nodes_here = nodes
+        return self
 
     def _trial(self, nodes: int, walltime: str) -> dict[str, object]:
         small = {"nodes_per_block": min(nodes, self.nodes_per_pilot), "walltime": walltime}
