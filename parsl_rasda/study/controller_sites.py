@@ -41,7 +41,8 @@ def controller_site(site: ParslSiteSpec, *, inside: bool) -> ParslSiteSpec:
         asked = {**{key: value for key, value in asked.items() if key in _COMMON}, **_ONE_CORE[kind]}
     nodes = site.nodes_per_pilot if inside else 1
     asked = {**asked, "nodes_per_block": nodes, **site.controller}
-    document = {**site.model_dump(by_alias=True), "pilots": 1, "nodes": None, "provider": asked}
+    document = {**site.model_dump(by_alias=True), "pilots": 1, "nodes": None, "walltimes": ()}
+    document["provider"] = asked
     written = _written(site, set(asked))
     return ParslSiteSpec.model_validate(document).as_written(written)
 
@@ -49,7 +50,7 @@ def controller_site(site: ParslSiteSpec, *, inside: bool) -> ParslSiteSpec:
 def site_inside(site: ParslSiteSpec) -> ParslSiteSpec:
     """Return the site as a controller on the first node of a pilot has it: that allocation, all of it."""
     document = {**site.model_dump(by_alias=True), "pilots": 1, "nodes": "auto", "address": None}
-    document |= {"provider": {"type": "LocalProvider"}, "doctor": {}, "controller": {}}
+    document |= {"provider": {"type": "LocalProvider"}, "doctor": {}, "controller": {}, "walltimes": ()}
     kept = {
         loc: text
         for loc, text in site.written.items()

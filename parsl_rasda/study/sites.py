@@ -51,6 +51,7 @@ _WALLTIME = re.compile(r"[0-9]{1,4}:[0-5][0-9]:[0-5][0-9]")
 _CORES = re.compile(r"[0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}(-[0-9]{1,5})?)*")
 _VARIANTS = ("provider", "endpoint_id", "backend")
 _LOCAL = "LocalProvider"
+_TELLING = ("SlurmProvider", "PBSProProvider")
 _FIT = ", ".join(
     f"{name}Provider" for name in ("Local", "Slurm", "PBSPro", "Torque", "LSF", "GridEngine", "Condor")
 )
@@ -114,6 +115,12 @@ def _cores(value: str) -> str:
     ranges = [[int(core) for core in part.split("-")] for part in parts]
     if not ranges or any(cores[0] > cores[-1] for cores in ranges):
         raise refused(value, "cores such as 0-7 or 0-3,8-11")
+    return value
+
+
+def _walltime(value: str) -> str:
+    if not _WALLTIME.fullmatch(value):
+        raise refused(value, "HH:MM:SS, for example 01:30:00")
     return value
 
 
@@ -319,6 +326,11 @@ class ParslSiteSpec(SiteBase):
         default_factory=dict,
         description="The provider's arguments that differ for `doctor`'s small pilot, for example queue.",
     )
+    walltimes: tuple[Annotated[str, AfterValidator(_walltime)], ...] = Field(
+        (),
+        description="Walltimes of its pilots, one after another: of several pilots, short ones often start "
+        "sooner than long ones. Without it, all have the provider's.",
+    )
     controller: Mapping[str, JsonValue] = Field(
         default_factory=dict,
         description="The provider's arguments that differ for the job of a controller (`submit`), for "
@@ -352,6 +364,12 @@ class ParslSiteSpec(SiteBase):
         if nodes == "auto" and not is_local:
             allowed = f"a number: only {_LOCAL} finds an allocation that is there already"
             yield Diagnostic(("nodes",), "auto", allowed)
+        kind = mapping_at(plain, "provider").get("type")
+        if plain.get("walltimes") and kind not in _TELLING:
+            found = f"walltimes with {shown(kind)}"
+            yield Diagnostic(
+                ("walltimes",), found, f"only with {listing(_TELLING)}, which tell a pilot its end"
+            )
         controller = mapping_at(plain, "controller")
         for mistake in ProviderSpec.problems({**mapping_at(plain, "provider"), **controller}):
             if mistake.loc[0] in controller:
@@ -380,6 +398,17 @@ class ParslSiteSpec(SiteBase):
         """Whether the file says nothing of the nodes of its pilot, so that one is taken."""
         return self.nodes is None and "nodes_per_block" not in self.provider.options
 
+    def for_pilot(self, number: int) -> Self:
+        """Return the site as its n-th pilot at a time is asked for, counted from 0: with its walltime."""
+        if not self.walltimes:
+            return self
+        walltime = self.walltimes[number % len(self.walltimes)]
+        provider = {**self.provider.model_dump(), "walltime": walltime}
+        site = self.model_validate({**self.model_dump(by_alias=True), "provider": provider})
+        return site.as_written(
+            {loc: text for loc, text in self.written.items() if loc != ("provider", "walltime")}
+        )
+
     def in_allocation(self, nodes: int) -> Self:
         """Return the site, which from now on knows for how many nodes ``nodes: auto`` stands."""
         self._nodes_here = nodes
@@ -389,7 +418,7 @@ class ParslSiteSpec(SiteBase):
         small = {"nodes_per_block": min(nodes, self.nodes_per_pilot), "walltime": walltime}
         provider = self.provider.model_dump()
         changed = {key: value for key, value in small.items() if key in provider}
-        return {"provider": {**provider, **changed, **self.doctor}}
+        return {"provider": {**provider, **changed, **self.doctor}, "walltimes": ()}
 
     def _trial_written(self) -> Iterator[tuple[Loc, AsWritten]]:
         for loc, text in self.written.items():

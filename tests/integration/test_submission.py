@@ -163,7 +163,7 @@ def test_a_queue_is_heard_before_a_pilot_is_asked_for_while_it_waits_and_when_it
     refused = place.said(*run, "refused", code=4)
     first = r"faults pilot slurm-0, pilot slurm-1[^:]*: sbatch: error: invalid partition specified: none"
     assert re.search(first, " ".join(refused.split()))
-    site.write_text(SLURM)
+    site.write_text(f'{SLURM}pilots: 2\nwalltimes: ["00:10:00", "00:05:00"]\n')
     cluster.run("scontrol", "update", "partitionname=main", "state=down")
     try:
         with (place.folder / "out").open("w") as out:
@@ -172,9 +172,12 @@ def test_a_queue_is_heard_before_a_pilot_is_asked_for_while_it_waits_and_when_it
             )
         said = (place.folder / "out").read_text
         eventually(lambda: "PartitionDown" in said(), "the reason is told", DEADLINE_S)
-        (waiting,) = place.status()["awaited"]
-        assert waiting["job"] in cluster.jobs("PENDING")
-        assert (waiting["state"], waiting["reason"]) == ("PENDING", "PartitionDown")
+        eventually(lambda: said().count("PartitionDown") > 1, "both are told", DEADLINE_S)
+        waiting = place.status()["awaited"]
+        assert {pilot["job"] for pilot in waiting} == set(cluster.jobs("PENDING"))
+        assert {(pilot["state"], pilot["reason"]) for pilot in waiting} == {("PENDING", "PartitionDown")}
+        limits = cluster.run("squeue", "--noheader", "--format=%l").split()
+        assert sorted(limits) == ["10:00", "5:00"], "the pilots take turns in the walltimes"
         assert "it will not start by itself: its partition is down" in " ".join(
             place.said("parsl-rasda", "status", "run").split()
         )

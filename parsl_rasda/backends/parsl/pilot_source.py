@@ -222,7 +222,7 @@ class OwnPilots:
 
         label = ExecutorLabel(f"{self._site.name}-{len(self._executors)}")
         executor = htex.build_executor(
-            self._site,
+            self._site.for_pilot(len(self._executors)),
             label,
             workers=self._workers,
             address=self.address,
