@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from parsl_rasda.agent.node_probe import gpu_count
+from parsl_rasda.agent.node_probe import gpu_count, node_names
 from parsl_rasda.devices import DEVICE_MASKS
+from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.launch.base import LaunchCommand, Launcher, LaunchSettings
 from parsl_rasda.launch.container import CONTAINED_VARIABLE, exec_words, step_options
 from parsl_rasda.protocol import JobSpec
-from parsl_rasda.study.sites import SiteBase
+from parsl_rasda.study.sites import ParslSiteSpec, SiteBase
 from parsl_rasda.types import NodeName, NodeSlots, Placement
 
 if TYPE_CHECKING:
@@ -162,7 +165,12 @@ def read_allocation(
     gpus = _usable_gpus(site, found["gpus"])
     if not gpus:
         return f"no {site.accelerator} device was found on {names[0]}; set gpus_per_node or accelerator"
-    if is_local and len(names) == 1 < site.nodes_per_pilot and site.accelerator in DEVICE_MASKS:
+    if (
+        is_local
+        and len(names) == 1 < site.nodes_per_pilot
+        and not site.takes_all_nodes
+        and site.accelerator in DEVICE_MASKS
+    ):
         return f"{names[0]} is one machine, whose GPUs would count once for each node; set nodes: 1"
     deadline = found["deadline"]
     if deadline is None and walltime is not None:
@@ -176,7 +184,7 @@ def read_allocation(
     is_one_machine = is_local and (len(names) == 1 or len(nodes) == 1)
     python = site.python or inside["executable"]
     least = min(nodes, key=lambda node: len(node.gpus))
-    warning = _shortfall(site, least.node, len(nodes), len(least.gpus))
+    warning = _shortfall(site, names, least, len(nodes))
     if warning:
         logger.warning("pilot falls short site=%s: %s", site.name, warning)
     is_own = is_local and found["deadline"] is not None
@@ -248,18 +256,36 @@ def gpus_of(site: SiteBase, found: Mapping[str, Any], node: str, usual: int) -> 
     return min(there, site.gpus_per_node) if isinstance(site.gpus_per_node, int) else int(there)
 
 
+def in_this_allocation(site: SiteSpec) -> SiteSpec:
+    """Return a site that knows how many nodes `nodes: auto` stands for; any other one as it is.
+
+    Raises:
+        InvalidSettingError: If the batch system does not tell the nodes of the allocation we are in.
+    """
+    if not (isinstance(site, ParslSiteSpec) and site.takes_all_nodes):
+        return site
+    try:
+        return site.in_allocation(len(node_names(os.environ)))
+    except (OSError, subprocess.SubprocessError) as error:
+        found = f"auto, but the nodes of this allocation cannot be listed ({error})"
+        raise InvalidSettingError(f"site {site.name}: nodes", found, "a number") from error
+
+
 def counted_here(sites: Iterable[SiteSpec]) -> dict[str, int]:
     """Return the slots of this machine for each site that is this machine and leaves them to be counted."""
     return {s.name: gpu_count(s.accelerator) for s in sites if s.is_local and s.gpus_per_node == "auto"}
 
 
-def _shortfall(site: SiteBase, node: str, nodes: int, gpus: int) -> str:
-    """Return a message on what a pilot has less of than declared, or nothing."""
+def _shortfall(site: SiteBase, names: list[str], least: NodeSlots, nodes: int) -> str:
+    """Return a message on what a pilot has less of than declared, or uses without that, or nothing."""
     words = []
-    if nodes < site.nodes_per_pilot:
+    if nodes < site.nodes_per_pilot and not site.takes_all_nodes:
         words.append(f"{nodes} nodes of the {site.nodes_per_pilot} declared")
+    if nodes < len(names) and isinstance(site, ParslSiteSpec) and site.leaves_nodes_open:
+        words.append(f"{nodes} of the {len(names)} nodes of this allocation (nodes: auto takes all)")
+    gpus = len(least.gpus)
     if site.gpus_per_node != "auto" and gpus < site.gpus_per_node:
-        words.append(f"{gpus} GPUs on {node} of the {site.gpus_per_node} declared")
+        words.append(f"{gpus} GPUs on {least.node} of the {site.gpus_per_node} declared")
     return f"used with {' and '.join(words)}" if words else ""
 
 
@@ -268,6 +294,8 @@ def _usable_nodes(site: SiteBase, names: list[str], is_local: bool) -> list[str]
 
     One machine stands for as many as were declared, under names of their own.
     """
+    if site.takes_all_nodes:
+        return names
     declared = site.nodes_per_pilot
     if is_local and len(names) == 1 < declared:
         return [f"node{i}" for i in range(declared)]

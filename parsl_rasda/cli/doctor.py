@@ -25,18 +25,23 @@ OneSite = Annotated[
 def doctor(site: OneSite = "local", as_json: AsJson = False) -> None:
     """Try out a site with a small pilot: minutes, not hours.
 
-    Checks GPUs per node, launcher, versions, an all-reduce on 1 GPU, 1 node and 2 nodes, the network, disks,
-    clocks and the fork server, and says what to change. The exit code is 4 if a study would fail there.
+    Checks what the batch system says of a study's own request, then GPUs per node, launcher, versions, an
+    all-reduce on 1 GPU, 1 node and 2 nodes, the network, disks, clocks and the fork server, and says what to
+    change. The exit code is 4 if a study would fail there.
     """
+    from parsl_rasda.backends.allocation import in_this_allocation
     from parsl_rasda.doctor.examination import Doctor
     from parsl_rasda.doctor.findings import Rating
+    from parsl_rasda.doctor.request import request_finding
     from parsl_rasda.private_files import private_files
     from parsl_rasda.study import load_site
 
     found: list[Finding] = []
     try:
         with private_files():
-            for finding in Doctor(load_site(site)).examine(print_message):
+            declared = in_this_allocation(load_site(site))
+            found.append(request_finding(declared))
+            for finding in Doctor(declared).examine(print_message):
                 found.append(finding)
                 print_message(f"  {finding.what}: {finding.found}")
     except KeyboardInterrupt:

@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from parsl_rasda.cli.cancel import cancel
 from parsl_rasda.cli.doctor import doctor
 from parsl_rasda.cli.export import export
 from parsl_rasda.cli.init import init
@@ -25,6 +26,7 @@ from parsl_rasda.cli.report import report
 from parsl_rasda.cli.resume import resume
 from parsl_rasda.cli.run import run
 from parsl_rasda.cli.status import status
+from parsl_rasda.cli.submit import submit
 from parsl_rasda.cli.validate import validate
 from parsl_rasda.cli.watch import watch
 from parsl_rasda.errors import RasdaError
@@ -40,7 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (init, validate, doctor, plan, run, resume, status, watch, report, export):
+for command in (init, validate, doctor, plan, run, resume, submit, cancel, status, watch, report, export):
     app.command()(command)
 
 
@@ -86,5 +88,6 @@ def _options(
     """Resource-adaptive hyperparameter optimisation (RASDA) as one stage of Parsl pipelines.
 
     Exit codes: 0 done; 2 the input is wrong; 3 there is no result, since no trial succeeded or a stage
-    failed; 4 what is left of the sites cannot go on; 130 interrupted, and resumable.
+    failed; 4 what is left of the sites cannot go on; 130 interrupted, and resumable; 143 the same, by
+    `cancel`.
     """

@@ -72,13 +72,14 @@ def load_inputs(study: Path, sites: Sequence[str], overrides: Sequence[str] = ()
 
 
 def _load_sites(sites: Sequence[str]) -> tuple[list[SiteSpec], list[Diagnostic]]:
+    from parsl_rasda.backends.allocation import in_this_allocation
     from parsl_rasda.study import load_site
 
     found: list[SiteSpec] = []
     mistakes: list[Diagnostic] = []
     for site in sites:
         try:
-            found.append(load_site(site))
+            found.append(in_this_allocation(load_site(site)))
         except InvalidFileError as error:
             mistakes += error.mistakes
     return found, mistakes

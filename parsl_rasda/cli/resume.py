@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from parsl_rasda.cli.options import AsJson, Overrides, RetryFailed, RunFolder
 
 
@@ -9,6 +13,9 @@ def resume(
     directory: RunFolder,
     overrides: Overrides = None,
     retry_failed: RetryFailed = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until another controller of the run has ended.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Continue a run, after any crash or with more trials.
@@ -20,6 +27,8 @@ def resume(
 
     run_and_report(
         directory,
-        lambda view: resume_study(directory, overrides or (), progress=view, retry_failed=retry_failed),
+        lambda view: resume_study(
+            directory, overrides or (), progress=view, retry_failed=retry_failed, wait=wait
+        ),
         as_json=as_json,
     )

@@ -36,6 +36,7 @@ EXIT_CODES = {
     StudyState.INTERRUPTED: 130,
     StudyState.RUNNING: 130,
 }
+_CANCELLED = 143  # `cancel` has ended it: scripts that go on after 130 do not
 _LARGEST_LOG = 10_000_000  # bytes
 _SDK = ("globus_compute_sdk", "globus_sdk", "pika")
 
@@ -68,6 +69,8 @@ def _run_and_report(directory: Path, start: Callable[[ProgressReporter], RunEnd]
     except (StageFailedError, SiteUnavailableError) as error:
         print_message(f"parsl-rasda: {error}")
         code = error.exit_code
+    if code == EXIT_CODES[StudyState.INTERRUPTED] and RunDirectory(directory).is_told_to_end:
+        code = _CANCELLED
     if RunDirectory(directory).study_file.exists():  # else it was ended before it began
         _print_outcome(read_run(directory), as_json=as_json)
     raise typer.Exit(code)

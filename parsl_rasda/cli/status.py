@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from parsl_rasda.cli.options import AsJson, RunFolder
 from parsl_rasda.cli.output import print_json, print_result
+
+if TYPE_CHECKING:
+    from parsl_rasda.reporting.runs import Run
 
 ROWS = 40  # trials listed
 
@@ -20,4 +25,29 @@ def status(directory: RunFolder, as_json: AsJson = False) -> None:
     if as_json:
         print_json(run.document())
     else:
-        print_result(run_view(run, ROWS))
+        print_result(run_view(run, ROWS, controllers_job(run)))
+
+
+def queued_controller(run: Run) -> str:
+    """Return where the job of a run's controller stands, in words; empty if none is in a queue."""
+    from parsl_rasda.backends.parsl.controller_job import last_job
+    from parsl_rasda.orchestration.run_directory import RunDirectory
+    from parsl_rasda.reporting.format import queue_words
+
+    job = last_job(RunDirectory(run.directory))
+    if job is None or (found := job.in_queue) is None:
+        return ""
+    return queue_words(found.job, found.state, found.reason, found.starts_at, found.obstacle)
+
+
+def controllers_job(run: Run) -> str:
+    """Return where the job of a run's controller stands, in words; empty unless it was submitted."""
+    from parsl_rasda.backends.parsl.controller_job import last_job
+    from parsl_rasda.orchestration.run_directory import RunDirectory
+
+    job = last_job(RunDirectory(run.directory))
+    if job is None:
+        return ""
+    if run.controller:
+        return f"job {job.job}; what it says is in {job.log}"
+    return queued_controller(run) or f"job {job.job} is not in the queue; what it said is in {job.log}"

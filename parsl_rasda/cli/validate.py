@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from parsl_rasda.cli.options import Overrides, Sites, StudyFile, load_inputs
+from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.reporting.format import counted
 
 if TYPE_CHECKING:
@@ -14,7 +15,14 @@ if TYPE_CHECKING:
     from parsl_rasda.study import SiteSpec, TuneSpec
 
 
-def validate(study: StudyFile, site: Sites = None, overrides: Overrides = None) -> None:
+def validate(
+    study: StudyFile,
+    site: Sites = None,
+    overrides: Overrides = None,
+    online: Annotated[
+        bool, typer.Option("--online", help="Ask the batch system of each site, too; nothing is queued.")
+    ] = False,
+) -> None:
     """Check a study and sites; print every mistake at once.
 
     Each has file and line, what was found and what is allowed; the exit code is 2 if there is a mistake.
@@ -33,6 +41,25 @@ def validate(study: StudyFile, site: Sites = None, overrides: Overrides = None) 
             typer.echo(f"{study}: {sentence}")
     for name, found in zip(site or (), sites, strict=True):
         typer.echo(f"{name}: ok ({_about_site(found)})")
+        if online:
+            typer.echo(f"{name}: {_asked(found)}")
+
+
+def _asked(site: SiteSpec) -> str:
+    """Return what the batch system of a site says of its pilots.
+
+    Raises:
+        InvalidSettingError: If it would refuse them.
+    """
+    from parsl_rasda.backends.parsl.request_check import check_request
+
+    answer = check_request(site)
+    if answer is None:
+        return "its batch system cannot be asked"
+    if not answer.is_taken:
+        allowed = "what its batch system takes"
+        raise InvalidSettingError(f"site {site.name}: provider", answer.words, allowed)
+    return f"its batch system would take a pilot: {answer.words}"
 
 
 def _about_search(tune: TuneSpec, searcher: Searcher) -> str:

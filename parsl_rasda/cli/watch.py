@@ -10,13 +10,14 @@ import typer
 
 from parsl_rasda.cli.options import RunFolder
 from parsl_rasda.cli.output import print_result
-from parsl_rasda.cli.status import ROWS
+from parsl_rasda.cli.status import ROWS, controllers_job, queued_controller
 
 if TYPE_CHECKING:
     from rich.console import ConsoleDimensions, RenderableType
 
     from parsl_rasda.reporting.runs import Run
 
+_QUEUE_S = 30.0  # between two questions to a batch system
 _SHARE = 0.2  # of the time, at most, is spent reading
 
 
@@ -24,7 +25,7 @@ def watch(
     directory: RunFolder,
     every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Time between two updates.")] = 2.0,
 ) -> None:
-    """Follow a run until nobody runs it any more, then show its status.
+    """Follow a run until nobody runs it any more, and no job of its controller waits; then show it.
 
     Ctrl-C ends the watching, not the run. Works from any machine that sees the directory.
     """
@@ -37,22 +38,30 @@ def watch(
     run = read_run(directory)
     try:
         with Live(console=console_of(), transient=True, auto_refresh=False) as live:
-            while run.controller:
-                live.update(Harmless(fitting_view(run, live.console.size)), refresh=True)
+            while run.controller or (waiting := queued_controller(run)):
+                job = "" if run.controller else waiting
+                live.update(Harmless(fitting_view(run, live.console.size, job)), refresh=True)
                 began = time.monotonic()
                 run = read_run(directory)
-                time.sleep(max(every, (time.monotonic() - began) / _SHARE))
+                pause_s = max(every, (time.monotonic() - began) / _SHARE)
+                time.sleep(max(pause_s, _QUEUE_S) if job else pause_s)
     except KeyboardInterrupt:
         return
-    print_result(run_view(run, ROWS))
+    print_result(run_view(run, ROWS, controllers_job(run)))
 
 
-def fitting_view(run: Run, screen: ConsoleDimensions) -> RenderableType:
-    """Return a run with as many trials as fit on the screen, so that nothing else is cut off."""
+def fitting_view(run: Run, screen: ConsoleDimensions, job: str = "") -> RenderableType:
+    """Return a run with as many trials as fit on the screen, so that nothing else is cut off.
+
+    Args:
+        run: The run.
+        screen: Its size.
+        job: What the batch system says of the job of its controller, if that waits.
+    """
     from parsl_rasda.reporting.overview import run_view
     from parsl_rasda.reporting.tables import as_text
 
     def lines(most: int) -> int:
-        return len(as_text(run_view(run, most), screen.width).splitlines())
+        return len(as_text(run_view(run, most, job), screen.width).splitlines())
 
-    return run_view(run, max(1, bisect_right(range(1, screen.height), screen.height - 1, key=lines)))
+    return run_view(run, max(1, bisect_right(range(1, screen.height), screen.height - 1, key=lines)), job)

@@ -17,6 +17,7 @@ from parsl_rasda.orchestration.events import (
     Instruction,
     JobEnded,
     PilotEnded,
+    PilotQueued,
     PilotStarted,
     RequestPilot,
     SearchExhausted,
@@ -26,6 +27,7 @@ from parsl_rasda.orchestration.events import (
     TrialFinished,
 )
 from parsl_rasda.orchestration.machine import Machine
+from parsl_rasda.reporting.format import moment
 from parsl_rasda.study_code.code import changed_modules
 from parsl_rasda.types import Outcome, Placement, TrialId
 
@@ -130,6 +132,12 @@ def _event_lines(event: Event) -> Iterator[DecisionLine]:
             gpus = sum(len(n.gpus) for n in event.nodes)
             facts = {"pilot": event.pilot, "site": event.site, "nodes": len(event.nodes), "gpus": gpus}
             yield DecisionLine(event.at, "joined", facts)
+        case PilotQueued():
+            facts = {"pilot": event.pilot, "job": event.job, "state": event.state}
+            facts["reason"] = event.reason or None
+            facts["starts"] = moment(event.starts_at) or None
+            facts["obstacle"] = event.obstacle or None
+            yield DecisionLine(event.at, "queued", facts)
         case PilotEnded():
             yield DecisionLine(event.at, "left", {"pilot": event.pilot, "cause": event.cause})
         case JobEnded(outcome=Outcome.LOST | Outcome.PREEMPTED):  # a failure is in the line of its trial

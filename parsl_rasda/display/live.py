@@ -138,7 +138,7 @@ def _states(found: SearchSnapshot) -> Text:
 
 def _gpus(found: SearchSnapshot) -> RenderableType:
     if not found.gpus:
-        return Text("waiting for a pilot", "yellow")
+        return Text("; ".join(["waiting for a pilot", *found.queued]), "yellow")
     bar = ProgressBar(total=found.gpus, completed=found.busy, width=_BAR, finished_style="bar.complete")
     row = Table.grid(padding=(0, 1))
     row.add_row(bar, f"{found.busy} of {found.gpus} busy")

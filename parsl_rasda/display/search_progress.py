@@ -14,6 +14,7 @@ from parsl_rasda.orchestration.events import EpochReported, Event, Instruction
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.trial_record import best_trial
 from parsl_rasda.orchestration.usage import Usage
+from parsl_rasda.reporting.format import queue_words
 from parsl_rasda.types import Mode, TrialId, TrialState
 
 _SHOWN = 8
@@ -55,6 +56,7 @@ class SearchSnapshot:
     rungs: tuple[RungProgress, ...]
     best: BestTrial | None
     decisions: tuple[DecisionLine, ...]
+    queued: tuple[str, ...] = ()
 
 
 class SearchProgress:
@@ -78,6 +80,7 @@ class SearchProgress:
         self._count_states(machine.trials)
         self._find_best()
         self._figures = self._read_figures()
+        self._queued: tuple[str, ...] = ()
 
     def add(self, event: Event, instructions: tuple[Instruction, ...]) -> None:
         """Take note of one event; the machine may be ahead of it."""
@@ -90,6 +93,8 @@ class SearchProgress:
             self._count_states(touched if touched else tuple(self._machine.trials))
             self._rank(touched)
             self._figures = self._read_figures()
+            said = self._usage.queued.values()
+            self._queued = tuple(queue_words(q.job, q.state, q.reason, q.starts_at, q.obstacle) for q in said)
 
     def snapshot(self) -> SearchSnapshot:
         """Return the state of the search; may be called from any thread."""
@@ -108,6 +113,7 @@ class SearchProgress:
                 tuple(RungProgress(r.epochs, r.replicas, r.reached, r.best) for r in self._rungs.values()),
                 self._best,
                 tuple(self._decisions),
+                self._queued,
             )
 
     def _read_figures(self) -> tuple[int, int, int, int, int, int]:

@@ -7,7 +7,8 @@
 Whoever finds the last claim dead makes the next one by a hard link. Exactly one process can, on any file
 system with links, NFS and Lustre among them, where locks (flock, fcntl) need not work between hosts. A
 claim is never removed or replaced: of several that saw a dead one, a slow one could remove that of a
-controller which lives. A controller that ends empties its own.
+controller which lives. A controller that ends empties its own. A file ``000002.end`` asks the second one
+to end.
 
 The process is looked up where it can be seen: on the same boot of the same kernel, in the same PID
 namespace. Elsewhere, on another host or in a container, the claim's lease counts: the controller touches it
@@ -75,6 +76,19 @@ class Claim:
         else:
             is_alive = _now_of(self.file.parent) - touched < SILENCE_S
         return f"process {pid} on {host}" if is_alive else None
+
+    @property
+    def is_told_to_end(self) -> bool:
+        """Whether somebody has asked this controller, and no later one, to end."""
+        return self._request.exists()
+
+    def tell_to_end(self) -> None:
+        """Ask this controller to end; it finds the request wherever it runs."""
+        create_file(self._request, "")
+
+    @property
+    def _request(self) -> Path:
+        return self.file.with_suffix(".end")
 
     @contextlib.contextmanager
     def renewed(self) -> Iterator[None]:

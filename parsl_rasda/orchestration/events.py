@@ -85,6 +85,27 @@ class PilotStarted(_Record, frozen=True):
     is_own_allocation: bool = False
 
 
+class PilotQueued(_Record, frozen=True):
+    """A pilot waits in a queue, and the batch system says how it stands there. It is written down.
+
+    Attributes:
+        job: The batch system's id.
+        state: The batch system's word.
+        reason: Why it waits: the batch system's words, or nothing.
+        starts_at: When it should start, as the batch system estimates [s]; or None.
+        obstacle: Why it will not start by itself, in words; empty if it only has to wait.
+    """
+
+    at: float
+    pilot: PilotId
+    site: SiteName
+    job: str
+    state: str
+    reason: str = ""
+    starts_at: float | None = None
+    obstacle: str = ""
+
+
 RELEASED = "released"  # the cause of a pilot's end that we asked for
 
 
@@ -235,6 +256,7 @@ class StudyInterrupted(_Record, frozen=True):
 Event: TypeAlias = (
     StudyStarted
     | PilotStarted
+    | PilotQueued
     | PilotLost
     | PilotEnded
     | TrialProposed
@@ -257,6 +279,8 @@ def cleaned_event(event: Event) -> Event:
             return replace(event, warning=cleaned(event.warning))
         case PilotEnded() | JobEnded() | SiteDegraded():
             return replace(event, cause=cleaned(event.cause))
+        case PilotQueued():
+            return replace(event, reason=cleaned(event.reason), obstacle=cleaned(event.obstacle))
         case _:
             return event
 

@@ -30,6 +30,7 @@ from parsl_rasda.orchestration.events import (
     ObserveTrial,
     PilotEnded,
     PilotLost,
+    PilotQueued,
     PilotStarted,
     ReleasePilot,
     SearchExhausted,
@@ -180,7 +181,7 @@ class Machine:
                 self._on_exhausted()
             case TimerFired():
                 self._on_timer()
-            case SiteDegraded() | VersionChanged():
+            case SiteDegraded() | VersionChanged() | PilotQueued():
                 pass  # it is written down
             case CodeSeen():
                 self._search.code = event.modules

@@ -20,6 +20,7 @@ import contextlib
 import os
 import re
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ _REPORTS = (  # of a search
 )
 _PLAIN_ASCII = re.compile(r"[A-Za-z0-9_./+@%:,=~#-]")
 
+_LOOK_S = 2.0
 _held: set[tuple[int, Path]] = set()  # by threads of a process: on disk, they all have one identity
 _holding = threading.Lock()
 
@@ -113,6 +115,23 @@ class RunDirectory:
         """Who runs the study now, in words; None if nobody does."""
         last = controllers.last_claim(self.path)
         return last.holder if last else None
+
+    @property
+    def is_told_to_end(self) -> bool:
+        """Whether its last controller was asked to end (`cancel`)."""
+        last = controllers.last_claim(self.path)
+        return last is not None and last.is_told_to_end
+
+    def tell_to_end(self) -> None:
+        """Ask the controller to save and to end, on whatever machine it is; one that comes later is not."""
+        last = controllers.last_claim(self.path)
+        if last is not None:
+            last.tell_to_end()
+
+    def await_end(self) -> None:
+        """Return when nobody runs the study: its controller has ended, or has been silent for long."""
+        while self.controller is not None:
+            time.sleep(_LOOK_S)
 
     @contextlib.contextmanager
     def controlled(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.retention import released
 from parsl_rasda.orchestration.trial_record import TrialRecord, best_trial
 from parsl_rasda.orchestration.usage import Usage
-from parsl_rasda.types import StudyState, TrialState
+from parsl_rasda.types import PilotId, StudyState, TrialState
 
 
 def summarise(study: str, machine: Machine, usage: Usage, now: float | None = None) -> dict[str, Any]:
@@ -44,9 +44,7 @@ def summarise(study: str, machine: Machine, usage: Usage, now: float | None = No
             {"pilot": p.pilot, "site": p.site, "gpus": sum(len(n.gpus) for n in p.nodes)}
             for p in machine.pilots.up.values()
         ],
-        "awaited": [
-            {"pilot": pilot, "site": site, "since": at} for pilot, (site, at) in usage.awaited.items()
-        ],
+        "awaited": [_awaited(usage, pilot) for pilot in usage.awaited],
         "resting": [{"site": site, "until": at} for site, at in machine.pilots.cooling_down.items()],
         "set_aside": machine.faults.set_aside,
         "rungs": _rungs(machine),
@@ -102,7 +100,7 @@ def spent(usages: Sequence[Usage], now: float | None = None) -> dict[str, Any]:
         "faults": {
             "count": len(faults),
             "preemptions": sum(u.preemptions for u in usages),
-            "list": [{"at": f.at, "what": f.what, "cause": f.cause} for f in faults],
+            "list": [{"at": f.at, "what": f.what, "cause": f.cause, "refusal": f.is_refusal} for f in faults],
         },
     }
 
@@ -132,6 +130,16 @@ def best(machine: Machine) -> dict[str, Any] | None:
         "site": found.site,
         "last": {"epoch": found.last[0], "metric": found.last[1]},
     }
+
+
+def _awaited(usage: Usage, pilot: PilotId) -> dict[str, Any]:
+    """Return how long a pilot is awaited, and where it stands in its queue if that is known."""
+    site, since = usage.awaited[pilot]
+    found = {"pilot": pilot, "site": site, "since": since}
+    if (queued := usage.queued.get(pilot)) is None:
+        return {**found, "job": None, "state": "", "reason": "", "starts_at": None, "obstacle": ""}
+    said = {"job": queued.job, "state": queued.state, "reason": queued.reason}
+    return {**found, **said, "starts_at": queued.starts_at, "obstacle": queued.obstacle}
 
 
 def _rungs(machine: Machine) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from parsl_rasda.orchestration.events import (
     JobStarted,
     ObserveTrial,
     PilotEnded,
+    PilotQueued,
     PilotStarted,
     ProposeTrial,
     RequestPilot,
@@ -45,6 +46,7 @@ class Fault:
     at: float
     what: str
     cause: str
+    is_refusal: bool = False  # of a pilot, by the batch system or by us
 
 
 @dataclass(slots=True)
@@ -56,6 +58,7 @@ class Usage:
         restarts_s: Each restart at another world size: from the boundary to the first step done.
         cause: Why the study ended, if not well.
         awaited: Pilots that were asked for and have not come: their sites, and since when [s].
+        queued: What batch systems have last said of those, as far as they were asked.
     """
 
     started_at: float | None = None
@@ -71,6 +74,7 @@ class Usage:
     preemptions: int = 0
     cause: str = ""
     awaited: dict[PilotId, tuple[SiteName, float]] = field(default_factory=dict)
+    queued: dict[PilotId, PilotQueued] = field(default_factory=dict)
     _is_leaving: bool = False
     _code: Mapping[str, str] = field(default_factory=dict)
     _pilots: dict[PilotId, tuple[float, int]] = field(default_factory=dict)
@@ -101,6 +105,8 @@ class Usage:
                 self._add_end(event)
             case PilotStarted():
                 self._open_pilot(event)
+            case PilotQueued() if event.pilot in self.awaited:
+                self.queued[event.pilot] = event
             case PilotEnded() | SiteDegraded():
                 self._add_fault(event)
             case CodeSeen():
@@ -146,6 +152,7 @@ class Usage:
         self._resizing.clear()
         self._restarting.clear()
         self.awaited.clear()
+        self.queued.clear()
         self.started_at, self.finished_at, self.cause = event.at, None, ""
         self._is_leaving = False
 
@@ -157,19 +164,24 @@ class Usage:
         self._code = event.modules
 
     def _add_fault(self, event: PilotEnded | SiteDegraded) -> None:
-        what = f"site {event.site}"
+        what, is_refusal = f"site {event.site}", False
         if isinstance(event, PilotEnded):
-            self.awaited.pop(event.pilot, None)
+            self._forget_awaited(event.pilot)
+            is_refusal = event.refused
             self._close_pilot(event.pilot, event.at)
             what = f"pilot {event.pilot}"
         if event.cause != RELEASED and not self._is_leaving:
-            self.faults.append(Fault(event.at, what, event.cause))
+            self.faults.append(Fault(event.at, what, event.cause, is_refusal))
 
     def _open_pilot(self, event: PilotStarted) -> None:
-        self.awaited.pop(event.pilot, None)
+        self._forget_awaited(event.pilot)
         self._pilots[event.pilot] = (event.at, sum(len(n.gpus) for n in event.nodes))
         if event.warning:
             self.faults.append(Fault(event.at, f"pilot {event.pilot}", event.warning))
+
+    def _forget_awaited(self, pilot: PilotId) -> None:
+        self.awaited.pop(pilot, None)
+        self.queued.pop(pilot, None)
 
     def _close_pilot(self, pilot: PilotId, at: float) -> None:
         since, gpus = self._pilots.pop(pilot, (at, 0))
@@ -218,5 +230,6 @@ class Usage:
                 self.running_s += at - self.started_at
                 self.finished_at, self.cause = at, instruction.cause
                 self.awaited.clear()
+                self.queued.clear()
             case _:
                 pass

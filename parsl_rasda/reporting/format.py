@@ -35,6 +35,17 @@ def clock(at: float) -> str:
     return f"{datetime.fromtimestamp(at).astimezone():%H:%M:%S}"
 
 
+def queue_words(job: str, state: str, reason: str, starts_at: float | None, obstacle: str) -> str:
+    """Return where a batch job stands in its queue: ``job 12, PENDING (Priority)``, and what comes of it."""
+    words = f"job {job}, {state}" + (f" ({reason})" if reason else "")
+    if obstacle:
+        return f"{words}: it will not start by itself: {obstacle}"
+    if starts_at is None:
+        return words
+    day = datetime.fromtimestamp(starts_at).astimezone()
+    return f"{words}, to start about {day:%Y-%m-%d %H:%M}"
+
+
 def moment(at: float | None) -> str:
     """Return a time as tables have it: ``2026-11-30T12:03:20.125+00:00``; empty if it is not known."""
     return "" if at is None else datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")

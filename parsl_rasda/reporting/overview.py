@@ -30,14 +30,15 @@ HOW_TO_FIX = "fix the training, then resume with --retry-failed, or run it with 
 _ENDINGS = {StudyState.FAILED: "failed", StudyState.NO_SITE: "no site or pilot could be had"}
 
 
-def run_view(run: Run, most: int | None = None) -> RenderableType:
+def run_view(run: Run, most: int | None = None, job: str = "") -> RenderableType:
     """Return everything about a run: its stages, its searches with their trials, and how to go on.
 
     Args:
         run: The run.
         most: Trials listed at most, of each search.
+        job: What the batch system says of the job of its controller, if it was submitted.
     """
-    advice = advice_on(run)
+    advice = advice_on(run, job)
     style = "cyan" if run.controller else "yellow"
     end = [Text(f"\n{advice}", style)] if advice else []
     if not run.controller and (lines := how_to_load(run)):
@@ -50,12 +51,14 @@ def outcome_view(run: Run) -> RenderableType:
     return _view(run, summary_view)
 
 
-def advice_on(run: Run) -> str:
+def advice_on(run: Run, job: str = "") -> str:
     """Return how to go on with a run, or who runs it; empty if it is done or nothing helps."""
     if run.controller:
-        return f"being run by {run.controller}"
+        return "; ".join(filter(None, [f"being run by {run.controller}", job]))
     if run.state is StudyState.DONE:
         return ""
+    if job:
+        return f"its controller: {job}"
     if run.trouble is None:
         return f"nobody runs it; go on with: {resume_command(run.directory)}"
     name, stage = run.trouble

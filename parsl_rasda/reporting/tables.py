@@ -24,6 +24,7 @@ from parsl_rasda.reporting.format import (
     number,
     other_metrics,
     percent,
+    queue_words,
     truncated,
 )
 from parsl_rasda.types import StudyState, TrialState
@@ -275,11 +276,16 @@ def exactness(summary: Summary) -> Iterator[tuple[str, str]]:
         yield "GPU models", f"different ones, whose bits differ, so metrics differ by rounding: {ran}"
 
 
-def _places(summary: Summary) -> Iterator[tuple[str, str]]:
+def _places(summary: Summary) -> Iterator[tuple[str, str | Text]]:
     for pilot in summary["pilots"]:
         yield "pilot", f"{pilot['pilot']}: {pilot['gpus']} GPUs on {pilot['site']}"
     for pilot in summary["awaited"]:
-        yield "waiting", f"for a pilot of {pilot['site']}, since {clock(pilot['since'])}"
+        words = f"for a pilot of {pilot['site']}, since {clock(pilot['since'])}"
+        if pilot.get("job") is None:  # summaries of earlier versions have none
+            yield "waiting", words
+            continue
+        said = queue_words(*(pilot[key] for key in ("job", "state", "reason", "starts_at", "obstacle")))
+        yield "waiting", Text(f"{words}: {said}", "bold red" if pilot["obstacle"] else "")
     for site in summary["resting"]:
         yield "cooling down", f"{site['site']}, which refused; asked again from {clock(site['until'])} on"
 
@@ -302,9 +308,12 @@ def troubles(summary: Summary) -> Iterator[tuple[str, str]]:
     if summary["cause"] and not failed:
         yield "cause", summary["cause"]
     yield from _listed("failed", [f"trial {who}: {truncated(reason, 200)}" for reason, who in failed.items()])
-    faults = summary["faults"]
-    other = _by_cause((f["cause"], f["what"]) for f in faults["list"] if f["cause"] not in failed)
-    yield from _listed("faults", [f"{what}: {truncated(cause, 200)}" for cause, what in other.items()])
+    faults = [f for f in summary["faults"]["list"] if f["cause"] not in failed]
+    refused = {f["cause"] for f in faults if f.get("refusal")}  # summaries of earlier versions have none
+    first = _by_cause((f["cause"], f["what"]) for f in faults if f["cause"] in refused)
+    other = _by_cause((f["cause"], f["what"]) for f in faults if f["cause"] not in refused)
+    lines = [f"{what}: {cause}" for cause, what in first.items()]  # in the scheduler's own words, uncut
+    yield from _listed("faults", [*lines, *(f"{what}: {truncated(c, 200)}" for c, what in other.items())])
 
 
 def _by_cause(found: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -54,6 +54,7 @@ _WALLTIME = re.compile(r"[0-9]{1,4}:[0-5][0-9]:[0-5][0-9]")
 _CORES = re.compile(r"[0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}(-[0-9]{1,5})?)*")
 _VARIANTS = ("provider", "endpoint_id", "backend")
 _LOCAL = "LocalProvider"
+_TELLING = ("SlurmProvider", "PBSProProvider")
 _FIT = ", ".join(
     f"{name}Provider" for name in ("Local", "Slurm", "PBSPro", "Torque", "LSF", "GridEngine", "Condor")
 )
@@ -98,6 +99,14 @@ class ProviderSpec(Spec):
 Nodes = Annotated[Count, Field(le=MOST_NODES)]
 
 
+def _nodes(value: object) -> object:
+    if value is None or value == "auto":
+        return value
+    if is_number(value) and isinstance(value, int) and 1 <= value <= MOST_NODES:
+        return value
+    raise refused(value, f"a whole number from 1 to {MOST_NODES}, or auto")
+
+
 def _gpus(value: object) -> object:
     if value == "auto" or (is_number(value) and isinstance(value, int) and 1 <= value <= MOST_GPUS_PER_NODE):
         return value
@@ -109,6 +118,12 @@ def _cores(value: str) -> str:
     ranges = [[int(core) for core in part.split("-")] for part in parts]
     if not ranges or any(cores[0] > cores[-1] for cores in ranges):
         raise refused(value, "cores such as 0-7 or 0-3,8-11")
+    return value
+
+
+def _walltime(value: str) -> str:
+    if not _WALLTIME.fullmatch(value):
+        raise refused(value, "HH:MM:SS, for example 01:30:00")
     return value
 
 
@@ -251,6 +266,11 @@ class SiteBase(Spec):
         """Whether its pilots are this machine, or the allocation that it stands in."""
         return False
 
+    @property
+    def takes_all_nodes(self) -> bool:
+        """Whether its pilot is the whole allocation that the controller is in."""
+        return False
+
     def for_trial(self, nodes: int, walltime: str) -> Self:
         """Return the site with one pilot of at most so many nodes: for `doctor`, and it starts sooner.
 
@@ -289,8 +309,10 @@ class ParslSiteSpec(SiteBase):
     """A machine that this one reaches through a Parsl provider."""
 
     provider: ProviderSpec = Field(description="Parsl's provider, under Parsl's own names.")
-    nodes: Nodes | None = Field(
-        None, description="Nodes of a pilot; without it, nodes_per_block of the provider, or 1."
+    nodes: Annotated[int | Literal["auto"] | None, BeforeValidator(_nodes)] = Field(
+        None,
+        description="Nodes of a pilot; without it, nodes_per_block of the provider, or 1. "
+        "auto, with LocalProvider: all nodes of the allocation that the controller is in.",
     )
     address: Addresses | None = Field(
         None,
@@ -301,6 +323,18 @@ class ParslSiteSpec(SiteBase):
         default_factory=dict,
         description="The provider's arguments that differ for `doctor`'s small pilot, for example queue.",
     )
+    walltimes: tuple[Annotated[str, AfterValidator(_walltime)], ...] = Field(
+        (),
+        description="Walltimes of its pilots, one after another: of several pilots, short ones often start "
+        "sooner than long ones. Without it, all have the provider's.",
+    )
+    controller: Mapping[str, JsonValue] = Field(
+        default_factory=dict,
+        description="The provider's arguments that differ for the job of a controller (`submit`), for "
+        "example partition and walltime.",
+    )
+
+    _nodes_here: int = PrivateAttr(default=1)
 
     @classmethod
     def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
@@ -324,6 +358,19 @@ class ParslSiteSpec(SiteBase):
             yield Diagnostic(
                 ("pilots",), found, "1; more with accelerator: none, whose slots are only logical"
             )
+        if nodes == "auto" and not is_local:
+            allowed = f"a number: only {_LOCAL} finds an allocation that is there already"
+            yield Diagnostic(("nodes",), "auto", allowed)
+        kind = mapping_at(plain, "provider").get("type")
+        if plain.get("walltimes") and kind not in _TELLING:
+            found = f"walltimes with {shown(kind)}"
+            yield Diagnostic(
+                ("walltimes",), found, f"only with {listing(_TELLING)}, which tell a pilot its end"
+            )
+        controller = mapping_at(plain, "controller")
+        for mistake in ProviderSpec.problems({**mapping_at(plain, "provider"), **controller}):
+            if mistake.loc[0] in controller:
+                yield Diagnostic(("controller", *mistake.loc), mistake.found, mistake.allowed)
 
     @property
     def is_local(self) -> bool:
@@ -333,14 +380,42 @@ class ParslSiteSpec(SiteBase):
     @property
     def nodes_per_pilot(self) -> int:
         """Nodes of one allocation."""
+        if self.nodes == "auto":
+            return self._nodes_here
         found = self.provider.options.get("nodes_per_block", 1)
         return self.nodes or (found if isinstance(found, int) else 1)
+
+    @property
+    def takes_all_nodes(self) -> bool:
+        """Whether its pilot is the whole allocation that the controller is in."""
+        return self.nodes == "auto"
+
+    @property
+    def leaves_nodes_open(self) -> bool:
+        """Whether the file says nothing of the nodes of its pilot, so that one is taken."""
+        return self.nodes is None and "nodes_per_block" not in self.provider.options
+
+    def for_pilot(self, number: int) -> Self:
+        """Return the site as its n-th pilot at a time is asked for, counted from 0: with its walltime."""
+        if not self.walltimes:
+            return self
+        walltime = self.walltimes[number % len(self.walltimes)]
+        provider = {**self.provider.model_dump(), "walltime": walltime}
+        site = self.model_validate({**self.model_dump(by_alias=True), "provider": provider})
+        return site.as_written(
+            {loc: text for loc, text in self.written.items() if loc != ("provider", "walltime")}
+        )
+
+    def in_allocation(self, nodes: int) -> Self:
+        """Return the site, which from now on knows for how many nodes ``nodes: auto`` stands."""
+        self._nodes_here = nodes
+        return self
 
     def _trial(self, nodes: int, walltime: str) -> dict[str, object]:
         small = {"nodes_per_block": min(nodes, self.nodes_per_pilot), "walltime": walltime}
         provider = self.provider.model_dump()
         changed = {key: value for key, value in small.items() if key in provider}
-        return {"provider": {**provider, **changed, **self.doctor}}
+        return {"provider": {**provider, **changed, **self.doctor}, "walltimes": ()}
 
     def _trial_written(self) -> Iterator[tuple[Loc, AsWritten]]:
         for loc, text in self.written.items():

@@ -19,6 +19,7 @@ from parsl_rasda.orchestration.events import (
     FinishStudy,
     Instruction,
     PilotEnded,
+    PilotQueued,
     SetAside,
     SiteDegraded,
     StartJob,
@@ -67,6 +68,9 @@ class Notices:
                 yield ("rung", event.epoch), Notice("rung", f"{words}{self.metric} {value}")
             case SiteDegraded(_, site, cause):
                 yield ("trouble", (site, cause)), Notice("trouble", f"site {site}: {cause}")
+            case PilotQueued() if event.obstacle:
+                words = f"job {event.job} of site {event.site} will not start by itself: {event.obstacle}"
+                yield ("trouble", (event.site, event.obstacle)), Notice("trouble", words)
             case PilotEnded() if not event.usable or event.refused:
                 words = f"a pilot of site {event.site} could not be had: {event.cause}"
                 yield ("trouble", (event.site, event.cause)), Notice("trouble", words)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from parsl_rasda.atomic_files import replace_file
-from parsl_rasda.backends.allocation import counted_here
+from parsl_rasda.backends.allocation import counted_here, in_this_allocation
 from parsl_rasda.diagnostics import listing, shown
 from parsl_rasda.errors import Diagnostic, InvalidFileError, RunDirectoryError
 from parsl_rasda.orchestration.admission import AdmittedStudy, admit, tune_problems
@@ -50,7 +50,12 @@ def run_study(
 
 
 def resume_study(
-    directory: Path, overrides: Sequence[str], *, progress: ProgressReporter, retry_failed: bool = False
+    directory: Path,
+    overrides: Sequence[str],
+    *,
+    progress: ProgressReporter,
+    retry_failed: bool = False,
+    wait: bool = False,
 ) -> RunResult:
     """Take a run up where it ended, after any death.
 
@@ -59,6 +64,7 @@ def resume_study(
         overrides: ``key=value``; only the number of trials may change.
         progress: Who reports.
         retry_failed: Let the trials that failed start afresh.
+        wait: Wait for another controller to end, instead of being refused.
 
     Raises:
         RunDirectoryError: If the directory is not one of a run, or is being run.
@@ -67,7 +73,8 @@ def resume_study(
         PlacementImpossibleError: If a trial could never have the GPUs it needs.
     """
     run = RunDirectory(directory.resolve())
-    study, sites = load_run(run)
+    study, found = load_run(run)
+    sites = [in_this_allocation(site) for site in found]
     wanted = study
     if overrides:
         wanted = load_study(
@@ -76,6 +83,8 @@ def resume_study(
     check_amendment(study, wanted)
     admitted = admit(wanted, sites, counted_here(sites))
     origin = search_path_of(run)
+    if wait:
+        run.await_end()
     with run.controlled():
         if wanted != study:
             replace_file(run.study_file, dump_study(wanted))

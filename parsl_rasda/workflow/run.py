@@ -170,6 +170,8 @@ class WorkflowRun:
                 ended, _ = wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED)
                 try:
                     self.run_directory.verify()
+                    if not self.interrupted and self.run_directory.is_told_to_end:
+                        self._interrupt(again=False)
                     done.update({running.pop(future): future.result() for future in ended})
                 except BaseException:
                     self._end_all(at_once=False)  # what else is running saves and leaves

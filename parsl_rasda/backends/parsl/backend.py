@@ -19,6 +19,7 @@ from parsl_rasda.agent import orphan_reaper
 from parsl_rasda.agent.control_relay import Message
 from parsl_rasda.agent.job import Named
 from parsl_rasda.backends.actor import Actor
+from parsl_rasda.backends.parsl.batch_queue import QueuedJob
 from parsl_rasda.backends.parsl.control_server import ControlServer
 from parsl_rasda.backends.parsl.jobs import JobTracker
 from parsl_rasda.backends.parsl.pilot_pool import PilotPool
@@ -121,7 +122,7 @@ class ParslBackend:
         if self._running is not None:
             return  # it is held
         mark = orphan_reaper.acquire(self._directory)
-        source = self._build_pilots(mark, self._on_pilot_end)
+        source = self._build_pilots(mark, self._on_pilot_end, self._on_pilot_queued)
         control = ControlServer(
             source.addresses, self._on_message, lambda error: self._forward(BackendFailed(error))
         )
@@ -258,6 +259,9 @@ class ParslBackend:
 
     def _on_pilot_end(self, label: ExecutorLabel, end: PilotExit) -> None:
         self._post_task(lambda running: running.pool.terminate(label, end))
+
+    def _on_pilot_queued(self, label: ExecutorLabel, job: QueuedJob) -> None:
+        self._post_task(lambda running: running.pool.queued(label, job))
 
     # ------------------------------------------------------------------------------------ the end
 

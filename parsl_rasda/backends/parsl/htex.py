@@ -24,6 +24,7 @@ from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
 from parsl.executors.status_handling import BlockProviderExecutor
 from parsl.executors.threads import ThreadPoolExecutor
 from parsl.launchers import SimpleLauncher
+from parsl.providers.errors import SubmitException
 
 from parsl_rasda.agent.node_probe import BEGAN_VARIABLE
 from parsl_rasda.agent.orphan_reaper import RUN_VARIABLE
@@ -56,6 +57,7 @@ class PilotExecutor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl is u
 
     polling_s = _BATCH_POLLING_S
     site_name = ""
+    refusal = ""  # what the batch system said when it last refused a block
 
     @property
     def status_polling_interval(self) -> int:
@@ -71,6 +73,15 @@ class PilotExecutor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl is u
         """Cancel blocks, busy or not."""
         ended: list[str] = BlockProviderExecutor.scale_in(self, blocks)
         return ended
+
+    def _launch_block(self, block_id: str) -> Any:
+        """Ask the provider for a block; keep what it says if it refuses, which Parsl wraps and cuts."""
+        self.refusal = ""
+        try:
+            return super()._launch_block(block_id)
+        except SubmitException as error:
+            self.refusal = refusal_of(error)
+            raise
 
     def cancel(self, block: str) -> None:
         """Cancel a block that has not ended: for one that is ending, scancel would take ten seconds."""
@@ -118,6 +129,12 @@ class _SocketToInterchange:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._socket, name)
+
+
+def refusal_of(error: SubmitException) -> str:
+    """Return what a batch system said when it refused a job: its own words, or Parsl's."""
+    said = [str(text).strip() for text in (error.stderr, error.stdout) if text and str(text).strip()]
+    return said[0] if said else str(error.message)
 
 
 def build_kernel(run_dir: Path) -> DataFlowKernel:

@@ -16,6 +16,7 @@ from parsl_rasda.agent import job as agent_job
 from parsl_rasda.agent.control_relay import Message
 from parsl_rasda.backends.actor import Actor
 from parsl_rasda.backends.allocation import PilotAllocation, probe_command, read_allocation
+from parsl_rasda.backends.parsl.batch_queue import QueuedJob
 from parsl_rasda.backends.parsl.jobs import JobTracker
 from parsl_rasda.backends.parsl.pilot_source import (
     NO_EXECUTOR,
@@ -27,7 +28,14 @@ from parsl_rasda.backends.parsl.pilot_source import (
 from parsl_rasda.errors import RasdaError, SiteUnavailableError
 from parsl_rasda.exits import EndedBy
 from parsl_rasda.orchestration.backend import PostEvent
-from parsl_rasda.orchestration.events import RELEASED, PilotEnded, PilotLost, PilotStarted, RequestPilot
+from parsl_rasda.orchestration.events import (
+    RELEASED,
+    PilotEnded,
+    PilotLost,
+    PilotQueued,
+    PilotStarted,
+    RequestPilot,
+)
 from parsl_rasda.protocol import JobSpec
 from parsl_rasda.study.sites import SiteBase
 from parsl_rasda.types import PilotId, Placement
@@ -112,13 +120,26 @@ class PilotPool:
             submit(pilot.executor)
 
     def _refused(self, pilot: _Pilot, error: BaseException) -> None:
-        logger.warning("no pilot site=%s cause=%s", self.site.name, message_of(error))
-        self._post_end(pilot, message_of(error), usable=False)
+        cause = error.cause if isinstance(error, SiteUnavailableError) else message_of(error)
+        logger.warning("no pilot site=%s cause=%s", self.site.name, cause)
+        self._post_end(pilot, cause, usable=False)
         if not self._pilots and not self._starting:
             self._early_stages.clear()
             known = error if isinstance(error, SiteUnavailableError) else None
             for stage in tuple(self.stages):
                 _fail(stage, known or SiteUnavailableError(self.site.name, message_of(error)))
+
+    def queued(self, executor: ExecutorLabel, job: QueuedJob) -> None:
+        """Report where a pilot stands in its queue; warn if it will not start by itself."""
+        pilot = self._pilots.get(executor)
+        if pilot is None or pilot.allocation is not None:
+            return
+        if job.obstacle:
+            words = (self.site.name, job.job, job.obstacle)
+            logger.warning("pilot will not start by itself site=%s job=%s obstacle=%s", *words)
+        if (asked := pilot.request) is not None:
+            standing = (job.job, job.state, job.reason, job.starts_at, job.obstacle)
+            self.post(PilotQueued(time.time(), asked.pilot, asked.site, *standing))
 
     def _probed(self, pilot: _Pilot, probe: Future[Message]) -> None:
         if self._pilots.get(pilot.executor) is not pilot:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NewType, Protocol, TypeAlias
 
 from parsl_rasda.agent import node_probe, pbs, slurm
+from parsl_rasda.backends.parsl.batch_queue import QueuedJob, QueueWatch
 from parsl_rasda.backends.parsl.interchange import INTERCHANGE_DIED
 from parsl_rasda.backends.parsl.own_addresses import LOOPBACK, addresses_of, of_host_name
 from parsl_rasda.errors import SiteUnavailableError
@@ -88,9 +89,11 @@ class PilotSource(Protocol):
         ...
 
 
+OnQueued: TypeAlias = Callable[[ExecutorLabel, QueuedJob], None]
 OnPilotEnd: TypeAlias = Callable[[ExecutorLabel, PilotExit], None]
-PilotSourceFactory: TypeAlias = Callable[[str, OnPilotEnd], PilotSource]
-"""Makes a source when a backend opens, from the mark of the run and who is told of ends not asked for."""
+PilotSourceFactory: TypeAlias = Callable[[str, OnPilotEnd, OnQueued], PilotSource]
+"""Makes a source when a backend opens: from the mark of the run, who is told of ends that nobody asked for,
+and who is told where pilots stand in their queue."""
 
 
 def own_pilots(site: ParslSiteSpec, context: BackendContext) -> PilotSourceFactory:
@@ -104,12 +107,14 @@ def own_pilots(site: ParslSiteSpec, context: BackendContext) -> PilotSourceFacto
         check_folder(Path(site.work_dir))
     slots = site.slots_per_pilot or site.nodes_per_pilot * _slots_per_node(site)
     workers = max(1, slots // context.narrowest) + context.stages_at_once
-    return lambda mark, on_end: OwnPilots(site, context.directory, mark, workers=workers, on_end=on_end)
+    return lambda mark, on_end, on_queued: OwnPilots(
+        site, context.directory, mark, workers=workers, on_end=on_end, on_queued=on_queued
+    )
 
 
 def pilots_in_executor(kernel: Any, label: str) -> PilotSourceFactory:
     """Return what makes a pilot of one executor of a loaded ``parsl.DataFlowKernel`` (Parsl is untyped)."""
-    return lambda mark, on_end: ExecutorPilots(kernel, label)
+    return lambda mark, on_end, on_queued: ExecutorPilots(kernel, label)
 
 
 class OwnPilots:
@@ -123,6 +128,7 @@ class OwnPilots:
         *,
         workers: int,
         on_end: OnPilotEnd,
+        on_queued: OnQueued = lambda label, job: None,
     ) -> None:
         """Prepare; nothing is started yet.
 
@@ -132,7 +138,9 @@ class OwnPilots:
             mark: Marks every process of the run (`orphan_reaper`).
             workers: Tasks at a time on a pilot.
             on_end: Called from a thread of Parsl's when a pilot has ended that was not released.
+            on_queued: Called from it when a batch system says something new of a pilot that waits.
         """
+        self._queue = QueueWatch(site.provider.type, lambda name, job: on_queued(ExecutorLabel(name), job))
         self._site, self._directory, self._mark = site, directory, mark
         self._workers, self._on_end = workers, on_end
         self._kernel: Any = None  # parsl.DataFlowKernel, untyped
@@ -155,6 +163,8 @@ class OwnPilots:
         executor = self._executors[label]
         blocks = executor.scale_out_facade(1)
         if not blocks:
+            if executor.refusal:
+                raise SiteUnavailableError(self._site.name, executor.refusal)
             refusals = [str(state.message) for state in executor.status_facade.values() if state.message]
             raise SiteUnavailableError(self._site.name, " ".join(refusals[-1:] or ["the provider refused"]))
         self._blocks[label] = blocks[0]
@@ -212,7 +222,7 @@ class OwnPilots:
 
         label = ExecutorLabel(f"{self._site.name}-{len(self._executors)}")
         executor = htex.build_executor(
-            self._site,
+            self._site.for_pilot(len(self._executors)),
             label,
             workers=self._workers,
             addresses=self.addresses,
@@ -229,9 +239,22 @@ class OwnPilots:
     def _on_states(self, name: str, states: BlockStates) -> None:
         label = ExecutorLabel(name)
         executor = self._executors.get(label)
+        if executor is not None:
+            self._queue.see(name, self._waiting_job(label, executor, states))
         found = None if executor is None else self._read_exit(label, states, is_dead=executor.is_dead)
         if found is not None:
             self._on_end(label, found)
+
+    def _waiting_job(self, label: ExecutorLabel, executor: PilotExecutor, states: BlockStates) -> str | None:
+        """Return the batch job of an executor's pilot if that waits."""
+        from parsl.jobs.states import JobState
+
+        block = self._blocks.get(label)
+        state = None if block is None else states.get(block)
+        if state is None or state.state not in {JobState.PENDING, JobState.HELD}:
+            return None
+        job = executor.blocks_to_job_id.get(block)
+        return None if job is None else str(job)
 
     def _read_exit(
         self, label: ExecutorLabel, states: BlockStates, *, is_dead: bool, is_unresponsive: bool = False

@@ -2,12 +2,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from parsl_rasda.agent.node_probe import gpu_count
-from parsl_rasda.backends.allocation import PilotAllocation, counted_here, read_allocation, walltime_s
+from parsl_rasda.backends.allocation import (
+    PilotAllocation,
+    counted_here,
+    in_this_allocation,
+    read_allocation,
+    walltime_s,
+)
+from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.launch.base import LaunchSettings
 from parsl_rasda.launch.srun import SrunLauncher
 from parsl_rasda.protocol import JobSpec
@@ -241,3 +250,44 @@ def test_a_step_asks_its_nodes_for_what_each_has_and_for_nothing_that_nobody_han
     launch = allocation.launch(order, Placement(SiteName("s"), PilotId("p"), slots), spec, SrunLauncher())
     for words in (launch.argv, launch.before):
         assert [word for word in words if word.startswith("--gres")] == ([flag] if flag else [])
+
+
+def local_site(**fields: Any) -> ParslSiteSpec:
+    declared = {"name": "s", "provider": {"type": "LocalProvider"}, "accelerator": "none", "gpus_per_node": 2}
+    return ParslSiteSpec.model_validate(declared | fields)
+
+
+@pytest.mark.parametrize("names", [["n1"], ["n1", "n2", "n3"]])
+def test_nodes_auto_takes_all_of_the_allocation_that_the_controller_is_in(names: list[str]) -> None:
+    found = read(local_site(nodes="auto"), is_local=True, nodes=names)
+    assert isinstance(found, PilotAllocation)
+    assert [node.node for node in found.nodes] == names
+    assert found.warning == ""
+
+
+def test_nodes_of_the_own_allocation_that_are_not_used_are_told() -> None:
+    found = read(local_site(), is_local=True, nodes=["n1", "n2", "n3"])
+    assert isinstance(found, PilotAllocation)
+    assert len(found.nodes) == 1
+    assert "1 of the 3 nodes of this allocation (nodes: auto takes all)" in found.warning
+
+
+def test_nodes_auto_stands_for_the_nodes_of_this_allocation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("SLURM_JOB_NODELIST", "PBS_NODEFILE"):
+        monkeypatch.delenv(variable, raising=False)
+    one = in_this_allocation(local_site(nodes="auto"))
+    assert one.nodes_per_pilot == 1, "this machine"
+    (tmp_path / "nodes").write_text("n1\nn1\nn2\nn3\n")
+    monkeypatch.setenv("PBS_NODEFILE", str(tmp_path / "nodes"))
+    found = in_this_allocation(local_site(nodes="auto"))
+    assert (found.nodes_per_pilot, found.slots) == (3, 6)
+    monkeypatch.setenv("PBS_NODEFILE", str(tmp_path / "gone"))
+    with pytest.raises(InvalidSettingError, match="cannot be listed"):
+        in_this_allocation(local_site(nodes="auto"))
+
+
+def test_only_the_own_allocation_can_be_taken_as_it_is() -> None:
+    with pytest.raises(ValidationError, match="auto"):
+        site(nodes="auto")

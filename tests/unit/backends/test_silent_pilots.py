@@ -84,7 +84,7 @@ def runner(tmp_path: Path, pilots: SilentPilots, log: EventLog) -> Iterator[Pars
         "gpus_per_node": JOBS,
     }
     context = BackendContext(tmp_path / "runner")
-    runner = ParslBackend(ParslSiteSpec.model_validate(site), context, lambda _mark, _on_end: pilots)
+    runner = ParslBackend(ParslSiteSpec.model_validate(site), context, lambda *_: pilots)
     runner.open(log.post)
     yield runner
     runner.close()

@@ -39,6 +39,7 @@ def test_it_names_the_pilots_that_are_up_awaited_and_not_asked_for() -> None:
     found = summarise("study", machine, usage)
     assert found["state"] == "running"
     assert found["pilots"] == [{"pilot": "a-0", "site": "a", "gpus": 3}]
-    assert found["awaited"] == [{"pilot": "b-2", "site": "b", "since": 1.0}]
+    (awaited,) = found["awaited"]
+    assert (awaited["pilot"], awaited["site"], awaited["since"], awaited["job"]) == ("b-2", "b", 1.0, None)
     assert found["resting"] == [{"site": "b", "until": 5.0}]
     assert found["set_aside"] == []

@@ -136,7 +136,10 @@ def test_a_key_cannot_write_lines_of_its_own(tmp_path: Path) -> None:
             "gpus_per_node: 1000000000",
             "s.yaml:4: gpus_per_node: found 1000000000; allowed: a whole number from 1",
         ),
-        ("nodes: 1000000000", "s.yaml:4: nodes: found 1000000000; allowed: less than or equal to 100000"),
+        (
+            "nodes: 1000000000",
+            "s.yaml:4: nodes: found 1000000000; allowed: a whole number from 1 to 100000, or auto",
+        ),
         ("pilots: 1000000000", "s.yaml:4: pilots: found 1000000000; allowed: less than or equal to 1000"),
         ("pilots: 500\nnodes: 500", "which makes 250000 slots in all; allowed: at most 200000 slots"),
         ("threads_per_rank: 1000000000", "s.yaml:4: threads_per_rank: found 1000000000"),

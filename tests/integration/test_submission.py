@@ -1,0 +1,193 @@
+"""Studies whose controllers are batch jobs, on a real Slurm: by `submit`, and by a script that loops."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from backend_tools import eventually
+from slurm_cluster import SlurmCluster
+
+ROOT = Path(__file__).parents[2]
+COMMAND = Path(sys.executable).with_name("parsl-rasda")
+SCRIPTS = ROOT / "site_configs" / "allocation"
+DEADLINE_S = 280.0
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+
+STUDY = """
+name: jobs
+seed: 5
+with: {{epoch_s: {epoch_s}, efficiency: 0.9, seed: 5}}
+tune:
+  metric: val_loss
+  num_samples: 8
+  scheduler: {{variant: synchronous, max_t: 8, max_workers: 8}}
+  search_space: {{lr: {{float: [1.0e-4, 1.0e-1], log: true}}}}
+  training: {{python: workflows.emulated.train:train}}
+  estimates: {{epoch_s: 0.2, restart_s: 0.05}}
+"""
+SHARED = "accelerator: none\nmpi_launcher: process\ngpus_per_node: 4\n"
+LOCAL = f"provider: {{type: LocalProvider}}\nnodes: 2\n{SHARED}"
+SLURM = f"""
+provider:
+  type: SlurmProvider
+  partition: main
+  nodes_per_block: 2
+  gpus_per_node: 4
+  walltime: "00:10:00"
+controller: {{walltime: "00:05:00"}}
+address: 127.0.0.1
+checkpoint_margin: 20
+{SHARED}
+"""
+ALLOCATION = f"provider: {{type: LocalProvider}}\nnodes: auto\ncheckpoint_margin: 20\n{SHARED}"
+
+
+class Place:
+    """A folder with a study, on a cluster."""
+
+    def __init__(self, folder: Path, cluster: SlurmCluster, epoch_s: float) -> None:
+        self.folder, self.cluster = folder, cluster
+        folder.mkdir(exist_ok=True)
+        (folder / "study.yaml").write_text(STUDY.format(epoch_s=epoch_s))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        path = f"{COMMAND.parent}:{os.environ['PATH']}"
+        return {**os.environ, **self.cluster.environment, "PYTHONPATH": str(ROOT), "PATH": path}
+
+    def said(self, *words: str, code: int = 0) -> str:
+        """Return what a command prints, once its exit code is right."""
+        done = subprocess.run(
+            words, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=DEADLINE_S,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + (done.stderr if code else "")
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.said("parsl-rasda", "status", "run", "--json"))
+        return found
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "run"
+
+    @property
+    def controllers(self) -> int:
+        return len(list((self.run / "controllers").glob("*.json")))
+
+    @property
+    def epochs(self) -> int:
+        journal = self.run / "journal.jsonl"
+        return journal.read_bytes().count(b'"EpochReported"') if journal.exists() else 0
+
+    def interrupt(self, number: int) -> None:
+        """Tell the controller of a job to leave, as at the end of its time, once a trial got further."""
+        done = self.epochs
+        eventually(lambda: self.controllers == number, f"job {number} starts", DEADLINE_S)
+        eventually(lambda: self.epochs > done, "a trial gets further", DEADLINE_S)
+        claim = json.loads((self.run / "controllers" / f"{number:06}.json").read_text())
+        os.kill(claim["pid"], signal.SIGTERM)
+
+
+def verdict(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return what must not depend on the machine: who survived how long, with which metrics."""
+    return {t["trial"]: (t["state"], t["epoch"], t["metric"]) for t in summary["trial_list"]}
+
+
+@pytest.fixture(scope="module")
+def cluster(need: Callable[..., None]) -> Iterator[SlurmCluster]:
+    need("slurm")
+    with SlurmCluster(nodes=5) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, cluster: SlurmCluster) -> dict[str, Any]:
+    place = Place(tmp_path_factory.mktemp("local"), cluster, epoch_s=0.1)
+    (place.folder / "local.yaml").write_text(LOCAL)
+    place.said("parsl-rasda", "run", "study.yaml", "--site", "local.yaml", "--dir", "run")
+    return verdict(place.status())
+
+
+def test_two_studies_go_on_over_three_jobs_each_and_end_as_if_undisturbed(
+    tmp_path: Path, cluster: SlurmCluster, undisturbed: dict[str, Any]
+) -> None:
+    """One by `submit`, whose shell is gone at once; one by the script that loops, in its own allocations."""
+    submitted = Place(tmp_path / "submitted", cluster, epoch_s=2.0)
+    (submitted.folder / "slurm.yaml").write_text(SLURM)
+    words = ("submit", "study.yaml", "--site", "slurm.yaml", "--dir", "run")
+    assert "runs the study in run" in submitted.said("parsl-rasda", *words)
+    looping = Place(tmp_path / "looping", cluster, epoch_s=2.0)
+    (looping.folder / "site.yaml").write_text(ALLOCATION)
+    text = (SCRIPTS / "slurm.sh").read_text()
+    (looping.folder / "slurm.sh").write_text(text.replace("04:00:00", "00:03:00"))
+    looping.said("sbatch", "slurm.sh", "study.yaml", "run")
+    # `submit` prepares the directory as a controller, too.
+    for number in (1, 2):
+        submitted.interrupt(number + 1)
+        looping.interrupt(number)
+    eventually(lambda: not cluster.jobs("PENDING,RUNNING,COMPLETING"), "both end", DEADLINE_S)
+    for place in (submitted, looping):
+        summary = place.status()
+        assert summary["state"] == "done"
+        assert verdict(summary) == undisturbed
+        assert [t["losses"] for t in summary["trial_list"]] == [0] * 8
+    assert (submitted.controllers, looping.controllers) == (4, 3)
+    assert len(list(submitted.run.glob("submitted/rasda.*.stderr"))) == 3
+    assert len(list(looping.folder.glob("study-*.log"))) == 3
+
+
+def test_a_queue_is_heard_before_a_pilot_is_asked_for_while_it_waits_and_when_it_refuses(
+    tmp_path: Path, cluster: SlurmCluster
+) -> None:
+    """And `cancel` ends a run from anywhere: a controller on this machine, and a job in the queue."""
+    place = Place(tmp_path / "here", cluster, epoch_s=1.0)
+    site = place.folder / "slurm.yaml"
+    validate = ("parsl-rasda", "validate", "study.yaml", "--site", "slurm.yaml", "--online")
+    site.write_text(SLURM)
+    assert "would take a pilot: Job" in place.said(*validate)
+    site.write_text(SLURM.replace("partition: main", "partition: none"))
+    assert "invalid partition specified: none" in place.said(*validate, code=2)
+    run = ("parsl-rasda", "run", "study.yaml", "--site", "slurm.yaml", "--dir")
+    refused = place.said(*run, "refused", code=4)
+    first = r"faults pilot slurm-0, pilot slurm-1[^:]*: sbatch: error: invalid partition specified: none"
+    assert re.search(first, " ".join(refused.split()))
+    site.write_text(f'{SLURM}pilots: 2\nwalltimes: ["00:10:00", "00:05:00"]\n')
+    cluster.run("scontrol", "update", "partitionname=main", "state=down")
+    try:
+        with (place.folder / "out").open("w") as out:
+            process = subprocess.Popen(
+                (*run, "run"), cwd=place.folder, env=place.environment, stdout=out, stderr=out
+            )
+        said = (place.folder / "out").read_text
+        eventually(lambda: "PartitionDown" in said(), "the reason is told", DEADLINE_S)
+        eventually(lambda: said().count("PartitionDown") > 1, "both are told", DEADLINE_S)
+        waiting = place.status()["awaited"]
+        assert {pilot["job"] for pilot in waiting} == set(cluster.jobs("PENDING"))
+        assert {(pilot["state"], pilot["reason"]) for pilot in waiting} == {("PENDING", "PartitionDown")}
+        limits = cluster.run("squeue", "--noheader", "--format=%l").split()
+        assert sorted(limits) == ["10:00", "5:00"], "the pilots take turns in the walltimes"
+        assert "it will not start by itself: its partition is down" in " ".join(
+            place.said("parsl-rasda", "status", "run").split()
+        )
+        assert "ended" in place.said("parsl-rasda", "cancel", "run")
+        assert process.wait(timeout=DEADLINE_S) == 143
+        place.said("parsl-rasda", "submit", "study.yaml", "--site", "slurm.yaml", "--dir", "queued")
+        assert "PartitionDown" in place.said("parsl-rasda", "status", "queued")
+        again = place.said("parsl-rasda", "submit", "queued", code=2)
+        assert "has a controller in the queue" in again
+        assert "ended" in place.said("parsl-rasda", "cancel", "queued")
+        eventually(lambda: not cluster.jobs("PENDING,RUNNING"), "the queue is empty", DEADLINE_S)
+    finally:
+        cluster.run("scontrol", "update", "partitionname=main", "state=up")

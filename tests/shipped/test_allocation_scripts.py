@@ -1,0 +1,45 @@
+"""The scripts that run a study in allocations of its own, one after another: with stand-ins for commands."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from parsl_rasda.study import load_site
+from parsl_rasda.study.sites import ParslSiteSpec
+
+FOLDER = Path(__file__).parents[2] / "site_configs" / "allocation"
+
+
+def test_the_site_takes_all_of_the_allocation() -> None:
+    site = load_site(FOLDER / "site.yaml")
+    assert isinstance(site, ParslSiteSpec)
+    assert (site.is_local, site.takes_all_nodes) == (True, True)
+
+
+@pytest.mark.parametrize("kind", ["slurm", "pbs"])
+@pytest.mark.parametrize("began", [False, True])
+@pytest.mark.parametrize("code", [0, 3, 130, 143])
+def test_a_job_begins_or_resumes_and_queues_the_next_one_on_130_only(
+    tmp_path: Path, kind: str, began: bool, code: int
+) -> None:
+    for name in ("sbatch", "qsub", "parsl-rasda"):
+        ending = f"exit {code}" if name == "parsl-rasda" else ""
+        (tmp_path / name).write_text(f'#!/bin/bash\necho {name} "$@" >> {tmp_path}/calls\n{ending}\n')
+        (tmp_path / name).chmod(0o755)
+    if began:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "study.yaml").touch()
+    variables = {"SLURM_SUBMIT_DIR": str(tmp_path), "PBS_O_WORKDIR": str(tmp_path)}
+    variables |= {"STUDY": "study.yaml", "RUN": "run"} if kind == "pbs" else {}
+    words = ["bash", str(FOLDER / f"{kind}.sh"), *(("study.yaml", "run") if kind == "slurm" else ())]
+    environment = {**os.environ, **variables, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    assert subprocess.run(words, env=environment, timeout=30, check=False).returncode == code
+    first, *rest = (tmp_path / "calls").read_text().splitlines()
+    resume = "parsl-rasda resume --wait run"
+    assert first == (resume if began else "parsl-rasda run study.yaml --site site.yaml --dir run")
+    again = {"slurm": "sbatch slurm.sh study.yaml run", "pbs": "qsub -v STUDY=study.yaml,RUN=run pbs.sh"}
+    assert rest == ([again[kind]] if code == 130 else [])
