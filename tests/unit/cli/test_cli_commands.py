@@ -5,6 +5,7 @@ import logging
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import typer
@@ -393,6 +394,13 @@ def test_init_writes_files_that_validate(tmp_path, capsys, template) -> None:
     assert nexts == [f"Next: parsl-rasda validate {named}", f"Next: parsl-rasda run {named}"]
     validate(tmp_path / "new" / "study.yaml", [str(tmp_path / "new" / "site.yaml")])
     assert capsys.readouterr().out.count(": ok (") == 2
+    assert (tmp_path / "new" / "README.md").is_file()
+    for name, schema in (("study", "study.schema.json"), ("site", "site.schema.json")):
+        first, *rest = (tmp_path / "new" / f"{name}.yaml").read_text().splitlines()
+        assert first.startswith("# yaml-language-server: $schema=file:///")
+        assert Path(urlsplit(first.partition("=")[2]).path).name == schema
+        assert Path(urlsplit(first.partition("=")[2]).path).is_file()
+        assert name != "study" or "name: new" in rest
 
 
 def test_init_overwrites_nothing(tmp_path) -> None:
