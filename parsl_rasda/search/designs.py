@@ -174,7 +174,7 @@ class ListOptions(BaseModel):
     """Options of `list`."""
 
     configs: list[dict[str, JsonValue]] = Field(
-        description="The configurations, each parameter -> value.", examples=[[{"lr": 0.1}, {"lr": 0.01}]]
+        description="a list of configurations", examples=[[{"lr": 0.1}, {"lr": 0.01}]]
     )
 
 
