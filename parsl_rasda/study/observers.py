@@ -81,7 +81,7 @@ class TrackerSpec(Spec):
         """Yield options of another tool."""
         is_wandb = plain.get("kind") == "wandb"
         for key in ("uri",) if is_wandb else _OF_WANDB:
-            if plain.get(key) not in {None, cls.model_fields[key].default}:
+            if plain.get(key) not in (None, cls.model_fields[key].default):  # it may have no hash
                 yield Diagnostic((key,), f"{key}, of {plain.get('kind')}", "an option that this tool has")
 
 

@@ -448,7 +448,7 @@ class TuneSpec(Spec):
 
 def _fixed_replicas(scheduler: Plain) -> FixedReplicas | None:
     """Return the replicas that share each step, or None if they grow or the block is wrong."""
-    if scheduler.get("batch") not in {"constant", "measured"}:
+    if scheduler.get("batch") not in ("constant", "measured"):  # a tuple: it may be a list, which has no hash
         return None
     try:
         method = SchedulerSpec.model_validate(scheduler)

@@ -83,6 +83,8 @@ def test_every_command_has_help_and_the_version_is_told(tmp_path) -> None:
     out, _ = rasda(tmp_path, "--help")
     for command in (
         "init",
+        "explain",
+        "schema",
         "validate",
         "doctor",
         "plan",

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import jsonschema
 import pytest
 
+from parsl_rasda.errors import InvalidFileError
+from parsl_rasda.study import load_site, load_study
 from parsl_rasda.study.document import read_document
 from parsl_rasda.study.schema import KINDS, as_text, schema_of, shipped
 from tests.unit.study.conftest import STUDY
+from tests.unit.study.mutations import VARIABLES, cases
 from tests.unit.study.test_study_mistakes import MISTAKES
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -52,6 +58,9 @@ def validator(kind: str) -> jsonschema.Draft7Validator:
     schema = json.loads(shipped(kind).read_text())
     jsonschema.Draft7Validator.check_schema(schema)
     return jsonschema.Draft7Validator(schema)
+
+
+CHECKS = {kind: validator(kind) for kind in KINDS}
 
 
 def as_written(file: Path) -> object:
@@ -97,3 +106,35 @@ def test_a_single_tune_is_typed_as_in_a_stage(folder: Path) -> None:
         assert check.is_valid(as_written(study))
         study.write_text(text.replace(old, new))
         assert not check.is_valid(as_written(study))
+
+
+def test_whatever_is_valid_is_so_for_an_editor_who_sees_most_mistakes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of shipped files with random changes, as far as they are YAML of a size to be read."""
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    loads: dict[str, Callable[[Path], object]] = {
+        "study": lambda file: load_study(file, check_targets=False),
+        "site": load_site,
+    }
+    counted: Counter[tuple[bool, bool]] = Counter()
+    for files in cases(5, 200, tmp_path):
+        for (kind, load), file in zip(loads.items(), files, strict=True):
+            with contextlib.suppress(InvalidFileError):
+                data = read_document(file, VARIABLES).data
+                errors = [error.message for error in CHECKS[kind].iter_errors(data)]
+                is_valid = is_accepted(load, file)
+                assert not (is_valid and errors), (file.read_text(), errors)
+                counted[is_valid, bool(errors)] += 1
+    mistakes = counted[False, True] + counted[False, False]
+    assert counted[True, False] > 100
+    assert counted[False, True] / mistakes > 0.7
+
+
+def is_accepted(load: Callable[[Path], object], file: Path) -> bool:
+    try:
+        load(file)
+    except InvalidFileError:
+        return False
+    return True
