@@ -11,7 +11,7 @@ FOR_ALL := $(VENV)/.installed
 # of what it imports anew, a tenth of all their processor time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-unit mutations chaos mutants soak quality lint install clean
+.PHONY: demo reference test test-unit mutations chaos mutants soak quality lint install clean
 demo: $(FOR_DEMO)
 	$(BIN)/parsl-rasda run workflows/cfd_defiltering/study.yaml --site local --dir $$(mktemp -d -p . runs.XXXXXX)/cfd_defiltering
 
@@ -43,6 +43,10 @@ soak: install
 # The winner's quality by ASHA, RASDA and random search, 10 seeds of each shipped study. Hours; goes on where it stopped.
 quality: install
 	$(BIN)/python benchmarks/quality.py runs/quality --out benchmarks/results/quality.json
+
+# Pages of keys, methods, events and exit codes, and the JSON Schemas, from the code that they describe.
+reference: install
+	PYTHONPATH=. $(BIN)/python docs/generate.py
 
 lint: install
 	$(BIN)/ruff check .

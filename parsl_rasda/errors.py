@@ -14,6 +14,15 @@ from parsl_rasda.plain_text import printable
 
 _LONGEST_MESSAGE = 4_000  # characters; lists of names have no length of their own
 
+EXIT_CODES = {
+    0: "done",
+    2: "the input is wrong",
+    3: "there is no result, since no trial succeeded or a stage failed",
+    4: "what is left of the sites cannot go on",
+    130: "interrupted, and resumable",
+    143: "the same, by `cancel`",
+}
+
 Loc: TypeAlias = tuple[str | int, ...]  # where something stands: keys and indices, from the top
 
 

@@ -224,3 +224,4 @@ BACKENDS = PluginGroup(
         "globus": "parsl_rasda.backends.globus:PLUGIN",
     },
 )
+GROUPS = (SCHEDULERS, SEARCHERS, GROWTH_POLICIES, LAUNCHERS, BACKENDS)

@@ -17,6 +17,7 @@ import typer
 
 from parsl_rasda.cli.cancel import cancel
 from parsl_rasda.cli.doctor import doctor
+from parsl_rasda.cli.explain import explain
 from parsl_rasda.cli.export import export
 from parsl_rasda.cli.init import init
 from parsl_rasda.cli.output import print_message
@@ -25,24 +26,44 @@ from parsl_rasda.cli.plan import plan
 from parsl_rasda.cli.report import report
 from parsl_rasda.cli.resume import resume
 from parsl_rasda.cli.run import run
+from parsl_rasda.cli.schema import schema
 from parsl_rasda.cli.status import status
 from parsl_rasda.cli.submit import submit
 from parsl_rasda.cli.validate import validate
 from parsl_rasda.cli.watch import watch
-from parsl_rasda.errors import RasdaError
+from parsl_rasda.errors import EXIT_CODES, RasdaError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_HELP = f"""Resource-adaptive hyperparameter optimisation (RASDA) as one stage of Parsl pipelines.
+
+Exit codes: {"; ".join(f"{code} {words}" for code, words in EXIT_CODES.items())}.
+"""
 _LONG = {"run", "resume"}  # commands that hold allocations
 
 app = typer.Typer(
     name="parsl-rasda",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (init, validate, doctor, plan, run, resume, submit, cancel, status, watch, report, export):
+_COMMANDS = (
+    init,
+    explain,
+    validate,
+    doctor,
+    plan,
+    run,
+    resume,
+    submit,
+    cancel,
+    status,
+    watch,
+    report,
+    export,
+    schema,
+)
+for command in _COMMANDS:
     app.command()(command)
 
 
@@ -79,15 +100,10 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(help=_HELP)
 def _options(
     show_version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Resource-adaptive hyperparameter optimisation (RASDA) as one stage of Parsl pipelines.
-
-    Exit codes: 0 done; 2 the input is wrong; 3 there is no result, since no trial succeeded or a stage
-    failed; 4 what is left of the sites cannot go on; 130 interrupted, and resumable; 143 the same, by
-    `cancel`.
-    """
+    """Take the options that come before a command."""

@@ -17,12 +17,22 @@ if TYPE_CHECKING:
 
 DEFAULT_SITES = ("local",)
 
+
+def _names_of_sites(incomplete: str) -> list[str]:
+    from parsl_rasda.study.loading import site_names
+
+    return [name for name in site_names() if name.startswith(incomplete)]
+
+
 StudyFile: TypeAlias = Annotated[Path, typer.Argument(metavar="STUDY", help="Study file (YAML).")]
 RunFolder: TypeAlias = Annotated[Path, typer.Argument(metavar="DIR", help="Run directory.")]
 Sites: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
-        "--site", metavar="SITE", help="A name in site_configs/, or a file; may be repeated. Default: local."
+        "--site",
+        metavar="SITE",
+        help="A name in site_configs/, or a file; may be repeated. Default: local.",
+        autocompletion=_names_of_sites,
     ),
 ]
 Overrides: TypeAlias = Annotated[

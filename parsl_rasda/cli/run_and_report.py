@@ -110,7 +110,9 @@ def _view(directory: Path) -> Iterator[ProgressReporter]:
     """Give a view on stderr: live in a terminal, else a line a decision."""
     console = console_of(stderr=True)
     live = console.is_terminal and not console.is_dumb_terminal
-    view: ProgressReporter = LiveView(console) if live else PlainView(console.file)
+    view: ProgressReporter = (
+        LiveView(console, RunDirectory(directory).sites) if live else PlainView(console.file)
+    )
     with _shown_warnings(console), _sdk_log(directory / "globus.log"):
         try:
             yield view

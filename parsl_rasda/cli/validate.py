@@ -8,7 +8,7 @@ import typer
 
 from parsl_rasda.cli.options import Overrides, Sites, StudyFile, load_inputs
 from parsl_rasda.errors import InvalidSettingError
-from parsl_rasda.reporting.format import counted
+from parsl_rasda.reporting.format import counted, slot_kind
 
 if TYPE_CHECKING:
     from parsl_rasda.search.base import Searcher
@@ -74,6 +74,9 @@ def _about_search(tune: TuneSpec, searcher: Searcher) -> str:
 def _about_site(site: SiteSpec) -> str:
     from parsl_rasda.plugins import kind_of
 
-    per_node = "GPUs counted there" if site.gpus_per_node == "auto" else f"{site.gpus_per_node} GPUs each"
+    slots = slot_kind(site.accelerator)
+    per_node = (
+        f"{slots} counted there" if site.gpus_per_node == "auto" else f"{site.gpus_per_node} {slots} each"
+    )
     nodes = site.nodes_per_pilot
     return f"{site.pilots} x {counted(nodes, 'node')}, {per_node}, {kind_of(site.mpi_launcher)}"

@@ -31,6 +31,7 @@ def watch(
     """
     from rich.live import Live
 
+    from parsl_rasda.display.live import above_the_echo
     from parsl_rasda.reporting.overview import run_view
     from parsl_rasda.reporting.runs import read_run
     from parsl_rasda.reporting.tables import Harmless, console_of
@@ -40,7 +41,7 @@ def watch(
         with Live(console=console_of(), transient=True, auto_refresh=False) as live:
             while run.controller or (waiting := queued_controller(run)):
                 job = "" if run.controller else waiting
-                live.update(Harmless(fitting_view(run, live.console.size, job)), refresh=True)
+                live.update(Harmless(above_the_echo(fitting_view(run, live.console.size, job))), refresh=True)
                 began = time.monotonic()
                 run = read_run(directory)
                 pause_s = max(every, (time.monotonic() - began) / _SHARE)
@@ -62,6 +63,7 @@ def fitting_view(run: Run, screen: ConsoleDimensions, job: str = "") -> Renderab
     from parsl_rasda.reporting.tables import as_text
 
     def lines(most: int) -> int:
-        return len(as_text(run_view(run, most, job), screen.width).splitlines())
+        return len(as_text(run_view(run, most, job, is_brief=True), screen.width).splitlines())
 
-    return run_view(run, max(1, bisect_right(range(1, screen.height), screen.height - 1, key=lines)), job)
+    most = bisect_right(range(1, screen.height), screen.height - 2, key=lines)
+    return run_view(run, max(1, most), job, is_brief=True)

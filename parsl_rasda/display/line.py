@@ -65,11 +65,10 @@ class _Follower:
 
 def line_of(found: SearchSnapshot) -> str:
     """Return how a search stands, on one line."""
-    ended = sum(n for state, n in found.states.items() if state.is_final)
-    running = found.states.get(TrialState.RUNNING, 0)
+    ended, running = found.ended, found.states[TrialState.RUNNING]
     parts = [
         f"{found.stage}: {ended} of {found.total} trials have ended, {running} running",
-        f"{found.busy} of {found.gpus} GPUs busy" if found.gpus else "no pilot",
+        f"{found.busy} of {found.gpus} {found.slot_kind} busy" if found.gpus else "no pilot",
     ]
     if found.best is not None:
         best = found.best

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -12,12 +13,14 @@ from typing import Any
 from parsl_rasda.display.decisions import DecisionLine, DecisionLog
 from parsl_rasda.orchestration.events import EpochReported, Event, Instruction
 from parsl_rasda.orchestration.machine import Machine
+from parsl_rasda.orchestration.summary import complete_counts, time_left
 from parsl_rasda.orchestration.trial_record import best_trial
 from parsl_rasda.orchestration.usage import Usage
 from parsl_rasda.reporting.format import queue_words
 from parsl_rasda.types import Mode, TrialId, TrialState
 
 _SHOWN = 8
+_LEFT_EVERY_S = 1.0  # between two estimates of the time that is left
 
 
 @dataclass(slots=True)
@@ -47,7 +50,7 @@ class SearchSnapshot:
     stage: str
     metric: str
     total: int
-    states: dict[TrialState, int]
+    states: dict[str, int]
     gpus: int
     busy: int
     epochs: int
@@ -56,15 +59,26 @@ class SearchSnapshot:
     rungs: tuple[RungProgress, ...]
     best: BestTrial | None
     decisions: tuple[DecisionLine, ...]
+    seconds: float
+    left_s: float | None
+    last_fault: str
+    slot_kind: str
     queued: tuple[str, ...] = ()
+
+    @property
+    def ended(self) -> int:
+        """How many trials have ended."""
+        return sum(self.states[state] for state in TrialState if state.is_final)
 
 
 class SearchProgress:
     """Adds up the events of one search; the display's thread takes snapshots."""
 
-    def __init__(self, stage: str, machine: Machine, usage: Usage) -> None:
+    def __init__(self, stage: str, machine: Machine, usage: Usage, slot_kind: str = "GPUs") -> None:
         """Begin in the state of a machine, which may be in the middle of a search."""
-        self._stage, self._machine, self._usage = stage, machine, usage
+        self._stage, self._machine, self._usage, self._slot_kind = stage, machine, usage, slot_kind
+        self._left_s: float | None = None
+        self._left_at = -math.inf
         self._log = DecisionLog(machine)
         self._lock = threading.Lock()
         self._decisions: deque[DecisionLine] = deque(maxlen=_SHOWN)
@@ -95,16 +109,18 @@ class SearchProgress:
             self._figures = self._read_figures()
             said = self._usage.queued.values()
             self._queued = tuple(queue_words(q.job, q.state, q.reason, q.starts_at, q.obstacle) for q in said)
+            if event.at - self._left_at >= _LEFT_EVERY_S:  # it looks at all trials
+                self._left_at, self._left_s = event.at, time_left(self._machine, self._usage)
 
     def snapshot(self) -> SearchSnapshot:
         """Return the state of the search; may be called from any thread."""
         with self._lock:
-            gpus, busy, epochs, restarts, faults, total = self._figures
+            gpus, busy, epochs, restarts, faults, total, last_fault = self._figures
             return SearchSnapshot(
                 self._stage,
                 self._machine.settings.metric,
                 total,
-                dict(self._counts),
+                complete_counts(self._counts, self._machine),
                 gpus,
                 busy,
                 epochs,
@@ -113,13 +129,19 @@ class SearchProgress:
                 tuple(RungProgress(r.epochs, r.replicas, r.reached, r.best) for r in self._rungs.values()),
                 self._best,
                 tuple(self._decisions),
+                self._usage.makespan_s(time.time()),
+                self._left_s,
+                last_fault,
+                self._slot_kind,
                 self._queued,
             )
 
-    def _read_figures(self) -> tuple[int, int, int, int, int, int]:
+    def _read_figures(self) -> tuple[int, int, int, int, int, int, str]:
         a = self._usage
         restarts, faults = len(a.restarts_s), len(a.faults)
-        return a.gpus, a.busy_gpus, a.epochs, restarts, faults, self._machine.num_samples
+        last = f"{a.faults[-1].what}: {a.faults[-1].cause}" if a.faults else ""
+        total = self._machine.num_samples
+        return a.gpus, a.busy_gpus, a.epochs, restarts, faults, total, last
 
     def _count_states(self, trials: Iterable[TrialId]) -> None:
         for trial in trials:

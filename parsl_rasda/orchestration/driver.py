@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice, zip_longest
 from typing import Protocol, assert_never
 
-from msgspec.structs import fields
+from msgspec.structs import fields, replace
 
 from parsl_rasda.errors import JournalError, OtherDecisionError
 from parsl_rasda.orchestration.backend import Backend, BackendFailed, event_of
@@ -279,7 +279,7 @@ def _replay(
                 now = machine.handle(event)
         except Exception as error:
             raise JournalError(file, count + 1, _unusable(error)) from error
-        if now != instructions:
+        if now != instructions and not _differ_in_words_only(now, instructions):
             raise OtherDecisionError(file, count + 1, _difference(event, instructions, now), section)
         for instruction in instructions:
             if type(instruction) in _TO_SEARCHER:
@@ -320,6 +320,19 @@ def _unusable(error: Exception) -> str:
     if isinstance(error, CannotFollowError):
         return f"this version cannot go on from what another one decided here ({error}): end it with that one"
     return f"cannot follow what is before it ({type(error).__name__}: {error})"
+
+
+def _differ_in_words_only(now: Sequence[Instruction], then: Sequence[Instruction]) -> bool:
+    """Whether instructions are the same but for the reasons that people are told."""
+    return len(now) == len(then) and all(
+        one == other
+        or (
+            isinstance(one, TrialFinished)
+            and isinstance(other, TrialFinished)
+            and replace(one, reason=other.reason) == other
+        )
+        for one, other in zip(now, then, strict=True)
+    )
 
 
 def _difference(event: Event, then: Sequence[Instruction], now: Sequence[Instruction]) -> str:

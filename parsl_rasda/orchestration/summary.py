@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from parsl_rasda.orchestration.machine import Machine
@@ -12,6 +12,8 @@ from parsl_rasda.orchestration.retention import released
 from parsl_rasda.orchestration.trial_record import TrialRecord, best_trial
 from parsl_rasda.orchestration.usage import Usage
 from parsl_rasda.types import PilotId, StudyState, TrialState
+
+NOT_TRIED = "not_tried"
 
 
 def summarise(study: str, machine: Machine, usage: Usage, now: float | None = None) -> dict[str, Any]:
@@ -24,7 +26,7 @@ def summarise(study: str, machine: Machine, usage: Usage, now: float | None = No
         now: Present time [s] for a study that is running, else None.
     """
     trials, gone = machine.trials.values(), released(machine)
-    counts = {state.value: sum(t.state is state for t in trials) for state in TrialState}
+    counts = complete_counts({s: sum(t.state is s for t in trials) for s in TrialState}, machine)
     return {
         "study": study,
         "state": machine.state.value,
@@ -34,6 +36,7 @@ def summarise(study: str, machine: Machine, usage: Usage, now: float | None = No
         "mode": machine.settings.mode.value,
         "best": best(machine),
         "trials": {"total": machine.num_samples, **counts},
+        "left_s": time_left(machine, usage),
         **spent([usage], now),
         "measured": {
             "epoch_s": _epoch_s(machine),
@@ -52,6 +55,43 @@ def summarise(study: str, machine: Machine, usage: Usage, now: float | None = No
     }
 
 
+def complete_counts(counts: Mapping[TrialState, int], machine: Machine) -> dict[str, int]:
+    """Return how many trials are in each state, which together are all trials that are wanted.
+
+    Those that have no configuration yet are waiting; if the search is done without them, they are not tried.
+    """
+    rest = max(0, machine.num_samples - sum(counts.values()))
+    found = {state.value: counts.get(state, 0) for state in TrialState} | {NOT_TRIED: 0}
+    found[NOT_TRIED if machine.state is StudyState.DONE else TrialState.WAITING.value] += rest
+    return found
+
+
+def time_left(machine: Machine, usage: Usage) -> float | None:
+    """Return about how long a search still takes [s], or None if that cannot be told.
+
+    Its trials are taken to train as many epochs as those that have ended, and its slots as many a second as
+    so far; but never shorter than the running trial that has come furthest would take to the end.
+    """
+    trials = machine.trials.values()
+    ended = [t.epoch for t in trials if t.state.is_final]
+    if machine.state is not StudyState.RUNNING or not (ended and usage.epochs and usage.gpus):
+        return None
+    seconds = usage.held_gpu_s() / usage.gpus
+    running = [t for t in trials if t.state is TrialState.RUNNING]
+    later = machine.num_samples - len(trials) + sum(t.state is TrialState.WAITING for t in trials)
+    epochs = sum(max(0, t.until - t.epoch) for t in running) + max(0, later) * sum(ended) / len(ended)
+    furthest = max(running, key=lambda t: t.epoch, default=None)
+    alone = 0.0 if furthest is None else _alone_s(machine, furthest)
+    return float(round(max(epochs * seconds / usage.epochs, alone)))
+
+
+def _alone_s(machine: Machine, trial: TrialRecord) -> float:
+    """Return how long a trial would take to its last epoch at its present width [s]."""
+    width = trial.job.placement.world_size if trial.job else machine.settings.num_workers
+    epoch_s = machine.cluster_state.times.typical_epoch_s(width) or 0.0
+    return max(0, machine.scheduler.milestones[-1] - trial.epoch) * epoch_s
+
+
 def no_search(study: str) -> dict[str, Any]:
     """Return the document of a study without a search: the keys of `summarise`, and nothing in them."""
     return {
@@ -62,7 +102,8 @@ def no_search(study: str) -> dict[str, Any]:
         "metric": None,
         "mode": None,
         "best": None,
-        "trials": {"total": 0, **dict.fromkeys(TrialState, 0)},
+        "trials": {"total": 0, **dict.fromkeys(TrialState, 0), NOT_TRIED: 0},
+        "left_s": None,
         **spent([]),
         "measured": {"epoch_s": None, "efficiency": None, "restart_s": None},
         "pilots": [],

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from parsl_rasda.types import JSON
@@ -89,6 +91,29 @@ def value_text(value: Any) -> str:  # Any: a JSON value
 def counted(number: int, noun: str) -> str:
     """Return ``1 trial``, ``2 trials``."""
     return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def slot_kind_of(sites: Path) -> str:
+    """Return what the slots of a run are called: ``cores``, ``GPUs``, or ``slots`` if they are neither.
+
+    Args:
+        sites: The folder where the run keeps its site files.
+    """
+    return slot_kind(*map(_accelerator, sites.glob("*.yaml")))
+
+
+def slot_kind(*accelerators: str) -> str:
+    """Return what the slots of sites with these accelerators are called."""
+    found = {*accelerators}
+    if found == {"cpu"}:
+        return "cores"
+    return "slots" if found & {"cpu", "none"} else "GPUs"
+
+
+def _accelerator(file: Path) -> str:
+    """Return what a site file that we wrote says; its variables are not needed for it."""
+    line = re.search(r"^accelerator: *'?(\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    return line.group(1) if line else "cuda"
 
 
 def truncated(value: Any, width: int = 100) -> str:  # Any: whatever a user's function returned

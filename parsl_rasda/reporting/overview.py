@@ -30,20 +30,21 @@ HOW_TO_FIX = "fix the training, then resume with --retry-failed, or run it with 
 _ENDINGS = {StudyState.FAILED: "failed", StudyState.NO_SITE: "no site or pilot could be had"}
 
 
-def run_view(run: Run, most: int | None = None, job: str = "") -> RenderableType:
+def run_view(run: Run, most: int | None = None, job: str = "", *, is_brief: bool = False) -> RenderableType:
     """Return everything about a run: its stages, its searches with their trials, and how to go on.
 
     Args:
         run: The run.
         most: Trials listed at most, of each search.
         job: What the batch system says of the job of its controller, if it was submitted.
+        is_brief: Each on one line.
     """
     advice = advice_on(run, job)
     style = "cyan" if run.controller else "yellow"
     end = [Text(f"\n{advice}", style)] if advice else []
     if not run.controller and (lines := how_to_load(run)):
         end.insert(0, Text(f"\nto load the best model:\n{indent(lines, '  ')}", "dim"))
-    return Group(_view(run, lambda summary, name: status_view(summary, most, name)), *end)
+    return Group(_view(run, lambda each, name: status_view(each, most, name, is_brief=is_brief)), *end)
 
 
 def outcome_view(run: Run) -> RenderableType:

@@ -19,8 +19,9 @@ from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.orchestration.stage_records import StageRecord, kept_result, read_record
 from parsl_rasda.orchestration.summary import cause, no_search, spent
 from parsl_rasda.reporting.asha import AshaComparison, compare_with_asha
+from parsl_rasda.reporting.format import slot_kind_of
 from parsl_rasda.study import StudySpec
-from parsl_rasda.types import StageState, StudyState
+from parsl_rasda.types import StageState, StudyState, TrialState
 
 _TROUBLED = {StageState.FAILED, StageState.NO_SITE}
 
@@ -121,7 +122,8 @@ class Run:
         """
         summaries = self.summaries(now)
         searches = [name for name in self.order if name in summaries]
-        found = summaries[searches[-1]] if searches else {**no_search(self.study.name), "asha": None}
+        nothing = {**no_search(self.study.name), "asha": None, "slot_kind": self.slot_kind}
+        found = summaries[searches[-1]] if searches else nothing
         return {
             **found,
             **spent([history.usage for history in self.searches.values()], self._clock(now)),
@@ -148,11 +150,19 @@ class Run:
             compared = self.asha[name]
             summary |= {"state": standing.state.value, "cause": standing.cause}
             summary["asha"] = None if compared is None else dict(compared.document)
+            summary["slot_kind"] = self.slot_kind
             if not self.searches[name].records:
-                summary["trials"]["total"] = self.searches[name].tune.num_samples
+                total = self.searches[name].tune.num_samples
+                summary["trials"] |= {"total": total, "waiting": total}
             if standing.state is not StageState.RUNNING:
                 summary |= {"gpus": 0, "gpus_busy": 0, "pilots": [], "awaited": [], "resting": []}
+                summary |= {"left_s": None, **_nobody_runs(summary)}
         return found
+
+    @cached_property
+    def slot_kind(self) -> str:
+        """What a slot is called: a core, a GPU, or only a slot."""
+        return slot_kind_of(RunDirectory(self.directory).sites)
 
     def _clock(self, now: float | None) -> float | None:
         if not self.controller:
@@ -212,6 +222,16 @@ def read_run(directory: Path) -> Run:
 def _kept_seconds(folder: Path, record: StageRecord) -> dict[str, float]:
     found = ((call, kept_result(folder, call, key)) for call, key in record.calls.items())
     return {call: float(f.get("seconds", 0.0)) for call, f in found if f is not None}
+
+
+def _nobody_runs(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the trials of a search without a controller: those that ran when it died wait to go on."""
+    counts, running = dict(summary["trials"]), TrialState.RUNNING.value
+    counts[TrialState.WAITING.value] += counts[running]
+    counts[running] = 0
+    waits: dict[str, Any] = {"state": TrialState.WAITING.value, "width": None, "slots": []}
+    trials = [{**t, **waits} if t["state"] == running else t for t in summary["trial_list"]]
+    return {"trials": counts, "trial_list": trials}
 
 
 def _stage_document(stage: StageStatus) -> dict[str, Any]:

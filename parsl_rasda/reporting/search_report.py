@@ -9,6 +9,7 @@ import networkx as nx
 import yaml
 
 from parsl_rasda.orchestration.replay import ReplayedSearch
+from parsl_rasda.orchestration.summary import NOT_TRIED
 from parsl_rasda.reporting.asha import AshaComparison, asha_lines
 from parsl_rasda.reporting.charts import (
     METRICS,
@@ -125,14 +126,20 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str, str, str]]:
         if others := metrics_text(best.get("metrics", {}), but=summary["metric"]):
             where += f"; {others}"
         yield f"best {summary['metric']}", "best.metric", number(best["metric"]), where
-    states = ", ".join(f"{trials[s]} {s}" for s in TrialState if trials.get(s))
+    shown = (*TrialState, NOT_TRIED)
+    states = ", ".join(f"{trials[s]} {s.replace('_', ' ')}" for s in shown if trials.get(s))
     yield "trials", "trials.total", str(trials["total"]), states
     yield "makespan", "makespan_s", duration(summary["makespan_s"]), ""
     if asha := summary["asha"]:
         same = "to the same best; " if asha["same_best"] else ""
         more = f"{same}{asha['speedup']:.2f} x this run's; rehearsed"
         yield "makespan of ASHA", "asha.makespan_s", duration(asha["makespan_s"]), more
-    yield "GPU-hours", "gpu_hours", f"{summary['gpu_hours']:.3g}", "held by pilots"
+    yield (
+        f"{summary.get('slot_kind', 'GPUs').removesuffix('s')}-hours",
+        "gpu_hours",
+        f"{summary['gpu_hours']:.3g}",
+        "held by pilots",
+    )
     busy = percent(summary["gpu_busy_fraction"])
     yield "busy share", "gpu_busy_fraction", busy, "of GPU time inside epochs"
     repeated = summary["repeated_epochs"]

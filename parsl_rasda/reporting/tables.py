@@ -13,6 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from parsl_rasda.orchestration.summary import NOT_TRIED
 from parsl_rasda.plain_text import printable
 from parsl_rasda.reporting.asha import asha_lines
 from parsl_rasda.reporting.format import (
@@ -163,22 +164,27 @@ def noise_text(rung: Mapping[str, Any]) -> str:
     return hidden if found["median"] is None else number(found["median"])
 
 
-def trials_view(summary: Summary, most: int | None = None) -> RenderableType:
+def trials_view(summary: Summary, most: int | None = None, *, is_brief: bool = False) -> RenderableType:
     """Return the trials with the reason of each end, active ones first.
 
     Args:
         summary: The JSON document of a search.
         most: Rows at most.
+        is_brief: Cut the reasons that do not fit into their line.
     """
     sign = -1.0 if summary.get("mode") == "max" else 1.0
     trials = sorted(summary["trial_list"], key=lambda t: _rank(t, sign))
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", expand=is_brief)
     for name in ("trial", "state"):
         table.add_column(name, no_wrap=True)
     others = other_metrics(summary)[:_OTHERS]
-    for name in ("epoch", summary.get("metric", "metric"), *others, "replicas", "GPUs", "tries"):
+    slots = _slots(summary)
+    for name in ("epoch", summary.get("metric", "metric"), *others, "replicas", slots, "tries"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("reason", overflow="fold")
+    if is_brief:
+        table.add_column("reason", overflow="ellipsis", no_wrap=True, ratio=1)
+    else:
+        table.add_column("reason", overflow="fold")
     for t in trials[:most]:
         table.add_row(
             t["trial"],
@@ -195,17 +201,20 @@ def trials_view(summary: Summary, most: int | None = None) -> RenderableType:
     return Group(table, Text(f"and {rest} more: --json lists them all", "dim")) if rest else table
 
 
-def status_view(summary: Summary, most: int | None = None, name: str | None = None) -> RenderableType:
+def status_view(
+    summary: Summary, most: int | None = None, name: str | None = None, *, is_brief: bool = False
+) -> RenderableType:
     """Return everything that people want to know about a search.
 
     Args:
         summary: Its JSON document.
         most: Trials listed at most.
         name: What to call it; its study's name by default.
+        is_brief: Cut the reasons of trials that do not fit into their line.
     """
     parts = [summary_view(summary, name), Text(), rungs_view(summary["rungs"])]
     if summary["trial_list"]:
-        parts += [Text(), trials_view(summary, most)]
+        parts += [Text(), trials_view(summary, most, is_brief=is_brief)]
     return Group(*parts)
 
 
@@ -229,8 +238,9 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str | Text]]:
     yield "trials", _counts(summary["trials"])
     if summary.get("stopped"):  # summaries of earlier versions have none
         yield "stopped", f"{summary['stopped']} (stop_when)"
-    held = f"{summary['gpu_hours']:.3g} GPU-hours, {percent(summary['gpu_busy_fraction'])} of them in epochs"
-    yield "GPUs", held
+    slots = _slots(summary)
+    hours = f"{summary['gpu_hours']:.3g} {slots.removesuffix('s')}-hours"
+    yield slots, f"{hours}, {percent(summary['gpu_busy_fraction'])} of them in epochs"
     restarts = summary["restarts"]
     words = f"{restarts['count']}"
     if restarts["count"]:
@@ -252,6 +262,11 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str | Text]]:
     for aside in summary.get("set_aside", ()):  # summaries of earlier versions have none
         again = f"tried again from {clock(aside['until'])} on"
         yield "set aside", f"{aside['name']}, {again}: {truncated(aside['cause'], 200)}"
+
+
+def _slots(summary: Summary) -> str:
+    """Return what slots are called; summaries of a search alone do not know."""
+    return str(summary.get("slot_kind", "GPUs"))
 
 
 def _codes(summary: Summary) -> Iterator[tuple[str, str]]:
@@ -277,8 +292,10 @@ def exactness(summary: Summary) -> Iterator[tuple[str, str]]:
 
 
 def _places(summary: Summary) -> Iterator[tuple[str, str | Text]]:
+    if summary.get("left_s") is not None:  # summaries of earlier versions have none
+        yield "time left", f"about {duration(summary['left_s'])}"
     for pilot in summary["pilots"]:
-        yield "pilot", f"{pilot['pilot']}: {pilot['gpus']} GPUs on {pilot['site']}"
+        yield "pilot", f"{pilot['pilot']}: {pilot['gpus']} {_slots(summary)} on {pilot['site']}"
     for pilot in summary["awaited"]:
         words = f"for a pilot of {pilot['site']}, since {clock(pilot['since'])}"
         if pilot.get("job") is None:  # summaries of earlier versions have none
@@ -293,9 +310,10 @@ def _places(summary: Summary) -> Iterator[tuple[str, str | Text]]:
 def _counts(trials: Mapping[str, int]) -> Text:
     text = Text(f"{trials['total']}")
     separator = ": "
-    for state in _ORDER:
+    for state in (*_ORDER, NOT_TRIED):
         if trials.get(state):
-            text.append(separator).append(f"{trials[state]} {state}", STATE_STYLES[state])
+            words = state.replace("_", " ")
+            text.append(separator).append(f"{trials[state]} {words}", STATE_STYLES.get(state, ""))
             separator = ", "
     return text
 

@@ -29,7 +29,7 @@ class Decision(NamedTuple):
         replicas: As `Scheduler.replicas` of the coming stretch, or of the last one.
         rung: Index of the rung that the coming (or last) stretch ends at; 0 is the first.
         completed: The trial stops because it reached `max_t`.
-        reason: One short clause for people, e.g. ``val_loss 0.31 is within the best 1/2 of 7``.
+        reason: One short clause for people, as ``loss 0.3 is within the best half of 7 results before it``.
     """
 
     trial: TrialId

@@ -39,10 +39,16 @@ class StoppingScheduler(RungScheduler):
         costs.add(cost)
         if not others:
             return self._advance(contender, f"{self._text(cost)} is the first at epoch {contender.epoch}")
+        best = "the only result" if others == 1 else f"the best {_part(eta)} of {others} results"
         if cost <= cut:
-            return self._advance(contender, f"{self._text(cost)} is within the best 1/{eta} of {others}")
-        reason = f"{self._text(cost)} misses {self._sign * cut:.6g}, the best 1/{eta} of {others}"
-        return self._stop(contender, reason)
+            within = "as good as" if others == 1 else "within"
+            return self._advance(contender, f"{self._text(cost)} is {within} {best} before it")
+        reason = f"{self._text(cost)} is worse than {self._sign * cut:.6g}"
+        return self._stop(contender, f"{reason}, {'' if others == 1 else 'the limit of '}{best} before it")
+
+
+def _part(eta: int) -> str:
+    return {2: "half", 3: "third", 4: "quarter"}.get(eta, f"1/{eta}")
 
 
 class _Costs:

@@ -157,19 +157,25 @@ class GridSearcher(_Fixed):
 class SobolOptions(BaseModel):
     """Options of `sobol`."""
 
-    scramble: StrictBool = True
+    scramble: StrictBool = Field(True, description="Shift the points by the seed.")
 
 
 class GridOptions(BaseModel):
     """Options of `grid`."""
 
-    levels: Annotated[int, Field(strict=True, ge=1)] | None = None
+    levels: Annotated[int, Field(strict=True, ge=1)] | None = Field(
+        None,
+        description="Values of each parameter that has no steps; by default as many as num_samples fill.",
+        examples=[5],
+    )
 
 
 class ListOptions(BaseModel):
     """Options of `list`."""
 
-    configs: list[dict[str, JsonValue]] = Field(description="a list of configurations")
+    configs: list[dict[str, JsonValue]] = Field(
+        description="a list of configurations", examples=[[{"lr": 0.1}, {"lr": 0.01}]]
+    )
 
 
 def _random(_: BaseModel, settings: SearcherSettings) -> RandomSearcher:

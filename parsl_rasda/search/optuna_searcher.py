@@ -10,12 +10,15 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from parsl_rasda.diagnostics import suggestion
 from parsl_rasda.errors import InvalidSettingError
@@ -25,6 +28,7 @@ from parsl_rasda.search.space import Choice, Constant, Float, Int, Parameter, Se
 from parsl_rasda.types import JSON, Mode, TrialId
 
 _PLAIN: Mapping[str, Any] = {"int": int, "float": (int, float), "bool": bool, "str": str, "None": type(None)}
+_FORMS = {"int": "integer", "float": "number", "bool": "boolean", "str": "string", "None": "null"}
 # Set by us, or about Optuna's own messages.
 _RESERVED = {"seed", "warn_independent_sampling"}
 
@@ -33,6 +37,32 @@ class SamplerOptions(BaseModel):
     """Options of one of Optuna's samplers, under its own names; they are checked where Optuna is imported."""
 
     model_config = ConfigDict(extra="allow")
+    sampler: ClassVar[str]
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _: CoreSchema, __: GetJsonSchemaHandler) -> JsonSchemaValue:
+        import optuna.samplers
+
+        make = getattr(optuna.samplers, cls.sampler)
+        return {"type": "object", "properties": option_forms(make), "additionalProperties": False}
+
+
+class TPEOptions(SamplerOptions):
+    """Options of `tpe`."""
+
+    sampler = "TPESampler"
+
+
+class GPOptions(SamplerOptions):
+    """Options of `gp`."""
+
+    sampler = "GPSampler"
+
+
+class CMAESOptions(SamplerOptions):
+    """Options of `cmaes`."""
+
+    sampler = "CmaEsSampler"
 
 
 class OptunaSearcher:
@@ -120,8 +150,9 @@ class OptunaSearcher:
         return self._trials[trial]
 
 
-def _learning(kind: str, sampler: str) -> Plugin:
+def _learning(kind: str, options_model: type[SamplerOptions]) -> Plugin:
     """Return the plug-in of a class in `optuna.samplers`."""
+    sampler = options_model.sampler
 
     def build(options: BaseModel, settings: SearcherSettings) -> OptunaSearcher:
         import optuna.samplers
@@ -141,23 +172,50 @@ def _learning(kind: str, sampler: str) -> Plugin:
         except (ValueError, TypeError) as error:
             raise InvalidSettingError("searcher", dict(given), f"what {sampler} takes: {error}") from error
 
-    return Plugin(build, SamplerOptions)
+    return Plugin(build, options_model)
 
 
 TPE, GP, CMAES = (
-    _learning("tpe", "TPESampler"),
-    _learning("gp", "GPSampler"),
-    _learning("cmaes", "CmaEsSampler"),
+    _learning("tpe", TPEOptions),
+    _learning("gp", GPOptions),
+    _learning("cmaes", CMAESOptions),
 )
+
+
+def option_forms(make: Callable[..., object]) -> dict[str, JsonSchemaValue]:
+    """Return the JSON Schema of each option of a sampler, with its default and Optuna's words for it."""
+    parameters, said = inspect.signature(make).parameters, _said_of_arguments(make)
+    return {
+        name: {
+            "type": [_FORMS[each] for each in types],
+            "default": parameters[name].default,
+            "description": said.get(name, f"An option of Optuna's {make.__name__}."),
+        }
+        for name, types in _plain_options(make).items()
+    }
+
+
+def _said_of_arguments(make: Callable[..., object]) -> dict[str, str]:
+    """Return the first sentence that a docstring in Google's sections says of each argument."""
+    _, _, rest = (inspect.getdoc(make) or "").partition("\nArgs:\n")
+    found = re.findall(r"^    (\w+):\s+(.+?)(?=\n\n|\n    \w+:\n|\Z)", rest, re.MULTILINE | re.DOTALL)
+    plain = ((name, re.sub(r":\w+:`~?([^`]*)`", r"\1", " ".join(text.split()))) for name, text in found)
+    return {name: text.partition(". ")[0].rstrip(".") + "." for name, text in plain}
+
+
+def _plain_options(make: Callable[..., object]) -> dict[str, list[str]]:
+    """Return the options whose types a YAML file can have, with these."""
+    found = {}
+    for name, parameter in inspect.signature(make).parameters.items():
+        types = str(parameter.annotation).split(" | ")
+        if name not in _RESERVED and all(each in _PLAIN for each in types):
+            found[name] = types
+    return found
 
 
 def _check_options(kind: str, make: Callable[..., object], given: Mapping[str, Any]) -> None:
     """Compare the options with a constructor's parameters of plain types; others cannot come from YAML."""
-    allowed = {}
-    for name, parameter in inspect.signature(make).parameters.items():
-        types = str(parameter.annotation).split(" | ")
-        if name not in _RESERVED and all(each in _PLAIN for each in types):
-            allowed[name] = types
+    allowed = _plain_options(make)
     for name, value in given.items():
         if name not in allowed:
             listed = ", ".join(allowed) or "none"

@@ -7,7 +7,7 @@ import string
 from collections.abc import Iterable, Iterator
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from parsl_rasda.diagnostics import listing, refused, suggestion
 from parsl_rasda.errors import Diagnostic
@@ -38,8 +38,17 @@ def _word(value: object) -> object:
     return value
 
 
+_FORM = {
+    "anyOf": [
+        {"type": "string", "minLength": 1},
+        {"type": "array", "minItems": 1, "items": {"type": ["string", "number"]}},
+    ]
+}
 Command = Annotated[
-    tuple[Annotated[str, BeforeValidator(_word)], ...], Field(min_length=1), BeforeValidator(_words)
+    tuple[Annotated[str, BeforeValidator(_word)], ...],
+    Field(min_length=1),
+    BeforeValidator(_words),
+    WithJsonSchema(_FORM),
 ]
 
 

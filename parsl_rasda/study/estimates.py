@@ -25,12 +25,15 @@ class EstimateSpec(Spec):
         0.0, description="Relative spread of epoch times between trials."
     )
     samples: Samples | None = Field(
-        None, description="Training samples of an epoch, for `min_steps_per_epoch`; a run counts them itself."
+        None,
+        description="Training samples of an epoch, for `min_steps_per_epoch`; a run counts them itself.",
+        examples=[50_000],
     )
     noise_scale: Annotated[Number, Field(gt=0)] | None = Field(
         None,
         description="Samples of a step in which gradient and noise are equal, for `batch: measured`; a run "
         "measures it itself.",
+        examples=[400],
     )
 
     @property

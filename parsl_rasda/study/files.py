@@ -6,12 +6,24 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
+from pydantic.json_schema import JsonSchemaValue
+
 from parsl_rasda.diagnostics import Plain, mapping_at, shown
 from parsl_rasda.errors import Diagnostic
+from parsl_rasda.study.spec import matching
 
 _KEY = "file"
 _REMOTE = ("http", "https", "ftp")
 _ALLOWED = "a URL with the name of a file: file:///folder/name, http://, https:// or ftp://host/name"
+_IS_FILE: JsonSchemaValue = {
+    "type": "object",
+    "required": [_KEY],
+    "maxProperties": 1,
+    "properties": {_KEY: {"type": "string"}},
+}
+_URL = matching(r"file:///(.*/)?[^/?#]+([?#].*)?|(https?|ftp)://[^/?#]+/(.*/)?[^/?#]+([?#].*)?", _ALLOWED)
+FILE_FORM: JsonSchemaValue = {"if": _IS_FILE, "then": {"properties": {_KEY: _URL}}}
+NO_FILE_FORM: JsonSchemaValue = {"not": {**_IS_FILE, "properties": {_KEY: _URL}}}
 
 
 def file_url(value: object) -> str | None:

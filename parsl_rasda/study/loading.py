@@ -32,7 +32,7 @@ from parsl_rasda.study.document import (
 )
 from parsl_rasda.study.functions import target_problems
 from parsl_rasda.study.pipelines import SHORT_KEYS, SHORT_STAGE, StudySpec, is_short_form
-from parsl_rasda.study.sites import AnySite, ExecutorSite, SiteSpec
+from parsl_rasda.study.sites import NO_ARGUMENTS, AnySite, ExecutorSite, SiteSpec
 from parsl_rasda.study.tuning import TuneSpec
 from parsl_rasda.study.yaml_nodes import DEEPEST
 from parsl_rasda.study_code.targets import TargetError, signature_of
@@ -43,14 +43,6 @@ _TuneCheck: TypeAlias = Callable[[Plain], Iterable[Diagnostic]]
 _StudyCheck: TypeAlias = Callable[[StudySpec], Iterable[Diagnostic]]
 _OVERRIDE = "key=value, for example tune.num_samples=64 or stages.tune.tune.mode=max"
 _SUFFIXES = (".yaml", ".yml")
-# Arguments of a provider that follow from the site, and have one place to be said.
-_OURS = {
-    "launcher": "`mpi_launcher` of the site instead, which starts the ranks",
-    **dict.fromkeys(
-        ("init_blocks", "min_blocks", "max_blocks", "parallelism"),
-        "`pilots` of the site instead, the number of allocations",
-    ),
-}
 
 
 def load_study(
@@ -271,10 +263,10 @@ def _provider_problems(data: object) -> Iterator[Diagnostic]:
         return
     options = [key for key in provider if key != "type"]
     for key in options:
-        if key in _OURS:
-            yield Diagnostic(("provider", key), "a setting that is ours", _OURS[key])
+        if key in NO_ARGUMENTS:
+            yield Diagnostic(("provider", key), "a setting that is ours", NO_ARGUMENTS[key])
         elif signature is not None and not signature.takes_any and key not in signature.names:
-            names = [n for n in signature.names if n not in _OURS]
+            names = [n for n in signature.names if n not in NO_ARGUMENTS]
             found = f"an argument that Parsl's {kind} does not have"
             yield Diagnostic(("provider", key), found, f"{listing(names)}{suggestion(key, names)}")
     missing = [n for n in signature.required if n not in provider] if signature else []

@@ -24,11 +24,15 @@ from pydantic import (
     BeforeValidator,
     Discriminator,
     Field,
+    GetJsonSchemaHandler,
     JsonValue,
     StrictInt,
     Tag,
     TypeAdapter,
+    WithJsonSchema,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from parsl_rasda.diagnostics import MARK, Plain, is_number, listing, mapping_at, refused, shown, suggestion
 from parsl_rasda.errors import Diagnostic
@@ -53,6 +57,14 @@ When = Annotated[
     Mapping[Identifier, Annotated[JsonValue, BeforeValidator(_some)]],
     Field(description="Parameter -> value or list of values: this parameter exists only then."),
 ]
+SCALAR: JsonSchemaValue = {"type": ["string", "number", "boolean", "null"]}
+
+
+def _form_of_log(schema: JsonSchemaValue, key: str, least: JsonSchemaValue) -> JsonSchemaValue:
+    """Return the JSON Schema of a form that excludes ``step`` together with ``log``."""
+    low = {"properties": {key: {"items": least}, "step": {"const": 1} if key == "int" else False}}
+    is_log = {"properties": {"log": {"const": True}}, "required": ["log"]}
+    return {**schema, "if": is_log, "then": low}
 
 
 class FloatForm(Spec):
@@ -60,8 +72,15 @@ class FloatForm(Spec):
 
     float: tuple[Number, Number] = Field(description="[low, high]")
     log: Flag = Field(False, description="Draw the logarithm uniformly; needs low > 0.")
-    step: Number | None = Field(None, gt=0, description="Distance between values; not with log.")
+    step: Number | None = Field(
+        None, gt=0, description="Distance between values; not with log.", examples=[0.1]
+    )
     when: When = Field(default_factory=dict)
+
+    @classmethod
+    def file_form(cls, schema: JsonSchemaValue) -> JsonSchemaValue:
+        """Return the fields, with what `log` excludes."""
+        return _form_of_log(schema, "float", {"exclusiveMinimum": 0})
 
     @classmethod
     def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
@@ -78,6 +97,11 @@ class IntForm(Spec):
     when: When = Field(default_factory=dict)
 
     @classmethod
+    def file_form(cls, schema: JsonSchemaValue) -> JsonSchemaValue:
+        """Return the fields, with what `log` excludes."""
+        return _form_of_log(schema, "int", {"minimum": 1})
+
+    @classmethod
     def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
         """Yield bounds that enclose nothing, and settings that exclude each other."""
         yield from _bounds(plain, "int")
@@ -87,7 +111,10 @@ class ChoiceForm(Spec):
     """One of the listed values."""
 
     choice: tuple[JsonValue, ...] = Field(
-        min_length=1, max_length=MOST_CHOICES, description="The values, without order."
+        min_length=1,
+        max_length=MOST_CHOICES,
+        description="The values, without order.",
+        json_schema_extra={"uniqueItems": True},
     )
     when: When = Field(default_factory=dict)
 
@@ -134,7 +161,7 @@ ParameterForm = Annotated[
     | Annotated[IntForm, Tag(MARK + "int")]
     | Annotated[ChoiceForm, Tag(MARK + "choice")]
     | Annotated[ConstantForm, Tag(MARK + "constant")]
-    | Annotated[JsonValue, Tag(MARK + "value")],
+    | Annotated[JsonValue, WithJsonSchema(SCALAR), Tag(MARK + "value")],
     Discriminator(_tag),
     BeforeValidator(_of_one_kind),
 ]
@@ -146,7 +173,12 @@ def _checked(value: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
     return value
 
 
-SearchSpaceForm = Annotated[Mapping[str, JsonValue], AfterValidator(_checked)]
+class _FormOfAll:
+    def __get_pydantic_json_schema__(self, _: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return handler(_FORMS.core_schema)
+
+
+SearchSpaceForm = Annotated[Mapping[str, JsonValue], AfterValidator(_checked), _FormOfAll()]
 
 
 def hashable(value: object) -> Hashable:

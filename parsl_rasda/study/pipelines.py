@@ -7,15 +7,17 @@ from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import Annotated, Any, Literal, TypeAlias, TypeGuard
 
-from pydantic import BeforeValidator, Discriminator, Field, JsonValue, Tag
+from pydantic import BeforeValidator, Discriminator, Field, JsonValue, Tag, WithJsonSchema
+from pydantic.json_schema import JsonSchemaValue
 
 from parsl_rasda.diagnostics import MARK, Plain, listing, mapping_at, refused, shown, suggestion
 from parsl_rasda.errors import Diagnostic, Loc
 from parsl_rasda.study.commands import Command, unknown_placeholders
-from parsl_rasda.study.files import file_problems
+from parsl_rasda.study.files import FILE_FORM, NO_FILE_FORM, file_problems
 from parsl_rasda.study.observers import NotifySpec, TrackerSpec
 from parsl_rasda.study.parameters import searched_in
 from parsl_rasda.study.spec import (
+    IDENTIFIER_FORM,
     Arguments,
     Count,
     Identifier,
@@ -24,6 +26,7 @@ from parsl_rasda.study.spec import (
     Spec,
     Target,
     exactly_one,
+    mapping_form,
     variant,
 )
 from parsl_rasda.study.tuning import TuneSpec, command_problems
@@ -44,7 +47,12 @@ def _values_or_stage(value: object) -> object:
     raise refused(value, "a list of values, or the name of a stage that returns a list")
 
 
-ForEach: TypeAlias = Annotated[tuple[JsonValue, ...] | str, BeforeValidator(_values_or_stage)]
+_VALUES_OR_STAGE: JsonSchemaValue = {
+    "anyOf": [{"type": "array", "minItems": 1}, {"type": "string", "minLength": 1}]
+}
+ForEach: TypeAlias = Annotated[
+    tuple[JsonValue, ...] | str, BeforeValidator(_values_or_stage), WithJsonSchema(_VALUES_OR_STAGE)
+]
 
 
 class StageBase(Spec):
@@ -71,7 +79,16 @@ class StageBase(Spec):
         "the first one; a search uses every site that has all of its inputs. A path that one site has "
         "returned is on its disk only, which sites without Globus Compute share; numbers and strings are "
         "everywhere.",
+        examples=["each"],
     )
+
+    @classmethod
+    def file_form(cls, schema: JsonSchemaValue) -> JsonSchemaValue:
+        """Return the fields, without the argument that is ours, and with files as they may be."""
+        names = {"propertyNames": {**IDENTIFIER_FORM, "not": {"const": DIRECTORY}}}
+        given = {key: {**mapping_form(schema["properties"][key]), **names} for key in _GIVERS}
+        given["with"]["additionalProperties"] = FILE_FORM
+        return {**schema, "properties": {**schema["properties"], **given}}
 
     @classmethod
     def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
@@ -104,7 +121,9 @@ class CalledStage(StageBase):
     """What the stages may say whose calls become Parsl apps."""
 
     resources: ResourcesSpec = Field(
-        default_factory=ResourcesSpec, description="What its calls may take of a site: at_once."
+        default_factory=ResourcesSpec,
+        description="What its calls may take of a site: at_once.",
+        examples=[{"at_once": 8}],
     )
 
 
@@ -120,7 +139,8 @@ class CommandStage(CalledStage):
     """A program that becomes a Parsl app."""
 
     command: Command = Field(
-        description="Words, or one string; {argument} is filled in, {directory} is a folder of its own."
+        description="Words, or one string; {argument} is filled in, {directory} is a folder of its own.",
+        examples=["python mesh.py --cells {cells} --out {directory}"],
     )
 
 
@@ -128,6 +148,16 @@ class TuneStage(StageBase):
     """A hyperparameter optimisation; the result is the best trial."""
 
     tune: TuneSpec = Field(description="What is optimised and how.")
+
+    @classmethod
+    def file_form(cls, schema: JsonSchemaValue) -> JsonSchemaValue:
+        """Return the fields, without what a search cannot have."""
+        schema = super().file_form(schema)
+        fields = schema["properties"]
+        fields["for_each"] |= {"maxProperties": 0}
+        fields["site"] |= {"not": {"const": EACH}}
+        fields["with"] |= {"additionalProperties": NO_FILE_FORM}
+        return schema
 
     @classmethod
     def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
@@ -176,8 +206,13 @@ class StudySpec(Spec):
         max_length=20,
         description="Tools where trials are shown while they train: tensorboard, {mlflow: URI}, "
         "{wandb: {project: ...}}; the controller writes to them.",
+        examples=[["tensorboard", {"wandb": {"project": "mine"}}]],
     )
-    notify: NotifySpec | None = Field(None, description="A command that is told of events.")
+    notify: NotifySpec | None = Field(
+        None,
+        description="A command that is told of events.",
+        examples=[{"command": "notify-send {study} {message}"}],
+    )
     stages: Mapping[Identifier, _AnyStage] = Field(
         min_length=1,
         max_length=MOST_STAGES,

@@ -18,7 +18,9 @@ from pydantic import (
     JsonValue,
     PrivateAttr,
     Tag,
+    WithJsonSchema,
 )
+from pydantic.json_schema import JsonSchemaValue
 
 from parsl_rasda.devices import CORES_VARIABLE
 from parsl_rasda.diagnostics import MARK, Plain, is_number, listing, mapping_at, refused, shown, suggestion
@@ -39,6 +41,7 @@ from parsl_rasda.study.spec import (
     Text,
     chosen_from,
     exactly_one,
+    matching,
     variant,
 )
 from parsl_rasda.types import Capabilities
@@ -50,6 +53,14 @@ MOST_SLOTS = 200_000  # of all pilots of a site together; the largest machines h
 MOST_THREADS = 4_096
 
 _FACTORS = ("gpus_per_node", "nodes", "pilots")
+# Arguments of a provider that follow from the site, and have one place to be said.
+NO_ARGUMENTS = {
+    "launcher": "`mpi_launcher` of the site instead, which starts the ranks",
+    **dict.fromkeys(
+        ("init_blocks", "min_blocks", "max_blocks", "parallelism"),
+        "`pilots` of the site instead, the number of allocations",
+    ),
+}
 _WALLTIME = re.compile(r"[0-9]{1,4}:[0-5][0-9]:[0-5][0-9]")
 _CORES = re.compile(r"[0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}(-[0-9]{1,5})?)*")
 _VARIANTS = ("provider", "endpoint_id", "backend")
@@ -74,6 +85,17 @@ class ProviderSpec(Spec):
     type: Identifier = Field(
         description="LocalProvider, SlurmProvider, PBSProProvider, ... of parsl.providers."
     )
+
+    @classmethod
+    def file_form(cls, schema: JsonSchemaValue) -> JsonSchemaValue:
+        """Return the fields, with the arguments of Parsl's that are checked here."""
+        nodes = {"type": "integer", "minimum": 1, "maximum": MOST_NODES, "description": "Nodes of a pilot."}
+        walltime = matching(_WALLTIME.pattern, "HH:MM:SS, for example 01:30:00")
+        walltime["description"] = "How long a pilot may last."
+        checked = {"nodes_per_block": nodes, "walltime": walltime, **dict.fromkeys(NO_ARGUMENTS, False)}
+        fields = {**schema["properties"], **checked}
+        fields["type"] = {**fields["type"], "not": {"enum": [*_UNFIT]}, "examples": _FIT.split(", ")}
+        return {**schema, "properties": fields}
 
     @classmethod
     def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
@@ -135,11 +157,16 @@ def _uuid(value: str) -> str:
     return value
 
 
+_GPUS = {"anyOf": [{"type": "integer", "minimum": 1, "maximum": MOST_GPUS_PER_NODE}, {"const": "auto"}]}
+_CORES_FORM = matching(_CORES.pattern, "cores such as 0-7 or 0-3,8-11")
+_UUID = matching("[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", "an id of 32 digits")
+
+
 class SiteBase(Spec):
     """What every site says about its nodes and how ranks are started there."""
 
     name: Label = Field("site", description="Name of the site; without it, the file's.")
-    gpus_per_node: Annotated[int | Literal["auto"], BeforeValidator(_gpus)] = Field(
+    gpus_per_node: Annotated[int | Literal["auto"], BeforeValidator(_gpus), WithJsonSchema(_GPUS)] = Field(
         "auto", description="GPUs of a node, or cores where accelerator is cpu; auto: the pilot counts them."
     )
     pilots: Annotated[Count, Field(le=MOST_PILOTS)] = Field(
@@ -158,13 +185,19 @@ class SiteBase(Spec):
     threads_per_rank: Annotated[Count, Field(le=MOST_THREADS)] = Field(
         1, description="Threads of a rank's arithmetic."
     )
-    cores_of_gpu: tuple[Annotated[str, AfterValidator(_cores)], ...] = Field(
+    cores_of_gpu: tuple[Annotated[str, AfterValidator(_cores), WithJsonSchema(_CORES_FORM)], ...] = Field(
         (), description="Cores next to each GPU of a node, as 0-7 or 0-3,8-11: its rank keeps to them."
     )
     environment: Mapping[Text, Text] = Field(
-        default_factory=dict, description="Variables of every rank; numbers go in quotes."
+        default_factory=dict,
+        description="Variables of every rank; numbers go in quotes.",
+        examples=[{"NCCL_DEBUG": "WARN"}],
     )
-    python: Text | None = Field(None, description="Python there; without it, that of the pilot.")
+    python: Text | None = Field(
+        None,
+        description="Python there; without it, that of the pilot.",
+        examples=["/home/me/venv/bin/python"],
+    )
     container: ContainerSpec | None = Field(
         None, description="The container in which ranks run; their Python is container.python."
     )
@@ -188,6 +221,7 @@ class SiteBase(Spec):
         None,
         alias="release_idle_after",
         description="A pilot without work is given back after this long [s].",
+        examples=[600],
     )
     heartbeat_threshold_s: Annotated[Seconds, Field(gt=0)] = Field(
         30.0, alias="heartbeat_threshold", description="Silence after which a pilot counts as lost [s]."
@@ -308,7 +342,9 @@ class SiteBase(Spec):
 class ParslSiteSpec(SiteBase):
     """A machine that this one reaches through a Parsl provider."""
 
-    provider: ProviderSpec = Field(description="Parsl's provider, under Parsl's own names.")
+    provider: ProviderSpec = Field(
+        description="Parsl's provider: its type, and all its own arguments, under Parsl's names."
+    )
     nodes: Annotated[int | Literal["auto"] | None, BeforeValidator(_nodes)] = Field(
         None,
         description="Nodes of a pilot; without it, nodes_per_block of the provider, or 1. "
@@ -427,11 +463,13 @@ class ParslSiteSpec(SiteBase):
 class GlobusSiteSpec(SiteBase):
     """A machine reached through a Globus Compute endpoint."""
 
-    endpoint_id: Annotated[str, AfterValidator(_uuid)] = Field(
-        description="Id of the Globus Compute endpoint."
+    endpoint_id: Annotated[str, AfterValidator(_uuid), WithJsonSchema(_UUID)] = Field(
+        description="Id of the Globus Compute endpoint.", examples=["4b116d3c-1703-4f8f-9f6f-39921e5864df"]
     )
     user_endpoint_config: Mapping[str, JsonValue] = Field(
-        default_factory=dict, description="Values for the endpoint's template; the same for a whole study."
+        default_factory=dict,
+        description="Values for the endpoint's template; the same for a whole study.",
+        examples=[{"walltime": "02:00:00"}],
     )
     nodes: Nodes = Field(1, description="Nodes of a pilot; the endpoint's nodes_per_block.")
 
@@ -470,8 +508,16 @@ class PluginSiteSpec(SiteBase, PluginSpec):
     group = BACKENDS
     chosen_by = "backend"
 
-    backend: str = Field(description="The plug-in: the name of an entry point in parsl_rasda.backends.")
+    backend: str = Field(
+        description="The plug-in: the name of an entry point in parsl_rasda.backends.", examples=["flux"]
+    )
     nodes: Nodes = Field(1, description="Nodes of a pilot.")
+
+    @classmethod
+    def file_form(cls, schema: JsonSchemaValue) -> JsonSchemaValue:
+        """Return the fields, without what makes it a site of another kind."""
+        others = dict.fromkeys(("provider", "endpoint_id"), False)
+        return super().file_form({**schema, "properties": {**schema["properties"], **others}})
 
     @classmethod
     def problems(cls, plain: Plain) -> Iterator[Diagnostic]:

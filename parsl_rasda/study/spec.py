@@ -16,15 +16,20 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     JsonValue,
     ModelWrapValidatorHandler,
     StrictBool,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+from pydantic_core.core_schema import no_info_before_validator_function
 
 from parsl_rasda.diagnostics import (
     MARK,
@@ -81,6 +86,26 @@ class Spec(BaseModel):
         return spec
 
     @classmethod
+    def file_form(cls, schema: JsonSchemaValue) -> JsonSchemaValue:
+        """Return the JSON Schema of what a file may hold, short forms too.
+
+        Args:
+            schema: That of the fields.
+        """
+        return schema
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        found = handler(core_schema)
+        fields = handler.resolve_ref_schema(found)
+        form = cls.file_form(dict(fields))
+        fields.clear()
+        fields.update(form)  # in place: what refers to the model finds it
+        return found
+
+    @classmethod
     def keys(cls) -> tuple[str, ...]:
         """Return the keys that a file may use, in the order of the manual."""
         return keys_of(cls)
@@ -118,6 +143,11 @@ class PluginSpec(Spec):
             for found in cls.group.problems({**options, "kind": kind}, ours):
                 yield replace(found, loc=(cls.chosen_by,)) if found.loc == ("kind",) else found
 
+    @classmethod
+    def file_form(cls, schema: JsonSchemaValue) -> JsonSchemaValue:
+        """Return the fields, marked so that the names and options of plug-ins are put in."""
+        return {**schema, PLUGINS: {"group": cls.group.name, "chosen_by": cls.chosen_by}}
+
     @property
     def options(self) -> Mapping[str, JsonValue]:
         """The options of the plug-in."""
@@ -129,20 +159,34 @@ class PluginSpec(Spec):
         return {**self.options, "kind": str(getattr(self, self.chosen_by))}
 
 
-def chosen_from(group: PluginGroup) -> BeforeValidator:
-    """Return the check of a field that is the name of a plug-in, or a mapping of ``kind`` and its options."""
+PLUGINS = "x-plugins"  # marks what `parsl_rasda.study.schema` fills in
 
-    def check(value: object) -> object:
+
+@dataclass(frozen=True, slots=True)
+class _ChosenFrom:
+    group: PluginGroup
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_before_validator_function(self._checked, handler(source))
+
+    def __get_pydantic_json_schema__(self, _: CoreSchema, __: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {PLUGINS: {"group": self.group.name}}
+
+    def _checked(self, value: object) -> object:
         if isinstance(value, Mapping):
             if not isinstance(value.get("kind"), str):
-                raise all_as_error(group.name, [Diagnostic(("kind",), shown(value.get("kind")), "a name")])
+                found = Diagnostic(("kind",), shown(value.get("kind")), "a name")
+                raise all_as_error(self.group.name, [found])
         elif not isinstance(value, str):
             raise refused(value, "a name, or a mapping of kind and options")
-        if found := [*group.problems(value, ("kind",))]:
-            raise all_as_error(group.name, found)
+        if problems := [*self.group.problems(value, ("kind",))]:
+            raise all_as_error(self.group.name, problems)
         return value if isinstance(value, str) or len(value) > 1 else value["kind"]
 
-    return BeforeValidator(check)
+
+def chosen_from(group: PluginGroup) -> _ChosenFrom:
+    """Return the mark of a field that is the name of a plug-in, or a mapping of ``kind`` and its options."""
+    return _ChosenFrom(group)
 
 
 # ------------------------------------------------------------------------------------ kinds of values
@@ -155,10 +199,34 @@ LARGEST_NUMBER = 1e150  # its square is still a number
 LARGEST_SEED = 2**64 - 1  # what generators of random numbers take
 
 
+def mapping_form(schema: JsonSchemaValue) -> JsonSchemaValue:
+    """Return the JSON Schema of a mapping that refuses keys which its pattern does not fit."""
+    patterns = schema.get("patternProperties")
+    if not isinstance(patterns, dict) or len(patterns) != 1:
+        return schema
+    ((pattern, values),) = patterns.items()
+    rest = {key: value for key, value in schema.items() if key != "patternProperties"}
+    return {**rest, "propertyNames": {"pattern": pattern}, "additionalProperties": values}
+
+
+def or_null(form: JsonSchemaValue) -> WithJsonSchema:
+    """Return the JSON Schema of what may be nothing, too."""
+    return WithJsonSchema({"anyOf": [form, {"type": "null"}]})
+
+
+def matching(pattern: str, allowed: str) -> JsonSchemaValue:
+    """Return the JSON Schema of text that a pattern describes whole; ``allowed`` says it in words."""
+    return {"type": "string", "pattern": f"^(?:{pattern})$", "patternErrorMessage": allowed}
+
+
 @dataclass(frozen=True, slots=True)
 class _Matches:
     pattern: re.Pattern[str]
     allowed: str
+
+    @property
+    def form(self) -> JsonSchemaValue:
+        return matching(_with_all_letters(self.pattern.pattern), self.allowed)
 
     def __call__(self, value: str) -> str:
         if len(value) > LONGEST_NAME and self.pattern is not TARGET:
@@ -180,9 +248,22 @@ IDENTIFIER = re.compile(r"[^\W\d]\w*")
 TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _LABEL = re.compile(r"\w[\w.-]*")
 
-Identifier = Annotated[str, AfterValidator(_Matches(IDENTIFIER, "letters, digits and _, no digit first"))]
-Label = Annotated[str, AfterValidator(_Matches(_LABEL, "letters, digits, _, - and ., and no blanks"))]
-Target = Annotated[str, AfterValidator(_Matches(TARGET, "package.module:function"))]
+_A_LETTER, _ALL_LETTERS = r"[^\W\d]", "A-Za-z_\u00aa-\uffff"
+
+
+def _with_all_letters(pattern: str) -> str:
+    """Return a pattern that means the same in JSON Schema, where a letter is one of ASCII."""
+    of_a_class = pattern.replace(_A_LETTER, f"[{_ALL_LETTERS}]").replace(r"[\w", f"[0-9{_ALL_LETTERS}")
+    return of_a_class.replace(r"\w", f"[0-9{_ALL_LETTERS}]")
+
+
+_IDENTIFIER = _Matches(IDENTIFIER, "letters, digits and _, no digit first")
+_NAME = _Matches(_LABEL, "letters, digits, _, - and ., and no blanks")
+_TARGET = _Matches(TARGET, "package.module:function")
+IDENTIFIER_FORM = _IDENTIFIER.form
+Identifier = Annotated[str, AfterValidator(_IDENTIFIER), WithJsonSchema(IDENTIFIER_FORM)]
+Label = Annotated[str, AfterValidator(_NAME), WithJsonSchema(_NAME.form)]
+Target = Annotated[str, AfterValidator(_TARGET), WithJsonSchema(_TARGET.form)]
 Count = Annotated[int, Field(strict=True, ge=1, le=MOST)]
 Natural = Annotated[int, Field(strict=True, ge=0, le=MOST)]
 Seed = Annotated[int, Field(strict=True, ge=0, le=LARGEST_SEED)]

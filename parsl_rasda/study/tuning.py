@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, WithJsonSchema
+from pydantic.json_schema import JsonSchemaValue
 
 from parsl_rasda.diagnostics import Plain, is_number, listing, mapping_at, refused, shown, suggestion
 from parsl_rasda.errors import Diagnostic, InvalidSettingError
@@ -17,6 +18,7 @@ from parsl_rasda.study.estimates import EstimateSpec
 from parsl_rasda.study.parameters import MOST_PARAMETERS, SearchSpaceForm, space_problems
 from parsl_rasda.study.spec import (
     IDENTIFIER,
+    IDENTIFIER_FORM,
     MOST,
     Count,
     Flag,
@@ -28,6 +30,8 @@ from parsl_rasda.study.spec import (
     Spec,
     Target,
     chosen_from,
+    matching,
+    or_null,
 )
 from parsl_rasda.types import JSON, JudgedBy, Keep, Mode
 
@@ -81,7 +85,9 @@ class SchedulerSpec(PluginSpec):
         "that only the GPUs grow; measured: shared likewise, from num_workers * batch_size samples on, and "
         "grows as with doubling, but not beyond the noise scale of a trial's gradients.",
     )
-    min_steps_per_epoch: Annotated[Natural, BeforeValidator(_zero)] = Field(
+    min_steps_per_epoch: Annotated[
+        Natural, BeforeValidator(_zero), or_null({"type": "integer", "minimum": 0, "maximum": MOST})
+    ] = Field(
         50,
         description="Unless `batch: constant`: the batch grows no further where an epoch would have fewer "
         "steps; the GPUs do. 0 or null: no limit.",
@@ -106,6 +112,19 @@ class SchedulerSpec(PluginSpec):
         """GPUs that the method gives at the last rung."""
         grown: int = self.num_workers * self.scaling_factor ** (len(self.milestones) - 1)
         return grown if self.max_workers is None else min(self.max_workers, grown)
+
+    @classmethod
+    def file_form(cls, schema: JsonSchemaValue) -> JsonSchemaValue:
+        """Return the fields, with the widths that a trial reaches from 1, 2, 4 or 8 GPUs."""
+        forms = []
+        for factor, number in ((1, 1), (2, 1), (2, 2), (2, 4), (2, 8)):
+            start = {"scaling_factor": factor, "num_workers": number}
+            given = [key for key, value in start.items() if cls.model_fields[key].default != value]
+            widths = [*_powers(number, factor, MOST), None]
+            reached = {"properties": {"max_workers": {"enum": widths}}}
+            holds = {"properties": {key: {"const": n} for key, n in start.items()}, "required": given}
+            forms.append({"if": holds, "then": reached})
+        return {**super().file_form(schema), "allOf": forms}
 
     @classmethod
     def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
@@ -147,6 +166,7 @@ class SearcherSpec(PluginSpec):
         None,
         description="Another `tune` stage, whose best configuration is tried first; it knows a value of at "
         "least one parameter that is searched here.",
+        examples=["coarse"],
     )
 
 
@@ -164,8 +184,13 @@ def _epochs_or_name(value: object) -> object:
     raise refused(value, f"a number of epochs from 0 to {MOST}, or the name of a search-space parameter")
 
 
-CountOrName = Annotated[int | str, BeforeValidator(_count_or_name)]
-EpochsOrName = Annotated[float | str, BeforeValidator(_epochs_or_name)]
+def _or_name(kind: str, least: int) -> WithJsonSchema:
+    number = {"type": kind, "minimum": least, "maximum": MOST}
+    return WithJsonSchema({"anyOf": [number, {**IDENTIFIER_FORM, "title": "a parameter"}]})
+
+
+CountOrName = Annotated[int | str, BeforeValidator(_count_or_name), _or_name("integer", 1)]
+EpochsOrName = Annotated[float | str, BeforeValidator(_epochs_or_name), _or_name("number", 0)]
 
 
 class WarmupSpec(Spec):
@@ -191,15 +216,28 @@ class KeepSpec(Spec):
         """Return a word as a mapping."""
         return {"whose": data} if isinstance(data, str) else data
 
+    @classmethod
+    def file_form(cls, schema: JsonSchemaValue) -> JsonSchemaValue:
+        """Return the fields, or a word."""
+        return {"anyOf": [schema["properties"]["whose"], schema]}
+
 
 class StopSpec(Spec):
     """When a search has found enough: no further trial starts, and all that run are stopped."""
 
     no_improvement: Count | None = Field(
-        None, description="Trials that ended since the best metric of all was reported."
+        None, description="Trials that ended since the best metric of all was reported.", examples=[20]
     )
-    metric_below: Number | None = Field(None, description="With mode: min, a metric that is good enough.")
-    metric_above: Number | None = Field(None, description="With mode: max, a metric that is good enough.")
+    metric_below: Number | None = Field(
+        None, description="With mode: min, a metric that is good enough.", examples=[0.01]
+    )
+    metric_above: Number | None = Field(
+        None, description="With mode: max, a metric that is good enough.", examples=[0.99]
+    )
+
+
+LearningRateScaling: TypeAlias = Literal["auto", "linear", "sqrt", "none"]
+_SCALINGS = [*get_args(LearningRateScaling)]
 
 
 class TrainingSpec(Spec):
@@ -211,6 +249,7 @@ class TrainingSpec(Spec):
         description="A script that cannot be changed; {until} {max_t} {epoch} {checkpoint} {report} "
         "{out} {replicas} {world_size} {batch_size} (of a replica) {global_batch_size} (of a step) {seed}, "
         "the searched parameters and the stage's arguments are filled in.",
+        examples=["python train.py --lr {lr} --epochs {until} --resume {checkpoint} --out {report}"],
     )
     batch_size: CountOrName = Field(
         32,
@@ -218,7 +257,7 @@ class TrainingSpec(Spec):
         "and GPU of a new trial), at most: if the last step would not be full, all are a little smaller; may "
         "be searched.",
     )
-    lr_scaling: Annotated[Literal["auto", "linear", "sqrt", "none"], BeforeValidator(_off)] = Field(
+    lr_scaling: Annotated[LearningRateScaling, BeforeValidator(_off), or_null({"enum": _SCALINGS})] = Field(
         "auto",
         description="How the rate follows the batch; auto: linear for SGD, square root for Adam's family.",
     )
@@ -243,6 +282,7 @@ class TrainingSpec(Spec):
         description="Whose checkpoints stay when trials have ended: best; survivors: also of those that "
         "reached max_t; all; or {best: N}, of the N best; {rungs: true}: those of each rung, too. Whoever "
         "may still go on keeps the last two.",
+        examples=[{"best": 3}],
     )
     compile: Flag = Field(False, description="Whether the model goes through torch.compile.")
     stall_after: Seconds = Field(
@@ -250,6 +290,18 @@ class TrainingSpec(Spec):
         description="No step for so long [s], and for ten epochs as they are: the ranks have stalled, their "
         "stacks go to the attempt's log, and the trial is tried again.",
     )
+
+    @classmethod
+    def file_form(cls, schema: JsonSchemaValue) -> JsonSchemaValue:
+        """Return the fields, one of which starts a training."""
+        sharded = {"properties": {"sharding": {"const": "fsdp"}}, "required": ["sharding"]}
+        wrong = {"reduce": "exact", "precision": "fp16", "compile": True}
+        return {
+            **schema,
+            "oneOf": [{"required": ["python"]}, {"required": ["command"]}],
+            "if": sharded,
+            "then": {"properties": {key: {"not": {"const": value}} for key, value in wrong.items()}},
+        }
 
     @classmethod
     def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
@@ -307,6 +359,11 @@ def _url(value: str) -> str:
     return value
 
 
+_URL = WithJsonSchema(
+    matching(r"(file|local):///.+|(?!file:|local:)[A-Za-z][^:/]*://.+", "a URL that every site reaches")
+)
+
+
 class TuneSpec(Spec):
     """A hyperparameter optimisation by RASDA."""
 
@@ -315,19 +372,23 @@ class TuneSpec(Spec):
     num_samples: Count = Field(description="Trials in all.")
     scheduler: SchedulerSpec = Field(description="Who trains on, how long, on how many replicas.")
     searcher: SearcherSpec = Field(
-        default_factory=SearcherSpec, description="Which configurations are tried."
+        default_factory=SearcherSpec,
+        description="Which configurations are tried.",
+        examples=[{"kind": "tpe"}],
     )
     search_space: SearchSpaceForm = Field(
         min_length=1,
         max_length=MOST_PARAMETERS,
         description="Parameter -> {float|int: [low, high]}, {choice: [...]} or a constant.",
+        examples=[{"lr": {"float": [1e-4, 1e-1], "log": True}, "depth": 3}],
     )
     training: TrainingSpec = Field(description="How every trial trains.")
-    checkpoints: Annotated[str, AfterValidator(_url)] | None = Field(
+    checkpoints: Annotated[str, AfterValidator(_url), _URL] | None = Field(
         None,
         description="URL of a folder that every site reaches, as fsspec knows it: s3://..., file:///... . "
         "Checkpoints are copied there, so that a trial may go on at another site when its own is lost or "
         "full. Without it a trial stays with its checkpoint.",
+        examples=["s3://bucket/checkpoints"],
     )
     best: JudgedBy = Field(
         JudgedBy.LAST,
@@ -337,6 +398,7 @@ class TuneSpec(Spec):
     stop_when: StopSpec = Field(
         default_factory=StopSpec,
         description="When to stop before all trials have been: {no_improvement: N}, {metric_below: x}.",
+        examples=[{"no_improvement": 20}],
     )
     max_retries: Natural = Field(2, description="Lost attempts after which a trial has failed.")
     estimates: EstimateSpec = Field(default_factory=EstimateSpec, description="What `plan` assumes.")
@@ -386,7 +448,7 @@ class TuneSpec(Spec):
 
 def _fixed_replicas(scheduler: Plain) -> FixedReplicas | None:
     """Return the replicas that share each step, or None if they grow or the block is wrong."""
-    if scheduler.get("batch") not in {"constant", "measured"}:
+    if scheduler.get("batch") not in ("constant", "measured"):  # a tuple: it may be a list, which has no hash
         return None
     try:
         method = SchedulerSpec.model_validate(scheduler)

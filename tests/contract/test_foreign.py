@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -10,7 +11,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import jsonschema
 import pytest
+import yaml
 
 REPOSITORY = Path(__file__).parents[2]
 FOREIGN = REPOSITORY / "tests" / "foreign"
@@ -121,7 +124,23 @@ def test_all_five_run_one_study(run: Run, tmp_path: Path) -> None:
 def test_a_study_and_a_site_with_plug_ins_are_valid(run: Run) -> None:
     done = run(*rasda("validate", "study.yaml", "--site", "site.yaml"))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 x 1 node, 4 GPUs each, nice" in done.stdout
+    assert "1 x 1 node, 4 slots each, nice" in done.stdout
+
+
+def test_editors_and_people_are_told_of_their_options(run: Run) -> None:
+    for kind, text, old, new in (
+        ("study", STUDY, "tolerance: 0.2", "tolerence: 0.2"),
+        ("study", STUDY, "step: 0.38", "step: 2"),
+        ("study", STUDY, "after: 2", "after: soon"),
+        ("site", SITE, "niceness: 7", "nicenes: 7"),
+        ("site", SITE, "decay: 1.0", "decay: 0"),
+    ):
+        check = jsonschema.Draft7Validator(json.loads(run(*rasda("schema", kind)).stdout))
+        assert [error.message for error in check.iter_errors(yaml.safe_load(text))] == []
+        assert not check.is_valid(yaml.safe_load(text.replace(old, new))), new
+    for option, choice in (("tolerance", "tolerant"), ("niceness", "nice"), ("after", "late")):
+        assert f"with kind: {choice})" in run(*rasda("explain", option)).stdout
+    assert "with backend: emulated)" in run(*rasda("explain", "decay")).stdout
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.parsl
 
 DATA = Path(__file__).parents[1] / "data" / "old_run"
 BEST = ("0005", 0.1112027343593017, 8)
-TRIALS = {"waiting": 0, "running": 0, "paused": 0, "stopped": 7, "completed": 1, "failed": 0}
+TRIALS = {"waiting": 0, "running": 0, "paused": 0, "stopped": 7, "completed": 1, "failed": 0, "not_tried": 0}
 RUNGS = [(1, 8, 0.42538295978210916), (2, 4, 0.22590106431996396), (4, 2, 0.11984924451523318)]
 
 
@@ -62,7 +62,7 @@ def test_a_killed_run_tells_where_it_stood(tmp_path: Path) -> None:
     assert (found["state"], found["controller"]) == ("interrupted", None)
     assert best_of(found) == ("0005", 0.22590106431996396, 2)
     assert found["best"]["checkpoint"] == str(run / "trials/0005/attempt-2/epoch-000002")
-    assert found["trials"] == {"total": 8, **TRIALS, "running": 2, "paused": 2, "stopped": 4, "completed": 0}
+    assert found["trials"] == {"total": 8, **TRIALS, "waiting": 2, "paused": 2, "stopped": 4, "completed": 0}
     told(tmp_path, "report", run)
     assert "0005" in (run / "report.html").read_text()
 

@@ -83,6 +83,8 @@ def test_every_command_has_help_and_the_version_is_told(tmp_path) -> None:
     out, _ = rasda(tmp_path, "--help")
     for command in (
         "init",
+        "explain",
+        "schema",
         "validate",
         "doctor",
         "plan",
@@ -102,7 +104,7 @@ def test_from_init_to_plan_without_a_file_of_ones_own(tmp_path) -> None:
     rasda(tmp_path, "init", "mine")
     rasda(tmp_path, "validate", "mine/study.yaml", "--site", "mine/site.yaml")
     out, _ = rasda(tmp_path, "plan", "mine/study.yaml", "--json", "--site", "local")
-    assert json.loads(out)["study"] == "minimal"
+    assert json.loads(out)["study"] == "mine"
 
 
 def test_wrong_input_is_one_message_and_exit_code_2(folder) -> None:

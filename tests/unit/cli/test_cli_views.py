@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import re
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -16,19 +17,20 @@ from parsl_rasda.display.search_progress import SearchProgress
 from parsl_rasda.orchestration.assembly import build_machine
 from parsl_rasda.orchestration.events import JobEnded, PilotEnded
 from parsl_rasda.orchestration.journal import read
-from parsl_rasda.orchestration.summary import best
+from parsl_rasda.orchestration.summary import best, summarise, time_left
 from parsl_rasda.orchestration.usage import Usage
+from parsl_rasda.reporting.overview import run_view
 from parsl_rasda.reporting.runs import read_run
 from parsl_rasda.reporting.tables import as_text
 from parsl_rasda.types import JobId, Outcome, PilotId, SiteName
 
 
-def follow(directory, attach):
-    """Play a run to a view as the driver does: machine first, then usage, then the view."""
+def follow(directory, attach, most=None):
+    """Play a run, or its first records, to a view as the driver does: machine, usage, then the view."""
     (stage,) = read_run(directory).study.tune_stages.values()
     machine, usage = build_machine(stage.tune), Usage()
     observer = attach(machine, usage)
-    for record in read(directory / "journal.jsonl"):
+    for record in islice(read(directory / "journal.jsonl"), most):
         machine.handle(record.event)
         usage.add(record.event, record.instructions)
         observer.add(record.event, record.instructions)
@@ -123,8 +125,8 @@ def test_a_closed_terminal_does_not_end_a_run() -> None:
 def test_progress_kept_event_by_event_equals_the_summary(finished) -> None:
     progress = follow(finished, lambda machine, usage: SearchProgress("tune", machine, usage))
     found, summary = progress.snapshot(), read_run(finished).document()
-    counted = {state.value: n for state, n in found.states.items() if n}
-    assert counted == {k: n for k, n in summary["trials"].items() if n and k != "total"}
+    assert found.states == {k: n for k, n in summary["trials"].items() if k != "total"}
+    assert sum(found.states.values()) == found.total
     assert [(r.epochs, r.reached, r.best) for r in found.rungs] == [
         (r["epochs"], r["reached"], r["best"]) for r in summary["rungs"]
     ]
@@ -170,22 +172,18 @@ def test_progress_that_begins_in_the_middle_knows_what_came_before(finished) -> 
     history = read_run(finished).searches["tune"]
     whole = follow(finished, lambda machine, usage: SearchProgress("tune", machine, usage)).snapshot()
     late = SearchProgress("tune", history.machine, history.usage).snapshot()
-    assert (late.states, late.rungs, late.best) == (
-        {s: n for s, n in whole.states.items() if n},
-        whole.rungs,
-        whole.best,
-    )
+    assert (late.states, late.rungs, late.best) == (whole.states, whole.rungs, whole.best)
 
 
 def test_the_live_picture_shows_trials_rungs_gpus_and_the_best(finished) -> None:
     progress = follow(finished, lambda machine, usage: SearchProgress("tune", machine, usage))
     text = as_text(search_panel(progress.snapshot()), width=100)
     for part in (
-        "8 of 8 trials have ended",
+        "8 of 8 trials ended",
         "1 failed",
         "0 of 4 busy",
         "best    val_loss",
-        "finished state=done",
+        "state=done",
     ):
         assert part in text, part
     assert max(map(len, text.splitlines())) == 100
@@ -205,9 +203,9 @@ def test_a_live_view_follows_searches_and_leaves_the_screen(finished) -> None:
         view.stage_started("evaluate", 1)
         view.stage_failed("evaluate", "ValueError: no field")
         assert "✗ evaluate    ValueError: no field" in as_text(view.render(), width=100)
-        assert "trials have ended" in text
+        assert "trials ended" in text
         view.stage_ended("tune", 9.0, reused=False)
-        assert "trials have ended" not in as_text(view.render())
+        assert "trials ended" not in as_text(view.render())
     finally:
         view.close()
 
@@ -237,3 +235,114 @@ def test_a_change_of_width_has_its_own_word(verb, finished) -> None:
     list(log.lines(records[0].event, (first,)))
     again = structs.replace(second, job=JobId(second.job.trial, 2))
     assert [t.verb for t in log.lines(PilotEnded(0.0, PilotId("x"), SiteName("x"), ""), (again,))][-1] == verb
+
+
+def test_at_every_moment_the_states_of_trials_add_up(finished) -> None:
+    class Check:
+        def __init__(self, machine, usage) -> None:
+            self.machine, self.usage = machine, usage
+            self.progress = SearchProgress("tune", machine, usage)
+            self.waiting = []
+
+        def add(self, event, instructions) -> None:
+            self.progress.add(event, instructions)
+            trials = summarise("s", self.machine, self.usage)["trials"]
+            assert sum(n for name, n in trials.items() if name != "total") == trials["total"] == 8
+            assert self.progress.snapshot().states == {k: n for k, n in trials.items() if k != "total"}
+            self.waiting.append(trials["waiting"])
+
+    check = follow(finished, Check)
+    assert check.waiting[0] == 8, "those that have no configuration yet wait, too"
+    assert check.waiting[-1] == 0
+
+
+def test_the_time_that_is_left_is_told_while_the_search_runs(finished) -> None:
+    class Check:
+        def __init__(self, machine, usage) -> None:
+            self.machine, self.usage, self.told = machine, usage, []
+
+        def add(self, event, instructions) -> None:
+            self.told.append((event.at, time_left(self.machine, self.usage)))
+
+    told = follow(finished, Check).told
+    end = told[-1][0]
+    middle = [(at, left) for at, left in told[len(told) // 2 :] if left is not None]
+    assert told[0][1] is None, "nothing has ended yet"
+    assert told[-1][1] is None, "nothing is left"
+    assert middle
+    for at, left in middle:
+        assert 0 <= left <= 5 * (end - at) + 60
+
+
+@pytest.mark.parametrize("count", [5, 12, 30, 10_000])
+def test_the_live_view_fits_80_columns_and_24_lines_and_names_its_columns(finished, count) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, height=24, legacy_windows=False)
+    view = LiveView(console)
+    try:
+        view.stage_started("tune", 1)
+        follow(finished, lambda machine, usage: view.search("tune", machine, usage, alone=True), count)
+        lines = as_text(view.render(), width=80).splitlines()
+    finally:
+        view.close()
+    assert len(lines) < 24
+    assert max(map(len, lines)) == 80
+    (heads,) = [line for line in lines if "decision" in line]
+    assert heads.strip("│ ").split() == ["time", "decision", "trial", "until", "GPUs", "what"]
+    (rungs,) = [line for line in lines if "replicas  " in line]
+    assert rungs.strip("│ ").split() == ["epochs", "replicas", "trials", "best"]
+    assert any(line.startswith("│ faults") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("accelerators", "word"),
+    [(["cpu"], "cores"), (["cuda"], "GPUs"), (["none"], "slots"), (["cuda", "cpu"], "slots"), ([], "GPUs")],
+)
+def test_slots_are_called_what_they_are(finished, accelerators, word) -> None:
+    sites = finished / "sites"
+    for file in sites.glob("*.yaml"):
+        file.unlink()
+    for number, accelerator in enumerate(accelerators):
+        (sites / f"{number}.yaml").write_text(f"name: x\naccelerator: {accelerator}\n")
+    run = read_run(finished)
+    text = as_text(run_view(run))
+    assert f"{word.removesuffix('s')}-hours" in text
+    assert run.document()["slot_kind"] == word
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, height=24, legacy_windows=False)
+    view = LiveView(console, sites)
+    try:
+        follow(finished, lambda machine, usage: view.search("tune", machine, usage, alone=True))
+        assert f"│ {word}" in as_text(view.render(), width=80)
+    finally:
+        view.close()
+
+
+def test_of_many_rungs_the_live_view_shows_those_that_trials_are_at(rehearsals, tmp_path) -> None:
+    study = rehearsals.study_of(num_samples=8, scheduler={"max_t": 4096})
+    rehearsals.into(tmp_path, study, torn_after=2000.0)
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, height=24, legacy_windows=False)
+    view = LiveView(console)
+    try:
+        view.stage_started("tune", 1)
+        found = follow(tmp_path, lambda machine, usage: view.search("tune", machine, usage, alone=True))
+        lines = as_text(view.render(), width=80).splitlines()
+    finally:
+        view.close()
+    rungs = found.snapshot().rungs
+    assert len(rungs) == 13
+    reached = [r.epochs for r in rungs if r.reached]
+    shown = [int(line.split()[1]) for line in lines if re.match(r"│ +\d+ +\d+ +\d+ ", line)]
+    assert len(lines) < 24
+    assert len(shown) == 4
+    assert shown[-1] == 2 * reached[-1], "the next one that nobody has reached is the last"
+
+
+def test_a_terminal_that_shows_a_typed_ctrl_c_does_not_shift_the_picture(finished) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, height=24, legacy_windows=False)
+    view = LiveView(console)
+    try:
+        follow(finished, lambda machine, usage: view.search("tune", machine, usage, alone=True))
+        with console.capture() as captured:
+            console.print(view.render())
+    finally:
+        view.close()
+    assert captured.get().endswith("╯\x1b[0m\n\n")

@@ -77,7 +77,7 @@ def test_a_summary_tells_what_people_ask_first(finished) -> None:
     for part in (
         f"trial {summary['best']['trial']}: val_loss",
         "checkpoint",
-        "GPU-hours",
+        "slot-hours",
         "restarts",
         "trial 0005: val_loss is nan after epoch 1",
     ):
@@ -108,7 +108,9 @@ def test_a_run_that_nobody_runs_any_more_is_interrupted(rehearsals, tmp_path) ->
     document = run.document()
     assert run.controller is None
     assert document["state"] == "interrupted"
-    assert document["trials"]["running"] > 0
+    assert document["trials"]["running"] == 0, "nothing runs without a controller"
+    assert document["trials"]["waiting"] > 0
+    assert all(trial["state"] != "running" for trial in document["trial_list"])
     assert document["makespan_s"] <= 60.0
 
 

@@ -24,10 +24,10 @@ def test_a_trial_worse_than_the_median_of_the_earlier_ones_stops() -> None:
     assert first.reason == "loss 0.4 is the first at epoch 1"
     worse = scheduler.report("b", 1, 0.8)
     assert worse.action is Action.STOP
-    assert worse.reason == "loss 0.8 misses 0.4, the best 1/2 of 1"
+    assert worse.reason == "loss 0.8 is worse than 0.4, the only result before it"
     between = scheduler.report("c", 1, 0.6)
     assert (between.action, between.until, between.replicas, between.rung) == (Action.CONTINUE, 2, 2, 1)
-    assert between.reason == "loss 0.6 is within the best 1/2 of 2"
+    assert between.reason == "loss 0.6 is within the best half of 2 results before it"
 
 
 def test_an_equal_metric_continues() -> None:
@@ -46,7 +46,8 @@ def test_huge_metrics_do_not_overflow_the_percentile() -> None:
     scheduler = build("stopping", mode="max")
     scheduler.report("a", 1, 1.7e308)
     scheduler.report("b", 1, -1.7e308)
-    assert scheduler.report("c", 1, -1.75e308).reason == "loss -1.75e+308 misses -1.7e+308, the best 1/2 of 2"
+    words = "loss -1.75e+308 is worse than -1.7e+308, the limit of the best half of 2 results before it"
+    assert scheduler.report("c", 1, -1.75e308).reason == words
 
 
 def test_a_report_that_skips_milestones_is_judged_at_the_highest() -> None:

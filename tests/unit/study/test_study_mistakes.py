@@ -266,6 +266,16 @@ MISTAKES: dict[str, tuple[str | int, ...]] = {
         "max_workers: 8\n        batch: constantly",
         "scheduler.batch: found 'constantly'; allowed: doubling, constant, measured (did you mean constant?)",
     ),
+    "a batch that is a list": (
+        "max_workers: 8",
+        "max_workers: 8\n        batch: [constant]",
+        "scheduler.batch: found ['constant']; allowed: doubling, constant, measured",
+    ),
+    "a tracker's option that is a list": (
+        "seed: 7",
+        "seed: 7\ntrack: [{kind: mlflow, project: [mine]}]",
+        "track.0.project: found ['mine']; allowed: a string",
+    ),
     "warm-up that may be missing": (
         "{initial: 1}",
         "{initial: momentum}",
