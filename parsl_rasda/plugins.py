@@ -210,6 +210,9 @@ LAUNCHERS = PluginGroup(
         "openmpi": "parsl_rasda.launch.openmpi:OPENMPI",
         "srun": "parsl_rasda.launch.srun:SRUN",
         "process": "parsl_rasda.launch.process:PROCESS",
+        "pals": "parsl_rasda.launch.pals:PALS",
+        "flux": "parsl_rasda.launch.flux:FLUX",
+        "ibrun": "parsl_rasda.launch.ibrun:IBRUN",
     },
 )
 BACKENDS = PluginGroup(

@@ -41,7 +41,8 @@ def socket_folder(environ: Mapping[str, str]) -> Path:
             is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
             if is_ours and not found.st_mode & 0o077 and os.access(path, os.W_OK | os.X_OK):
                 return path
-    raise StorageError(bases[0], "no folder for sockets could be made", f"tried {', '.join(bases)}")
+    tried = f"tried {', '.join(bases)}; set TMPDIR to a short folder of this user's (worker_init)"
+    raise StorageError(bases[0], "no folder for sockets could be made", tried)
 
 
 def shorten_paths() -> None:
@@ -59,6 +60,16 @@ def shorten_paths() -> None:
         fcntl.flock(lock, fcntl.LOCK_SH)
     _in_use = path, lock
     process.current_process()._config["tempdir"] = str(path)  # type: ignore[attr-defined] # where it looks first
+
+
+def short_tmpdir(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variable with which programs that we start find a folder short enough for sockets.
+
+    Nothing where theirs is; else it is that of this process, which goes with it.
+    """
+    if _in_use is None or len(os.fsencode(environ.get("TMPDIR", ""))) + _OF_MULTIPROCESSING <= LONGEST:
+        return {}
+    return {"TMPDIR": str(_in_use[0])}
 
 
 def discard() -> None:

@@ -131,12 +131,13 @@ def clean_up(mark: str, run: str = "") -> int:
 
 
 @private_files()
-def describe(accelerator: str, sender: Message) -> Message:
+def describe(accelerator: str, sender: Message, container: Sequence[str] = ()) -> Message:
     """Return what there is here, after ending whatever was sent under earlier terms, and lease it.
 
     Args:
         accelerator: What a slot is.
         sender: A `TaskContext`, under a new term.
+        container: The command that looks into the container of the ranks; empty if there is none.
 
     Returns:
         As `node_probe.describe_allocation`; ``taken``: which other run has the pilot, for people.
@@ -160,7 +161,7 @@ def describe(accelerator: str, sender: Message) -> Message:
         time.sleep(HEARTBEAT_S / 4)
     ended = orphan_reaper.end_marked(orphan_reaper.RUN_VARIABLE, ours.has_earlier, grace_s=1.0)
     return {
-        **node_probe.describe_allocation(accelerator),
+        **node_probe.describe_allocation(accelerator, container),
         "python": platform.python_version(),
         "ended": ended,
         "block": this_block(),

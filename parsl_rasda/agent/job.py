@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,9 +87,9 @@ def end_job(mark: str, grace_s: float) -> int:
     return orphan_reaper.end_marked(orphan_reaper.JOB_VARIABLE, mark, grace_s=grace_s, first=LEAVE)
 
 
-def describe_allocation(accelerator: str) -> Message:
+def describe_allocation(accelerator: str, container: Sequence[str] = ()) -> Message:
     """Return what a backend must know of the pilot it has got; see `node_probe`."""
-    return node_probe.describe_allocation(accelerator)
+    return node_probe.describe_allocation(accelerator, container)
 
 
 def _ask_to_start(client: ControlClient) -> ExitObservations | None:

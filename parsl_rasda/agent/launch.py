@@ -51,6 +51,7 @@ class Launch:
         if argv := command.get("before"):
             _run_before(argv, _environment(command["environment"], mark), log)
         self._mark, self._step = mark, str(command.get("step", ""))
+        self._cancel = tuple(command.get("cancel", ()))
         self._log_file, self._log = log, log.open("ab", buffering=0)
         self._unread = b""
         self._unsent = b""
@@ -140,6 +141,9 @@ class Launch:
         if self._process.wait() < 0 and self._step:
             slurm.cancel_step(self._step)
             self._step = ""
+        if self._process.returncode < 0 and self._cancel:
+            slurm.run_command(*self._cancel)
+            self._cancel = ()
 
     def close(self) -> list[dict[str, Any]]:
         """Make sure that it is gone, and return the control messages not read before."""

@@ -5,13 +5,14 @@ Runs on the pilot. Imports neither torch nor Parsl.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,25 +23,74 @@ from parsl_rasda.devices import DEVICE_MASKS, visible_devices
 BEGAN_VARIABLE = "PARSL_RASDA_BEGAN"  # Unix time [s] at which a pilot's job script began
 _PACKAGES = ("parsl_rasda", "parsl", "torch")
 _COMMAND_TIMEOUT_S = 30
+_CONTAINER_TIMEOUT_S = 300  # an image may have to be fetched, or unpacked
+_MOST_WORDS = 600  # characters of a runtime's complaint
+_ANSWER = "parsl_rasda-inside:"  # images may greet, too
 
 
-def describe_allocation(accelerator: str) -> dict[str, Any]:
+def describe_allocation(accelerator: str, container: Sequence[str] = ()) -> dict[str, Any]:
     """Return what a backend must know of the allocation that this runs in, as plain JSON.
 
-    ``nodes`` are in the batch system's order, ``gpus`` are those of the first node, ``deadline`` is
+    Args:
+        accelerator: What a slot is.
+        container: The command that prints what `describe_inside` returns in the container of the ranks, with
+            ``{node}`` for the first node; empty if there is none.
+
+    ``nodes`` are in the batch system's order, ``gpus`` are those of the first node, ``granted`` those that
+    the batch system gave of each node, by its name, or None where it does not tell, ``deadline`` is
     the Unix time [s] of the allocation's end or None where the batch system does not tell, ``age_s``
-    [s] is how long ago the pilot's job script began.
+    [s] is how long ago the pilot's job script began. ``inside`` is what the container has, or ``error``.
     """
+    nodes = list(node_names(os.environ))
+    inside = {"inside": _inside(container, nodes[0])} if container else {}
+    found, granted = describe_inside(accelerator), granted_gpus(os.environ)
+    if not found["gpus"] and granted:  # Slurm's variable is missing where whole nodes were asked for
+        found["gpus"] = granted.get(nodes[0], 0)
     return {
-        "nodes": list(node_names(os.environ)),
+        "nodes": nodes,
+        **found,
+        **inside,
+        "granted": granted,
+        "deadline": end_of_allocation(os.environ),
+        "age_s": _age_s(os.environ),
+    }
+
+
+def describe_inside(accelerator: str) -> dict[str, Any]:
+    """Return what there is in this very environment: a node's own, or a container's."""
+    return {
         "gpus": gpu_count(accelerator),
         "executable": sys.executable,
         "rank_client": str(Path(__file__).parents[1] / "runtime" / "process" / "forkserver" / "client.py"),
         "python": ".".join(platform.python_version_tuple()[:2]),
         "versions": {name: _version_of(name) for name in _PACKAGES},
-        "deadline": end_of_allocation(os.environ),
-        "age_s": _age_s(os.environ),
     }
+
+
+def _inside(container: Sequence[str], node: str) -> dict[str, Any]:
+    """Return what `describe_inside` says in a container, or ``error``: why it says nothing."""
+    words = [word.replace("{node}", node) for word in container]
+    try:
+        done = subprocess.run(
+            words,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_CONTAINER_TIMEOUT_S,
+            check=False,
+            encoding="utf-8",
+            errors="replace",
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"{words[0]} said nothing for {_CONTAINER_TIMEOUT_S} s"}
+    except OSError as error:
+        return {"error": f"{words[0]} cannot be started: {error.strerror}"}
+    answers = [line for line in done.stdout.splitlines() if line.startswith(_ANSWER)]
+    if done.returncode == 0 and answers:
+        found: dict[str, Any] = json.loads(answers[-1].removeprefix(_ANSWER))
+        return found
+    said = " ".join(done.stderr.split())[-_MOST_WORDS:] or "nothing on stderr"
+    return {"error": f"exit {done.returncode}: {said}"}
 
 
 def end_of_allocation(environment: Mapping[str, str]) -> float | None:
@@ -51,6 +101,15 @@ def end_of_allocation(environment: Mapping[str, str]) -> float | None:
         return slurm.end_time(job)
     if job := environment.get("PBS_JOBID"):
         return pbs.end_time(job)
+    return None
+
+
+def granted_gpus(environment: Mapping[str, str]) -> dict[str, int] | None:
+    """Return the GPUs of each node that the batch system gave to this allocation, or None."""
+    if job := environment.get("SLURM_JOB_ID"):
+        return slurm.granted_gpus(job)
+    if job := environment.get("PBS_JOBID"):
+        return pbs.granted_gpus(job)
     return None
 
 
@@ -144,3 +203,7 @@ def _version_of(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{_ANSWER}{json.dumps(describe_inside(sys.argv[1]))}\n")

@@ -6,6 +6,7 @@ To Parsl, every job that PBS has finished is completed, however it ended.
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from typing import Any
 from parsl_rasda.agent.slurm import BatchJobEnd, run_command
 
 _BY_SIGNAL = (256, 128)  # an exit status of a job above one of them is that and the signal: PBS's, a shell's
+_CHUNK = re.compile(r"\(([\w-]+)[^():+]*:(?:[^()+]*:)?ngpus=(\d+)")
 _UNITS_S = (1, 60, 3600)
 # What PBS itself ends a job for. Source: PBS Professional Reference Guide, "Job Exit Status Codes".
 _WALLTIME, _MEMORY = -29, -27
@@ -31,6 +33,19 @@ def ask(job: str) -> BatchJobEnd | None:
 def end_time(job: str) -> float | None:
     """Return when a running job must end [Unix time, s], or None if nothing says so."""
     return read_end_time(run_command("qstat", "-f", "-F", "json", job))
+
+
+def granted_gpus(job: str) -> dict[str, int] | None:
+    """Return the GPUs of each node that a running job was given, or None if PBS does not say."""
+    return read_granted_gpus(run_command("qstat", "-f", "-F", "json", job))
+
+
+def read_granted_gpus(shown: str) -> dict[str, int] | None:
+    """Return the GPUs of each node, by the short name of its host, from what ``qstat`` says of a job."""
+    granted: dict[str, int] = {}
+    for host, count in _CHUNK.findall(str(_job(shown).get("exec_vnode", ""))):
+        granted[host] = granted.get(host, 0) + int(count)
+    return granted or None
 
 
 def read_end_time(shown: str) -> float | None:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
 _TIMEOUT_S = 10.0
 _FIELD = re.compile(r"\b(JobState|Reason|ExitCode|Restarts|EndTime)=(\S+)")
+_NODES = re.compile(r"\bNodes=(\S+) CPU_IDs=\S* Mem=\S* GRES=(\S*)")
+_GPUS = re.compile(r"\bgpu(?::[^:(),]+)?:(\d+)")
 _EXIT_BY_SIGNAL = re.compile(r"0:(\d+)")
 
 # The jobs on these are not to blame; a job may have made its node fail, but rarely has.
@@ -56,6 +59,16 @@ def end_time(job: str) -> float | None:
     return read_end_time(_shown(job))
 
 
+def granted_gpus(job: str) -> dict[str, int] | None:
+    """Return the GPUs of each node that a running job was given as GRES, or None if Slurm does not say."""
+    return read_granted_gpus(run_command("scontrol", "--details", "--oneliner", "show", "job", job), hosts)
+
+
+def hosts(nodes: str) -> list[str]:
+    """Return the names that a list of Slurm's such as ``n[0-3]`` stands for."""
+    return run_command("scontrol", "show", "hostnames", nodes).split()
+
+
 def cancel_step(name: str) -> int:
     """Cancel the steps of that name in the job that this process belongs to; return how many there were."""
     job = os.environ.get("SLURM_JOB_ID")
@@ -96,6 +109,22 @@ def read_end_time(shown: str) -> float | None:
         return datetime.fromisoformat(dict(_FIELD.findall(shown)).get("EndTime", "")).timestamp()
     except ValueError:  # Unknown, N/A
         return None
+
+
+def read_granted_gpus(shown: str, expand: Callable[[str], list[str]]) -> dict[str, int] | None:
+    """Return the GPUs of each node that ``scontrol --details show job`` names, or None if it names no node.
+
+    Without GRES for GPUs, as on some clusters of whole nodes, each node has 0.
+
+    Args:
+        shown: What it says.
+        expand: Returns the names that a list of nodes stands for.
+    """
+    granted: dict[str, int] = {}
+    for nodes, gres in _NODES.findall(shown):
+        for node in expand(nodes):
+            granted[node] = granted.get(node, 0) + sum(map(int, _GPUS.findall(gres)))
+    return granted or None
 
 
 def read_end(job: str, shown: str) -> BatchJobEnd | None:

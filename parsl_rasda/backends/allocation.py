@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from parsl_rasda.agent.node_probe import gpu_count
 from parsl_rasda.devices import DEVICE_MASKS
 from parsl_rasda.launch.base import LaunchCommand, Launcher, LaunchSettings
+from parsl_rasda.launch.container import CONTAINED_VARIABLE, exec_words, step_options
 from parsl_rasda.protocol import JobSpec
 from parsl_rasda.study.sites import SiteBase
 from parsl_rasda.types import NodeName, NodeSlots, Placement
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from parsl_rasda.study import SiteSpec
 
 _SECONDS = (1, 60, 3600)
+_TWO_KINDS = 2  # of nodes, by their GPUs
+_RUN = 3  # how far an attempt's directory, trials/0001/attempt-1, is below its run's
+_ONE_STEP = ("srun", "--nodes=1", "--ntasks=1", "--nodelist={node}", "--overlap", "--mem=0", "--input=none")
 COUNTED = frozenset({"cuda", "rocm"})  # what a node shows are slots
 _EARLY_S = 30.0  # batch systems look at walltimes twice a minute, and kill before the last second
 
@@ -37,6 +41,8 @@ class PilotAllocation:
         is_one_machine: All its nodes are the machine that the pilot is on; their names mean nothing.
         warning: A message on what it has less of than declared, or nothing.
         is_own: It is the allocation that the controller is in.
+        agent: Interpreter and rank client of the pilot itself, where those of ranks are in a container.
+        has_gres: Its GPUs are a resource that the batch system hands out, for which a step has to ask.
     """
 
     nodes: tuple[NodeSlots, ...]
@@ -46,11 +52,19 @@ class PilotAllocation:
     is_one_machine: bool = False
     warning: str = ""
     is_own: bool = False
+    agent: tuple[str, str] | None = None
+    has_gres: bool = True
 
     @property
     def gpus_per_node(self) -> int:
         """Slots of a whole node."""
         return max(len(node.gpus) for node in self.nodes)
+
+    def _gpus_of_step(self, placement: Placement) -> int:
+        """Return how many GPUs a step must ask of each node of a placement; 0 for none."""
+        asked = {node.node for node in placement.nodes}
+        counts = [len(node.gpus) for node in self.nodes if node.node in asked]
+        return min(counts, default=self.gpus_per_node) if self.has_gres else 0
 
     def leave_by(self, margin_s: float, now: float) -> float | None:
         """Return when jobs must have left [Unix time, s]: a margin before the end, or None.
@@ -76,17 +90,22 @@ class PilotAllocation:
             site: What was declared.
             launcher: The site's.
         """
+        container = site.container
+        folders = _seen_inside(order, site)
         settings = LaunchSettings(
-            options=site.launcher_options,
+            options=(*site.launcher_options, *(step_options(container, folders) if container else ())),
             threads_per_rank=site.threads_per_rank,
             accelerator=site.accelerator,
-            gpus_per_node=self.gpus_per_node,
+            gpus_per_node=self._gpus_of_step(placement),
             local=self.is_one_machine,
-            environment=site.rank_environment,
+            environment={**site.rank_environment, **({CONTAINED_VARIABLE: "1"} if container else {})},
             directory=order.directory,
+            is_contained=container is not None,
         )
+        inside = exec_words(container, site.accelerator, folders, site.rank_environment) if container else ()
         program = self.rank_program(order, warm_start=site.warm_start)
-        return self.with_servers(launcher.command(placement, program, settings), program, placement)
+        command = launcher.command(placement, (*inside, *program), settings)
+        return self.with_servers(command, program, placement, inside)
 
     def rank_program(self, order: JobSpec, *, warm_start: bool) -> tuple[str, ...]:
         """Return what a launcher starts for each rank of an order.
@@ -99,21 +118,26 @@ class PilotAllocation:
         return (self.python, "-Pm", "parsl_rasda.runtime", path)
 
     def with_servers(
-        self, launch: LaunchCommand, program: tuple[str, ...], placement: Placement
+        self,
+        launch: LaunchCommand,
+        program: tuple[str, ...],
+        placement: Placement,
+        inside: tuple[str, ...] = (),
     ) -> LaunchCommand:
         """Return a launch that first sees to fork servers on its nodes, where ranks cannot start them.
 
         Args:
             launch: The command that starts the ranks.
-            program: What it starts for each rank.
+            program: What each rank is.
             placement: Where.
+            inside: Words that go before a program to run it in the container of the ranks.
         """
         if not launch.lasting or self.rank_client not in program:
             return launch
-        keeper = str(PurePosixPath(self.rank_client).with_name("keeper.py"))
         nodes = [node.node for node in placement.nodes]
-        argv = (self.python, "-S", "-E", "-s", keeper, "ensure", *nodes, "--", *launch.lasting)
-        return replace(launch, before=argv)
+        ensure = (*_keeper(*(self.agent or (self.python, self.rank_client))), "ensure", *nodes, "--")
+        keep = (*launch.lasting, *inside, *_keeper(self.python, self.rank_client), "keep")
+        return replace(launch, before=(*ensure, *keep))
 
 
 def read_allocation(
@@ -131,6 +155,9 @@ def read_allocation(
     ours, theirs = version("parsl_rasda"), found["versions"]["parsl_rasda"]
     if ours != theirs:
         return f"parsl_rasda is {theirs or 'not installed'} on the pilot and {ours} here; install the same"
+    inside = inside_of(site, found)
+    if isinstance(inside, str):
+        return inside
     names = found["nodes"]
     gpus = _usable_gpus(site, found["gpus"])
     if not gpus:
@@ -140,14 +167,85 @@ def read_allocation(
     deadline = found["deadline"]
     if deadline is None and walltime is not None:
         deadline = now - found["age_s"] + walltime_s(walltime)
-    nodes = tuple(NodeSlots(NodeName(n), tuple(range(gpus))) for n in _usable_nodes(site, names, is_local))
+    used = _usable_nodes(site, names, is_local)
+    nodes = tuple(
+        NodeSlots(NodeName(n), tuple(range(k))) for n in used if (k := gpus_of(site, found, n, gpus))
+    )
+    if not nodes:
+        return f"none of the nodes {', '.join(used)} has a GPU; ask the provider for them"
     is_one_machine = is_local and (len(names) == 1 or len(nodes) == 1)
-    python = site.python or found["executable"]
-    warning = _shortfall(site, names[0], len(nodes), gpus)
+    python = site.python or inside["executable"]
+    least = min(nodes, key=lambda node: len(node.gpus))
+    warning = _shortfall(site, least.node, len(nodes), len(least.gpus))
     if warning:
         logger.warning("pilot falls short site=%s: %s", site.name, warning)
     is_own = is_local and found["deadline"] is not None
-    return PilotAllocation(nodes, deadline, python, found["rank_client"], is_one_machine, warning, is_own)
+    agent = (found["executable"], found["rank_client"]) if site.container else None
+    client, has_gres = inside["rank_client"], hands_out_gpus(found)
+    return PilotAllocation(nodes, deadline, python, client, is_one_machine, warning, is_own, agent, has_gres)
+
+
+def probe_command(site: SiteBase) -> tuple[str, ...]:
+    """Return the command that looks into a site's container on a pilot's ``{node}``; empty without one."""
+    container = site.container
+    if container is None:
+        return ()
+    step = (*_ONE_STEP, *site.launcher_options, *step_options(container, ())) if container.is_of_srun else ()
+    words = exec_words(container, site.accelerator, (), site.rank_environment)
+    return (*step, *words, container.python, "-Pm", "parsl_rasda.agent.node_probe", site.accelerator)
+
+
+def inside_of(site: SiteBase, found: Mapping[str, Any]) -> Mapping[str, Any] | str:
+    """Return what ranks of a site have where they run, or why its container cannot be used.
+
+    Args:
+        site: What was asked for.
+        found: What `node_probe.describe_allocation` saw there.
+    """
+    if site.container is None:
+        return found
+    runtime, inside = site.container.runtime, dict(found["inside"])
+    if "error" in inside:
+        return f"the container of {runtime} does not start: {inside['error']}"
+    ours, theirs = version("parsl_rasda"), inside["versions"]["parsl_rasda"]
+    if ours != theirs:
+        return (
+            f"parsl_rasda is {theirs or 'not installed'} in the container and {ours} here; install the same "
+            "in the image"
+        )
+    if site.accelerator in COUNTED and found["gpus"] and not inside["gpus"]:
+        return (
+            f"the container of {runtime} sees no {site.accelerator} device of the {found['gpus']} on "
+            f"{found['nodes'][0]}; see container.options"
+        )
+    return inside
+
+
+def _keeper(python: str, client: str) -> tuple[str, ...]:
+    return (python, "-S", "-E", "-s", str(PurePosixPath(client).with_name("keeper.py")))
+
+
+def _seen_inside(order: JobSpec, site: SiteBase) -> tuple[str, ...]:
+    """Return the folders that ranks of an order need: its run's or the checkpoints', and the study's code."""
+    attempt = PurePosixPath(order.directory)
+    is_of_run = len(attempt.parents) > _RUN and attempt.parents[1].name.startswith("trials")
+    run = str(attempt.parents[2]) if is_of_run else order.directory
+    return (run, *order.search_path, *([site.work_dir] if site.work_dir else ()))
+
+
+def hands_out_gpus(found: Mapping[str, Any]) -> bool:
+    """Return whether the batch system hands out GPUs: unless it says that no node has been given any."""
+    granted = found.get("granted")
+    return granted is None or any(granted.values())
+
+
+def gpus_of(site: SiteBase, found: Mapping[str, Any], node: str, usual: int) -> int:
+    """Return the slots of one node: as many as usual, unless the nodes of the allocation differ."""
+    granted = found.get("granted") or {}
+    if site.accelerator not in COUNTED or len({*granted.values()}) < _TWO_KINDS:
+        return usual
+    there = granted.get(node, granted.get(node.partition(".")[0], usual))
+    return min(there, site.gpus_per_node) if isinstance(site.gpus_per_node, int) else int(there)
 
 
 def counted_here(sites: Iterable[SiteSpec]) -> dict[str, int]:

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from parsl_rasda.agent import node_probe
+from parsl_rasda.backends.allocation import probe_command
 from parsl_rasda.backends.registry import build_backend
 from parsl_rasda.devices import DEVICE_MASKS
 from parsl_rasda.doctor import probes
+from parsl_rasda.doctor.container import container_findings, where_ranks_run
 from parsl_rasda.doctor.findings import (
     Finding,
     ProbeResult,
@@ -128,8 +130,10 @@ class Doctor:
         began = time.time()
         clock = self._call("clock")
         yield clock_finding(clock, began, time.time())
-        there = self._call("describe_allocation", accelerator=self.site.accelerator)
-        yield from environment_findings(self.site, there, node_probe.describe_allocation("none"))
+        inside, here = list(probe_command(self.site)), node_probe.describe_allocation("none")
+        there = self._call("describe_allocation", accelerator=self.site.accelerator, container=inside)
+        yield from environment_findings(self.site, where_ranks_run(there), here)
+        yield from container_findings(self.site, there, here)
         if self.backend.capabilities.sees_run_directory:
             yield worker_init_finding(self._said_by_script())
         where = self.where if self.backend.capabilities.sees_run_directory else self.site.work_dir or "."
@@ -143,7 +147,7 @@ class Doctor:
             for path in sorted((self.folder / "runner").rglob(f"submit_scripts/*.{ending}"))
         )
 
-    def _call(self, probe: str, **arguments: str) -> Any:
+    def _call(self, probe: str, **arguments: str | list[str]) -> Any:
         """Return what a function of `probes` returns on the first node."""
         task = StageTask(
             SiteName(self.site.name), "doctor", probe, call_python, f"{probes.__name__}:{probe}", arguments

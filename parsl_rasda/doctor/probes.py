@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ def clock() -> float:
     return time.time()
 
 
-def describe_allocation(accelerator: str) -> dict[str, Any]:
+def describe_allocation(accelerator: str, container: Sequence[str] = ()) -> dict[str, Any]:
     """Return what the pilot consists of, as its first node sees it; see `node_probe`."""
-    return node_probe.describe_allocation(accelerator)
+    return node_probe.describe_allocation(accelerator, container)
 
 
 def rank_files(attempt: str) -> list[dict[str, Any]]:

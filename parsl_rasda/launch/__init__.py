@@ -1,7 +1,8 @@
 """With which command a trial starts: argv per launcher. Pure: nothing is started here.
 
 Read `base` (the port and its records), then one dialect: `process` is the shortest, `srun` the
-longest. `registry` finds a dialect by the name a site file uses. Ranks mask their GPUs themselves
+longest. `registry` finds a dialect by the name a site file uses. `container` has the words that go before
+the program where ranks run in one. Ranks mask their GPUs themselves
 (`protocol.JobSpec.slots`), so no command carries a mask.
 
     >>> from parsl_rasda.launch.base import LaunchSettings

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from parsl_rasda.devices import DEVICE_MASKS
+from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.types import Placement
 
 # A rank's arithmetic must not depend on how many ranks share the node (docs/exactness.md): every
@@ -33,6 +34,7 @@ class LaunchSettings:
         local: All slots lie on the machine where the launcher runs; node names mean nothing to it.
         environment: Variables that every rank must have.
         directory: Where files of `LaunchCommand` will lie: the attempt's directory.
+        is_contained: Ranks run in a container, which may take along what they start.
     """
 
     options: tuple[str, ...] = ()
@@ -42,6 +44,7 @@ class LaunchSettings:
     local: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
     directory: str = "."
+    is_contained: bool = False
 
     @property
     def has_gpus(self) -> bool:
@@ -59,10 +62,12 @@ class LaunchCommand:
         files: Contents by absolute path, to be written before the start.
         step: Name of the batch system's own job step, which must be cancelled there when the launcher
             has been killed; empty if there is none.
-        lasting: Words by which a process is started on one node, ``{node}``, in a step of its own that lasts
-            until that process ends; empty where what a rank starts may outlive the launch.
+        lasting: Words by which a process is started on one node, ``{node}``, in a launch of its own that
+            lasts until that process ends; empty where what a rank starts may outlive its launch.
         before: A program to run to its end before the launch, whether it succeeds or not; empty if there is
             none. Runners add it.
+        cancel: A program that ends the launch in the batch system when the launcher has been killed; empty if
+            that ends it anyhow.
     """
 
     argv: tuple[str, ...]
@@ -71,6 +76,7 @@ class LaunchCommand:
     step: str = ""
     lasting: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
+    cancel: tuple[str, ...] = ()
 
 
 class Launcher(Protocol):
@@ -92,6 +98,26 @@ def rank_environment(settings: LaunchSettings) -> dict[str, str]:
     """Return the variables every rank has under every launcher; the site's own win."""
     threads = dict.fromkeys(_THREAD_VARIABLES, str(settings.threads_per_rank))
     return {**threads, **_ONE_THREAD, "PYTHONUNBUFFERED": "1", **settings.environment}
+
+
+def steady(launcher: str, placement: Placement, *, evenly: bool = False) -> int:
+    """Return with how many ranks a launcher fills each node of an uneven placement before the next.
+
+    Args:
+        launcher: Its name, for errors.
+        placement: Whose nodes get different numbers.
+        evenly: It can place only the same number on each.
+
+    Raises:
+        InvalidSettingError: If it would put ranks on other nodes than those that were placed.
+    """
+    *counts, last = [len(node.gpus) for node in placement.nodes]
+    if evenly or len({*counts}) > 1 or last > counts[0]:
+        found = ", ".join(f"{len(node.gpus)} on {node.node}" for node in placement.nodes)
+        raise InvalidSettingError(
+            "mpi_launcher", f"{launcher}, to place {found} ranks", "hydra, openmpi or srun"
+        )
+    return counts[0]
 
 
 def ranks_per_node(placement: Placement) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from parsl_rasda.launch.base import LaunchCommand, LaunchSettings, rank_environment, ranks_per_node
 from parsl_rasda.plugins import Plugin
@@ -27,20 +28,25 @@ class HydraLauncher:
             "SLURM_OVERLAP": "1",  # inside Slurm its proxies are steps, which would wait for each other
             **rank_environment(settings),
         }
-        hosts = _hosts(placement)
+        hosts, files = _hosts(placement, settings.directory)
+        one: tuple[str, ...] = ("-hosts", "{node}", "-ppn", "1")
         if settings.local:
             # No ssh and no srun for this machine; the variable is the only spelling that both know.
-            hosts = ()
+            hosts, one, files = (), (), {}
             environment |= {"HYDRA_LAUNCHER": "fork", "I_MPI_HYDRA_BOOTSTRAP": "fork"}
         argv = ("mpiexec", *hosts, "-n", str(placement.world_size), *settings.options, *program)
-        return LaunchCommand(argv, environment)
+        lasting = ("mpiexec", *one, "-n", "1", *settings.options) if settings.is_contained else ()
+        return LaunchCommand(argv, environment, files, lasting=lasting)
 
 
-def _hosts(placement: Placement) -> tuple[str, ...]:
+def _hosts(placement: Placement, directory: str) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return the words that place the ranks, and the file that they name, by its path."""
     per_node = ranks_per_node(placement)
-    if per_node is None:  # MPICH only: Intel MPI has no counts in its host list
-        return ("-hosts", ",".join(f"{n.node}:{len(n.gpus)}" for n in placement.nodes))
-    return ("-hosts", ",".join(n.node for n in placement.nodes), "-ppn", str(per_node))
+    if per_node is None:  # Intel MPI takes counts from a file only, and MPICH from one too
+        path = str(PurePosixPath(directory) / "hosts.txt")
+        lines = "".join(f"{n.node}:{len(n.gpus)}\n" for n in placement.nodes)
+        return ("-machinefile", path), {path: lines}
+    return ("-hosts", ",".join(n.node for n in placement.nodes), "-ppn", str(per_node)), {}
 
 
 HYDRA = Plugin(lambda _: HydraLauncher())

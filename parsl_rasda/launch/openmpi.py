@@ -29,23 +29,24 @@ class OpenMpiLauncher:
         hosts = ",".join(f"{n.node}:{len(n.gpus)}" for n in placement.nodes)
         if settings.local:
             hosts = f"localhost:{placement.world_size}"
-        argv = (
-            *("mpiexec", "--host", hosts, "-n", str(placement.world_size)),
+        flags = (
             *("--map-by", "slot:OVERSUBSCRIBE"),
             *("--bind-to", "none"),  # trials share nodes: each would bind to core 0
             *(
                 flag for name in sorted({"PYTHONPATH", *variables}) for flag in ("-x", name)
             ),  # else only the first node has them
             *settings.options,
-            *program,
         )
+        argv = ("mpiexec", "--host", hosts, "-n", str(placement.world_size), *flags, *program)
+        one = "localhost:1" if settings.local else "{node}:1"
+        lasting = ("mpiexec", "--host", one, "-n", "1", *flags) if settings.is_contained else ()
         environment = {
             "OMPI_ALLOW_RUN_AS_ROOT": "1",  # containers; without effect for anybody else
             "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
             "SLURM_OVERLAP": "1",  # inside Slurm its daemons are a step, which would wait for others
             **variables,
         }
-        return LaunchCommand(argv, environment)
+        return LaunchCommand(argv, environment, lasting=lasting)
 
 
 OPENMPI = Plugin(lambda _: OpenMpiLauncher())

@@ -23,7 +23,9 @@ class ProcessLauncher:
     ) -> LaunchCommand:
         """Return ``program`` behind the site's options (a container's ``exec``, ``nice``, ...)."""
         alone = {"PARSL_RASDA_RANK": "0", "PARSL_RASDA_SIZE": "1"}
-        return LaunchCommand((*settings.options, *program), rank_environment(settings) | alone)
+        lasting = settings.options or ("env",) if settings.is_contained else ()
+        argv = (*settings.options, *program)
+        return LaunchCommand(argv, rank_environment(settings) | alone, lasting=lasting)
 
 
 PROCESS = Plugin(lambda _: ProcessLauncher())

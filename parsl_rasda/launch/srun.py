@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from parsl_rasda.launch.base import LaunchCommand, LaunchSettings, rank_environment, ranks_per_node
 from parsl_rasda.plugins import Plugin
 from parsl_rasda.types import Placement
+
+GpuRequest: TypeAlias = Literal["gres", "gpus-per-node", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +27,7 @@ class SrunLauncher:
     """
 
     name: str = "srun"
+    gpus: GpuRequest = "gres"
 
     def command(
         self, placement: Placement, program: tuple[str, ...], settings: LaunchSettings
@@ -39,7 +45,7 @@ class SrunLauncher:
         else:
             nodes = ",".join(n.node for n in placement.nodes)
             layout = (f"--ntasks-per-node={per_node}", "--distribution=block", f"--nodelist={nodes}")
-        gpus = settings.gpus_per_node if settings.has_gpus else 0
+        gpus = self._request(settings)
         # Slurm lets a step run on whose srun was killed; by its name it can be found and cancelled.
         step = "-".join(PurePosixPath(settings.directory).parts[-2:])
         argv = (
@@ -47,7 +53,7 @@ class SrunLauncher:
             *("srun", "--unbuffered", "--input=0", "--output=0", "--error=all"),
             *(f"--nodes={len(placement.nodes)}", f"--ntasks={placement.world_size}", *layout),
             *("--overlap", "--mem=0", f"--cpus-per-task={settings.threads_per_rank}", "--cpu-bind=none"),
-            *((f"--gres=gpu:{gpus}",) if gpus else ()),
+            *gpus,
             *((f"--job-name={step}",) if step else ()),
             *("--kill-on-bad-exit=1", "--wait=0"),  # rank 0 may save for long after the others have left
             *settings.options,
@@ -55,10 +61,26 @@ class SrunLauncher:
         )
         lasting = (
             *("srun", "--unbuffered", "--input=none", "--nodes=1", "--ntasks=1", "--nodelist={node}"),
-            *("--overlap", "--mem=0", "--cpu-bind=none", *((f"--gres=gpu:{gpus}",) if gpus else ())),
+            *("--overlap", "--mem=0", "--cpu-bind=none", *gpus),
             *("--job-name=parsl-rasda-forkserver", *settings.options),
         )
         return LaunchCommand(argv, environment, files, step, lasting)
 
+    def _request(self, settings: LaunchSettings) -> tuple[str, ...]:
+        count = settings.gpus_per_node if settings.has_gpus else 0
+        if not count or self.gpus == "none":
+            return ()
+        return (f"--gres=gpu:{count}",) if self.gpus == "gres" else (f"--gpus-per-node={count}",)
 
-SRUN = Plugin(lambda _: SrunLauncher())
+
+class SrunOptions(BaseModel):
+    """The options of ``srun``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    gpus: GpuRequest = Field(
+        "gres", description="How a step asks for its GPUs; none where nothing hands them out."
+    )
+
+
+SRUN = Plugin(lambda options: SrunLauncher(gpus=options.gpus), SrunOptions)

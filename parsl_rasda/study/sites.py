@@ -24,6 +24,8 @@ from parsl_rasda.devices import CORES_VARIABLE
 from parsl_rasda.diagnostics import MARK, Plain, is_number, listing, mapping_at, refused, shown, suggestion
 from parsl_rasda.errors import Diagnostic, Loc
 from parsl_rasda.plugins import BACKENDS, LAUNCHERS, Choice
+from parsl_rasda.study.addresses import Addresses
+from parsl_rasda.study.containers import ContainerSpec
 from parsl_rasda.study.document import AsWritten
 from parsl_rasda.study.spec import (
     Count,
@@ -130,7 +132,8 @@ class SiteBase(Spec):
     mpi_launcher: Annotated[Choice, chosen_from(LAUNCHERS)] = Field(
         "hydra",
         description="hydra (MPICH, Intel MPI), openmpi, srun, process (one process per trial, whatever its "
-        "width), or a plug-in, with options as {kind: NAME, option: value}.",
+        "width), pals (Cray), flux, ibrun (TACC), or a plug-in, with options as {kind: NAME, option: value}; "
+        "srun has gpus: gres, gpus-per-node or none.",
     )
     launcher_options: tuple[Text, ...] = Field((), description="Words to add to the launcher's command.")
     accelerator: Literal["cuda", "rocm", "xpu", "cpu", "none"] = Field(
@@ -146,6 +149,9 @@ class SiteBase(Spec):
         default_factory=dict, description="Variables of every rank; numbers go in quotes."
     )
     python: Text | None = Field(None, description="Python there; without it, that of the pilot.")
+    container: ContainerSpec | None = Field(
+        None, description="The container in which ranks run; their Python is container.python."
+    )
     work_dir: Text | None = Field(None, description="Folder for checkpoints that all nodes of the site see.")
     warm_start: Flag = Field(
         True,
@@ -196,6 +202,14 @@ class SiteBase(Spec):
             place = (key,) if plain.get(key) else ("provider", "nodes_per_block")
             asked = f"{shown(counts[key])}, which makes {shown(slots)} slots in all"
             yield Diagnostic(place, asked, f"at most {MOST_SLOTS} slots: {' x '.join(_FACTORS)}")
+        if plain.get("container") is not None and plain.get("python") is not None:
+            allowed = "none: container.python is that of the ranks"
+            yield Diagnostic(("python",), shown(plain["python"]), allowed)
+        launcher = plain.get("mpi_launcher", "hydra")
+        launcher = launcher.get("kind") if isinstance(launcher, Mapping) else launcher
+        if mapping_at(plain, "container").get("runtime") == "srun" and launcher != "srun":
+            allowed = "srun, which enters the container: container.runtime is srun"
+            yield Diagnostic(("mpi_launcher",), shown(launcher), allowed)
         for name in mapping_at(plain, "environment"):
             if not name or "=" in name:
                 yield Diagnostic(("environment", name), shown(name), "the name of a variable")
@@ -265,29 +279,6 @@ class SiteBase(Spec):
         return None if self.slots_per_pilot is None else self.pilots * self.slots_per_pilot
 
 
-class InterfaceSpec(Spec):
-    """A network interface of this machine."""
-
-    interface: Label = Field(description="Its name, for example bond0; `ip -br addr` lists them.")
-
-
-def _address(value: object) -> object:
-    if isinstance(value, str | Mapping | InterfaceSpec):
-        return value
-    raise refused(value, "an address, or {interface: NAME}")
-
-
-def _address_tag(value: object) -> str:
-    return MARK + ("address" if isinstance(value, str) else "interface")
-
-
-_Address = Annotated[
-    Annotated[str, Tag(MARK + "address")] | Annotated[InterfaceSpec, Tag(MARK + "interface")],
-    Discriminator(_address_tag),
-    BeforeValidator(_address),
-]
-
-
 class ParslSiteSpec(SiteBase):
     """A machine that this one reaches through a Parsl provider."""
 
@@ -295,10 +286,10 @@ class ParslSiteSpec(SiteBase):
     nodes: Nodes | None = Field(
         None, description="Nodes of a pilot; without it, nodes_per_block of the provider, or 1."
     )
-    address: _Address | None = Field(
+    address: Addresses | None = Field(
         None,
-        description="Where nodes reach this machine: an address, or {interface: NAME} for that of a network "
-        "interface; without it, that of its host name.",
+        description="Where nodes reach this machine: an address, {interface: NAME} for that of a network "
+        "interface, or a list of them, of which each node tries all; without it, that of its host name.",
     )
     doctor: Mapping[str, JsonValue] = Field(
         default_factory=dict,

@@ -23,3 +23,18 @@ class TestSrun(LauncherContract):
 class TestProcess(LauncherContract):
     def build(self) -> Launcher:
         return build_launcher("process")
+
+
+class TestPalsLauncher(LauncherContract):
+    def build(self) -> Launcher:
+        return build_launcher("pals")
+
+
+class TestFluxLauncher(LauncherContract):
+    def build(self) -> Launcher:
+        return build_launcher("flux")
+
+
+class TestIbrunLauncher(LauncherContract):
+    def build(self) -> Launcher:
+        return build_launcher("ibrun")

@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -65,18 +65,26 @@ MinJobAge=600
 SlurmctldTimeout=30
 SlurmdTimeout=10
 JobRequeue=1
-NodeName=n[0-{last}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first_port}-{last_port}] \
-CPUs=32 Boards=1 SocketsPerBoard=1 CoresPerSocket=32 ThreadsPerCore=1 RealMemory=16000 Gres=gpu:{gpus} \
-State=UNKNOWN
+{nodes}
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
+NODE = (
+    "NodeName=n{i} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=32 Boards=1 SocketsPerBoard=1 "
+    "CoresPerSocket=32 ThreadsPerCore=1 RealMemory=16000 State=UNKNOWN"
+)
 
 
 class SlurmCluster:
     """Starts on entry, ends on exit with everything that its jobs have started."""
 
-    def __init__(self, nodes: int = 4, gpus: int = 4) -> None:
-        self.nodes, self.gpus = nodes, gpus
+    def __init__(self, nodes: int = 4, gpus: int | Sequence[int] = 4) -> None:
+        """Prepare a cluster.
+
+        Args:
+            nodes: How many.
+            gpus: Of every node, or of each; 0: not handed out by Slurm.
+        """
+        self.nodes, self.gpus = nodes, [gpus] * nodes if isinstance(gpus, int) else list(gpus)
         # A socket's path may have a hundred bytes, fewer than folders of tests use up.
         self.folder = Path(tempfile.mkdtemp(prefix="rasda-slurm-"))
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
@@ -164,13 +172,16 @@ class SlurmCluster:
         host, port = socket.gethostname().partition(".")[0], _free_ports()
         for name in ("state", "spool", "dev"):
             (self.folder / name).mkdir()
-        gres = []
-        for i in range(self.nodes):
+        gres, nodes = [], []
+        for i, gpus in enumerate(self.gpus):
+            asked = f" Gres=gpu:{gpus}" if gpus else ""
+            nodes.append(NODE.format(i=i, host=host, port=port + 2 + i) + asked)
             devices = self.folder / "dev" / f"n{i}"
             devices.mkdir()
-            for gpu in range(self.gpus):
+            for gpu in range(gpus):
                 (devices / f"nvidia{gpu}").symlink_to("/dev/null")
-            gres.append(f"NodeName=n{i} Name=gpu File={devices}/nvidia[0-{self.gpus - 1}]\n")
+            if gpus:
+                gres.append(f"NodeName=n{i} Name=gpu File={devices}/nvidia[0-{gpus - 1}]\n")
         (self.folder / "gres.conf").write_text("".join(gres))
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
         (self.folder / "slurm.conf").write_text(
@@ -179,10 +190,7 @@ class SlurmCluster:
                 folder=self.folder,
                 port=port,
                 other_port=port + 1,
-                first_port=port + 2,
-                last_port=port + 1 + self.nodes,
-                last=self.nodes - 1,
-                gpus=self.gpus,
+                nodes="\n".join(nodes),
             )
         )
         key = self.folder / "munge.key"

@@ -44,7 +44,7 @@ class Controller:
 
     def __init__(self) -> None:
         self.heard: queue.SimpleQueue[tuple[str, Message]] = queue.SimpleQueue()
-        self.server = ControlServer("127.0.0.1", lambda job, message: self.heard.put((job, message)))
+        self.server = ControlServer(["127.0.0.1"], lambda job, message: self.heard.put((job, message)))
 
     def expect(self, op: str) -> Message:
         while True:

@@ -19,7 +19,7 @@ def an_executor(folder: Path) -> PilotExecutor:
         local_site(),
         "pilot",
         workers=1,
-        address="127.0.0.1",
+        addresses=("127.0.0.1",),
         worker_init="",
         mark="mark",
         on_states=lambda label, states: None,

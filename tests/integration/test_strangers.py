@@ -36,7 +36,7 @@ def executor(tmp_path: Path) -> Iterator[PilotExecutor]:
         site,
         "here-0",
         workers=1,
-        address="127.0.0.1",
+        addresses=("127.0.0.1",),
         worker_init="",
         mark="mark",
         on_states=lambda label, states: None,
@@ -81,7 +81,7 @@ def test_nobody_without_its_certificate_speaks_to_an_interchange(executor: Pilot
 
 def test_nobody_without_its_key_speaks_on_the_control_channel() -> None:
     heard: queue.SimpleQueue[str] = queue.SimpleQueue()
-    server = ControlServer("127.0.0.1", lambda job, message: heard.put(f"{job} {message['op']}"))
+    server = ControlServer(["127.0.0.1"], lambda job, message: heard.put(f"{job} {message['op']}"))
     try:
         right = server.control_address
         wrong = ControlAddress(right.url, zmq.curve_keypair()[0].decode())

@@ -73,3 +73,29 @@ def test_the_folder_of_sockets_is_this_users_alone() -> None:
     assert found.stat().st_mode & 0o077 == 0
     assert found.stat().st_uid == os.getuid()
     assert socket_folder({**os.environ, "TMPDIR": "/x" * 100}) == found
+
+
+@pytest.mark.parametrize(("length", "is_short"), [(120, False), (1, True)])
+def test_programs_that_we_start_get_a_short_tmpdir_where_theirs_is_too_long(
+    tmp_path_factory, length, is_short
+) -> None:
+    tmpdir = tmp_path_factory.mktemp("t") / ("x" * length)
+    tmpdir.mkdir()
+    program = """
+import os
+from parsl_rasda import socket_folder
+socket_folder.shorten_paths()
+print(socket_folder.short_tmpdir(os.environ).get("TMPDIR", "theirs"))
+socket_folder.discard()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "TMPDIR": str(tmpdir), "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=True,
+        encoding="utf-8",
+    )
+    found = done.stdout.strip()
+    assert (found == "theirs") is is_short
+    assert is_short or Path(found).parent == socket_folder(os.environ)

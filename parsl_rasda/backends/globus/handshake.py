@@ -9,7 +9,14 @@ from importlib.metadata import version
 from typing import Any
 
 from parsl_rasda.agent.endpoint_tasks import TaskContext
-from parsl_rasda.backends.allocation import PilotAllocation, walltime_s
+from parsl_rasda.backends.allocation import (
+    PilotAllocation,
+    gpus_of,
+    hands_out_gpus,
+    inside_of,
+    probe_command,
+    walltime_s,
+)
 from parsl_rasda.devices import DEVICE_MASKS
 from parsl_rasda.study.sites import GlobusSiteSpec
 from parsl_rasda.types import NodeName, NodeSlots
@@ -19,7 +26,9 @@ _FOR_QUESTIONS = 2  # workers that the endpoint's template adds to `trials`
 
 def arguments_of(site: GlobusSiteSpec, sender: TaskContext) -> dict[str, Any]:
     """Return what a handshake asks with (`endpoint_tasks.describe`)."""
-    return {"accelerator": site.accelerator, "sender": asdict(sender)}
+    inside = probe_command(site)
+    container = {"container": inside} if inside else {}
+    return {"accelerator": site.accelerator, "sender": asdict(sender), **container}
 
 
 def refusal_of(site: GlobusSiteSpec, found: Mapping[str, Any]) -> str | None:
@@ -42,7 +51,8 @@ def refusal_of(site: GlobusSiteSpec, found: Mapping[str, Any]) -> str | None:
         )
     if site.gpus_per_node == "auto" and not found["gpus"]:
         return f"site {site.name}: no {site.accelerator} device was found on {found['nodes'][0]}"
-    return None
+    inside = inside_of(site, found)
+    return f"site {site.name}: {inside}" if isinstance(inside, str) else None
 
 
 def taken_message(site: GlobusSiteSpec, found: Mapping[str, Any]) -> str:
@@ -96,13 +106,22 @@ def allocation_of(site: GlobusSiteSpec, found: Mapping[str, Any], *, now: float)
         found: What `endpoint_tasks.describe` saw there.
         now: Unix time [s].
     """
-    gpus = tuple(range(_gpus(site, found)))
-    nodes = tuple(NodeSlots(NodeName(name), gpus) for name in found["nodes"])
+    usual = _gpus(site, found)
+    counts = {name: gpus_of(site, found, name, usual) for name in found["nodes"]}
+    nodes = tuple(NodeSlots(NodeName(name), tuple(range(k))) for name, k in counts.items() if k)
     walltime, deadline = site.user_endpoint_config.get("walltime"), found["deadline"]
     if deadline is None and isinstance(walltime, str):  # PBS does not tell; a workstation has none
         deadline = now - found["age_s"] + walltime_s(walltime)
-    python, is_one_machine = site.python or found["executable"], len(nodes) == 1
-    return PilotAllocation(nodes, deadline, python, found["rank_client"], is_one_machine)
+    inside = found["inside"] if site.container else found
+    return PilotAllocation(
+        nodes,
+        deadline,
+        site.python or inside["executable"],
+        inside["rank_client"],
+        is_one_machine=len(nodes) == 1,
+        agent=(found["executable"], found["rank_client"]) if site.container else None,
+        has_gres=hands_out_gpus(found),
+    )
 
 
 def jobs_at_a_time(found: Mapping[str, Any]) -> int | None:

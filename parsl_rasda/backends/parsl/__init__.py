@@ -1,8 +1,9 @@
 """Sites that a Parsl provider reaches, and executors of programs that have loaded Parsl.
 
 On the controller: `backend` (the port; one thread owns all state), `jobs` (the jobs that were started),
-`pilot_pool` (the pilots, and stages on them), `pilot_source` and `htex` (Parsl's objects), `control_server`
-(the channel to the agents), `staging` (Parsl's Files). Parsl is imported when the backend is opened.
+`pilot_pool` (the pilots, and stages on them), `pilot_source` and `htex` (Parsl's objects), `own_addresses`
+(where pilots reach this machine), `control_server` (the channel to the agents), `staging` (Parsl's Files).
+Parsl is imported when the backend is opened.
 """
 
 from __future__ import annotations

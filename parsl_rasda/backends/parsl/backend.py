@@ -123,7 +123,7 @@ class ParslBackend:
         mark = orphan_reaper.acquire(self._directory)
         source = self._build_pilots(mark, self._on_pilot_end)
         control = ControlServer(
-            source.address, self._on_message, lambda error: self._forward(BackendFailed(error))
+            source.addresses, self._on_message, lambda error: self._forward(BackendFailed(error))
         )
         actor = Actor("rasda-parsl", on_bug=lambda error: self._on_bug(error, pool))  # comes below
         tracker = JobTracker(

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from parsl_rasda.agent.control_relay import ControlAddress, Message
 
@@ -22,14 +22,14 @@ class ControlServer:
 
     def __init__(
         self,
-        address: str,
+        addresses: Sequence[str],
         on_message: Callable[[str, Message], None],
         on_bug: Callable[[Exception], None] = lambda _: None,
     ) -> None:
-        """Bind to a free port of ``address`` and begin to listen.
+        """Bind to a free port of each address and begin to listen.
 
         Args:
-            address: An address of this machine that pilots can reach.
+            addresses: Of this machine, which pilots may reach.
             on_message: Called on the server's thread with a job's id and what its agent sent.
             on_bug: Called there if it cannot go on: no job will be heard of any more.
         """
@@ -42,8 +42,8 @@ class ControlServer:
         self._socket.curve_server = True
         self._socket.curve_secretkey = secret
         self._socket.curve_publickey = public
-        port = self._socket.bind_to_random_port(f"tcp://{address}")
-        self.control_address = ControlAddress(f"tcp://{address}:{port}", public.decode())
+        urls = [f"tcp://{each}:{self._socket.bind_to_random_port(f'tcp://{each}')}" for each in addresses]
+        self.control_address = ControlAddress(" ".join(urls), public.decode())
         self._on_message, self._on_bug = on_message, on_bug
         self._outgoing: deque[tuple[str, Message]] = deque()
         self._jobs: set[str] = set()

@@ -39,6 +39,7 @@ _HEARTBEAT_S = 2  # also how soon a killed worker is noticed
 _STRATEGY_S = 1
 _LOOK_MS = 200.0  # how often an interchange that is to answer is looked at
 _INIT_VARIABLE = "PARSL_RASDA_INIT"  # in base64: what the `worker_init` of a site does
+INIT_FAILED = "parsl_rasda: worker_init failed"
 _NO_REQUEUE = "#SBATCH --no-requeue"  # run a second time, a pilot finds its study elsewhere
 _WORKERS = "parsl-rasda-workers"  # a script of this package, with the arguments of Parsl's own
 
@@ -139,7 +140,7 @@ def build_executor(
     label: str,
     *,
     workers: int,
-    address: str,
+    addresses: tuple[str, ...],
     worker_init: str,
     mark: str,
     on_states: Callable[[str, BlockStates], None],
@@ -150,7 +151,8 @@ def build_executor(
         site: Names the provider and its arguments.
         label: Parsl's name for the executor.
         workers: Tasks at a time: jobs and stages.
-        address: Where pilots reach this machine; nothing is bound elsewhere.
+        addresses: Where pilots may reach this machine. If it is one, nothing is bound elsewhere; of several,
+            Parsl's manager takes the first that answers, and all interfaces are listened at.
         mark: Marks the interchange as ours (`orphan_reaper`).
         worker_init: Shell lines to run after the site's own, before Parsl's manager.
         on_states: Called from Parsl's poller with the label and the state of every block.
@@ -169,7 +171,7 @@ def build_executor(
             *(sys.executable, "-P", "-m", "parsl_rasda.backends.parsl.interchange"),
         ),
         launch_cmd=launch_command(site),
-        address=address,
+        address=addresses[0] if len(addresses) == 1 else None,
         encrypted=True,  # tasks have the key of the control channel, and are pickles
         cores_per_worker=1e-9,  # workers only wait for their launches
         max_workers_per_node=workers,
@@ -178,6 +180,7 @@ def build_executor(
         storage_access=staging.providers(),
         block_error_handler=lambda executor, states: on_states(executor.label, states),
     )
+    executor.all_addresses = set(addresses)  # else each that this machine has
     executor.site_name = site.name
     executor.polling_s = _LOCAL_POLLING_S if is_local else _BATCH_POLLING_S
     return executor
@@ -195,6 +198,24 @@ def launch_command(site: ParslSiteSpec) -> str:
         ours = ours.replace("{", "{{{{").replace("}", "}}}}")  # Parsl fills it in twice
         found = f'"$(command -v {ours} || echo {_WORKERS})"'
     return str(DEFAULT_LAUNCH_CMD).replace("process_worker_pool.py", found, 1)
+
+
+def checked(lines: str, *, is_secret: bool = False) -> str:
+    """Return a site's ``worker_init`` so that the pilot ends where it fails; later lines are not its own.
+
+    Else ``module load`` or ``source`` would fail unnoticed, and ranks would run in what Python comes first.
+
+    Args:
+        lines: Shell lines; ``set +e`` as their first lets them fail.
+        is_secret: They must not be shown.
+    """
+    if not lines.strip():
+        return ""
+    command = "" if is_secret else ": $BASH_COMMAND"
+    told = f'echo "{INIT_FAILED} with exit status $parsl_rasda_init{command}" >&2'
+    ends = f"{told}; exit $((parsl_rasda_init ? parsl_rasda_init : 1))"
+    trap = f"""trap 'parsl_rasda_init=$?; [ -n "$parsl_rasda_ready" ] || {{ {ends}; }}' EXIT"""
+    return f"{trap}\nset -e\n{lines}\nset +e; parsl_rasda_ready=1"
 
 
 def worker_init(mark: str) -> str:
@@ -248,9 +269,9 @@ def build_provider(site: ParslSiteSpec, ours: str) -> Any:  # any of Parsl's pro
         InvalidSettingError: If it is unknown, or refuses its arguments.
     """
     options = dict(site.provider.options)
-    theirs = options.pop("worker_init", "")
-    if ("provider", "worker_init") in site.written:
-        theirs, passing_on = _from_environment(site, str(theirs))
+    theirs = str(options.pop("worker_init", ""))
+    if is_secret := ("provider", "worker_init") in site.written:
+        theirs, passing_on = _from_environment(site, theirs)
         if passing_on:
             options["scheduler_options"] = f"{options.get('scheduler_options', '')}\n{passing_on}"
     try:
@@ -258,8 +279,9 @@ def build_provider(site: ParslSiteSpec, ours: str) -> Any:  # any of Parsl's pro
     except AttributeError:
         known = ", ".join(name for name in parsl.providers.__all__ if name.endswith("Provider"))
         raise InvalidSettingError("provider.type", site.provider.type, known) from None
+    init = checked(theirs, is_secret=is_secret)
     clock = f"export {BEGAN_VARIABLE}=$(date +%s)"  # modules may take minutes of a walltime
-    options |= {"nodes_per_block": site.nodes_per_pilot, "worker_init": f"{clock}\n{theirs}\n{ours}\n"}
+    options |= {"nodes_per_block": site.nodes_per_pilot, "worker_init": f"{clock}\n{init}\n{ours}\n"}
     if site.provider.type == "SlurmProvider":  # first, so the site file may override it
         options["scheduler_options"] = f"{_NO_REQUEUE}\n{options.get('scheduler_options', '')}"
         if options.get("exclusive") is False and isinstance(site.gpus_per_node, int):

@@ -15,7 +15,7 @@ from typing import Any
 from parsl_rasda.agent import job as agent_job
 from parsl_rasda.agent.control_relay import Message
 from parsl_rasda.backends.actor import Actor
-from parsl_rasda.backends.allocation import PilotAllocation, read_allocation
+from parsl_rasda.backends.allocation import PilotAllocation, probe_command, read_allocation
 from parsl_rasda.backends.parsl.jobs import JobTracker
 from parsl_rasda.backends.parsl.pilot_source import (
     NO_EXECUTOR,
@@ -104,7 +104,8 @@ class PilotPool:
 
     def _started(self, pilot: _Pilot) -> None:
         self._pilots[pilot.executor] = pilot
-        probe = self.source.submit(pilot.executor, agent_job.describe_allocation, self.site.accelerator)
+        asked = (self.site.accelerator, probe_command(self.site))
+        probe = self.source.submit(pilot.executor, agent_job.describe_allocation, *asked)
         probe.add_done_callback(lambda done: self.actor.post(lambda: self._probed(pilot, done)))
         early, self._early_stages = self._early_stages, []
         for submit in early:

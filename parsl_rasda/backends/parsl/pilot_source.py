@@ -8,7 +8,6 @@ All methods may block for seconds and are called from one thread, the actor's wo
 from __future__ import annotations
 
 import logging
-import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -18,7 +17,8 @@ from typing import TYPE_CHECKING, Any, NewType, Protocol, TypeAlias
 
 from parsl_rasda.agent import node_probe, pbs, slurm
 from parsl_rasda.backends.parsl.interchange import INTERCHANGE_DIED
-from parsl_rasda.errors import InvalidSettingError, SiteUnavailableError
+from parsl_rasda.backends.parsl.own_addresses import LOOPBACK, addresses_of, of_host_name
+from parsl_rasda.errors import SiteUnavailableError
 from parsl_rasda.exits import EndedBy
 from parsl_rasda.orchestration.backend import BackendContext
 from parsl_rasda.orchestration.run_directory import check_folder
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 ExecutorLabel = NewType("ExecutorLabel", str)
 NO_EXECUTOR = ExecutorLabel("")
 
-_LOOPBACK = "127.0.0.1"
 _SPARE_S = 5.0
 _ENDING_S = 15.0
+_LONG_PATH = "AF_UNIX path too long"  # Python, to whoever keeps sockets in TMPDIR
 _UNREACHED = "No viable ZMQ"  # Parsl's manager, when it has tried all addresses
 _LAST_WORDS_LINES, _LAST_WORDS_CHARACTERS = 3, 300
 _POLL_S = 1.0
@@ -53,7 +53,7 @@ class PilotExit:
 class PilotSource(Protocol):
     """Starts and ends pilots, and sends tasks to them."""
 
-    address: str
+    addresses: tuple[str, ...]
     is_local: bool
 
     @property
@@ -141,7 +141,7 @@ class OwnPilots:
         # Until the interchange has missed its heartbeats, it sends tasks to the manager of a dead pilot.
         self._free_from: dict[ExecutorLabel, float] = {}
         self.is_local = site.is_local
-        self.address = _address_of(site)
+        self.addresses = addresses_of(site)
 
     @property
     def walltime(self) -> str | None:
@@ -215,7 +215,7 @@ class OwnPilots:
             self._site,
             label,
             workers=self._workers,
-            address=self.address,
+            addresses=self.addresses,
             worker_init=htex.worker_init(self._mark),
             mark=self._mark,
             on_states=self._on_states,
@@ -257,7 +257,10 @@ class OwnPilots:
         words += [f"exit {state.exit_code}"] if state.exit_code is not None else []
         words += _last_words(state)
         if any(_UNREACHED in line for line in words):
-            words.append(f"it did not reach this machine at {self.address}: set `address` in the site file")
+            at = " or ".join(self.addresses)
+            words.append(f"it did not reach this machine at {at}: set `address` in the site file")
+        if any(_LONG_PATH in line for line in words):
+            words.append("its TMPDIR is too long for sockets: put `export TMPDIR=/tmp` into worker_init")
         return _exit_of(words, was_taken_back=state.state in {JobState.CANCELLED, JobState.TIMEOUT})
 
     def _ask_batch_system(self, label: ExecutorLabel, block: str) -> slurm.BatchJobEnd | None:
@@ -278,7 +281,7 @@ class ExecutorPilots:
         self.is_local = provider is None or type(provider).__name__ == "LocalProvider"
         self.walltime: str | None = _walltime(provider)
         address = getattr(executor, "address", None)
-        self.address: str = address or (_LOOPBACK if self.is_local else _own_address())
+        self.addresses: tuple[str, ...] = (address or (LOOPBACK if self.is_local else of_host_name()),)
 
     def start(self) -> ExecutorLabel:
         """Return the one label."""
@@ -344,29 +347,3 @@ def _slots_per_node(site: ParslSiteSpec) -> int:
     if site.is_local:
         return max(1, node_probe.gpu_count(site.accelerator))
     return _UNKNOWN_SLOTS_PER_NODE
-
-
-def _address_of(site: ParslSiteSpec) -> str:
-    """Return where a site's pilots reach this machine.
-
-    Raises:
-        InvalidSettingError: If it has no such interface, or that has no address.
-    """
-    from parsl.addresses import address_by_interface
-
-    if isinstance(site.address, str):
-        return site.address
-    if site.address is None:
-        return _LOOPBACK if site.is_local else _own_address()
-    name = site.address.interface
-    try:
-        return str(address_by_interface(name))
-    except OSError as error:
-        there = ", ".join(known for _, known in socket.if_nameindex())
-        raise InvalidSettingError("address.interface", f"{name}: {error.strerror}", there) from error
-
-
-def _own_address() -> str:
-    from parsl.addresses import address_by_hostname
-
-    return str(address_by_hostname())

@@ -16,11 +16,16 @@ from parsl_rasda.protocol import JobSpec
 
 # Rank, size and local rank, in order of precedence: inside a Slurm job, ranks of mpiexec inherit the
 # SLURM_PROCID of the proxy that started them, and a single process (`launch.process`) that of its pilot.
+# Cray's PALS and PMIx name no size: the job's counts. Open MPI and srun set PMIX_RANK beside their own.
 LAUNCHERS = (
     ("PARSL_RASDA_RANK", "PARSL_RASDA_SIZE", "PARSL_RASDA_LOCAL_RANK"),
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
+    ("PALS_RANKID", None, "PALS_LOCAL_RANKID"),
+    ("FLUX_TASK_RANK", "FLUX_JOB_SIZE", "FLUX_TASK_LOCAL_ID"),
+    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK"),
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+    ("PMIX_RANK", None, "PMIX_LOCAL_RANK"),
 )
 
 
@@ -84,16 +89,27 @@ def launch_context(spec: JobSpec, environ: Mapping[str, str]) -> LaunchContext:
     )
 
 
-def launched(environ: Mapping[str, str]) -> tuple[int, int, int]:
-    """Return rank, size and local rank as set by the launcher, or those of a single process."""
+def launched(environ: Mapping[str, str], ordered: int = 1) -> tuple[int, int, int]:
+    """Return rank, size and local rank as set by the launcher, or those of a single process.
+
+    A variable without a value is one that a container was told to pass on, and that is not set.
+
+    Args:
+        environ: Of the rank.
+        ordered: How many ranks the job has; counts where the launcher names no size.
+    """
     for rank, size, local in LAUNCHERS:
-        if rank in environ and size in environ:
-            return int(environ[rank]), int(environ[size]), int(environ.get(local, "0"))
+        found = str(ordered) if size is None else environ.get(size)
+        if environ.get(rank) and found:
+            return int(environ[rank]), int(found), int(environ.get(local) or "0")
     return 0, 1, 0
 
 
 def _launched(spec: JobSpec, environ: Mapping[str, str]) -> tuple[int, int, int]:
-    found = launched(environ)
+    found = launched(environ, spec.world_size)
+    if found[0] >= found[1]:
+        allowed = f"ranks from 0 to {spec.world_size - 1}, as ordered"
+        raise InvalidSettingError("rank given by the launcher", found[0], allowed)
     logical = spec.accelerator == "none" and found[1] == 1
     if found[1] != spec.world_size and not logical:
         raise InvalidSettingError("ranks started by the launcher", found[1], f"{spec.world_size}, as ordered")

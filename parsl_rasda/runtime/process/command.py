@@ -47,6 +47,7 @@ from parsl_rasda.runtime.engine.group import (
     published_address,
 )
 from parsl_rasda.runtime.engine.replicas import share_of_replica
+from parsl_rasda.socket_folder import short_tmpdir
 from parsl_rasda.types import JSON, Outcome, Phase
 from parsl_rasda.user_modules import python_path
 
@@ -163,6 +164,7 @@ def _environment(attempt: Attempt) -> dict[str, str]:
         address = published_address(attempt.directory)
     environ = {
         **os.environ,
+        **short_tmpdir(os.environ),
         "PYTHONPATH": python_path([*attempt.spec.search_path, str(Path.cwd())], os.environ),
     }
     return torchrun_environment(attempt.spec, attempt.context, environ, address.host, address.port)

@@ -137,3 +137,29 @@ def test_an_allocation_describes_itself_as_plain_json() -> None:
     assert found["python"] == f"{sys.version_info.major}.{sys.version_info.minor}"
     assert found["executable"] == sys.executable
     assert set(found["versions"]) == {"parsl_rasda", "parsl", "torch"}
+
+
+def test_a_container_answers_for_itself_whatever_its_image_prints_before() -> None:
+    greeting = "import runpy, sys; print('Welcome'); sys.argv = ['', 'none']; runpy.run_module"
+    words = (sys.executable, "-c", f"{greeting}('parsl_rasda.agent.node_probe', run_name='__main__')")
+    found = describe_allocation("none", words)
+    assert found["inside"] == {key: found[key] for key in found["inside"]}
+    assert {"executable", "rank_client", "versions", "gpus", "python"} == found["inside"].keys()
+    assert "inside" not in describe_allocation("none")
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("import sys; sys.exit('FATAL: no image')", "exit 1: FATAL: no image"),
+        ("import sys; sys.exit(7)", "exit 7: nothing on stderr"),
+        ("", "exit 0: nothing on stderr"),
+    ],
+)
+def test_a_container_that_does_not_answer_is_told_in_its_own_words(script: str, words: str) -> None:
+    assert describe_allocation("none", (sys.executable, "-c", script))["inside"] == {"error": words}
+
+
+def test_a_runtime_that_is_not_there_is_told() -> None:
+    found = describe_allocation("none", ("no-such-runtime", "exec"))["inside"]
+    assert found == {"error": "no-such-runtime cannot be started: No such file or directory"}

@@ -186,7 +186,58 @@ def test_launches_whose_ranks_cannot_start_fork_servers_see_to_them_first() -> N
     launch = SrunLauncher().command(placement, FORKED, LaunchSettings())
     words = allocation.with_servers(launch, FORKED, placement).before
     ensure = ("/site/python", "-S", "-E", "-s", "/site/keeper.py", "ensure", "n1", "n2", "--")
-    assert words == (*ensure, *launch.lasting)
+    keep = ("/site/python", "-S", "-E", "-s", "/site/keeper.py", "keep")
+    assert words == (*ensure, *launch.lasting, *keep)
     assert allocation.with_servers(launch, PLAIN, placement) == launch, "nobody would ask them"
     started = replace(launch, lasting=())
     assert allocation.with_servers(started, FORKED, placement) == started, "ranks can start one"
+
+
+def counts_of(found: PilotAllocation | str) -> dict[str, int]:
+    assert isinstance(found, PilotAllocation)
+    return {str(node.node): len(node.gpus) for node in found.nodes}
+
+
+@pytest.mark.parametrize(
+    ("declared", "granted", "used"),
+    [
+        ("auto", {"n1": 4, "n2": 2}, {"n1": 4, "n2": 2}),
+        (3, {"n1": 4, "n2": 2}, {"n1": 3, "n2": 2}),
+        ("auto", {"n1": 4, "n2": 0}, {"n1": 4}),
+        ("auto", {"n1": 4, "n2": 4}, {"n1": 4, "n2": 4}),
+        (2, {"n1": 4, "n2": 4}, {"n1": 2, "n2": 2}),
+        ("auto", {"n1": 0, "n2": 0}, {"n1": 4, "n2": 4}),
+        ("auto", None, {"n1": 4, "n2": 4}),
+    ],
+)
+def test_nodes_of_one_pilot_have_as_many_slots_as_each_was_given(declared, granted, used) -> None:
+    assert counts_of(read(site(gpus_per_node=declared), granted=granted)) == used
+
+
+def test_nodes_whose_full_names_differ_from_pbss_short_ones_are_found() -> None:
+    granted = {"n1": 4, "n2": 2}
+    found = read(site(), granted=granted, nodes=["n1.cluster.org", "n2.cluster.org"])
+    assert counts_of(found) == {"n1.cluster.org": 4, "n2.cluster.org": 2}
+
+
+@pytest.mark.parametrize(
+    ("granted", "nodes", "flag"),
+    [
+        ({"n1": 4, "n2": 2}, ["n1"], "--gres=gpu:4"),
+        ({"n1": 4, "n2": 2}, ["n2"], "--gres=gpu:2"),
+        ({"n1": 4, "n2": 2}, ["n1", "n2"], "--gres=gpu:2"),
+        ({"n1": 0, "n2": 0}, ["n1", "n2"], None),
+        (None, ["n1"], "--gres=gpu:4"),
+    ],
+)
+def test_a_step_asks_its_nodes_for_what_each_has_and_for_nothing_that_nobody_hands_out(
+    granted, nodes, flag
+) -> None:
+    spec = site(mpi_launcher="srun")
+    allocation = read(spec, granted=granted)
+    assert isinstance(allocation, PilotAllocation)
+    slots = tuple(NodeSlots(NodeName(name), (0,)) for name in nodes)
+    order = replace(ORDER, world_size=len(nodes))
+    launch = allocation.launch(order, Placement(SiteName("s"), PilotId("p"), slots), spec, SrunLauncher())
+    for words in (launch.argv, launch.before):
+        assert [word for word in words if word.startswith("--gres")] == ([flag] if flag else [])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from parsl_rasda.agent.node_probe import node_names
-from parsl_rasda.backends.parsl.htex import build_executor, build_provider, launch_command
+from parsl_rasda.backends.parsl.htex import build_executor, build_provider, checked, launch_command
 from parsl_rasda.errors import InvalidFileError
 from parsl_rasda.study import load_site
 from parsl_rasda.study.sites import ParslSiteSpec
@@ -23,6 +23,13 @@ ANSWERS = {
     "sacct": "exit 1",
 }
 
+INIT = """\
+trap 'parsl_rasda_init=$?; [ -n "$parsl_rasda_ready" ] || { echo "parsl_rasda: worker_init failed \
+with exit status $parsl_rasda_init: $BASH_COMMAND" >&2; \
+exit $((parsl_rasda_init ? parsl_rasda_init : 1)); }' EXIT
+set -e
+module load conda
+set +e; parsl_rasda_ready=1"""
 PBS = """\
 #!/bin/bash
 #PBS -S /bin/bash
@@ -34,7 +41,7 @@ PBS = """\
 #PBS -e FOLDER/NAME.stderr
 #PBS -l place=scatter
 export PARSL_RASDA_BEGAN=$(date +%s)
-module load conda
+{init}
 echo ours
 export JOBNAME="NAME"
 pool --flag
@@ -54,7 +61,7 @@ SLURM = """\
 #SBATCH --account=project
 #SBATCH --gpus-per-node=4
 export PARSL_RASDA_BEGAN=$(date +%s)
-module load conda
+{init}
 echo ours
 export JOBNAME="NAME"
 pool --flag
@@ -70,7 +77,7 @@ LSF = """\
 #BSUB -q batch
 #BSUB -nnodes 2
 export PARSL_RASDA_BEGAN=$(date +%s)
-module load conda
+{init}
 echo ours
 export JOBNAME="NAME"
 pool --flag
@@ -84,7 +91,7 @@ GRID_ENGINE = """\
 #$ -l h_rt=01:00:00
 #$ -pe mpi 2
 export PARSL_RASDA_BEGAN=$(date +%s)
-module load conda
+{init}
 echo ours
 export JOBNAME="NAME"
 pool --flag
@@ -100,7 +107,7 @@ TORQUE = """\
 #PBS -o FOLDER/NAME.stdout
 #PBS -e FOLDER/NAME.stderr
 export PARSL_RASDA_BEGAN=$(date +%s)
-module load conda
+{init}
 echo ours
 export JOBNAME="NAME"
 pool --flag
@@ -189,7 +196,7 @@ def test_the_job_script_of_a_pilot_is_what_the_batch_system_needs(
     (script,) = [path for path in batch_systems.iterdir() if not path.name.endswith(("stdout", "stderr"))]
     text = script.read_text().replace(str(batch_systems), "FOLDER").replace(script.name, "NAME")
     written = text.replace(script.name.removesuffix(".submit"), "NAME").splitlines()
-    assert [line for line in written if line] == expected.splitlines()
+    assert [line for line in written if line] == expected.replace("{init}", INIT).splitlines()
     if "queue" in options and "account" in options:
         words = (batch_systems.parent / "qsub.words").read_text().split()
         assert words == ["-q", options["queue"], "-A", options["account"], str(script)]
@@ -231,7 +238,8 @@ def test_the_job_of_a_pilot_under_htcondor_is_one_node_with_its_gpus(batch_syste
     text = description.read_text().replace(str(batch_systems), "FOLDER").replace(description.stem, "NAME")
     assert [line for line in text.splitlines() if line] == CONDOR.splitlines()
     assert script.read_text().splitlines()[0] == "export PARSL_RASDA_BEGAN=$(date +%s)"
-    assert script.read_text().split()[3:] == ["module", "load", "conda", "echo", "ours", "pool", "--flag"]
+    lines = [line for line in script.read_text().splitlines()[1:] if line]
+    assert lines == [*INIT.splitlines(), "echo ours", "pool --flag"]
 
 
 @pytest.mark.parametrize(
@@ -263,7 +271,7 @@ def test_parsls_slow_defaults_are_overridden(kind: str, polling_s: int) -> None:
         site,
         "site-0",
         workers=3,
-        address="127.0.0.1",
+        addresses=("127.0.0.1",),
         worker_init="",
         mark="mark",
         on_states=lambda label, states: None,
@@ -302,3 +310,45 @@ def test_grid_engine_lists_a_node_a_line_with_its_slots(tmp_path: Path) -> None:
     hosts = tmp_path / "hosts"
     hosts.write_text("n2 4 all.q@n2 <NULL>\nn1 4 all.q@n1 <NULL>\n")
     assert node_names({"PE_HOSTFILE": str(hosts)}) == ("n2", "n1")
+
+
+def shell(init: str, **options: bool) -> subprocess.CompletedProcess[str]:
+    lines = f"{checked(init, **options)}\nfalse\necho pool"
+    return subprocess.run(["bash", "-c", lines], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("init", "status", "words"),
+    [
+        ("source /none/activate", 1, "/none/activate: No such file or directory"),
+        ("source /none/activate", 1, "worker_init failed with exit status 1: source /none/activate"),
+        ("module load torch\ntrue", 127, "failed with exit status 127: module load torch"),
+        ("loads() { return 3; }\nloads; true", 3, "failed with exit status 3: return 3"),
+        ("exit 0", 1, "worker_init failed with exit status 0: exit 0"),
+        ("echo 'unfinished", 2, "unexpected EOF"),
+    ],
+)
+def test_a_pilot_ends_where_its_worker_init_fails_and_says_at_what(
+    init: str, status: int, words: str
+) -> None:
+    done = shell(init)
+    assert (done.stdout, done.returncode) == ("", status)
+    assert words in done.stderr
+
+
+@pytest.mark.parametrize(
+    "init", ["", "true", "no-such-command || true", "set +e\nno-such-command", "false && true; true"]
+)
+def test_a_worker_init_that_succeeds_changes_nothing_for_what_comes_after_it(init: str) -> None:
+    done = shell(init)
+    assert (done.stdout, done.returncode) == ("pool\n", 0)
+
+
+def test_a_trap_of_the_sites_own_is_kept() -> None:
+    assert shell("trap 'echo cleaned' EXIT").stdout == "pool\ncleaned\n"
+
+
+def test_lines_that_are_secret_are_not_shown_when_they_fail() -> None:
+    done = shell("no-such-command --token=hidden", is_secret=True)
+    assert "worker_init failed with exit status 127" in done.stderr
+    assert "hidden" not in done.stderr

@@ -32,7 +32,7 @@ class ManagerLost(Exception):  # noqa: N818  the name is how it is recognised
 class SilentPilots:
     """A pilot whose jobs never return by themselves, and a batch system that knows nothing of its end."""
 
-    address, is_local, walltime = "127.0.0.1", False, None
+    addresses, is_local, walltime = ("127.0.0.1",), False, None
 
     def __init__(self) -> None:
         self.jobs: list[Future[Any]] = []

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
-from parsl_rasda.errors import InvalidFileError
+from parsl_rasda.errors import InvalidFileError, InvalidSettingError
 from parsl_rasda.launch.base import LaunchSettings
 from parsl_rasda.launch.registry import build_launcher
 from parsl_rasda.types import NodeName, NodeSlots, PilotId, Placement, SiteName
@@ -30,7 +31,7 @@ GOLDEN = [
     ("hydra", TWO_GPUS, "mpiexec -hosts n1 -ppn 2 -n 2"),
     ("hydra", ONE_NODE, "mpiexec -hosts n1 -ppn 4 -n 4"),
     ("hydra", FOUR_NODES, "mpiexec -hosts n1,n2,n3,n4 -ppn 4 -n 16"),
-    ("hydra", UNEVEN, "mpiexec -hosts n1:2,n2:1 -n 3"),
+    ("hydra", UNEVEN, "mpiexec -machinefile hosts.txt -n 3"),
     ("openmpi", ONE_GPU, "mpiexec --host n1:1 -n 1 --map-by slot:OVERSUBSCRIBE --bind-to none {x}"),
     ("openmpi", TWO_GPUS, "mpiexec --host n1:2 -n 2 --map-by slot:OVERSUBSCRIBE --bind-to none {x}"),
     ("openmpi", ONE_NODE, "mpiexec --host n1:4 -n 4 --map-by slot:OVERSUBSCRIBE --bind-to none {x}"),
@@ -53,8 +54,16 @@ GOLDEN = [
     ("process", TWO_GPUS, ""),
     ("process", ONE_NODE, ""),
     ("process", FOUR_NODES, ""),
+    ("pals", TWO_GPUS, "mpiexec --hosts n1 --ppn 2 -n 2 --cpu-bind none"),
+    ("pals", FOUR_NODES, "mpiexec --hosts n1,n2,n3,n4 --ppn 4 -n 16 --cpu-bind none"),
+    ("pals", UNEVEN, "mpiexec --hosts n1,n2 --ppn 2 -n 3 --cpu-bind none"),
+    ("flux", TWO_GPUS, "flux run --unbuffered --nodes=1 --ntasks=2 --requires=hosts:n1 {o}"),
+    ("flux", FOUR_NODES, "flux run --unbuffered --nodes=4 --ntasks=16 --requires=hosts:n1,n2,n3,n4 {o}"),
+    ("ibrun", TWO_GPUS, "ibrun -n 2"),
+    ("ibrun", FOUR_NODES, "ibrun -n 16"),
 ]
 REPEATED = {
+    "o": "-o cpu-affinity=off -o gpu-affinity=off",
     "x": "-x MKL_NUM_THREADS -x OMP_NUM_THREADS -x OPENBLAS_NUM_THREADS -x PYTHONPATH -x PYTHONUNBUFFERED",
     "s": "srun --unbuffered --input=0 --output=0 --error=all",
     "e": "--overlap --mem=0 --cpus-per-task=8 --cpu-bind=none --gres=gpu:4 --kill-on-bad-exit=1 --wait=0",
@@ -92,14 +101,14 @@ def test_a_step_without_gpus_asks_for_none() -> None:
     assert not [flag for flag in command.argv if flag.startswith("--gres")]
 
 
-@pytest.mark.parametrize("name", ["hydra", "openmpi", "srun", "process"])
+@pytest.mark.parametrize("name", ["hydra", "openmpi", "srun", "process", "pals", "flux", "ibrun"])
 def test_the_sites_options_come_last_so_that_they_win(name: str) -> None:
     settings = LaunchSettings(options=("--gres=none", "-v"))
     argv = build_launcher(name).command(TWO_GPUS, PROGRAM, settings).argv
     assert argv[-len(PROGRAM) - 2 :] == ("--gres=none", "-v", *PROGRAM)
 
 
-@pytest.mark.parametrize("name", ["hydra", "openmpi", "srun", "process"])
+@pytest.mark.parametrize("name", ["hydra", "openmpi", "srun", "process", "pals", "flux", "ibrun"])
 def test_every_rank_has_its_threads_and_the_sites_variables(name: str) -> None:
     settings = LaunchSettings(threads_per_rank=3, environment={"NCCL_DEBUG": "WARN"})
     environment = build_launcher(name).command(TWO_GPUS, PROGRAM, settings).environment
@@ -117,7 +126,7 @@ def test_openmpi_forwards_the_sites_variables_to_other_nodes() -> None:
 def test_an_unknown_launcher_is_refused_with_the_list_of_those_there_are() -> None:
     with pytest.raises(InvalidFileError) as caught:
         build_launcher("aprun")
-    known = "hydra, openmpi, srun, process (did you mean srun?)"
+    known = "hydra, openmpi, srun, process, pals, flux, ibrun (did you mean srun?)"
     assert str(caught.value) == f"mpi_launcher: found 'aprun'; allowed: {known}"
 
 
@@ -140,3 +149,59 @@ def test_a_lasting_step_sees_what_the_ranks_steps_see() -> None:
         "--cpu-bind=none --gres=gpu:4 --job-name=parsl-rasda-forkserver"
     )
     assert not [n for n in ("hydra", "openmpi") if build_launcher(n).command(TWO_GPUS, PROGRAM, CUDA).lasting]
+
+
+def test_hydras_file_of_hosts_has_the_counts_of_uneven_nodes() -> None:
+    command = build_launcher("hydra").command(UNEVEN, PROGRAM, LaunchSettings(directory="/run/t1"))
+    assert command.files == {"/run/t1/hosts.txt": "n1:2\nn2:1\n"}
+    local = build_launcher("hydra").command(UNEVEN, PROGRAM, LaunchSettings(local=True))
+    assert (local.argv, local.files) == (("mpiexec", "-n", "3", *PROGRAM), {})
+
+
+@pytest.mark.parametrize(
+    ("gpus", "flag"), [("gres", "--gres=gpu:4"), ("gpus-per-node", "--gpus-per-node=4"), ("none", None)]
+)
+def test_srun_asks_for_gpus_as_the_cluster_wants_it_in_ranks_and_keepers(gpus: str, flag: str | None) -> None:
+    command = build_launcher({"kind": "srun", "gpus": gpus}).command(TWO_GPUS, PROGRAM, CUDA)
+    for words in (command.argv, command.lasting):
+        assert [w for w in words if "gres" in w or "gpus" in w] == ([flag] if flag else [])
+
+
+def test_srun_refuses_another_way_to_ask_for_gpus() -> None:
+    with pytest.raises(InvalidFileError, match=r"gpus.*'gpu-bind'"):
+        build_launcher({"kind": "srun", "gpus": "gpu-bind"})
+
+
+def test_steps_may_ask_for_a_network_and_a_quality_of_service() -> None:
+    settings = replace(CUDA, options=("--network=disable_rdzv_get", "--qos=debug"))
+    command = build_launcher("srun").command(TWO_GPUS, PROGRAM, settings)
+    assert command.argv[-len(PROGRAM) - 2 : -len(PROGRAM)] == settings.options
+    assert command.lasting[-2:] == settings.options
+
+
+def test_ibrun_is_told_the_nodes_of_the_placement_alone() -> None:
+    environment = build_launcher("ibrun").command(FOUR_NODES, PROGRAM, CUDA).environment
+    assert environment["SLURM_NODELIST"] == environment["SLURM_JOB_NODELIST"] == "n1,n2,n3,n4"
+    assert (environment["SLURM_NNODES"], environment["SLURM_NTASKS"]) == ("4", "16")
+    assert environment["SLURM_TASKS_PER_NODE"] == "4(x4)"
+    assert build_launcher("ibrun").command(ONE_GPU, PROGRAM, CUDA).environment["SLURM_TASKS_PER_NODE"] == "1"
+
+
+def test_a_flux_job_whose_launcher_was_killed_can_be_found_by_its_name() -> None:
+    settings = replace(CUDA, directory="/run/trials/0003/attempt-2")
+    command = build_launcher("flux").command(TWO_GPUS, PROGRAM, settings)
+    assert "--job-name=0003-attempt-2" in command.argv
+    assert command.cancel == ("flux", "pkill", "name:0003-attempt-2")
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"), [("flux", (2, 1)), ("ibrun", (2, 1)), ("pals", (1, 2)), ("pals", (2, 1, 1, 2))]
+)
+def test_a_launcher_never_puts_ranks_on_other_nodes_than_their_slots(
+    name: str, counts: tuple[int, ...]
+) -> None:
+    placement = on(*((f"n{i}", tuple(range(count))) for i, count in enumerate(counts)))
+    with pytest.raises(
+        InvalidSettingError, match=f"mpi_launcher: found '{name}, to place {counts[0]} on n0, "
+    ):
+        build_launcher(name).command(placement, PROGRAM, CUDA)

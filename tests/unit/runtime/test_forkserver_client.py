@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -79,3 +80,27 @@ def test_a_client_loads_nothing_but_a_few_modules_of_the_standard_library() -> N
         (sys.executable, "-S", "-E", "-s", "-c", code), capture_output=True, text=True, check=True
     )
     assert not {"torch", "pathlib", "subprocess", "logging", "parsl_rasda"} & {*done.stdout.split()}
+
+
+@pytest.mark.parametrize("variables", [{}, {"PMI_RANK": "1"}, {"SLURM_PROCID": "1"}])
+def test_the_first_process_of_a_container_is_no_orphan_and_ends_as_its_rank_has_ended(variables) -> None:
+    """A signal that it sends to itself does nothing there."""
+    program = f"import sys; sys.path.insert(0, {str(Path(client.__file__).parent)!r}); import client\n"
+    program += "client.die_with_launcher(); client.leave_as(-15)"
+    unshare = ("unshare", "--user", "--map-root-user", "--pid", "--fork")
+    if subprocess.run((*unshare, "true"), check=False, capture_output=True).returncode:
+        pytest.skip("no namespaces here")
+    for shim in ((), ("sh", "-c", '"$@"; exit $?', "sh")):  # its parent is 0, or 1: the container's own
+        done = subprocess.run(
+            (*unshare, *shim, sys.executable, "-c", program), check=False, env={**os.environ, **variables}
+        )
+        assert done.returncode in {128 + 15, -15}
+
+
+def test_a_descriptor_that_did_not_come_through_a_container_is_not_passed_on() -> None:
+    reading, writing = os.pipe()
+    assert client.is_open(str(reading))
+    os.close(reading)
+    os.close(writing)
+    assert not client.is_open(str(reading))
+    assert not client.is_open("")

@@ -107,3 +107,24 @@ def test_ranks_meet_on_the_network_that_the_site_names(monkeypatch, environ, add
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     assert group.own_address() == address
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"PALS_RANKID": "3", "PALS_LOCAL_RANKID": "1"},
+        {"PMIX_RANK": "3"},
+        {"FLUX_TASK_RANK": "3", "FLUX_JOB_SIZE": "4", "FLUX_TASK_LOCAL_ID": "1"},
+        {"MV2_COMM_WORLD_RANK": "3", "MV2_COMM_WORLD_SIZE": "4", "MV2_COMM_WORLD_LOCAL_RANK": "1"},
+        {**SLURM, "PMI_RANK": "", "PMI_SIZE": "", "OMPI_COMM_WORLD_RANK": "", "PALS_RANKID": ""},
+        {**SLURM, "PMIX_RANK": "0"},
+    ],
+)
+def test_ranks_of_other_launchers_are_found_and_empty_variables_are_none(environ) -> None:
+    context = launch_context(order(), environ)
+    assert (context.rank, context.size, context.slot.rpartition(":")[2]) == (3, 4, "3")
+
+
+def test_a_launcher_that_names_no_size_cannot_have_more_ranks_than_the_job() -> None:
+    with pytest.raises(InvalidSettingError, match="ranks from 0 to 3, as ordered"):
+        launch_context(order(), {"PALS_RANKID": "4"})

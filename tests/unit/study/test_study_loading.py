@@ -28,8 +28,8 @@ from parsl_rasda.study import (
     load_site,
     load_study,
 )
+from parsl_rasda.study.addresses import InterfaceSpec
 from parsl_rasda.study.document import dump_document
-from parsl_rasda.study.sites import InterfaceSpec
 
 SHORT = """\
 name: short
@@ -315,7 +315,12 @@ def test_what_an_endpoint_decides_itself_is_no_setting_of_its_site(tmp_path: Pat
             "found 'all'; allowed: a whole number from 1 to 1024, or auto",
         ),
         ("pilots: 2", "pilots: 2\nnodes: 3", 11, "nodes: found 3, but nodes_per_block is 4"),
-        ("mpi_launcher: srun", "mpi_launcher: slurm", 11, "allowed: hydra, openmpi, srun, process"),
+        (
+            "mpi_launcher: srun",
+            "mpi_launcher: slurm",
+            11,
+            "allowed: hydra, openmpi, srun, process, pals, flux, ibrun",
+        ),
         ("NCCL_DEBUG: WARN", "NCCL_DEBUG: 1", 13, "environment.NCCL_DEBUG: found 1; allowed: a string"),
         (
             "provider:",

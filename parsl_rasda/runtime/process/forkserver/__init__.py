@@ -6,8 +6,9 @@ and stays under the launcher as long as the rank lives; it passes signals down a
 The server forks a `supervisor` for each rank, which forks the rank. If any of them dies, so do the others,
 except for the server: ranks live on without it, and it ends by itself when there are no ranks.
 
-Slurm ends with a job step all processes that were started in it. So where ranks are steps (``srun``), their
-pilot has a `keeper` start the servers before the launch, in one lasting step per node. Ranks of ``mpiexec``
+Slurm ends with a job step all processes that were started in it, and a container what was started inside. So
+where ranks are steps (``srun``) or in containers, their pilot has a `keeper` start the servers before the
+launch, in one lasting step or container per node. Ranks of ``mpiexec``
 inside Slurm are steps too, but nobody starts servers for them: they start plainly, and say so in the log.
 
 There is one server for each run, node, interpreter and environment. Whatever keeps it from serving, the

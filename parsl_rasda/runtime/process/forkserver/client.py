@@ -34,6 +34,7 @@ RUN_VARIABLE = "PARSL_RASDA_RUN"  # as in `agent.orphan_reaper`
 JOB_VARIABLE = "PARSL_RASDA_JOB"
 DIRECTORY_VARIABLE = "PARSL_RASDA_FORKSERVERS"  # the folder of sockets, in place of one in /tmp
 IDLE_VARIABLE = "PARSL_RASDA_FORKSERVER_IDLE_S"
+CONTAINED_VARIABLE = "PARSL_RASDA_CONTAINED"  # as in `launch.container`: set in every container
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # ask a rank to leave; blocked while they would kill it
 SIGNALS = (*STOP_SIGNALS, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
@@ -49,7 +50,6 @@ _IDENTITY = (
     *("TORCH_", "PYTORCH_", "PYTHON", RUN_VARIABLE),
 )
 _OF_ONE_LAUNCH = ("PMI", "OMPI_", "PRTE_", "HYDI_", "HYDRA_", "MPI", JOB_VARIABLE)
-_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 _REFUSED_FOR_S = 3600.0
 _ATTEMPTS = 3
 _LIMITS = 16  # RLIM_NLIMITS of Linux
@@ -63,7 +63,7 @@ class NoServerError(OSError):
 
 def main(arguments: list[str]) -> NoReturn:
     """Stand in for a rank, or be the rank, and end as it ends."""
-    _die_with_launcher()
+    die_with_launcher()
     early: list[int] = []
     for number in SIGNALS:
         signal.signal(number, lambda n, _frame: early.append(n))
@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> NoReturn:
 
 def identity(environ: dict[str, str]) -> str:
     """Return the name of the server that can serve this process: only one whose forks equal a plain start."""
-    package = os.path.abspath(__file__)
+    package = os.path.realpath(__file__)  # the keeper finds this file beside itself, behind all links
     for _ in range(4):
         package = os.path.dirname(package)
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
@@ -148,11 +148,11 @@ def _sources(folder: str) -> list[tuple[str, int, int]]:
 # ----------------------------------------------------------------------------------------- the client
 
 
-def _die_with_launcher() -> None:
+def die_with_launcher() -> None:
+    """Be killed when the launcher ends; end now if it has ended."""
     parent = os.getppid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    is_orphan = parent == 1 and any(name in os.environ for name in _RANK_VARIABLES)
-    if is_orphan or os.getppid() != parent:  # the launcher died before the call
+    if os.getppid() != parent:  # the launcher died before the call; 0 or 1 may be that of a container
         os._exit(1)
 
 
@@ -161,7 +161,7 @@ def _ask_for_rank(arguments: list[str]) -> socket.socket:
     environ = dict(os.environ)
     path = os.path.join(private_directory(environ), identity(environ) + ".sock")
     descriptors = [0, 1, 2]
-    if "PMI_FD" in environ:  # through which mpi4py in the rank talks to the launcher
+    if is_open(environ.get("PMI_FD", "")):  # through which mpi4py in the rank talks to the launcher
         descriptors.append(int(environ["PMI_FD"]))
     text = json.dumps(_request(arguments, environ)).encode()
     for _ in range(_ATTEMPTS):
@@ -175,6 +175,11 @@ def _ask_for_rank(arguments: list[str]) -> socket.socket:
             pass
         link.close()
     raise NoServerError("the fork server ended again and again")
+
+
+def is_open(descriptor: str) -> bool:
+    """Return whether a descriptor has come through, which a container may have closed."""
+    return descriptor.isdecimal() and os.path.exists(f"/proc/self/fd/{descriptor}")
 
 
 def _request(arguments: list[str], environ: dict[str, str]) -> dict[str, Any]:
@@ -254,10 +259,11 @@ def is_passing(groups: str) -> bool:
 
 
 def _check_lasting() -> None:
-    """Refuse to start a server in a Slurm step that would take the server along when it ends."""
-    if is_passing(_control_groups()):
+    """Refuse to start a server where it would end with this rank: in its Slurm step, or in its container."""
+    where = "container" if CONTAINED_VARIABLE in os.environ else "step"
+    if where == "container" or is_passing(_control_groups()):
         raise NoServerError(
-            "the pilot started none on this node, and one in a rank's own step would end with it"
+            f"the pilot started none on this node, and one in a rank's own {where} would end with it"
         )
 
 
@@ -364,6 +370,7 @@ def _stand_in(link: socket.socket, early: list[int]) -> NoReturn:
         part = link.recv(STATUS.size - len(text))
         if not part:
             os.kill(os.getpid(), signal.SIGKILL)  # the supervisor was killed, and the rank with it
+            os._exit(128 + signal.SIGKILL)  # the first process of a container survives its own signal
         text += part
     leave_as(int(STATUS.unpack(text)[0]))
 
@@ -376,6 +383,7 @@ def leave_as(status: int) -> NoReturn:
             signal.signal(-status, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {-status})
         os.kill(os.getpid(), -status)
+        os._exit(128 - status)  # the first process of a container survives its own signal
     os._exit(status & 255)
 
 

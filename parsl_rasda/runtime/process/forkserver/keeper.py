@@ -1,7 +1,9 @@
 """Fork servers that outlive the job steps of ranks: a step on each node lasts as long as its server lives.
 
-    python -S -E -s keeper.py ensure NODE... -- srun ... --nodelist={node} ...      on the pilot
-    python -S -E -s keeper.py keep                                                   in the step
+    python -S -E -s keeper.py ensure NODE... -- srun ... --nodelist={node} ... keeper.py keep   on the pilot
+    python -S -E -s keeper.py keep                                                              in the step
+
+The step may be in a container, with a Python and a keeper of its own.
 
 Slurm ends with a step all processes that were started in it, so the rank of one step cannot start a server
 for later ranks. The pilot ensures a server on each node of a launch before it starts the launch.
@@ -11,6 +13,7 @@ Standard library only, like `client`.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import signal
 import subprocess
@@ -28,17 +31,18 @@ READY = "listening"
 _OF_THE_LAUNCH = (client.JOB_VARIABLE, "SLURM_HOSTFILE")  # mark its processes, and place its ranks
 
 
-def ensure(nodes: list[str], prefix: list[str]) -> list[str]:
+def ensure(nodes: list[str], argv: list[str]) -> list[str]:
     """Start a lasting server on each of these nodes that has none, and return the nodes that then have one.
 
     Args:
-        nodes: Their names, as the prefix needs them.
-        prefix: Command that starts a process in a step of its own, with ``{node}`` for the node.
+        nodes: Their names, as the command needs them.
+        argv: Command that starts ``keep`` in a step of its own, with ``{node}`` for the node.
     """
     environ = {name: value for name, value in os.environ.items() if name not in _OF_THE_LAUNCH}
-    stem = os.path.join(client.private_directory(environ), client.identity(environ))
+    command = hashlib.blake2b(repr(argv).encode(), digest_size=4).hexdigest()
+    stem = os.path.join(client.private_directory(environ), f"{client.identity(environ)}.{command}")
     with client.alone(os.path.dirname(stem)):
-        begun = {node: _begin(f"{stem}.{node}.step", _argv(prefix, node), environ) for node in nodes}
+        begun = {node: _begin(f"{stem}.{node}.step", _argv(argv, node), environ) for node in nodes}
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end and not all(map(_has_answered, begun.values())):
         time.sleep(POLL_S)
@@ -59,9 +63,8 @@ def keep() -> None:
         return
 
 
-def _argv(prefix: list[str], node: str) -> list[str]:
-    program = [sys.executable, "-S", "-E", "-s", os.path.abspath(__file__), "keep"]
-    return [word.replace("{node}", node) for word in prefix] + program
+def _argv(argv: list[str], node: str) -> list[str]:
+    return [word.replace("{node}", node) for word in argv]
 
 
 def _begin(path: str, argv: list[str], environ: dict[str, str]) -> str:
@@ -116,7 +119,7 @@ def main(arguments: list[str]) -> None:
         return
     word, *rest = arguments
     if word != "ensure" or "--" not in rest:
-        raise SystemExit(f"keeper.py: expected `ensure NODE... -- PREFIX...` or `keep`, found {arguments}")
+        raise SystemExit(f"keeper.py: expected `ensure NODE... -- COMMAND...` or `keep`, found {arguments}")
     at = rest.index("--")
     missing = sorted({*rest[:at]} - {*ensure(rest[:at], rest[at + 1 :])})
     if missing:

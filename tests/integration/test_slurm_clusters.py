@@ -1,0 +1,83 @@
+"""Clusters unlike the usual one: without GRES, with nodes of different GPUs, with a bad worker_init."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from audits import AUDIT, audit
+from slurm_cluster import SlurmCluster
+
+from parsl_rasda.orchestration.events import PilotStarted
+from parsl_rasda.orchestration.journal import read
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(200)]
+
+ROOT = Path(__file__).parents[2]
+COMMAND = Path(sys.executable).parent / "parsl-rasda"
+SITE: dict[str, Any] = {
+    "mpi_launcher": "srun",
+    "accelerator": "cuda",
+    "address": "127.0.0.1",
+    "heartbeat_threshold": 5,
+}
+PROVIDER: dict[str, Any] = {"type": "SlurmProvider", "partition": "main", "walltime": "00:10:00"}
+SCHEDULER = {"max_t": 4, "reduction_factor": 2, "max_workers": 4, "growth": "strict"}
+STUDY: dict[str, Any] = {
+    "name": "clusters",
+    "seed": 5,
+    "tune": {
+        "metric": "val_loss",
+        "num_samples": 4,
+        "scheduler": SCHEDULER,
+        "search_space": {"lr": {"float": [1e-4, 1e-1], "log": True}},
+        "training": AUDIT,
+    },
+}
+
+
+def run(folder: Path, cluster: SlurmCluster, nodes: int, **fields: Any) -> subprocess.CompletedProcess[str]:
+    provider = {**PROVIDER, "nodes_per_block": nodes, **fields.pop("provider", {})}
+    (folder / "site.yaml").write_text(json.dumps({**SITE, "provider": provider, **fields}))  # JSON is YAML
+    (folder / "study.yaml").write_text(json.dumps(STUDY))
+    return subprocess.run(
+        (str(COMMAND), "run", "study.yaml", "--site", "site.yaml", "--dir", "run", "--json"),
+        cwd=folder,
+        env={**os.environ, **cluster.environment, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+
+
+def assert_used(folder: Path, done: subprocess.CompletedProcess[str], slots: list[int]) -> None:
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["trials"]["failed"] == 0
+    events = (record.event for record in read(folder / "run/journal.jsonl"))
+    pilots = [event for event in events if isinstance(event, PilotStarted)]
+    assert [len(node.gpus) for node in pilots[0].nodes] == slots
+    assert max(audit(folder / "run", "CUDA_VISIBLE_DEVICES")) > 1
+
+
+def test_nodes_of_different_gpus_are_all_used_in_one_pilot(tmp_path: Path, need: Any) -> None:
+    need("slurm")
+    with SlurmCluster(nodes=2, gpus=(4, 2)) as cluster:
+        assert_used(tmp_path, run(tmp_path, cluster, 2), [4, 2])
+
+
+def test_a_cluster_without_gres_runs_ranks_and_refuses_a_bad_worker_init(tmp_path: Path, need: Any) -> None:
+    need("slurm")
+    with SlurmCluster(nodes=1, gpus=0) as cluster:
+        assert_used(tmp_path, run(tmp_path, cluster, 1, gpus_per_node=4), [4])
+        (bad := tmp_path / "bad").mkdir()
+        init = {"worker_init": "source /none/activate"}
+        done = run(bad, cluster, 1, gpus_per_node=4, provider=init)
+    assert done.returncode == 4, done.stderr
+    assert "worker_init failed with exit status 1: source /none/activate" in done.stderr
+    assert not [*(bad / "run/trials").glob("*/attempt-*/report.json")], "nothing ran without it"
