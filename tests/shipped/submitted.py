@@ -10,7 +10,12 @@ from parsl_rasda.study.sites import ParslSiteSpec
 from tests.shipped.guards import unguarded
 
 SITE_CONFIGS = Path(__file__).parents[2] / "site_configs"
-ENVIRONMENT = {"RASDA_ACCOUNT": "project", "RASDA_VENV": "/venv", "RASDA_WORK": "/work"}
+ENVIRONMENT = {
+    "RASDA_ACCOUNT": "project",
+    "RASDA_VENV": "/venv",
+    "RASDA_WORK": "/work",
+    "RASDA_IMAGE": "/images/torch.toml",
+}
 ANSWERS = {"sbatch": "Submitted batch job 7", "qsub": "7.server"}
 
 

@@ -9,6 +9,7 @@ import pytest
 from parsl_rasda.backends.parsl.htex import build_provider
 from parsl_rasda.doctor.examination import Doctor
 from parsl_rasda.launch.base import LaunchSettings
+from parsl_rasda.launch.container import exec_words, step_options
 from parsl_rasda.launch.registry import build_launcher
 from parsl_rasda.runtime.process.binding import own_cores
 from parsl_rasda.study import load_site
@@ -17,7 +18,12 @@ from parsl_rasda.types import NodeName, NodeSlots, PilotId, Placement, SiteName
 
 FOLDER = Path(__file__).parents[2] / "site_configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-ENVIRONMENT = {"RASDA_ACCOUNT": "project", "RASDA_VENV": "/venv", "RASDA_WORK": "/work"}
+ENVIRONMENT = {
+    "RASDA_ACCOUNT": "project",
+    "RASDA_VENV": "/venv",
+    "RASDA_WORK": "/work",
+    "RASDA_IMAGE": "/images/torch.toml",
+}
 ALL_CORES = frozenset(range(288))
 PROGRAM = ("python", "order.json")
 
@@ -167,3 +173,23 @@ def test_each_machine_gets_its_launch_commands(name: str, shape: str) -> None:
         assert len(frozenset().union(*filter(None, cores))) == sum(len(c or ()) for c in cores), (
             "no core twice"
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "inside"),
+    [
+        ("alps_daint", "--environment=/images/torch.toml", ""),
+        (
+            "lumi_g",
+            "",
+            "singularity exec --rocm --bind /scratch --bind /project --bind /appl --bind /tmp "
+            "/images/torch.toml",
+        ),
+    ],
+)
+def test_ranks_enter_the_container_as_their_centre_has_it(name: str, step: str, inside: str) -> None:
+    site = site_of(name)
+    assert site.container is not None
+    folders = ["/scratch/project/run"]
+    assert " ".join(step_options(site.container, folders)) == step
+    assert " ".join(exec_words(site.container, site.accelerator, folders)) == inside
