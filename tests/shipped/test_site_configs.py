@@ -31,7 +31,7 @@ SRUN = "srun --unbuffered --input=0 --output=0 --error=all --nodes={nodes} --nta
 SRUN += "--ntasks-per-node={each} --distribution=block --nodelist={list} --overlap --mem=0 "
 SRUN += "--cpus-per-task={threads} --cpu-bind=none {gres}--kill-on-bad-exit=1 --wait=0 "
 SRUN += "{more}python order.json"
-HYDRA = "mpiexec -hosts {list} -ppn {each} -n {ranks} {more}python order.json"
+PALS = "mpiexec --hosts {list} --ppn {each} -n {ranks} --cpu-bind none {more}python order.json"
 OPENMPI = "mpiexec --host {counted} -n {ranks} --map-by slot:OVERSUBSCRIBE --bind-to none {variables} "
 OPENMPI += "{more}python order.json"
 
@@ -44,8 +44,8 @@ EXPECTED: dict[str, tuple[int, int, str, str]] = {
     "leonardo_booster": (4, 8, SRUN, ""),
     "perlmutter_gpu": (4, 16, SRUN, "--gpu-bind=none "),
     "frontier": (8, 7, SRUN, ""),
-    "polaris": (4, 8, HYDRA, "--cpu-bind none "),
-    "aurora": (12, 8, HYDRA, "--cpu-bind none "),
+    "polaris": (4, 8, PALS, ""),
+    "aurora": (12, 8, PALS, ""),
     "alps_daint": (4, 72, SRUN, ""),
     "isambard_ai": (4, 72, SRUN, ""),
     "marenostrum5_acc": (4, 20, SRUN, ""),
@@ -56,7 +56,7 @@ EXPECTED: dict[str, tuple[int, int, str, str]] = {
     "snellius": (4, 16, SRUN, ""),
     "horeka": (4, 16, SRUN, ""),
     "delta_gpu": (4, 16, SRUN, ""),
-    "vista": (1, 72, SRUN, "--gres=none "),
+    "vista": (1, 72, SRUN.replace("{gres}", ""), ""),
     "template_slurm": (4, 8, SRUN, ""),
     "template_pbs": (4, 8, OPENMPI, ""),
 }
