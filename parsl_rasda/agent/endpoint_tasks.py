@@ -61,11 +61,12 @@ class TaskContext:
 
     Attributes:
         folder: The run's own folder on this site.
-        mark: Of the run.
+        mark: Of the run on this endpoint.
         term: Number of the handshake under which it is sent; the run counts them, over all its controllers.
         block: The pilot that it is meant for (`this_block`); any, if empty.
         study: Name of the study, for messages.
         accelerator: What a slot of the site is.
+        run: The same for every endpoint of the run; its mark, if empty.
     """
 
     folder: str
@@ -74,6 +75,7 @@ class TaskContext:
     block: str = ""
     study: str = ""
     accelerator: str = "none"
+    run: str = ""
 
     @property
     def process_mark(self) -> str:
@@ -91,9 +93,9 @@ class TaskContext:
 
     def lease_pilot(self) -> str:
         """Lease this pilot to the run, or renew its lease; return which other run has it, for people."""
-        has_machine = self.accelerator != "none" and not any(name in os.environ for name in _ALLOCATIONS)
-        leased = pilot_lease.MACHINE if has_machine and this_block() else this_block()
-        return pilot_lease.acquire(leased, self.mark, self.study)
+        if self.accelerator == "none" or not this_block() or any(n in os.environ for n in _ALLOCATIONS):
+            return pilot_lease.acquire(this_block(), self.mark, self.study)
+        return pilot_lease.acquire(pilot_lease.MACHINE, self.run or self.mark, self.study)
 
 
 def this_block() -> str:
@@ -113,13 +115,18 @@ def answer(call: str, arguments: Mapping[str, Any]) -> Any:
     return {known.__name__: known for known in calls}[call](**arguments)
 
 
-def clean_up(mark: str) -> int:
-    """End what a run has left on this node, then release the pilot; return how many processes that were."""
+def clean_up(mark: str, run: str = "") -> int:
+    """End what a run has left on this node, then release the pilot; return how many processes that were.
+
+    Args:
+        mark: Of the run on this endpoint.
+        run: As in `TaskContext`.
+    """
     ended = orphan_reaper.end_marked(
         orphan_reaper.RUN_VARIABLE, lambda m: m.partition("/")[0] == mark, grace_s=1.0
     )
-    for leased in (this_block(), pilot_lease.MACHINE):
-        pilot_lease.release(leased, mark)
+    pilot_lease.release(this_block(), mark)
+    pilot_lease.release(pilot_lease.MACHINE, run or mark)
     return ended
 
 

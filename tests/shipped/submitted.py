@@ -7,9 +7,15 @@ from pathlib import Path
 
 from parsl_rasda.backends.parsl.htex import build_provider
 from parsl_rasda.study.sites import ParslSiteSpec
+from tests.shipped.guards import unguarded
 
 SITE_CONFIGS = Path(__file__).parents[2] / "site_configs"
-ENVIRONMENT = {"RASDA_ACCOUNT": "project", "RASDA_VENV": "/venv", "RASDA_WORK": "/work"}
+ENVIRONMENT = {
+    "RASDA_ACCOUNT": "project",
+    "RASDA_VENV": "/venv",
+    "RASDA_WORK": "/work",
+    "RASDA_IMAGE": "/images/torch.toml",
+}
 ANSWERS = {"sbatch": "Submitted batch job 7", "qsub": "7.server"}
 
 
@@ -23,7 +29,7 @@ def put_batch_systems_on_path(folder: Path) -> str:
 
 
 def script_of(site: ParslSiteSpec, folder: Path) -> str:
-    """Return a site's job script, without empty lines, and how it was handed in.
+    """Return a site's job script, without empty lines and guards, and how it was handed in.
 
     Args:
         site: Whose.
@@ -39,4 +45,4 @@ def script_of(site: ParslSiteSpec, folder: Path) -> str:
     text = f"{path.read_text()}\n# {asked.stem} {asked.read_text()}"
     text = text.replace(str(folder), "FOLDER").replace(path.name, "NAME")
     text = text.replace(path.name.removesuffix(".submit"), "NAME")
-    return "".join(f"{line}\n" for line in text.splitlines() if line)
+    return unguarded("".join(f"{line}\n" for line in text.splitlines() if line))

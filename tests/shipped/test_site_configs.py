@@ -9,6 +9,7 @@ import pytest
 from parsl_rasda.backends.parsl.htex import build_provider
 from parsl_rasda.doctor.examination import Doctor
 from parsl_rasda.launch.base import LaunchSettings
+from parsl_rasda.launch.container import exec_words, step_options
 from parsl_rasda.launch.registry import build_launcher
 from parsl_rasda.runtime.process.binding import own_cores
 from parsl_rasda.study import load_site
@@ -17,7 +18,12 @@ from parsl_rasda.types import NodeName, NodeSlots, PilotId, Placement, SiteName
 
 FOLDER = Path(__file__).parents[2] / "site_configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-ENVIRONMENT = {"RASDA_ACCOUNT": "project", "RASDA_VENV": "/venv", "RASDA_WORK": "/work"}
+ENVIRONMENT = {
+    "RASDA_ACCOUNT": "project",
+    "RASDA_VENV": "/venv",
+    "RASDA_WORK": "/work",
+    "RASDA_IMAGE": "/images/torch.toml",
+}
 ALL_CORES = frozenset(range(288))
 PROGRAM = ("python", "order.json")
 
@@ -25,7 +31,7 @@ SRUN = "srun --unbuffered --input=0 --output=0 --error=all --nodes={nodes} --nta
 SRUN += "--ntasks-per-node={each} --distribution=block --nodelist={list} --overlap --mem=0 "
 SRUN += "--cpus-per-task={threads} --cpu-bind=none {gres}--kill-on-bad-exit=1 --wait=0 "
 SRUN += "{more}python order.json"
-HYDRA = "mpiexec -hosts {list} -ppn {each} -n {ranks} {more}python order.json"
+PALS = "mpiexec --hosts {list} --ppn {each} -n {ranks} --cpu-bind none {more}python order.json"
 OPENMPI = "mpiexec --host {counted} -n {ranks} --map-by slot:OVERSUBSCRIBE --bind-to none {variables} "
 OPENMPI += "{more}python order.json"
 
@@ -38,8 +44,8 @@ EXPECTED: dict[str, tuple[int, int, str, str]] = {
     "leonardo_booster": (4, 8, SRUN, ""),
     "perlmutter_gpu": (4, 16, SRUN, "--gpu-bind=none "),
     "frontier": (8, 7, SRUN, ""),
-    "polaris": (4, 8, HYDRA, "--cpu-bind none "),
-    "aurora": (12, 8, HYDRA, "--cpu-bind none "),
+    "polaris": (4, 8, PALS, ""),
+    "aurora": (12, 8, PALS, ""),
     "alps_daint": (4, 72, SRUN, ""),
     "isambard_ai": (4, 72, SRUN, ""),
     "marenostrum5_acc": (4, 20, SRUN, ""),
@@ -50,7 +56,7 @@ EXPECTED: dict[str, tuple[int, int, str, str]] = {
     "snellius": (4, 16, SRUN, ""),
     "horeka": (4, 16, SRUN, ""),
     "delta_gpu": (4, 16, SRUN, ""),
-    "vista": (1, 72, SRUN, "--gres=none "),
+    "vista": (1, 72, SRUN.replace("{gres}", ""), ""),
     "template_slurm": (4, 8, SRUN, ""),
     "template_pbs": (4, 8, OPENMPI, ""),
 }
@@ -167,3 +173,23 @@ def test_each_machine_gets_its_launch_commands(name: str, shape: str) -> None:
         assert len(frozenset().union(*filter(None, cores))) == sum(len(c or ()) for c in cores), (
             "no core twice"
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "inside"),
+    [
+        ("alps_daint", "--environment=/images/torch.toml", ""),
+        (
+            "lumi_g",
+            "",
+            "singularity exec --rocm --bind /scratch --bind /project --bind /appl --bind /tmp "
+            "/images/torch.toml",
+        ),
+    ],
+)
+def test_ranks_enter_the_container_as_their_centre_has_it(name: str, step: str, inside: str) -> None:
+    site = site_of(name)
+    assert site.container is not None
+    folders = ["/scratch/project/run"]
+    assert " ".join(step_options(site.container, folders)) == step
+    assert " ".join(exec_words(site.container, site.accelerator, folders)) == inside

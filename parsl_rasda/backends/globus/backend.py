@@ -6,7 +6,9 @@ One thread owns all state and never waits for the service.
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import platform
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -89,6 +91,8 @@ class GlobusBackend:
         self._silence_s = site.heartbeat_threshold_s
         self._record = GlobusRecord(context.directory)
         self._group = self._record.group
+        run = f"{platform.node()}:{(context.run_directory or context.directory).resolve()}"
+        self._run = hashlib.blake2b(run.encode(), digest_size=8).hexdigest()
         self.folder = f"{site.work_dir}/{self._group}"
         self._post: PostEvent = _discard
         self._connect = connect
@@ -306,6 +310,7 @@ class GlobusBackend:
             self._record.next_term(),
             study=self._context.study,
             accelerator=self._site.accelerator,
+            run=self._run,
         )
 
     def _up(self, pilot: GlobusPilot, found: Message) -> None:
@@ -412,7 +417,7 @@ class GlobusBackend:
 
     def _clean_up(self) -> None:
         """End what jobs have left running for the next ones: servers that fork ranks."""
-        self._call_at_end("clean_up", {"mark": str(self._group)})
+        self._call_at_end("clean_up", {"mark": str(self._group), "run": self._run})
 
     def _call_at_end(self, call: str, arguments: Message) -> None:
         try:

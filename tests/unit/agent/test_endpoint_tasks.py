@@ -220,6 +220,7 @@ def test_pilots_of_one_machine_without_a_batch_system_are_one_runs(
     words = "another study (heat, run theirs) uses the GPUs or cores of this machine"
     assert ours.lease_pilot() == words
     assert not replace(ours, accelerator="none").lease_pilot(), "logical slots are nobody's"
+    assert not replace(ours, run="theirs").lease_pilot(), "another endpoint of the same run"
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     assert not ours.lease_pilot(), "a batch system gives no GPU to two jobs"
     monkeypatch.delenv("SLURM_JOB_ID")
