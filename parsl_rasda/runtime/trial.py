@@ -168,6 +168,8 @@ class Trial(OwnTrial):
                     f"Call it once an epoch, on every rank; this is rank {self.rank}.",
                 )
             self._decide()
+        if self._engine is not None:
+            self._engine.reader.close()
 
     def batches(
         self,
@@ -190,6 +192,7 @@ class Trial(OwnTrial):
                 reads ahead in blocks. Each rank is given all of it.
             transform: Applied to each batch, on the device.
             workers: Number of processes that read ahead, started by whatever method; not used for shards.
+                They live on over epochs, as long as the data set can be pickled and is the same.
         """
         from parsl_rasda.runtime.engine.datasets import Samples
 
@@ -208,6 +211,7 @@ class Trial(OwnTrial):
             halt=self._must_leave,
         )
         if engine.halted:
+            engine.reader.close()
             self._checkpoint(wait=True)
             raise PreemptRequested(agreed=True)
 
@@ -233,7 +237,7 @@ class Trial(OwnTrial):
         The batches are the same at any world size. Give the losses of single samples, or of batches, to
         `mean`.
         """
-        from parsl_rasda.runtime.engine.datasets import Samples, read_all, seed_everything
+        from parsl_rasda.runtime.engine.datasets import Samples, seed_everything
         from parsl_rasda.runtime.engine.replicas import carried, seed_of, validation_batches
 
         engine = self._prepared("shard")
@@ -242,7 +246,7 @@ class Trial(OwnTrial):
         batches = validation_batches(len(samples), self.replicas, mine, self._attempt.replica_share)
         reads = [(seed_of(self.seed, "shard", self.epoch, batch.start), list(batch)) for batch in batches]
         engine.evaluate()
-        for (seed, _), batch in zip(reads, read_all(samples, reads, self.device), strict=True):
+        for (seed, _), batch in zip(reads, engine.reader.read(samples, reads), strict=True):
             seed_everything(seed, self.device)
             yield batch
 
@@ -343,6 +347,8 @@ class Trial(OwnTrial):
                 "Let `for epoch in trial.epochs()` end by itself, or leave it after trial.report(...).",
             )
         attempt.interruptible = False
+        if self._engine is not None:
+            self._engine.reader.close()
         self._group.meet("the end of the training function")
         self._group.part()
         if not is_saved:

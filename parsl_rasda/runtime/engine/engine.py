@@ -21,7 +21,7 @@ from parsl_rasda.protocol import Training
 from parsl_rasda.runtime.checkpoints.registered import Registered
 from parsl_rasda.runtime.engine.batches import Batch
 from parsl_rasda.runtime.engine.buffers import RunningBuffers
-from parsl_rasda.runtime.engine.datasets import Samples, read_all, seed_everything
+from parsl_rasda.runtime.engine.datasets import Samples, seed_everything
 from parsl_rasda.runtime.engine.forward import (
     PRECISIONS,
     compile_forward,
@@ -40,6 +40,7 @@ from parsl_rasda.runtime.engine.pairs import (
     whole_of,
 )
 from parsl_rasda.runtime.engine.passes import Together, passes
+from parsl_rasda.runtime.engine.reading import Reader
 from parsl_rasda.runtime.engine.reduction import ExactTree, OverlappedSum, Reduction
 from parsl_rasda.runtime.engine.replicas import (
     EpochPlan,
@@ -123,6 +124,7 @@ class Engine:
         self.position = TrainingPosition()
         self.halted = False
         self._together = Together(self.device)
+        self.reader = Reader(self.device)
         self._step: _Step | None = None
         self._losses = torch.zeros(0)
         self._noise: NoiseMeter | None = None  # where one replica trains alone, or a reduction shows nothing
@@ -189,7 +191,7 @@ class Engine:
             for index in range(self.position.step, plan.steps)
             for m in plan.own(index, mine)
         )
-        return read_all(samples, reads, self.device, workers=workers, streams=len(mine))
+        return self.reader.read(samples, reads, workers=workers, streams=len(mine))
 
     def train(self) -> None:
         """Put the model in training mode again; modules that the user froze (``norm.eval()``) stay frozen."""
