@@ -395,5 +395,5 @@ def _shard(models: Mapping[str, nn.Module], group: Group, training: Training) ->
     if ONE not in models:
         raise InvalidSettingError("training.sharding", "fsdp with several models", "none")
     if group.size > 1:
-        shard(models[ONE], group)
+        shard(models[ONE], group, PRECISIONS[training.precision])
     return group.size > 1
