@@ -135,6 +135,8 @@ SIGNS: tuple[Sign, ...] = (
     _sign(r"No module named '?parsl_rasda\b", Blame.SITE, Phase.NO_RANK),
     # runtime.attempt.launch_context: other ranks came up than were ordered.
     _sign(r"ranks started by the launcher", Blame.SITE, Phase.MET),
+    # The same: slots are parts of a GPU, over which NCCL spreads nothing. A narrower launch works.
+    _sign(r"ranks of one trial on MIG instances", Blame.SITE, Phase.MET),
     # torch.distributed: TCPStore, gloo's full mesh and NCCL's bootstrap, which never came up.
     _sign(
         r"DistNetworkError|DistStoreError|client socket has (failed|timed out)|waiting for clients"
