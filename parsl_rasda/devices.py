@@ -12,6 +12,8 @@ from itertools import takewhile
 
 CORES_VARIABLE = "PARSL_RASDA_CORES"  # in every rank: the cores of each GPU of a node, `0-7 8-15`
 
+BACKEND_VARIABLE = "PARSL_RASDA_BACKEND"  # of torch.distributed: gloo lets several ranks share a GPU
+
 # The variable that hides other devices, for each kind of accelerator.
 DEVICE_MASKS = {
     "cuda": "CUDA_VISIBLE_DEVICES",
@@ -49,6 +51,17 @@ def device_mask(accelerator: str, slots: Sequence[int], environment: Mapping[str
         places = ",".join(map(str, range(len(slots))))
         mask |= {variable: places for variable in _OF_HIP if variable in environment}
     return mask
+
+
+def own_instance(mask: Mapping[str, str], place: int) -> str | None:
+    """Return the MIG instance at a place of a mask, or None if its devices are whole GPUs.
+
+    CUDA shows a process no more than the first instance of a mask, so each rank must have its own alone.
+
+    Source: NVIDIA's MIG user guide, "CUDA visible devices".
+    """
+    names = mask.get(DEVICE_MASKS["cuda"], "").split(",")
+    return names[place] if names[0].startswith("MIG-") else None
 
 
 def _entries(mask: str | None) -> tuple[str, ...] | None:

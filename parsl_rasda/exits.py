@@ -137,6 +137,8 @@ SIGNS: tuple[Sign, ...] = (
     _sign(r"ranks started by the launcher", Blame.SITE, Phase.MET),
     # runtime.engine.setup_errors: the backend is not there, or says why no group can be made.
     _sign(r"\bGroupSetupError\b", Blame.SITE, Phase.MET),
+    # The same: slots are parts of a GPU, over which NCCL spreads nothing. A narrower launch works.
+    _sign(r"ranks of one trial on MIG instances", Blame.SITE, Phase.MET),
     # torch.distributed: TCPStore, gloo's full mesh and NCCL's bootstrap, which never came up.
     _sign(
         r"DistNetworkError|DistStoreError|client socket has (failed|timed out)|waiting for clients"

@@ -26,6 +26,7 @@ _COMMAND_TIMEOUT_S = 30
 _CONTAINER_TIMEOUT_S = 300  # an image may have to be fetched, or unpacked
 _MOST_WORDS = 600  # characters of a runtime's complaint
 _ANSWER = "parsl_rasda-inside:"  # images may greet, too
+_KFD = Path("/sys/class/kfd/kfd/topology/nodes")
 
 
 def describe_allocation(accelerator: str, container: Sequence[str] = ()) -> dict[str, Any]:
@@ -165,7 +166,29 @@ def _each_once(text: str) -> tuple[str, ...]:
 def _installed(accelerator: str) -> int:
     if accelerator == "cuda":
         return _listed("nvidia-smi", "-L") or len(_devices("nvidia[0-9]*"))
+    if accelerator == "rocm" and _KFD.is_dir():
+        return kfd_gpu_count(_KFD)
     return len(_devices("dri/renderD*"))
+
+
+def kfd_gpu_count(nodes: Path) -> int:
+    """Return the GPUs that ROCm sees, in a folder of the kernel's topology.
+
+    A node is a CPU, or a GPU, or a partition of one, which has its own number for ROCm. Other cards of the
+    machine, such as its graphics, have a file in ``/dev/dri``, but no node. The kernel lets nobody read the
+    properties of a GPU that the batch system keeps from him.
+
+    Source: drivers/gpu/drm/amd/amdkfd/kfd_topology.c; ``simd_count`` in node_show.
+    """
+    return sum(_simd_count(properties) > 0 for properties in nodes.glob("*/properties"))
+
+
+def _simd_count(properties: Path) -> int:
+    try:
+        facts = dict(line.split(maxsplit=1) for line in properties.read_text(encoding="ascii").splitlines())
+        return int(facts.get("simd_count", "0"))
+    except (OSError, ValueError):
+        return 0
 
 
 def _core_count() -> int:

@@ -20,8 +20,8 @@ Samples in files of another layout are read in the same way by your own `BlockRe
 blocks: see `workflows/am_meltpool/dataset.py`.
 
 Reading order: `layout` and `order` (which sample comes when, as pure functions), `index` and `formats`
-(what is on disk) with `hdf5`, `zarr3`, `plain_shard`, `tfrecord` and `example`, `files` and `ahead` (open
-files, and the thread that reads ahead), `blocks`, `shards`, `writer`.
+(what is on disk) with `hdf5`, `zarr3`, `plain_shard`, `tfrecord` and `example`, `files` (open
+files), `blocks`, `shards`, `writer`.
 """
 
 from __future__ import annotations

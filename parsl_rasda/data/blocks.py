@@ -14,10 +14,10 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from parsl_rasda.data.ahead import read_ahead
 from parsl_rasda.data.index import ArrayType
 from parsl_rasda.data.layout import Layout
 from parsl_rasda.data.order import BlockOrder
+from parsl_rasda.read_ahead import read_ahead
 
 Array: TypeAlias = NDArray[Any]  # of any element type
 Block: TypeAlias = list[Array]  # neighbouring samples: an array for each part of a sample

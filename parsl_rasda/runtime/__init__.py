@@ -18,7 +18,8 @@ Try a training function without a study::
 from __future__ import annotations
 
 from parsl_rasda.runtime.checkpoints.model import load_model
+from parsl_rasda.runtime.checkpoints.registered import load_registered
 from parsl_rasda.runtime.local import local_trial
 from parsl_rasda.runtime.trial import Trial
 
-__all__ = ["Trial", "load_model", "local_trial"]
+__all__ = ["Trial", "load_model", "load_registered", "local_trial"]

@@ -15,67 +15,72 @@ torch is imported when it is needed: a function that only sleeps starts within a
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from parsl_rasda.errors import TrainingError
-from parsl_rasda.runtime.attempt.attempt import Attempt, PreemptRequested
+from parsl_rasda.runtime.attempt.attempt import PreemptRequested
 from parsl_rasda.runtime.attempt.boundary import Answer, own_answer
-from parsl_rasda.runtime.attempt.torchrun import torchrun_environment
-from parsl_rasda.runtime.checkpoints.checkpoint import GIVEN
-from parsl_rasda.runtime.checkpoints.saver import Saver
-from parsl_rasda.runtime.checkpoints.seal import check_files
 from parsl_rasda.runtime.engine.exact_mean import mean_over, rounded_sum
-from parsl_rasda.runtime.engine.group import LOOPBACK, published_address
-from parsl_rasda.runtime.engine.learning_rate import rate_factor, scaling_rule
-from parsl_rasda.runtime.keeper import Keeper
-from parsl_rasda.runtime.own_loop import OwnLoop, Save, given_in
-from parsl_rasda.runtime.step_log import StepLog
-from parsl_rasda.runtime.trial_facts import TrialFacts
+from parsl_rasda.runtime.own_loop import Save
+from parsl_rasda.runtime.own_trial import OwnTrial
 from parsl_rasda.types import Outcome
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from parsl_rasda.runtime.engine.batches import Batch
-    from parsl_rasda.runtime.engine.engine import Engine, OptimizerFactory
+    from parsl_rasda.runtime.engine.engine import Engine
     from parsl_rasda.runtime.engine.learning_rate import Scaling
+    from parsl_rasda.runtime.engine.pairs import Models, OptimizerFactory
 
     ModelT = TypeVar("ModelT", bound=nn.Module)
+    OptimizerT = TypeVar("OptimizerT")
 
 FEW_SAMPLES = 8  # of a replica in a step, below which batch statistics are noise
 
 
-class Trial(TrialFacts):
+class Trial(OwnTrial):
     """One trial in training, on one rank; what it knows of itself is in `TrialFacts`."""
-
-    def __init__(self, attempt: Attempt) -> None:
-        super().__init__(attempt)
-        self._engine: Engine | None = None
-        self._in_epoch = self._has_batches = False
-        self._began = self._carried_over_s = 0.0
-        self._slowest_s = self._last_step = 0.0
-        self._logged = StepLog()
-        self._own = OwnLoop()
-        self._keeper = Keeper(attempt, lambda: self._group, self._own, Saver())
 
     # ----------------------------------------------------------------- what a training function calls
 
+    @overload
     def prepare(
         self,
         model: ModelT,
-        optimizer: OptimizerFactory,
+        optimizer: Callable[[list[nn.Parameter], float], OptimizerT],
         *,
         lr: float,
         schedule: Callable[[float], float] | None = None,
         lr_scaling: Scaling | None = None,
         clip_norm: float | None = None,
-    ) -> tuple[ModelT, torch.optim.Optimizer]:
+    ) -> tuple[ModelT, OptimizerT]: ...
+
+    @overload
+    def prepare(
+        self,
+        model: Mapping[str, ModelT],
+        optimizer: Mapping[str, Callable[[list[nn.Parameter], float], OptimizerT]],
+        *,
+        lr: float | Mapping[str, float],
+        schedule: Callable[[float], float] | None = None,
+        lr_scaling: Scaling | None = None,
+        clip_norm: float | None = None,
+    ) -> tuple[dict[str, ModelT], dict[str, OptimizerT]]: ...
+
+    def prepare(
+        self,
+        model: Models,
+        optimizer: OptimizerFactory | Mapping[str, OptimizerFactory],
+        *,
+        lr: float | Mapping[str, float],
+        schedule: Callable[[float], float] | None = None,
+        lr_scaling: Scaling | None = None,
+        clip_norm: float | None = None,
+    ) -> tuple[Any, Any]:
         """Return the model on its device and its optimizer, as the last attempt left them.
 
         The learning rate of a step is ``lr * scaling(batches) * warm-up * schedule(position)``, where batches
@@ -83,28 +88,37 @@ class Trial(TrialFacts):
         keep their ratios. ``training.lr_scaling: auto`` scales linearly for SGD and ASGD, and by the
         square root for every other optimizer.
 
+        Several models, such as those of a GAN, are given as a dict, with an optimizer for each; they come
+        back as dicts. Each is trained by its own loss (`step`).
+
         Args:
-            model: The whole model as one module, the same on each rank.
+            model: The whole model as one module, the same on each rank; or several by name.
             optimizer: Called as ``optimizer(parameters, lr)``, with the parameters that require gradients.
-            lr: Learning rate of a step of ``batch_size`` samples.
+                It may return a tuple of optimizers that share them. For several models: one for each.
+            lr: Learning rate of a step of ``batch_size`` samples; for several models, one for each or all.
             schedule: Another factor: a function of the position [epochs, 0 to `max_t`].
             lr_scaling: A function of the batches, instead of ``training.lr_scaling``.
-            clip_norm: Largest norm of a step's gradient, instead of ``training.clip_norm``.
+            clip_norm: Largest norm of a step's gradient, of each model, instead of ``training.clip_norm``.
 
         Raises:
             CheckpointError: If the checkpoint to resume from is gone, or does not fit.
             TrainingError: If replicas cannot train the model.
         """
-        from parsl_rasda.runtime.engine.engine import Engine, Update
+        from parsl_rasda.runtime.engine.engine import Engine
+        from parsl_rasda.runtime.engine.pairs import ONE
         from parsl_rasda.runtime.engine.rank_device import device_name
+        from parsl_rasda.runtime.engine.update import Update
 
         if self._engine is not None:
-            raise TrainingError("trial.prepare was called twice.", "Combine the models in one nn.Module.")
+            raise TrainingError(
+                "trial.prepare was called twice.",
+                "Give it all models at once: trial.prepare({'g': g, 'd': d}, {'g': make, 'd': make}, lr=lr).",
+            )
         self._attempt.interruptible, self._attempt.is_prepared = False, True
         self._group.device = self.device
         training = self._spec.training
         clip_norm = training.clip_norm if clip_norm is None else clip_norm
-        update = Update(float(lr), lr_scaling, schedule, clip_norm)
+        update = Update(lr, lr_scaling, schedule, clip_norm)
         engine = Engine(
             self._group,
             training,
@@ -120,7 +134,31 @@ class Trial(TrialFacts):
         self._warn_of_few_samples(engine)
         if self._group.size == 1:
             self._attempt.devices = tuple(filter(None, [device_name(self.device)]))
-        return model, engine.optimizer
+        made = {name: pair.made for name, pair in engine.pairs.items()}
+        if ONE in made:
+            return model, made[ONE]
+        return {name: pair.model for name, pair in engine.pairs.items()}, made
+
+    def register(self, name: str, thing: Any, *, each_step: Callable[[], object] | None = None) -> None:
+        """Keep an object in the checkpoints, and let it go on where the last attempt left it.
+
+        For example the average of the weights, in which `load_registered` finds them after the study::
+
+            ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.999))
+            trial.register("ema", ema, each_step=lambda: ema.update_parameters(model))
+
+        Args:
+            name: In the checkpoint.
+            thing: An object with ``state_dict`` and ``load_state_dict``, the same on each rank.
+            each_step: Called after each update of the weights. A step may have several batches, so what is
+                called after `step` is called too often.
+
+        Raises:
+            TrainingError: If it cannot be kept.
+            CheckpointError: If the checkpoint to resume from has nothing of it.
+        """
+        with self._attempt.resuming():
+            self._prepared("register").registered.add(name, thing, each_step)
 
     def epochs(self) -> Iterator[int]:
         """Yield the epochs to train: those that are not done, until the job must leave.
@@ -142,6 +180,8 @@ class Trial(TrialFacts):
                     f"Call it once an epoch, on every rank; this is rank {self.rank}.",
                 )
             self._decide()
+        if self._engine is not None:
+            self._engine.reader.close()
 
     def batches(
         self,
@@ -164,6 +204,7 @@ class Trial(TrialFacts):
                 reads ahead in blocks. Each rank is given all of it.
             transform: Applied to each batch, on the device.
             workers: Number of processes that read ahead, started by whatever method; not used for shards.
+                They live on over epochs, as long as the data set can be pickled and is the same.
         """
         from parsl_rasda.runtime.engine.datasets import Samples
 
@@ -182,11 +223,18 @@ class Trial(TrialFacts):
             halt=self._must_leave,
         )
         if engine.halted:
+            engine.reader.close()
             self._checkpoint(wait=True)
             raise PreemptRequested(agreed=True)
 
-    def step(self, loss: Tensor) -> None:
-        """Train on the mean loss of the last batch: backward, accumulation, clipping, warm-up, update."""
+    def step(self, loss: Tensor | Mapping[str, Tensor]) -> None:
+        """Train on the mean loss of the last batch: backward, accumulation, clipping, warm-up, update.
+
+        Args:
+            loss: The loss. For several models a dict with the loss of each, all at the weights before the
+                step; one without a loss is not trained. A loss changes nothing but its own model.
+                To train models by turns, choose by `step_done`.
+        """
         engine = self._prepared("step")
         self._attempt.step()
         if engine.backward(loss):
@@ -201,7 +249,7 @@ class Trial(TrialFacts):
         The batches are the same at any world size. Give the losses of single samples, or of batches, to
         `mean`.
         """
-        from parsl_rasda.runtime.engine.datasets import Samples, read_all, seed_everything
+        from parsl_rasda.runtime.engine.datasets import Samples, seed_everything
         from parsl_rasda.runtime.engine.replicas import carried, seed_of, validation_batches
 
         engine = self._prepared("shard")
@@ -210,7 +258,7 @@ class Trial(TrialFacts):
         batches = validation_batches(len(samples), self.replicas, mine, self._attempt.replica_share)
         reads = [(seed_of(self.seed, "shard", self.epoch, batch.start), list(batch)) for batch in batches]
         engine.evaluate()
-        for (seed, _), batch in zip(reads, read_all(samples, reads, self.device), strict=True):
+        for (seed, _), batch in zip(reads, engine.reader.read(samples, reads), strict=True):
             seed_everything(seed, self.device)
             with engine.deterministic("validation"):
                 yield batch
@@ -295,112 +343,6 @@ class Trial(TrialFacts):
         self._attempt.record(values, seconds, self._logged.take(self.epoch - 1))
         self._attempt.interruptible = was_interruptible
 
-    # -------------------------------------------------- what a loop without a prepared model calls besides
-
-    @cached_property
-    def checkpoint(self) -> Path | None:
-        """The file or folder that the last attempt gave to `report`, or None at the start.
-
-        Every rank must ask for it, and load it before its first epoch.
-
-        Raises:
-            CheckpointError: If it is gone or damaged.
-        """
-        place = self._spec.resume_from
-        if not place:
-            return None
-        with self._attempt.resuming():
-            path = self._keeper.find(place)
-            header = self._keeper.resumable_header(path, ())
-            if GIVEN not in header:
-                return None
-            check_files(path)
-            given = given_in(path, header)
-        self._own.step, self._carried_over_s = header["step"], header["seconds"]
-        return given
-
-    @property
-    def step_done(self) -> int:
-        """How many steps of the current epoch `checkpoint` holds; the loop goes on after them."""
-        return self._own.step
-
-    def join(self) -> int:
-        """Let the ranks meet, and return their number: 1 where slots are only logical.
-
-        If there are several, torch.distributed is initialised then, and the environment is that of torchrun;
-        the launcher's variables are gone in any case. From then on a request to leave waits for the end of a
-        step (`end_step`) or of an epoch.
-
-        Raises:
-            PeersLostError: If a rank does not come.
-        """
-        if self._own.is_joined:
-            return self._group.size
-        self._attempt.interruptible, self._attempt.is_prepared, self._own.is_joined = False, True, True
-        self._group.device = self.device
-        spec, context = self._spec, self._attempt.context
-        address: tuple[str, int, str] = (LOOPBACK, 0, "")
-        if self._group.size > 1:
-            address = published_address(self._attempt.directory, self._group.size, spec.rendezvous_s)
-        environment = torchrun_environment(spec, context, os.environ, address[0], address[1])
-        for name in os.environ.keys() - environment.keys():
-            del os.environ[name]
-        if self._group.size > 1:
-            os.environ.update(environment)
-        return self._group.size
-
-    def end_step(self, step: int, save: Save | None = None, *, samples: int | None = None) -> None:
-        """Say that a step is done, at which the trial leaves if it must; for a loop that has joined.
-
-        Args:
-            step: Steps done in this epoch, with those of earlier attempts.
-            save: Called on every rank, as in `report`, if the trial leaves: the next attempt goes on at
-                `step_done`. Without it, what this epoch has done is lost.
-            samples: Samples of an epoch, for those who plan.
-        """
-        self._own.samples = samples
-        self._attempt.step()
-        self._attempt.ready()
-        now = time.monotonic()
-        self._slowest_s, self._last_step = max(self._slowest_s, now - self._last_step), now
-        if not self._own.must_leave(self._group, is_told=self._must_leave()):
-            return
-        if save is not None:
-            self._own.give(save)
-            self._own.step = step
-            self._checkpoint(wait=True)
-        raise PreemptRequested(agreed=True)
-
-    def leave(self, cause: str, save: Save) -> NoReturn:
-        """Leave as preempted between two epochs, on every rank: another attempt goes on at once.
-
-        Args:
-            cause: Why this one cannot.
-            save: As in `report`.
-        """
-        self._attempt.preempt(cause)
-        if not self._keeper.has_saved:
-            self._own.give(save)
-            self._checkpoint(wait=True)
-        self._keeper.note(None)
-        raise PreemptRequested(agreed=True)
-
-    def rate_factor(self, position: float, optimizer: type) -> float:
-        """Return the study's factor on the learning rate: `lr_scaling` and warm-up.
-
-        Args:
-            position: In training [epochs].
-            optimizer: Its class, for `lr_scaling: auto`.
-        """
-        training = self._spec.training
-        return rate_factor(
-            position,
-            self._attempt.schedule,
-            scaling_rule(training.lr_scaling, optimizer),
-            initial=training.warmup_initial,
-            rescale=training.warmup_rescale,
-        )
-
     # ------------------------------------------------------------------------------------- internals
 
     def finish(self) -> None:
@@ -419,6 +361,8 @@ class Trial(TrialFacts):
                 "Let `for epoch in trial.epochs()` end by itself, or leave it after trial.report(...).",
             )
         attempt.interruptible = False
+        if self._engine is not None:
+            self._engine.reader.close()
         self._group.meet("the end of the training function")
         self._group.part()
         if not is_saved:
@@ -441,9 +385,6 @@ class Trial(TrialFacts):
                 "`training.batch_size`, lower `scheduler.max_workers`, or use another normalisation"
             )
 
-    def _must_leave(self) -> bool:
-        return self._attempt.must_leave(3 * max(self._slowest_s, self._keeper.slowest_s))
-
     def _resume(self, engine: Engine) -> None:
         """Restore the engine from the checkpoint to resume from, if there is one."""
         if self._spec.resume_from:
@@ -457,10 +398,6 @@ class Trial(TrialFacts):
         header = json.loads(found)
         engine.restore(path, header)
         self._carried_over_s = header["seconds"]
-
-    def _checkpoint(self, *, wait: bool) -> None:
-        """Save the state of training (`Keeper.save`)."""
-        self._keeper.save(self._engine, lambda now: now - self._began + self._carried_over_s, wait=wait)
 
     @property
     def _may_train_on(self) -> bool:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from rank_launch import finished, mpi_command, rank_command, written_order
 
+from parsl_rasda.devices import BACKEND_VARIABLE
 from parsl_rasda.protocol import Training
-from parsl_rasda.runtime.engine.group import BACKEND_VARIABLE
 
 CLASSES = 10
 

@@ -165,6 +165,9 @@ def learn(trial):
     import torch
     from torch.nn import functional
 
+    if trial.config.get("rivals"):
+        learn_by_turns(trial)
+        return
     model = network(getattr(torch, trial.config.get("dtype", "float32")))
     if trial.config.get("spectral"):
         model[-1] = torch.nn.utils.parametrizations.spectral_norm(model[-1])
@@ -193,6 +196,36 @@ def learn(trial):
             happen(trial, epoch, batch)
             trial.step(functional.cross_entropy(model(x), y))
         trial.report(val_loss=trial.mean(evaluate(model, trial.shard(validation))))
+
+
+def learn_by_turns(trial):
+    """Two models with an optimizer each, as in a GAN; one has tied weights, and its average is kept."""
+    import torch
+    from torch.nn import functional
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    dtype = getattr(torch, trial.config["dtype"])
+    torch.manual_seed(1)
+    critic = torch.nn.Sequential(torch.nn.Linear(5, 5), torch.nn.Tanh(), torch.nn.Linear(5, 5)).to(dtype)
+    critic[2].weight = critic[0].weight
+    models, _ = trial.prepare(
+        {"net": network(dtype), "critic": critic},
+        {"net": optimizer_of({}), "critic": optimizer_of({"optimizer": "adamw"})},
+        lr={"net": trial.config["lr"], "critic": 1e-3},
+    )
+    net, critic = models["net"], models["critic"]
+    ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    trial.register("ema", ema, each_step=lambda: ema.update_parameters(net))
+    data, validation = samples(trial.config)
+    for epoch in trial.epochs():
+        for batch, (x, y) in enumerate(trial.batches(data, shifted)):
+            happen(trial, epoch, batch)
+            logits = net(x)
+            losses = {"net": functional.cross_entropy(logits + critic(logits), y)}
+            if trial.step_done % 2 == 0:
+                losses["critic"] = (critic(logits) - logits.roll(1, 1)).square().mean()
+            trial.step(losses)
+        trial.report(val_loss=trial.mean(evaluate(net, trial.shard(validation))))
 
 
 def stand_still(trial):

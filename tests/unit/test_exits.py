@@ -187,6 +187,7 @@ OTHERS_OOM = OWN_OOM.replace("Including", "Process 4711 has 7.50 GiB memory in u
         ("RuntimeError: NCCL error in: ProcessGroupNCCL.cpp:2", Blame.UNSURE),
         ("RuntimeError: HIP error: unspecified launch failure", Blame.UNSURE),
         ("RuntimeError: CUDNN_STATUS_EXECUTION_FAILED", Blame.UNSURE),
+        ("InvalidSettingError: ranks of one trial on MIG instances: found 2; allowed: 1", Blame.SITE),
         ("OSError: [Errno 28] No space left on device: '/scratch/x'", Blame.SITE),
         ("OSError: [Errno 122] Disk quota exceeded: '/scratch/x'", Blame.SITE),
         ("DistStoreError: Timed out after 61 seconds waiting for clients. 1/2 clients joined.", Blame.SITE),

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from parsl_rasda.devices import device_mask
+from parsl_rasda.devices import BACKEND_VARIABLE, DEVICE_MASKS, device_mask, own_instance
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.protocol import JobSpec
 
@@ -65,7 +65,8 @@ def launch_context(spec: JobSpec, environ: Mapping[str, str]) -> LaunchContext:
     """Return what the launcher and the job say about this process.
 
     Raises:
-        InvalidSettingError: If the launcher started another number of ranks than the job has.
+        InvalidSettingError: If the launcher started another number of ranks than the job has, or several on
+            parts of GPUs.
     """
     rank, size, local_rank = _launched(spec, environ)
     if spec.slots and len(spec.slots) != spec.world_size:
@@ -76,6 +77,12 @@ def launch_context(spec: JobSpec, environ: Mapping[str, str]) -> LaunchContext:
     nodes = list(dict.fromkeys(n for n, _ in slots))
     environment = device_mask(spec.accelerator, gpus, environ) if spec.slots else {}
     index = gpus.index(gpu) if environment else local_rank
+    if environment and (instance := own_instance(environment, index)):
+        if size > 1 and environ.get(BACKEND_VARIABLE) != "gloo":
+            raise InvalidSettingError(
+                "ranks of one trial on MIG instances", size, "1, for NCCL joins no more"
+            )
+        environment, index = {**environment, DEVICE_MASKS["cuda"]: instance}, 0
     return LaunchContext(
         rank=rank,
         size=size,

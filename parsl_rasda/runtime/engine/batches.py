@@ -47,6 +47,18 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return _mapped(batch, move)
 
 
+def pinned(batch: Batch) -> Batch:
+    """Return a batch whose tensors are in pinned memory, from which a device copies while it computes."""
+
+    def pin(part: Any) -> Any:
+        if isinstance(part, torch.Tensor):
+            is_there = part.device.type != "cpu" or part.layout is not torch.strided or part.is_pinned()
+            return part if is_there else part.pin_memory()
+        return part.pin_memory() if callable(getattr(type(part), "pin_memory", None)) else None
+
+    return _mapped(batch, pin)
+
+
 def as_tensors(batch: Batch) -> Batch:
     """Return a batch whose arrays are tensors."""
     return _mapped(batch, lambda part: _as_tensor(part) if is_array(part) else None)

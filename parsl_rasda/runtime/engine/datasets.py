@@ -10,25 +10,21 @@ may have a `shape` or a method `read` besides.
 from __future__ import annotations
 
 import random
-import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, TypeAlias, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from parsl_rasda.errors import TrainingError
-from parsl_rasda.runtime.engine.batches import Batch, as_tensors, collate, is_array, to_device
+from parsl_rasda.runtime.engine.batches import Batch, as_tensors, collate, is_array
 from parsl_rasda.runtime.engine.replicas import seed_of
-from parsl_rasda.socket_folder import shorten_paths
 from parsl_rasda.user_modules import add_user_folders_of_parent
 
 add_user_folders_of_parent()  # a worker that was not forked imports this before the data set's module
-
-Read: TypeAlias = tuple[int, Sequence[int]]  # a seed and the samples of one batch
 
 
 @runtime_checkable
@@ -88,10 +84,13 @@ class Samples:
         read: Returns samples, by their numbers, as one batch.
         ordered: The data set if it is `Ordered`, or None.
         blockwise: The data set if it is `Blockwise`, or None.
+        is_plain: Whether it is arrays in memory: to read those draws no random numbers.
+        given: The data set itself.
     """
 
     def __init__(self, dataset: Any) -> None:
         source = _Columns.of(dataset)
+        self.given, self.is_plain = dataset, source is not None
         self.blockwise: Blockwise | None = None
         self.ordered: Ordered | None = None
         self.read: Callable[[list[int]], Batch]
@@ -236,67 +235,6 @@ class _OneByOne:
         """Return samples, collated; fetched at once if the data set can, as a ``DataLoader`` would."""
         at_once = getattr(self.dataset, "__getitems__", None)
         return collate(at_once(indices) if at_once else [self.dataset[i] for i in indices])
-
-
-class _Batches(Dataset[Batch]):
-    """A batch for each `Read`. The read brings the seed, so any process may read it."""
-
-    def __init__(self, samples: Samples) -> None:
-        self._samples = samples
-
-    def __getitem__(self, read: Any) -> Batch:  # a Read, where torch expects an int
-        seed, indices = read
-        seed_everything(seed, None)
-        return self._samples.read(list(indices))
-
-
-class _Reads(Sampler[Any]):
-    """The reads, as a sampler of torch."""
-
-    def __init__(self, reads: Iterable[Read]) -> None:
-        self._reads = reads
-
-    def __iter__(self) -> Iterator[Read]:
-        return iter(self._reads)
-
-
-def read_all(
-    samples: Samples, reads: Iterable[Read], device: torch.device, *, workers: int = 0, streams: int = 1
-) -> Iterator[Batch]:
-    """Yield a batch on the device for each read.
-
-    Args:
-        samples: The data set.
-        reads: What to read. They are taken one by one, so there may be very many.
-        device: The device of the batches.
-        workers: Number of processes that read ahead; a `Blockwise` data set reads ahead by itself.
-        streams: The number of places in the order from which the reads come in turn.
-    """
-    batches: Iterator[Batch]
-    if samples.blockwise is not None:
-        batches = samples.blockwise.stream((indices for _, indices in reads), streams=streams)
-        batches = map(as_tensors, batches)
-    elif workers:
-        todo, pinned = _Reads(reads), device.type == "cuda"
-        shorten_paths()  # the training function may have set a TMPDIR of its own
-        loader = DataLoader(
-            _Batches(samples),
-            batch_size=None,
-            sampler=todo,
-            num_workers=workers,
-            pin_memory=pinned,
-            worker_init_fn=_ignore_sigterm,
-        )
-        batches = iter(loader)
-    else:
-        batches = map(_Batches(samples).__getitem__, reads)
-    for batch in batches:
-        yield to_device(batch, device)
-
-
-def _ignore_sigterm(_worker: int) -> None:
-    """Ignore SIGTERM: if all processes of a job get it, the rank saves, and needs its batches for that."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def seed_everything(seed: int, device: torch.device | None) -> None:

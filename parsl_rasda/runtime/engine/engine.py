@@ -19,9 +19,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from parsl_rasda.errors import InvalidSettingError, TrainingError
 from parsl_rasda.protocol import Training
+from parsl_rasda.runtime.checkpoints.registered import Registered
 from parsl_rasda.runtime.engine.batches import Batch
 from parsl_rasda.runtime.engine.buffers import RunningBuffers
-from parsl_rasda.runtime.engine.datasets import Samples, read_all, seed_everything
+from parsl_rasda.runtime.engine.datasets import Samples, seed_everything
 from parsl_rasda.runtime.engine.determinism import Deterministic, explained
 from parsl_rasda.runtime.engine.forward import (
     PRECISIONS,
@@ -30,9 +31,19 @@ from parsl_rasda.runtime.engine.forward import (
     warn_if_nothing_compiled,
 )
 from parsl_rasda.runtime.engine.group import Group
-from parsl_rasda.runtime.engine.learning_rate import OwnedRates, Scaling, rate_factor, scaling_rule
 from parsl_rasda.runtime.engine.noise import NoiseMeter, noise_in
+from parsl_rasda.runtime.engine.pairs import (
+    ONE,
+    Models,
+    OptimizerFactory,
+    Pair,
+    losses_of,
+    named_models,
+    pairs_of,
+    whole_of,
+)
 from parsl_rasda.runtime.engine.passes import Together, passes
+from parsl_rasda.runtime.engine.reading import Reader
 from parsl_rasda.runtime.engine.reduction import ExactTree, OverlappedSum, Reduction
 from parsl_rasda.runtime.engine.replicas import (
     EpochPlan,
@@ -42,36 +53,13 @@ from parsl_rasda.runtime.engine.replicas import (
     seed_of,
     share_of_replica,
 )
-from parsl_rasda.runtime.engine.suitability import (
-    refuse_sparse_gradients,
-    refuse_unfit_loss,
-    refuse_unfit_model,
-    refuse_unfit_optimizer,
-    trained_parameters,
-)
+from parsl_rasda.runtime.engine.suitability import refuse_sparse_gradients
 from parsl_rasda.runtime.engine.training_state import NON_TENSOR_FIELDS, TrainingState
+from parsl_rasda.runtime.engine.update import Update, Updater
 from parsl_rasda.types import GradientNoise, ScheduleEntry
 
 HEADER_FIELDS = ("epoch", "step", "losses", "samples", "batch_size", *NON_TENSOR_FIELDS)
-OptimizerFactory: TypeAlias = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
 Schedule: TypeAlias = Sequence[ScheduleEntry]
-
-
-@dataclass(frozen=True, slots=True)
-class Update:
-    """How the optimizer updates: the options of `Trial.prepare`.
-
-    Attributes:
-        rate: The learning rate that is scaled and warmed up.
-        scaling: How it follows the batches of a step; None for ``training.lr_scaling``.
-        schedule: Another factor: a function of the position [epochs].
-        clip_norm: Largest norm of a step's gradient, or None.
-    """
-
-    rate: float
-    scaling: Scaling | None = None
-    schedule: Callable[[float], float] | None = None
-    clip_norm: float | None = None
 
 
 @dataclass(slots=True)
@@ -85,6 +73,7 @@ class _Step:
     halt: Callable[[], bool]
     micro_batch: MicroBatch | None = None  # waiting for its loss
     is_last: bool = False
+    trained: set[str] | None = None  # the models that have losses in this step
 
 
 @dataclass(slots=True)
@@ -99,15 +88,15 @@ class TrainingPosition:
 
 
 class Engine:
-    """Model, optimizer, and everything that updates them."""
+    """Models, optimizers, and everything that updates them."""
 
     def __init__(
         self,
         group: Group,
         training: Training,
         seed: int,
-        model: nn.Module,
-        make_optimizer: OptimizerFactory,
+        models: Models,
+        make_optimizer: OptimizerFactory | Mapping[str, OptimizerFactory],
         update: Update,
         *,
         will_restore: bool = False,
@@ -118,9 +107,9 @@ class Engine:
             group: The ranks.
             training: How.
             seed: Of the trial.
-            model: Its weights become those of rank 0.
-            make_optimizer: Given parameters and a rate, returns the optimizer.
-            update: How it updates.
+            models: One, or several by name; their weights become those of rank 0.
+            make_optimizer: Given parameters and a rate, returns the optimizer; one for each model.
+            update: How they update.
             will_restore: Whether `restore` follows, so that nobody needs the weights as they are.
         """
         if training.precision not in PRECISIONS:
@@ -129,29 +118,30 @@ class Engine:
             raise InvalidSettingError("training.reduce", training.reduce, "auto, exact, ddp")
         assert group.device is not None  # noqa: S101 - a group with an engine has one
         self.device: torch.device = group.device
-        self.group, self.training, self.seed, self.update = group, training, seed, update
-        refuse_unfit_model(model)
+        self.group, self.training, self.seed = group, training, seed
+        named = named_models(models)
+        self.model = model = whole_of(named)
         group.meet("trial.prepare", _described(model))
-        self.model = model
-        self.is_sharded = training.sharding != "none" and _shard(model, group, training, will_restore)
+        self.is_sharded = training.sharding != "none" and _shard(named, group, training, will_restore)
         if not self.is_sharded:
             model.to(self.device)
             if not will_restore:
                 group.broadcast([t for t in model.state_dict().values() if isinstance(t, Tensor)])
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
         self._buffers = RunningBuffers(model, group)
         self.has_batch_statistics = any(isinstance(m, _BatchNorm) and m.training for m in model.modules())
         self._modes: dict[nn.Module, bool] = {}  # of each module in training
-        self.optimizer = make_optimizer(self.parameters, update.rate)
-        refuse_unfit_optimizer(self.optimizer)
-        self.parameters = trained_parameters(model, self.optimizer)
-        self._rates = OwnedRates(self.optimizer)
-        self.scaling = update.scaling or scaling_rule(training.lr_scaling, type(self.optimizer))
+        self.pairs = pairs_of(named, make_optimizer, update.rate)
+        self.parameters = [p for pair in self.pairs.values() for p in pair.parameters]
         self.scaler = torch.amp.GradScaler(self.device.type) if training.precision == "fp16" else None
-        self._state = TrainingState(model, self.optimizer, self.scaler, group, is_sharded=self.is_sharded)
+        self._updater = Updater(list(self.pairs.values()), update, training, self.scaler)
+        self._state = TrainingState(
+            model, self._updater.optimizers, self.scaler, group, is_sharded=self.is_sharded
+        )
+        self.registered = Registered()
         self.position = TrainingPosition()
         self.halted = False
         self._together = Together(self.device)
+        self.reader = Reader(self.device)
         self._step: _Step | None = None
         self._losses = torch.zeros(0)
         self._noise: NoiseMeter | None = None  # where one replica trains alone, or a reduction shows nothing
@@ -162,9 +152,10 @@ class Engine:
             is_compiled=training.compile,
             is_rocm=self.device.type == "cuda" and torch.version.hip is not None,
         )
-        run_in_precision(model, self.device.type, PRECISIONS[training.precision])
-        if training.compile:
-            compile_forward(model)
+        for model in named.values():
+            run_in_precision(model, self.device.type, PRECISIONS[training.precision])
+            if training.compile:
+                compile_forward(model)
 
     # ------------------------------------------------------------------------------------- training
 
@@ -178,6 +169,7 @@ class Engine:
         halt: Callable[[], bool],
     ) -> Iterator[Batch]:
         """Yield this rank's micro-batches from the position on; end early once `halted`."""
+        self.registered.close()
         _, replicas, *_ = ahead = schedule[-1]
         share = share_of_replica(self.training.batch_size, ahead[-1], replicas)
         plan = EpochPlan(len(samples), replicas, share)
@@ -192,7 +184,7 @@ class Engine:
         first = position.step
         for index in range(first, plan.steps):
             micro_batches = plan.own(index, mine)
-            self._set_rate(position.epoch + (index + 0.5) / plan.steps, schedule)
+            self._updater.set_rates(position.epoch + (index + 0.5) / plan.steps, schedule)
             self._buffers.begin_step()
             step = self._step = _Step(index, plan.steps, plan.size(index), reduction, halt)
             self._together.begin_step(must_be_alone=index == first or self._buffers.do_change)
@@ -223,7 +215,7 @@ class Engine:
             for index in range(self.position.step, plan.steps)
             for m in plan.own(index, mine)
         )
-        return read_all(samples, reads, self.device, workers=workers, streams=len(mine))
+        return self.reader.read(samples, reads, workers=workers, streams=len(mine))
 
     def train(self) -> None:
         """Put the model in training mode again; modules that the user froze (``norm.eval()``) stay frozen."""
@@ -240,21 +232,22 @@ class Engine:
             self._modes = {module: module.training for module in self.model.modules()}
         self.model.eval()
 
-    def backward(self, loss: Tensor) -> bool:
-        """Train on the loss of the last micro-batch, and return whether the weights were updated."""
+    def backward(self, loss: Tensor | Mapping[str, Tensor]) -> bool:
+        """Train on the losses of the last micro-batch, and return whether the weights were updated."""
         step = self._step
         if step is None or step.micro_batch is None:
             raise TrainingError(
                 "trial.step was called without a batch.", "Call it once for each of trial.batches(...)."
             )
-        refuse_unfit_loss(loss)
+        losses = list(losses_of(loss, self.pairs))
+        _note_trained(step, {name for name, *_ in losses})
         micro_batch, step.micro_batch = step.micro_batch, None
         self._together.end()
-        self._losses[micro_batch.replica] += loss.detach().double() * micro_batch.size
+        for *_, value in losses:
+            self._losses[micro_batch.replica] += value.detach().double() * micro_batch.size
         if step.is_last or self.is_sharded:
             self.group.enter_step()
-        weighted = loss * (micro_batch.weight * step.reduction.scale)
-        self._backward(self.scaler.scale(weighted) if self.scaler else weighted)
+        self._backward(losses, micro_batch.weight * step.reduction.scale)
         if self.position.step == 0:
             refuse_sparse_gradients(self.model)
         part = step.reduction.part(micro_batch.size, last=step.is_last)
@@ -265,9 +258,15 @@ class Engine:
             self._finish(step)
         return step.is_last
 
-    def _backward(self, loss: Tensor) -> None:
+    def _backward(self, losses: Sequence[tuple[str, Pair, Tensor]], factor: float) -> None:
+        """Compute the gradients of the losses, each for the parameters of its own model."""
         try:
-            loss.backward()  # type: ignore[no-untyped-call] # torch
+            for number, (name, pair, value) in enumerate(losses, 1):
+                weighted = value * factor
+                (self.scaler.scale(weighted) if self.scaler else weighted).backward(  # type: ignore[no-untyped-call] # torch
+                    inputs=None if name == ONE else [p for p in pair.parameters if p.requires_grad],
+                    retain_graph=number < len(losses),
+                )
         except RuntimeError as error:
             if (words := explained(error)) is error:
                 raise
@@ -306,7 +305,7 @@ class Engine:
                 f"trial.batches was left after {self.position.step} of {step.of} steps.",
                 "Let the loop end by itself; for shorter epochs, give it fewer samples.",
             )
-        self._rates.check()
+        self._updater.check_rates()
         ended, self.position = self.position, TrainingPosition(self.position.epoch + 1)
         self._step = None
         if self.training.compile:
@@ -349,15 +348,8 @@ class Engine:
         if self._noise is not None:
             scale = self.scaler.get_scale() if self.scaler else 1.0
             self._noise.add_step(self.parameters, step.samples, scale)
-        if self.scaler:
-            self.scaler.unscale_(self.optimizer)
-        if self.update.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.update.clip_norm)
-        if self.scaler:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        else:
-            self.optimizer.step()
+        self._updater.step()
+        self.registered.after_step()
         self.position.step = step.index + 1
 
     def _reduction(self, replicas: int) -> Reduction:
@@ -403,18 +395,6 @@ class Engine:
         self._noise = NoiseMeter(self.group, plan.replicas, mine, done) if is_shown else None
         self.position.samples = plan.samples
 
-    def _set_rate(self, position: float, schedule: Schedule) -> None:
-        factor = rate_factor(
-            position,
-            schedule,
-            self.scaling,
-            initial=self.training.warmup_initial,
-            rescale=self.training.warmup_rescale,
-        )
-        if self.update.schedule:
-            factor *= self.update.schedule(position)
-        self._rates.scale(factor)
-
     def _seed_of(self, purpose: str, micro_batch: MicroBatch) -> int:
         return seed_of(self.seed, purpose, self.position.epoch, micro_batch.step, micro_batch.replica)
 
@@ -422,7 +402,7 @@ class Engine:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors of model and optimizer by name. A collective operation."""
-        return self._state.tensors()
+        return self._state.tensors() | self.registered.state()[1]
 
     def header(self) -> dict[str, Any]:
         """Return everything that is not a tensor, as plain JSON. A collective operation."""
@@ -436,6 +416,7 @@ class Engine:
             "batch_size": self.training.batch_size,
             "seed": self.seed,
             **self._state.non_tensor_state(),
+            **self.registered.state()[0],
         }
 
     def restore(self, path: Path, header: Mapping[str, Any]) -> None:
@@ -445,6 +426,7 @@ class Engine:
             CheckpointError: If it belongs to another model or optimizer.
         """
         self._state.restore(path, header)
+        self.registered.resume(path, header)
         done = header["losses"], header["samples"], header.get("noise", [])
         self.position = TrainingPosition(header["epoch"], header["step"], *done)
 
@@ -457,10 +439,23 @@ def _described(model: nn.Module) -> str:
     return f"of a {type(model).__name__} with {count} parameters [{digest:08x}]"
 
 
-def _shard(model: nn.Module, group: Group, training: Training, will_restore: bool) -> bool:
+def _note_trained(step: _Step, names: set[str]) -> None:
+    """Note which models a step trains: the same for all its batches, however many ranks share them."""
+    if step.trained is not None and step.trained != names:
+        raise TrainingError(
+            f"One step trains {sorted(step.trained)} and {sorted(names)} by turns.",
+            "All batches of a step train the same models; choose them by trial.step_done, not by a count of "
+            "batches, of which a step has as many as the rank has replicas.",
+        )
+    step.trained = names
+
+
+def _shard(models: Mapping[str, nn.Module], group: Group, training: Training, will_restore: bool) -> bool:
     from parsl_rasda.runtime.engine.sharding import check_sharding, shard
 
     check_sharding(training)
+    if ONE not in models:
+        raise InvalidSettingError("training.sharding", "fsdp with several models", "none")
     if group.size > 1:
-        shard(model, group, takes_weights=not will_restore)
+        shard(models[ONE], group, PRECISIONS[training.precision], takes_weights=not will_restore)
     return group.size > 1

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from parsl_rasda import errors
 from parsl_rasda.atomic_files import replace_file
+from parsl_rasda.devices import BACKEND_VARIABLE
 from parsl_rasda.errors import RasdaError
 from parsl_rasda.protocol import RENDEZVOUS_S
 from parsl_rasda.runtime.engine.roll_call import RollCall
@@ -42,7 +43,6 @@ LOOPBACK = "127.0.0.1"
 LOOPBACK_INTERFACE = "lo"
 ADDRESS = "address"  # a file of the attempt
 BACKENDS = {"cuda": "nccl", "xpu": "xccl", "cpu": "gloo"}
-BACKEND_VARIABLE = "PARSL_RASDA_BACKEND"  # instead of these: gloo lets several ranks share a GPU
 CAN_CHANGE_PATIENCE = ("cuda", "cpu")  # torch can change it for NCCL and gloo
 OWN_ERRORS = {
     "OutOfMemoryError",

@@ -6,9 +6,9 @@ import os
 
 import torch
 
+from parsl_rasda.devices import BACKEND_VARIABLE
 from parsl_rasda.errors import TrainingError
 from parsl_rasda.protocol import JobSpec
-from parsl_rasda.runtime.engine.group import BACKEND_VARIABLE
 from parsl_rasda.runtime.engine.seeding import fix_threads
 
 TYPES = {"cuda": "cuda", "rocm": "cuda", "xpu": "xpu", "cpu": "cpu", "none": "cpu"}

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.protocol import Training
@@ -37,22 +38,35 @@ def check_sharding(training: Training) -> None:
         raise InvalidSettingError("training.compile", "true with sharding: fsdp", "false")
 
 
-def shard(model: nn.Module, group: Group, *, takes_weights: bool) -> None:
+def shard(
+    model: nn.Module, group: Group, dtype: torch.dtype | None = None, *, takes_weights: bool = True
+) -> None:
     """Shard a model's parameters among the ranks, in place, perhaps after taking those of rank 0.
 
     While the model runs, the elements of every `nn.Sequential` and `nn.ModuleList` are gathered one after the
     other, and the remaining parameters once. No rank ever holds the whole model on its device.
+
+    Args:
+        model: On the CPU.
+        group: Of several ranks.
+        dtype: In which weights are gathered, which halves what is sent and held; gradients are added in full
+            precision all the same. Batch normalisation needs its weights in full: then all stay so.
+        takes_weights: Those of rank 0; else a checkpoint replaces them.
     """
     assert group.device is not None  # noqa: S101 - a group of several ranks has one
     if takes_weights:
         group.broadcast([t for t in model.state_dict().values() if isinstance(t, Tensor)])
+    needs_full = any(isinstance(module, _BatchNorm) for module in model.modules())
+    policy = MixedPrecisionPolicy(
+        None if needs_full else dtype, reduce_dtype=torch.float32 if dtype else None
+    )
     mesh = init_device_mesh(group.device.type, (group.size,))
     lists = [m for m in model.modules() if isinstance(m, nn.Sequential | nn.ModuleList)]
     for part in reversed([child for parent in lists for child in parent.children()]):
-        is_done = isinstance(part, FSDPModule | nn.ModuleList | nn.ModuleDict)
+        is_done = isinstance(part, FSDPModule | nn.Sequential | nn.ModuleList | nn.ModuleDict)
         if not is_done and any(True for _ in part.parameters()):
-            fully_shard(part, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+            fully_shard(part, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
     model.to(group.device)  # buffers, and what is not sharded
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn, strided
@@ -102,13 +103,13 @@ def refuse_unfit_loss(loss: Any) -> None:
         raise TrainingError("The loss has no gradient: it was detached, or computed under no_grad.", advice)
 
 
-def trained_parameters(model: nn.Module, optimizer: Optimizer) -> list[nn.Parameter]:
+def trained_parameters(model: nn.Module, of_optimizer: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     """Return the parameters whose gradients are added, with those that the user may unfreeze later.
 
     Raises:
         TrainingError: If the optimizer has others.
     """
-    held = {parameter for options in optimizer.param_groups for parameter in options["params"]}
+    held = set(of_optimizer)
     if strays := held - set(model.parameters()):
         raise TrainingError(
             f"The optimizer has {len(strays)} parameters that are not of the model.",

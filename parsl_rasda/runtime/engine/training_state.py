@@ -14,6 +14,7 @@ from parsl_rasda.errors import CheckpointError, TrainingError
 from parsl_rasda.runtime.checkpoints.checkpoint import MODEL, OPTIMIZER, read_tensors
 from parsl_rasda.runtime.checkpoints.model import load_weights
 from parsl_rasda.runtime.engine.group import Group
+from parsl_rasda.runtime.engine.pairs import kinds
 
 if TYPE_CHECKING:
     from parsl_rasda.runtime.checkpoints.checkpoint import Allocate
@@ -55,13 +56,13 @@ class TrainingState:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizers: Sequence[torch.optim.Optimizer],
         scaler: torch.amp.GradScaler | None,
         group: Group,
         *,
         is_sharded: bool,
     ) -> None:
-        self.model, self.optimizer, self.scaler = model, optimizer, scaler
+        self.model, self.optimizers, self.scaler = model, optimizers, scaler
         self.group, self.is_sharded = group, is_sharded
 
     def tensors(self) -> dict[str, Tensor]:
@@ -87,10 +88,10 @@ class TrainingState:
     def non_tensor_state(self) -> dict[str, Any]:
         """Return everything that is not a tensor, as plain JSON (`NON_TENSOR_FIELDS`)."""
         return {
-            "optimizer": type(self.optimizer).__name__,
+            "optimizer": kinds(self.optimizers),
             "numbers": {name: _numbers(name, state) for name, state in self._states()},
             "strides": self._unusual_strides(),
-            "options": [_json_options(options) for options in self.optimizer.param_groups],
+            "options": [_json_options(options) for o in self.optimizers for options in o.param_groups],
             "scaler": self.scaler.state_dict() if self.scaler else None,
         }
 
@@ -104,7 +105,7 @@ class TrainingState:
         Raises:
             CheckpointError: If it belongs to another model or optimizer.
         """
-        found = type(self.optimizer).__name__
+        found = kinds(self.optimizers)
         if header["optimizer"] != found:
             raise CheckpointError(str(path), f"it holds the state of {header['optimizer']}, not of {found}")
         whole: dict[str, Tensor] = {}
@@ -186,7 +187,7 @@ class TrainingState:
 
     def _states(self) -> list[tuple[str, dict[str, Any]]]:
         names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
-        return [(names[parameter], state) for parameter, state in self.optimizer.state.items()]
+        return [(names[parameter], state) for o in self.optimizers for parameter, state in o.state.items()]
 
     def _unusual_strides(self) -> dict[str, list[int]]:
         found = {
@@ -203,14 +204,18 @@ class TrainingState:
         self, path: Path, states: Mapping[str, Any], options: Sequence[Mapping[str, Any]]
     ) -> None:
         names = {parameter: name for name, parameter in self.model.named_parameters()}
-        order = [names[p] for group in self.optimizer.param_groups for p in group["params"]]
-        if len(options) != len(self.optimizer.param_groups) or not set(states) <= set(order):
+        groups = [group for o in self.optimizers for group in o.param_groups]
+        known = {names[p] for group in groups for p in group["params"]}
+        if len(options) != len(groups) or not set(states) <= known:
             raise CheckpointError(str(path), "its optimizer has other parameters")
-        restored = self.optimizer.state_dict()
-        restored["state"] = {index: states[name] for index, name in enumerate(order) if name in states}
-        for group, saved in zip(restored["param_groups"], options, strict=True):
-            group.update({key: tuple(v) if isinstance(v, list) else v for key, v in saved.items()})
-        self.optimizer.load_state_dict(restored)
+        saved_groups = iter(options)
+        for optimizer in self.optimizers:
+            order = [names[p] for group in optimizer.param_groups for p in group["params"]]
+            restored = optimizer.state_dict()
+            restored["state"] = {index: states[name] for index, name in enumerate(order) if name in states}
+            for group, saved in zip(restored["param_groups"], saved_groups, strict=False):
+                group.update({key: tuple(v) if isinstance(v, list) else v for key, v in saved.items()})
+            optimizer.load_state_dict(restored)
 
 
 def _numbers(name: str, state: Mapping[str, Any]) -> dict[str, float | int | bool | None]:

@@ -20,6 +20,8 @@ from parsl_rasda.types import Fault, Outcome
 _OUT_OF_MEMORY = re.compile(
     r"OutOfMemoryError|MemoryError|can't allocate memory|(CUDA|HIP|XPU)( error:)? out of memory"
 )
+_OF_DEVICE = re.compile(r"(CUDA|HIP|XPU)( error:)? out of memory")
+_OTHERS = re.compile(r"Process (\d+) has ([\d.]+ [KMGT]iB) memory in use")
 _DEVICE = re.compile(
     r"AcceleratorError|DeviceMissingError|(CUDA|HIP|NCCL|cuDNN|CUBLAS|XPU) error"
     r"|CUBLAS_STATUS|CUDNN_STATUS|No (CUDA|HIP) GPUs are available"
@@ -81,7 +83,19 @@ def cause_of(error: BaseException) -> str:
     own = [f for f in frames if not f.filename.startswith((runtime, sys.prefix, sys.base_prefix, "<"))]
     place = (own or frames)[-1:]
     where = f" ({Path(place[0].filename).name}:{place[0].lineno})" if place else ""
-    return " ".join(words_of(error).split()) + where
+    words = " ".join(words_of(error).split())
+    return words + where + (_advice_on_memory(words) if _OF_DEVICE.search(words) else "")
+
+
+def _advice_on_memory(words: str) -> str:
+    """Return what to change after torch's own words on memory, with what other processes hold of it."""
+    others = [f"process {pid} holds {held}" for pid, held in _OTHERS.findall(words)]
+    if others:
+        return f". Others use this GPU: {', '.join(others)}"
+    return (
+        ". Lower `training.batch_size`; more replicas (`scheduler.num_workers`) keep the batch of a step. "
+        "`training.precision: bf16` and `training.sharding: fsdp` need less memory, too"
+    )
 
 
 def _trace_of(error: BaseException) -> str:

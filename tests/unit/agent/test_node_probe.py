@@ -15,6 +15,7 @@ from parsl_rasda.agent.node_probe import (
     describe_allocation,
     end_of_allocation,
     gpu_count,
+    kfd_gpu_count,
     node_names,
 )
 
@@ -121,6 +122,33 @@ def test_gpus_that_a_mask_hides_do_not_count(
     if mask is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", mask)
     assert gpu_count("cuda") == count
+
+
+CPU_NODE = "cpu_cores_count 64\nsimd_count 0\nmem_banks_count 1\n"
+GPU_NODE = "cpu_cores_count 0\nsimd_count 440\ndrm_render_minor 128\ngfx_target_version 90010\n"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "count"),
+    [
+        ((), 0),
+        ((CPU_NODE,), 0),
+        ((CPU_NODE, CPU_NODE, *[GPU_NODE] * 8), 8),  # two dies a card: eight devices on four cards
+        ((CPU_NODE, GPU_NODE, None), 1),  # one that may not be read: another job's
+        ((CPU_NODE, GPU_NODE, ""), 1),
+        ((CPU_NODE, "simd_count\nnonsense\n"), 0),
+    ],
+)
+def test_amd_gpus_are_counted_by_the_topology_of_the_kernel(
+    tmp_path: Path, nodes: tuple[str | None, ...], count: int
+) -> None:
+    for number, text in enumerate(nodes):
+        (tmp_path / str(number)).mkdir()
+        if text is None:
+            (tmp_path / str(number) / "properties").mkdir()  # root reads any file; a folder is not read
+        else:
+            (tmp_path / str(number) / "properties").write_text(text)
+    assert kfd_gpu_count(tmp_path) == count
 
 
 def test_gpus_that_only_slurm_knows_of_are_those_of_its_mask(monkeypatch: pytest.MonkeyPatch) -> None:

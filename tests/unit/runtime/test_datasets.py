@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
+import threading
 from collections import OrderedDict, UserDict
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,6 +21,7 @@ from parsl_rasda.errors import TrainingError
 from parsl_rasda.runtime import local_trial
 from parsl_rasda.runtime.engine.batches import collate, to_device
 from parsl_rasda.runtime.engine.datasets import Readable, Samples
+from parsl_rasda.runtime.engine.reading import Reader
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 
@@ -244,3 +247,101 @@ def test_processes_that_read_ahead_may_be_started_by_any_method(method) -> None:
     finally:
         multiprocessing.set_start_method(before, force=True)
     assert sorted(names) == [str(i) for i in range(8)]
+
+
+# ------------------------------------------------------------------------------------- how they are read
+
+
+class Numbers(Dataset):
+    """Samples that say which process has read them."""
+
+    def __init__(self) -> None:
+        self.large = np.zeros(2**20)
+        self.shift, self.inner = 0, {"scale": torch.ones(1)}
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> tuple[float, int]:
+        return index * float(self.inner["scale"]) + self.shift, os.getpid()
+
+
+class _Unpicklable(Numbers):
+    def __init__(self) -> None:
+        super().__init__()
+        self.transform = lambda x: x
+
+
+def epoch_of(reader, data, **options):
+    """Read an epoch; returns the values, and the processes that read them."""
+    reads = [(0, [0, 1]), (1, [2, 3]), (2, [4, 5])]
+    batches = list(reader.read(Samples(data), reads, **options))
+    return torch.cat([values for values, _ in batches]).tolist(), {
+        int(pid) for _, ids in batches for pid in ids
+    }
+
+
+def test_processes_that_read_ahead_live_on_until_the_data_set_changes() -> None:
+    reader, data = Reader(CPU), Numbers()
+    values, first = epoch_of(reader, data, workers=1)
+    assert values == [0, 1, 2, 3, 4, 5]
+    assert len(first) == 1
+    assert os.getpid() not in first
+    assert epoch_of(reader, data, workers=1)[1] == first
+    data.shift = 10
+    values, second = epoch_of(reader, data, workers=1)
+    assert (values[0], second & first) == (10, set())
+    data.inner["scale"] *= 2
+    values, third = epoch_of(reader, data, workers=1)
+    assert (values[1], third & second) == (12, set())
+    assert epoch_of(reader, Numbers(), workers=1)[1] != third
+    children = len(multiprocessing.active_children())
+    reader.close()
+    assert len(multiprocessing.active_children()) < children
+
+
+def test_processes_end_with_the_epoch_where_the_data_set_cannot_be_compared() -> None:
+    reader, data = Reader(CPU), _Unpicklable()
+    assert epoch_of(reader, data, workers=1)[1] != epoch_of(reader, data, workers=1)[1]
+
+
+class _Shards:
+    """A `Blockwise` data set."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def order(self, seed, epoch):
+        return list(range(8))
+
+    def stream(self, reads, *, streams):
+        for indices in reads:
+            yield np.array(indices, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("data", "reader"),
+    [
+        (torch.arange(8.0), "rasda-read-ahead"),
+        ({"x": torch.arange(8.0)}, "rasda-read-ahead"),
+        (_Shards(), "rasda-read-ahead"),
+        (Plain(), "MainThread"),
+    ],
+)
+def test_batches_for_an_accelerator_are_pinned_and_plain_ones_read_ahead(data, reader) -> None:
+    """As on a GPU, with a stand-in for pinned memory that notes who has put the batch there."""
+    pinned, threads = [], set()
+
+    def pin(batch):
+        threads.add(threading.current_thread().name)
+        pinned.append(batch)
+        return batch
+
+    before = torch.random.get_rng_state()
+    reads = [(i, [2 * i, 2 * i + 1]) for i in range(4)]
+    batches = list(Reader(CPU, pin).read(Samples(data), reads))
+    flat = torch.cat([batch["x"] if isinstance(batch, dict) else batch for batch in batches])
+    assert flat.tolist() == list(range(8))
+    assert (len(pinned), threads) == (4, {reader})
+    if reader != "MainThread":
+        assert torch.equal(before, torch.random.get_rng_state())

@@ -88,3 +88,26 @@ def test_a_checkpoint_that_is_gone_is_a_loss_whatever_came_of_it(attempt: Attemp
     attempt.lost_origin = "it is damaged"
     end = end_by(attempt, ValueError("so nothing was read"))
     assert (end.outcome, end.cause, end.fault) == (LOST, "it is damaged", Fault.CHECKPOINT)
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (
+            OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+            "Lower `training.batch_size`; more",
+        ),
+        (
+            OutOfMemoryError("HIP out of memory. Process 4711 has 7.50 GiB memory in use. Including"),
+            ". Others use this GPU: process 4711 holds 7.50 GiB",
+        ),
+    ],
+)
+def test_memory_of_a_gpu_is_told_with_what_to_change(attempt: Attempt, error, advice: str) -> None:
+    cause = end_by(attempt, error).cause
+    assert str(error) in cause
+    assert advice in cause
+
+
+def test_memory_of_the_node_is_told_as_it_is(attempt: Attempt) -> None:
+    assert "batch_size" not in end_by(attempt, MemoryError("of the node")).cause

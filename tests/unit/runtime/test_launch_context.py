@@ -128,3 +128,38 @@ def test_ranks_of_other_launchers_are_found_and_empty_variables_are_none(environ
 def test_a_launcher_that_names_no_size_cannot_have_more_ranks_than_the_job() -> None:
     with pytest.raises(InvalidSettingError, match="ranks from 0 to 3, as ordered"):
         launch_context(order(), {"PALS_RANKID": "4"})
+
+
+INSTANCES = {"CUDA_VISIBLE_DEVICES": "MIG-a,MIG-b,MIG-c", "PMI_SIZE": "1", "PMI_RANK": "0"}
+
+
+def test_a_rank_sees_its_own_mig_instance_only() -> None:
+    context = launch_context(order(world_size=1, slots=("n1:2",)), INSTANCES)
+    assert (context.environment, context.device_index) == ({"CUDA_VISIBLE_DEVICES": "MIG-c"}, 0)
+
+
+def test_mig_instances_are_joined_by_gloo_alone() -> None:
+    here, environ = (
+        order(world_size=2, slots=("n1:0", "n1:2")),
+        {**INSTANCES, "PMI_SIZE": "2", "PMI_RANK": "1"},
+    )
+    with pytest.raises(
+        InvalidSettingError, match="ranks of one trial on MIG instances: found 2; allowed: 1,"
+    ):
+        launch_context(here, environ)
+    context = launch_context(here, {**environ, "PARSL_RASDA_BACKEND": "gloo"})
+    assert (context.environment, context.device_index) == ({"CUDA_VISIBLE_DEVICES": "MIG-c"}, 0)
+
+
+@pytest.mark.parametrize(("rank", "own"), [(0, "0"), (1, "1")])
+def test_the_mask_of_psslurm_for_one_rank_gives_way_to_that_of_the_job(rank, own) -> None:
+    """psslurm gives each of several ranks on a node one GPU, not its slot's (psslurmenv.c, setGPUEnv)."""
+    environ = {**SLURM, "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": str(rank), "CUDA_VISIBLE_DEVICES": own}
+    context = launch_context(order(world_size=2, slots=("n1:2", "n1:3")), environ)
+    assert (context.environment, context.device_index) == ({"CUDA_VISIBLE_DEVICES": "2,3"}, rank)
+
+
+def test_the_mask_of_psslurm_for_a_single_rank_has_all_gpus() -> None:
+    environ = {**SLURM, "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
+    context = launch_context(order(world_size=1, slots=("n1:3",)), environ)
+    assert (context.environment, context.device_index) == ({"CUDA_VISIBLE_DEVICES": "3"}, 0)

@@ -7,7 +7,7 @@ import threading
 import pytest
 from backend_tools import eventually
 
-from parsl_rasda.data.ahead import read_ahead
+from parsl_rasda.read_ahead import read_ahead
 
 
 def readers():
