@@ -21,6 +21,7 @@ from parsl_rasda.protocol import Training
 from parsl_rasda.runtime.engine.batches import Batch
 from parsl_rasda.runtime.engine.buffers import RunningBuffers
 from parsl_rasda.runtime.engine.datasets import Samples, read_all, seed_everything
+from parsl_rasda.runtime.engine.exact_tree import ExactTree
 from parsl_rasda.runtime.engine.forward import (
     PRECISIONS,
     compile_forward,
@@ -30,8 +31,9 @@ from parsl_rasda.runtime.engine.forward import (
 from parsl_rasda.runtime.engine.group import Group
 from parsl_rasda.runtime.engine.learning_rate import OwnedRates, Scaling, rate_factor, scaling_rule
 from parsl_rasda.runtime.engine.noise import NoiseMeter, noise_in
+from parsl_rasda.runtime.engine.overlapped_sum import OverlappedSum
 from parsl_rasda.runtime.engine.passes import Together, passes
-from parsl_rasda.runtime.engine.reduction import ExactTree, OverlappedSum, Reduction
+from parsl_rasda.runtime.engine.reduction import Reduction
 from parsl_rasda.runtime.engine.replicas import (
     EpochPlan,
     MicroBatch,
@@ -139,7 +141,7 @@ class Engine:
         self._step: _Step | None = None
         self._losses = torch.zeros(0)
         self._noise: NoiseMeter | None = None  # where one replica trains alone, or a reduction shows nothing
-        self._reductions: dict[tuple[str, int], Reduction] = {}
+        self._reductions: dict[str, Reduction] = {}
         run_in_precision(model, self.device.type, PRECISIONS[training.precision])
         if training.compile:
             compile_forward(model)
@@ -231,13 +233,13 @@ class Engine:
         if step.is_last or self.is_sharded:
             self.group.enter_step()
         weighted = loss * (micro_batch.weight * step.reduction.scale)
+        step.reduction.listen(last=step.is_last)
         (self.scaler.scale(weighted) if self.scaler else weighted).backward()  # type: ignore[no-untyped-call] # torch
         if self.position.step == 0:
             refuse_sparse_gradients(self.model)
-        part = step.reduction.part(micro_batch.size, last=step.is_last)
-        if self._noise is not None and part:
-            self._noise.add_part(self.parameters, micro_batch.replica, part, step.samples)
-        step.reduction.add(self._buffers.values(), micro_batch.weight)
+        part = step.reduction.add(self._buffers.values(), micro_batch.weight, micro_batch.size)
+        if self._noise is not None and part.samples:
+            self._noise.add_part(part.square, micro_batch.replica, part.samples, step.samples)
         if step.is_last:
             self._finish(step)
         return step.is_last
@@ -280,7 +282,7 @@ class Engine:
         if self.is_sharded:
             self.group.enter_step()  # the forward pass gathers the weights
         self._buffers.begin()
-        step.reduction.begin(last=is_last)
+        step.reduction.begin()
         seed_everything(self._seed_of("compute", micro_batch), self.device)
         self._together.begin()
 
@@ -295,7 +297,8 @@ class Engine:
         self.halted = step.reduction.finish(means, halt=step.halt())
         self._buffers.finish(means)
         if self._noise is not None:
-            scale = self.scaler.get_scale() if self.scaler else 1.0
+            # get_scale() would wait for the device
+            scale = self.scaler.scale(torch.ones((), device=self.device)).double() if self.scaler else 1.0
             self._noise.add_step(self.parameters, step.samples, scale)
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
@@ -319,10 +322,12 @@ class Engine:
         if kind == "auto":
             kind = "exact" if can_be_exact else "ddp"
         kind = "sharded" if self.is_sharded else kind
-        key = (kind, replicas if kind == "exact" else 0)
-        if key not in self._reductions:
-            self._reductions[key] = self._new_reduction(kind, replicas // size)
-        return self._reductions[key]
+        if kind not in self._reductions:
+            self._reductions[kind] = self._new_reduction(kind, replicas // size)
+        found = self._reductions[kind]
+        if isinstance(found, ExactTree):
+            found.carried = replicas // size
+        return found
 
     def _new_reduction(self, kind: str, carried: int) -> Reduction:
         if kind == "exact":

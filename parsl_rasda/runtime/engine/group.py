@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor, device
     from torch._C._distributed_c10d import Store
     from torch.distributed import Work
+
+    from parsl_rasda.runtime.engine.beside import Beside
 
 RENDEZVOUS_S = 120.0
 SILENCE_S = 1800.0  # a rank may be busy for long, for example with plots on rank 0
@@ -64,6 +66,7 @@ class Group:
         kind = device.type if device else "cpu"
         self._backend = os.environ.get(BACKEND_VARIABLE, BACKENDS[kind])
         self._roll_call: RollCall | None = None
+        self._beside: Beside | None = None
         if size > 1:
             with _peers():
                 self._store = self._rendezvous(directory, one_node=one_node)
@@ -171,8 +174,28 @@ class Group:
                 dist.broadcast(contiguous, 0)
                 tensor.detach().copy_(contiguous)
 
-    def swap(self, mine: Tensor, theirs: Tensor, peer: int) -> None:
-        """Send one tensor to a peer and receive another from it."""
+    @property
+    def beside(self) -> Beside:
+        """Where exchanges run beside the backward pass."""
+        from parsl_rasda.runtime.engine.beside import OnStream, OnThread
+
+        if self._beside is None:
+            device = self.device
+            self._beside = OnThread() if device is None or device.type == "cpu" else OnStream(device)
+        return self._beside
+
+    def start_swap(self, mine: Tensor, theirs: Tensor, peer: int, tag: int) -> Callable[[], None]:
+        """Start to send one tensor to a peer and to receive another from it.
+
+        Args:
+            mine: Sent; unchanged until the end.
+            theirs: Received.
+            peer: Rank.
+            tag: The same on both sides; tells swaps apart that run at the same time.
+
+        Returns:
+            What waits for the end.
+        """
         import torch
         import torch.distributed as dist
 
@@ -180,12 +203,23 @@ class Group:
             self._backend == "gloo" and mine.device.type != "cpu"
         )  # gloo can reduce those, but not send them
         here, there = (mine.cpu(), torch.empty_like(theirs, device="cpu")) if is_staged else (mine, theirs)
-        exchange = [dist.P2POp(dist.isend, here, peer), dist.P2POp(dist.irecv, there, peer)]
+        exchange = [
+            dist.P2POp(way, tensor, peer, tag=tag)
+            for way, tensor in ((dist.irecv, there), (dist.isend, here))
+            if tensor.numel()
+        ]
         with _peers():
-            for work in dist.batch_isend_irecv(exchange):
-                work.wait()
-        if is_staged:
-            theirs.copy_(there)
+            works = dist.batch_isend_irecv(exchange) if exchange else []
+
+        def wait() -> None:
+            with _peers():
+                for work in works:
+                    work.wait()
+            exchange.clear()  # it held what is sent
+            if is_staged:
+                theirs.copy_(there)
+
+        return wait
 
     def start_sum(self, tensor: Tensor) -> Work | None:
         """Start to add a tensor over all ranks, in place."""
