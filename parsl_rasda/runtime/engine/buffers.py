@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from parsl_rasda.errors import TrainingError
+from parsl_rasda.runtime.engine.flat import Flat, by_type
 from parsl_rasda.runtime.engine.group import Group
 
 
@@ -22,8 +23,6 @@ class _ModuleBuffer:
 
     def __init__(self, name: str, module: nn.Module, key: str, tensor: Tensor) -> None:
         self.name, self._module, self._key, self.tensor = name, module, key, tensor
-        self.is_counter = not (tensor.is_floating_point() or tensor.is_complex())
-        self.before = tensor  # its value before the step: a copy while it is watched
         self.has_changed = False
         self._version = 0
 
@@ -35,37 +34,65 @@ class _ModuleBuffer:
     def mark(self) -> None:
         self._version = self.tensor._version
 
-    def put(self, value: Tensor) -> None:
-        self.tensor.copy_(value)
+    def restore(self) -> None:
+        """Put the buffer's own tensor in its place again, whose values are right."""
         self._module._buffers[self._key] = self.tensor
         self.mark()
 
     def was_touched(self) -> bool:
         return self.now is not self.tensor or self.tensor._version != self._version
 
-    def differs(self) -> bool:
-        """Compare values too: some kernels, such as batch normalisation, do not count versions."""
-        return self.was_touched() or not torch.equal(self.now, self.before)
+
+class _Alike:
+    """The watched buffers of one type. Vectors hold their values before the step and now."""
+
+    def __init__(self, buffers: Sequence[_ModuleBuffer]) -> None:
+        self.buffers = buffers
+        tensors = [buffer.tensor for buffer in buffers]
+        self._before, self._now = Flat(tensors), Flat(tensors)
+        self._is_counter = not (tensors[0].is_floating_point() or tensors[0].is_complex())
+
+    def remember(self) -> None:
+        torch._foreach_copy_(self._before.views, [buffer.now for buffer in self.buffers])
+
+    def put_back(self) -> None:
+        self._put(self._before)
 
     def value(self) -> Tensor:
-        """Return the value that is averaged."""
-        if self.is_counter:
-            return (self.now.long() - self.before.long()).float()  # a difference has few digits
-        return _as_real(self.now.detach()).clone()
+        """Return the value that is averaged, until the next micro-batch."""
+        torch._foreach_copy_(self._now.views, [buffer.now for buffer in self.buffers])
+        if self._is_counter:
+            growth = self._now.vector.long() - self._before.vector.long()
+            return growth.float()  # which has few digits
+        return self._now.vector
+
+    def find_changes(self) -> None:
+        """Compare values too: some kernels, such as batch normalisation, do not count versions."""
+        pairs = zip(self._now.views, self._before.views, strict=True)
+        differs = torch.stack([torch.ne(now, before).any() for now, before in pairs]).tolist()
+        for buffer, is_other in zip(self.buffers, differs, strict=True):
+            buffer.has_changed = buffer.has_changed or is_other or buffer.was_touched()
 
     def alloc_mean(self) -> Tensor:
         """Return an uninitialised tensor for the mean of such values."""
-        return torch.empty_like(_as_real(self.tensor), dtype=torch.float if self.is_counter else None)
+        return torch.empty_like(self._now.vector, dtype=torch.float if self._is_counter else None)
 
-    def take(self, mean: Tensor) -> None:
-        if self.tensor.is_complex():
-            self.put(torch.view_as_complex(mean))
-        elif not self.is_counter:
-            self.put(mean)
-        elif self.tensor.dtype is torch.bool:
-            self.put(self.before + mean.round())
-        else:
-            self.put(self.before + mean.round().to(self.tensor.dtype))
+    def take(self, mean: Tensor, flags: Sequence[int]) -> None:
+        """Give those that change their mean, and the others their values before the step."""
+        before, now = self._before.vector, self._now.vector
+        now.copy_(before + _rounded(mean, now.dtype) if self._is_counter else mean)
+        views = zip(self._now.views, self._before.views, flags, strict=True)
+        chosen = [mine if has_changed else old for mine, old, has_changed in views]
+        torch._foreach_copy_([buffer.tensor for buffer in self.buffers], chosen)
+        self._restore()
+
+    def _put(self, values: Flat) -> None:
+        torch._foreach_copy_([buffer.tensor for buffer in self.buffers], values.views)
+        self._restore()
+
+    def _restore(self) -> None:
+        for buffer in self.buffers:
+            buffer.restore()
 
 
 class RunningBuffers:
@@ -81,11 +108,9 @@ class RunningBuffers:
 
     def begin_epoch(self) -> None:
         """Watch all buffers again, because the user may have unfrozen some."""
-        self._watched, self._still, self._is_first = (
-            list(_persistent(self._model)),
-            list[_ModuleBuffer](),
-            True,
-        )
+        self._still: list[_ModuleBuffer] = []
+        self._watched: list[_Alike] = []
+        self._is_first = True
 
     @property
     def do_change(self) -> bool:
@@ -95,20 +120,22 @@ class RunningBuffers:
     @torch.no_grad()
     def begin_step(self) -> None:
         """Remember the values before the step."""
-        for buffer in self._watched:
-            buffer.before = buffer.now.clone()
-        for buffer in (*self._watched, *self._still):
+        if self._is_first:
+            self._watched = _grouped(list(_persistent(self._model)))
+        for alike in self._watched:
+            alike.remember()
+        for buffer in (*self._changing(), *self._still):
             buffer.mark()
 
     @torch.no_grad()
     def begin(self) -> None:
         """Start a micro-batch with the values before the step."""
-        for buffer in self._watched:
-            buffer.put(buffer.before)
+        for alike in self._watched:
+            alike.put_back()
 
     @torch.no_grad()
     def values(self) -> list[Tensor]:
-        """Return what this micro-batch adds to the mean, without its weight.
+        """Return what this micro-batch adds to the means, without its weight: vectors until the next `begin`.
 
         Raises:
             TrainingError: If a buffer changes now, but did not in the first step of the epoch: the changes
@@ -120,29 +147,44 @@ class RunningBuffers:
                     f"The buffer {buffer.name!r} did not change in the first step of the epoch, but now.",
                     "Change it in every step, or register it with persistent=False.",
                 )
+        values = [alike.value() for alike in self._watched]
         if self._is_first:
-            for buffer in self._watched:
-                buffer.has_changed = buffer.has_changed or buffer.differs()
-        return [buffer.value() for buffer in self._watched]
+            for alike in self._watched:
+                alike.find_changes()
+        return values
 
     def alloc_means(self) -> list[Tensor]:
         """Return uninitialised tensors for the means that `finish` takes."""
-        return [buffer.alloc_mean() for buffer in self._watched]
+        return [alike.alloc_mean() for alike in self._watched]
 
     @torch.no_grad()
     def finish(self, means: Sequence[Tensor]) -> None:
         """Give each buffer its mean. A collective operation in the first step of an epoch."""
-        if self._is_first and self._watched:
-            flags = self._group.agree([int(buffer.has_changed) for buffer in self._watched])
-        else:
-            flags = (1,) * len(self._watched)
-        for buffer, mean, has_changed in zip(self._watched, means, flags, strict=True):
-            if has_changed:
-                buffer.take(mean)
-            buffer.before, buffer.has_changed = buffer.tensor, False
-        self._still += [b for b, has_changed in zip(self._watched, flags, strict=True) if not has_changed]
-        self._watched = [b for b, has_changed in zip(self._watched, flags, strict=True) if has_changed]
+        watched = self._changing()
+        is_asked = self._is_first and watched
+        flags = self._group.agree([int(b.has_changed) for b in watched]) if is_asked else (1,) * len(watched)
+        begin = 0
+        for alike, mean in zip(self._watched, means, strict=True):
+            end = begin + len(alike.buffers)
+            alike.take(mean, flags[begin:end])
+            begin = end
+        if not all(flags):
+            self._still += [b for b, flag in zip(watched, flags, strict=True) if not flag]
+            self._watched = _grouped([b for b, flag in zip(watched, flags, strict=True) if flag])
         self._is_first = False
+
+    def _changing(self) -> list[_ModuleBuffer]:
+        return [buffer for alike in self._watched for buffer in alike.buffers]
+
+
+def _grouped(buffers: Sequence[_ModuleBuffer]) -> list[_Alike]:
+    groups = by_type([buffer.tensor for buffer in buffers])
+    return [_Alike([buffers[i] for i in group]) for group in groups]
+
+
+def _rounded(mean: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the growth of a counter; that of a bool is true if there is any."""
+    return mean.round() if dtype is torch.bool else mean.round().to(dtype)
 
 
 def _persistent(model: nn.Module) -> Iterator[_ModuleBuffer]:
@@ -155,8 +197,3 @@ def _persistent(model: nn.Module) -> Iterator[_ModuleBuffer]:
                 continue
             seen.add(id(tensor))
             yield _ModuleBuffer(f"{prefix}.{key}".lstrip("."), module, key, tensor)
-
-
-def _as_real(tensor: Tensor) -> Tensor:
-    """Return complex numbers as pairs of real ones, which can be added in a fixed order."""
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor

@@ -24,6 +24,7 @@ from parsl_rasda.runtime.engine.batches import Batch
 from parsl_rasda.runtime.engine.buffers import RunningBuffers
 from parsl_rasda.runtime.engine.datasets import Samples, seed_everything
 from parsl_rasda.runtime.engine.determinism import Deterministic, explained
+from parsl_rasda.runtime.engine.exact_tree import ExactTree
 from parsl_rasda.runtime.engine.forward import (
     PRECISIONS,
     compile_forward,
@@ -32,6 +33,7 @@ from parsl_rasda.runtime.engine.forward import (
 )
 from parsl_rasda.runtime.engine.group import Group
 from parsl_rasda.runtime.engine.noise import NoiseMeter, noise_in
+from parsl_rasda.runtime.engine.overlapped_sum import OverlappedSum
 from parsl_rasda.runtime.engine.pairs import (
     ONE,
     Models,
@@ -44,7 +46,7 @@ from parsl_rasda.runtime.engine.pairs import (
 )
 from parsl_rasda.runtime.engine.passes import Together, passes
 from parsl_rasda.runtime.engine.reading import Reader
-from parsl_rasda.runtime.engine.reduction import ExactTree, OverlappedSum, Reduction
+from parsl_rasda.runtime.engine.reduction import Reduction
 from parsl_rasda.runtime.engine.replicas import (
     EpochPlan,
     MicroBatch,
@@ -145,7 +147,7 @@ class Engine:
         self._step: _Step | None = None
         self._losses = torch.zeros(0)
         self._noise: NoiseMeter | None = None  # where one replica trains alone, or a reduction shows nothing
-        self._reductions: dict[tuple[str, int], Reduction] = {}
+        self._reductions: dict[str, Reduction] = {}
         self._inexact = ""  # why sums are not exact, whatever the kernels do
         self._deterministic = Deterministic(
             is_demanded=training.reduce == "exact",
@@ -247,13 +249,13 @@ class Engine:
             self._losses[micro_batch.replica] += value.detach().double() * micro_batch.size
         if step.is_last or self.is_sharded:
             self.group.enter_step()
+        step.reduction.listen(last=step.is_last)
         self._backward(losses, micro_batch.weight * step.reduction.scale)
         if self.position.step == 0:
             refuse_sparse_gradients(self.model)
-        part = step.reduction.part(micro_batch.size, last=step.is_last)
-        if self._noise is not None and part:
-            self._noise.add_part(self.parameters, micro_batch.replica, part, step.samples)
-        step.reduction.add(self._buffers.values(), micro_batch.weight)
+        part = step.reduction.add(self._buffers.values(), micro_batch.weight, micro_batch.size)
+        if self._noise is not None and part.samples:
+            self._noise.add_part(part.square, micro_batch.replica, part.samples, step.samples)
         if step.is_last:
             self._finish(step)
         return step.is_last
@@ -331,7 +333,7 @@ class Engine:
         if self.is_sharded:
             self.group.enter_step()  # the forward pass gathers the weights
         self._buffers.begin()
-        step.reduction.begin(last=is_last)
+        step.reduction.begin()
         seed_everything(self._seed_of("compute", micro_batch), self.device)
         self._together.begin()
 
@@ -346,7 +348,8 @@ class Engine:
         self.halted = step.reduction.finish(means, halt=step.halt())
         self._buffers.finish(means)
         if self._noise is not None:
-            scale = self.scaler.get_scale() if self.scaler else 1.0
+            # get_scale() would wait for the device
+            scale = self.scaler.scale(torch.ones((), device=self.device)).double() if self.scaler else 1.0
             self._noise.add_step(self.parameters, step.samples, scale)
         self._updater.step()
         self.registered.after_step()
@@ -362,10 +365,12 @@ class Engine:
         self._inexact = self._why_inexact(replicas, can_be_exact=can_be_exact)
         kind = "exact" if can_be_exact and self.training.reduce != "ddp" else "ddp"
         kind = "sharded" if self.is_sharded else kind
-        key = (kind, replicas if kind == "exact" else 0)
-        if key not in self._reductions:
-            self._reductions[key] = self._new_reduction(kind, replicas // size)
-        return self._reductions[key]
+        if kind not in self._reductions:
+            self._reductions[kind] = self._new_reduction(kind, replicas // size)
+        found = self._reductions[kind]
+        if isinstance(found, ExactTree):
+            found.carried = replicas // size
+        return found
 
     def _why_inexact(self, replicas: int, *, can_be_exact: bool) -> str:
         if self.training.sharding != "none":

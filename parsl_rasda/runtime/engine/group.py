@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
     from torch.distributed import Work
 
+    from parsl_rasda.runtime.engine.beside import Beside
+
 MORE_PER_RANK_S = 0.1  # to meet: file systems and launchers start the ranks one after the other
 LOOKS_PER_S = 2_000.0  # at the address of rank 0, by all ranks together: it is on a file system for all
 LONGEST_PAUSE_S = 1.0  # between two looks of a rank
@@ -84,6 +86,7 @@ class Group:
         self._backend = backend_for(device.type if device else "cpu")
         self._roll_call: RollCall | None = None
         self._answers = 0  # of rank 0 to all
+        self._beside: Beside | None = None
         if size > 1:
             with _peers():
                 patience_s = meeting_s(size, rendezvous_s)
@@ -239,8 +242,28 @@ class Group:
                 for tensor, part in zip(bucket, parts, strict=True):
                     tensor.detach().copy_(part.view(tensor.shape))
 
-    def swap(self, mine: Tensor, theirs: Tensor, peer: int) -> None:
-        """Send one tensor to a peer and receive another from it."""
+    @property
+    def beside(self) -> Beside:
+        """Where exchanges run beside the backward pass."""
+        from parsl_rasda.runtime.engine.beside import OnStream, OnThread
+
+        if self._beside is None:
+            device = self.device
+            self._beside = OnThread() if device is None or device.type == "cpu" else OnStream(device)
+        return self._beside
+
+    def start_swap(self, mine: Tensor, theirs: Tensor, peer: int, tag: int) -> Callable[[], None]:
+        """Start to send one tensor to a peer and to receive another from it.
+
+        Args:
+            mine: Sent; unchanged until the end.
+            theirs: Received.
+            peer: Rank.
+            tag: The same on both sides; tells swaps apart that run at the same time.
+
+        Returns:
+            What waits for the end.
+        """
         import torch
         import torch.distributed as dist
 
@@ -248,12 +271,23 @@ class Group:
             self._backend == "gloo" and mine.device.type != "cpu"
         )  # gloo can reduce those, but not send them
         here, there = (mine.cpu(), torch.empty_like(theirs, device="cpu")) if is_staged else (mine, theirs)
-        exchange = [dist.P2POp(dist.isend, here, peer), dist.P2POp(dist.irecv, there, peer)]
+        exchange = [
+            dist.P2POp(way, tensor, peer, tag=tag)
+            for way, tensor in ((dist.irecv, there), (dist.isend, here))
+            if tensor.numel()
+        ]
         with _peers():
-            for work in dist.batch_isend_irecv(exchange):
-                work.wait()
-        if is_staged:
-            theirs.copy_(there)
+            works = dist.batch_isend_irecv(exchange) if exchange else []
+
+        def wait() -> None:
+            with _peers():
+                for work in works:
+                    work.wait()
+            exchange.clear()  # it held what is sent
+            if is_staged:
+                theirs.copy_(there)
+
+        return wait
 
     def start_sum(self, tensor: Tensor) -> Work | None:
         """Start to add a tensor over all ranks, in place."""

@@ -18,9 +18,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from parsl_rasda.runtime.engine.exact_mean import rounded_sum
+from parsl_rasda.runtime.engine.flat import squared_norm
 from parsl_rasda.runtime.engine.group import Group
 from parsl_rasda.types import GradientNoise
 
@@ -50,20 +51,20 @@ class NoiseMeter:
         self._parts = self._samples = 0
 
     @torch.no_grad()
-    def add_part(self, parameters: Sequence[Tensor], replica: int, samples: int, of: int) -> None:
-        """Take the gradients as those of a part of a step.
+    def add_part(self, square: Tensor | float, replica: int, samples: int, of: int) -> None:
+        """Take the gradient of a part of a step.
 
         Args:
-            parameters: Those that have gradients: their sum over the part, weighted by its share.
+            square: Squared norm of its sum over the part, weighted by the part's share.
             replica: Of this rank; the first one if there are several in the part.
             samples: Of the part.
             of: Samples of the step.
         """
         self._parts, self._samples = self._parts + 1, self._samples + samples
-        self._step[replica] += _squared_norm(parameters) * (of * of / samples)
+        self._step[replica] += square * (of * of / samples)
 
     @torch.no_grad()
-    def add_step(self, parameters: Sequence[Tensor], samples: int, scale: float) -> None:
+    def add_step(self, parameters: Sequence[Tensor], samples: int, scale: Tensor | float) -> None:
         """Take the gradients as those of the step; it does not count if they are not finite.
 
         Args:
@@ -75,7 +76,7 @@ class NoiseMeter:
             is_main = float(self._group.rank == 0)
             added = (self._parts, self._samples, is_main, is_main * samples)
             self._counts = [a + b for a, b in zip(self._counts, added, strict=True)]
-            self._step[-2] = _squared_norm(parameters) * samples
+            self._step[-2] = squared_norm([p.grad for p in parameters if p.grad is not None]) * samples
             self._step /= scale * scale
             self._step[-1] = 1.0
             self._squares += torch.where(self._step[-2].isfinite(), self._step, 0.0)
@@ -100,8 +101,3 @@ def noise_in(sums: Sequence[float]) -> GradientNoise | None:
     variance = (small - large) / (per_part - per_step)
     found = GradientNoise(small - variance * per_part, variance)
     return found if math.isfinite(found.gradient) and math.isfinite(found.variance) else None
-
-
-def _squared_norm(parameters: Sequence[Tensor]) -> Tensor | float:
-    grads = [p.grad for p in parameters if p.grad is not None]
-    return nn.utils.get_total_norm(grads).double().square() if grads else 0.0

@@ -19,7 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.protocol import Training
 from parsl_rasda.runtime.engine.group import Group
-from parsl_rasda.runtime.engine.reduction import Flag, added, flattened, unflatten
+from parsl_rasda.runtime.engine.reduction import NOTHING, Part, added
+from parsl_rasda.runtime.engine.tail import Flag, Tail, Usage
 
 
 def check_sharding(training: Training) -> None:
@@ -106,10 +107,10 @@ class ShardedSum:
         self.scale = float(group.size)
         self._group, self._parameters = group, list(model.parameters())
         self._sums: list[Tensor] = []
-        self._flag = Flag(group)
+        self._flag, self._usage = Flag(group), Usage(group.device)
         self._fresh = True
 
-    def begin(self, *, last: bool) -> None:
+    def begin(self) -> None:
         """Let the sharded gradients of the step's micro-batches accumulate; each backward pass sends its own.
 
         To send only their sum would be faster, but needs memory for the gradients of the whole model.
@@ -119,19 +120,19 @@ class ShardedSum:
             for parameter in self._parameters:
                 parameter.grad = None
 
-    def part(self, samples: int, *, last: bool) -> int:
-        """Return 0: no rank has the whole gradient of any samples."""
-        return 0
+    def listen(self, *, last: bool) -> None:
+        """Do nothing: FSDP listens itself."""
 
-    def add(self, values: Sequence[Tensor], weight: float) -> None:
-        """Add the values as they are after this micro-batch."""
+    def add(self, values: Sequence[Tensor], weight: float, samples: int) -> Part:
+        """Add the values as they are after this micro-batch. No rank has the whole gradient of a part."""
         self._sums = added(self._sums, values, weight)
+        return NOTHING
 
     def finish(self, means: Sequence[Tensor], *, halt: bool) -> bool:
         """Add the values and the flag over the ranks; the gradients are added already."""
         self._fresh = True
-        flag = torch.tensor([float(halt)], device=self._group.device)
-        tail = flattened([*self._sums, flag])
-        self._group.finish(self._group.start_sum(tail))
-        unflatten(tail, [*means, flag])
-        return self._flag.raised(flag)
+        tail = Tail(self._sums, means, self._usage.flags([], halt=halt))
+        for work in [self._group.start_sum(vector) for vector in tail.vectors]:
+            self._group.finish(work)
+        tail.deliver()
+        return self._flag.raised(tail.flags)

@@ -85,8 +85,7 @@ def test_a_step_that_overflows_does_not_count(tmp_path) -> None:
     meter = NoiseMeter(Group(0, 1, weight.device, tmp_path, one_node=True), 2, range(2), [])
     for first, second in ((1.0, 3.0), (math.inf, 3.0), (1.0, 3.0)):
         for replica, gradient in enumerate((first, second)):
-            weight.grad = torch.tensor([gradient / 2])
-            meter.add_part([weight], replica, 1, 2)
+            meter.add_part(torch.tensor((gradient / 2) ** 2, dtype=torch.float64), replica, 1, 2)
         weight.grad = torch.tensor([(first + second) / 2])
         meter.add_step([weight], 2, 1.0)
     assert noise_in(meter.sums()) == GradientNoise(3.0, 2.0)
