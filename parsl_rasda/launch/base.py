@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from parsl_rasda.devices import DEVICE_MASKS
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.types import Placement
@@ -77,6 +79,16 @@ class LaunchCommand:
     lasting: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
     cancel: tuple[str, ...] = ()
+
+
+class MpiexecOptions(BaseModel):
+    """The options of a launcher whose program sites name differently."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    command: str = Field(
+        "mpiexec", min_length=1, description="The program, for example mpiexec.hydra or mpirun."
+    )
 
 
 class Launcher(Protocol):

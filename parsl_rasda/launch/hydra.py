@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from parsl_rasda.launch.base import LaunchCommand, LaunchSettings, rank_environment, ranks_per_node
+from parsl_rasda.launch.base import (
+    LaunchCommand,
+    LaunchSettings,
+    MpiexecOptions,
+    rank_environment,
+    ranks_per_node,
+)
 from parsl_rasda.plugins import Plugin
 from parsl_rasda.types import Placement
 
@@ -18,6 +24,7 @@ class HydraLauncher:
     """
 
     name: str = "hydra"
+    program: str = "mpiexec"
 
     def command(
         self, placement: Placement, program: tuple[str, ...], settings: LaunchSettings
@@ -34,8 +41,8 @@ class HydraLauncher:
             # No ssh and no srun for this machine; the variable is the only spelling that both know.
             hosts, one, files = (), (), {}
             environment |= {"HYDRA_LAUNCHER": "fork", "I_MPI_HYDRA_BOOTSTRAP": "fork"}
-        argv = ("mpiexec", *hosts, "-n", str(placement.world_size), *settings.options, *program)
-        lasting = ("mpiexec", *one, "-n", "1", *settings.options) if settings.is_contained else ()
+        argv = (self.program, *hosts, "-n", str(placement.world_size), *settings.options, *program)
+        lasting = (self.program, *one, "-n", "1", *settings.options) if settings.is_contained else ()
         return LaunchCommand(argv, environment, files, lasting=lasting)
 
 
@@ -49,4 +56,4 @@ def _hosts(placement: Placement, directory: str) -> tuple[tuple[str, ...], dict[
     return ("-hosts", ",".join(n.node for n in placement.nodes), "-ppn", str(per_node)), {}
 
 
-HYDRA = Plugin(lambda _: HydraLauncher())
+HYDRA = Plugin(lambda options: HydraLauncher(program=options.command), MpiexecOptions)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from parsl_rasda.launch.base import LaunchCommand, LaunchSettings, rank_environment
+from parsl_rasda.launch.base import LaunchCommand, LaunchSettings, MpiexecOptions, rank_environment
 from parsl_rasda.plugins import Plugin
 from parsl_rasda.types import Placement
 
@@ -20,6 +20,7 @@ class OpenMpiLauncher:
     """
 
     name: str = "openmpi"
+    program: str = "mpiexec"
 
     def command(
         self, placement: Placement, program: tuple[str, ...], settings: LaunchSettings
@@ -37,9 +38,9 @@ class OpenMpiLauncher:
             ),  # else only the first node has them
             *settings.options,
         )
-        argv = ("mpiexec", "--host", hosts, "-n", str(placement.world_size), *flags, *program)
+        argv = (self.program, "--host", hosts, "-n", str(placement.world_size), *flags, *program)
         one = "localhost:1" if settings.local else "{node}:1"
-        lasting = ("mpiexec", "--host", one, "-n", "1", *flags) if settings.is_contained else ()
+        lasting = (self.program, "--host", one, "-n", "1", *flags) if settings.is_contained else ()
         environment = {
             "OMPI_ALLOW_RUN_AS_ROOT": "1",  # containers; without effect for anybody else
             "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
@@ -49,4 +50,4 @@ class OpenMpiLauncher:
         return LaunchCommand(argv, environment, lasting=lasting)
 
 
-OPENMPI = Plugin(lambda _: OpenMpiLauncher())
+OPENMPI = Plugin(lambda options: OpenMpiLauncher(program=options.command), MpiexecOptions)

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from parsl_rasda.launch.base import LaunchCommand, LaunchSettings, rank_environment, ranks_per_node, steady
+from parsl_rasda.launch.base import (
+    LaunchCommand,
+    LaunchSettings,
+    MpiexecOptions,
+    rank_environment,
+    ranks_per_node,
+    steady,
+)
 from parsl_rasda.plugins import Plugin
 from parsl_rasda.types import Placement
 
@@ -19,6 +26,7 @@ class PalsLauncher:
     """
 
     name: str = "pals"
+    program: str = "mpiexec"
 
     def command(
         self, placement: Placement, program: tuple[str, ...], settings: LaunchSettings
@@ -27,10 +35,19 @@ class PalsLauncher:
         per_node = ranks_per_node(placement) or steady(self.name, placement)
         hosts = ",".join(node.node for node in placement.nodes)
         flags = ("--cpu-bind", "none", *settings.options)  # trials share nodes: each would bind to core 0
-        argv = ("mpiexec", "--hosts", hosts, "--ppn", str(per_node), "-n", str(placement.world_size), *flags)
-        one = ("mpiexec", "--hosts", "{node}", "--ppn", "1", "-n", "1", *flags)
+        argv = (
+            self.program,
+            "--hosts",
+            hosts,
+            "--ppn",
+            str(per_node),
+            "-n",
+            str(placement.world_size),
+            *flags,
+        )
+        one = (self.program, "--hosts", "{node}", "--ppn", "1", "-n", "1", *flags)
         lasting = one if settings.is_contained else ()
         return LaunchCommand((*argv, *program), rank_environment(settings), lasting=lasting)
 
 
-PALS = Plugin(lambda _: PalsLauncher())
+PALS = Plugin(lambda options: PalsLauncher(program=options.command), MpiexecOptions)

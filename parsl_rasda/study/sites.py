@@ -176,7 +176,7 @@ class SiteBase(Spec):
         "hydra",
         description="hydra (MPICH, Intel MPI), openmpi, srun, process (one process per trial, whatever its "
         "width), pals (Cray), flux, ibrun (TACC), or a plug-in, with options as {kind: NAME, option: value}; "
-        "srun has gpus: gres, gpus-per-node or none.",
+        "srun has gpus: gres, gpus-per-node or none; hydra, openmpi and pals have command: NAME.",
     )
     launcher_options: tuple[Text, ...] = Field((), description="Words to add to the launcher's command.")
     accelerator: Literal["cuda", "rocm", "xpu", "cpu", "none"] = Field(

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from slurm_cluster import SlurmCluster
+from studies import wait_until_none_is_left
 
 import parsl_rasda
 
@@ -116,6 +117,7 @@ def assert_contained(folder: Path, done: subprocess.CompletedProcess[str]) -> No
     assert all(each["package"].startswith("/mnt/lib") for each in seen)
     assert str(Path("/proc/self/ns/pid").readlink()) not in {each["processes"] for each in seen}
     assert all(each["forked"] for each in seen), logs
+    wait_until_none_is_left(folder)
 
 
 def test_ranks_of_mpiexec_are_forked_in_the_container(image: Path, tmp_path: Path) -> None:

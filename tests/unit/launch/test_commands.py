@@ -167,6 +167,15 @@ def test_srun_asks_for_gpus_as_the_cluster_wants_it_in_ranks_and_keepers(gpus: s
         assert [w for w in words if "gres" in w or "gpus" in w] == ([flag] if flag else [])
 
 
+@pytest.mark.parametrize("name", ["hydra", "openmpi", "pals"])
+def test_a_site_may_name_the_program_of_its_mpi_library(name: str) -> None:
+    settings = replace(CUDA, is_contained=True)
+    command = build_launcher({"kind": name, "command": "mpiexec.mine"}).command(TWO_GPUS, PROGRAM, settings)
+    usual = build_launcher(name).command(TWO_GPUS, PROGRAM, settings)
+    assert command.argv == ("mpiexec.mine", *usual.argv[1:])
+    assert command.lasting == ("mpiexec.mine", *usual.lasting[1:])
+
+
 def test_srun_refuses_another_way_to_ask_for_gpus() -> None:
     with pytest.raises(InvalidFileError, match=r"gpus.*'gpu-bind'"):
         build_launcher({"kind": "srun", "gpus": "gpu-bind"})
