@@ -76,6 +76,9 @@ def drawn(tables: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> 
     """Draw test metric and emulated makespan of each arm, relative to ASHA's: left and below is better."""
     from matplotlib.figure import Figure
 
+    tables = {
+        s: arms for s, arms in tables.items() if any(row["makespan_16_s_to_asha"] for row in arms.values())
+    }
     figure = Figure(figsize=(4 * max(1, len(tables)), 4), layout="constrained")
     axes = figure.subplots(1, max(1, len(tables)), squeeze=False)[0]
     for axis, (study, arms) in zip(axes, tables.items(), strict=False):
