@@ -3,7 +3,7 @@
 A launcher starts ``python -m parsl_rasda.runtime ORDER.json`` once per rank. Packages import each other
 in one direction only: `process` and `local`, `trial`, `keeper`, `attempt` and `engine`, `checkpoints`.
 
-Reading order: `trial` (what users see), `own_loop` (a trial that is trained by a loop of theirs), `engine`
+Reading order: `trial` (what users see), `own_trial` and `own_loop` (one that a loop of theirs trains), `engine`
 (how a step is computed, the same at any world size), `checkpoints` (what a trial leaves on disk), `attempt`
 (what a job was ordered and reports), `process` (how a rank starts and ends), `local` (a trial without a
 controller), `site_probe` (a training function for `parsl-rasda doctor`).

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,13 @@ from parsl_rasda.protocol import EpochReport, JobResult, JobSpec, Training
 from parsl_rasda.types import TrialId
 
 HERE = Path(__file__).parent
-MPIEXEC = Path(sys.executable).parent / "mpiexec"
+BESIDE = Path(sys.executable).parent
+MPIEXEC = Path(
+    shutil.which("mpiexec", path=f"{BESIDE}{os.pathsep}{os.environ.get('PATH', '')}") or BESIDE / "mpiexec"
+)
 OPENMPI = Path(os.environ.get("RASDA_OPENMPI", HERE.parents[1] / ".venv-openmpi" / "bin"))
-ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{HERE.parents[1]}:{HERE}", "OMP_NUM_THREADS": "1"}
+FOLDERS = [str(HERE.parents[1]), str(HERE), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(FOLDERS), "OMP_NUM_THREADS": "1"}
 PATIENCE_S = 90.0
 
 
