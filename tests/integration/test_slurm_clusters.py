@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ SITE: dict[str, Any] = {
     "heartbeat_threshold": 5,
 }
 PROVIDER: dict[str, Any] = {"type": "SlurmProvider", "partition": "main", "walltime": "00:10:00"}
+RUN = ("run", "study.yaml", "--site", "site.yaml", "--dir", "run", "--json")
+DOCTOR = ("doctor", "--site", "site.yaml")
 SCHEDULER = {"max_t": 4, "reduction_factor": 2, "max_workers": 4, "growth": "strict"}
 STUDY: dict[str, Any] = {
     "name": "clusters",
@@ -41,12 +44,14 @@ STUDY: dict[str, Any] = {
 }
 
 
-def run(folder: Path, cluster: SlurmCluster, nodes: int, **fields: Any) -> subprocess.CompletedProcess[str]:
+def run(
+    folder: Path, cluster: SlurmCluster, nodes: int, words: Sequence[str] = RUN, **fields: Any
+) -> subprocess.CompletedProcess[str]:
     provider = {**PROVIDER, "nodes_per_block": nodes, **fields.pop("provider", {})}
     (folder / "site.yaml").write_text(json.dumps({**SITE, "provider": provider, **fields}))  # JSON is YAML
     (folder / "study.yaml").write_text(json.dumps(STUDY))
     return subprocess.run(
-        (str(COMMAND), "run", "study.yaml", "--site", "site.yaml", "--dir", "run", "--json"),
+        (str(COMMAND), *words),
         cwd=folder,
         env={**os.environ, **cluster.environment, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -75,9 +80,7 @@ def test_a_cluster_without_gres_runs_ranks_and_refuses_a_bad_worker_init(tmp_pat
     need("slurm")
     with SlurmCluster(nodes=1, gpus=0) as cluster:
         assert_used(tmp_path, run(tmp_path, cluster, 1, gpus_per_node=4), [4])
-        (bad := tmp_path / "bad").mkdir()
         init = {"worker_init": "source /none/activate"}
-        done = run(bad, cluster, 1, gpus_per_node=4, provider=init)
+        done = run(tmp_path, cluster, 1, words=DOCTOR, gpus_per_node=4, provider=init)  # asks for one pilot
     assert done.returncode == 4, done.stderr
     assert "worker_init failed with exit status 1: source /none/activate" in done.stderr
-    assert not [*(bad / "run/trials").glob("*/attempt-*/report.json")], "nothing ran without it"
