@@ -8,7 +8,7 @@ from parsl_rasda.orchestration.events import ContinueJob, ProposeTrial
 from parsl_rasda.orchestration.lifecycle import TrialLifecycle
 from parsl_rasda.orchestration.search_record import SearchRecord
 from parsl_rasda.orchestration.trial_record import LiveJob, TrialRecord
-from parsl_rasda.placement.cluster_state import NO_CAUTION, Kind, RunningTrial
+from parsl_rasda.placement.cluster_state import NO_CAUTION, Kind, PendingTrial, RunningTrial
 from parsl_rasda.placement.what_if import WhatIf
 from parsl_rasda.types import Placement, StudyState, TrialId
 
@@ -46,6 +46,11 @@ class Allocator:
             self._propose()
         if search.pilots.deferred:
             self.request_deferred_pilots()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the policy wants to be asked again by now."""
+        return self.again_at is not None and self._search.now >= self.again_at
 
     def request_deferred_pilots(self) -> None:
         """Ask for pilots that were not replaced when they went, if somebody waits for slots there."""
@@ -130,28 +135,26 @@ class Allocator:
         search, cluster = self._search, self._search.cluster_state
         if not (cluster.ledger.free or cluster.is_anything_leaving):
             return
+        workers, refused = search.settings.num_workers, set[Kind]()
         with WhatIf(cluster) as what_if:
             leaving = what_if.lend_leaving(search.now)
-            if cluster.num_waiting * search.settings.num_workers >= cluster.ledger.free:
-                return
-            for waiting in cluster.queue():
-                if not self._hold_start(what_if, waiting.stretch.workers, waiting.kind):
-                    return
-            workers = search.settings.num_workers
+            for waiting in cluster.queue(refused):
+                if not self._hold_start(what_if, waiting):
+                    refused.add(waiting.kind)
             while cluster.find_start(workers, (workers, None, NO_CAUTION)) is not None:
                 decision = search.scheduler.resume_next()
                 if decision is None:
                     return
-                waiting = self._lifecycle.resume(search.trials[decision.trial], decision)
-                has_own = decision.trial not in leaving and search.trials[decision.trial].job is not None
-                if not (has_own or self._hold_start(what_if, waiting.stretch.workers, waiting.kind)):
-                    return
+                trial = search.trials[decision.trial]
+                waiting = self._lifecycle.resume(trial, decision)
+                if trial.job is None or trial.id in leaving:  # else it waits for its own slots
+                    self._hold_start(what_if, waiting)
 
-    def _hold_start(self, what_if: WhatIf, workers: int, kind: Kind) -> bool:
+    def _hold_start(self, what_if: WhatIf, waiting: PendingTrial) -> bool:
         """Hold the slots that a waiting trial needs, in a thought; return whether there are enough."""
         cluster = self._search.cluster_state
-        needed = self._search.growth.needs(workers, self._search.settings.num_workers)
-        placement = cluster.find_start(needed, kind)
+        needed = self._search.growth.needs(waiting.stretch.workers, self._search.settings.num_workers)
+        placement = cluster.find_start(needed, waiting.kind)
         if placement is not None:
             what_if.hold(placement)
         return placement is not None

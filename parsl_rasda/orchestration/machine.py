@@ -239,11 +239,14 @@ class Machine:
             self._lifecycle.tell_to_leave(trial, "interrupted")
 
     def _on_timer(self) -> None:
-        """Try again what was set aside, and ask the sites that have cooled down."""
+        """Ask the sites that have cooled down, try again what was set aside, and wait no longer for slots."""
         if self.state is StudyState.RUNNING:
-            if self.faults.retry_due():
+            self._allocator.request_deferred_pilots()
+            is_retried = self.faults.retry_due()
+            if is_retried:
                 self._lifecycle.requeue_doubtful()
-            self._allocator.allocate()
+            if is_retried or self._allocator.is_due:
+                self._allocator.allocate()
 
     def _stop_as_found(self) -> None:
         """Stop the search: it has found what the study wants."""

@@ -228,11 +228,6 @@ class ClusterState:
             if not line:
                 del self._lines[waiting.kind]
 
-    @property
-    def num_waiting(self) -> int:
-        """Trials that wait."""
-        return len(self._waiting)
-
     def postpone(self, trial: TrialId, now: float) -> None:
         """Note that a trial could have started by now."""
         waiting = self._waiting[trial]

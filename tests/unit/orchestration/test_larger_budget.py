@@ -28,6 +28,10 @@ class Recorder:
         self.machine, self.settings = machine, machine.settings
         self.events: list[Event] = []
 
+    @property
+    def wake_at(self) -> float | None:
+        return self.machine.wake_at
+
     def handle(self, event: Event) -> tuple[Instruction, ...]:
         self.events.append(event)
         return self.machine.handle(event)

@@ -470,7 +470,8 @@ def test_paused_trials_get_a_pilot_also_when_the_first_one_asked_for_is_refused(
     told.epoch("0003.1", 1, 0.9)
     told.pilot_ends("a-0")
     told.ends("0003.1")
-    assert told.state("0000") is told.state("0001") is TrialState.PAUSED, "who go on once there are slots"
+    assert told.state("0000") is TrialState.PAUSED, "who goes on once there are slots"
+    assert told.state("0001") is TrialState.WAITING, "the slot that was just being left was for it"
     refuses(told, "a-1")
     told.now = told.machine.wake_at
     assert told.tell(TimerFired) == [RequestPilot(PilotId("a-2"), SiteName("a"))]
