@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -147,9 +148,10 @@ def test_two_studies_go_on_over_three_jobs_each_and_end_as_if_undisturbed(
     assert len(list(looping.folder.glob("study-*.log"))) == 3
 
 
-def test_a_queue_is_heard_before_a_pilot_is_asked_for_and_when_it_refuses(
+def test_a_queue_is_heard_before_a_pilot_is_asked_for_while_it_waits_and_when_it_refuses(
     tmp_path: Path, cluster: SlurmCluster
 ) -> None:
+    """And `cancel` ends a run from anywhere: a controller on this machine, and a job in the queue."""
     place = Place(tmp_path / "here", cluster, epoch_s=1.0)
     site = place.folder / "slurm.yaml"
     validate = ("parsl-rasda", "validate", "study.yaml", "--site", "slurm.yaml", "--online")
@@ -159,4 +161,33 @@ def test_a_queue_is_heard_before_a_pilot_is_asked_for_and_when_it_refuses(
     assert "invalid partition specified: none" in place.said(*validate, code=2)
     run = ("parsl-rasda", "run", "study.yaml", "--site", "slurm.yaml", "--dir")
     refused = place.said(*run, "refused", code=4)
-    assert "Invalid partition name specified" in refused, "in its own words, to their end"
+    first = r"faults pilot slurm-0, pilot slurm-1[^:]*: sbatch: error: invalid partition specified: none"
+    assert re.search(first, " ".join(refused.split()))
+    site.write_text(f'{SLURM}pilots: 2\nwalltimes: ["00:10:00", "00:05:00"]\n')
+    cluster.run("scontrol", "update", "partitionname=main", "state=down")
+    try:
+        with (place.folder / "out").open("w") as out:
+            process = subprocess.Popen(
+                (*run, "run"), cwd=place.folder, env=place.environment, stdout=out, stderr=out
+            )
+        said = (place.folder / "out").read_text
+        eventually(lambda: "PartitionDown" in said(), "the reason is told", DEADLINE_S)
+        eventually(lambda: said().count("PartitionDown") > 1, "both are told", DEADLINE_S)
+        waiting = place.status()["awaited"]
+        assert {pilot["job"] for pilot in waiting} == set(cluster.jobs("PENDING"))
+        assert {(pilot["state"], pilot["reason"]) for pilot in waiting} == {("PENDING", "PartitionDown")}
+        limits = cluster.run("squeue", "--noheader", "--format=%l").split()
+        assert sorted(limits) == ["10:00", "5:00"], "the pilots take turns in the walltimes"
+        assert "it will not start by itself: its partition is down" in " ".join(
+            place.said("parsl-rasda", "status", "run").split()
+        )
+        assert "ended" in place.said("parsl-rasda", "cancel", "run")
+        assert process.wait(timeout=DEADLINE_S) == 143
+        place.said("parsl-rasda", "submit", "study.yaml", "--site", "slurm.yaml", "--dir", "queued")
+        assert "PartitionDown" in place.said("parsl-rasda", "status", "queued")
+        again = place.said("parsl-rasda", "submit", "queued", code=2)
+        assert "has a controller in the queue" in again
+        assert "ended" in place.said("parsl-rasda", "cancel", "queued")
+        eventually(lambda: not cluster.jobs("PENDING,RUNNING"), "the queue is empty", DEADLINE_S)
+    finally:
+        cluster.run("scontrol", "update", "partitionname=main", "state=up")
