@@ -349,6 +349,7 @@ class ParslSiteSpec(SiteBase):
         None,
         description="Nodes of a pilot; without it, nodes_per_block of the provider, or 1. "
         "auto, with LocalProvider: all nodes of the allocation that the controller is in.",
+        examples=[4, "auto"],
     )
     address: Addresses | None = Field(
         None,
@@ -368,6 +369,7 @@ class ParslSiteSpec(SiteBase):
         default_factory=dict,
         description="The provider's arguments that differ for the job of a controller (`submit`), for "
         "example partition and walltime.",
+        examples=[{"partition": "shared", "walltime": "24:00:00"}],
     )
 
     _nodes_here: int = PrivateAttr(default=1)

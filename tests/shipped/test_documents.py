@@ -60,7 +60,7 @@ def test_it_can_be_read_in_one_go_and_stands_for_itself(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     assert "../shared" not in text
     assert re.search(r"\bissues? #?\d", text) is None
-    if document.name != "README.md":
+    if document.name not in {"README.md", "CHANGELOG.md"}:  # one has its own limit, the other grows
         prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
         assert len(prose.splitlines()) < MOST_LINES
 

@@ -135,7 +135,7 @@ def test_training_goes_on_at_a_rung_while_its_checkpoint_is_written(tmp_path, sp
     """Unless just that one is kept, or it is the trial's last."""
     attempt = attempt_in(tmp_path, interactive=True, until=1, **{"max_epochs": 9, **spec})
     attempt.channel = Controller(3)
-    with patch("parsl_rasda.runtime.trial.Saver", lambda: Disk([True] * 4)):
+    with patch("parsl_rasda.runtime.own_trial.Saver", lambda: Disk([True] * 4)):
         trial = Trial(attempt)
     model, _ = trial.prepare(nn.Linear(1, 1), torch.optim.SGD, lr=0.01)
     for _ in trial.epochs():
