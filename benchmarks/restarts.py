@@ -93,7 +93,7 @@ def measure(directory: Path, repeats: int, *, warm_start: bool) -> dict[str, obj
     from parsl_rasda.backends.registry import build_backend
     from parsl_rasda.orchestration.backend import BackendContext
     from parsl_rasda.orchestration.events import PilotStarted, RequestPilot
-    from parsl_rasda.study.sites import ParslSiteSpec
+    from parsl_rasda.study.parsl_site import ParslSiteSpec
     from parsl_rasda.testing.backends import EventLog
     from parsl_rasda.types import PilotId, SiteName
 

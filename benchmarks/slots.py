@@ -31,7 +31,7 @@ from parsl_rasda.orchestration.events import Event, FinishStudy, Instruction, Pi
 from parsl_rasda.orchestration.journal import read
 from parsl_rasda.orchestration.progress import NoProgress
 from parsl_rasda.study import StudySpec
-from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.study.parsl_site import ParslSiteSpec
 from parsl_rasda.workflow import run_study
 
 SLOTS = (16, 64, 256, 1024)

@@ -17,7 +17,8 @@ from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.launch.base import LaunchCommand, Launcher, LaunchSettings
 from parsl_rasda.launch.container import CONTAINED_VARIABLE, exec_words, step_options
 from parsl_rasda.protocol import JobSpec
-from parsl_rasda.study.sites import ParslSiteSpec, SiteBase
+from parsl_rasda.study.parsl_site import ParslSiteSpec
+from parsl_rasda.study.site_base import SiteBase
 from parsl_rasda.types import NodeName, NodeSlots, Placement
 
 if TYPE_CHECKING:

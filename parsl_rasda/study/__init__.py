@@ -25,15 +25,10 @@ from parsl_rasda.study.loading import (
     load_site,
     load_study,
 )
+from parsl_rasda.study.parsl_site import ParslSiteSpec
 from parsl_rasda.study.pipelines import EACH, CommandStage, PythonStage, Stage, StudySpec, TuneStage
-from parsl_rasda.study.sites import (
-    ExecutorSite,
-    GlobusSiteSpec,
-    ParslSiteSpec,
-    PluginSiteSpec,
-    SiteBase,
-    SiteSpec,
-)
+from parsl_rasda.study.site_base import SiteBase
+from parsl_rasda.study.sites import ExecutorSite, GlobusSiteSpec, PluginSiteSpec, SiteSpec
 from parsl_rasda.study.tuning import SchedulerSpec, SearcherSpec, TrainingSpec, TuneSpec
 
 __all__ = [

@@ -8,7 +8,7 @@ from pydantic import JsonValue
 
 from parsl_rasda.errors import InvalidSettingError, Loc
 from parsl_rasda.study.document import AsWritten
-from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.study.parsl_site import ParslSiteSpec
 
 # What the job of a controller has in common with the pilots; the rest of a pilot's request is for its GPUs.
 _COMMON = frozenset(

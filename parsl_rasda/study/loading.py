@@ -31,8 +31,9 @@ from parsl_rasda.study.document import (
     read_document,
 )
 from parsl_rasda.study.functions import target_problems
+from parsl_rasda.study.parsl_site import NO_ARGUMENTS
 from parsl_rasda.study.pipelines import SHORT_KEYS, SHORT_STAGE, StudySpec, is_short_form
-from parsl_rasda.study.sites import NO_ARGUMENTS, AnySite, ExecutorSite, SiteSpec
+from parsl_rasda.study.sites import AnySite, ExecutorSite, SiteSpec
 from parsl_rasda.study.tuning import TuneSpec
 from parsl_rasda.study.yaml_nodes import DEEPEST
 from parsl_rasda.study_code.targets import TargetError, signature_of

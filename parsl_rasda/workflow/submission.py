@@ -14,7 +14,7 @@ from parsl_rasda.orchestration.replay import load_run, load_run_study, save_run,
 from parsl_rasda.orchestration.run_directory import RunDirectory, check_folder
 from parsl_rasda.study import SiteSpec
 from parsl_rasda.study.controller_sites import controller_site, site_inside
-from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.study.parsl_site import ParslSiteSpec
 from parsl_rasda.workflow.entry import refuse_other_search
 from parsl_rasda.workflow.pinned_code import search_path_in
 

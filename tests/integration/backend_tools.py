@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from parsl_rasda.agent import orphan_reaper
-from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.study.parsl_site import ParslSiteSpec
 
 STAND_IN = Path(__file__).parent / "stand_in_rank.py"
 DEADLINE_S = 60.0

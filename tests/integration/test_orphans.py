@@ -28,7 +28,7 @@ from pathlib import Path
 from parsl_rasda.orchestration.events import JobEnded, JobStarted, PilotStarted, RequestPilot
 from parsl_rasda.backends.registry import build_backend
 from parsl_rasda.orchestration.backend import BackendContext
-from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.study.parsl_site import ParslSiteSpec
 from parsl_rasda.testing.backends import EventLog, RunningPilot
 from parsl_rasda.types import PilotId, SiteName
 

@@ -36,7 +36,7 @@ from parsl_rasda.orchestration.events import (
     RequestPilot,
 )
 from parsl_rasda.orchestration.journal import read
-from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.study.parsl_site import ParslSiteSpec
 from parsl_rasda.testing.backends import EventLog, RunningPilot
 from parsl_rasda.types import JobId, NodeSlots, Outcome, PilotId, SiteName
 

@@ -16,7 +16,7 @@ from zmq.utils.monitor import recv_monitor_message
 from parsl_rasda.agent.control_relay import ControlAddress, ControlClient
 from parsl_rasda.backends.parsl.control_server import ControlServer
 from parsl_rasda.backends.parsl.htex import PilotExecutor, build_executor
-from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.study.parsl_site import ParslSiteSpec
 
 pytestmark = pytest.mark.parsl
 

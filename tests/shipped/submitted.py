@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 
 from parsl_rasda.backends.parsl.htex import build_provider
-from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.study.parsl_site import ParslSiteSpec
 from tests.shipped.guards import unguarded
 
 SITE_CONFIGS = Path(__file__).parents[2] / "site_configs"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from parsl_rasda.study import load_site
-from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.study.parsl_site import ParslSiteSpec
 
 FOLDER = Path(__file__).parents[2] / "site_configs" / "allocation"
 

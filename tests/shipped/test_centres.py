@@ -13,7 +13,7 @@ import yaml
 from parsl_rasda.doctor.examination import Doctor
 from parsl_rasda.plugins import kind_of
 from parsl_rasda.study import load_site
-from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.study.parsl_site import ParslSiteSpec
 from tests.shipped.submitted import ENVIRONMENT, SITE_CONFIGS, put_batch_systems_on_path, script_of
 
 TABLE = Path(__file__).parent / "centres.yaml"

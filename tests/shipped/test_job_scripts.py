@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from parsl_rasda.study import load_site
-from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.study.parsl_site import ParslSiteSpec
 from tests.shipped.submitted import ENVIRONMENT, SITE_CONFIGS, put_batch_systems_on_path, script_of
 
 SCRIPTS = Path(__file__).parent / "job_scripts"

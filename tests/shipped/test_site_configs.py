@@ -13,7 +13,8 @@ from parsl_rasda.launch.container import exec_words, step_options
 from parsl_rasda.launch.registry import build_launcher
 from parsl_rasda.runtime.process.binding import own_cores
 from parsl_rasda.study import load_site
-from parsl_rasda.study.sites import GlobusSiteSpec, ParslSiteSpec
+from parsl_rasda.study.parsl_site import ParslSiteSpec
+from parsl_rasda.study.sites import GlobusSiteSpec
 from parsl_rasda.types import NodeName, NodeSlots, PilotId, Placement, SiteName
 
 FOLDER = Path(__file__).parents[2] / "site_configs"

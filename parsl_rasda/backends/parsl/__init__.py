@@ -14,7 +14,7 @@ from parsl_rasda.plugins import NoOptions, Plugin
 
 if TYPE_CHECKING:
     from parsl_rasda.orchestration.backend import Backend, BackendContext
-    from parsl_rasda.study.sites import ParslSiteSpec
+    from parsl_rasda.study.parsl_site import ParslSiteSpec
 
 
 def _build(_: NoOptions, site: ParslSiteSpec, context: BackendContext) -> Backend:

@@ -44,7 +44,9 @@ from parsl_rasda.orchestration.events import (
     RequestPilot,
 )
 from parsl_rasda.protocol import JobSpec
-from parsl_rasda.study.sites import ExecutorSite, ParslSiteSpec, SiteBase
+from parsl_rasda.study.parsl_site import ParslSiteSpec
+from parsl_rasda.study.site_base import SiteBase
+from parsl_rasda.study.sites import ExecutorSite
 from parsl_rasda.types import JobId, Placement
 
 _END_GRACE_S = 1.0  # for processes that should have ended by themselves

@@ -30,7 +30,7 @@ from parsl_rasda.errors import RunDirectoryError, SiteUnavailableError
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.private_files import current_umask
 from parsl_rasda.study.loading import dump_site, load_site
-from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.study.parsl_site import ParslSiteSpec
 
 _LEAVING_S = 120.0  # beyond the margin: pilots are given back, and the next job is queued
 _END = {"SlurmProvider": "scancel", "PBSProProvider": "qdel", "TorqueProvider": "qdel"}

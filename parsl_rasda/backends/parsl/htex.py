@@ -32,7 +32,7 @@ from parsl_rasda.backends.parsl import staging
 from parsl_rasda.backends.parsl.interchange import INTERCHANGE_DIED
 from parsl_rasda.errors import InvalidSettingError, SiteUnavailableError
 from parsl_rasda.private_files import current_umask
-from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.study.parsl_site import ParslSiteSpec
 
 _LOCAL_POLLING_S = 1
 _BATCH_POLLING_S = 15  # Parsl's providers say 60: a minute of a dead pilot's GPUs, for every pilot

@@ -25,7 +25,7 @@ from parsl_rasda.orchestration.backend import PostEvent
 from parsl_rasda.orchestration.events import ContinueJob, JobStarted
 from parsl_rasda.orchestration.job_specs import end_event, epoch_event
 from parsl_rasda.protocol import EpochReport, JobResult, JobSpec, ProtocolError, read_epochs
-from parsl_rasda.study.sites import SiteBase
+from parsl_rasda.study.site_base import SiteBase
 from parsl_rasda.types import JobId, Placement
 
 CLOSE_GRACE_S = 3.0

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.study.addresses import InterfaceSpec
-from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.study.parsl_site import ParslSiteSpec
 
 LOOPBACK = "127.0.0.1"
 

@@ -37,7 +37,7 @@ from parsl_rasda.orchestration.events import (
     RequestPilot,
 )
 from parsl_rasda.protocol import JobSpec
-from parsl_rasda.study.sites import SiteBase
+from parsl_rasda.study.site_base import SiteBase
 from parsl_rasda.types import PilotId, Placement
 
 _CLEAN_UP_GRACE_S = 3.0

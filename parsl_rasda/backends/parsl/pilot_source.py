@@ -23,7 +23,7 @@ from parsl_rasda.errors import SiteUnavailableError
 from parsl_rasda.exits import EndedBy
 from parsl_rasda.orchestration.backend import BackendContext
 from parsl_rasda.orchestration.run_directory import check_folder
-from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.study.parsl_site import ParslSiteSpec
 
 if TYPE_CHECKING:
     from parsl_rasda.backends.parsl.htex import BlockStates, PilotExecutor

@@ -15,7 +15,8 @@ from typing import Any
 
 from parsl_rasda.agent.slurm import run_command
 from parsl_rasda.backends.allocation import walltime_s
-from parsl_rasda.study.sites import ParslSiteSpec, SiteBase
+from parsl_rasda.study.parsl_site import ParslSiteSpec
+from parsl_rasda.study.site_base import SiteBase
 
 _NO = {"false", "0"}
 _DEFAULT_WALLTIME = "00:20:00"  # of Parsl's for PBS

@@ -16,7 +16,7 @@ from parsl_rasda.backends.parsl.pilot_source import OwnPilots
 from parsl_rasda.errors import InvalidFileError, InvalidSettingError
 from parsl_rasda.study import load_site
 from parsl_rasda.study.addresses import InterfaceSpec
-from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.study.parsl_site import ParslSiteSpec
 
 
 def addresses(**fields: Any) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.launch.base import LaunchSettings
 from parsl_rasda.launch.srun import SrunLauncher
 from parsl_rasda.protocol import JobSpec
-from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.study.parsl_site import ParslSiteSpec
 from parsl_rasda.types import NodeName, NodeSlots, PilotId, Placement, SiteName, TrialId
 
 FOUND: dict[str, Any] = {

@@ -14,7 +14,7 @@ from parsl_rasda.errors import InvalidFileError, InvalidSettingError, SiteUnavai
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.study import load_site
 from parsl_rasda.study.controller_sites import controller_site, site_inside
-from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.study.parsl_site import ParslSiteSpec
 
 SLURM = """
 provider:

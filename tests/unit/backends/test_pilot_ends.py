@@ -10,7 +10,7 @@ from parsl.jobs.states import JobState, JobStatus
 
 from parsl_rasda.backends.parsl.pilot_source import ExecutorLabel, OwnPilots, PilotExit
 from parsl_rasda.exits import EndedBy
-from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.study.parsl_site import ParslSiteSpec
 
 LABEL = ExecutorLabel("site-0")
 

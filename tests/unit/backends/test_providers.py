@@ -13,7 +13,7 @@ from parsl_rasda.agent.node_probe import node_names
 from parsl_rasda.backends.parsl.htex import build_executor, build_provider, checked, launch_command
 from parsl_rasda.errors import InvalidFileError
 from parsl_rasda.study import load_site
-from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.study.parsl_site import ParslSiteSpec
 
 ANSWERS = {
     "qsub": 'echo "$@" > "$0.words"; if [ -n "$SGE" ]; then echo Your job 7 is in; else echo 7.server; fi',

@@ -17,7 +17,7 @@ from parsl_rasda.backends.parsl.pilot_source import ExecutorLabel, PilotExit
 from parsl_rasda.orchestration.backend import BackendContext
 from parsl_rasda.orchestration.events import JobEnded, PilotEnded, PilotStarted, RequestPilot
 from parsl_rasda.protocol import JobSpec
-from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.study.parsl_site import ParslSiteSpec
 from parsl_rasda.testing.backends import EventLog
 from parsl_rasda.types import NodeName, NodeSlots, Outcome, PilotId, Placement, SiteName, TrialId
 

@@ -8,7 +8,7 @@ import pytest
 
 from parsl_rasda.doctor.container import container_findings, where_ranks_run
 from parsl_rasda.doctor.findings import Rating, environment_findings
-from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.study.parsl_site import ParslSiteSpec
 
 SITE = ParslSiteSpec.model_validate(
     {

@@ -11,7 +11,7 @@ from parsl_rasda.doctor.findings import ProbeResult, Rating, environment_finding
 from parsl_rasda.doctor.surroundings import network_finding, storage_findings, worker_init_finding
 from parsl_rasda.orchestration.events import JobEnded
 from parsl_rasda.runtime.site_probe import transport_of
-from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.study.parsl_site import ParslSiteSpec
 from parsl_rasda.types import JobId, Outcome, TrialId
 
 

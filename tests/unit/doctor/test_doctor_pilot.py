@@ -9,7 +9,7 @@ import pytest
 
 from parsl_rasda.doctor.examination import Doctor
 from parsl_rasda.study.document import AsWritten
-from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.study.parsl_site import ParslSiteSpec
 
 PROVIDER = {"type": "PBSProProvider", "queue": "prod", "nodes_per_block": 10, "walltime": "03:00:00"}
 

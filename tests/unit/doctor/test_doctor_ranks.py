@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from parsl_rasda.doctor.findings import Finding, Rating, backend_findings, rank_findings
-from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.study.parsl_site import ParslSiteSpec
 
 
 def rank(number: int, **fields: Any) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from parsl_rasda.launch.registry import build_launcher
 from parsl_rasda.protocol import JobSpec
 from parsl_rasda.runtime.process.forkserver import client
 from parsl_rasda.study.containers import ContainerSpec
-from parsl_rasda.study.sites import GlobusSiteSpec, ParslSiteSpec
+from parsl_rasda.study.parsl_site import ParslSiteSpec
+from parsl_rasda.study.sites import GlobusSiteSpec
 from parsl_rasda.types import NodeName, NodeSlots, PilotId, Placement, SiteName, TrialId
 
 INSIDE = {

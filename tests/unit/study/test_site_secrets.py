@@ -11,7 +11,7 @@ import pytest
 from parsl_rasda.backends.parsl.htex import build_provider
 from parsl_rasda.errors import InvalidFileError
 from parsl_rasda.study import dump_site, load_site
-from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.study.parsl_site import ParslSiteSpec
 
 SITE = """\
 provider: {type: LocalProvider, worker_init: "export K='${TOKEN}' L=\\"a  ${TOKEN}\\""}

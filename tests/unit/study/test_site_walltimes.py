@@ -9,7 +9,7 @@ import pytest
 from parsl_rasda.errors import InvalidFileError
 from parsl_rasda.study import load_site
 from parsl_rasda.study.controller_sites import controller_site, site_inside
-from parsl_rasda.study.sites import ParslSiteSpec
+from parsl_rasda.study.parsl_site import ParslSiteSpec
 
 SITE = """
 provider: {type: SlurmProvider, account: "${RASDA_ACCOUNT}", walltime: "24:00:00"}
