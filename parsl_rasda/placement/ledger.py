@@ -161,9 +161,11 @@ class Ledger:
         """Pilots that are up."""
         return tuple(self._pilots)
 
-    def has_pilot(self, pilot: PilotId) -> bool:
-        """Whether a pilot is up."""
-        return pilot in self._pilots
+    def may_free(self, placement: Placement) -> bool:
+        """Whether all slots of a placement would be handed out again once they are released."""
+        if placement.pilot not in self._pilots:
+            return False
+        return not any(node.aside & mask for node, mask in self._masks(placement)[1])
 
     # ------------------------------------------------------------------------------- counting
 

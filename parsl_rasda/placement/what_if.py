@@ -59,7 +59,7 @@ class WhatIf:
         found = (
             (trial, job)
             for trial, job in self._cluster.soon_free(now)
-            if not job.returns and ledger.has_pilot(job.placement.pilot)
+            if not job.returns and ledger.may_free(job.placement)
         )
         leaving = dict(islice(found, _MOST_LEAVING))
         for job in leaving.values():

@@ -319,6 +319,17 @@ def test_a_trial_at_a_boundary_does_not_leave_for_what_is_not_certain(
     assert not build_growth("elastic").decide(made, 0.0, here).requeue
 
 
+def test_nobody_waits_for_slots_that_are_set_aside_while_they_are_left() -> None:
+    made = cluster_of(a=4)
+    for i in range(3):
+        leave(made, run(made, f"t{i}", width=1, replicas=1))
+    made.ledger.set_aside((SiteName("a"), NodeName("a-n"), gpu) for gpu in range(3))
+    free = made.ledger.free
+    queue(made, "t3", replicas=4, epoch=4)
+    assert len(build_growth("elastic").decide(made, 0.0).starts) == free == 1
+    assert made.ledger.free == free
+
+
 def test_a_start_waits_for_twice_the_slowest_release_seen_and_no_longer() -> None:
     made = cluster_of(restart_s=3.0, a=4)
     for seconds in (0.5, 0.2, 0.4):
