@@ -34,6 +34,12 @@ from parsl_rasda.study.parsl_site import ParslSiteSpec
 
 _LEAVING_S = 120.0  # beyond the margin: pilots are given back, and the next job is queued
 _END = {"SlurmProvider": "scancel", "PBSProProvider": "qdel", "TorqueProvider": "qdel"}
+# Have a job started again after a failure of its node.
+_RESTART = {
+    "SlurmProvider": "#SBATCH --requeue",
+    "PBSProProvider": "#PBS -r y",
+    "TorqueProvider": "#PBS -r y",
+}
 _VARIABLE = re.compile(r"\$\{(\w+)")
 _PASSED = ("PYTHONPATH", "RASDA_ACCOUNT", "RASDA_VENV", "RASDA_WORK")
 
@@ -101,7 +107,7 @@ def queue_job(run: RunDirectory, *, is_inside: bool, margin_s: float) -> Control
     """
     from parsl.providers.errors import SubmitException
 
-    from parsl_rasda.backends.parsl.htex import build_provider, refusal_of
+    from parsl_rasda.backends.parsl.htex import build_provider, passing_on, refusal_of
 
     folder = _folder(run)
     if not (folder / "site.yaml").is_file():
@@ -112,7 +118,8 @@ def queue_job(run: RunDirectory, *, is_inside: bool, margin_s: float) -> Control
         raise RunDirectoryError(str(folder / "site.yaml"), "is not a site with a provider", "Submit it anew.")
     provider = build_provider(site, "\n".join(_before(site, is_inside=is_inside)))
     provider.script_dir = str(folder)
-    provider.scheduler_options += "\n".join(("", *_directives(run, site), ""))
+    options = passing_on(site.provider.type, provider.scheduler_options, sorted(_variables(run, site)))
+    provider.scheduler_options = f"{options}\n{_RESTART[site.provider.type]}\n"
     try:
         job = provider.submit(_command(run, provider.walltime, is_inside, margin_s), 1, "rasda")
     except SubmitException as error:
@@ -146,15 +153,6 @@ def _before(site: ParslSiteSpec, *, is_inside: bool) -> Iterable[str]:
     yield f'export PATH="$PATH":{shlex.quote(str(Path(sys.executable).parent))}'
     if site.provider.type == "SlurmProvider" and not is_inside:
         yield _FORGET
-
-
-def _directives(run: RunDirectory, site: ParslSiteSpec) -> Iterable[str]:
-    """Yield the lines that have a job started again after a failure of its node, in its environment."""
-    if site.provider.type == "SlurmProvider":
-        yield "#SBATCH --requeue"
-    else:
-        yield "#PBS -r y"
-        yield f"#PBS -v {','.join(sorted(_variables(run, site)))}"
 
 
 def _command(run: RunDirectory, walltime: str, is_inside: bool, margin_s: float) -> str:

@@ -100,9 +100,26 @@ def test_a_controller_of_pbs_gets_the_variables_that_its_sites_name(
 ) -> None:
     script = script_of(tmp_path, PBS)
     assert "#PBS -l select=1:ncpus=1\n" in script
-    (passed,) = [line for line in script.splitlines() if line.startswith("#PBS -v") and "ACCOUNT" in line]
-    assert "RASDA_KEY" in passed
+    (passed,) = [line for line in script.splitlines() if " -v" in line and line.startswith("#PBS")]
+    names = passed.removeprefix("#PBS -v ").split(",")
+    (init,) = [name for name in names if name.startswith("PARSL_RASDA_INIT")]
+    assert f"${{{init}:?" in script, "else the job dies on a variable that did not come with it"
+    assert {"RASDA_ACCOUNT", "RASDA_KEY"} < {*names}
+    assert "#PBS -r y\n" in script
     assert "secret" not in script
+
+
+@pytest.mark.parametrize("theirs", ["#PBS -v MINE", "#PBS -l place=scatter -v MINE", "#PBS  -vMINE,X='a b'"])
+def test_pbs_heeds_one_list_of_variables_in_which_those_of_the_site_are(
+    tmp_path: Path, batch_system: Path, theirs: str
+) -> None:
+    script = script_of(tmp_path, PBS.replace('"#PBS -l place=scatter"', f'"{theirs}"'), inside=True)
+    directives = [line for line in script.splitlines() if line.startswith("#PBS")]
+    (passed,) = [line for line in directives if " -v" in line]
+    for name in ("MINE", "RASDA_ACCOUNT", "PARSL_RASDA_INIT"):
+        assert name in passed
+    assert ("place=scatter" in script) == ("place" in theirs)
+    assert ("X='a b'" in passed) == ("X=" in theirs)
 
 
 def test_inside_the_job_is_the_pilot_and_the_site_is_the_allocation(
