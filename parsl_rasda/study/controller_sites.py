@@ -18,7 +18,6 @@ _COMMON = frozenset(
 _ONE_CORE: Mapping[str, Mapping[str, JsonValue]] = {
     "SlurmProvider": {"exclusive": False, "cores_per_node": 1},
     "PBSProProvider": {"cpus_per_node": 1},
-    "TorqueProvider": {},
 }
 
 
@@ -34,8 +33,8 @@ def controller_site(site: ParslSiteSpec, *, inside: bool) -> ParslSiteSpec:
     """
     kind = site.provider.type
     if kind not in _ONE_CORE:
-        allowed = f"a site with one of {', '.join(_ONE_CORE)}; elsewhere, `run` in tmux or screen"
-        raise InvalidSettingError("--site", f"{site.name} ({kind})", allowed)
+        allowed = f"{', '.join(_ONE_CORE)}; elsewhere, `run` in tmux or screen"
+        raise InvalidSettingError(f"--site {site.name}: provider.type", kind, allowed)
     asked = {"type": kind, **site.provider.options}
     if not inside:
         asked = {**{key: value for key, value in asked.items() if key in _COMMON}, **_ONE_CORE[kind]}

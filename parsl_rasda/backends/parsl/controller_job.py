@@ -33,13 +33,9 @@ from parsl_rasda.study.loading import dump_site, load_site
 from parsl_rasda.study.parsl_site import ParslSiteSpec
 
 _LEAVING_S = 120.0  # beyond the margin: pilots are given back, and the next job is queued
-_END = {"SlurmProvider": "scancel", "PBSProProvider": "qdel", "TorqueProvider": "qdel"}
+_END = {"SlurmProvider": "scancel", "PBSProProvider": "qdel"}
 # Have a job started again after a failure of its node.
-_RESTART = {
-    "SlurmProvider": "#SBATCH --requeue",
-    "PBSProProvider": "#PBS -r y",
-    "TorqueProvider": "#PBS -r y",
-}
+_RESTART = {"SlurmProvider": "#SBATCH --requeue", "PBSProProvider": "#PBS -r y"}
 _VARIABLE = re.compile(r"\$\{(\w+)")
 _PASSED = ("PYTHONPATH", "RASDA_ACCOUNT", "RASDA_VENV", "RASDA_WORK")
 

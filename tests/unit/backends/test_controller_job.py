@@ -141,9 +141,11 @@ def test_a_refusal_is_told_in_the_batch_systems_own_words(tmp_path: Path, batch_
     assert refusal.value.cause == "sbatch: error: Invalid account"
 
 
-def test_a_site_without_a_batch_system_gets_no_controller(tmp_path: Path) -> None:
-    with pytest.raises(InvalidSettingError, match="tmux"):
-        controller_site(site_of(tmp_path, "provider: {type: LocalProvider}"), inside=False)
+@pytest.mark.parametrize("kind", ["LocalProvider", "TorqueProvider", "LSFProvider"])
+def test_a_site_whose_batch_system_cannot_be_asked_gets_no_controller(tmp_path: Path, kind: str) -> None:
+    site = site_of(tmp_path, f"provider: {{type: {kind}}}")
+    with pytest.raises(InvalidSettingError, match=rf"big: provider\.type: found '{kind}'.*PBSPro.*tmux"):
+        controller_site(site, inside=False)
 
 
 def test_a_mistake_under_controller_names_its_key(tmp_path: Path) -> None:
