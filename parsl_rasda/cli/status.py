@@ -50,4 +50,7 @@ def controllers_job(run: Run) -> str:
         return ""
     if run.controller:
         return f"job {job.job}; what it says is in {job.log}"
-    return queued_controller(run) or f"job {job.job} is not in the queue; what it said is in {job.log}"
+    if stands := queued_controller(run):
+        return stands
+    found = "is not in the queue" if job.can_be_asked_for else "cannot be asked for here"
+    return f"job {job.job} {found}; what it said is in {job.log}"

@@ -25,7 +25,7 @@ from parsl_rasda.agent.node_probe import BEGAN_VARIABLE
 from parsl_rasda.agent.slurm import run_command
 from parsl_rasda.atomic_files import replace_file
 from parsl_rasda.backends.allocation import walltime_s
-from parsl_rasda.backends.parsl.batch_queue import QueuedJob, look_at
+from parsl_rasda.backends.parsl.batch_queue import QueuedJob, can_be_asked, clusters_option, look_at
 from parsl_rasda.errors import RunDirectoryError, SiteUnavailableError
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.private_files import current_umask
@@ -55,6 +55,7 @@ class ControllerJob:
         is_inside: It is a pilot, too.
         log: What it says.
         margin_s: How long before its end it lets the controller leave [s].
+        clusters: Of Slurm, where the site names any.
     """
 
     job: str
@@ -62,15 +63,26 @@ class ControllerJob:
     is_inside: bool
     log: str
     margin_s: float
+    clusters: str = ""
 
     @property
     def in_queue(self) -> QueuedJob | None:
         """Where it stands; None if it has ended, or its batch system cannot be asked from here."""
-        return look_at(self.provider, [self.job]).get(self.job)
+        return look_at(self.provider, [self.job], self.clusters).get(self.job)
+
+    @property
+    def can_be_asked_for(self) -> bool:
+        """Whether its batch system answers from here."""
+        return can_be_asked(self.provider, self.clusters)
+
+    @property
+    def end_command(self) -> tuple[str, ...]:
+        """The command that takes it from its queue, or ends it."""
+        return (_END[self.provider], *clusters_option(self.clusters), self.job)
 
     def cancel(self) -> None:
         """Take it from its queue, or end it."""
-        run_command(_END[self.provider], self.job)
+        run_command(*self.end_command)
 
 
 def prepare(run: RunDirectory, site: ParslSiteSpec) -> None:
@@ -123,7 +135,8 @@ def queue_job(run: RunDirectory, *, is_inside: bool, margin_s: float) -> Control
     if job is None:
         raise SiteUnavailableError(site.name, "the batch system gave no id of a job")
     log = provider.resources[job]["job_stderr_path"]
-    found = ControllerJob(str(job), site.provider.type, is_inside, log, margin_s)
+    clusters = str(site.provider.options.get("clusters") or "")
+    found = ControllerJob(str(job), site.provider.type, is_inside, log, margin_s, clusters)
     replace_file(folder / "job.json", json.dumps(asdict(found)))
     return found
 
