@@ -22,7 +22,7 @@ _OBSTACLES = {
     "DependencyNeverSatisfied": "the job that it depends on did not end as it should",
     "PartitionDown": "its partition is down",
     "PartitionInactive": "its partition takes jobs and starts none",
-    "PartitionNodeLimit": "it asks for more or fewer nodes than its partition allows",
+    "PartitionNodeLimit": "it asks for more or fewer nodes than its partition allows, or its nodes are down",
     "PartitionTimeLimit": "its walltime is longer than its partition allows",
     "PartitionConfig": "it asks for more than its partition has",
     "BadConstraints": "no node meets its constraint",
@@ -36,7 +36,8 @@ _OBSTACLES = {
     "JobHoldMaxRequeue": "it was requeued too often, and is held",
 }
 _PER_JOB = re.compile(r"(Assoc|QOS|Account|User)?M(ax|in)\w*(PerJob|WallDuration|NotSatisfied)\w*")
-_BUDGET = re.compile(r"(Assoc|QOS)Grp\w*(Minutes|Billing)\w*")
+# Of limits on what runs now (GrpTRESRunMins and others) time makes room again.
+_BUDGET = re.compile(r"(Assoc|QOS)Grp(?!\w*Run)\w*Minutes\w*")
 _NEVER_IN_PBS = re.compile(r"can never run|queue not started|not in a valid state|held", re.IGNORECASE)
 _ASK_AGAIN_S = 60.0
 _MOVED_S = 600.0
