@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -110,7 +111,7 @@ def queue_job(run: RunDirectory, *, is_inside: bool, margin_s: float) -> Control
 
     Raises:
         RunDirectoryError: If the run was never submitted.
-        SiteUnavailableError: In the batch system's own words, if it refuses.
+        SiteUnavailableError: In the batch system's own words, if it refuses; or if it does not answer.
         InvalidSettingError: If the provider refuses its arguments.
     """
     from parsl.providers.errors import SubmitException
@@ -132,6 +133,9 @@ def queue_job(run: RunDirectory, *, is_inside: bool, margin_s: float) -> Control
         job = provider.submit(_command(run, provider.walltime, is_inside, margin_s), 1, "rasda")
     except SubmitException as error:
         raise SiteUnavailableError(site.name, refusal_of(error)) from error
+    except subprocess.TimeoutExpired as error:
+        cause = f"no answer for {error.timeout:g} s; the job may be queued nonetheless: look before you go on"
+        raise SiteUnavailableError(site.name, cause) from error
     if job is None:
         raise SiteUnavailableError(site.name, "the batch system gave no id of a job")
     log = provider.resources[job]["job_stderr_path"]

@@ -141,6 +141,12 @@ def test_a_refusal_is_told_in_the_batch_systems_own_words(tmp_path: Path, batch_
     assert refusal.value.cause == "sbatch: error: Invalid account"
 
 
+def test_a_batch_system_that_does_not_answer_is_told(tmp_path: Path, batch_system: Path) -> None:
+    (batch_system / "sbatch").write_text("#!/bin/sh\nexec sleep 5\n")
+    with pytest.raises(SiteUnavailableError, match=r"no answer for 1 s.*may be queued"):
+        script_of(tmp_path, SLURM.replace("controller: {", "controller: {cmd_timeout: 1, "))
+
+
 @pytest.mark.parametrize("kind", ["LocalProvider", "TorqueProvider", "LSFProvider"])
 def test_a_site_whose_batch_system_cannot_be_asked_gets_no_controller(tmp_path: Path, kind: str) -> None:
     site = site_of(tmp_path, f"provider: {{type: {kind}}}")
