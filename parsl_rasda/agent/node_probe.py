@@ -229,4 +229,7 @@ def _version_of(package: str) -> str | None:
 
 
 if __name__ == "__main__":
+    for _mask in DEVICE_MASKS.values():
+        if not os.environ.get(_mask):  # enroot sets every variable that it is to pass on
+            os.environ.pop(_mask, None)
     sys.stdout.write(f"{_ANSWER}{json.dumps(describe_inside(sys.argv[1]))}\n")
