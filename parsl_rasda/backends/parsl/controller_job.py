@@ -96,7 +96,7 @@ def prepare(run: RunDirectory, site: ParslSiteSpec) -> None:
 def last_job(run: RunDirectory) -> ControllerJob | None:
     """Return the last job of a run's controller, or None if it was never submitted."""
     try:
-        return ControllerJob(**json.loads((_folder(run) / "job.json").read_text(encoding="utf-8")))
+        return ControllerJob(**json.loads(run.last_job.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 
@@ -141,7 +141,7 @@ def queue_job(run: RunDirectory, *, is_inside: bool, margin_s: float) -> Control
     log = provider.resources[job]["job_stderr_path"]
     clusters = str(site.provider.options.get("clusters") or "")
     found = ControllerJob(str(job), site.provider.type, is_inside, log, margin_s, clusters)
-    replace_file(folder / "job.json", json.dumps(asdict(found)))
+    replace_file(run.last_job, json.dumps(asdict(found)))
     return found
 
 
@@ -156,7 +156,7 @@ def leaves_after_s(walltime: float, margin_s: float) -> float:
 
 
 def _folder(run: RunDirectory) -> Path:
-    return run.path / "submitted"
+    return run.last_job.parent
 
 
 def _before(site: ParslSiteSpec, *, is_inside: bool) -> Iterable[str]:
