@@ -122,11 +122,21 @@ def test_pbs_heeds_one_list_of_variables_in_which_those_of_the_site_are(
     assert ("X='a b'" in passed) == ("X=" in theirs)
 
 
+@pytest.mark.parametrize("differs", ["", ", constraint: cpu"])
+def test_a_constraint_of_the_pilots_holds_for_their_controller_unless_it_has_its_own(
+    tmp_path: Path, batch_system: Path, differs: str
+) -> None:
+    text = SLURM.replace("  gpus_per_node: 4\n", "  gpus_per_node: 4\n  constraint: gpu\n", 1)
+    text = text.replace("{partition: shared", f"{{partition: shared{differs}")
+    expected = "cpu" if differs else "gpu"
+    assert f"#SBATCH --constraint={expected}\n" in script_of(tmp_path, text)
+
+
 def test_inside_the_job_is_the_pilot_and_the_site_is_the_allocation(
     tmp_path: Path, batch_system: Path
 ) -> None:
     script = script_of(tmp_path, SLURM, inside=True)
-    for line in ("--nodes=8", "--gpus-per-node=4", "--hint=nomultithread"):
+    for line in ("--nodes=8", "--gpus-per-node=4", "--hint=nomultithread", "--partition=gpu", "--time=120"):
         assert f"#SBATCH {line}" in script
     assert "timeout" not in script, "its controller knows when its allocation ends"
     assert _FORGETS not in script, "it needs Slurm's variables"
