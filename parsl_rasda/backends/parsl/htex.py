@@ -224,7 +224,7 @@ def checked(lines: str, *, is_secret: bool = False) -> str:
     Else ``module load`` or ``source`` would fail unnoticed, and ranks would run in what Python comes first.
 
     Args:
-        lines: Shell lines; ``set +e`` as their first lets them fail.
+        lines: Shell lines; ``set +e`` as their first lets them fail. ``-e`` and ``-u`` end with them.
         is_secret: They must not be shown.
     """
     if not lines.strip():
@@ -232,8 +232,8 @@ def checked(lines: str, *, is_secret: bool = False) -> str:
     command = "" if is_secret else ": $BASH_COMMAND"
     told = f'echo "{INIT_FAILED} with exit status $parsl_rasda_init{command}" >&2'
     ends = f"{told}; exit $((parsl_rasda_init ? parsl_rasda_init : 1))"
-    trap = f"""trap 'parsl_rasda_init=$?; [ -n "$parsl_rasda_ready" ] || {{ {ends}; }}' EXIT"""
-    return f"{trap}\nset -e\n{lines}\nset +e; parsl_rasda_ready=1"
+    trap = f"""trap 'parsl_rasda_init=$?; [ -n "${{parsl_rasda_ready-}}" ] || {{ {ends}; }}' EXIT"""
+    return f"{trap}\nset -e\n{lines}\nset +eu; parsl_rasda_ready=1"
 
 
 def worker_init(mark: str) -> str:
