@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -28,7 +30,7 @@ class FluxLauncher:
         """Return the ``flux run`` command; ranks fill the nodes in the placement's order."""
         if ranks_per_node(placement) is None:
             steady(self.name, placement, evenly=True)
-        job = "-".join(PurePosixPath(settings.directory).parts[-2:])
+        job = _job_name(settings.directory)
         hosts = ",".join(node.node for node in placement.nodes)
         options = ("-o", "cpu-affinity=off", "-o", "gpu-affinity=off", *settings.options)
         argv = (
@@ -42,8 +44,15 @@ class FluxLauncher:
             (*argv, *program),
             rank_environment(settings),
             lasting=one if settings.is_contained else (),
-            cancel=("flux", "pkill", f"name:{job}") if job else (),
+            cancel=("flux", "pkill", f"name:^{re.escape(job)}$") if job else (),
         )
+
+
+def _job_name(directory: str) -> str:
+    """Return the name of an attempt's job, which no other run has; empty without a folder."""
+    parts = PurePosixPath(directory).parts[-2:]
+    digest = hashlib.blake2b(directory.encode(), digest_size=4).hexdigest()
+    return "-".join((*parts, digest)) if parts else ""
 
 
 FLUX = Plugin(lambda _: FluxLauncher())

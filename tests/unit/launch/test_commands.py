@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
 
 import pytest
@@ -196,11 +197,19 @@ def test_ibrun_is_told_the_nodes_of_the_placement_alone() -> None:
     assert build_launcher("ibrun").command(ONE_GPU, PROGRAM, CUDA).environment["SLURM_TASKS_PER_NODE"] == "1"
 
 
-def test_a_flux_job_whose_launcher_was_killed_can_be_found_by_its_name() -> None:
-    settings = replace(CUDA, directory="/run/trials/0003/attempt-2")
-    command = build_launcher("flux").command(TWO_GPUS, PROGRAM, settings)
-    assert "--job-name=0003-attempt-2" in command.argv
-    assert command.cancel == ("flux", "pkill", "name:0003-attempt-2")
+def test_a_flux_job_whose_launcher_was_killed_can_be_found_by_a_name_that_no_other_run_has() -> None:
+    names = {}
+    for run in ("/run", "/a+run", "/other/run"):
+        for attempt in ("attempt-2", "attempt-20"):
+            settings = replace(CUDA, directory=f"{run}/trials/0003/{attempt}")
+            command = build_launcher("flux").command(TWO_GPUS, PROGRAM, settings)
+            (name,) = [word.partition("=")[2] for word in command.argv if word.startswith("--job-name=")]
+            assert name.startswith(f"0003-{attempt}-")
+            assert command.cancel[:2] == ("flux", "pkill")
+            names[name] = command.cancel[2].removeprefix("name:")
+    assert len(names) == 6
+    for mine, pattern in names.items():
+        assert [name for name in names if re.search(pattern, name)] == [mine], "as flux pkill matches"
 
 
 @pytest.mark.parametrize(
