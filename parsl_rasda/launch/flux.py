@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
-from parsl_rasda.launch.base import LaunchCommand, LaunchSettings, rank_environment, ranks_per_node, steady
+from parsl_rasda.launch.base import (
+    LaunchCommand,
+    LaunchSettings,
+    rank_environment,
+    ranks_per_node,
+    steady,
+    step_name,
+)
 from parsl_rasda.plugins import Plugin
 from parsl_rasda.types import Placement
 
@@ -30,7 +35,7 @@ class FluxLauncher:
         """Return the ``flux run`` command; ranks fill the nodes in the placement's order."""
         if ranks_per_node(placement) is None:
             steady(self.name, placement, evenly=True)
-        job = _job_name(settings.directory)
+        job = step_name(settings.directory)
         hosts = ",".join(node.node for node in placement.nodes)
         options = ("-o", "cpu-affinity=off", "-o", "gpu-affinity=off", *settings.options)
         argv = (
@@ -46,13 +51,6 @@ class FluxLauncher:
             lasting=one if settings.is_contained else (),
             cancel=("flux", "pkill", f"name:^{re.escape(job)}$") if job else (),
         )
-
-
-def _job_name(directory: str) -> str:
-    """Return the name of an attempt's job, which no other run has; empty without a folder."""
-    parts = PurePosixPath(directory).parts[-2:]
-    digest = hashlib.blake2b(directory.encode(), digest_size=4).hexdigest()
-    return "-".join((*parts, digest)) if parts else ""
 
 
 FLUX = Plugin(lambda _: FluxLauncher())

@@ -139,7 +139,7 @@ def state(seed):
     torch.manual_seed(seed)
     model = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters())
-    return model, optimizer, TrainingState(model, optimizer, None, it, is_sharded=False)
+    return model, optimizer, TrainingState(model, [optimizer], None, it, is_sharded=False)
 
 old, optimizer, saved = state(0)
 for _ in range(3):

@@ -134,8 +134,18 @@ def test_an_unknown_launcher_is_refused_with_the_list_of_those_there_are() -> No
 def test_a_step_bears_the_name_of_its_attempt_by_which_it_can_be_cancelled() -> None:
     settings = LaunchSettings(directory="/run/trials/0003/attempt-2")
     command = build_launcher("srun").command(TWO_GPUS, PROGRAM, settings)
-    assert command.step == "0003-attempt-2"
-    assert "--job-name=0003-attempt-2" in command.argv
+    assert command.step.startswith("0003-attempt-2-")
+    assert f"--job-name={command.step}" in command.argv
+
+
+@pytest.mark.parametrize("name", ["srun", "flux"])
+def test_a_step_has_not_the_name_of_one_of_another_study_in_the_same_allocation(name: str) -> None:
+    places = ("/runs/a-0/trials/0003/attempt-2", "/runs/a-1/trials/0003/attempt-2")
+    one, other = (
+        build_launcher(name).command(TWO_GPUS, PROGRAM, replace(CUDA, directory=place)) for place in places
+    )
+    assert set(one.argv).symmetric_difference(other.argv), "one must not be cancelled with the other"
+    assert (one.step, one.cancel) != (other.step, other.cancel)
 
 
 def test_a_process_alone_says_so_whatever_step_its_pilot_runs_in() -> None:
