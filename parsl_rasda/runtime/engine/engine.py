@@ -23,7 +23,7 @@ from parsl_rasda.runtime.checkpoints.registered import Registered
 from parsl_rasda.runtime.engine.batches import Batch
 from parsl_rasda.runtime.engine.buffers import RunningBuffers
 from parsl_rasda.runtime.engine.datasets import Samples, seed_everything
-from parsl_rasda.runtime.engine.determinism import Deterministic, explained
+from parsl_rasda.runtime.engine.determinism import TRAINING, Deterministic, explained
 from parsl_rasda.runtime.engine.exact_tree import ExactTree
 from parsl_rasda.runtime.engine.forward import (
     PRECISIONS,
@@ -149,6 +149,7 @@ class Engine:
         self._noise: NoiseMeter | None = None  # where one replica trains alone, or a reduction shows nothing
         self._reductions: dict[str, Reduction] = {}
         self._inexact = ""  # why sums are not exact, whatever the kernels do
+        self._unwatched = set(self.pairs)  # the models that this process has not trained in order yet
         self._deterministic = Deterministic(
             is_demanded=training.reduce == "exact",
             is_compiled=training.compile,
@@ -192,7 +193,7 @@ class Engine:
             self._together.begin_step(must_be_alone=index == first or self._buffers.do_change)
             for micro_batch, batch, is_last in passes(micro_batches, batches, self._together.now):
                 self._begin(step, micro_batch, is_last=is_last)
-                with self.deterministic("training"):
+                with self.deterministic(TRAINING):
                     yield transform(batch) if transform else batch
                 if step.micro_batch is not None:
                     raise TrainingError(
@@ -270,11 +271,16 @@ class Engine:
                     retain_graph=number < len(losses),
                 )
         except RuntimeError as error:
-            if (words := explained(error)) is error:
+            words = explained(error, is_demanded=self.training.reduce == "exact")
+            if words is error:
                 raise
             raise words from error
         finally:
             self._deterministic.end()
+        if not self._inexact:
+            self._unwatched -= {name for name, *_ in losses}
+            if not self._unwatched:
+                self._deterministic.has_seen(TRAINING)
 
     @contextmanager
     def deterministic(self, kind: str) -> Iterator[None]:
@@ -290,10 +296,18 @@ class Engine:
         finally:
             self._deterministic.end()
 
-    @property
     def exactness(self) -> str:
-        """Whether training gives the same bits at any width, in the words of `EpochReport.exact`."""
+        """Return whether training gives the same bits at any width, in the words of `EpochReport.exact`.
+
+        A collective operation.
+        """
+        self._agree_on_unordered()
         return self._inexact or self._deterministic.words
+
+    def _agree_on_unordered(self) -> None:
+        known = self._deterministic.unordered
+        if any(self.group.agree([len(known)])) and not known:
+            self._deterministic.know(["an operation on another rank"])
 
     def end_epoch(self) -> TrainingPosition:
         """End the epoch, and return the position at its end.
@@ -412,6 +426,7 @@ class Engine:
     def header(self) -> dict[str, Any]:
         """Return everything that is not a tensor, as plain JSON. A collective operation."""
         position = self.position
+        self._agree_on_unordered()
         return {
             "epoch": position.epoch,
             "step": position.step,
@@ -420,6 +435,7 @@ class Engine:
             "noise": self._noise.sums() if position.step and self._noise else [],
             "batch_size": self.training.batch_size,
             "seed": self.seed,
+            "seen": {"unordered": list(self._deterministic.unordered)},
             **self._state.non_tensor_state(),
             **self.registered.state()[0],
         }
@@ -432,6 +448,8 @@ class Engine:
         """
         self._state.restore(path, header)
         self.registered.resume(path, header)
+        seen = header.get("seen", {})  # headers of earlier versions have none
+        self._deterministic.know(seen.get("unordered", ()))
         done = header["losses"], header["samples"], header.get("noise", [])
         self.position = TrainingPosition(header["epoch"], header["step"], *done)
 

@@ -1,0 +1,84 @@
+"""What first steps have shown is not forgotten where a trial resumes in mid-epoch."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from parsl_rasda.runtime.attempt.attempt import PreemptRequested
+from parsl_rasda.runtime.trial import Trial
+from tests.unit.runtime.attempts import attempt_from
+from tests.unit.runtime.test_determinism import BEST_EFFORT, Backward
+
+DATA = (torch.randn(40, 2, generator=torch.Generator().manual_seed(1)),)
+EVERY = 5  # steps: how often what a test is about happens
+
+
+def train(directory, models, losses, *, leave_at=None, **options):
+    """Train for an epoch or up to a step; return the reports, or the checkpoint."""
+    directory.mkdir(exist_ok=True)
+    attempt = attempt_from(directory, **options)
+    trial = Trial(attempt)
+    torch.manual_seed(0)
+    made = models()
+    several = isinstance(made, dict)
+    made, _ = trial.prepare(
+        made, dict.fromkeys(made, torch.optim.SGD) if several else torch.optim.SGD, lr=0.1
+    )
+    try:
+        for _ in trial.epochs():
+            for (x,) in trial.batches(DATA):
+                loss = losses(made, x, is_due=trial.step_done % EVERY == 0)
+                if trial.step_done == leave_at:
+                    attempt.preempt("the test asked for it")
+                trial.step(loss)
+            trial.report(val_loss=0.0)
+    except PreemptRequested:
+        (found,) = directory.glob("epoch-*")
+        return found
+    return trial.history
+
+
+def at_once_and_with_a_stop(tmp_path, *given):
+    """Return what an epoch at once reports, and one that was stopped in its middle."""
+    whole = train(tmp_path / "whole", *given)
+    stopped = train(tmp_path / "first", *given, leave_at=2)
+    return whole, train(tmp_path / "second", *given, resume_from=stopped)
+
+
+def by_turns(models, x, *, is_due):
+    """Train the generator in each fifth step only."""
+    losses = {"d": models["d"](x).mean()}
+    return losses | ({"g": -models["d"](models["g"](x)).mean()} if is_due else {})
+
+
+@pytest.mark.filterwarnings("ignore:put_ does not have")
+def test_an_operation_without_an_order_is_known_after_a_restart(tmp_path) -> None:
+    def models():
+        return {"g": Backward(2, 2), "d": nn.Linear(2, 1)}
+
+    whole, resumed = at_once_and_with_a_stop(tmp_path, models, by_turns)
+    assert [r.exact for r in whole] == [r.exact for r in resumed] == [BEST_EFFORT]
+
+
+@pytest.mark.filterwarnings("ignore:put_ does not have")
+def test_passes_are_watched_until_each_model_has_been_trained(tmp_path) -> None:
+    def later(models, x, *, is_due):
+        return {"d": models["d"](x).mean()} if is_due else {"g": models["d"](models["g"](x)).mean()}
+
+    (report,) = train(tmp_path, lambda: {"g": Backward(2, 2), "d": nn.Linear(2, 1)}, later)
+    assert report.exact == BEST_EFFORT
+
+
+def test_a_header_of_an_earlier_version_knows_of_nothing_and_resumes(tmp_path) -> None:
+    given = (lambda: nn.Linear(2, 1), lambda model, x, *, is_due: model(x).mean())
+    stopped = train(tmp_path / "first", *given, leave_at=2)
+    header = stopped / "header.json"
+    values = json.loads(header.read_text()) | {"format": 1}  # which has no seal
+    assert values.pop("seen")
+    header.write_text(json.dumps(values))
+    (report,) = train(tmp_path / "second", *given, resume_from=stopped)
+    assert report.exact == "yes"
