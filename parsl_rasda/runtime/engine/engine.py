@@ -129,7 +129,8 @@ class Engine:
             model.to(self.device)
             if not will_restore:
                 group.broadcast([t for t in model.state_dict().values() if isinstance(t, Tensor)])
-        self._buffers = RunningBuffers(model, group)
+        self._buffers = RunningBuffers(model, group, named)
+        self._known_buffers: list[str] = []  # that have changed in the epoch to resume in
         self.has_batch_statistics = any(isinstance(m, _BatchNorm) and m.training for m in model.modules())
         self._modes: dict[nn.Module, bool] = {}  # of each module in training
         self.pairs = pairs_of(named, make_optimizer, update.rate)
@@ -183,7 +184,7 @@ class Engine:
         self._together.begin_epoch(self._most_together(share))
         batches = self._read(samples, plan, mine, workers)
         self.train()
-        self._buffers.begin_epoch()
+        self._buffers.begin_epoch(self._known_buffers if position.step else ())
         first = position.step
         for index in range(first, plan.steps):
             micro_batches = plan.own(index, mine)
@@ -360,7 +361,7 @@ class Engine:
     def _finish(self, step: _Step) -> None:
         means = self._buffers.alloc_means()
         self.halted = step.reduction.finish(means, halt=step.halt())
-        self._buffers.finish(means)
+        self._buffers.finish(means, step.trained or ())
         if self._noise is not None:
             # get_scale() would wait for the device
             scale = self.scaler.scale(torch.ones((), device=self.device)).double() if self.scaler else 1.0
@@ -435,7 +436,10 @@ class Engine:
             "noise": self._noise.sums() if position.step and self._noise else [],
             "batch_size": self.training.batch_size,
             "seed": self.seed,
-            "seen": {"unordered": list(self._deterministic.unordered)},
+            "seen": {
+                "unordered": list(self._deterministic.unordered),
+                "buffers": self._buffers.changing if position.step else [],
+            },
             **self._state.non_tensor_state(),
             **self.registered.state()[0],
         }
@@ -450,6 +454,7 @@ class Engine:
         self.registered.resume(path, header)
         seen = header.get("seen", {})  # headers of earlier versions have none
         self._deterministic.know(seen.get("unordered", ()))
+        self._known_buffers = seen.get("buffers", [])
         done = header["losses"], header["samples"], header.get("noise", [])
         self.position = TrainingPosition(header["epoch"], header["step"], *done)
 

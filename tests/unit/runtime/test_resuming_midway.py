@@ -73,6 +73,43 @@ def test_passes_are_watched_until_each_model_has_been_trained(tmp_path) -> None:
     assert report.exact == BEST_EFFORT
 
 
+class Counting(nn.Linear):
+    """Has a buffer that changes in the passes that are due."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+        self.register_buffer("code", torch.zeros(2))
+
+    def forward(self, x, *, is_due=True):
+        if is_due:
+            self.code += x.mean(0).detach()
+        return super().forward(x) + self.code
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_buffers_that_change_are_known_after_a_restart(tmp_path, several) -> None:
+    def models():
+        return {"g": Counting(), "d": nn.Linear(2, 1)} if several else Counting()
+
+    def losses(models, x, *, is_due):
+        return (by_turns(models, x, is_due=is_due)) if several else models(x, is_due=is_due).mean()
+
+    whole, resumed = at_once_and_with_a_stop(tmp_path, models, losses)
+    assert whole[0].metrics == resumed[0].metrics
+
+
+def test_buffers_are_watched_until_each_model_has_been_trained(tmp_path) -> None:
+    def later(models, x, *, is_due):
+        loss = models["d"](x).mean()
+        return {"d": loss} if is_due else {"d": loss, "g": -models["d"](models["g"](x)).mean()}
+
+    models = {"g": Counting(), "d": nn.Linear(2, 1)}
+    models["d"].register_buffer("still", torch.ones(1))
+    train(tmp_path, lambda: models, later)
+    assert models["g"].code.any()
+    assert torch.equal(models["d"].still, torch.ones(1))
+
+
 def test_a_header_of_an_earlier_version_knows_of_nothing_and_resumes(tmp_path) -> None:
     given = (lambda: nn.Linear(2, 1), lambda model, x, *, is_due: model(x).mean())
     stopped = train(tmp_path / "first", *given, leave_at=2)
