@@ -78,6 +78,19 @@ class _Step:
     trained: set[str] | None = None  # the models that have losses in this step
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What the process before a restart has seen.
+
+    Attributes:
+        buffers: The names of those that have changed in the epoch to resume in.
+        come_twice: Whether gradients have come twice in one backward pass.
+    """
+
+    buffers: Sequence[str] = ()
+    come_twice: bool = False
+
+
 @dataclass(slots=True)
 class TrainingPosition:
     """Where training stands: epochs done, steps done in the next epoch, and its losses and noise so far."""
@@ -130,7 +143,7 @@ class Engine:
             if not will_restore:
                 group.broadcast([t for t in model.state_dict().values() if isinstance(t, Tensor)])
         self._buffers = RunningBuffers(model, group, named)
-        self._known_buffers: list[str] = []  # that have changed in the epoch to resume in
+        self._seen = _Seen()
         self.has_batch_statistics = any(isinstance(m, _BatchNorm) and m.training for m in model.modules())
         self._modes: dict[nn.Module, bool] = {}  # of each module in training
         self.pairs = pairs_of(named, make_optimizer, update.rate)
@@ -184,7 +197,7 @@ class Engine:
         self._together.begin_epoch(self._most_together(share))
         batches = self._read(samples, plan, mine, workers)
         self.train()
-        self._buffers.begin_epoch(self._known_buffers if position.step else ())
+        self._buffers.begin_epoch(self._seen.buffers if position.step else ())
         first = position.step
         for index in range(first, plan.steps):
             micro_batches = plan.own(index, mine)
@@ -398,12 +411,17 @@ class Engine:
 
     def _new_reduction(self, kind: str, carried: int) -> Reduction:
         if kind == "exact":
-            return ExactTree(self.group, self.parameters, carried)
+            return ExactTree(self.group, self.parameters, carried, come_twice=self._come_twice)
         if kind == "sharded":
             from parsl_rasda.runtime.engine.sharding import ShardedSum
 
             return ShardedSum(self.group, self.model)
-        return OverlappedSum(self.group, self.parameters)
+        return OverlappedSum(self.group, self.parameters, come_twice=self._come_twice)
+
+    @property
+    def _come_twice(self) -> bool:
+        """Whether gradients have come twice in one backward pass."""
+        return self._seen.come_twice or any(r.come_twice for r in self._reductions.values())
 
     def _begin_sums(self, mine: range, plan: EpochPlan, reduction: Reduction) -> None:
         """Restore the sums of this rank's replicas. Each has one owner, so their sum over ranks is exact."""
@@ -439,6 +457,7 @@ class Engine:
             "seen": {
                 "unordered": list(self._deterministic.unordered),
                 "buffers": self._buffers.changing if position.step else [],
+                "come_twice": any(self.group.agree([int(self._come_twice)])),
             },
             **self._state.non_tensor_state(),
             **self.registered.state()[0],
@@ -454,7 +473,7 @@ class Engine:
         self.registered.resume(path, header)
         seen = header.get("seen", {})  # headers of earlier versions have none
         self._deterministic.know(seen.get("unordered", ()))
-        self._known_buffers = seen.get("buffers", [])
+        self._seen = _Seen(seen.get("buffers", ()), seen.get("come_twice", False))
         done = header["losses"], header["samples"], header.get("noise", [])
         self.position = TrainingPosition(header["epoch"], header["step"], *done)
 

@@ -33,11 +33,14 @@ def attempt_in(directory: Path, **changes: Any) -> Attempt:
     return Attempt(spec, launch_context(spec, {}))
 
 
-def attempt_from(directory: Path, *, resume_from: Path | None = None, **training: Any) -> Attempt:
+def attempt_from(
+    directory: Path, *, resume_from: Path | None = None, replicas: int = 1, **training: Any
+) -> Attempt:
     """Return an attempt at one epoch, from its start or from a checkpoint in it."""
     return attempt_in(
         directory,
         until=1,
+        schedule=((0, replicas, replicas),),
         max_epochs=1,
         resume_from=str(resume_from) if resume_from else None,
         training=Training(**{"batch_size": 2, **training}),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from parsl_rasda.runtime.attempt.attempt import PreemptRequested
+from parsl_rasda.runtime.checkpoints.checkpoint import read_header
 from parsl_rasda.runtime.trial import Trial
 from tests.unit.runtime.attempts import attempt_from
 from tests.unit.runtime.test_determinism import BEST_EFFORT, Backward
@@ -17,10 +20,10 @@ DATA = (torch.randn(40, 2, generator=torch.Generator().manual_seed(1)),)
 EVERY = 5  # steps: how often what a test is about happens
 
 
-def train(directory, models, losses, *, leave_at=None, **options):
+def train(directory, models, losses, *, leave_at=None, replicas=1, **options):
     """Train for an epoch or up to a step; return the reports, or the checkpoint."""
     directory.mkdir(exist_ok=True)
-    attempt = attempt_from(directory, **options)
+    attempt = attempt_from(directory, replicas=replicas, **options)
     trial = Trial(attempt)
     torch.manual_seed(0)
     made = models()
@@ -42,11 +45,11 @@ def train(directory, models, losses, *, leave_at=None, **options):
     return trial.history
 
 
-def at_once_and_with_a_stop(tmp_path, *given):
+def at_once_and_with_a_stop(tmp_path, *given, **options):
     """Return what an epoch at once reports, and one that was stopped in its middle."""
-    whole = train(tmp_path / "whole", *given)
-    stopped = train(tmp_path / "first", *given, leave_at=2)
-    return whole, train(tmp_path / "second", *given, resume_from=stopped)
+    whole = train(tmp_path / "whole", *given, **options)
+    stopped = train(tmp_path / "first", *given, leave_at=2, **options)
+    return whole, train(tmp_path / "second", *given, resume_from=stopped, **options)
 
 
 def by_turns(models, x, *, is_due):
@@ -108,6 +111,27 @@ def test_buffers_are_watched_until_each_model_has_been_trained(tmp_path) -> None
     train(tmp_path, lambda: models, later)
     assert models["g"].code.any()
     assert torch.equal(models["d"].still, torch.ones(1))
+
+
+def reentrant(model, x, *, is_due):
+    """Use a checkpointed model twice where that is due: then its gradients come twice."""
+    for _ in range(2 if is_due else 0):
+        x = checkpoint(model, x.requires_grad_(), use_reentrant=True)
+    return x.mean() if is_due else model(x).mean()
+
+
+@pytest.mark.parametrize("reduce", ["exact", "ddp"])
+def test_gradients_may_come_twice_in_some_steps_after_a_restart(tmp_path, reduce) -> None:
+    attempts = partial(at_once_and_with_a_stop, tmp_path, lambda: nn.Linear(2, 2), reentrant)
+    whole, resumed = attempts(replicas=2, reduce=reduce)
+    assert whole[0].metrics == resumed[0].metrics
+
+
+def test_that_gradients_come_twice_is_in_the_checkpoint(tmp_path) -> None:
+    for losses, is_so in ((reentrant, True), (lambda model, x, **_: model(x).mean(), False)):
+        place = tmp_path / str(is_so)
+        stopped = train(place, lambda: nn.Linear(2, 2), losses, leave_at=2, replicas=2)
+        assert read_header(stopped)["seen"]["come_twice"] is is_so
 
 
 def test_a_header_of_an_earlier_version_knows_of_nothing_and_resumes(tmp_path) -> None:
