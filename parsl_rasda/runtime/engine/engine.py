@@ -162,7 +162,7 @@ class Engine:
         self._losses = torch.zeros(0)
         self._noise: NoiseMeter | None = None  # where one replica trains alone, or a reduction shows nothing
         self._reductions: dict[str, Reduction] = {}
-        self._inexact = ""  # why sums are not exact, whatever the kernels do
+        self._inexact = self._why_inexact()  # whatever the kernels do
         self._unwatched = set(self.pairs)  # the models that this process has not trained in order yet
         self._deterministic = Deterministic(
             is_demanded=training.reduce == "exact",
@@ -390,7 +390,9 @@ class Engine:
             raise InvalidSettingError(
                 "training.reduce", f"exact with {replicas} replicas", "powers of two, or ddp"
             )
-        self._inexact = self._why_inexact(replicas, can_be_exact=can_be_exact)
+        self._inexact = self._why_inexact() or (
+            "" if can_be_exact else f"no: {replicas} replicas on {size} ranks, not powers of two"
+        )
         kind = "exact" if can_be_exact and self.training.reduce != "ddp" else "ddp"
         kind = "sharded" if self.is_sharded else kind
         if kind not in self._reductions:
@@ -400,14 +402,11 @@ class Engine:
             found.carried = replicas // size
         return found
 
-    def _why_inexact(self, replicas: int, *, can_be_exact: bool) -> str:
+    def _why_inexact(self) -> str:
+        """Return why sums are not exact with any number of replicas, or nothing."""
         if self.training.sharding != "none":
             return f"no: sharding is {self.training.sharding}"
-        if self.training.reduce == "ddp":
-            return "no: reduce is ddp"
-        return (
-            "" if can_be_exact else f"no: {replicas} replicas on {self.group.size} ranks, not powers of two"
-        )
+        return "no: reduce is ddp" if self.training.reduce == "ddp" else ""
 
     def _new_reduction(self, kind: str, carried: int) -> Reduction:
         if kind == "exact":

@@ -102,6 +102,14 @@ def test_nothing_is_switched_on_where_sums_are_not_exact(options, words) -> None
     assert history[0].exact == words
 
 
+@pytest.mark.parametrize("options", [{"reduce": "ddp"}, {"sharding": "fsdp"}])
+def test_nothing_is_switched_on_in_a_validation_before_training_either(options) -> None:
+    trial = local_trial({}, batch_size=4, **options)
+    trial.prepare(nn.Linear(3, 1), torch.optim.SGD, lr=0.01)
+    before = settings()
+    assert [settings() for _ in trial.shard(DATA)] == [before] * 4
+
+
 @pytest.mark.parametrize("make", [Forward, Backward])
 def test_an_operation_without_a_fixed_order_is_refused_in_words_where_exact_is_demanded(make) -> None:
     with pytest.raises(TrainingError, match=r"operation put_ has no deterministic form.*reduce: auto"):
