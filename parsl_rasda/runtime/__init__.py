@@ -6,9 +6,13 @@ in one direction only: `process` and `local`, `trial`, `keeper`, `attempt` and `
 Reading order: `trial` (what users see), `own_trial` and `own_loop` (one that a loop of theirs trains),
 `engine` (how a step is computed, the same at any world size), `checkpoints` (what a trial leaves on
 disk), `attempt` (what a job was ordered and reports), `process` (how a rank starts and ends), `local` (a
-trial without a controller), `site_probe` (a training function for `parsl-rasda doctor`). Try a training
-function without a study:: trial = local_trial({"lr": 0.1}, epochs=2, batch_size=16) train(trial)
-print(trial.history[-1].metrics)
+trial without a controller), `site_probe` (a training function for `parsl-rasda doctor`).
+
+Try a training function without a study::
+
+    trial = local_trial({"lr": 0.1}, epochs=2, batch_size=16)
+    train(trial)
+    print(trial.history[-1].metrics)
 """
 
 from __future__ import annotations

@@ -10,13 +10,13 @@ from typing import Any
 
 from parsl_rasda.protocol import JobSpec, Training
 from parsl_rasda.runtime.attempt.attempt import Attempt
-from parsl_rasda.runtime.attempt.launch_context import launch_context
+from parsl_rasda.runtime.attempt.launch_context import LAUNCHERS, launch_context
 from parsl_rasda.runtime.checkpoints.checkpoint import read_header
 from parsl_rasda.runtime.engine.seeding import seed_start
 from parsl_rasda.runtime.trial import Trial
 from parsl_rasda.types import JSON, TrialId, schedule_entry
 
-_LAUNCHERS = ("OMPI_", "PMI_", "SLURM_")  # prefixes of their variables, which are of no concern here
+_OF_LAUNCHERS = {name for names in LAUNCHERS for name in names}  # of no concern here
 
 
 def local_trial(  # noqa: PLR0913  # each is a key of a study, or of its trial
@@ -67,7 +67,7 @@ def local_trial(  # noqa: PLR0913  # each is a key of a study, or of its trial
         resume_from=str(resume_from) if resume_from else None,
         accelerator=accelerator,
     )
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(_LAUNCHERS)}
+    environ = {name: value for name, value in os.environ.items() if name not in _OF_LAUNCHERS}
     attempt = Attempt(spec, launch_context(spec, environ))
     seed_start(seed)
     return Trial(attempt)

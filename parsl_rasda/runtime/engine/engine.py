@@ -136,6 +136,7 @@ class Engine:
         self.group, self.training, self.seed = group, training, seed
         named = named_models(models)
         self.model = model = whole_of(named)
+        self._given = list(named.values())
         group.meet("trial.prepare", _described(model))
         self.is_sharded = training.sharding != "none" and _shard(named, group, training, will_restore)
         if not self.is_sharded:
@@ -235,18 +236,19 @@ class Engine:
         return self.reader.read(samples, reads, workers=workers, streams=len(mine))
 
     def train(self) -> None:
-        """Put the model in training mode again; modules that the user froze (``norm.eval()``) stay frozen."""
-        if not self.model.training:
-            self.model.train()
-            for module, mode in self._modes.items():
-                module.training = mode
+        """Put all models in training mode again; modules the user froze (``norm.eval()``) stay frozen."""
+        for model in self._given:
+            if not model.training:
+                for module in model.train().modules():
+                    module.training = self._modes.get(module, True)
 
     def evaluate(self) -> None:
         """Put the model in eval mode. A collective operation if it is sharded."""
         if self.is_sharded:
             self.group.meet("trial.shard")
-        if self.model.training:
-            self._modes = {module: module.training for module in self.model.modules()}
+        for model in self._given:
+            if model.training:
+                self._modes |= {module: module.training for module in model.modules()}
         self.model.eval()
 
     def backward(self, loss: Tensor | Mapping[str, Tensor]) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from parsl_rasda.runtime.engine.arrivals import Arrivals
 from parsl_rasda.runtime.engine.exchange import Exchange, Exchanges
-from parsl_rasda.runtime.engine.flat import Flat, as_real, buckets, copy_all, norms, sum_of_squares
+from parsl_rasda.runtime.engine.flat import Flat, aligned, as_real, buckets, copy_all, norms, sum_of_squares
 from parsl_rasda.runtime.engine.group import Group
 from parsl_rasda.runtime.engine.reduction import NOTHING, Part
 from parsl_rasda.runtime.engine.tail import Flag, Tail, Usage
@@ -146,7 +146,7 @@ class ExactTree:
 
     def _take(self, number: int) -> None:
         bucket = self._buckets[number]
-        leaf = [None if p.grad is None else p.grad.resolve_conj() for p in bucket.parameters]
+        leaf = [None if p.grad is None else aligned(p.grad.resolve_conj()) for p in bucket.parameters]
         present = [(i, g) for i, g in zip(bucket.places, leaf, strict=True) if g is not None]
         self._norms.update(zip((i for i, _ in present), norms([g for _, g in present]), strict=True))
         for parameter in bucket.parameters:

@@ -30,10 +30,10 @@ class Flat:
     def __init__(self, like: Sequence[Tensor]) -> None:
         places, end = [], 0
         per_element = 2 if like[0].is_complex() else 1
-        aligned = ALIGNMENT // (like[0].element_size() // per_element)
+        per_line = ALIGNMENT // (like[0].element_size() // per_element)
         for tensor in like:
             places.append((end, end + tensor.numel() * per_element))
-            end = -(-places[-1][1] // aligned) * aligned
+            end = -(-places[-1][1] // per_line) * per_line
         self.vector = torch.zeros(end, dtype=real_type(like[0].dtype), device=like[0].device)
         self.views = [_view(self.vector[a:b], tensor) for (a, b), tensor in zip(places, like, strict=True)]
 
@@ -52,6 +52,11 @@ def dense_strides(tensor: Tensor) -> tuple[int, ...]:
             return torch.empty(tensor.shape, device="meta").stride()
         dense *= size
     return tensor.stride()
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """Return a tensor that lies as those of a `Flat` do: itself, or a copy."""
+    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
 
 
 def real_type(dtype: torch.dtype) -> torch.dtype:

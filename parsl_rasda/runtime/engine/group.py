@@ -23,6 +23,7 @@ from parsl_rasda.errors import RasdaError
 from parsl_rasda.protocol import RENDEZVOUS_S
 from parsl_rasda.runtime.engine.roll_call import RollCall
 from parsl_rasda.runtime.engine.setup_errors import (
+    OWN_ERRORS,
     check_backend,
     check_interfaces,
     setting_up,
@@ -46,10 +47,6 @@ LOOPBACK_INTERFACE = "lo"
 ADDRESS = "address"  # a file of the attempt
 BACKENDS = {"cuda": "nccl", "xpu": "xccl", "cpu": "gloo"}
 CAN_CHANGE_PATIENCE = ("cuda", "cpu")  # torch can change it for NCCL and gloo
-OWN_ERRORS = {
-    "OutOfMemoryError",
-    "AcceleratorError",
-}  # errors of this rank's kernels, which torch may notice late
 
 
 class PeersLostError(RasdaError):

@@ -17,7 +17,9 @@ from __future__ import annotations
 import hashlib
 import pickle
 import signal
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -33,7 +35,8 @@ Read: TypeAlias = tuple[int, Sequence[int]]  # a seed and the samples of one bat
 Pin: TypeAlias = Callable[[Batch], Batch]
 
 BATCHES_AHEAD = 2  # in pinned memory, read by a thread
-LARGE_BYTES = 2**20  # an array from this size on counts as unchanged while it is the same object
+LARGE_BYTES = 2**20  # a read-only array from this size on counts as unchanged while it is the same object
+MOST_BYTES = 2**26  # of a data set that are compared by their contents
 
 
 class _Batches(Dataset[Batch]):
@@ -61,7 +64,7 @@ class _Reads(Sampler[Any]):
 class _Workers:
     """Processes that read ahead, for one data set as it was when they were started."""
 
-    def __init__(self, samples: Samples, count: int, *, is_pinned: bool, sign: bytes | None) -> None:
+    def __init__(self, samples: Samples, count: int, *, is_pinned: bool, sign: Signature | None) -> None:
         shorten_paths()  # the training function may have set a TMPDIR of its own
         self._dataset, self._count, self._sign = samples.given, count, sign
         self._todo = _Reads()
@@ -75,10 +78,10 @@ class _Workers:
             persistent_workers=sign is not None,
         )
 
-    def can_read(self, samples: Samples, count: int, sign: bytes | None) -> bool:
+    def can_read(self, samples: Samples, count: int, sign: Signature | None) -> bool:
         """Whether they have this data set as it is now."""
         is_same = self._dataset is samples.given and self._count == count
-        return is_same and sign is not None and self._sign == sign
+        return is_same and sign is not None and self._sign is not None and self._sign.is_of_same(sign)
 
     def read(self, reads: Iterable[Read]) -> Iterator[Batch]:
         """Yield a batch for each read."""
@@ -157,34 +160,85 @@ def _ignore_sigterm(_worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def signature(dataset: Any) -> bytes | None:
-    """Return a digest that differs once a data set has changed, or None if it cannot be pickled.
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What tells whether a data set has changed.
+
+    Attributes:
+        digest: Of all but tensors and large read-only arrays.
+        replaced: These. Their addresses would not do: new ones often lie where old ones lay.
+    """
+
+    digest: bytes
+    replaced: tuple[weakref.ref[Any], ...]
+
+    def is_of_same(self, other: Signature) -> bool:
+        """Whether the other one is of the same data set, unchanged."""
+        if self.digest != other.digest or len(self.replaced) != len(other.replaced):
+            return False
+        pairs = zip(self.replaced, other.replaced, strict=True)
+        return all((mine := one()) is not None and mine is two() for one, two in pairs)
+
+
+def signature(dataset: Any) -> Signature | None:
+    """Return what tells whether a data set has changed, or None if it cannot be compared.
 
     Processes that read ahead have a copy. If the function changes its data set between two epochs
-    (``data.set_epoch(epoch)``), they need a new one.
+    (``data.set_epoch(epoch)``), they need a new one. A change is not seen in attributes of the class, in
+    globals, and in tensors that are changed past torch (``tensor.data``, ``tensor.numpy()``).
+
+    Returns:
+        None if it cannot be pickled, or has more than `MOST_BYTES` besides tensors and read-only arrays.
     """
-    digest = hashlib.blake2b(digest_size=16)
+    digesting = _Digesting()
+    signing = _Signing(digesting)
     try:
-        _Signing(_Digesting(digest.update)).dump(dataset)
+        signing.dump(dataset)
+        return Signature(digesting.digest.digest(), tuple(weakref.ref(thing) for thing in signing.replaced))
     except Exception:  # noqa: BLE001 - whatever a data set raises, it cannot be compared
         return None
-    return digest.digest()
 
 
+@dataclass(slots=True)
 class _Digesting:
     """A file that keeps nothing of what is written."""
 
-    def __init__(self, update: Callable[[bytes], None]) -> None:
-        self.write = update
+    digest: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
+    bytes_left: int = MOST_BYTES
+
+    def write(self, data: Any) -> None:
+        self.bytes_left -= memoryview(data).nbytes
+        if self.bytes_left < 0:
+            raise ValueError("more than is compared by its contents")
+        self.digest.update(data)
 
 
 class _Signing(pickle.Pickler):
-    """Pickles all but large arrays, of which it notes which ones they are."""
+    """Pickles all but tensors and large arrays that nobody can change, which it keeps."""
+
+    def __init__(self, file: _Digesting) -> None:
+        super().__init__(file, pickle.HIGHEST_PROTOCOL)
+        self.replaced: list[Any] = []
 
     def persistent_id(self, obj: Any) -> Any:
         """Return what stands for a tensor or a large array; None for anything else."""
         if isinstance(obj, torch.Tensor):
-            return ("tensor", obj.data_ptr(), tuple(obj.shape), str(obj.dtype), obj._version)
-        if isinstance(obj, np.ndarray) and obj.nbytes >= LARGE_BYTES and obj.dtype != object:
-            return ("array", obj.ctypes.data, obj.shape, obj.strides, str(obj.dtype))
+            self.replaced.append(obj)
+            return ("tensor", obj.data_ptr(), tuple(obj.shape), obj.stride(), str(obj.dtype), obj._version)
+        if isinstance(obj, np.ndarray) and obj.nbytes >= LARGE_BYTES and not obj.dtype.hasobject:
+            if _is_fixed(obj):
+                self.replaced.append(obj)
+                return ("array", obj.ctypes.data, obj.shape, obj.strides, str(obj.dtype))
+            if obj.nbytes > MOST_BYTES:  # before it is copied
+                raise ValueError("an array that may change, too large to be compared")
         return None
+
+
+def _is_fixed(array: np.ndarray[Any, Any]) -> bool:
+    """Whether neither an array nor one that it is a view of can be written to."""
+    owner: Any = array
+    while isinstance(owner, np.ndarray):
+        if owner.flags.writeable:
+            return False
+        owner = owner.base
+    return True

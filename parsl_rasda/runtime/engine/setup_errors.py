@@ -21,9 +21,12 @@ _LAST_ERROR = re.compile(r"Last error:\s*(.*?)(?=\nException raised|\nC\+\+ Capt
 _MEMORY = re.compile(r"out of memory|Failed to (CUDA|HIP) (host )?(m|c)alloc", re.IGNORECASE)
 _CONTACT = re.compile(
     r"timed? ?out|timeout|Connection (closed|reset|refused)|closed by (remote )?peer|socketStartConnect"
-    r"|wait_for|remote process exited|ncclRemoteError",
+    r"|wait_for|remote process exited|ncclRemoteError|No route|unreachable",
     re.IGNORECASE,
 )
+# The same in words: of torch, and of NCCL and RCCL.
+_OWN = re.compile(r"(CUDA|HIP) error\b|(Cuda|HIP) failure|unhandled (cuda|hip) error")
+OWN_ERRORS = {"OutOfMemoryError", "AcceleratorError"}  # of this rank's kernels, which torch may notice late
 _CONTEXT_GIB = 1.0  # of the GPU's memory, that this process's own driver and libraries need
 _GIB = 2**30
 
@@ -90,7 +93,9 @@ def check_interfaces(backend: str, environ: Mapping[str, str], present: Collecti
 
 @contextmanager
 def setting_up(backend: str, on: device, memory: Callable[[], tuple[int, int, int]]) -> Iterator[None]:
-    """Turn what a backend raises while a group is made, unless it is that another rank was not reached.
+    """Turn what a backend raises while a group is made.
+
+    Unless it is that another rank was not reached, or that this rank's own device has failed.
 
     Args:
         backend: Its name in torch.
@@ -104,6 +109,8 @@ def setting_up(backend: str, on: device, memory: Callable[[], tuple[int, int, in
         said = words_of_backend(error)
         if _MEMORY.search(said) and on.type != "cpu":
             raise _no_memory(backend, said, *memory()) from error
+        if type(error).__name__ in OWN_ERRORS or _OWN.search(said):
+            raise
         if _CONTACT.search(said) or type(error).__name__ in {"DistNetworkError", "DistStoreError"}:
             raise
         name = _NAMES.get(backend, backend)

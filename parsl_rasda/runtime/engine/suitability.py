@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn, strided
@@ -85,6 +85,27 @@ def refuse_unfit_optimizer(optimizer: Any) -> None:
             f"{name} computes the loss several times a step (it needs a closure), which replicas cannot.",
             "Use an optimizer whose step() needs no closure.",
         )
+
+
+def refuse_kept_gradients(optimizer: Optimizer, grads: Sequence[Tensor]) -> None:
+    """Refuse an optimizer that has kept gradients themselves: on several ranks the next step overwrites them.
+
+    Args:
+        optimizer: Has made a step.
+        grads: Those of the step. All are alive, so that nothing else lies where they lie.
+
+    Raises:
+        TrainingError: In words.
+    """
+    places = {grad.untyped_storage().data_ptr() for grad in grads if type(grad) is Tensor and grad.numel()}
+    for state in optimizer.state.values():
+        for key, value in state.items():
+            if type(value) is Tensor and value.untyped_storage().data_ptr() in places:
+                raise TrainingError(
+                    f"{type(optimizer).__name__} keeps the gradient itself as {key!r}, which the next step "
+                    "overwrites if there are several ranks.",
+                    "Use an optimizer that copies what it keeps: p.grad.clone().",
+                )
 
 
 def refuse_unfit_loss(loss: Any) -> None:

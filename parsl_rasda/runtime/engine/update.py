@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from parsl_rasda.protocol import Training
 from parsl_rasda.runtime.engine.learning_rate import OwnedRates, Scaling, rate_factor, scaling_rule
 from parsl_rasda.runtime.engine.pairs import Pair
+from parsl_rasda.runtime.engine.suitability import refuse_kept_gradients
 from parsl_rasda.types import ScheduleEntry
 
 
@@ -45,6 +46,7 @@ class Updater:
     ) -> None:
         self._pairs, self._how, self._training, self.scaler = pairs, update, training, scaler
         self.optimizers = [optimizer for pair in pairs for optimizer in pair.optimizers]
+        self._unchecked = list(self.optimizers)  # those that have no state yet
         rule = training.lr_scaling
         self._rates = [
             (OwnedRates(o), update.scaling or scaling_rule(rule, type(o))) for o in self.optimizers
@@ -63,8 +65,13 @@ class Updater:
             rates.check()
 
     def step(self) -> None:
-        """Update what has gradients; a model without a loss in this step has none."""
+        """Update what has gradients; a model without a loss in this step has none.
+
+        Raises:
+            TrainingError: If an optimizer keeps gradients instead of copies.
+        """
         busy = [optimizer for optimizer in self.optimizers if _has_gradients(optimizer)]
+        given = [(optimizer, _gradients(optimizer)) for optimizer in self._unchecked]
         if self.scaler:
             for optimizer in busy:
                 self.scaler.unscale_(optimizer)
@@ -78,7 +85,16 @@ class Updater:
                 optimizer.step()
         if self.scaler and busy:
             self.scaler.update()
+        for optimizer, grads in given:
+            if grads and optimizer.state:
+                refuse_kept_gradients(optimizer, grads)
+                self._unchecked.remove(optimizer)
 
 
 def _has_gradients(optimizer: Optimizer) -> bool:
     return any(p.grad is not None for options in optimizer.param_groups for p in options["params"])
+
+
+def _gradients(optimizer: Optimizer) -> list[Tensor]:
+    given = (p.grad for options in optimizer.param_groups for p in options["params"])
+    return [grad for grad in given if grad is not None]

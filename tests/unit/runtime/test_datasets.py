@@ -21,7 +21,7 @@ from parsl_rasda.errors import TrainingError
 from parsl_rasda.runtime import local_trial
 from parsl_rasda.runtime.engine.batches import collate, to_device
 from parsl_rasda.runtime.engine.datasets import Readable, Samples
-from parsl_rasda.runtime.engine.reading import Reader
+from parsl_rasda.runtime.engine.reading import MOST_BYTES, Reader, signature
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 
@@ -303,6 +303,81 @@ def test_processes_that_read_ahead_live_on_until_the_data_set_changes() -> None:
 def test_processes_end_with_the_epoch_where_the_data_set_cannot_be_compared() -> None:
     reader, data = Reader(CPU), _Unpicklable()
     assert epoch_of(reader, data, workers=1)[1] != epoch_of(reader, data, workers=1)[1]
+
+
+class Filled(Dataset):
+    """Samples of a tensor or an array that is another one, or has other contents, in each epoch."""
+
+    x: Any
+
+    def __init__(self, change) -> None:
+        self.change = change
+
+    def set_epoch(self, epoch: int) -> None:
+        self.change(self, epoch)
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> tuple[float, int]:
+        return float(self.x[index]), os.getpid()
+
+
+def new_tensor(data, epoch, size=1000) -> None:
+    data.x = None  # so that the next one lies where this one lay
+    data.x = torch.full((size,), float(epoch))
+
+
+def new_large_tensor(data, epoch) -> None:
+    new_tensor(data, epoch, 10**6)
+
+
+def new_array(data, epoch) -> None:
+    data.x = None
+    data.x = np.full(10**6, float(epoch))
+
+
+def new_fixed_array(data, epoch) -> None:
+    new_array(data, epoch)
+    data.x.flags.writeable = False
+
+
+def same_array(data, epoch, size=10**6) -> None:
+    data.x = getattr(data, "x", None) if epoch else np.zeros(size)
+    data.x[:] = epoch
+
+
+def same_vast_array(data, epoch) -> None:
+    same_array(data, epoch, 10**7)
+
+
+@pytest.mark.parametrize(
+    "change", [new_tensor, new_large_tensor, new_array, new_fixed_array, same_array, same_vast_array]
+)
+def test_processes_that_read_ahead_see_what_took_the_place_of_freed_memory_or_changed_in_place(
+    change,
+) -> None:
+    reader, data = Reader(CPU), Filled(change)
+    found = []
+    for epoch in range(4):
+        data.set_epoch(epoch)
+        found += epoch_of(reader, data, workers=1)[0][:1]
+    reader.close()
+    assert found == [0, 1, 2, 3]
+
+
+def test_a_large_array_is_known_by_itself_only_if_nobody_can_write_to_it() -> None:
+    owner = np.zeros(2 * MOST_BYTES, np.uint8)
+    view = owner.view()
+    view.flags.writeable = False
+    assert signature([view]) is None
+    owner.flags.writeable = False
+    first = signature([view])
+    assert first is not None
+    assert (again := signature([view])) is not None
+    assert first.is_of_same(again)
+    assert (other := signature([owner.view()])) is not None
+    assert not other.is_of_same(first)
 
 
 class _Shards:

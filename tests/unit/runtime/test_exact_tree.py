@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from parsl_rasda.errors import TrainingError
-from parsl_rasda.runtime.engine import flat
+from parsl_rasda.runtime.engine import exact_tree, flat
 from parsl_rasda.runtime.engine.exact_tree import ExactTree
 from tests.unit.runtime import stand_ins
 from tests.unit.runtime.stand_ins import on_each_rank
@@ -232,3 +232,25 @@ def test_gradients_have_the_strides_that_autograd_gives_them(tmp_path) -> None:
     found = trained(model, forward, tmp_path)
     assert found[0].stride() == model.weight.stride()
     assert found[0].data_ptr() % flat.ALIGNMENT == 0
+
+
+class _Joined(nn.Module):
+    """The gradients of its parts are views of one tensor, so that the second lies unaligned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ParameterList(torch.ones(size) for size in (1, 3))
+
+    def forward(self, x):
+        return x * torch.cat(list(self.parts))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_gradients_lie_aligned_at_any_width_also_those_whose_norms_are_taken(
+    tmp_path, monkeypatch, size
+) -> None:
+    normed = []
+    monkeypatch.setattr(exact_tree, "norms", lambda grads: normed.extend(grads) or flat.norms(grads))
+    found = trained(_Joined(), plainly, tmp_path, size=size)
+    assert len(normed) == 3 * 2 * size * 2
+    assert not any(grad.data_ptr() % flat.ALIGNMENT for grad in (*found, *normed))

@@ -135,6 +135,36 @@ def test_another_rank_that_cannot_be_reached_is_lost_contact() -> None:
     assert "Connection refused" in words_of_backend(dist.DistBackendError(NO_PEER))
 
 
+@pytest.mark.parametrize("words", ["No route to host", "Network is unreachable"])
+def test_a_network_without_a_way_to_another_rank_is_lost_contact(words) -> None:
+    error = NCCL.format(kind="unhandled system error", name="ncclSystemError", last=f"connect to x: {words}")
+    assert type(raised(error)) is dist.DistBackendError
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: unspecified launch failure"),
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("HIP error: unspecified launch failure"),
+        dist.DistBackendError(
+            NCCL.format(
+                kind="unhandled cuda error",
+                name="ncclUnhandledCudaError",
+                last="Cuda failure 719 'unspecified launch failure'",
+            )
+        ),
+        torch.OutOfMemoryError("no memory"),
+    ],
+)
+def test_a_kernel_that_has_failed_before_is_not_the_sites_fault(tmp_path, error) -> None:
+    with pytest.raises(RuntimeError) as found, setting_up("nccl", GPU, lambda: (GIB, 80 * GIB, GIB)):
+        raise error
+    assert found.value is error
+    _, exit_ = judged(tmp_path, error)
+    assert exit_.blame is not Blame.SITE
+
+
 def test_a_rank_that_is_alone_says_how_long_it_has_waited(tmp_path) -> None:
     with pytest.raises(PeersLostError, match=r"no address within 0\.05 s"):
         published_address(tmp_path, 2, 0.05)

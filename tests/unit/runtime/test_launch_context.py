@@ -6,7 +6,8 @@ import pytest
 
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.protocol import JobSpec
-from parsl_rasda.runtime.attempt.launch_context import launch_context
+from parsl_rasda.runtime import local_trial
+from parsl_rasda.runtime.attempt.launch_context import LAUNCHERS, launch_context
 from parsl_rasda.runtime.engine import group
 from parsl_rasda.types import TrialId
 
@@ -163,3 +164,13 @@ def test_the_mask_of_psslurm_for_a_single_rank_has_all_gpus() -> None:
     environ = {**SLURM, "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
     context = launch_context(order(world_size=1, slots=("n1:3",)), environ)
     assert (context.environment, context.device_index) == ({"CUDA_VISIBLE_DEVICES": "3"}, 0)
+
+
+@pytest.mark.parametrize(("rank", "size", "local"), LAUNCHERS)
+def test_a_trial_without_a_controller_ignores_whatever_launched_it(monkeypatch, rank, size, local) -> None:
+    monkeypatch.setenv(rank, "3")
+    monkeypatch.setenv(local, "3")
+    if size is not None:
+        monkeypatch.setenv(size, "4")
+    trial = local_trial({})
+    assert (trial.rank, trial.world_size) == (0, 1)

@@ -111,6 +111,22 @@ def test_the_training_loss_of_several_models_is_the_sum_of_their_losses() -> Non
     assert trial.history[0].metrics["train_loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_each_model_is_back_in_training_mode_for_the_next_epoch_with_what_was_frozen() -> None:
+    trial = local_trial({}, epochs=3, batch_size=16)
+    models = {"g": gan()["g"], "d": nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))}
+    models, _ = trial.prepare(models, {"g": sgd, "d": sgd}, lr=0.1)
+    models["d"][1].eval()
+    for epoch in trial.epochs():
+        for x in trial.batches(X):
+            modes = [m.training for m in (models["g"], *models["g"], *models["d"])]
+            assert modes == [True] * 5 + [False, True]
+            trial.step(losses_of(models, x))
+        models["g"].eval()  # to draw pictures
+        if epoch == 1:
+            trial.mean(models["d"](x).square().sum(1) for x in trial.shard(X))
+        trial.report(val_loss=0.0)
+
+
 def test_a_step_trains_the_same_models_with_all_its_batches() -> None:
     trial = local_trial({}, batch_size=4, replicas=2)
     models, _ = trial.prepare(gan(), {"g": sgd, "d": sgd}, lr=0.1)
