@@ -432,8 +432,7 @@ class Engine:
         Raises:
             CheckpointError: If it belongs to another model or optimizer.
         """
-        self._state.restore(path, header)
-        self.registered.resume(path, header)
+        self.registered.resume(path, header, self._state.restore(path, header))
         done = header["losses"], header["samples"], header.get("noise", [])
         self.position = TrainingPosition(header["epoch"], header["step"], *done)
 
