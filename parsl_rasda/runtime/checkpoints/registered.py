@@ -32,11 +32,18 @@ class Registered:
         self._each_step: list[Callable[[], object]] = []
         self._source: Path | None = None
         self._saved: dict[str, Any] = {}  # what the checkpoint to resume from has, and nobody has taken
+        self._tensors: dict[str, Tensor] = {}  # of that checkpoint
         self._is_closed = False
 
-    def resume(self, path: Path, header: Mapping[str, Any]) -> None:
-        """Let objects take their state from a checkpoint, when they are added."""
-        self._source, self._saved = path, dict(header.get(REGISTERED, {}))
+    def resume(self, path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Let objects take their state from a checkpoint, when they are added.
+
+        Args:
+            path: The checkpoint.
+            header: Its header.
+            tensors: Its tensors of what was registered, on the CPU.
+        """
+        self._source, self._saved, self._tensors = path, dict(header.get(REGISTERED, {})), dict(tensors)
 
     def add(self, name: str, thing: Any, each_step: Callable[[], object] | None) -> None:
         """Keep an object, and give it its state if training is resumed.
@@ -60,7 +67,8 @@ class Registered:
         if self._source is not None:
             if name not in self._saved:
                 raise CheckpointError(str(self._source), f"it has nothing that was registered as {name!r}")
-            _load(self._source, name, self._saved.pop(name), thing)
+            tensors = {full: t for full, t in self._tensors.items() if full.startswith(_prefix(name))}
+            _load(self._source, name, self._saved.pop(name), thing, tensors)
         self._objects[name] = thing
         if each_step is not None:
             self._each_step.append(each_step)
@@ -71,7 +79,7 @@ class Registered:
         Raises:
             CheckpointError: If the checkpoint to resume from has what nobody has added.
         """
-        self._is_closed = True
+        self._is_closed, self._tensors = True, {}
         if self._saved:
             found = ", ".join(self._saved)
             raise CheckpointError(
@@ -111,16 +119,20 @@ def load_registered(checkpoint: str | Path, name: str, thing: Any) -> None:
     if name not in trees:
         has = ", ".join(trees) or "nothing"
         raise CheckpointError(str(path), f"nothing was registered as {name!r}; it has {has}")
-    return _load(path, name, trees[name], thing)
+    return _load(path, name, trees[name], thing, read_tensors(path, _prefix(name)))
 
 
-def _load(path: Path, name: str, tree: Any, thing: Any) -> None:
-    prefix = f"{REGISTERED}.{name}."
+def _prefix(name: str) -> str:
+    return f"{REGISTERED}.{name}."
+
+
+def _load(path: Path, name: str, tree: Any, thing: Any, saved: Mapping[str, Tensor]) -> None:
+    prefix = _prefix(name)
     present: dict[str, Tensor] = {}
     _encoded(name, thing.state_dict(), present)
     tensors = {
         full.removeprefix(prefix): tensor.to(present[full].device) if full in present else tensor
-        for full, tensor in read_tensors(path, prefix).items()
+        for full, tensor in saved.items()
     }
     try:
         thing.load_state_dict(_decoded(tree, tensors))

@@ -155,10 +155,8 @@ class Engine:
             model, self._updater.optimizers, self.scaler, group, is_sharded=self.is_sharded
         )
         self.registered = Registered()
-        self.position = TrainingPosition()
-        self.halted = False
-        self._together = Together(self.device)
-        self.reader = Reader(self.device)
+        self.position, self.halted = TrainingPosition(), False
+        self._together, self.reader = Together(self.device), Reader(self.device)
         self._step: _Step | None = None
         self._losses = torch.zeros(0)
         self._noise: NoiseMeter | None = None  # where one replica trains alone, or a reduction shows nothing
@@ -470,8 +468,7 @@ class Engine:
         Raises:
             CheckpointError: If it belongs to another model or optimizer.
         """
-        self._state.restore(path, header)
-        self.registered.resume(path, header)
+        self.registered.resume(path, header, self._state.restore(path, header))
         seen = header.get("seen", {})  # headers of earlier versions have none
         self._deterministic.know(seen.get("unordered", ()))
         self._seen = _Seen(seen.get("buffers", ()), seen.get("come_twice", False))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from parsl_rasda.errors import CheckpointError, TrainingError
 from parsl_rasda.runtime.checkpoints.checkpoint import MODEL, OPTIMIZER, read_tensors
 from parsl_rasda.runtime.checkpoints.model import load_weights
+from parsl_rasda.runtime.checkpoints.registered import REGISTERED
 from parsl_rasda.runtime.engine.group import Group
 from parsl_rasda.runtime.engine.pairs import kinds
 
@@ -95,12 +96,15 @@ class TrainingState:
             "scaler": self.scaler.state_dict() if self.scaler else None,
         }
 
-    def restore(self, path: Path, header: Mapping[str, Any]) -> None:
-        """Restore model and optimizer from a checkpoint.
+    def restore(self, path: Path, header: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Restore model and optimizer from a checkpoint. A collective operation; rank 0 reads.
 
         Args:
             path: The checkpoint.
             header: Its header, with `NON_TENSOR_FIELDS`.
+
+        Returns:
+            The tensors of what was registered, by their names there, on the host of every rank.
 
         Raises:
             CheckpointError: If it belongs to another model or optimizer.
@@ -129,6 +133,7 @@ class TrainingState:
         self._restore_optimizer(path, states, header["options"])
         if self.scaler and header["scaler"]:
             self.scaler.load_state_dict(header["scaler"])
+        return self._spread_on_host([s for s in specs if s.name.startswith(f"{REGISTERED}.")], whole)
 
     def _owners(self) -> dict[str, Tensor]:
         """Return the tensors of the model by name."""
@@ -184,6 +189,15 @@ class TrainingState:
         plain = [p for p in parts.values() if type(p) is Tensor]
         self.group.broadcast(plain)
         return parts
+
+    def _spread_on_host(self, specs: Sequence[_Spec], whole: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors that rank 0 has read, on the host of every rank. A collective operation.
+
+        They are sent as bytes, since a backend may not know the type of what the user has registered.
+        """
+        mine = {s.name: whole.pop(s.name) if s.name in whole else s.alloc("cpu") for s in specs}
+        self.group.broadcast([tensor.view(-1).view(torch.uint8) for tensor in mine.values()])
+        return mine
 
     def _states(self) -> list[tuple[str, dict[str, Any]]]:
         names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}

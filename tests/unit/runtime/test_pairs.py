@@ -9,6 +9,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from parsl_rasda.errors import CheckpointError, TrainingError
 from parsl_rasda.runtime import load_registered, local_trial
+from parsl_rasda.runtime.checkpoints import checkpoint
 
 X = torch.randn(48, 3, generator=torch.Generator().manual_seed(1))
 
@@ -284,6 +285,15 @@ def test_averages_are_updated_once_a_step_and_resume_to_the_same_bits(tmp_path) 
         (shadowed.shadow, shadow.shadow),
     ):
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_checkpoint_is_read_once_however_much_was_registered(tmp_path, monkeypatch) -> None:
+    averaged(epochs=1, directory=tmp_path)
+    reads = []
+    check = checkpoint.check_files
+    monkeypatch.setattr(checkpoint, "check_files", lambda path: reads.append(path) or check(path))
+    averaged(resume_from=tmp_path / "epoch-000001")
+    assert reads == [tmp_path / "epoch-000001"]
 
 
 def test_averages_are_found_in_the_checkpoint_after_the_study(tmp_path) -> None:
