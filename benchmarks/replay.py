@@ -94,6 +94,10 @@ class Recorder:
         self.machine, self.settings, self.journal = machine, machine.settings, journal
         self.pending: list[Record] = []
 
+    @property
+    def wake_at(self):
+        return self.machine.wake_at
+
     def handle(self, event):
         instructions = self.machine.handle(event)
         self.pending.append(Record(event, instructions))

@@ -26,6 +26,7 @@ _COMMAND_TIMEOUT_S = 30
 _CONTAINER_TIMEOUT_S = 300  # an image may have to be fetched, or unpacked
 _MOST_WORDS = 600  # characters of a runtime's complaint
 _ANSWER = "parsl_rasda-inside:"  # images may greet, too
+_NODES = ("SLURM_JOB_NODELIST", "PBS_NODEFILE", "LSB_DJOB_HOSTFILE", "PE_HOSTFILE")  # those of `node_names`
 _KFD = Path("/sys/class/kfd/kfd/topology/nodes")
 
 
@@ -112,6 +113,11 @@ def granted_gpus(environment: Mapping[str, str]) -> dict[str, int] | None:
     if job := environment.get("PBS_JOBID"):
         return pbs.granted_gpus(job)
     return None
+
+
+def is_in_allocation(environment: Mapping[str, str]) -> bool:
+    """Return whether a batch system has named the nodes of an allocation that this process is in."""
+    return any(environment.get(name) for name in _NODES)
 
 
 def node_names(environment: Mapping[str, str]) -> tuple[str, ...]:
@@ -229,4 +235,7 @@ def _version_of(package: str) -> str | None:
 
 
 if __name__ == "__main__":
+    for _mask in DEVICE_MASKS.values():
+        if not os.environ.get(_mask):  # enroot sets every variable that it is to pass on
+            os.environ.pop(_mask, None)
     sys.stdout.write(f"{_ANSWER}{json.dumps(describe_inside(sys.argv[1]))}\n")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ _TAKEN_BACK = {
     "REVOKED": "a sibling job on another cluster started",
     "BOOT_FAIL": "its nodes did not boot",
 }
+# What `--signal=B:...` sends to the shell of a job some time before its end, which ends by that.
+_TOLD_TO_END = {signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM}
 _FAULTS = {
     "OUT_OF_MEMORY": "it ran out of memory",
     "FAILED": "it failed",
@@ -61,7 +64,7 @@ def end_time(job: str) -> float | None:
 
 def granted_gpus(job: str) -> dict[str, int] | None:
     """Return the GPUs of each node that a running job was given as GRES, or None if Slurm does not say."""
-    return read_granted_gpus(run_command("scontrol", "--details", "--oneliner", "show", "job", job), hosts)
+    return read_granted_gpus(_shown(job, "--details"), hosts)
 
 
 def hosts(nodes: str) -> list[str]:
@@ -81,8 +84,11 @@ def cancel_step(name: str) -> int:
     return len(steps)
 
 
-def _shown(job: str) -> str:
-    return run_command("scontrol", "--oneliner", "show", "job", job, SLURM_TIME_FORMAT="standard")
+def _shown(job: str, *options: str) -> str:
+    """Return the record of a job: of the one that a job array is named by, Slurm shows the others, too."""
+    asked = ("scontrol", *options, "--oneliner", "show", "job", job)
+    shown = run_command(*asked, SLURM_TIME_FORMAT="standard")
+    return next((line for line in shown.splitlines() if line.startswith(f"JobId={job} ")), shown)
 
 
 def run_command(*command: str, **environment: str) -> str:
@@ -139,12 +145,15 @@ def read_end(job: str, shown: str) -> BatchJobEnd | None:
         return BatchJobEnd(f"Slurm job {job} was put back into the queue", was_taken_back=True)
     if why is None:
         return None
-    words = [f"Slurm job {job} is {state}: {why}"]
     reason, code = fields.get("Reason", "None"), fields.get("ExitCode", "0:0")
-    if reason not in {"None", "Dependency", state} and state in _FAULTS:
+    by_signal = _EXIT_BY_SIGNAL.fullmatch(code)
+    number = int(by_signal[1]) if by_signal else 0
+    was_told = state == "FAILED" and number in _TOLD_TO_END
+    words = [f"Slurm job {job} is {state}: {'it was told to end from outside' if was_told else why}"]
+    if reason not in {"None", "Dependency", state} and state in _FAULTS and not was_told:
         words.append(f"reason {reason}")
-    if (by_signal := _EXIT_BY_SIGNAL.fullmatch(code)) and by_signal[1] != "0":
-        words.append(f"signal {by_signal[1]}")
+    if number:
+        words.append(f"signal {number}")
     elif code != "0:0":
         words.append(f"exit code {code.partition(':')[0]}")
-    return BatchJobEnd(", ".join(words), state in _TAKEN_BACK)
+    return BatchJobEnd(", ".join(words), was_told or state in _TAKEN_BACK)

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from parsl_rasda.agent.node_probe import gpu_count, node_names
+from parsl_rasda.agent.node_probe import gpu_count, is_in_allocation, node_names
 from parsl_rasda.devices import DEVICE_MASKS
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.launch.base import LaunchCommand, Launcher, LaunchSettings
@@ -265,6 +265,8 @@ def in_this_allocation(site: SiteSpec) -> SiteSpec:
     """
     if not (isinstance(site, ParslSiteSpec) and site.takes_all_nodes):
         return site
+    if not is_in_allocation(os.environ):
+        logger.warning("site %s: nodes: auto, but no allocation: this machine alone is used", site.name)
     try:
         return site.in_allocation(len(node_names(os.environ)))
     except (OSError, subprocess.SubprocessError) as error:

@@ -17,7 +17,12 @@ def cancel(directory: RunFolder) -> None:
     from parsl_rasda.workflow.submission import cancel_run
 
     print_message("its controller is told to save and to end")
-    if cancel_run(directory):
+    cancelled = cancel_run(directory)
+    if cancelled.unasked:
+        print_message(f"its batch system could not be asked; if its job is queued: `{cancelled.unasked}`")
+    if cancelled.was_active:
         typer.echo(f"ended; go on with: {resume_command(directory)}")
+    elif cancelled.unasked:
+        typer.echo("nobody runs it now")
     else:
         typer.echo("nobody runs it, and no job of its controller is queued")

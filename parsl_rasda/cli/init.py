@@ -132,13 +132,14 @@ def _write(files: Mapping[str, bytes], directory: Path) -> tuple[Path, ...]:
 
 def _made_ones_own(file: str, content: bytes, study: str) -> bytes:
     """Return a file with the study's name, and with the line by which editors find its schema."""
+    from parsl_rasda.study.draft import quoted_name
     from parsl_rasda.study.schema import editor_line
 
     if not file.endswith(".yaml"):
         return content
     kind = "site" if file == _SITE else "study"
     if file == "study.yaml":
-        content = _NAME.sub(f"name: {study}".encode(), content, count=1)
+        content = _NAME.sub(f"name: {quoted_name(study)}".encode(), content, count=1)
     return editor_line(kind).encode() + content
 
 

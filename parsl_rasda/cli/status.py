@@ -8,6 +8,7 @@ from parsl_rasda.cli.options import AsJson, RunFolder
 from parsl_rasda.cli.output import print_json, print_result
 
 if TYPE_CHECKING:
+    from parsl_rasda.reporting.overview import JobWords
     from parsl_rasda.reporting.runs import Run
 
 ROWS = 40  # trials listed
@@ -40,14 +41,19 @@ def queued_controller(run: Run) -> str:
     return queue_words(found.job, found.state, found.reason, found.starts_at, found.obstacle)
 
 
-def controllers_job(run: Run) -> str:
-    """Return where the job of a run's controller stands, in words; empty unless it was submitted."""
+def controllers_job(run: Run) -> JobWords | None:
+    """Return where the job of a run's controller stands; None unless it was submitted."""
     from parsl_rasda.backends.parsl.controller_job import last_job
     from parsl_rasda.orchestration.run_directory import RunDirectory
+    from parsl_rasda.reporting.overview import JobWords
 
     job = last_job(RunDirectory(run.directory))
     if job is None:
-        return ""
+        return None
     if run.controller:
-        return f"job {job.job}; what it says is in {job.log}"
-    return queued_controller(run) or f"job {job.job} is not in the queue; what it said is in {job.log}"
+        return JobWords(f"job {job.job}; what it says is in {job.log}", may_be_queued=True)
+    if stands := queued_controller(run):
+        return JobWords(stands, may_be_queued=True)
+    is_known = job.can_be_asked_for
+    found = "is not in the queue" if is_known else "cannot be asked for here"
+    return JobWords(f"job {job.job} {found}; what it said is in {job.log}", may_be_queued=not is_known)

@@ -15,6 +15,7 @@ from parsl_rasda.cli.status import ROWS, controllers_job, queued_controller
 if TYPE_CHECKING:
     from rich.console import ConsoleDimensions, RenderableType
 
+    from parsl_rasda.reporting.overview import JobWords
     from parsl_rasda.reporting.runs import Run
 
 _QUEUE_S = 30.0  # between two questions to a batch system
@@ -32,7 +33,7 @@ def watch(
     from rich.live import Live
 
     from parsl_rasda.display.live import above_the_echo
-    from parsl_rasda.reporting.overview import run_view
+    from parsl_rasda.reporting.overview import JobWords, run_view
     from parsl_rasda.reporting.runs import read_run
     from parsl_rasda.reporting.tables import Harmless, console_of
 
@@ -40,7 +41,7 @@ def watch(
     try:
         with Live(console=console_of(), transient=True, auto_refresh=False) as live:
             while run.controller or (waiting := queued_controller(run)):
-                job = "" if run.controller else waiting
+                job = None if run.controller else JobWords(waiting, may_be_queued=True)
                 live.update(Harmless(above_the_echo(fitting_view(run, live.console.size, job))), refresh=True)
                 began = time.monotonic()
                 run = read_run(directory)
@@ -51,13 +52,13 @@ def watch(
     print_result(run_view(run, ROWS, controllers_job(run)))
 
 
-def fitting_view(run: Run, screen: ConsoleDimensions, job: str = "") -> RenderableType:
+def fitting_view(run: Run, screen: ConsoleDimensions, job: JobWords | None = None) -> RenderableType:
     """Return a run with as many trials as fit on the screen, so that nothing else is cut off.
 
     Args:
         run: The run.
         screen: Its size.
-        job: What the batch system says of the job of its controller, if that waits.
+        job: The job of its controller, if that waits.
     """
     from parsl_rasda.reporting.overview import run_view
     from parsl_rasda.reporting.tables import as_text

@@ -6,8 +6,10 @@ is `parsl_rasda.testing.launchers.LauncherContract`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -110,6 +112,16 @@ def rank_environment(settings: LaunchSettings) -> dict[str, str]:
     """Return the variables every rank has under every launcher; the site's own win."""
     threads = dict.fromkeys(_THREAD_VARIABLES, str(settings.threads_per_rank))
     return {**threads, **_ONE_THREAD, "PYTHONUNBUFFERED": "1", **settings.environment}
+
+
+def step_name(directory: str) -> str:
+    """Return the name of a launch in its batch system: trial, attempt, and a digest of their directory.
+
+    Another study in the same allocation or job array has trials and attempts of the same names.
+    """
+    name = "-".join(PurePosixPath(directory).parts[-2:])
+    digest = hashlib.blake2b(directory.encode(), digest_size=4).hexdigest()
+    return f"{name}-{digest}" if name else ""
 
 
 def steady(launcher: str, placement: Placement, *, evenly: bool = False) -> int:

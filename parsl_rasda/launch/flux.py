@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
-from parsl_rasda.launch.base import LaunchCommand, LaunchSettings, rank_environment, ranks_per_node, steady
+from parsl_rasda.launch.base import (
+    LaunchCommand,
+    LaunchSettings,
+    rank_environment,
+    ranks_per_node,
+    steady,
+    step_name,
+)
 from parsl_rasda.plugins import Plugin
 from parsl_rasda.types import Placement
 
@@ -28,7 +35,7 @@ class FluxLauncher:
         """Return the ``flux run`` command; ranks fill the nodes in the placement's order."""
         if ranks_per_node(placement) is None:
             steady(self.name, placement, evenly=True)
-        job = "-".join(PurePosixPath(settings.directory).parts[-2:])
+        job = step_name(settings.directory)
         hosts = ",".join(node.node for node in placement.nodes)
         options = ("-o", "cpu-affinity=off", "-o", "gpu-affinity=off", *settings.options)
         argv = (
@@ -42,7 +49,7 @@ class FluxLauncher:
             (*argv, *program),
             rank_environment(settings),
             lasting=one if settings.is_contained else (),
-            cancel=("flux", "pkill", f"name:{job}") if job else (),
+            cancel=("flux", "pkill", f"name:^{re.escape(job)}$") if job else (),
         )
 
 

@@ -8,7 +8,13 @@ from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from parsl_rasda.launch.base import LaunchCommand, LaunchSettings, rank_environment, ranks_per_node
+from parsl_rasda.launch.base import (
+    LaunchCommand,
+    LaunchSettings,
+    rank_environment,
+    ranks_per_node,
+    step_name,
+)
 from parsl_rasda.plugins import Plugin
 from parsl_rasda.types import Placement
 
@@ -47,7 +53,7 @@ class SrunLauncher:
             layout = (f"--ntasks-per-node={per_node}", "--distribution=block", f"--nodelist={nodes}")
         gpus = self._request(settings)
         # Slurm lets a step run on whose srun was killed; by its name it can be found and cancelled.
-        step = "-".join(PurePosixPath(settings.directory).parts[-2:])
+        step = step_name(settings.directory)
         argv = (
             # Input to all ranks blocks as soon as one does not read; torn lines come from all writing.
             *("srun", "--unbuffered", "--input=0", "--output=0", "--error=all"),

@@ -9,6 +9,7 @@
     mark                               a string that no other run has
     controllers/                       who has run the study, and who does now
     trials/<id>/attempt-<n>/           orders, epochs, checkpoints and reports of each attempt
+    submitted/                         the jobs of its controller, if it was submitted
     stages/<stage>/                    where each stage stands; results and files of its calls
     globus.log                         what the SDK of Globus Compute warns of
     report.html                        the page that `run` and `report` write
@@ -78,6 +79,11 @@ class RunDirectory:
     def stages(self) -> Path:
         """Folder of the stages: their records and the results of their calls."""
         return self.path / "stages"
+
+    @property
+    def last_job(self) -> Path:
+        """The last job of its controller, if it was submitted to a batch system."""
+        return self.path / "submitted" / "job.json"
 
     @property
     def mark(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import indent
 from typing import Any
@@ -14,6 +15,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.reporting.format import counted, duration
 from parsl_rasda.reporting.runs import Run, StageStatus
 from parsl_rasda.reporting.tables import (
@@ -30,13 +32,28 @@ HOW_TO_FIX = "fix the training, then resume with --retry-failed, or run it with 
 _ENDINGS = {StudyState.FAILED: "failed", StudyState.NO_SITE: "no site or pilot could be had"}
 
 
-def run_view(run: Run, most: int | None = None, job: str = "", *, is_brief: bool = False) -> RenderableType:
+@dataclass(frozen=True, slots=True)
+class JobWords:
+    """What a batch system says of the job of a run's controller.
+
+    Attributes:
+        words: For people.
+        may_be_queued: It has not ended, or nobody could be asked.
+    """
+
+    words: str
+    may_be_queued: bool
+
+
+def run_view(
+    run: Run, most: int | None = None, job: JobWords | None = None, *, is_brief: bool = False
+) -> RenderableType:
     """Return everything about a run: its stages, its searches with their trials, and how to go on.
 
     Args:
         run: The run.
         most: Trials listed at most, of each search.
-        job: What the batch system says of the job of its controller, if it was submitted.
+        job: The job of its controller, if it was submitted.
         is_brief: Each on one line.
     """
     advice = advice_on(run, job)
@@ -52,14 +69,19 @@ def outcome_view(run: Run) -> RenderableType:
     return _view(run, summary_view)
 
 
-def advice_on(run: Run, job: str = "") -> str:
+def advice_on(run: Run, job: JobWords | None = None) -> str:
     """Return how to go on with a run, or who runs it; empty if it is done or nothing helps."""
     if run.controller:
-        return "; ".join(filter(None, [f"being run by {run.controller}", job]))
+        return "; ".join(filter(None, [f"being run by {run.controller}", job.words if job else ""]))
     if run.state is StudyState.DONE:
         return ""
-    if job:
-        return f"its controller: {job}"
+    if job is None:
+        return _how_to_go_on(run)
+    words = f"its controller: {job.words}"
+    return words if job.may_be_queued else "\n".join(filter(None, [words, _how_to_go_on(run)]))
+
+
+def _how_to_go_on(run: Run) -> str:
     if run.trouble is None:
         return f"nobody runs it; go on with: {resume_command(run.directory)}"
     name, stage = run.trouble
@@ -93,8 +115,9 @@ def has_no_success(run: Run, stage: str) -> bool:
 
 
 def resume_command(directory: Path) -> str:
-    """Return the command that continues a run, quoted for a shell."""
-    return f"parsl-rasda resume {shlex.quote(str(directory))}"
+    """Return the command that continues a run, where its controller was before, quoted for a shell."""
+    command = "submit" if RunDirectory(directory).last_job.exists() else "resume"
+    return f"parsl-rasda {command} {shlex.quote(str(directory))}"
 
 
 def _view(run: Run, show: Callable[[Summary, str], RenderableType]) -> RenderableType:

@@ -250,6 +250,7 @@ class Trial(OwnTrial):
         `mean`.
         """
         from parsl_rasda.runtime.engine.datasets import Samples, seed_everything
+        from parsl_rasda.runtime.engine.determinism import VALIDATION
         from parsl_rasda.runtime.engine.replicas import carried, seed_of, validation_batches
 
         engine = self._prepared("shard")
@@ -260,7 +261,7 @@ class Trial(OwnTrial):
         engine.evaluate()
         for (seed, _), batch in zip(reads, engine.reader.read(samples, reads), strict=True):
             seed_everything(seed, self.device)
-            with engine.deterministic("validation"):
+            with engine.deterministic(VALIDATION):
                 yield batch
 
     def mean(self, values: Tensor | Iterable[Any]) -> float:
@@ -328,7 +329,7 @@ class Trial(OwnTrial):
         self._attempt.noise = None
         if self._engine is not None and position is not None and position.step:
             self._attempt.samples, self._attempt.noise = position.samples, self._engine.noise()
-            self._attempt.exact = self._engine.exactness
+            self._attempt.exact = self._engine.exactness()
             values.setdefault("train_loss", rounded_sum(self._engine.loss_sums()) / position.samples)
         seconds = time.monotonic() - self._began + self._carried_over_s
         self._carried_over_s, self._in_epoch = 0.0, False

@@ -112,7 +112,7 @@ def draft_study(script: Script, command: str, name: str, file: str) -> Draft | N
     )
     lines = [
         f"# Drafted from {file}: read it, change what is wrong, then `parsl-rasda validate` it.",
-        f"name: {name}",
+        f"name: {quoted_name(name)}",
         "seed: 1",
         *_given(given, file),
         "",
@@ -219,6 +219,12 @@ def _option(argument: ScriptArgument, value: str) -> str:
     if argument.is_positional:
         return value
     return f"{argument.flag}={value}" if argument.flag.startswith("--") else f"{argument.flag} {value}"
+
+
+def quoted_name(name: str) -> str:
+    """Return a study's name as YAML has it: in quotes where it could be read as a number or a date."""
+    is_word = re.fullmatch(r"[^\W\d][\w.-]*", name) and yaml.safe_load(name) == name
+    return name if is_word else json.dumps(name, ensure_ascii=False)
 
 
 def _flow(value: object) -> str:

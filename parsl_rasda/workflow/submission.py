@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from parsl_rasda.backends.parsl import controller_job
@@ -20,6 +22,20 @@ from parsl_rasda.workflow.pinned_code import search_path_in
 
 _PATIENCE_S = 600.0  # a controller leaves when its trials have saved, or a minute after they should have
 _POLL_S = 0.5
+_ENDS_BY_ITSELF = {"RUNNING", "COMPLETING", "EXITING"}
+
+
+@dataclass(frozen=True, slots=True)
+class CancelledRun:
+    """What `cancel` has ended.
+
+    Attributes:
+        was_active: There was anything to end.
+        unasked: The command that ends the last job, if its batch system could not be asked from here.
+    """
+
+    was_active: bool
+    unasked: str = ""
 
 
 def submit_study(
@@ -75,31 +91,33 @@ def submit_again(directory: Path, *, is_next: bool = False) -> ControllerJob:
     return _queue(run, sites, inside=before is not None and before.is_inside)
 
 
-def cancel_run(directory: Path) -> bool:
+def cancel_run(directory: Path) -> CancelledRun:
     """End the controller of a run, wherever it is, and take its job from the queue.
 
     Trials save and leave. The run can be resumed.
-
-    Returns:
-        Whether there was anything to end.
 
     Raises:
         RunDirectoryError: If it is not the directory of a run, or the controller does not end.
     """
     run = RunDirectory(directory.resolve())
     load_run_study(run)  # its sites may need variables that are not set here
-    job = controller_job.last_job(run)
-    is_queued = job is not None and job.in_queue is not None
-    if run.controller is not None:
+    left, was_run = None, run.controller is not None
+    if was_run:
         run.tell_to_end()
         left = _await_end(run, _PATIENCE_S)
-        if left is None:
-            return True
-        if not is_queued:
-            raise RunDirectoryError(str(run.path), f"is still being run by {left}", "Kill that process.")
-    if job is not None and is_queued:
+    job = controller_job.last_job(run)  # the controller may have queued one until now
+    queued = None if job is None else job.in_queue
+    if left is not None and queued is None:
+        raise RunDirectoryError(str(run.path), f"is still being run by {left}", "Kill that process.")
+    if job is None:
+        return CancelledRun(was_run)
+    # A job whose controller has just left is about to end: there pilots are given back.
+    if queued is not None and not (was_run and left is None and queued.state in _ENDS_BY_ITSELF):
         job.cancel()
-    return is_queued
+    if queued is None and not job.can_be_asked_for:
+        job.cancel()
+        return CancelledRun(was_run, shlex.join(job.end_command))
+    return CancelledRun(was_run or queued is not None)
 
 
 def _await_end(run: RunDirectory, patience_s: float) -> str | None:

@@ -12,7 +12,9 @@
 cd "$PBS_O_WORKDIR" || exit 2
 # source venv/bin/activate
 
-# An array (qsub -J 0-3) is a study each: RUN=$RUN-$PBS_ARRAY_INDEX, and other seeds by --set seed=...
+# In an array (qsub -J 0-3) each job is a study, in RUN-0 and so on. For other seeds, add
+# --set seed="$PBS_ARRAY_INDEX" to `run`.
+RUN=$RUN${PBS_ARRAY_INDEX:+-$PBS_ARRAY_INDEX}
 if [ -e "$RUN/study.yaml" ]; then
   parsl-rasda resume --wait "$RUN"   # --wait: of a job that was rerun, the last controller may seem alive
 else

@@ -11,11 +11,12 @@
 #SBATCH --output=%x-%j.log
 # #SBATCH --partition=gpu
 # #SBATCH --account=project
-study=$1 run=$2
+# In an array (sbatch --array=0-3) each task is a study, in RUN_DIRECTORY-0 and so on. For other seeds, add
+# --set seed="$SLURM_ARRAY_TASK_ID" to `run`.
+study=$1 run=$2${SLURM_ARRAY_TASK_ID:+-$SLURM_ARRAY_TASK_ID}
 cd "$SLURM_SUBMIT_DIR" || exit 2
 # source venv/bin/activate
 
-# An array (sbatch --array=0-3) is a study each: run=$run-$SLURM_ARRAY_TASK_ID, and other seeds by --set seed=...
 if [ -e "$run/study.yaml" ]; then
   parsl-rasda resume --wait "$run"   # --wait: of a job that was requeued, the last controller may seem alive
 else
@@ -23,6 +24,6 @@ else
 fi
 code=$?
 if [ "$code" -eq 130 ]; then         # the allocation ends, and everything is saved
-  sbatch slurm.sh "$study" "$run"
+  env -u SLURM_ARRAY_TASK_ID sbatch slurm.sh "$study" "$run"   # which is in no array, but would inherit it
 fi
 exit "$code"

@@ -198,7 +198,7 @@ def test_a_pilot_that_cannot_start_says_why(tmp_path: Path) -> None:
 
 
 def test_an_unknown_provider_is_an_error_that_lists_those_there_are(tmp_path: Path) -> None:
-    site = local_site(provider={"type": "SlurpProvider"})
+    site = local_site(provider={"type": "SlurpProvider"}, address="127.0.0.1")
     backend, log = build_backend(site, BackendContext(tmp_path)), EventLog()
     backend.open(log.post)
     try:

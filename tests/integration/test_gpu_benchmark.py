@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-sys.path.append(str(BENCHMARKS))
+from benchmarks.gpu import CASES, measured, summary
 
-from gpu import CASES, measured, summary  # noqa: E402
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 SMALL = argparse.Namespace(accelerator="cpu", small=True)
 

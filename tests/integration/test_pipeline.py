@@ -166,6 +166,7 @@ def test_a_stage_that_raises_is_named_with_its_line_and_resume_goes_on_after_the
 
 def test_a_site_that_refuses_is_exit_code_4_with_its_words_in_the_document(folder: Path) -> None:
     site = "provider: {type: SlurmProvider}\naccelerator: none\nmpi_launcher: process\ngpus_per_node: 2\n"
+    site += "address: 127.0.0.1\n"
     (folder / "refusing.yaml").write_text(site)
     for command in ("sbatch", "sacct", "squeue"):
         script = folder / "bin" / command

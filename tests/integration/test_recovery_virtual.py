@@ -32,6 +32,10 @@ class Recorder:
         self.machine, self.settings = machine, machine.settings
         self.records: list[Record] = []
 
+    @property
+    def wake_at(self) -> float | None:
+        return self.machine.wake_at
+
     def handle(self, event: Event) -> tuple[Instruction, ...]:
         instructions = self.machine.handle(event)
         self.records.append(Record(event, instructions))

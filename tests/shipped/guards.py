@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_BEFORE, _SET, _AFTER = "trap 'parsl_rasda_init=", "set -e", "set +e; parsl_rasda_ready=1"
+_BEFORE, _SET, _AFTER = "trap 'parsl_rasda_init=", "set -e", "set +eu; parsl_rasda_ready=1"
 
 
 def unguarded(script: str) -> str:

@@ -13,6 +13,7 @@ from parsl_rasda.launch.container import exec_words, step_options
 from parsl_rasda.launch.registry import build_launcher
 from parsl_rasda.runtime.process.binding import own_cores
 from parsl_rasda.study import load_site
+from parsl_rasda.study.controller_sites import controller_site
 from parsl_rasda.study.parsl_site import ParslSiteSpec
 from parsl_rasda.study.sites import GlobusSiteSpec
 from parsl_rasda.types import NodeName, NodeSlots, PilotId, Placement, SiteName
@@ -90,6 +91,19 @@ def test_each_site_loads_and_parsl_takes_its_provider(name: str) -> None:
     provider = build_provider(site, "echo ready")
     assert type(provider).__name__ == site.provider.type
     assert provider.nodes_per_block == site.nodes_per_pilot
+
+
+@pytest.mark.parametrize("name", sorted(name for name in EXPECTED if "template" not in name))
+def test_the_job_of_a_controller_asks_for_one_node_and_no_gpu_and_a_pilot_for_what_it_ever_does(
+    name: str,
+) -> None:
+    site = site_of(name)
+    asked = controller_site(site, inside=False).provider.options
+    assert not {*asked} & {"gpus_per_node", "gres", "select_options"}
+    assert build_provider(controller_site(site, inside=False), "echo ready").nodes_per_block == 1
+    assert {**asked, **site.controller} == asked
+    pilot = controller_site(site, inside=True).provider.options
+    assert {**pilot, **site.provider.options} == pilot
 
 
 @pytest.mark.parametrize("name", ["local", "workstation"])

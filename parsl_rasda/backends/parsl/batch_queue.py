@@ -22,7 +22,7 @@ _OBSTACLES = {
     "DependencyNeverSatisfied": "the job that it depends on did not end as it should",
     "PartitionDown": "its partition is down",
     "PartitionInactive": "its partition takes jobs and starts none",
-    "PartitionNodeLimit": "it asks for more or fewer nodes than its partition allows",
+    "PartitionNodeLimit": "it asks for more or fewer nodes than its partition allows, or its nodes are down",
     "PartitionTimeLimit": "its walltime is longer than its partition allows",
     "PartitionConfig": "it asks for more than its partition has",
     "BadConstraints": "no node meets its constraint",
@@ -36,7 +36,8 @@ _OBSTACLES = {
     "JobHoldMaxRequeue": "it was requeued too often, and is held",
 }
 _PER_JOB = re.compile(r"(Assoc|QOS|Account|User)?M(ax|in)\w*(PerJob|WallDuration|NotSatisfied)\w*")
-_BUDGET = re.compile(r"(Assoc|QOS)Grp\w*(Minutes|Billing)\w*")
+# Of limits on what runs now (GrpTRESRunMins and others) time makes room again.
+_BUDGET = re.compile(r"(Assoc|QOS)Grp(?!\w*Run)\w*Minutes\w*")
 _NEVER_IN_PBS = re.compile(r"can never run|queue not started|not in a valid state|held", re.IGNORECASE)
 _ASK_AGAIN_S = 60.0
 _MOVED_S = 600.0
@@ -63,17 +64,29 @@ class QueuedJob:
     obstacle: str = ""
 
 
-def look_at(provider: str, jobs: Sequence[str]) -> dict[str, QueuedJob]:
+def look_at(provider: str, jobs: Sequence[str], clusters: str = "") -> dict[str, QueuedJob]:
     """Return where jobs stand that have not ended, by id; nothing if their batch system cannot be asked.
 
     Args:
         provider: Name of Parsl's provider.
         jobs: Ids, as that provider has them; the batch system is asked once for all.
+        clusters: Of Slurm, if not the one that this machine belongs to.
     """
     ask = _ASK.get(provider)
     if ask is None or not jobs:
         return {}
-    return {found.job: found for found in ask(jobs)}
+    return {found.job: found for found in ask(jobs, clusters_option(clusters))}
+
+
+def can_be_asked(provider: str, clusters: str = "") -> bool:
+    """Return whether a batch system answers from here: then a job that `look_at` does not find has ended."""
+    question = _PING.get(provider)
+    return question is not None and bool(run_command(*question, *clusters_option(clusters)).strip())
+
+
+def clusters_option(clusters: str) -> tuple[str, ...]:
+    """Return the option that has a command of Slurm's ask other clusters than its own."""
+    return (f"--clusters={clusters}",) if clusters else ()
 
 
 class QueueWatch:
@@ -127,19 +140,21 @@ def _is_news(before: QueuedJob | None, now: QueuedJob) -> bool:
     return abs(before.starts_at - now.starts_at) > _MOVED_S
 
 
-def _ask_slurm(jobs: Sequence[str]) -> Iterator[QueuedJob]:
+def _ask_slurm(jobs: Sequence[str], where: Sequence[str]) -> Iterator[QueuedJob]:
     options = ("--noheader", f"--format={'|'.join(_FIELDS)}", f"--jobs={','.join(jobs)}")
-    return read_squeue(run_command("squeue", *options, SLURM_TIME_FORMAT="standard"))
+    return read_squeue(run_command("squeue", *where, *options, SLURM_TIME_FORMAT="standard"))
 
 
-def _ask_pbs(jobs: Sequence[str]) -> Iterator[QueuedJob]:
+def _ask_pbs(jobs: Sequence[str], _: Sequence[str]) -> Iterator[QueuedJob]:
     return read_qstat(run_command("qstat", "-f", "-F", "json", *jobs), jobs)
 
 
-_ASK: Mapping[str, Callable[[Sequence[str]], Iterable[QueuedJob]]] = {
+_ASK: Mapping[str, Callable[[Sequence[str], Sequence[str]], Iterable[QueuedJob]]] = {
     "SlurmProvider": _ask_slurm,
     "PBSProProvider": _ask_pbs,
 }
+# Commands that say something wherever a batch system answers.
+_PING = {"SlurmProvider": ("sinfo", "--noheader", "--format=%R"), "PBSProProvider": ("qstat", "-B")}
 
 
 def read_squeue(listing: str) -> Iterator[QueuedJob]:

@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -25,7 +26,7 @@ from parsl_rasda.agent.node_probe import BEGAN_VARIABLE
 from parsl_rasda.agent.slurm import run_command
 from parsl_rasda.atomic_files import replace_file
 from parsl_rasda.backends.allocation import walltime_s
-from parsl_rasda.backends.parsl.batch_queue import QueuedJob, look_at
+from parsl_rasda.backends.parsl.batch_queue import QueuedJob, can_be_asked, clusters_option, look_at
 from parsl_rasda.errors import RunDirectoryError, SiteUnavailableError
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.private_files import current_umask
@@ -33,7 +34,9 @@ from parsl_rasda.study.loading import dump_site, load_site
 from parsl_rasda.study.parsl_site import ParslSiteSpec
 
 _LEAVING_S = 120.0  # beyond the margin: pilots are given back, and the next job is queued
-_END = {"SlurmProvider": "scancel", "PBSProProvider": "qdel", "TorqueProvider": "qdel"}
+_END = {"SlurmProvider": "scancel", "PBSProProvider": "qdel"}
+# Have a job started again after a failure of its node.
+_RESTART = {"SlurmProvider": "#SBATCH --requeue", "PBSProProvider": "#PBS -r y"}
 _VARIABLE = re.compile(r"\$\{(\w+)")
 _PASSED = ("PYTHONPATH", "RASDA_ACCOUNT", "RASDA_VENV", "RASDA_WORK")
 
@@ -53,6 +56,7 @@ class ControllerJob:
         is_inside: It is a pilot, too.
         log: What it says.
         margin_s: How long before its end it lets the controller leave [s].
+        clusters: Of Slurm, where the site names any.
     """
 
     job: str
@@ -60,15 +64,26 @@ class ControllerJob:
     is_inside: bool
     log: str
     margin_s: float
+    clusters: str = ""
 
     @property
     def in_queue(self) -> QueuedJob | None:
         """Where it stands; None if it has ended, or its batch system cannot be asked from here."""
-        return look_at(self.provider, [self.job]).get(self.job)
+        return look_at(self.provider, [self.job], self.clusters).get(self.job)
+
+    @property
+    def can_be_asked_for(self) -> bool:
+        """Whether its batch system answers from here."""
+        return can_be_asked(self.provider, self.clusters)
+
+    @property
+    def end_command(self) -> tuple[str, ...]:
+        """The command that takes it from its queue, or ends it."""
+        return (_END[self.provider], *clusters_option(self.clusters), self.job)
 
     def cancel(self) -> None:
         """Take it from its queue, or end it."""
-        run_command(_END[self.provider], self.job)
+        run_command(*self.end_command)
 
 
 def prepare(run: RunDirectory, site: ParslSiteSpec) -> None:
@@ -81,7 +96,7 @@ def prepare(run: RunDirectory, site: ParslSiteSpec) -> None:
 def last_job(run: RunDirectory) -> ControllerJob | None:
     """Return the last job of a run's controller, or None if it was never submitted."""
     try:
-        return ControllerJob(**json.loads((_folder(run) / "job.json").read_text(encoding="utf-8")))
+        return ControllerJob(**json.loads(run.last_job.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 
@@ -96,12 +111,12 @@ def queue_job(run: RunDirectory, *, is_inside: bool, margin_s: float) -> Control
 
     Raises:
         RunDirectoryError: If the run was never submitted.
-        SiteUnavailableError: In the batch system's own words, if it refuses.
+        SiteUnavailableError: In the batch system's own words, if it refuses; or if it does not answer.
         InvalidSettingError: If the provider refuses its arguments.
     """
     from parsl.providers.errors import SubmitException
 
-    from parsl_rasda.backends.parsl.htex import build_provider, refusal_of
+    from parsl_rasda.backends.parsl.htex import build_provider, passing_on, refusal_of
 
     folder = _folder(run)
     if not (folder / "site.yaml").is_file():
@@ -112,16 +127,21 @@ def queue_job(run: RunDirectory, *, is_inside: bool, margin_s: float) -> Control
         raise RunDirectoryError(str(folder / "site.yaml"), "is not a site with a provider", "Submit it anew.")
     provider = build_provider(site, "\n".join(_before(site, is_inside=is_inside)))
     provider.script_dir = str(folder)
-    provider.scheduler_options += "\n".join(("", *_directives(run, site), ""))
+    options = passing_on(site.provider.type, provider.scheduler_options, sorted(_variables(run, site)))
+    provider.scheduler_options = f"{options}\n{_RESTART[site.provider.type]}\n"
     try:
         job = provider.submit(_command(run, provider.walltime, is_inside, margin_s), 1, "rasda")
     except SubmitException as error:
         raise SiteUnavailableError(site.name, refusal_of(error)) from error
+    except subprocess.TimeoutExpired as error:
+        cause = f"no answer for {error.timeout:g} s; the job may be queued nonetheless: look before you go on"
+        raise SiteUnavailableError(site.name, cause) from error
     if job is None:
         raise SiteUnavailableError(site.name, "the batch system gave no id of a job")
     log = provider.resources[job]["job_stderr_path"]
-    found = ControllerJob(str(job), site.provider.type, is_inside, log, margin_s)
-    replace_file(folder / "job.json", json.dumps(asdict(found)))
+    clusters = str(site.provider.options.get("clusters") or "")
+    found = ControllerJob(str(job), site.provider.type, is_inside, log, margin_s, clusters)
+    replace_file(run.last_job, json.dumps(asdict(found)))
     return found
 
 
@@ -136,7 +156,7 @@ def leaves_after_s(walltime: float, margin_s: float) -> float:
 
 
 def _folder(run: RunDirectory) -> Path:
-    return run.path / "submitted"
+    return run.last_job.parent
 
 
 def _before(site: ParslSiteSpec, *, is_inside: bool) -> Iterable[str]:
@@ -146,15 +166,6 @@ def _before(site: ParslSiteSpec, *, is_inside: bool) -> Iterable[str]:
     yield f'export PATH="$PATH":{shlex.quote(str(Path(sys.executable).parent))}'
     if site.provider.type == "SlurmProvider" and not is_inside:
         yield _FORGET
-
-
-def _directives(run: RunDirectory, site: ParslSiteSpec) -> Iterable[str]:
-    """Yield the lines that have a job started again after a failure of its node, in its environment."""
-    if site.provider.type == "SlurmProvider":
-        yield "#SBATCH --requeue"
-    else:
-        yield "#PBS -r y"
-        yield f"#PBS -v {','.join(sorted(_variables(run, site)))}"
 
 
 def _command(run: RunDirectory, walltime: str, is_inside: bool, margin_s: float) -> str:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +224,7 @@ def checked(lines: str, *, is_secret: bool = False) -> str:
     Else ``module load`` or ``source`` would fail unnoticed, and ranks would run in what Python comes first.
 
     Args:
-        lines: Shell lines; ``set +e`` as their first lets them fail.
+        lines: Shell lines; ``set +e`` as their first lets them fail. ``-e`` and ``-u`` end with them.
         is_secret: They must not be shown.
     """
     if not lines.strip():
@@ -231,8 +232,8 @@ def checked(lines: str, *, is_secret: bool = False) -> str:
     command = "" if is_secret else ": $BASH_COMMAND"
     told = f'echo "{INIT_FAILED} with exit status $parsl_rasda_init{command}" >&2'
     ends = f"{told}; exit $((parsl_rasda_init ? parsl_rasda_init : 1))"
-    trap = f"""trap 'parsl_rasda_init=$?; [ -n "$parsl_rasda_ready" ] || {{ {ends}; }}' EXIT"""
-    return f"{trap}\nset -e\n{lines}\nset +e; parsl_rasda_ready=1"
+    trap = f"""trap 'parsl_rasda_init=$?; [ -n "${{parsl_rasda_ready-}}" ] || {{ {ends}; }}' EXIT"""
+    return f"{trap}\nset -e\n{lines}\nset +eu; parsl_rasda_ready=1"
 
 
 def worker_init(mark: str) -> str:
@@ -251,18 +252,32 @@ def worker_init(mark: str) -> str:
 
 
 # How batch systems that pass no environment on are told to pass a variable on.
-_PASSING_ON = {
-    "PBSProProvider": "#PBS -v {}",
-    "TorqueProvider": "#PBS -v {}",
-    "GridEngineProvider": "#$ -v {}",
-    "CondorProvider": "getenv = {}",
-}
+_PASSING_ON = {"GridEngineProvider": "#$ -v {}", "CondorProvider": "getenv = {}"}
+_OF_PBS = ("PBSProProvider", "TorqueProvider")
+_PASSED_BY_PBS = re.compile(
+    r"^(#PBS\b.*?)[ \t]+-v[ \t]*((?:\"[^\"]*\"|'[^']*'|[^\s\"'])+)(.*)$", re.MULTILINE
+)
+
+
+def passing_on(provider: str, options: str, names: Iterable[str]) -> str:
+    """Return the options of a batch system so that it passes variables on, if it must be told.
+
+    PBS heeds only the last ``-v`` of a script, so the names of those there are and ours come in one.
+    """
+    if provider not in _OF_PBS:
+        told = _PASSING_ON.get(provider, "")
+        return "\n".join((options, *(told.format(name) for name in names if told)))
+    theirs = [found[2] for found in _PASSED_BY_PBS.finditer(options)]
+    rest = _PASSED_BY_PBS.sub(lambda found: f"{found[1]}{found[3]}", options).splitlines()
+    passed = ",".join(dict.fromkeys((*theirs, *names)))
+    told = f"#PBS -v {passed}" if passed else ""
+    return "\n".join((*(line for line in rest if line.strip() != "#PBS"), told))
 
 
 def _from_environment(site: ParslSiteSpec, text: str) -> tuple[str, str]:
     """Return shell lines that run a text without containing it, for its variables may be secret.
 
-    It comes with the environment, which a second text tells the batch system to pass on, if it must be told.
+    It comes with the environment, in the variable whose name is returned, too.
     """
     name = f"{_INIT_VARIABLE}_{hashlib.blake2b(site.name.encode(), digest_size=4).hexdigest()}"
     os.environ[name] = base64.b64encode(text.encode()).decode()  # a line without commas and quotes
@@ -272,7 +287,7 @@ def _from_environment(site: ParslSiteSpec, text: str) -> tuple[str, str]:
         f'eval "$(printf %s "${name}" | base64 -d)"',
         f"unset {name}",
     )
-    return "\n".join(lines), _PASSING_ON.get(site.provider.type, "").format(name)
+    return "\n".join(lines), name
 
 
 def build_provider(site: ParslSiteSpec, ours: str) -> Any:  # any of Parsl's providers, which are untyped
@@ -288,9 +303,10 @@ def build_provider(site: ParslSiteSpec, ours: str) -> Any:  # any of Parsl's pro
     options = dict(site.provider.options)
     theirs = str(options.pop("worker_init", ""))
     if is_secret := ("provider", "worker_init") in site.written:
-        theirs, passing_on = _from_environment(site, theirs)
-        if passing_on:
-            options["scheduler_options"] = f"{options.get('scheduler_options', '')}\n{passing_on}"
+        theirs, name = _from_environment(site, theirs)
+        passed = passing_on(site.provider.type, str(options.get("scheduler_options", "")), [name])
+        if passed.strip():
+            options["scheduler_options"] = passed
     try:
         build = getattr(parsl.providers, site.provider.type)
     except AttributeError:

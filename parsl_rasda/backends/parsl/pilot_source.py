@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NewType, Protocol, TypeAlias
 
 from parsl_rasda.agent import node_probe, pbs, slurm
-from parsl_rasda.backends.parsl.batch_queue import QueuedJob, QueueWatch
+from parsl_rasda.backends.parsl.batch_queue import QueuedJob, QueueWatch, look_at
 from parsl_rasda.backends.parsl.interchange import INTERCHANGE_DIED
 from parsl_rasda.backends.parsl.own_addresses import LOOPBACK, addresses_of, of_host_name
 from parsl_rasda.errors import SiteUnavailableError
@@ -140,7 +141,11 @@ class OwnPilots:
             on_end: Called from a thread of Parsl's when a pilot has ended that was not released.
             on_queued: Called from it when a batch system says something new of a pilot that waits.
         """
-        self._queue = QueueWatch(site.provider.type, lambda name, job: on_queued(ExecutorLabel(name), job))
+        self._queue = QueueWatch(
+            site.provider.type,
+            lambda name, job: on_queued(ExecutorLabel(name), job),
+            look=partial(look_at, clusters=str(site.provider.options.get("clusters") or "")),
+        )
         self._site, self._directory, self._mark = site, directory, mark
         self._workers, self._on_end = workers, on_end
         self._kernel: Any = None  # parsl.DataFlowKernel, untyped

@@ -7,9 +7,10 @@ with which the request is compared.
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,12 @@ from parsl_rasda.study.parsl_site import ParslSiteSpec
 from parsl_rasda.study.site_base import SiteBase
 
 _NO = {"false", "0"}
+_NO_COMMAND = 127  # a shell's exit status
+# What says that Slurm did not judge: its commands, libraries or controller are missing, or do not answer.
+_UNREACHABLE = re.compile(
+    r"configuration source|unable to contact slurm|timed out|sbatch: (command )?not found|no such file",
+    re.IGNORECASE,
+)
 _DEFAULT_WALLTIME = "00:20:00"  # of Parsl's for PBS
 
 
@@ -64,11 +71,15 @@ def _ask_slurm(site: ParslSiteSpec) -> RequestAnswer | None:
 
     with tempfile.TemporaryDirectory() as folder:
         provider.script_dir, provider.execute_wait = folder, test_only
-        with suppress(SubmitException):  # there is no id of a job in the answer
+        try:
             provider.submit("true", 1, "rasda")
+        except SubmitException:  # there is no id of a job in the answer
+            pass
+        except subprocess.TimeoutExpired:
+            return None
     code, out, err = answers[-1]
     words = " ".join(f"{err} {out}".split())
-    if not words or "command not found" in words or "No such file" in words:
+    if not words or code == _NO_COMMAND or _UNREACHABLE.search(words):
         return None
     return RequestAnswer(code == 0, words.removeprefix("sbatch: ") if code == 0 else words)
 

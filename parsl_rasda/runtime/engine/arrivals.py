@@ -14,23 +14,34 @@ from parsl_rasda.errors import TrainingError
 class Arrivals:
     """Tells bucket by bucket, in the same order on every rank, when a backward pass has filled it.
 
-    The first backward pass is only watched. A model that runs a parameter's gradient twice, as activation
-    checkpointing with reentrant passes may, gets its buckets after the backward pass.
+    The first backward pass of each parameter is only watched: its bucket is taken after the pass. If a
+    gradient comes twice in it, as activation checkpointing with reentrant passes may have it, all buckets are
+    taken after the pass from then on.
 
     Args:
         parameters: Their gradients are awaited.
         places: The parameters of each bucket.
         take: Called with the number of a bucket.
+        come_twice: Whether gradients have come twice, before a restart.
+
+    Attributes:
+        come_twice: Whether gradients have come twice in one pass.
     """
 
     def __init__(
-        self, parameters: Sequence[Tensor], places: Sequence[Sequence[int]], take: Callable[[int], None]
+        self,
+        parameters: Sequence[Tensor],
+        places: Sequence[Sequence[int]],
+        take: Callable[[int], None],
+        *,
+        come_twice: bool,
     ) -> None:
+        self.come_twice = come_twice
         self._parameters, self._places, self._take = parameters, places, take
         self._bucket_of = {parameters[i]: number for number, bucket in enumerate(places) for i in bucket}
         self._hooked: set[Tensor] = set()
-        self._watched: Counter[Tensor] | None = Counter()
-        self._is_early = False
+        self._watched: Counter[Tensor] = Counter()  # those that come for the first time in this pass
+        self._seen: set[Tensor] = set()  # those that have come in an earlier one
         self._waiting: list[set[Tensor]] = []
         self._next = len(places)
         self._is_listening = False
@@ -47,9 +58,10 @@ class Arrivals:
 
     def end(self) -> None:
         """End a backward pass: take the remaining buckets."""
-        if self._is_listening and self._watched is not None:
-            self._is_early = max(self._watched.values(), default=0) <= 1
-            self._watched = None
+        if self._watched:
+            self.come_twice = self.come_twice or max(self._watched.values()) > 1
+            self._seen |= self._watched.keys()
+            self._watched.clear()
         self._is_listening = False
         while self._next < len(self._places):
             self._take_next()
@@ -57,15 +69,15 @@ class Arrivals:
     def _arrived(self, parameter: Tensor) -> None:
         if not self._is_listening or parameter.grad is None or parameter.grad.layout is not torch.strided:
             return  # what is sparse is refused after the backward pass
-        if self._watched is not None:
+        if parameter not in self._seen:
             self._watched[parameter] += 1
             return
-        if not self._is_early:
+        if self.come_twice:
             return
         number = self._bucket_of[parameter]
         if number < self._next:
             raise TrainingError(
-                "A gradient arrived twice in one backward pass, but once in the first one.",
+                "A gradient arrived twice in one backward pass, but once in its first one.",
                 "Use activation checkpointing with use_reentrant=False.",
             )
         self._waiting[number].discard(parameter)

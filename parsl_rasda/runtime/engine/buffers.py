@@ -8,7 +8,7 @@ Buffers that are not in checkpoints are constants or caches, and are ignored.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -99,17 +99,28 @@ class RunningBuffers:
     """The buffers of a model during the steps of an epoch.
 
     Call `begin_epoch`; then in each step `begin_step`, `begin` and `values` for each micro-batch, and
-    `finish`. The first step of an epoch watches all buffers to find those that change.
+    `finish`. The first steps of an epoch, up to the first in which each model has been trained, watch all
+    buffers to find those that change.
+
+    Args:
+        model: All models as one module.
+        group: The ranks.
+        names: Of the models that have losses of their own.
     """
 
-    def __init__(self, model: nn.Module, group: Group) -> None:
-        self._group, self._model = group, model
+    def __init__(self, model: nn.Module, group: Group, names: Collection[str]) -> None:
+        self._group, self._model, self._names = group, model, names
         self.begin_epoch()
 
-    def begin_epoch(self) -> None:
-        """Watch all buffers again, because the user may have unfrozen some."""
+    def begin_epoch(self, known: Collection[str] = ()) -> None:
+        """Watch all buffers again, because the user may have unfrozen some.
+
+        Args:
+            known: The buffers that have changed in this epoch already, before a restart.
+        """
         self._still: list[_ModuleBuffer] = []
         self._watched: list[_Alike] = []
+        self._known, self._untrained = known, list(self._names)
         self._is_first = True
 
     @property
@@ -117,11 +128,18 @@ class RunningBuffers:
         """Whether there are buffers that forward passes change, as far as this epoch has shown."""
         return bool(self._watched)
 
+    @property
+    def changing(self) -> list[str]:
+        """The names of the buffers that have changed in this epoch."""
+        return [buffer.name for buffer in self._changing() if buffer.has_changed]
+
     @torch.no_grad()
     def begin_step(self) -> None:
         """Remember the values before the step."""
-        if self._is_first:
+        if self._is_first and not self._watched:
             self._watched = _grouped(list(_persistent(self._model)))
+            for buffer in self._changing():
+                buffer.has_changed = buffer.name in self._known
         for alike in self._watched:
             alike.remember()
         for buffer in (*self._changing(), *self._still):
@@ -138,7 +156,7 @@ class RunningBuffers:
         """Return what this micro-batch adds to the means, without its weight: vectors until the next `begin`.
 
         Raises:
-            TrainingError: If a buffer changes now, but did not in the first step of the epoch: the changes
+            TrainingError: If a buffer changes now, but did not in the first steps of the epoch: the changes
                 by the other replicas are lost.
         """
         for buffer in self._still:
@@ -158,20 +176,38 @@ class RunningBuffers:
         return [alike.alloc_mean() for alike in self._watched]
 
     @torch.no_grad()
-    def finish(self, means: Sequence[Tensor]) -> None:
-        """Give each buffer its mean. A collective operation in the first step of an epoch."""
+    def finish(self, means: Sequence[Tensor], trained: Collection[str]) -> None:
+        """Give each buffer its mean. A collective operation in the first steps of an epoch.
+
+        Args:
+            means: Of the values.
+            trained: The models that this rank has trained in the step.
+        """
         watched = self._changing()
-        is_asked = self._is_first and watched
-        flags = self._group.agree([int(b.has_changed) for b in watched]) if is_asked else (1,) * len(watched)
+        flags: tuple[int, ...] = (1,) * len(watched)
+        if self._is_first and watched:
+            flags = self._agree(watched, trained)
         begin = 0
         for alike, mean in zip(self._watched, means, strict=True):
             end = begin + len(alike.buffers)
             alike.take(mean, flags[begin:end])
             begin = end
+        if self._is_first and self._untrained and watched:
+            return
         if not all(flags):
             self._still += [b for b, flag in zip(watched, flags, strict=True) if not flag]
             self._watched = _grouped([b for b, flag in zip(watched, flags, strict=True) if flag])
         self._is_first = False
+
+    def _agree(self, watched: Sequence[_ModuleBuffer], trained: Collection[str]) -> tuple[int, ...]:
+        """Return which buffers have changed on any rank, and note what any rank has trained."""
+        mine = [b.has_changed for b in watched], [name in trained for name in self._untrained]
+        found = self._group.agree([int(flag) for flags in mine for flag in flags])
+        flags, are_trained = found[: len(watched)], found[len(watched) :]
+        for buffer, flag in zip(watched, flags, strict=True):
+            buffer.has_changed = bool(flag)
+        self._untrained = [n for n, flag in zip(self._untrained, are_trained, strict=True) if not flag]
+        return flags
 
     def _changing(self) -> list[_ModuleBuffer]:
         return [buffer for alike in self._watched for buffer in alike.buffers]

@@ -4,15 +4,17 @@ torch's deterministic mode is process-wide. `Deterministic` switches it on befor
 as it was after the backward pass. It is the strict mode: under ``warn_only``, flash and memory-efficient
 attention keep their unordered backward, and cuDNN's, which has no other, may be chosen.
 
-An operation without a deterministic form is an error where `reduce: exact` is demanded. With `auto`, the
-first pass finds it and lets it run, and the trial is marked as best effort.
+An operation without a deterministic form is an error where `reduce: exact` is demanded. With `auto`, a pass
+that is watched finds it and lets it run, and the trial is marked as best effort from then on. Training passes
+are watched until each model has been trained once, validation passes until something is found. What was found
+is in checkpoints, so that a resumed trial does not fail by it.
 """
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # of which torch's o
 from parsl_rasda.errors import TrainingError
 
 YES = "yes"
+TRAINING, VALIDATION = "training", "validation"  # the kinds of passes
 # torch, aten/src/ATen/Context.cpp: `Context::alertNotDeterministic`.
 _UNORDERED = re.compile(r"^(\S.*?) does not have a deterministic implementation, but you set")
 # torch, aten/src/ATen/native/transformers/hip/flash_attn/aot: AOTriton's backward is told to be deterministic
@@ -56,7 +59,7 @@ class Deterministic:
         self.unordered: dict[str, None] = {}
         self._is_demanded, self._is_compiled = is_demanded, is_compiled
         self._silent = UNORDERED_ON_ROCM if is_rocm else frozenset()
-        self._watched: set[str] = set()  # kinds of passes
+        self._seen: set[str] = set()  # kinds of passes that are no longer watched
         self._watch: _Watch | None = None
         self._restore: Callable[[], None] | None = None
 
@@ -69,8 +72,16 @@ class Deterministic:
             return f"best effort because {_COMPILED}"
         return YES
 
+    def know(self, operations: Iterable[str]) -> None:
+        """Note operations that another process has found."""
+        self.unordered |= dict.fromkeys(operations)
+
+    def has_seen(self, kind: str) -> None:
+        """Watch passes of a kind no longer."""
+        self._seen.add(kind)
+
     def begin(self, kind: str) -> None:
-        """Begin a pass; the first of each kind is watched.
+        """Begin a pass, which is watched as long as it may show something.
 
         Args:
             kind: Of passes that run the same operations.
@@ -78,11 +89,13 @@ class Deterministic:
         if self._restore is not None:
             return
         self._restore = _settings()
-        _set_strict(is_strict=self._is_demanded or self.words == YES)
-        if kind not in self._watched and not self._is_compiled:
-            self._watched.add(kind)
+        is_strict = self._is_demanded or self.words == YES
+        _set_strict(is_strict=is_strict)
+        if is_strict and kind not in self._seen and not self._is_compiled:
             self._watch = _Watch(self._found, self._silent)
             self._watch.__enter__()  # type: ignore[no-untyped-call] # torch
+        if kind == VALIDATION and self._is_demanded:
+            self.has_seen(kind)  # torch refuses the rest
 
     def end(self) -> None:
         """End the pass, and leave all settings as they were before it."""
@@ -100,19 +113,32 @@ class Deterministic:
         self.unordered[operation] = None
 
 
-def unfit(operation: str) -> TrainingError:
-    """Return the error for an operation that has no deterministic form, in our words."""
+def unfit(operation: str, *, is_demanded: bool = True) -> TrainingError:
+    """Return the error for an operation that has no deterministic form, in our words.
+
+    Args:
+        operation: Its name.
+        is_demanded: Whether sums must be exact; else they were exact until the operation first ran.
+    """
+    other = "Use another one (attention: torch.nn.attention.sdpa_kernel(SDPBackend.MATH)), or set "
+    if not is_demanded:
+        return TrainingError(
+            f"The operation {operation} has no deterministic form on this device, and first ran after the "
+            "passes that `training.reduce: auto` watches.",
+            other + "`training.reduce: ddp`.",
+        )
     return TrainingError(
         f"The operation {operation} has no deterministic form on this device, so its sums are not exact.",
-        "Use another one (attention: torch.nn.attention.sdpa_kernel(SDPBackend.MATH)), or set "
-        "`training.reduce: auto`, which marks the trial as best effort, or `ddp`.",
+        other + "`training.reduce: auto`, which marks the trial as best effort, or `ddp`.",
     )
 
 
-def explained(error: BaseException) -> BaseException:
+def explained(error: BaseException, *, is_demanded: bool) -> BaseException:
     """Return our error in the place of torch's, if it is of an operation without a deterministic form."""
     found = _UNORDERED.match(str(error)) if type(error) is RuntimeError else None
-    return unfit(found[1]).with_traceback(error.__traceback__) if found else error
+    if found is None:
+        return error
+    return unfit(found[1], is_demanded=is_demanded).with_traceback(error.__traceback__)
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch

@@ -23,7 +23,7 @@ from parsl_rasda.runtime.checkpoints.registered import Registered
 from parsl_rasda.runtime.engine.batches import Batch
 from parsl_rasda.runtime.engine.buffers import RunningBuffers
 from parsl_rasda.runtime.engine.datasets import Samples, seed_everything
-from parsl_rasda.runtime.engine.determinism import Deterministic, explained
+from parsl_rasda.runtime.engine.determinism import TRAINING, Deterministic, explained
 from parsl_rasda.runtime.engine.exact_tree import ExactTree
 from parsl_rasda.runtime.engine.forward import (
     PRECISIONS,
@@ -78,6 +78,19 @@ class _Step:
     trained: set[str] | None = None  # the models that have losses in this step
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What the process before a restart has seen.
+
+    Attributes:
+        buffers: The names of those that have changed in the epoch to resume in.
+        come_twice: Whether gradients have come twice in one backward pass.
+    """
+
+    buffers: Sequence[str] = ()
+    come_twice: bool = False
+
+
 @dataclass(slots=True)
 class TrainingPosition:
     """Where training stands: epochs done, steps done in the next epoch, and its losses and noise so far."""
@@ -123,14 +136,14 @@ class Engine:
         self.group, self.training, self.seed = group, training, seed
         named = named_models(models)
         self.model = model = whole_of(named)
-        self._given = list(named.values())
         group.meet("trial.prepare", _described(model))
         self.is_sharded = training.sharding != "none" and _shard(named, group, training, will_restore)
         if not self.is_sharded:
             model.to(self.device)
             if not will_restore:
                 group.broadcast([t for t in model.state_dict().values() if isinstance(t, Tensor)])
-        self._buffers = RunningBuffers(model, group)
+        self._buffers = RunningBuffers(model, group, named)
+        self._seen = _Seen()
         self.has_batch_statistics = any(isinstance(m, _BatchNorm) and m.training for m in model.modules())
         self._modes: dict[nn.Module, bool] = {}  # of each module in training
         self.pairs = pairs_of(named, make_optimizer, update.rate)
@@ -149,7 +162,8 @@ class Engine:
         self._losses = torch.zeros(0)
         self._noise: NoiseMeter | None = None  # where one replica trains alone, or a reduction shows nothing
         self._reductions: dict[str, Reduction] = {}
-        self._inexact = ""  # why sums are not exact, whatever the kernels do
+        self._inexact = self._why_inexact()  # whatever the kernels do
+        self._unwatched = set(self.pairs)  # the models that this process has not trained in order yet
         self._deterministic = Deterministic(
             is_demanded=training.reduce == "exact",
             is_compiled=training.compile,
@@ -183,7 +197,7 @@ class Engine:
         self._together.begin_epoch(self._most_together(share))
         batches = self._read(samples, plan, mine, workers)
         self.train()
-        self._buffers.begin_epoch()
+        self._buffers.begin_epoch(self._seen.buffers if position.step else ())
         first = position.step
         for index in range(first, plan.steps):
             micro_batches = plan.own(index, mine)
@@ -193,7 +207,7 @@ class Engine:
             self._together.begin_step(must_be_alone=index == first or self._buffers.do_change)
             for micro_batch, batch, is_last in passes(micro_batches, batches, self._together.now):
                 self._begin(step, micro_batch, is_last=is_last)
-                with self.deterministic("training"):
+                with self.deterministic(TRAINING):
                     yield transform(batch) if transform else batch
                 if step.micro_batch is not None:
                     raise TrainingError(
@@ -222,7 +236,7 @@ class Engine:
 
     def train(self) -> None:
         """Put all models in training mode again; modules the user froze (``norm.eval()``) stay frozen."""
-        for model in self._given:
+        for model in (pair.model for pair in self.pairs.values()):
             if not model.training:
                 for module in model.train().modules():
                     module.training = self._modes.get(module, True)
@@ -231,7 +245,7 @@ class Engine:
         """Put the model in eval mode. A collective operation if it is sharded."""
         if self.is_sharded:
             self.group.meet("trial.shard")
-        for model in self._given:
+        for model in (pair.model for pair in self.pairs.values()):
             if model.training:
                 self._modes |= {module: module.training for module in model.modules()}
         self.model.eval()
@@ -272,11 +286,16 @@ class Engine:
                     retain_graph=number < len(losses),
                 )
         except RuntimeError as error:
-            if (words := explained(error)) is error:
+            words = explained(error, is_demanded=self.training.reduce == "exact")
+            if words is error:
                 raise
             raise words from error
         finally:
             self._deterministic.end()
+        if not self._inexact:
+            self._unwatched -= {name for name, *_ in losses}
+            if not self._unwatched:
+                self._deterministic.has_seen(TRAINING)
 
     @contextmanager
     def deterministic(self, kind: str) -> Iterator[None]:
@@ -292,10 +311,18 @@ class Engine:
         finally:
             self._deterministic.end()
 
-    @property
     def exactness(self) -> str:
-        """Whether training gives the same bits at any width, in the words of `EpochReport.exact`."""
+        """Return whether training gives the same bits at any width, in the words of `EpochReport.exact`.
+
+        A collective operation.
+        """
+        self._agree_on_unordered()
         return self._inexact or self._deterministic.words
+
+    def _agree_on_unordered(self) -> None:
+        known = self._deterministic.unordered
+        if any(self.group.agree([len(known)])) and not known:
+            self._deterministic.know(["an operation on another rank"])
 
     def end_epoch(self) -> TrainingPosition:
         """End the epoch, and return the position at its end.
@@ -348,7 +375,7 @@ class Engine:
     def _finish(self, step: _Step) -> None:
         means = self._buffers.alloc_means()
         self.halted = step.reduction.finish(means, halt=step.halt())
-        self._buffers.finish(means)
+        self._buffers.finish(means, step.trained or ())
         if self._noise is not None:
             # get_scale() would wait for the device
             scale = self.scaler.scale(torch.ones((), device=self.device)).double() if self.scaler else 1.0
@@ -364,7 +391,9 @@ class Engine:
             raise InvalidSettingError(
                 "training.reduce", f"exact with {replicas} replicas", "powers of two, or ddp"
             )
-        self._inexact = self._why_inexact(replicas, can_be_exact=can_be_exact)
+        self._inexact = self._why_inexact() or (
+            "" if can_be_exact else f"no: {replicas} replicas on {size} ranks, not powers of two"
+        )
         kind = "exact" if can_be_exact and self.training.reduce != "ddp" else "ddp"
         kind = "sharded" if self.is_sharded else kind
         if kind not in self._reductions:
@@ -374,23 +403,25 @@ class Engine:
             found.carried = replicas // size
         return found
 
-    def _why_inexact(self, replicas: int, *, can_be_exact: bool) -> str:
+    def _why_inexact(self) -> str:
+        """Return why sums are not exact with any number of replicas, or nothing."""
         if self.training.sharding != "none":
             return f"no: sharding is {self.training.sharding}"
-        if self.training.reduce == "ddp":
-            return "no: reduce is ddp"
-        return (
-            "" if can_be_exact else f"no: {replicas} replicas on {self.group.size} ranks, not powers of two"
-        )
+        return "no: reduce is ddp" if self.training.reduce == "ddp" else ""
 
     def _new_reduction(self, kind: str, carried: int) -> Reduction:
         if kind == "exact":
-            return ExactTree(self.group, self.parameters, carried)
+            return ExactTree(self.group, self.parameters, carried, come_twice=self._come_twice)
         if kind == "sharded":
             from parsl_rasda.runtime.engine.sharding import ShardedSum
 
             return ShardedSum(self.group, self.model)
-        return OverlappedSum(self.group, self.parameters)
+        return OverlappedSum(self.group, self.parameters, come_twice=self._come_twice)
+
+    @property
+    def _come_twice(self) -> bool:
+        """Whether gradients have come twice in one backward pass."""
+        return self._seen.come_twice or any(r.come_twice for r in self._reductions.values())
 
     def _begin_sums(self, mine: range, plan: EpochPlan, reduction: Reduction) -> None:
         """Restore the sums of this rank's replicas. Each has one owner, so their sum over ranks is exact."""
@@ -414,6 +445,7 @@ class Engine:
     def header(self) -> dict[str, Any]:
         """Return everything that is not a tensor, as plain JSON. A collective operation."""
         position = self.position
+        self._agree_on_unordered()
         return {
             "epoch": position.epoch,
             "step": position.step,
@@ -422,6 +454,11 @@ class Engine:
             "noise": self._noise.sums() if position.step and self._noise else [],
             "batch_size": self.training.batch_size,
             "seed": self.seed,
+            "seen": {
+                "unordered": list(self._deterministic.unordered),
+                "buffers": self._buffers.changing if position.step else [],
+                "come_twice": any(self.group.agree([int(self._come_twice)])),
+            },
             **self._state.non_tensor_state(),
             **self.registered.state()[0],
         }
@@ -433,6 +470,9 @@ class Engine:
             CheckpointError: If it belongs to another model or optimizer.
         """
         self.registered.resume(path, header, self._state.restore(path, header))
+        seen = header.get("seen", {})  # headers of earlier versions have none
+        self._deterministic.know(seen.get("unordered", ()))
+        self._seen = _Seen(seen.get("buffers", ()), seen.get("come_twice", False))
         done = header["losses"], header["samples"], header.get("noise", [])
         self.position = TrainingPosition(header["epoch"], header["step"], *done)
 

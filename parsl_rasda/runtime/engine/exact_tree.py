@@ -63,16 +63,19 @@ class ExactTree:
     Args:
         parameters: The parameters that have gradients.
         carried: Number of replicas on this rank, a power of two. It may change between steps.
+        come_twice: Whether gradients have come twice in one backward pass, before a restart.
     """
 
     scale = 1.0
     shows_parts = True
 
-    def __init__(self, group: Group, parameters: Sequence[Tensor], carried: int) -> None:
+    def __init__(
+        self, group: Group, parameters: Sequence[Tensor], carried: int, *, come_twice: bool = False
+    ) -> None:
         self._group, self._parameters, self.carried = group, parameters, carried
         places = buckets(parameters)
         self._buckets = [_Bucket(b, [parameters[i] for i in b], is_sent=group.size > 1) for b in places]
-        self._arrivals = Arrivals(parameters, places, self._take)
+        self._arrivals = Arrivals(parameters, places, self._take, come_twice=come_twice)
         self._values = Subtrees()
         self._norms: dict[int, Tensor] = {}
         self._is_last = False
@@ -98,6 +101,11 @@ class ExactTree:
     @property
     def _is_alone(self) -> bool:
         return self._group.size == self.carried == 1
+
+    @property
+    def come_twice(self) -> bool:
+        """Whether gradients have come twice in one backward pass (`Arrivals`)."""
+        return self._arrivals.come_twice
 
     def begin(self) -> None:
         """Drop the gradients, so that the micro-batch gets new ones."""

@@ -21,17 +21,22 @@ class OverlappedSum:
     scale = 1.0
     shows_parts = True
 
-    def __init__(self, group: Group, parameters: Sequence[Tensor]) -> None:
+    def __init__(self, group: Group, parameters: Sequence[Tensor], *, come_twice: bool = False) -> None:
         self._group, self._parameters = group, parameters
         self._sums: list[Tensor] = []  # of the values; empty before the first micro-batch
         self._flag, self._usage = Flag(group), Usage(group.device)
         places = buckets(parameters) if group.size > 1 else []
         self._buckets = [[parameters[i] for i in bucket] for bucket in places]
         self._flats = [Flat(bucket) for bucket in self._buckets]
-        self._arrivals = Arrivals(parameters, places, self._send)
+        self._arrivals = Arrivals(parameters, places, self._send, come_twice=come_twice)
         self._running: list[Work | None] = []
         self._is_fresh, self._is_last = True, False
         self._samples = 0  # whose gradients have been accumulated
+
+    @property
+    def come_twice(self) -> bool:
+        """Whether gradients have come twice in one backward pass (`Arrivals`)."""
+        return self._arrivals.come_twice
 
     def begin(self) -> None:
         """Let the gradients of the step's micro-batches accumulate in place."""

@@ -46,6 +46,11 @@ class Reduction(Protocol):
     scale: float
     shows_parts: bool
 
+    @property
+    def come_twice(self) -> bool:
+        """Whether gradients have come twice in one backward pass, as far as it matters."""
+        ...
+
     def begin(self) -> None:
         """Begin a micro-batch, before its forward pass."""
         ...

@@ -102,6 +102,7 @@ class ShardedSum:
     """
 
     shows_parts = False
+    come_twice = False
 
     def __init__(self, group: Group, model: nn.Module) -> None:
         self.scale = float(group.size)

@@ -50,7 +50,7 @@ def end_by(attempt: Attempt, error: BaseException) -> End:
     if "torch" in sys.modules:
         from parsl_rasda.runtime.engine.determinism import explained
 
-        error = explained(error)
+        error = explained(error, is_demanded=attempt.spec.training.reduce == "exact")
     if attempt.lost_origin:
         return End(Outcome.LOST, attempt.lost_origin, trace, fault=Fault.CHECKPOINT, exception=name)
     if storage := storage_error(error, attempt.directory):

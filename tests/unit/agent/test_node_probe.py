@@ -176,6 +176,18 @@ def test_a_container_answers_for_itself_whatever_its_image_prints_before() -> No
     assert "inside" not in describe_allocation("none")
 
 
+@pytest.mark.parametrize(("mask", "count"), [("", 2), ("1", 1)])
+def test_a_mask_that_enroot_made_empty_hides_no_gpu_of_a_container(
+    tmp_path: Path, mask: str, count: int
+) -> None:
+    listing = tmp_path / "nvidia-smi"
+    listing.write_text("#!/bin/sh\necho 'GPU 0: A'; echo 'GPU 1: B'\n")
+    listing.chmod(0o755)
+    variables = (f"PATH={tmp_path}:/usr/bin:/bin", f"CUDA_VISIBLE_DEVICES={mask}")
+    words = ("env", *variables, sys.executable, "-m", "parsl_rasda.agent.node_probe", "cuda")
+    assert describe_allocation("none", words)["inside"]["gpus"] == count
+
+
 @pytest.mark.parametrize(
     ("script", "words"),
     [

@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from parsl_rasda.agent.slurm import BatchJobEnd, cancel_step, read_end, read_end_time
+from parsl_rasda.agent.slurm import (
+    BatchJobEnd,
+    cancel_step,
+    end_time,
+    granted_gpus,
+    read_end,
+    read_end_time,
+)
 
 LINE = (
     "JobId=7 JobName=parsl.slurm-0 UserId=root(0) Priority=1 Nice=0 JobState={state} Reason={reason} "
@@ -40,6 +47,12 @@ def verdict(state: str, reason: str = "None", code: str = "0:0", *, restarts: in
             "0:15",
             "Slurm job 7 is PREEMPTED: a job with a higher priority took its nodes, signal 15",
         ),
+        (
+            "FAILED",
+            "JobLaunchFailure",
+            "0:15",
+            "Slurm job 7 is FAILED: it was told to end from outside, signal 15",  # by --signal=B:TERM
+        ),
     ],
 )
 def test_what_the_batch_system_takes_back_is_nobodys_fault(
@@ -64,6 +77,7 @@ def test_what_the_batch_system_takes_back_is_nobodys_fault(
             "Slurm job 7 is OUT_OF_MEMORY: it ran out of memory, reason OutOfMemory, signal 125",
         ),
         ("COMPLETED", "None", "0:0", "Slurm job 7 is COMPLETED: it ended by itself"),
+        ("FAILED", "None", "0:9", "Slurm job 7 is FAILED: it failed, signal 9"),
     ],
 )
 def test_what_the_pilot_did_itself_is_a_loss(state: str, reason: str, code: str, words: str) -> None:
@@ -99,6 +113,25 @@ def test_a_job_without_an_end_has_none(answer: str) -> None:
 
 def test_an_answer_that_is_none_has_no_verdict() -> None:
     assert read_end("7", "slurm_load_jobs error: Invalid job id specified") is None
+
+
+def test_the_job_that_an_array_is_named_by_is_not_taken_for_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of it, Slurm shows all: the first record is its own, the others are those of the other tasks."""
+    ends = {"7": "2026-11-25T10:31:07", "8": "2026-11-25T12:00:00", "70": "2026-11-25T12:00:00"}
+    lines = [
+        f"{shown('RUNNING', end=end).replace('JobId=7', f'JobId={job} ArrayJobId=7')} "
+        f"Nodes=n{job} CPU_IDs=0-7 Mem=4000 GRES=gpu:2(IDX:0-1)"
+        for job, end in ends.items()
+    ]
+    (tmp_path / "records").write_text("\n".join(lines))
+    command = tmp_path / "scontrol"
+    command.write_text(f'#!/bin/sh\n[ "$2" = hostnames ] && echo "$3" || cat {tmp_path}/records\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert end_time("7") == read_end_time(shown("RUNNING", end=ends["7"]))
+    assert granted_gpus("7") == {"n7": 2}
 
 
 def test_only_steps_of_that_name_in_our_own_job_are_cancelled(

@@ -273,16 +273,19 @@ def test_nodes_of_the_own_allocation_that_are_not_used_are_told() -> None:
 
 
 def test_nodes_auto_stands_for_the_nodes_of_this_allocation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for variable in ("SLURM_JOB_NODELIST", "PBS_NODEFILE"):
         monkeypatch.delenv(variable, raising=False)
     one = in_this_allocation(local_site(nodes="auto"))
     assert one.nodes_per_pilot == 1, "this machine"
+    assert "no allocation: this machine alone" in caplog.text, "it may be a login node"
+    caplog.clear()
     (tmp_path / "nodes").write_text("n1\nn1\nn2\nn3\n")
     monkeypatch.setenv("PBS_NODEFILE", str(tmp_path / "nodes"))
     found = in_this_allocation(local_site(nodes="auto"))
     assert (found.nodes_per_pilot, found.slots) == (3, 6)
+    assert not caplog.text
     monkeypatch.setenv("PBS_NODEFILE", str(tmp_path / "gone"))
     with pytest.raises(InvalidSettingError, match="cannot be listed"):
         in_this_allocation(local_site(nodes="auto"))

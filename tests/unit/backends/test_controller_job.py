@@ -100,16 +100,43 @@ def test_a_controller_of_pbs_gets_the_variables_that_its_sites_name(
 ) -> None:
     script = script_of(tmp_path, PBS)
     assert "#PBS -l select=1:ncpus=1\n" in script
-    (passed,) = [line for line in script.splitlines() if line.startswith("#PBS -v") and "ACCOUNT" in line]
-    assert "RASDA_KEY" in passed
+    (passed,) = [line for line in script.splitlines() if " -v" in line and line.startswith("#PBS")]
+    names = passed.removeprefix("#PBS -v ").split(",")
+    (init,) = [name for name in names if name.startswith("PARSL_RASDA_INIT")]
+    assert f"${{{init}:?" in script, "else the job dies on a variable that did not come with it"
+    assert {"RASDA_ACCOUNT", "RASDA_KEY"} < {*names}
+    assert "#PBS -r y\n" in script
     assert "secret" not in script
+
+
+@pytest.mark.parametrize("theirs", ["#PBS -v MINE", "#PBS -l place=scatter -v MINE", "#PBS  -vMINE,X='a b'"])
+def test_pbs_heeds_one_list_of_variables_in_which_those_of_the_site_are(
+    tmp_path: Path, batch_system: Path, theirs: str
+) -> None:
+    script = script_of(tmp_path, PBS.replace('"#PBS -l place=scatter"', f'"{theirs}"'), inside=True)
+    directives = [line for line in script.splitlines() if line.startswith("#PBS")]
+    (passed,) = [line for line in directives if " -v" in line]
+    for name in ("MINE", "RASDA_ACCOUNT", "PARSL_RASDA_INIT"):
+        assert name in passed
+    assert ("place=scatter" in script) == ("place" in theirs)
+    assert ("X='a b'" in passed) == ("X=" in theirs)
+
+
+@pytest.mark.parametrize("differs", ["", ", constraint: cpu"])
+def test_a_constraint_of_the_pilots_holds_for_their_controller_unless_it_has_its_own(
+    tmp_path: Path, batch_system: Path, differs: str
+) -> None:
+    text = SLURM.replace("  gpus_per_node: 4\n", "  gpus_per_node: 4\n  constraint: gpu\n", 1)
+    text = text.replace("{partition: shared", f"{{partition: shared{differs}")
+    expected = "cpu" if differs else "gpu"
+    assert f"#SBATCH --constraint={expected}\n" in script_of(tmp_path, text)
 
 
 def test_inside_the_job_is_the_pilot_and_the_site_is_the_allocation(
     tmp_path: Path, batch_system: Path
 ) -> None:
     script = script_of(tmp_path, SLURM, inside=True)
-    for line in ("--nodes=8", "--gpus-per-node=4", "--hint=nomultithread"):
+    for line in ("--nodes=8", "--gpus-per-node=4", "--hint=nomultithread", "--partition=gpu", "--time=120"):
         assert f"#SBATCH {line}" in script
     assert "timeout" not in script, "its controller knows when its allocation ends"
     assert _FORGETS not in script, "it needs Slurm's variables"
@@ -124,9 +151,17 @@ def test_a_refusal_is_told_in_the_batch_systems_own_words(tmp_path: Path, batch_
     assert refusal.value.cause == "sbatch: error: Invalid account"
 
 
-def test_a_site_without_a_batch_system_gets_no_controller(tmp_path: Path) -> None:
-    with pytest.raises(InvalidSettingError, match="tmux"):
-        controller_site(site_of(tmp_path, "provider: {type: LocalProvider}"), inside=False)
+def test_a_batch_system_that_does_not_answer_is_told(tmp_path: Path, batch_system: Path) -> None:
+    (batch_system / "sbatch").write_text("#!/bin/sh\nexec sleep 5\n")
+    with pytest.raises(SiteUnavailableError, match=r"no answer for 1 s.*may be queued"):
+        script_of(tmp_path, SLURM.replace("controller: {", "controller: {cmd_timeout: 1, "))
+
+
+@pytest.mark.parametrize("kind", ["LocalProvider", "TorqueProvider", "LSFProvider"])
+def test_a_site_whose_batch_system_cannot_be_asked_gets_no_controller(tmp_path: Path, kind: str) -> None:
+    site = site_of(tmp_path, f"provider: {{type: {kind}}}")
+    with pytest.raises(InvalidSettingError, match=rf"big: provider\.type: found '{kind}'.*PBSPro.*tmux"):
+        controller_site(site, inside=False)
 
 
 def test_a_mistake_under_controller_names_its_key(tmp_path: Path) -> None:

@@ -24,12 +24,12 @@ ANSWERS = {
 }
 
 INIT = """\
-trap 'parsl_rasda_init=$?; [ -n "$parsl_rasda_ready" ] || { echo "parsl_rasda: worker_init failed \
+trap 'parsl_rasda_init=$?; [ -n "${parsl_rasda_ready-}" ] || { echo "parsl_rasda: worker_init failed \
 with exit status $parsl_rasda_init: $BASH_COMMAND" >&2; \
 exit $((parsl_rasda_init ? parsl_rasda_init : 1)); }' EXIT
 set -e
 module load conda
-set +e; parsl_rasda_ready=1"""
+set +eu; parsl_rasda_ready=1"""
 PBS = """\
 #!/bin/bash
 #PBS -S /bin/bash
@@ -313,7 +313,7 @@ def test_grid_engine_lists_a_node_a_line_with_its_slots(tmp_path: Path) -> None:
 
 
 def shell(init: str, **options: bool) -> subprocess.CompletedProcess[str]:
-    lines = f"{checked(init, **options)}\nfalse\necho pool"
+    lines = f"{checked(init, **options)}\nfalse\necho pool$not_set_anywhere"
     return subprocess.run(["bash", "-c", lines], capture_output=True, text=True, check=False)
 
 
@@ -326,6 +326,8 @@ def shell(init: str, **options: bool) -> subprocess.CompletedProcess[str]:
         ("loads() { return 3; }\nloads; true", 3, "failed with exit status 3: return 3"),
         ("exit 0", 1, "worker_init failed with exit status 0: exit 0"),
         ("echo 'unfinished", 2, "unexpected EOF"),
+        ("set -eu\nfalse", 1, "worker_init failed with exit status 1: false"),
+        ('set -u\necho "$not_set_anywhere"', 1, "worker_init failed with exit status 1"),
     ],
 )
 def test_a_pilot_ends_where_its_worker_init_fails_and_says_at_what(
@@ -337,7 +339,8 @@ def test_a_pilot_ends_where_its_worker_init_fails_and_says_at_what(
 
 
 @pytest.mark.parametrize(
-    "init", ["", "true", "no-such-command || true", "set +e\nno-such-command", "false && true; true"]
+    "init",
+    ["", "true", "no-such-command || true", "set +e\nno-such-command", "false && true; true", "set -eu"],
 )
 def test_a_worker_init_that_succeeds_changes_nothing_for_what_comes_after_it(init: str) -> None:
     done = shell(init)

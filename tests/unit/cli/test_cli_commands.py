@@ -12,7 +12,7 @@ import typer
 from rich.console import ConsoleDimensions
 
 from parsl_rasda.cli.export import export
-from parsl_rasda.cli.init import Template, copy_template, init
+from parsl_rasda.cli.init import Template, copy_template, draft, init
 from parsl_rasda.cli.options import load_inputs
 from parsl_rasda.cli.plan import plan
 from parsl_rasda.cli.report import report
@@ -29,6 +29,7 @@ from parsl_rasda.errors import (
 from parsl_rasda.orchestration.stage_records import StageRecord, write_record
 from parsl_rasda.reporting.runs import read_run
 from parsl_rasda.reporting.tables import as_text
+from parsl_rasda.study import load_study
 from parsl_rasda.types import StageState, StudyState
 
 STUDY = """
@@ -365,6 +366,12 @@ def test_one_site_twice_is_a_mistake(study, site) -> None:
         load_inputs(study, [site, site])
 
 
+SCRIPT_WITH_A_RATE = """
+import argparse
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--lr", type=float, default=0.1)
+"""
 ENDPOINT = """
 endpoint_id: 4B116d3c-1703-4f8f-9f6f-39921e5864df
 gpus_per_node: 4
@@ -401,6 +408,16 @@ def test_init_writes_files_that_validate(tmp_path, capsys, template) -> None:
         assert Path(urlsplit(first.partition("=")[2]).path).name == schema
         assert Path(urlsplit(first.partition("=")[2]).path).is_file()
         assert name != "study" or "name: new" in rest
+
+
+@pytest.mark.parametrize("name", ["2024", "2024-11-30", "1e3", "0x1F", "on", "null", "trial", "größe_2"])
+def test_init_writes_the_name_of_a_folder_as_text_whatever_it_looks_like(tmp_path, name) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT_WITH_A_RATE)
+    init(tmp_path / name, Template.MINIMAL)
+    draft(script, tmp_path / "drafted" / name)
+    for file in (tmp_path / name / "study.yaml", tmp_path / "drafted" / name / "study.yaml"):
+        assert load_study(file).name == name
 
 
 def test_init_overwrites_nothing(tmp_path) -> None:

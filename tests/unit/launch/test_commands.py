@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
 
 import pytest
@@ -133,8 +134,18 @@ def test_an_unknown_launcher_is_refused_with_the_list_of_those_there_are() -> No
 def test_a_step_bears_the_name_of_its_attempt_by_which_it_can_be_cancelled() -> None:
     settings = LaunchSettings(directory="/run/trials/0003/attempt-2")
     command = build_launcher("srun").command(TWO_GPUS, PROGRAM, settings)
-    assert command.step == "0003-attempt-2"
-    assert "--job-name=0003-attempt-2" in command.argv
+    assert command.step.startswith("0003-attempt-2-")
+    assert f"--job-name={command.step}" in command.argv
+
+
+@pytest.mark.parametrize("name", ["srun", "flux"])
+def test_a_step_has_not_the_name_of_one_of_another_study_in_the_same_allocation(name: str) -> None:
+    places = ("/runs/a-0/trials/0003/attempt-2", "/runs/a-1/trials/0003/attempt-2")
+    one, other = (
+        build_launcher(name).command(TWO_GPUS, PROGRAM, replace(CUDA, directory=place)) for place in places
+    )
+    assert set(one.argv).symmetric_difference(other.argv), "one must not be cancelled with the other"
+    assert (one.step, one.cancel) != (other.step, other.cancel)
 
 
 def test_a_process_alone_says_so_whatever_step_its_pilot_runs_in() -> None:
@@ -196,11 +207,19 @@ def test_ibrun_is_told_the_nodes_of_the_placement_alone() -> None:
     assert build_launcher("ibrun").command(ONE_GPU, PROGRAM, CUDA).environment["SLURM_TASKS_PER_NODE"] == "1"
 
 
-def test_a_flux_job_whose_launcher_was_killed_can_be_found_by_its_name() -> None:
-    settings = replace(CUDA, directory="/run/trials/0003/attempt-2")
-    command = build_launcher("flux").command(TWO_GPUS, PROGRAM, settings)
-    assert "--job-name=0003-attempt-2" in command.argv
-    assert command.cancel == ("flux", "pkill", "name:0003-attempt-2")
+def test_a_flux_job_whose_launcher_was_killed_can_be_found_by_a_name_that_no_other_run_has() -> None:
+    names = {}
+    for run in ("/run", "/a+run", "/other/run"):
+        for attempt in ("attempt-2", "attempt-20"):
+            settings = replace(CUDA, directory=f"{run}/trials/0003/{attempt}")
+            command = build_launcher("flux").command(TWO_GPUS, PROGRAM, settings)
+            (name,) = [word.partition("=")[2] for word in command.argv if word.startswith("--job-name=")]
+            assert name.startswith(f"0003-{attempt}-")
+            assert command.cancel[:2] == ("flux", "pkill")
+            names[name] = command.cancel[2].removeprefix("name:")
+    assert len(names) == 6
+    for mine, pattern in names.items():
+        assert [name for name in names if re.search(pattern, name)] == [mine], "as flux pkill matches"
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from parsl_rasda.orchestration.stage_records import (
     write_record,
 )
 from parsl_rasda.reporting.graph import run_graph
-from parsl_rasda.reporting.overview import run_view
+from parsl_rasda.reporting.overview import JobWords, run_view
 from parsl_rasda.reporting.runs import read_run
 from parsl_rasda.reporting.tables import as_text
 from parsl_rasda.simulation.rehearsal import VirtualSite
@@ -118,6 +118,22 @@ def test_the_state_of_a_run_is_that_of_all_its_stages(world, pipeline, rehearsal
     assert watched == out
     assert squeezed(line) in squeezed(out)
     assert (RESUME in out) == is_advised
+
+
+@pytest.mark.parametrize("is_queued", [False, True])
+@pytest.mark.parametrize("world", CASES)
+def test_a_submitted_run_says_where_its_job_is_and_how_to_submit_it_again(
+    world, is_queued, pipeline, rehearsals
+) -> None:
+    getattr(Worlds(pipeline, rehearsals), world)()
+    last = RunDirectory(pipeline).last_job
+    last.parent.mkdir()
+    last.write_text("{}")
+    run = read_run(pipeline)
+    text = squeezed(as_text(run_view(run, job=JobWords("job 7, as it is", may_be_queued=is_queued))))
+    assert ("its controller: job 7, as it is" in text) == (world != "all_done")
+    assert ("go on with: parsl-rasda submit" in text) == (CASES[world][3] and not is_queued)
+    assert "parsl-rasda resume" not in text, "there, it would train on a login node"
 
 
 @pytest.mark.parametrize("target", TARGETS)

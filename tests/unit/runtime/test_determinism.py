@@ -66,6 +66,7 @@ def trained(make=nn.Linear, *, fails_in=-1, **options):
     return trial.history, seen
 
 
+BEST_EFFORT = "best effort because here is no deterministic form of put_"
 STRICT, LENIENT = (2, False, False), (1, False, False)
 
 
@@ -101,6 +102,14 @@ def test_nothing_is_switched_on_where_sums_are_not_exact(options, words) -> None
     assert history[0].exact == words
 
 
+@pytest.mark.parametrize("options", [{"reduce": "ddp"}, {"sharding": "fsdp"}])
+def test_nothing_is_switched_on_in_a_validation_before_training_either(options) -> None:
+    trial = local_trial({}, batch_size=4, **options)
+    trial.prepare(nn.Linear(3, 1), torch.optim.SGD, lr=0.01)
+    before = settings()
+    assert [settings() for _ in trial.shard(DATA)] == [before] * 4
+
+
 @pytest.mark.parametrize("make", [Forward, Backward])
 def test_an_operation_without_a_fixed_order_is_refused_in_words_where_exact_is_demanded(make) -> None:
     with pytest.raises(TrainingError, match=r"operation put_ has no deterministic form.*reduce: auto"):
@@ -112,7 +121,7 @@ def test_it_runs_and_is_reported_where_exact_is_only_preferred(make) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         history, seen = trained(make)
-    assert history[0].exact == "best effort because here is no deterministic form of put_"
+    assert history[0].exact == BEST_EFFORT
     assert seen["pass"][0] == STRICT, "attention is ordered as long as anything is"
     assert set(seen["pass"][1:]) == {LENIENT}
 
@@ -125,8 +134,35 @@ def test_what_shows_only_in_a_later_pass_is_refused_in_words() -> None:
             self.passes += 1
             return super().forward(x) if self.passes > 2 else nn.Linear.forward(self, x)
 
-    with pytest.raises(TrainingError, match="operation put_ has no deterministic form"):
+    with pytest.raises(
+        TrainingError, match=r"operation put_ has no deterministic form.*set `training.reduce: ddp`"
+    ):
         trained(Late)
+
+
+@pytest.mark.filterwarnings("ignore:put_ does not have")
+@pytest.mark.parametrize("leave_after", [0, 1])
+def test_what_runs_in_later_validations_only_marks_the_trial_wherever_it_was_restarted(
+    tmp_path, leave_after
+) -> None:
+    def validate(epochs, **options):
+        trial = local_trial({}, epochs=epochs, batch_size=4, **options)
+        model, _ = trial.prepare(nn.Linear(3, 1), torch.optim.SGD, lr=0.01)
+        for epoch in trial.epochs():
+            for x, y in trial.batches(DATA):
+                trial.step((model(x) - y).square().mean())
+            for number, (x, _) in enumerate(trial.shard(DATA)):
+                if (epoch, number) == (2, 1):
+                    torch.zeros(4).put_(torch.arange(4), model(x).detach().reshape(-1))
+            trial.report(val_loss=0.0)
+        return trial.history
+
+    if leave_after:
+        validate(leave_after, directory=tmp_path)
+        found = validate(3, resume_from=tmp_path / f"epoch-{leave_after:06}")
+    else:
+        found = validate(3)
+    assert [report.exact for report in found] == ["yes", *[""] * (1 - leave_after), BEST_EFFORT]
 
 
 def test_settings_are_restored_when_the_users_own_code_fails() -> None:

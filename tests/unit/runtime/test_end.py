@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from parsl_rasda.errors import InvalidSettingError
+from parsl_rasda.protocol import Training
 from parsl_rasda.runtime.attempt.attempt import Attempt
 from parsl_rasda.runtime.checkpoints.shared import StoreError
 from parsl_rasda.runtime.engine.group import PeersLostError
@@ -65,13 +66,19 @@ def test_each_kind_is_told_from_the_others(
     assert not end.together
 
 
-def test_torchs_error_for_an_operation_without_a_fixed_order_says_what_to_set(attempt: Attempt) -> None:
+@pytest.mark.parametrize(
+    ("reduce", "words"), [("exact", "reduce: auto`"), ("auto", "set `training.reduce: ddp`")]
+)
+def test_torchs_error_for_an_operation_without_a_fixed_order_says_what_to_set(
+    tmp_path: Path, reduce: str, words: str
+) -> None:
+    attempt = attempt_in(tmp_path, training=Training(batch_size=1, reduce=reduce))
     with deterministic(), pytest.raises(RuntimeError) as found:
         torch.zeros(2).put_(torch.tensor([0, 0]), torch.ones(2))
     end = end_by(attempt, found.value)
     assert (end.outcome, end.fault) == (FAILED, Fault.USER_CODE)
     assert end.cause.startswith("TrainingError: The operation put_ has no deterministic form on this device")
-    assert "`training.reduce: auto`" in end.cause
+    assert words in end.cause
     assert "(test_end.py:" in end.cause
 
 

@@ -188,6 +188,19 @@ def test_gradients_that_arrive_twice_only_later_are_refused(tmp_path, monkeypatc
         trained(small_network(), lambda *given: (twice if given[2] else plainly)(*given), tmp_path)
 
 
+def test_gradients_that_arrive_twice_in_their_first_pass_are_added_after_it(tmp_path, monkeypatch) -> None:
+    """As those of a generator that is not trained in the first step."""
+    monkeypatch.setattr(flat, "LEAST_BUCKET_BYTES", 1)
+
+    def only_the_last(model, x, step):
+        return model[1](model[0](x).detach()).square().sum()
+
+    found = trained(small_network(), lambda *given: (twice if given[2] else only_the_last)(*given), tmp_path)
+    expected = trained(small_network(), twice, tmp_path)
+    for grad, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(grad, other)
+
+
 def test_a_backward_pass_of_the_user_before_the_step_counts_too(tmp_path) -> None:
     def with_penalty(model, x, step):
         model[0].weight.square().sum().backward()

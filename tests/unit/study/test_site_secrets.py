@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -60,7 +61,10 @@ def test_a_variable_that_is_missing_when_a_run_goes_on_is_named(site: ParslSiteS
 def test_a_job_script_has_no_secret_and_runs_with_it(site: ParslSiteSpec, tmp_path: Path) -> None:
     provider = build_provider(site, "echo ours")
     assert "s3cr3t" not in provider.worker_init
-    script = provider.worker_init + '\nprintf "%s|%s" "$K" "$L"; env | grep -c PARSL_RASDA_INIT'
+    script = provider.worker_init + '\nprintf "%s|%s" "$K" "$L"; env | grep -c "^$NAME="'
+    (name,) = re.findall(r": \"\$\{(PARSL_RASDA_INIT\w+):", script)
+    script = script.replace("$NAME", name)
+    assert name in os.environ
     ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert ran.stdout == "ours\ns3cr3t|a  s3cr3t0\n"
 
