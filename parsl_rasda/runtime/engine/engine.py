@@ -136,7 +136,6 @@ class Engine:
         self.group, self.training, self.seed = group, training, seed
         named = named_models(models)
         self.model = model = whole_of(named)
-        self._given = list(named.values())
         group.meet("trial.prepare", _described(model))
         self.is_sharded = training.sharding != "none" and _shard(named, group, training, will_restore)
         if not self.is_sharded:
@@ -235,7 +234,7 @@ class Engine:
 
     def train(self) -> None:
         """Put all models in training mode again; modules the user froze (``norm.eval()``) stay frozen."""
-        for model in self._given:
+        for model in (pair.model for pair in self.pairs.values()):
             if not model.training:
                 for module in model.train().modules():
                     module.training = self._modes.get(module, True)
@@ -244,7 +243,7 @@ class Engine:
         """Put the model in eval mode. A collective operation if it is sharded."""
         if self.is_sharded:
             self.group.meet("trial.shard")
-        for model in self._given:
+        for model in (pair.model for pair in self.pairs.values()):
             if model.training:
                 self._modes |= {module: module.training for module in model.modules()}
         self.model.eval()
