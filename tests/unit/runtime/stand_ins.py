@@ -55,6 +55,14 @@ class GroupInMemory(Group):
         self._table.put((self.rank, peer, tag), mine)
         return lambda: theirs.copy_(self._table.take((peer, self.rank, tag)))
 
+    def agree(self, numbers):
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        mine = torch.tensor(numbers)
+        for peer in others:
+            self._table.put((self.rank, peer, "agree"), mine)
+        every = [mine, *(self._table.take((peer, self.rank, "agree")) for peer in others)]
+        return tuple(torch.stack(every).amax(0).tolist())
+
 
 class GroupOfOne(Group):
     """The only rank of eight that there is: it receives zeros."""

@@ -12,6 +12,8 @@ from torch import nn
 
 from parsl_rasda.errors import TrainingError
 from parsl_rasda.runtime import local_trial
+from parsl_rasda.runtime.engine.buffers import RunningBuffers
+from tests.unit.runtime.stand_ins import on_each_rank
 
 X = torch.randn(50, 3, generator=torch.Generator().manual_seed(1))
 
@@ -140,3 +142,29 @@ def test_a_buffer_that_begins_to_change_in_mid_epoch_is_named() -> None:
 
     with pytest.raises(TrainingError, match="The buffer 'mean' did not change in the first step"):
         trained(Model(change))
+
+
+def test_ranks_agree_on_what_changes_though_one_of_them_has_no_samples_at_first(tmp_path) -> None:
+    """The second model is trained in the second step only; rank 1 works from the third on."""
+
+    def work(group):
+        models = nn.ModuleDict({"d": nn.BatchNorm1d(1), "g": nn.BatchNorm1d(1)})
+        buffers = RunningBuffers(models, group, list(models))
+        found = []
+        for step, name in enumerate(["d", "g", "d"]):
+            buffers.begin_step()
+            is_working = group.rank == 0 or step == 2
+            means = buffers.alloc_means()
+            if is_working:
+                buffers.begin()
+                models[name].running_mean += 1.0
+                buffers.values()
+            for mean in means:
+                mean.zero_()
+            buffers.finish(means, {name} if is_working else ())
+            found.append((buffers.changing, len(buffers.alloc_means())))
+        return found
+
+    one, other = on_each_rank(2, tmp_path, work)
+    both = ["d.running_mean", "g.running_mean"]
+    assert one == other == [(both[:1], 2), (both, 1), (both, 1)]
