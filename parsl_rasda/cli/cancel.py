@@ -16,8 +16,7 @@ def cancel(directory: RunFolder) -> None:
     from parsl_rasda.reporting.overview import resume_command
     from parsl_rasda.workflow.submission import cancel_run
 
-    print_message("its controller is told to save and to end")
-    cancelled = cancel_run(directory)
+    cancelled = cancel_run(directory, print_message)
     if cancelled.unasked:
         print_message(f"its batch system could not be asked; if its job is queued: `{cancelled.unasked}`")
     if cancelled.was_active:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,10 +91,14 @@ def submit_again(directory: Path, *, is_next: bool = False) -> ControllerJob:
     return _queue(run, sites, inside=before is not None and before.is_inside)
 
 
-def cancel_run(directory: Path) -> CancelledRun:
+def cancel_run(directory: Path, say: Callable[[str], None] = lambda _: None) -> CancelledRun:
     """End the controller of a run, wherever it is, and take its job from the queue.
 
     Trials save and leave. The run can be resumed.
+
+    Args:
+        directory: The run's.
+        say: Called with a line where that may take a while.
 
     Raises:
         RunDirectoryError: If it is not the directory of a run, or the controller does not end.
@@ -104,6 +108,7 @@ def cancel_run(directory: Path) -> CancelledRun:
     left, was_run = None, run.controller is not None
     if was_run:
         run.tell_to_end()
+        say("its controller is told to save and to end")
         left = _await_end(run, _PATIENCE_S)
     job = controller_job.last_job(run)  # the controller may have queued one until now
     queued = None if job is None else job.in_queue

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from parsl_rasda.backends.parsl.controller_job import ControllerJob
 from parsl_rasda.cli.main import app
+from parsl_rasda.errors import RunDirectoryError
 from parsl_rasda.orchestration.replay import save_run
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.study import StudySpec
@@ -128,3 +129,10 @@ def test_a_job_that_has_ended_is_nothing_to_end(run: RunDirectory, slurm: Slurm)
     slurm.stands("")
     assert cancel_run(run.path) == CancelledRun(was_active=False)
     assert slurm.cancelled == []
+
+
+def test_nobody_is_said_to_be_told_where_there_is_no_run(tmp_path: Path) -> None:
+    said: list[str] = []
+    with pytest.raises(RunDirectoryError, match="is not a run directory"):
+        cancel_run(tmp_path / "nothing", said.append)
+    assert said == []
