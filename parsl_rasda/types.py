@@ -75,11 +75,14 @@ class Placement:
         """Return the slots of this placement that another one does not have."""
         if self.pilot != other.pilot:
             return self
-        others = {n.node: set(n.gpus) for n in other.nodes}
-        nodes = (
-            NodeSlots(n.node, tuple(g for g in n.gpus if g not in others.get(n.node, ()))) for n in self.nodes
-        )
-        return Placement(self.site, self.pilot, tuple(n for n in nodes if n.gpus))
+        others = {n.node: n.gpus for n in other.nodes}
+        nodes: list[NodeSlots] = []
+        for part in self.nodes:
+            if (gone := others.get(part.node)) is None:
+                nodes.append(part)
+            elif left := tuple([gpu for gpu in part.gpus if gpu not in gone]):
+                nodes.append(NodeSlots(part.node, left))
+        return Placement(self.site, self.pilot, tuple(nodes))
 
 
 @dataclass(slots=True)  # not frozen: two are made at every epoch

@@ -35,9 +35,7 @@ class Allocator:
         if search.paused:
             self._resume_paused()
         allocation = search.growth.decide(cluster, search.now, at_point)
-        for trial in allocation.postponed:
-            cluster.postpone(trial, search.now)
-        self.again_at = min(allocation.postponed.values(), default=None)
+        self.again_at = self._postpone(allocation.postponed) if allocation.postponed else None
         if allocation.starts:
             self._start_all(allocation.starts)
         if here is not None and here.job is not None:
@@ -60,6 +58,12 @@ class Allocator:
             if search.unproposed or not (waiting or search.jobs):
                 waiting.add(None)  # also where all are paused: they may go on once there are slots
             search.instructions.extend(search.pilots.request_deferred(waiting, search.now))
+
+    def _postpone(self, trials: Mapping[TrialId, float]) -> float:
+        """Let some trials wait that could start; return when to ask the policy again [s]."""
+        for trial in trials:
+            self._search.cluster_state.postpone(trial, self._search.now)
+        return min(trials.values())
 
     def move(self, trial: TrialRecord, job: LiveJob, target: Placement) -> None:
         """Start a resized trial, whose job has left, on slots that were reserved at its boundary."""

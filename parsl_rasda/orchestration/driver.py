@@ -11,6 +11,7 @@ import math
 import queue
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice, zip_longest
 from typing import Protocol, assert_never
@@ -240,12 +241,22 @@ def replay(
         OtherDecisionError: If the machine decides otherwise than the journal says.
         JournalError: If a record cannot follow those before it.
     """
-    collects = gc.isenabled()
-    gc.disable()  # a replay leaves no garbage in circles, and looking for it takes a fifth of the time
-    try:
+    with without_collections():
         return _replay(
             records, machine, searcher, observers, [""] if versions is None else versions, followed, file
         )
+
+
+@contextmanager
+def without_collections() -> Iterator[None]:
+    """Run a machine through a whole search without looking for garbage in circles.
+
+    It leaves none, and looking for it takes a fifth of the time.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
     finally:
         if collects:
             gc.freeze()

@@ -140,10 +140,11 @@ class FaultModel:
         """Note that a trial has finished an epoch; return the trials that are at fault by that, and why."""
         slots = job.slots
         self._last_chance_at, self._last_chances = None, 0
+        good, own = self._good, trial.id
         for slot in slots:
-            before = self._good.get(slot, ())
-            if not before or before[-1] != trial.id:
-                self._good[slot] = (*before[-1:], trial.id)
+            before = good.get(slot, ())
+            if not before or before[-1] != own:
+                good[slot] = (*before[-1:], own)
                 self._ever_good.add(slot)
         if not (self._records or self._doubts or self._is_narrow):
             return []  # there is nobody to trust again
@@ -427,6 +428,8 @@ class FaultModel:
     @property
     def wake_at(self) -> float | None:
         """When something that is set aside is to be tried again [s], or None."""
+        if not self._records:
+            return self._last_chance_at
         times = [r.until for r in self._records.values() if r.standing is Standing.ASIDE]
         if self._last_chance_at is not None:
             times.append(self._last_chance_at)

@@ -196,7 +196,8 @@ class Machine:
             return None
         pilots = self.pilots.wake_at if search.is_draining else self.pilots.retry_at(search.now)
         due = (pilots, self.pilots.controller_ends_at, self.faults.wake_at, self._allocator.again_at)
-        return min((at for at in due if at is not None), default=None)
+        known = [at for at in due if at is not None]
+        return min(known) if known else None
 
     # ------------------------------------------------------------------------------- the search
 

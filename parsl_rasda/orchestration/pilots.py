@@ -194,12 +194,14 @@ class PilotRegistry:
     @property
     def controller_ends_at(self) -> float | None:
         """When the allocation that the controller is in is to be left [s], or None."""
+        if not self.dated:
+            return None
         own = (p.deadline for p in self.up.values() if p.is_own_allocation)
         return min((end - DEADLINE_MARGIN_S for end in own if end is not None), default=None)
 
     def must_controller_end(self, now: float) -> bool:
         """Whether the controller's own allocation ends, or is too short for more and all there is."""
-        end = self.controller_ends_at if self.dated else None
+        end = self.controller_ends_at
         if end is None:
             return False
         is_closed = not self.requested and all(
@@ -268,6 +270,8 @@ class PilotRegistry:
 
     def retry_at(self, now: float) -> float | None:
         """Return when the next site that is cooling down may be asked again [s], or None."""
+        if not self._retry_at:
+            return None
         return min((at for at in self.cooling_down.values() if at > now), default=None)
 
     def request_deferred(self, waiting: Collection[SiteName | None], now: float) -> Iterator[RequestPilot]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import fmean
@@ -207,11 +207,12 @@ class TrialRecord:
         if metric < known if mode is Mode.MIN else metric > known:
             self.best = BestEpoch(metric, checkpoint)
 
-    def note_arithmetic(self, exact: str, devices: Iterable[str]) -> None:
+    def note_arithmetic(self, exact: str, devices: Sequence[str]) -> None:
         """Note what a report says of its bits, and of the GPUs; nothing, or nothing new, is empty."""
         if exact and exact not in self.exactness:
             self.exactness.append(exact)
-        self.devices += [name for name in devices if name not in self.devices]
+        if devices:
+            self.devices += [name for name in devices if name not in self.devices]
 
     @property
     def exact(self) -> str:

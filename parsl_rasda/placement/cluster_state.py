@@ -11,6 +11,7 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -377,6 +378,7 @@ class ClusterState:
         return None
 
 
+@lru_cache(maxsize=1024)
 def _world_sizes(start: int, step: int, replicas: int) -> tuple[int, ...]:
     world_sizes, world_size = [], start
     while world_size < replicas:

@@ -224,32 +224,46 @@ def _widen(
     """
     starting = {r.trial for r in fresh}
 
-    def wider(running: RunningTrial) -> Placement | None:
-        own = running.placement
-        if own.site in awaited or not running.may_widen:
-            return None
-        # Whoever starts now pays for a start anyway.
-        pays = _pays(cluster, running, 0.0 if running.trial in starting else cluster.times.restart_s)
-        return cluster.widest(running.ahead.replicas, own.site, own, pays)
+    def wider(running: RunningTrial) -> Placement | None:  # who starts now pays for a start anyway
+        cost_s = 0.0 if running.trial in starting else cluster.times.restart_s
+        return _wider(cluster, running, cost_s, awaited)
 
     acts_now = (*fresh, here) if here is not None else fresh
-    at_point = sorted((cluster.rank(r), r) for r in acts_now if wider(r) is not None)
-    acting = {r.trial for _, r in at_point}
-    waited_for = islice(cluster.growable(), _LOOK_AHEAD) if acting else ()
+    first = {r.trial: found for r in acts_now if (found := wider(r)) is not None}  # if it is the first
+    if not first:
+        return {}
+    at_point = sorted((cluster.rank(r), r) for r in acts_now if r.trial in first)
+    acting = set(first)
+    waited_for = islice(cluster.growable(), _LOOK_AHEAD)
     widened: dict[TrialId, Placement] = {}
+    is_first = True
     for _, running in heapq.merge(at_point, waited_for):
-        if not acting or cluster.ledger.free == 0:
-            break  # nobody behind them acts now, or there is nothing left to hand out
-        found = wider(running)
+        if not acting:
+            break  # nobody behind them acts now
+        what_if.settle()
+        if cluster.ledger.free == 0:
+            break
+        found = first[running.trial] if is_first and running.trial in acting else wider(running)
+        is_first = is_first and found is None
         if found is not None and running.trial in starting:
             what_if.swap(running.placement, found)
-        elif found is not None:
-            what_if.hold(found.minus(running.placement))  # its own slots stay its own until it has left
+        elif found is not None:  # its own slots stay its own until it has left
+            what_if.hold_later(found.minus(running.placement))
         if running.trial in acting:
             acting.remove(running.trial)
             if found is not None:
                 widened[running.trial] = found
     return widened
+
+
+def _wider(
+    cluster: ClusterState, running: RunningTrial, cost_s: float, awaited: Container[SiteName | None]
+) -> Placement | None:
+    """Return the widest placement that a trial may have instead of its own and that pays, or None."""
+    own = running.placement
+    if own.site in awaited or not running.may_widen or own.world_size >= running.ahead.replicas:
+        return None
+    return cluster.widest(running.ahead.replicas, own.site, own, _pays(cluster, running, cost_s))
 
 
 def _pays(cluster: ClusterState, running: RunningTrial, cost_s: float) -> Callable[[int], bool]:

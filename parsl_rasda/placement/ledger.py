@@ -122,6 +122,7 @@ class Ledger:
     def __init__(self) -> None:
         self.narrowest = 1
         self._pilots: dict[PilotId, _Pilot] = {}
+        self._at: dict[SiteName, list[_Pilot]] = {}  # in the order in which they joined
         self.free = 0
         self._free: dict[SiteName, int] = {}
         self._aside: set[Slot] = set()
@@ -146,7 +147,8 @@ class Ledger:
         for node in entries.values() if self._aside else ():
             node.aside = node.mask_of(site, self._aside)
             node.free = node.all & ~node.aside
-        self._pilots[pilot] = _Pilot(pilot, site, entries)
+        self._pilots[pilot] = joined = _Pilot(pilot, site, entries)
+        self._at.setdefault(site, []).append(joined)
         self._free.setdefault(site, 0)
         self._count(site, sum(n.free.bit_count() for n in entries.values()))
 
@@ -154,6 +156,7 @@ class Ledger:
         """Let a pilot's slots leave, free or held; placements there need no release."""
         gone = self._pilots.pop(pilot, None)
         if gone is not None:
+            self._at[gone.site].remove(gone)
             self._count(gone.site, -sum(n.free.bit_count() for n in gone.nodes.values()))
 
     @property
@@ -353,9 +356,9 @@ class Ledger:
         return pilot, [(node := pilot.nodes[n.node], node.mask(n.gpus)) for n in placement.nodes]
 
     def _find_at(self, site: SiteName, world_size: int, own: Placement | None) -> Placement | None:
-        pilots = [p for p in self._pilots.values() if p.site == site]
+        pilots = self._at.get(site, [])
         if len(pilots) > 1 and own is not None:
-            pilots.sort(key=lambda p: p.id != own.pilot)
+            pilots = sorted(pilots, key=lambda p: p.id != own.pilot)
         best: tuple[int, _Pilot, list[tuple[_Node, int]]] | None = None
         for pilot in pilots:
             mine = _own_masks(pilot, own)

@@ -142,7 +142,9 @@ class Times:
 
     def saw_release(self, seconds: float, site: SiteName) -> None:
         """Learn how long a job took to leave after it was told to [s]; only the two slowest count."""
-        seen = self._releases.setdefault(site, SortedList())
+        seen = self._releases.get(site)
+        if seen is None:
+            seen = self._releases[site] = SortedList()
         if len(seen) < _ENOUGH or seconds > seen[-2]:
             seen.add(seconds)
 

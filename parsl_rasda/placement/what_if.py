@@ -55,6 +55,7 @@ class WhatIf:
 
     def lend_leaving(self, now: float) -> dict[TrialId, LeavingJob]:
         """Let slots of jobs count as free that are about to leave for good; return these, a few at most."""
+        self.settle()
         ledger = self._cluster.ledger
         found = (
             (trial, job)

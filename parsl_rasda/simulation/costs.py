@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 from parsl_rasda.placement.times import Assumed
 from parsl_rasda.types import GradientNoise
@@ -47,12 +48,17 @@ def assumed_costs(assumed: Assumed, *, seed: int, spread: float = 0.0) -> Costs:
         spread: Relative standard deviation of epoch times between trials (log-normal).
     """
 
+    @cache  # a generator of its own for each trial takes longer to seed than to decide what it does
     def pace(trial: int) -> float:
         return math.exp(random.Random(f"{seed}/pace/{trial}").gauss(0.0, spread)) if spread else 1.0  # noqa: S311
 
+    @cache
+    def quality(trial: int) -> float:
+        return random.Random(f"{seed}/quality/{trial}").random()  # noqa: S311  not for secrets
+
     def metric(trial: int, epoch: int) -> float:
         """Return a metric that ranks trials the same way at every epoch: the work does not depend on luck."""
-        return random.Random(f"{seed}/quality/{trial}").random() + 1.0 / epoch  # noqa: S311  not for secrets
+        return quality(trial) + 1.0 / epoch
 
     return Costs(
         epoch_s=lambda trial, world_size: assumed.epoch_s * pace(trial) / assumed.speedup(world_size),

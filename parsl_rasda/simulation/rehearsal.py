@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from parsl_rasda.orchestration.driver import Observer
+from parsl_rasda.orchestration.driver import Observer, without_collections
 from parsl_rasda.orchestration.events import (
     ContinueJob,
     EndJob,
@@ -90,20 +90,27 @@ class Rehearsal:
     def run(self, num_samples: int) -> Usage:
         """Return the usage of the whole study; its virtual clock starts at 0 s."""
         self._post(StudyStarted(0.0, num_samples, {site: shape.pilots for site, shape in self.sites.items()}))
-        while self._events:
-            due_at = self.machine.wake_at
-            if due_at is not None and due_at < self._events[0][0]:
-                self._handle(TimerFired(max(due_at, self._now)))
-                continue
-            _, _, event = heapq.heappop(self._events)
-            if isinstance(event, JobStarted | EpochReported) and event.job not in self._jobs:
-                continue  # it left before
-            if isinstance(event, EpochReported):
-                self._jobs[event.job].epoch = event.epoch
-            self._handle(event)
-            if isinstance(event, EpochReported):
-                self._go_on_alone(event)
+        with without_collections():
+            while self._events:
+                due_at = self.machine.wake_at
+                if due_at is not None and due_at < self._events[0][0]:
+                    self._handle(TimerFired(max(due_at, self._now)))
+                else:
+                    _, _, event = heapq.heappop(self._events)
+                    self._happen(event)
         return self.usage
+
+    def _happen(self, event: Event) -> None:
+        if type(event) is EpochReported:
+            job = self._jobs.get(event.job)
+            if job is None:
+                return  # it left before
+            job.epoch = event.epoch
+            self._handle(event)
+            if not job.interactive:
+                self._go_on_alone(event)
+        elif type(event) is not JobStarted or event.job in self._jobs:
+            self._handle(event)
 
     def _handle(self, event: Event) -> None:
         self._now = event.at
@@ -165,7 +172,7 @@ class Rehearsal:
     def _go_on_alone(self, event: EpochReported) -> None:
         """Let a job without a control channel train on, or end, without being asked."""
         state = self._jobs.get(event.job)
-        if state is None or state.interactive:
+        if state is None:
             return
         if state.epoch < state.until:
             self._next_epoch(event.at + self.costs.boundary_s, event.job)

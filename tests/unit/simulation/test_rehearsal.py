@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import statistics
@@ -44,6 +45,14 @@ def random_instance(seed: int) -> Instance:
         efficiency=rng.choice([0.55, 0.8, 0.9, 1.0]),
         restart_s=rng.choice([0.0, 0.05, 0.2, 1.0, 5.0]),
     )
+
+
+@pytest.mark.parametrize("growth", ["elastic", "strict", "none"])
+def test_a_rehearsal_leaves_no_garbage_in_circles_because_nobody_looks_for_it(growth: str) -> None:
+    gc.collect()
+    told = rehearse(random_instance(1), growth)
+    assert gc.collect() == 0
+    assert told.machine.state is StudyState.DONE
 
 
 @pytest.mark.slow
