@@ -235,6 +235,23 @@ class TrialState(StrEnum):
 _FINAL = frozenset({TrialState.STOPPED, TrialState.COMPLETED, TrialState.FAILED})
 
 
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a search may spend; None sets no limit.
+
+    Attributes:
+        wall_time_s: Time under a controller, queues included [s].
+        until: Unix time [s].
+        gpu_hours: Time for which GPUs are held, busy or not.
+        node_hours: The same of nodes.
+    """
+
+    wall_time_s: float | None = None
+    until: float | None = None
+    gpu_hours: float | None = None
+    node_hours: float | None = None
+
+
 class StudyState(StrEnum):
     """Where a study stands."""
 

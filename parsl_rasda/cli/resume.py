@@ -20,7 +20,7 @@ def resume(
 ) -> None:
     """Continue a run, after any crash or with more trials.
 
-    Only tune.num_samples may be changed (to a larger number), and track and notify.
+    Only tune.num_samples may be changed (to a larger number), tune.budget, track and notify.
     """
     from parsl_rasda.cli.run_and_report import run_and_report
     from parsl_rasda.workflow.entry import resume_study

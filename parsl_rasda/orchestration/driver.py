@@ -47,7 +47,7 @@ from parsl_rasda.orchestration.job_specs import JobSpecBuilder
 from parsl_rasda.orchestration.journal import Journal, Record
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.search.base import Searcher
-from parsl_rasda.types import JobId, PilotId, SiteName, StudyState
+from parsl_rasda.types import Budget, JobId, PilotId, SiteName, StudyState
 
 _HEARTBEAT_S = 10.0
 _BATCH = 256
@@ -102,6 +102,7 @@ class Driver:
         missed: Iterable[Event] = (),
         *,
         retry_failed: bool = False,
+        budget: Budget | None = None,
     ) -> FinishStudy:
         """Run until nothing is left to do, and return how the study ended.
 
@@ -110,6 +111,7 @@ class Driver:
             sites: Pilots wanted per site.
             missed: What happened while no controller was listening; only recorded, not acted on.
             retry_failed: Let the trials that failed start afresh.
+            budget: What the search may spend.
 
         Raises:
             ControllerFailedError: If the backend has met a bug.
@@ -118,7 +120,7 @@ class Driver:
         self.record(list(missed))
         self.backend.open(self._events.put)
         try:
-            started = StudyStarted(self.clock(), num_samples, dict(sites), retry_failed)
+            started = StudyStarted(self.clock(), num_samples, dict(sites), retry_failed, budget)
             finish = self._act(self.record([started, *self._code_events()]), pilots)
             while finish is None and not self._abandoned:
                 finish = self._step(pilots)

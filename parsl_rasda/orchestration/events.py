@@ -19,6 +19,7 @@ from parsl_rasda.plain_text import cleaned
 from parsl_rasda.protocol import Checkpoint, Steps
 from parsl_rasda.types import (
     Blame,
+    Budget,
     GradientNoise,
     JobId,
     NodeSlots,
@@ -54,12 +55,14 @@ class StudyStarted(_Record, frozen=True):
         num_samples: Trials wanted in all; a later start may raise it.
         sites: Pilots wanted per site; a later start may name other sites.
         retry_failed: Trials that failed start afresh.
+        budget: What the search may spend, over all its starts; None sets no limit.
     """
 
     at: float
     num_samples: int
     sites: Mapping[SiteName, int]
     retry_failed: bool = False
+    budget: Budget | None = None
 
 
 class PilotStarted(_Record, frozen=True):

@@ -61,6 +61,10 @@ class TrialLifecycle:
                 self.forget_job(trial, trial.job)
                 if trial.state is TrialState.RUNNING:
                     self.enqueue(trial)
+        for cut_off, was_paused in search.cut_off.items():
+            search.ended -= 1
+            (self.pause if was_paused else self.enqueue)(search.trials[cut_off])
+        search.cut_off.clear()
         if event.retry_failed:
             self.retry_failed()
 
@@ -368,7 +372,8 @@ class TrialLifecycle:
         trial.enter(state)
         trial.reason = reason
         self._search.ended += 1
-        self._search.stop.end(self._search.ended)
+        if trial.id not in self._search.cut_off:
+            self._search.stop.end(self._search.ended)
         last = trial.last
         metric = last[1] if last is not None and state is not TrialState.FAILED else None
         self._search.instructions.append(TrialFinished(trial.id, state, metric, reason))
@@ -415,9 +420,40 @@ class TrialLifecycle:
                 self._faults.forget(trial.id)
                 self.conclude(trial, TrialState.STOPPED, f"stop_when: {search.stop.reason}")
 
+    def cut_off(self, trial: TrialRecord, *, spent: bool = False) -> None:
+        """End a trial that the budget does not last for; the scheduler keeps its place."""
+        search = self._search
+        search.cut_off[trial.id] = trial.state is TrialState.PAUSED
+        self.tell_to_leave(trial, "stopped")
+        search.cluster_state.dequeue(trial.id)
+        self._faults.forget(trial.id)
+        self.conclude(trial, TrialState.STOPPED, search.budget.give_up(spent=spent))
+
+    def cut_off_new(self) -> None:
+        """Want no more trials: the budget does not last until a new one is judged."""
+        search = self._search
+        search.budget.give_up(spent=False)
+        search.is_proposing, search.num_samples = False, len(search.trials)
+        search.scheduler.close()
+        self.dismiss()
+
+    def cut_off_all(self) -> None:
+        """End every trial: the budget is spent."""
+        search = self._search
+        search.budget.give_up(spent=True)
+        search.is_proposing, search.num_samples = False, len(search.trials)
+        search.instructions = [
+            i for i in search.instructions if not isinstance(i, ContinueJob | ProposeTrial)
+        ]
+        for trial in tuple(search.trials.values()):
+            if not trial.state.is_final:
+                self.cut_off(trial, spent=True)
+
     def conclude_paused(self) -> None:
         """Stop all paused trials: nobody will come who could let them go on."""
         for trial in self._search.trials.values():
-            if trial.state is TrialState.PAUSED:
+            if trial.state is TrialState.PAUSED and self._search.budget.reason:
+                self.cut_off(trial)
+            elif trial.state is TrialState.PAUSED:
                 self._search.scheduler.remove(trial.id)
                 self.conclude(trial, TrialState.STOPPED, trial.reason or "never promoted")

@@ -33,7 +33,7 @@ TRIAL_TRANSITIONS: Mapping[TrialState, frozenset[TrialState]] = {
     TrialState.PAUSED: frozenset(
         {TrialState.PAUSED, TrialState.RUNNING, TrialState.WAITING, TrialState.STOPPED}
     ),
-    TrialState.STOPPED: frozenset(),
+    TrialState.STOPPED: frozenset({TrialState.WAITING, TrialState.PAUSED}),  # if the budget is larger now
     TrialState.COMPLETED: frozenset(),
     TrialState.FAILED: frozenset({TrialState.WAITING}),  # if the user wants it retried
 }

@@ -130,18 +130,19 @@ def _is_free(loc: Sequence[str], study: StudySpec) -> bool:
 
 
 def _is_more_trials(loc: Sequence[str], old: Any, new: Any) -> bool:
-    return loc[0] in _WATCHERS or (loc[2:] == ("tune", "num_samples") and new >= old)
+    is_larger = loc[2:] == ("tune", "num_samples") and new >= old
+    return loc[0] in _WATCHERS or is_larger or loc[2:4] == ("tune", "budget")
 
 
 def check_amendment(study: StudySpec, wanted: StudySpec) -> None:
     """Refuse every change but more trials and other watchers: what was decided must stay decided."""
     mistakes = []
     for loc, old, new in _changes(*_documents(study, wanted)):
-        if loc[0] in _WATCHERS:
+        if loc[0] in _WATCHERS or loc[2:4] == ("tune", "budget"):
             continue
         key = ".".join(loc[2:] if len(study.tune_stages) == 1 and loc[2:3] == ("tune",) else loc)
         if loc[2:] != ("tune", "num_samples"):
-            allowed = f"{shown(old)}, as the run has it: only tune.num_samples, track and notify may change"
+            allowed = f"{shown(old)}, as the run has it: only tune.num_samples, tune.budget, track and notify may change"
             mistakes.append(Diagnostic((key,), shown(new), allowed, "--set"))
         elif new < old:
             least = f"at least {old}, the number the run has"

@@ -44,6 +44,7 @@ from parsl_rasda.scheduling import build_scheduler
 from parsl_rasda.scheduling.batching import Batching, Split
 from parsl_rasda.study import SchedulerSpec
 from parsl_rasda.types import (
+    Budget,
     GradientNoise,
     JobId,
     Mode,
@@ -164,6 +165,7 @@ class World:
     setup: Setup
     seed: int
     fault_rate: float = 0.1
+    budget: Budget | None = None
     record: list[tuple[Event, tuple[Instruction, ...]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -214,11 +216,10 @@ class World:
         self.requested.clear()
         self.up.clear()
         self.finished = None
-        self.tell(
-            StudyStarted(
-                self.now, self.wanted, {SiteName(s): shape.pilots for s, shape in self.sites.items()}
-            )
-        )
+        for trial in self.machine.cut_off:
+            del self.concluded[trial]
+        pilots = {SiteName(s): shape.pilots for s, shape in self.sites.items()}
+        self.tell(StudyStarted(self.now, self.wanted, pilots, budget=self.budget))
 
     # ----------------------------------------------------------------------------- what may happen
 
@@ -457,10 +458,15 @@ class World:
                     if state in {StudyState.DONE, StudyState.FAILED}:
                         assert all(t.state.is_final for t in self.machine.trials.values())
                         assert len(self.machine.trials) == self.machine.num_samples
-                        good = any(t.state != "failed" for t in self.machine.trials.values())
-                        assert good == (state is StudyState.DONE)
+                        assert self._is_any_good == (state is StudyState.DONE)
                 case _:
                     pass
+
+    @property
+    def _is_any_good(self) -> bool:
+        trials = self.machine.trials.values()
+        has_result = not self.machine.budget.reason or any(t.last is not None for t in trials)
+        return has_result and any(t.state != "failed" for t in trials)
 
     def _judge_start(self, start: StartJob) -> None:
         trial, placement = start.job.trial, start.placement
