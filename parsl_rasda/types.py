@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NewType, TypeAlias
+from typing import Any, NewType, TypeAlias
 
 from msgspec import Struct
 
@@ -233,6 +233,21 @@ class TrialState(StrEnum):
 
 
 _FINAL = frozenset({TrialState.STOPPED, TrialState.COMPLETED, TrialState.FAILED})
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """What of a search's method may change while it stands.
+
+    Attributes:
+        milestones: Epochs at which trials are judged, ascending.
+        max_workers: Most GPUs of a trial; None for no limit.
+        growth: The growth policy, as a study file spells it.
+    """
+
+    milestones: tuple[int, ...]
+    max_workers: int | None
+    growth: Any  # JSON, a type that msgspec does not know
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from parsl_rasda.types import (
     Budget,
     GradientNoise,
     JobId,
+    Method,
     NodeSlots,
     Outcome,
     Phase,
@@ -56,6 +57,7 @@ class StudyStarted(_Record, frozen=True):
         sites: Pilots wanted per site; a later start may name other sites.
         retry_failed: Trials that failed start afresh.
         budget: What the search may spend, over all its starts; None sets no limit.
+        method: By which it goes on from now, if the user has changed that.
     """
 
     at: float
@@ -63,6 +65,7 @@ class StudyStarted(_Record, frozen=True):
     sites: Mapping[SiteName, int]
     retry_failed: bool = False
     budget: Budget | None = None
+    method: Method | None = None
 
 
 class PilotStarted(_Record, frozen=True):

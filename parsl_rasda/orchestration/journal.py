@@ -43,7 +43,7 @@ _OLD_NAMES = {"SiteTroubled": "SiteDegraded", "TimePassed": "TimerFired", "Concl
 _ADDED: dict[Any, tuple[str, ...]] = {  # Any: types of records
     EpochReported: ("samples", "noise", "steps", "includes_startup", "exact", "devices"),
     ContinueJob: ("batches",),
-    StudyStarted: ("budget",),
+    StudyStarted: ("budget", "method"),
 }
 _CRC = b', "crc": "%08x"}'
 _CRC_FORM = re.compile(rb', "crc": "[0-9a-f]{8}"\}')

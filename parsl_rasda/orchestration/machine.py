@@ -53,7 +53,7 @@ from parsl_rasda.placement.ledger import Ledger
 from parsl_rasda.placement.times import Times
 from parsl_rasda.scheduling.base import Action, Decision, Scheduler
 from parsl_rasda.scheduling.batching import Split
-from parsl_rasda.types import Budget, Outcome, PilotId, StudyState, TrialId, TrialState
+from parsl_rasda.types import Budget, Method, Outcome, PilotId, StudyState, TrialId, TrialState
 
 __all__ = ["Machine", "MachineSettings"]
 
@@ -77,7 +77,7 @@ class Machine:
             growth: Who gets which slots.
             validate: Check the invariants after every event; by default as the environment says.
         """
-        self.settings, self.scheduler, self.growth = settings, scheduler, growth
+        self.settings, self.scheduler = settings, scheduler
         self.cluster_state = ClusterState(
             Ledger(),
             Times(settings.assumed),
@@ -96,6 +96,11 @@ class Machine:
         self._invariants = Invariants(self._search) if is_validated else None
 
     @property
+    def growth(self) -> GrowthPolicy:
+        """Who gets which slots."""
+        return self._search.growth
+
+    @property
     def state(self) -> StudyState:
         """Where the study stands."""
         return self._search.state
@@ -104,6 +109,11 @@ class Machine:
     def code(self) -> Mapping[str, str]:
         """The digest of each module of the study's own, as jobs run it that start now; none if unknown."""
         return self._search.code
+
+    @property
+    def method(self) -> Method | None:
+        """The method by which it goes on, if the user has changed that."""
+        return self._search.method
 
     @property
     def stop_reason(self) -> str:

@@ -14,7 +14,7 @@ from parsl_rasda.placement.cluster_state import ClusterState, GrowthPolicy
 from parsl_rasda.placement.times import Assumed
 from parsl_rasda.scheduling.base import Decision, Scheduler
 from parsl_rasda.scheduling.batching import Batching, Split
-from parsl_rasda.types import JSON, JobId, JudgedBy, Keep, Mode, PilotId, Stretch, StudyState, TrialId
+from parsl_rasda.types import JSON, JobId, JudgedBy, Keep, Method, Mode, PilotId, Stretch, StudyState, TrialId
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,7 @@ class SearchRecord:
         instructions: What follows from it, so far.
         stop: Says when the search has found enough.
         budget: Says until when its budget lasts.
+        method: By which it goes on since the user has changed that; None before.
         cut_off: Trials that the budget has ended, and whether each was paused: a larger one lets them go on.
     """
 
@@ -94,6 +95,7 @@ class SearchRecord:
     instructions: list[Instruction] = field(default_factory=list)
     stop: StopWatch = field(init=False)
     budget: BudgetWatch = field(default_factory=BudgetWatch)
+    method: Method | None = None
     cut_off: dict[TrialId, bool] = field(default_factory=dict)
     _ladders: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)  # by rung and replicas
 
@@ -159,6 +161,11 @@ class SearchRecord:
             noise_scale=noise.scale if noise is not None else None,
         )
         return Stretch(trial.epoch, decision.until, *split)
+
+    def note_ladder(self) -> None:
+        """Note that the scheduler has other rungs, or other replicas on the way to them."""
+        self._ladders.clear()
+        self.cluster_state.max_epochs = self.scheduler.milestones[-1]
 
     def _ladder(self, decision: Decision) -> tuple[int, ...]:
         key = decision.rung, decision.replicas

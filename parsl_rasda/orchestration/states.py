@@ -34,7 +34,8 @@ TRIAL_TRANSITIONS: Mapping[TrialState, frozenset[TrialState]] = {
         {TrialState.PAUSED, TrialState.RUNNING, TrialState.WAITING, TrialState.STOPPED}
     ),
     TrialState.STOPPED: frozenset({TrialState.WAITING, TrialState.PAUSED}),  # if the budget is larger now
-    TrialState.COMPLETED: frozenset(),
+    # If there are more rungs now.
+    TrialState.COMPLETED: frozenset({TrialState.WAITING, TrialState.PAUSED, TrialState.STOPPED}),
     TrialState.FAILED: frozenset({TrialState.WAITING}),  # if the user wants it retried
 }
 JOB_TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {

@@ -47,6 +47,7 @@ from parsl_rasda.types import (
     Budget,
     GradientNoise,
     JobId,
+    Method,
     Mode,
     NodeName,
     NodeSlots,
@@ -55,6 +56,7 @@ from parsl_rasda.types import (
     SiteName,
     StudyState,
     TrialId,
+    TrialState,
 )
 
 FREE_PREEMPTIONS = 5  # preemptions in a row that cost no retry
@@ -166,13 +168,14 @@ class World:
     seed: int
     fault_rate: float = 0.1
     budget: Budget | None = None
+    method: Method | None = None  # by which it goes on from its next start
     record: list[tuple[Event, tuple[Instruction, ...]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
         self.machine = self.setup.machine()
         self.now = 0.0
-        self.wanted = self.setup.trials
+        self.wanted, self.growth = self.setup.trials, self.setup.growth
         self.sites = dict(self.setup.sites)
         self.requested: dict[PilotId, SiteName] = {}
         self.up: dict[PilotId, tuple[SiteName, tuple[NodeSlots, ...]]] = {}
@@ -218,8 +221,14 @@ class World:
         self.finished = None
         for trial in self.machine.cut_off:
             del self.concluded[trial]
+        method, self.method = self.method, None
+        self.growth = method.growth if method is not None else self.growth
+        if method is not None and method.milestones != self.machine.scheduler.milestones:
+            completed = [t for t, told in self.concluded.items() if told.state is TrialState.COMPLETED]
+            for trial in completed:
+                del self.concluded[trial]
         pilots = {SiteName(s): shape.pilots for s, shape in self.sites.items()}
-        self.tell(StudyStarted(self.now, self.wanted, pilots, budget=self.budget))
+        self.tell(StudyStarted(self.now, self.wanted, pilots, budget=self.budget, method=method))
 
     # ----------------------------------------------------------------------------- what may happen
 
@@ -255,6 +264,11 @@ class World:
             )
             self._progress()
         raise AssertionError(f"the study does not end within {limit} steps of a fair world")
+
+    def fair_step(self) -> None:
+        """Let one thing go well."""
+        self.now += 1.0
+        self._progress()
 
     def _progress(self) -> None:
         wake_at = self.machine.wake_at
@@ -480,10 +494,10 @@ class World:
         assert not held & _slots(start), "two jobs hold one slot"
         nodes = {n.node: set(n.gpus) for n in self.up[placement.pilot][1]}
         assert all(set(n.gpus) <= nodes[n.node] for n in placement.nodes)
-        assert 0 <= start.epoch < start.until <= self.setup.max_t
         milestones = self.machine.scheduler.milestones
+        assert 0 <= start.epoch < start.until <= milestones[-1]
         milestone = next(m for m in milestones if m >= start.until)
-        if self.sites[placement.site].interactive or self.setup.growth != "elastic":
+        if self.sites[placement.site].interactive or self.growth != "elastic":
             assert start.until == milestone
         epochs = [epoch for epoch, *_ in start.schedule]
         assert epochs == sorted(set(epochs))
