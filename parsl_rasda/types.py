@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NewType, TypeAlias
+from typing import Any, NewType, TypeAlias
 
 from msgspec import Struct
 
@@ -236,6 +236,38 @@ class TrialState(StrEnum):
 
 
 _FINAL = frozenset({TrialState.STOPPED, TrialState.COMPLETED, TrialState.FAILED})
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """What of a search's method may change while it stands.
+
+    Attributes:
+        milestones: Epochs at which trials are judged, ascending.
+        max_workers: Most GPUs of a trial; None for no limit.
+        growth: The growth policy, as a study file spells it.
+    """
+
+    milestones: tuple[int, ...]
+    max_workers: int | None
+    growth: Any  # JSON, a type that msgspec does not know
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a search may spend; None sets no limit.
+
+    Attributes:
+        wall_time_s: Time under a controller, queues included [s].
+        until: Unix time [s].
+        gpu_hours: Time for which GPUs are held, busy or not.
+        node_hours: The same of nodes.
+    """
+
+    wall_time_s: float | None = None
+    until: float | None = None
+    gpu_hours: float | None = None
+    node_hours: float | None = None
 
 
 class StudyState(StrEnum):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from parsl_rasda.reporting.format import counted, duration, percent
+from parsl_rasda.simulation.budgets import MOST
 from parsl_rasda.simulation.forecast import Forecast, PolicyForecast
 
 _MANY_HOURS = 100
@@ -41,8 +42,33 @@ def _view(study: str, found: Forecast, run: Path | None) -> RenderableType:
         Text(),
         Padding(_policies(found.policies), (0, 0, 0, 2)),
         Text("  * what the study declares; every policy trains the same trials", "dim"),
+        *(Text(f"\n  {sentence}") for sentence in _budget(found)),
         *(Text(f"\n{sentence}", "yellow") for sentence in found.advice),
     )
+
+
+def _budget(found: Forecast) -> Iterator[str]:
+    """Yield what the search comes to under its budget, and the largest that fits, if that was asked."""
+    under = found.budget
+    if under is None:
+        return
+    if under.is_enough:
+        yield f"the budget is enough: it ends after {duration(under.makespan_s)}"
+    else:
+        yield (
+            f"the budget ends it after {duration(under.makespan_s)}, with {under.trials} of "
+            f"{counted(found.trials, 'trial')} begun and {under.completed} trained to max_t"
+        )
+    if under.num_samples is None:
+        return
+    parts = [_largest("num_samples", under.num_samples), _largest("max_t", under.max_t or 0)]
+    yield f"the largest that fit, each with the other as declared: {', '.join(parts)}"
+
+
+def _largest(name: str, number: int) -> str:
+    if not number:
+        return f"no {name}"
+    return f"{name} {number}" + (" or more" if number >= MOST else "")
 
 
 def _rungs(found: Forecast) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +20,10 @@ def plan(
         Path | None,
         typer.Option("--from", metavar="DIR", help="Take times and metrics from this run, not estimates."),
     ] = None,
+    fit_budget: Annotated[
+        bool,
+        typer.Option("--budget", help="Say the largest num_samples and max_t that fit into tune.budget."),
+    ] = False,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -36,7 +41,9 @@ def plan(
     spec, sites = admitted.study, admitted.sites
     earlier = read_run(run).searches if run is not None else {}
     counted = {**counted_here(sites), **counted_gpus(earlier.values())}
-    forecasts = forecast_study(spec, sites, counted=counted, runs=earlier)
+    forecasts = forecast_study(
+        spec, sites, counted=counted, runs=earlier, now=time.time(), fit_budget=fit_budget
+    )
     if as_json:
         stages = [asdict(f) for f in forecasts]
         print_json({"study": spec.name, "sites": [s.name for s in sites], "stages": stages})

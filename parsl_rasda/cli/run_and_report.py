@@ -87,6 +87,8 @@ def _print_outcome(run: Run, *, as_json: bool) -> None:
         return
     if run.trouble is None or run.trouble[1].is_curable:
         print_message(f"Resume with: {resume_command(run.directory)}")
+    elif run.cause.startswith("budget: "):
+        print_message(f"Resume with more of it: {resume_command(run.directory)} --set tune.budget=...")
     elif has_no_success(run, run.trouble[0]):
         print_message(f"No trial succeeded: {HOW_TO_FIX}{_first_log(run.directory)}")
 

@@ -31,9 +31,7 @@ class Allocator:
         if search.pilots.dated:
             self._close_late_pilots()
         at_point = self._at_boundary(here) if here is not None else None
-        cluster.new_trials = search.unproposed
-        if search.paused:
-            self._resume_paused()
+        self._settle_queue()
         allocation = search.growth.decide(cluster, search.now, at_point)
         self.again_at = self._postpone(allocation.postponed) if allocation.postponed else None
         if allocation.starts:
@@ -44,6 +42,28 @@ class Allocator:
             self._propose()
         if search.pilots.deferred:
             self.request_deferred_pilots()
+
+    def _settle_queue(self) -> None:
+        """Let those wait for slots who may start now."""
+        search = self._search
+        search.cluster_state.new_trials = search.unproposed
+        if search.paused:
+            self._resume_paused()
+        if search.budget.is_limited:
+            self._keep_to_budget()
+
+    def _keep_to_budget(self) -> None:
+        """Let nobody start whom the budget does not bring to a rung; others may go on instead."""
+        search, cluster = self._search, self._search.cluster_state
+        while late := [w for w in cluster.waiting if not search.lasts_to_rung(w.trial, w.stretch)]:
+            for waiting in late:
+                self._lifecycle.cut_off(search.trials[waiting.trial])
+            if search.paused:
+                self._resume_paused()
+        may_propose = search.unproposed and not search.is_proposing
+        if may_propose and not search.lasts_to_rung(TrialId(""), search.new_stretch):
+            self._lifecycle.cut_off_new()
+        cluster.new_trials = search.unproposed
 
     @property
     def is_due(self) -> bool:

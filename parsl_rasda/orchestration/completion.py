@@ -57,6 +57,7 @@ class Completion:
     def finish(self, state: StudyState, cause: str = "") -> None:
         """End the search."""
         self._search.state, self._search.is_over = state, True
+        self._search.budget.close(self._search.now)
         self._search.instructions.append(FinishStudy(state, cause))
 
     def _end_standstill(self) -> None:
@@ -101,8 +102,12 @@ class Completion:
         return can_ever_start(needed, (workers, None, caution)) and not can_ever_start(needed, waiting.kind)
 
     def _finish_well(self) -> None:
-        good = any(t.state is not TrialState.FAILED for t in self._search.trials.values())
-        self.finish(StudyState.DONE if good else StudyState.FAILED)
+        trials, budget = self._search.trials.values(), self._search.budget
+        good = any(t.state is not TrialState.FAILED for t in trials)
+        if budget.reason and all(t.last is None for t in trials):
+            self.finish(StudyState.FAILED, f"{budget.reason}, and no trial has reported by then")
+        else:
+            self.finish(StudyState.DONE if good else StudyState.FAILED)
 
     def _finish_unfit(self, needed: int) -> None:
         largest = self._search.cluster_state.ledger.largest

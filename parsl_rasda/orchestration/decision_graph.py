@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import networkx as nx
 
-from parsl_rasda.orchestration.assembly import build_machine
 from parsl_rasda.orchestration.driver import replay
 from parsl_rasda.orchestration.events import (
     EpochReported,
@@ -132,7 +131,7 @@ def graph_of_decisions(history: ReplayedSearch, after: Sequence[str]) -> nx.DiGr
         history: One search.
         after: Vertices that the search waited for.
     """
-    machine = build_machine(history.tune)
+    machine = history.fresh_machine()
     decisions = DecisionGraph(machine, after=after)
     replay(history.records, machine, NoSearcher(), [decisions], followed=history.followed)
     return decisions.graph

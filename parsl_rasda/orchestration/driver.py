@@ -48,7 +48,7 @@ from parsl_rasda.orchestration.job_specs import JobSpecBuilder
 from parsl_rasda.orchestration.journal import Journal, Record
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.search.base import Searcher
-from parsl_rasda.types import JobId, PilotId, SiteName, StudyState
+from parsl_rasda.types import Budget, JobId, Method, PilotId, SiteName, StudyState
 
 _HEARTBEAT_S = 10.0
 _BATCH = 256
@@ -103,6 +103,8 @@ class Driver:
         missed: Iterable[Event] = (),
         *,
         retry_failed: bool = False,
+        budget: Budget | None = None,
+        method: Method | None = None,
     ) -> FinishStudy:
         """Run until nothing is left to do, and return how the study ended.
 
@@ -111,6 +113,8 @@ class Driver:
             sites: Pilots wanted per site.
             missed: What happened while no controller was listening; only recorded, not acted on.
             retry_failed: Let the trials that failed start afresh.
+            budget: What the search may spend.
+            method: By which it goes on, if that has changed.
 
         Raises:
             ControllerFailedError: If the backend has met a bug.
@@ -119,7 +123,7 @@ class Driver:
         self.record(list(missed))
         self.backend.open(self._events.put)
         try:
-            started = StudyStarted(self.clock(), num_samples, dict(sites), retry_failed)
+            started = StudyStarted(self.clock(), num_samples, dict(sites), retry_failed, budget, method)
             finish = self._act(self.record([started, *self._code_events()]), pilots)
             while finish is None and not self._abandoned:
                 finish = self._step(pilots)

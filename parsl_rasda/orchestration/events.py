@@ -19,8 +19,10 @@ from parsl_rasda.plain_text import cleaned
 from parsl_rasda.protocol import Checkpoint, Steps
 from parsl_rasda.types import (
     Blame,
+    Budget,
     GradientNoise,
     JobId,
+    Method,
     NodeSlots,
     Outcome,
     Phase,
@@ -54,12 +56,16 @@ class StudyStarted(_Record, frozen=True):
         num_samples: Trials wanted in all; a later start may raise it.
         sites: Pilots wanted per site; a later start may name other sites.
         retry_failed: Trials that failed start afresh.
+        budget: What the search may spend, over all its starts; None sets no limit.
+        method: By which it goes on from now, if the user has changed that.
     """
 
     at: float
     num_samples: int
     sites: Mapping[SiteName, int]
     retry_failed: bool = False
+    budget: Budget | None = None
+    method: Method | None = None
 
 
 class PilotStarted(_Record, frozen=True):

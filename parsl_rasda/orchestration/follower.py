@@ -179,6 +179,7 @@ class Follower:
                 self._finish(instruction)
             case FinishStudy(state):
                 search.state, search.is_over = state, True
+                search.budget.close(search.now)
             case _:
                 pass
 

@@ -25,10 +25,21 @@ from parsl_rasda.orchestration.search_record import SearchRecord
 from parsl_rasda.orchestration.states import JobState
 from parsl_rasda.orchestration.trial_record import LiveJob, TrialRecord
 from parsl_rasda.placement.cluster_state import NO_CAUTION, PendingTrial, RunningTrial
+from parsl_rasda.placement.growth import build_growth
 from parsl_rasda.protocol import Checkpoint
-from parsl_rasda.scheduling.base import Decision
+from parsl_rasda.scheduling.base import Action, Decision, Extensible
 from parsl_rasda.study_code.code import digest_of
-from parsl_rasda.types import JobId, JudgedBy, Outcome, Placement, SiteName, Stretch, StudyState, TrialState
+from parsl_rasda.types import (
+    JobId,
+    JudgedBy,
+    Method,
+    Outcome,
+    Placement,
+    SiteName,
+    Stretch,
+    StudyState,
+    TrialState,
+)
 
 _FREE_PREEMPTIONS = 5  # in a row without a finished epoch, after which they cost retries
 _FREE_CHECKPOINT_LOSSES = 5  # of a trial, after which each one costs a retry
@@ -61,8 +72,35 @@ class TrialLifecycle:
                 self.forget_job(trial, trial.job)
                 if trial.state is TrialState.RUNNING:
                     self.enqueue(trial)
+        if event.method is not None:
+            self._change_method(event.method)
+        for cut_off, was_paused in search.cut_off.items():
+            search.ended -= 1
+            (self.pause if was_paused else self.enqueue)(search.trials[cut_off])
+        search.cut_off.clear()
         if event.retry_failed:
             self.retry_failed()
+
+    def _change_method(self, method: Method) -> None:
+        """Go on by another method: those that had completed are judged again if there are more rungs."""
+        search = self._search
+        search.method, search.growth = method, build_growth(method.growth)
+        if not isinstance(search.scheduler, Extensible):
+            return
+        decisions = search.scheduler.extend(method.milestones, method.max_workers)
+        search.note_ladder()
+        for decision in decisions:
+            trial = search.trials[decision.trial]
+            search.ended -= 1
+            trial.rung, trial.reason = decision.rung, decision.reason
+            match decision.action:
+                case Action.CONTINUE:
+                    trial.train_on(search.stretch_ahead(trial, decision), decision.rung)
+                    self.enqueue(trial)
+                case Action.PAUSE:
+                    self.pause(trial)
+                case Action.STOP:
+                    self.conclude(trial, TrialState.STOPPED, decision.reason)
 
     # ------------------------------------------------------------------------------- waiting
 
@@ -263,6 +301,8 @@ class TrialLifecycle:
             trial.fall_back()
         elif event.checkpoint is not None and event.checkpoint != known and event.outcome in _LEFT_WELL:
             done = trial.epoch if event.checkpoint_epoch is None else event.checkpoint_epoch
+            if trial.id in self._search.cut_off and not (job.interactive and done == trial.epoch):
+                return  # of epochs after its end, which nobody has judged
             trial.keep(Checkpoint(event.checkpoint, done))
             trial.preemptions = 0
             self._search.pilots.note_progress(job.placement.pilot)
@@ -368,7 +408,8 @@ class TrialLifecycle:
         trial.enter(state)
         trial.reason = reason
         self._search.ended += 1
-        self._search.stop.end(self._search.ended)
+        if trial.id not in self._search.cut_off:
+            self._search.stop.end(self._search.ended)
         last = trial.last
         metric = last[1] if last is not None and state is not TrialState.FAILED else None
         self._search.instructions.append(TrialFinished(trial.id, state, metric, reason))
@@ -415,9 +456,40 @@ class TrialLifecycle:
                 self._faults.forget(trial.id)
                 self.conclude(trial, TrialState.STOPPED, f"stop_when: {search.stop.reason}")
 
+    def cut_off(self, trial: TrialRecord, *, spent: bool = False) -> None:
+        """End a trial that the budget does not last for; the scheduler keeps its place."""
+        search = self._search
+        search.cut_off[trial.id] = trial.state is TrialState.PAUSED
+        self.tell_to_leave(trial, "stopped")
+        search.cluster_state.dequeue(trial.id)
+        self._faults.forget(trial.id)
+        self.conclude(trial, TrialState.STOPPED, search.budget.give_up(spent=spent))
+
+    def cut_off_new(self) -> None:
+        """Want no more trials: the budget does not last until a new one is judged."""
+        search = self._search
+        search.budget.give_up(spent=False)
+        search.is_proposing, search.num_samples = False, len(search.trials)
+        search.scheduler.close()
+        self.dismiss()
+
+    def cut_off_all(self) -> None:
+        """End every trial: the budget is spent."""
+        search = self._search
+        search.budget.give_up(spent=True)
+        search.is_proposing, search.num_samples = False, len(search.trials)
+        search.instructions = [
+            i for i in search.instructions if not isinstance(i, ContinueJob | ProposeTrial)
+        ]
+        for trial in tuple(search.trials.values()):
+            if not trial.state.is_final:
+                self.cut_off(trial, spent=True)
+
     def conclude_paused(self) -> None:
         """Stop all paused trials: nobody will come who could let them go on."""
         for trial in self._search.trials.values():
-            if trial.state is TrialState.PAUSED:
+            if trial.state is TrialState.PAUSED and self._search.budget.reason:
+                self.cut_off(trial)
+            elif trial.state is TrialState.PAUSED:
                 self._search.scheduler.remove(trial.id)
                 self.conclude(trial, TrialState.STOPPED, trial.reason or "never promoted")

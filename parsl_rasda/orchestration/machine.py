@@ -15,10 +15,11 @@ changes trials and jobs, `FaultModel` says whose fault their ends were, `Allocat
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import assert_never
 
 from parsl_rasda.orchestration.allocator import Allocator
+from parsl_rasda.orchestration.budget import BudgetWatch
 from parsl_rasda.orchestration.completion import Completion
 from parsl_rasda.orchestration.events import (
     CodeSeen,
@@ -52,7 +53,7 @@ from parsl_rasda.placement.ledger import Ledger
 from parsl_rasda.placement.times import Times
 from parsl_rasda.scheduling.base import Action, Decision, Scheduler
 from parsl_rasda.scheduling.batching import Split
-from parsl_rasda.types import Outcome, PilotId, StudyState, TrialState
+from parsl_rasda.types import Budget, Method, Outcome, PilotId, StudyState, TrialId, TrialState
 
 __all__ = ["Machine", "MachineSettings"]
 
@@ -76,7 +77,7 @@ class Machine:
             growth: Who gets which slots.
             validate: Check the invariants after every event; by default as the environment says.
         """
-        self.settings, self.scheduler, self.growth = settings, scheduler, growth
+        self.settings, self.scheduler = settings, scheduler
         self.cluster_state = ClusterState(
             Ledger(),
             Times(settings.assumed),
@@ -95,6 +96,11 @@ class Machine:
         self._invariants = Invariants(self._search) if is_validated else None
 
     @property
+    def growth(self) -> GrowthPolicy:
+        """Who gets which slots."""
+        return self._search.growth
+
+    @property
     def state(self) -> StudyState:
         """Where the study stands."""
         return self._search.state
@@ -105,9 +111,14 @@ class Machine:
         return self._search.code
 
     @property
+    def method(self) -> Method | None:
+        """The method by which it goes on, if the user has changed that."""
+        return self._search.method
+
+    @property
     def stop_reason(self) -> str:
         """Why the search stopped before it had all trials, as the study wants it; empty if it did not."""
-        return self._search.stop.reason
+        return self._search.stop.reason or self._search.budget.reason
 
     @property
     def num_samples(self) -> int:
@@ -117,6 +128,21 @@ class Machine:
     def split(self, rung: int) -> Split:
         """Return the parallelism on the way to a rung, for a trial whose samples nobody has counted."""
         return self._search.split(rung)
+
+    @property
+    def budget(self) -> BudgetWatch:
+        """What the search may spend, and has spent; to be read."""
+        return self._search.budget
+
+    @property
+    def cut_off(self) -> Collection[TrialId]:
+        """Trials that the budget has ended: they go on when it is larger."""
+        return self._search.cut_off.keys()
+
+    def may_go_on(self, num_samples: int, budget: Budget, now: float) -> bool:
+        """Whether a search that is done has more to do: trials are missing, or the budget is larger."""
+        ended_by_budget = bool(self._search.budget.reason)
+        return self._search.budget.allows(budget, now) if ended_by_budget else self.lacks(num_samples)
 
     def lacks(self, num_samples: int) -> bool:
         """Whether trials are missing to so many that the searcher may have."""
@@ -133,7 +159,10 @@ class Machine:
             self._follower = None
         search = self._search
         search.now, search.instructions = event.at, []
+        search.budget.note(event)
         self._apply(event)
+        if search.budget.is_limited:
+            self._stop_as_spent()
         if search.stop.reason:
             self._stop_as_found()
         if self.pilots.idle_since:
@@ -154,6 +183,7 @@ class Machine:
         """
         if self._follower is None:
             self._follower = Follower(self._search, self._lifecycle)
+        self._search.budget.note(event)
         self._follower.follow(event, instructions)
         self._search.instructions = []
 
@@ -195,7 +225,9 @@ class Machine:
         if search.state is not StudyState.RUNNING or not search.is_unfinished:
             return None
         pilots = self.pilots.wake_at if search.is_draining else self.pilots.retry_at(search.now)
-        due = (pilots, self.pilots.controller_ends_at, self.faults.wake_at, self._allocator.again_at)
+        due = [pilots, self.pilots.controller_ends_at, self.faults.wake_at, self._allocator.again_at]
+        if search.budget.ends_at < math.inf:
+            due.append(search.budget.ends_at)
         known = [at for at in due if at is not None]
         return min(known) if known else None
 
@@ -206,8 +238,8 @@ class Machine:
         search = self._search
         self._lifecycle.take_up(event)
         self._close_if_full()
-        if not search.is_unfinished:
-            return  # it died between its last decision and its end
+        if not search.is_unfinished or not search.budget.has_room(search.now):
+            return  # it died between its last decision and its end, or has spent its budget
         for site, wanted in event.sites.items():
             search.instructions.extend(self.pilots.request(site) for _ in range(wanted))
         known = {t.site for t in self.trials.values()} | {w.site for w in self.cluster_state.waiting}
@@ -254,6 +286,13 @@ class Machine:
         search = self._search
         if search.is_unfinished and search.state is StudyState.RUNNING:
             self._lifecycle.stop_all()
+
+    def _stop_as_spent(self) -> None:
+        """End the search at the moment at which its budget is spent."""
+        search = self._search
+        is_on = search.is_unfinished and search.state is StudyState.RUNNING
+        if is_on and not search.budget.has_room(search.now):
+            self._lifecycle.cut_off_all()
 
     # ------------------------------------------------------------------------------- pilots
 
@@ -349,7 +388,7 @@ class Machine:
         if goes_on:
             if at_rung:  # between rungs nothing changes
                 trial.train_on(self._search.stretch_ahead(trial, decision), decision.rung)
-            self._answer(trial, job)
+            self._answer(trial, job, at_rung=at_rung)
         else:
             self._take_out(trial, decision, metric)
         self._lifecycle.dismiss()
@@ -374,7 +413,7 @@ class Machine:
             case _:
                 assert_never(decision.action)
 
-    def _answer(self, trial: TrialRecord, job: LiveJob) -> None:
+    def _answer(self, trial: TrialRecord, job: LiveJob, *, at_rung: bool) -> None:
         """Tell the job of a trial that trains on whether it goes on as it is."""
         if job.is_leaving:
             return
@@ -382,6 +421,10 @@ class Machine:
             self._lifecycle.note_running(trial, job)
         elif self.pilots.dated and self._is_too_late(trial, job):
             self._lifecycle.tell_to_leave(trial, "walltime")
+        elif self._search.budget.is_limited and not self._search.lasts_on(
+            trial, job.placement.world_size, at_rung=at_rung
+        ):
+            self._lifecycle.cut_off(trial)
         else:
             self._allocator.allocate(trial)
 

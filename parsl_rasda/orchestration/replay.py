@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from parsl_rasda.atomic_files import replace_file
+from parsl_rasda.atomic_files import create_file, replace_file
 from parsl_rasda.errors import OtherDecisionError, RunDirectoryError
 from parsl_rasda.orchestration.assembly import build_machine, build_study_searcher
 from parsl_rasda.orchestration.curves import Curves, curves_of
@@ -23,8 +23,17 @@ from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.orchestration.summary import summarise
 from parsl_rasda.orchestration.usage import Usage
 from parsl_rasda.search.base import Searcher
-from parsl_rasda.study import SiteSpec, StudySpec, TuneSpec, dump_site, dump_study, load_site, load_study
-from parsl_rasda.types import JSON, TrialId
+from parsl_rasda.study import (
+    SchedulerSpec,
+    SiteSpec,
+    StudySpec,
+    TuneSpec,
+    dump_site,
+    dump_study,
+    load_site,
+    load_study,
+)
+from parsl_rasda.types import JSON, Method, TrialId
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +46,7 @@ class ReplayedSearch:
         followed: So many versions decided otherwise than this one; their records are taken for decided.
         difference: The first decision that differs, in a sentence, or empty.
         curves: All that its trials have reported, where readers want that.
+        begun: What the stage declared when its journal began.
     """
 
     study: str
@@ -49,6 +59,11 @@ class ReplayedSearch:
     followed: int = 0
     difference: str = ""
     curves: Curves | None = None
+    begun: TuneSpec | None = None
+
+    def fresh_machine(self) -> Machine:
+        """Return a machine that its journal can be replayed with."""
+        return build_machine(self.begun or self.tune)
 
     def summary(self, now: float | None = None) -> dict[str, Any]:
         """Return the JSON document of `status`, with `curves` if they are known."""
@@ -92,12 +107,24 @@ def save_run(
         sites: Where.
         search_path: Folders where the study's functions are, before Python's own path.
     """
-    directory.sites.mkdir(parents=True, exist_ok=True)
-    for site in sites:
-        replace_file(directory.sites / f"{site.name}.yaml", dump_site(site))
+    _save_sites(directory, sites)
     paths = [str(path.resolve()) for path in search_path]
     replace_file(directory.origin, json.dumps({"search_path": paths}))
     replace_file(directory.study_file, dump_study(study))
+
+
+def replace_sites(directory: RunDirectory, sites: Sequence[SiteSpec]) -> None:
+    """Let a run go on with other sites: they are written down, those of before are taken away."""
+    _save_sites(directory, sites)
+    names = {site.name for site in sites}
+    for file in [f for f in directory.sites.glob("*.yaml") if f.stem not in names]:
+        file.unlink()
+
+
+def _save_sites(directory: RunDirectory, sites: Sequence[SiteSpec]) -> None:
+    directory.sites.mkdir(parents=True, exist_ok=True)
+    for site in sites:
+        replace_file(directory.sites / f"{site.name}.yaml", dump_site(site))
 
 
 def search_path_of(directory: RunDirectory) -> list[str]:
@@ -156,11 +183,11 @@ def replay_search(
         JournalError: If the journal is damaged, if this very version wrote it and decides otherwise now, or
             if it cannot go on from what another one decided.
     """
-    path = directory.journal
+    path, begun = directory.journal, as_begun(directory, tune)
     first = version_of(path) if path.exists() else VERSION
     followed, difference = 0, ""
     while True:
-        machine, usage = build_machine(tune), Usage()
+        machine, usage = build_machine(begun), Usage()
         searcher = NoSearcher() if seed is None else build_study_searcher(tune, seed, known)
         versions = [first]
         try:
@@ -182,8 +209,44 @@ def replay_search(
             continue
         found = Records(path, count)
         return ReplayedSearch(
-            study, tune, machine, searcher, usage, found, versions[-1], followed, difference
+            study, tune, machine, searcher, usage, found, versions[-1], followed, difference, begun=begun
         )
+
+
+def as_begun(directory: RunDirectory, tune: TuneSpec) -> TuneSpec:
+    """Return what a `tune` stage declared when its search began: its method may have been changed since.
+
+    Raises:
+        RunDirectoryError: If the file that says so is damaged.
+    """
+    if not directory.first_method.exists():
+        return tune
+    try:
+        scheduler = SchedulerSpec.model_validate_json(directory.first_method.read_bytes())
+    except (OSError, ValueError) as error:
+        found = f"first_method.json cannot be read ({error})"
+        raise RunDirectoryError(str(directory.path), found, "Put a sound copy of it in its place.") from error
+    return tune.model_copy(update={"scheduler": scheduler})
+
+
+def keep_first_method(directory: RunDirectory, tune: TuneSpec) -> None:
+    """Write down the method that a search has begun with, before another one is declared; once."""
+    if directory.journal.exists():
+        create_file(directory.first_method, tune.scheduler.model_dump_json())
+
+
+def changed_method(machine: Machine, begun: TuneSpec, tune: TuneSpec) -> Method | None:
+    """Return the method by which a search is to go on; None if it is the one that it has.
+
+    The last milestone so far stays one: above it come those of the method that is declared.
+    """
+    known, method = machine.scheduler.milestones, tune.scheduler
+    above = tuple(m for m in method.milestones if m > known[-1])
+    growth = method.model_dump(mode="json")["growth"]
+    wanted = Method((*known, *above), method.max_workers, growth)
+    first = begun.scheduler
+    present = machine.method or Method(known, first.max_workers, first.model_dump(mode="json")["growth"])
+    return None if wanted == present else wanted
 
 
 def _in_a_sentence(other: OtherDecisionError, before: str) -> str:

@@ -62,6 +62,8 @@ class Retention:
     def _look_at(self, trial: TrialRecord) -> None:
         if not trial.state.is_final or trial.job is not None or trial.id in self._seen:
             return  # its job may still write
+        if trial.id in self._machine.cut_off:
+            return  # it goes on when the budget is larger
         self._seen.add(trial.id)
         metric = trial.result[1] if trial.result is not None else math.nan
         if trial.state is TrialState.FAILED or not math.isfinite(metric):

@@ -4,6 +4,7 @@
 
     study.yaml  sites/<site>.yaml      what was declared, resolved: enough to resume elsewhere
     journal.jsonl                      what happened and what was decided
+    first_method.json                  the method that it began with, if that was changed since
     origin.json                        where the study's functions are
     code/                              a copy of them, if the study says `code: pinned`
     mark                               a string that no other run has
@@ -76,6 +77,11 @@ class RunDirectory:
         return self.path / "journal.jsonl"
 
     @property
+    def first_method(self) -> Path:
+        """The `scheduler` block that the search began with, if it has been changed since."""
+        return self.path / "first_method.json"
+
+    @property
     def stages(self) -> Path:
         """Folder of the stages: their records and the results of their calls."""
         return self.path / "stages"
@@ -107,7 +113,8 @@ class RunDirectory:
             return None
         aside = self.path / "before" / str(self.searches_before + 1)
         aside.mkdir(parents=True)
-        for name in ("trials", "mark", *_REPORTS, "journal.jsonl"):  # the journal last: till then it is here
+        # The journal last: till then it is here.
+        for name in ("trials", "mark", "first_method.json", *_REPORTS, "journal.jsonl"):
             if (self.path / name).exists():
                 (self.path / name).rename(aside / name)
         return aside

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from parsl_rasda.orchestration.budget import BudgetWatch
 from parsl_rasda.orchestration.events import Instruction
 from parsl_rasda.orchestration.pilots import PilotRegistry
 from parsl_rasda.orchestration.stopping import StopWatch, StopWhen
@@ -13,7 +14,7 @@ from parsl_rasda.placement.cluster_state import ClusterState, GrowthPolicy
 from parsl_rasda.placement.times import Assumed
 from parsl_rasda.scheduling.base import Decision, Scheduler
 from parsl_rasda.scheduling.batching import Batching, Split
-from parsl_rasda.types import JSON, JobId, JudgedBy, Keep, Mode, PilotId, Stretch, StudyState, TrialId
+from parsl_rasda.types import JSON, JobId, JudgedBy, Keep, Method, Mode, PilotId, Stretch, StudyState, TrialId
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,9 @@ class SearchRecord:
         now: Time of the event that is handled [s].
         instructions: What follows from it, so far.
         stop: Says when the search has found enough.
+        budget: Says until when its budget lasts.
+        method: By which it goes on since the user has changed that; None before.
+        cut_off: Trials that the budget has ended, and whether each was paused: a larger one lets them go on.
     """
 
     settings: MachineSettings
@@ -90,6 +94,9 @@ class SearchRecord:
     now: float = 0.0
     instructions: list[Instruction] = field(default_factory=list)
     stop: StopWatch = field(init=False)
+    budget: BudgetWatch = field(default_factory=BudgetWatch)
+    method: Method | None = None
+    cut_off: dict[TrialId, bool] = field(default_factory=dict)
     _ladders: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)  # by rung and replicas
 
     def __post_init__(self) -> None:
@@ -98,7 +105,8 @@ class SearchRecord:
 
     def lacks(self, num_samples: int) -> bool:
         """Whether trials are missing to so many that the searcher may have."""
-        return not self.stop.reason and num_samples > max(len(self.trials), self.exhausted_at)
+        is_ended = self.stop.reason or self.budget.reason
+        return not is_ended and num_samples > max(len(self.trials), self.exhausted_at)
 
     @property
     def unproposed(self) -> int:
@@ -132,6 +140,11 @@ class SearchRecord:
         split = self.settings.batching.split(self._ladder(first), config, None)
         return Stretch(0, first.until, *split)
 
+    @property
+    def new_stretch(self) -> Stretch:
+        """What a trial that nobody has proposed yet trains until it is first judged."""
+        return Stretch(0, self.scheduler.milestones[0], *self.split(0))
+
     def stretch_ahead(self, trial: TrialRecord, decision: Decision) -> Stretch:
         """Return what a trial trains from now on, as the scheduler has decided.
 
@@ -148,6 +161,11 @@ class SearchRecord:
             noise_scale=noise.scale if noise is not None else None,
         )
         return Stretch(trial.epoch, decision.until, *split)
+
+    def note_ladder(self) -> None:
+        """Note that the scheduler has other rungs, or other replicas on the way to them."""
+        self._ladders.clear()
+        self.cluster_state.max_epochs = self.scheduler.milestones[-1]
 
     def _ladder(self, decision: Decision) -> tuple[int, ...]:
         key = decision.rung, decision.replicas
@@ -172,6 +190,27 @@ class SearchRecord:
         if trial is None or live is None or live.id.attempt != job.attempt:
             return None
         return trial, live
+
+    def lasts_to_rung(self, trial: TrialId, stretch: Stretch) -> bool:
+        """Whether the budget lasts until a trial that starts now has trained a stretch; if unknown, it does.
+
+        Args:
+            trial: Known or not.
+            stretch: What it would train, on as many GPUs as the method gives.
+        """
+        return self._lasts(trial, stretch, self.cluster_state.times.seen_launch_s)
+
+    def lasts_on(self, trial: TrialRecord, world_size: int, *, at_rung: bool) -> bool:
+        """Whether the budget lasts for the next epoch of a running trial, at a rung for its next stretch."""
+        if at_rung and not self._lasts(trial.id, trial.stretch, 0.0):
+            return False
+        epoch_s = self.cluster_state.times.seen_epoch_s(trial.id, world_size)
+        return self.budget.has_room(self.now, epoch_s or 0.0)
+
+    def _lasts(self, trial: TrialId, stretch: Stretch, start_s: float) -> bool:
+        epoch_s = self.cluster_state.times.seen_epoch_s(trial, stretch.workers)
+        needed_s = 0.0 if epoch_s is None else start_s + epoch_s * (stretch.until - stretch.epoch)
+        return self.budget.has_room(self.now, needed_s)
 
     def close_pilot(self, pilot: PilotId) -> None:
         """Start nothing more on a pilot; what runs there goes on."""

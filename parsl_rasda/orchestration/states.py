@@ -33,8 +33,9 @@ TRIAL_TRANSITIONS: Mapping[TrialState, frozenset[TrialState]] = {
     TrialState.PAUSED: frozenset(
         {TrialState.PAUSED, TrialState.RUNNING, TrialState.WAITING, TrialState.STOPPED}
     ),
-    TrialState.STOPPED: frozenset(),
-    TrialState.COMPLETED: frozenset(),
+    TrialState.STOPPED: frozenset({TrialState.WAITING, TrialState.PAUSED}),  # if the budget is larger now
+    # If there are more rungs now.
+    TrialState.COMPLETED: frozenset({TrialState.WAITING, TrialState.PAUSED, TrialState.STOPPED}),
     TrialState.FAILED: frozenset({TrialState.WAITING}),  # if the user wants it retried
 }
 JOB_TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from parsl_rasda.orchestration.machine import Machine
@@ -32,6 +33,7 @@ def summarise(study: str, machine: Machine, usage: Usage, now: float | None = No
         "state": machine.state.value,
         "cause": cause(machine, usage),
         "stopped": machine.stop_reason,
+        "budget": _budget(machine, now),
         "metric": machine.settings.metric,
         "mode": machine.settings.mode.value,
         "best": best(machine),
@@ -53,6 +55,23 @@ def summarise(study: str, machine: Machine, usage: Usage, now: float | None = No
         "rungs": _rungs(machine),
         "trial_list": [_trial(t, has_checkpoints=t.id not in gone) for t in trials],
     }
+
+
+def _budget(machine: Machine, now: float | None) -> dict[str, dict[str, float] | float] | None:
+    """Return each limit of the budget with what was spent of it, and when the search must end; or None."""
+    watch = machine.budget
+    limits = {key: limit for key, limit in asdict(watch.limits).items() if limit is not None}
+    if not limits:
+        return None
+    spent_so_far = watch.spent(now)
+    found: dict[str, dict[str, float] | float] = {
+        key: {"limit": limit, "spent": round(spent_so_far[key], 6)}
+        for key, limit in limits.items()
+        if key in spent_so_far
+    }
+    if "until" in limits:
+        found["until"] = limits["until"]
+    return found
 
 
 def complete_counts(counts: Mapping[TrialState, int], machine: Machine) -> dict[str, int]:
@@ -82,7 +101,8 @@ def time_left(machine: Machine, usage: Usage) -> float | None:
     epochs = sum(max(0, t.until - t.epoch) for t in running) + max(0, later) * sum(ended) / len(ended)
     furthest = max(running, key=lambda t: t.epoch, default=None)
     alone = 0.0 if furthest is None else _alone_s(machine, furthest)
-    return float(round(max(epochs * seconds / usage.epochs, alone)))
+    left_s = min(max(epochs * seconds / usage.epochs, alone), machine.budget.ends_at - usage.last_at)
+    return float(round(max(0.0, left_s)))
 
 
 def _alone_s(machine: Machine, trial: TrialRecord) -> float:
@@ -99,6 +119,7 @@ def no_search(study: str) -> dict[str, Any]:
         "state": StudyState.RUNNING.value,
         "cause": "",
         "stopped": "",
+        "budget": None,
         "metric": None,
         "mode": None,
         "best": None,

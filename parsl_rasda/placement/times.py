@@ -108,6 +108,17 @@ class Times:
         singles = self._all_sites or next(iter(sites.values()), None)
         return float(singles[len(singles) // 2]) / self._speedup(world_size) if singles else None
 
+    def seen_epoch_s(self, trial: TrialId, world_size: int) -> float | None:
+        """Return the time of an epoch at a world size [s], that of the trial or else the median, if seen."""
+        if trial in self._measured:
+            return self.epoch_s(trial, world_size, SiteName(""))
+        return self.typical_epoch_s(world_size)
+
+    @property
+    def seen_launch_s(self) -> float:
+        """What a launch usually takes where it takes least [s]; 0 if none was seen."""
+        return min((float(seen[len(seen) // 2]) for seen in self._launches.values()), default=0.0)
+
     def saw_epoch(self, trial: TrialId, world_size: int, site: SiteName, seconds: float) -> None:
         """Learn the time of one epoch [s]."""
         if not _ABSURDLY_SHORT_S < seconds < _ABSURD_S:

@@ -44,8 +44,12 @@ def queue_words(job: str, state: str, reason: str, starts_at: float | None, obst
         return f"{words}: it will not start by itself: {obstacle}"
     if starts_at is None:
         return words
-    day = datetime.fromtimestamp(starts_at).astimezone()
-    return f"{words}, to start about {day:%Y-%m-%d %H:%M}"
+    return f"{words}, to start about {day_time(starts_at)}"
+
+
+def day_time(at: float) -> str:
+    """Return a time by the local clock and its day: ``2026-11-30 12:03``."""
+    return f"{datetime.fromtimestamp(at).astimezone():%Y-%m-%d %H:%M}"
 
 
 def moment(at: float | None) -> str:

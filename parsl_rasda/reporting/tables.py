@@ -20,6 +20,7 @@ from parsl_rasda.reporting.format import (
     clock,
     config_text,
     counted,
+    day_time,
     duration,
     metrics_text,
     number,
@@ -225,6 +226,24 @@ def _best_in_words(best: Mapping[str, Any], metric: str) -> str:
     return said if is_last else f"{said}, {number(last['metric'])} at its last, {last['epoch']}"
 
 
+def _limits(summary: Summary) -> Iterator[tuple[str, str]]:
+    """Yield why the search ended early, and what it has spent; summaries of earlier versions say neither."""
+    if words := summary.get("stopped"):
+        yield "stopped", words if words.startswith("budget: ") else f"{words} (stop_when)"
+    if budget := summary.get("budget"):
+        yield "budget", _budget_in_words(budget)
+
+
+def _budget_in_words(budget: Mapping[str, Any]) -> str:
+    spent = {key: (part["spent"], part["limit"]) for key, part in budget.items() if key != "until"}
+    words = [
+        f"{duration(used)} of {duration(limit)}" if key == "wall_time_s" else f"{used:.3g} of {limit:g} {key}"
+        for key, (used, limit) in spent.items()
+    ]
+    until = [f"until {day_time(budget['until'])}"] if "until" in budget else []
+    return ", ".join([*words, *until]).replace("_hours", "-hours")
+
+
 def _facts(summary: Summary) -> Iterator[tuple[str, str | Text]]:
     best = summary["best"]
     if best is not None:
@@ -236,8 +255,7 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str | Text]]:
         if best["checkpoint"]:
             yield "checkpoint", str(best["checkpoint"])
     yield "trials", _counts(summary["trials"])
-    if summary.get("stopped"):  # summaries of earlier versions have none
-        yield "stopped", f"{summary['stopped']} (stop_when)"
+    yield from _limits(summary)
     slots = _slots(summary)
     hours = f"{summary['gpu_hours']:.3g} {slots.removesuffix('s')}-hours"
     yield slots, f"{hours}, {percent(summary['gpu_busy_fraction'])} of them in epochs"

@@ -8,7 +8,7 @@ so that a replayed journal decides as the live run did. The executable definitio
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from parsl_rasda.types import TrialId
 
@@ -86,4 +86,13 @@ class Scheduler(Protocol):
 
     def dismiss(self) -> tuple[Decision, ...]:
         """Return a `STOP` for each paused trial that can never go on; each is returned once."""
+        ...
+
+
+@runtime_checkable
+class Extensible(Protocol):
+    """A scheduler whose trials may train for longer than was said at first."""
+
+    def extend(self, milestones: tuple[int, ...], max_workers: int | None) -> tuple[Decision, ...]:
+        """Go on with more rungs above the last one, or more workers; return what becomes of the completed."""
         ...

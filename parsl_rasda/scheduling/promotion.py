@@ -6,6 +6,7 @@ Never stops a trial early that could still go on, at the price of keeping paused
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sortedcontainers import SortedList
@@ -97,6 +98,14 @@ class PromotionScheduler(RungScheduler):
                 stops.append(self._stop(rung.release(key), reason))
             coming = chances + arrivals
         return tuple(stops)
+
+    def _add_rungs(self) -> None:
+        self._rungs += tuple(_Rung() for _ in range(len(self.milestones) - len(self._rungs)))
+
+    def _judge_again(self, completed: Sequence[Contender]) -> tuple[Decision, ...]:
+        for contender in completed:
+            self._rungs[contender.rung].heading += 1
+        return super()._judge_again(completed)
 
     def _judge(self, contender: Contender, reached: int, metric: float) -> Decision:
         self._rungs[contender.rung].heading -= 1

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from parsl_rasda.scheduling.base import Action, Decision
 from parsl_rasda.scheduling.rungs import Rungs
@@ -49,10 +50,14 @@ class RungScheduler(ABC):
     """Successive halving without its rule; see `base.Scheduler` for what the methods promise."""
 
     def __init__(self, rungs: Rungs, mode: Mode = Mode.MIN, metric: str = "metric") -> None:
-        self.rungs, self._last = rungs, rungs.last
         self._sign = 1.0 if mode is Mode.MIN else -1.0
         self._metric = metric
         self._contenders: dict[TrialId, Contender] = {}
+        self._completed: list[Contender] = []  # in that order
+        self._climb(rungs)
+
+    def _climb(self, rungs: Rungs) -> None:
+        self.rungs, self._last = rungs, rungs.last
         self._replicas = tuple(rungs.replicas(rung) for rung in range(len(rungs.milestones)))
         self._ahead = tuple(f"next judged at epoch {epoch}" for epoch in rungs.milestones)
 
@@ -108,6 +113,19 @@ class RungScheduler(ABC):
         self._come_back(contender)
         return contender.last
 
+    def extend(self, milestones: tuple[int, ...], max_workers: int | None) -> tuple[Decision, ...]:
+        """Go on with more rungs above the last one, or with more workers.
+
+        Trials that had completed are judged at what is now a rung like any other, in the order in which they
+        came there; returns what becomes of each.
+        """
+        self._climb(replace(self.rungs, milestones=milestones, max_workers=max_workers))
+        self._add_rungs()
+        if self._completed and self._completed[0].rung == self._last:
+            return ()
+        completed, self._completed = self._completed, []
+        return self._judge_again(completed)
+
     def close(self) -> None:  # noqa: B027 - most variants wait for nobody
         """Say that no further trial will be added."""
 
@@ -122,6 +140,13 @@ class RungScheduler(ABC):
     @abstractmethod
     def _judge(self, contender: Contender, reached: int, metric: float) -> Decision:
         """Apply the rule to a contender whose report has reached rung ``reached`` or above."""
+
+    def _add_rungs(self) -> None:  # noqa: B027 - only some rules keep books of each
+        """Learn that there are more rungs."""
+
+    def _judge_again(self, completed: Sequence[Contender]) -> tuple[Decision, ...]:
+        """Judge contenders at the rung where they had completed, which is no longer the last."""
+        return tuple(self._judge(one, one.rung, self._sign * one.cost) for one in completed)
 
     def _withdraw(self, contender: Contender) -> None:  # noqa: B027 - only some rules count the absent
         """Learn that a contender was stopped, unjudged, while it ran or was paused."""
@@ -160,6 +185,7 @@ class RungScheduler(ABC):
 
     def _complete(self, contender: Contender) -> Decision:
         contender.rung = self._last
+        self._completed.append(contender)
         return self._end(contender, Action.STOP, f"reached max_t {self.milestones[-1]}", completed=True)
 
     def _let_on(self, contender: Contender, reason: str) -> Decision:

@@ -26,6 +26,10 @@ class StoppingScheduler(RungScheduler):
         super().__init__(rungs, mode, metric)
         self._costs = tuple(_Costs(rungs.reduction_factor) for _ in rungs.milestones)
 
+    def _add_rungs(self) -> None:
+        more = len(self.milestones) - len(self._costs)
+        self._costs += tuple(_Costs(self.rungs.reduction_factor) for _ in range(more))
+
     def _judge(self, contender: Contender, reached: int, metric: float) -> Decision:
         contender.rung = reached
         if not math.isfinite(metric):

@@ -7,6 +7,7 @@ runs on different machines can be compared trial by trial.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from parsl_rasda.scheduling.base import Decision
@@ -15,7 +16,7 @@ from parsl_rasda.scheduling.rungs import Rungs
 from parsl_rasda.types import Mode, TrialId
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Cohort:
     """Trials that compete with each other.
 
@@ -75,8 +76,14 @@ class SynchronousScheduler(RungScheduler):
         self._stopping.clear()
         return stops
 
+    def _judge_again(self, completed: Sequence[Contender]) -> tuple[Decision, ...]:
+        for contender in completed:
+            self._pause(contender, f"waits for the others at epoch {self.milestones[contender.rung]}")
+        for cohort in dict.fromkeys(self._cohorts[contender.trial] for contender in completed):
+            self._settle(cohort)
+        return tuple(self._answer(contender) for contender in completed)
+
     def _judge(self, contender: Contender, reached: int, metric: float) -> Decision:
-        trial = contender.trial
         if not math.isfinite(metric):
             self._stop(contender, self._not_finite(metric))
         elif reached == self._last:
@@ -84,6 +91,11 @@ class SynchronousScheduler(RungScheduler):
         else:
             self._pause(contender, f"waits for the others at epoch {self.milestones[contender.rung]}")
         self._arrive(contender)
+        return self._answer(contender)
+
+    def _answer(self, contender: Contender) -> Decision:
+        """Return what was decided about a contender that is at a rung, or that it waits."""
+        trial = contender.trial
         if trial in self._going:
             return self._advance(contender, self._going.pop(trial))
         if trial in self._stopping:

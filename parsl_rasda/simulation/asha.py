@@ -50,13 +50,15 @@ def rehearse_asha(history: ReplayedSearch, observers: Sequence[Observer] = ()) -
         observers: Follow the rehearsal.
 
     Returns:
-        None if the search has not ended well or measured no epoch, or if it is no RASDA: nothing grows, or
-        another scheduler decides.
+        None if the search has not ended well or measured no epoch, was ended by its budget, or is no RASDA:
+        nothing grows, or another scheduler decides.
     """
     method = history.tune.scheduler
     is_rasda = method.kind == "rasda" and kind_of(method.growth) != "none"
     if not is_rasda or history.machine.state is not StudyState.DONE or not history.usage.epochs:
         return None
+    if history.machine.budget.reason:
+        return None  # ASHA would have been ended by it elsewhere
     held = _Held()
     for record in history.records:
         held.add(record.event)

@@ -18,6 +18,7 @@ from parsl_rasda.orchestration.data_locality import foreseen
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.replay import ReplayedSearch
 from parsl_rasda.plugins import kind_of
+from parsl_rasda.simulation.budgets import BudgetForecast, forecast_budget
 from parsl_rasda.simulation.costs import Costs, assumed_costs
 from parsl_rasda.simulation.measured import measured_costs
 from parsl_rasda.simulation.rehearsal import Rehearsal, VirtualSite
@@ -80,6 +81,7 @@ class Forecast:
         sites: Where its trials run.
         epoch_s: Median epoch of a trial on `num_workers` GPUs [s].
         is_measured: Costs come from a run, not from `tune.estimates`.
+        budget: What it would come to under its budget, if it has one.
         advice: Sentences for the user, if there is something to say.
     """
 
@@ -93,6 +95,7 @@ class Forecast:
     is_measured: bool
     rungs: tuple[RungForecast, ...]
     policies: tuple[PolicyForecast, ...]
+    budget: BudgetForecast | None = None
     advice: tuple[str, ...] = ()
 
 
@@ -102,6 +105,8 @@ def forecast_study(
     *,
     counted: Mapping[str, int],
     runs: Mapping[str, ReplayedSearch],
+    now: float = 0.0,
+    fit_budget: bool = False,
 ) -> tuple[Forecast, ...]:
     """Return what each `tune` stage of a study will take.
 
@@ -110,9 +115,12 @@ def forecast_study(
         sites: Where.
         counted: GPUs per node of sites with ``gpus_per_node: auto``, by name.
         runs: Searches of an earlier run, by stage, whose times and metrics stand in for the estimates.
+        now: Present time [s], for budgets that end at a time of day.
+        fit_budget: Look for the largest search that fits into its budget.
 
     Raises:
-        InvalidSettingError: If nobody knows how many GPUs the nodes of a site have.
+        InvalidSettingError: If nobody knows how many GPUs the nodes of a site have, or if there is no budget
+            to fit into.
         PlacementImpossibleError: If a trial needs more GPUs than any pilot will have.
     """
     check_fit(study, sites, counted)
@@ -124,7 +132,10 @@ def forecast_study(
             raise InvalidSettingError(f"stages.{name}.site", stage.site, allowed)
         shapes = {SiteName(s.name): virtual_site(s, counted) for s in usable}
         only = next(iter(runs.values())) if len(runs) == len(study.tune_stages) == 1 else None
-        here = forecast(name, stage.tune, shapes, seed=study.seed, measured=runs.get(name, only))
+        measured = runs.get(name, only)
+        here = forecast(
+            name, stage.tune, shapes, seed=study.seed, measured=measured, now=now, fit_budget=fit_budget
+        )
         found.append(replace(here, advice=(*sentences, *here.advice)))
     return tuple(found)
 
@@ -158,6 +169,8 @@ def forecast(
     *,
     seed: int,
     measured: ReplayedSearch | None = None,
+    now: float = 0.0,
+    fit_budget: bool = False,
 ) -> Forecast:
     """Return what a `tune` stage will take on some sites.
 
@@ -167,8 +180,11 @@ def forecast(
         sites: Where it would run.
         seed: Seed of what cannot be known before: the ranking of trials and the spread of epoch times.
         measured: A run whose times and metrics stand in for the estimates.
+        now: Present time [s], for a budget that ends at a time of day.
+        fit_budget: Look for the largest search that fits into the budget.
 
     Raises:
+        InvalidSettingError: If there is no budget to fit into.
         PlacementImpossibleError: If the declared policy needs more GPUs than any pilot will have.
     """
     run = measured if measured is not None and measured.usage.epochs else None
@@ -190,6 +206,7 @@ def forecast(
         is_measured=run is not None,
         rungs=rungs,
         policies=policies,
+        budget=forecast_budget(tune, sites, costs, now=now, fit=fit_budget),
     )
     return replace(result, advice=(*limits_of_batches(tune, costs.samples), *_advice(tune, result)))
 

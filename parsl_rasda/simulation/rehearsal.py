@@ -32,7 +32,7 @@ from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.usage import Usage
 from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.simulation.costs import Costs
-from parsl_rasda.types import JobId, NodeName, NodeSlots, Outcome, SiteName
+from parsl_rasda.types import Budget, JobId, NodeName, NodeSlots, Outcome, SiteName
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +87,15 @@ class Rehearsal:
         self._pilots: Counter[SiteName] = Counter()
         self._now = 0.0
 
-    def run(self, num_samples: int) -> Usage:
-        """Return the usage of the whole study; its virtual clock starts at 0 s."""
-        self._post(StudyStarted(0.0, num_samples, {site: shape.pilots for site, shape in self.sites.items()}))
+    def run(self, num_samples: int, budget: Budget | None = None) -> Usage:
+        """Return the usage of the whole study; its virtual clock starts at 0 s.
+
+        Args:
+            num_samples: Trials wanted in all.
+            budget: What it may spend; its ``until`` is by the virtual clock.
+        """
+        pilots = {site: shape.pilots for site, shape in self.sites.items()}
+        self._post(StudyStarted(0.0, num_samples, pilots, budget=budget))
         with without_collections():
             while self._events:
                 due_at = self.machine.wake_at

@@ -13,6 +13,7 @@ from parsl_rasda.errors import Diagnostic, InvalidSettingError
 from parsl_rasda.plugins import GROWTH_POLICIES, SCHEDULERS, SEARCHERS, Choice, kind_of
 from parsl_rasda.protocol import Training
 from parsl_rasda.study.batch_sizes import FixedReplicas, indivisible_sizes, unmeasured
+from parsl_rasda.study.budgets import BudgetSpec
 from parsl_rasda.study.commands import Command, unknown_placeholders
 from parsl_rasda.study.estimates import EstimateSpec
 from parsl_rasda.study.parameters import MOST_PARAMETERS, SearchSpaceForm, space_problems
@@ -399,6 +400,12 @@ class TuneSpec(Spec):
         default_factory=StopSpec,
         description="When to stop before all trials have been: {no_improvement: N}, {metric_below: x}.",
         examples=[{"no_improvement": 20}],
+    )
+    budget: BudgetSpec = Field(
+        default_factory=BudgetSpec,
+        description="What the search may spend: {wall_time, until, gpu_hours, node_hours}. It starts only "
+        "what can still reach a rung, and ends with the best so far.",
+        examples=[{"gpu_hours": 200, "until": "08:00"}],
     )
     max_retries: Natural = Field(2, description="Lost attempts after which a trial has failed.")
     estimates: EstimateSpec = Field(default_factory=EstimateSpec, description="What `plan` assumes.")

@@ -11,10 +11,19 @@ from parsl_rasda.backends.allocation import counted_here, in_this_allocation
 from parsl_rasda.diagnostics import listing, shown
 from parsl_rasda.errors import Diagnostic, InvalidFileError, RunDirectoryError
 from parsl_rasda.orchestration.admission import AdmittedStudy, admit, tune_problems
+from parsl_rasda.orchestration.assembly import batching, build_machine
 from parsl_rasda.orchestration.progress import ProgressReporter
-from parsl_rasda.orchestration.replay import load_run, load_run_study, save_run, search_path_of
+from parsl_rasda.orchestration.replay import (
+    keep_first_method,
+    load_run,
+    load_run_study,
+    replace_sites,
+    save_run,
+    search_path_of,
+)
 from parsl_rasda.orchestration.run_directory import RunDirectory, check_folder
-from parsl_rasda.study import StudySpec, dump_study, load_study
+from parsl_rasda.scheduling.base import Extensible
+from parsl_rasda.study import StudySpec, dump_study, load_site, load_study
 from parsl_rasda.types import JSON
 from parsl_rasda.workflow.pinned_code import search_path_in
 from parsl_rasda.workflow.run import RunResult, WorkflowRun
@@ -54,45 +63,60 @@ def resume_study(
     overrides: Sequence[str],
     *,
     progress: ProgressReporter,
+    sites: Sequence[str] = (),
     retry_failed: bool = False,
     wait: bool = False,
 ) -> RunResult:
-    """Take a run up where it ended, after any death.
+    """Take a run up where it ended, after any death, and perhaps otherwise than it began.
 
     Args:
         directory: Its run directory.
-        overrides: ``key=value``; only the number of trials may change.
+        overrides: ``key=value``; what `check_amendment` lets in.
         progress: Who reports.
+        sites: Names or files of all sites it is to have from now on; none for those that it has.
         retry_failed: Let the trials that failed start afresh.
         wait: Wait for another controller to end, instead of being refused.
 
     Raises:
         RunDirectoryError: If the directory is not one of a run, or is being run.
-        InvalidFileError: If an override changes more than the number of trials, or makes it smaller.
+        InvalidFileError: If an override changes what may not change, or makes it smaller, or a site is wrong.
         InvalidSettingError: If a searcher cannot have so many.
         PlacementImpossibleError: If a trial could never have the GPUs it needs.
     """
     run = RunDirectory(directory.resolve())
-    study, found = load_run(run)
-    sites = [in_this_allocation(site) for site in found]
+    study, found = load_run(run) if not sites else (load_run_study(run), tuple(map(load_site, sites)))
+    places = [in_this_allocation(site) for site in found]
     wanted = study
     if overrides:
         wanted = load_study(
             run.study_file, overrides, check_targets=False, check_tune=tune_problems, is_copy=True
         )
     check_amendment(study, wanted)
-    admitted = admit(wanted, sites, counted_here(sites))
+    admitted = admit(wanted, places, counted_here(places), files=sites)
     origin = search_path_of(run)
     if wait:
         run.await_end()
     with run.controlled():
         if wanted != study:
+            _keep_first_methods(run, study, wanted)
             replace_file(run.study_file, dump_study(wanted))
+        if sites:
+            replace_sites(run, admitted.sites)
         paths = search_path_in(run, wanted, origin)
         return WorkflowRun(admitted, run, paths, progress, retry_failed=retry_failed).run()
 
 
+def _keep_first_methods(run: RunDirectory, study: StudySpec, wanted: StudySpec) -> None:
+    for name, stage in study.tune_stages.items():
+        if stage.tune.scheduler != wanted.tune_stages[name].tune.scheduler:
+            alone = len(study.tune_stages) == 1
+            keep_first_method(run if alone else RunDirectory(run.path / name), stage.tune)
+
+
 _WATCHERS = ("track", "notify")  # keys of a study that decide nothing
+_LARGER = ("tune.num_samples", "tune.scheduler.max_t", "tune.scheduler.max_workers")
+_FREE = ("tune.budget", "tune.scheduler.growth")
+_CHANGEABLE = (*_LARGER, *_FREE, *_WATCHERS)
 
 
 def refuse_other_search(run: RunDirectory, study: StudySpec, *, may_grow: bool = False) -> None:
@@ -130,24 +154,55 @@ def _is_free(loc: Sequence[str], study: StudySpec) -> bool:
 
 
 def _is_more_trials(loc: Sequence[str], old: Any, new: Any) -> bool:
-    return loc[0] in _WATCHERS or (loc[2:] == ("tune", "num_samples") and new >= old)
+    is_larger = loc[2:] == ("tune", "num_samples") and new >= old
+    return loc[0] in _WATCHERS or is_larger or loc[2:4] == ("tune", "budget")
 
 
 def check_amendment(study: StudySpec, wanted: StudySpec) -> None:
-    """Refuse every change but more trials and other watchers: what was decided must stay decided."""
+    """Refuse every change that would undo what was decided: nothing of it may become smaller."""
     mistakes = []
     for loc, old, new in _changes(*_documents(study, wanted)):
-        if loc[0] in _WATCHERS:
-            continue
-        key = ".".join(loc[2:] if len(study.tune_stages) == 1 and loc[2:3] == ("tune",) else loc)
-        if loc[2:] != ("tune", "num_samples"):
-            allowed = f"{shown(old)}, as the run has it: only tune.num_samples, track and notify may change"
+        allowed = None if loc[0] in _WATCHERS else _allowed(loc[2:], old, new)
+        if allowed is not None:
+            key = ".".join(loc[2:] if len(study.tune_stages) == 1 and loc[2:3] == ("tune",) else loc)
             mistakes.append(Diagnostic((key,), shown(new), allowed, "--set"))
-        elif new < old:
-            least = f"at least {old}, the number the run has"
-            mistakes.append(Diagnostic((key,), shown(new), least, "--set"))
+    if not mistakes:
+        mistakes += _method_problems(study, wanted)
     if mistakes:
         raise InvalidFileError(mistakes)
+
+
+def _allowed(loc: Sequence[str], old: Any, new: Any) -> str | None:
+    """Return what a setting of a stage may become, in words; None if it may be what it is now."""
+    key = ".".join(loc)
+    if key.startswith(_FREE):
+        return None
+    if key not in _LARGER:
+        return f"{shown(old)}, as the run has it: only {listing(_CHANGEABLE)} may change"
+    if new is None or (old is not None and new >= old):
+        return None
+    return "no limit, as the run has it" if old is None else f"at least {old}, which the run has"
+
+
+def _method_problems(study: StudySpec, wanted: StudySpec) -> Iterator[Diagnostic]:
+    """Yield methods that the search of a stage cannot go on by."""
+    for name, stage in wanted.tune_stages.items():
+        before, after = study.tune_stages[name].tune, stage.tune
+        if before.scheduler == after.scheduler:
+            continue
+        keys = ("max_t", "max_workers")
+        key = next((k for k in keys if getattr(before.scheduler, k) != getattr(after.scheduler, k)), None)
+        if key is None:
+            continue  # growth alone
+        loc, found = (f"tune.scheduler.{key}",), shown(getattr(after.scheduler, key))
+        old = shown(getattr(before.scheduler, key))
+        if not isinstance(build_machine(before).scheduler, Extensible):
+            yield Diagnostic(
+                loc, found, f"{old}: `kind: {before.scheduler.kind}` cannot go on from it", "--set"
+            )
+        elif batching(before).constant_replicas != batching(after).constant_replicas:
+            allowed = f"{old}: `batch: {before.scheduler.batch}` has cut the batch into as many parts"
+            yield Diagnostic(loc, found, allowed, "--set")
 
 
 def _documents(before: StudySpec, after: StudySpec) -> tuple[JSON, JSON]:

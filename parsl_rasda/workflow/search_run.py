@@ -18,7 +18,7 @@ from parsl_rasda.orchestration.events import Event, VersionChanged
 from parsl_rasda.orchestration.job_specs import JobSpecBuilder, SiteFacts
 from parsl_rasda.orchestration.journal import VERSION, Journal
 from parsl_rasda.orchestration.progress import ProgressReporter
-from parsl_rasda.orchestration.replay import ReplayedSearch, replay_search
+from parsl_rasda.orchestration.replay import ReplayedSearch, changed_method, replay_search
 from parsl_rasda.orchestration.retention import Retention
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.orchestration.summary import best, cause
@@ -27,7 +27,7 @@ from parsl_rasda.tracking.base import Origin
 from parsl_rasda.tracking.notices import Notices, Notifier
 from parsl_rasda.tracking.observer import Tracking
 from parsl_rasda.tracking.registry import trackers_of
-from parsl_rasda.types import JSON, JobId, SiteName, StudyState, TrialState
+from parsl_rasda.types import JSON, Budget, JobId, Method, SiteName, StudyState, TrialState
 from parsl_rasda.workflow.checkpoint_cleaner import CheckpointCleaner
 from parsl_rasda.workflow.dag import of_site
 
@@ -73,8 +73,11 @@ class Search:
         self._history = history
         machine = history.machine
         retries = self.retry_failed and any(t.state is TrialState.FAILED for t in machine.trials.values())
-        if machine.state is not StudyState.DONE or machine.lacks(self.tune.num_samples) or retries:
-            self._drive(history, progress)
+        budget = self.tune.budget.limits(time.time())
+        more = machine.may_go_on(self.tune.num_samples, budget or Budget(), time.time())
+        method = changed_method(machine, history.begun or self.tune, self.tune)
+        if machine.state is not StudyState.DONE or more or retries or method is not None:
+            self._drive(history, progress, budget, method)
         self.state = history.machine.state
         self.cause = cause(history.machine, history.usage)
         return best(history.machine) if self.state is StudyState.DONE else None
@@ -99,7 +102,13 @@ class Search:
         """Return the JSON document of the search as it stands."""
         return self._history.summary() if self._history else {}
 
-    def _drive(self, history: ReplayedSearch, progress: ProgressReporter) -> None:
+    def _drive(
+        self,
+        history: ReplayedSearch,
+        progress: ProgressReporter,
+        budget: Budget | None,
+        method: Method | None,
+    ) -> None:
         specs = self.job_specs()
         live = [(t.job, t.epoch) for t in history.machine.jobs.values() if t.job is not None]
         there = [OpenJob(j.id, j.placement.site, e) for j, e in live if j.placement.site in self.sites]
@@ -139,7 +148,14 @@ class Search:
             if self._is_leaving:  # it was interrupted before there was a driver
                 self._driver.interrupt()
             pilots = {name: site.pilots for name, site in self.sites.items()}
-            self._driver.run(self.tune.num_samples, pilots, missed, retry_failed=self.retry_failed)
+            self._driver.run(
+                self.tune.num_samples,
+                pilots,
+                missed,
+                retry_failed=self.retry_failed,
+                budget=budget,
+                method=method,
+            )
 
     def _tracking(self, history: ReplayedSearch) -> Tracking | None:
         """Return what keeps the study's trackers up to date, if it has any."""

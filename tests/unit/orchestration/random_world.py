@@ -44,8 +44,10 @@ from parsl_rasda.scheduling import build_scheduler
 from parsl_rasda.scheduling.batching import Batching, Split
 from parsl_rasda.study import SchedulerSpec
 from parsl_rasda.types import (
+    Budget,
     GradientNoise,
     JobId,
+    Method,
     Mode,
     NodeName,
     NodeSlots,
@@ -54,6 +56,7 @@ from parsl_rasda.types import (
     SiteName,
     StudyState,
     TrialId,
+    TrialState,
 )
 
 FREE_PREEMPTIONS = 5  # preemptions in a row that cost no retry
@@ -164,13 +167,15 @@ class World:
     setup: Setup
     seed: int
     fault_rate: float = 0.1
+    budget: Budget | None = None
+    method: Method | None = None  # by which it goes on from its next start
     record: list[tuple[Event, tuple[Instruction, ...]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
         self.machine = self.setup.machine()
         self.now = 0.0
-        self.wanted = self.setup.trials
+        self.wanted, self.growth = self.setup.trials, self.setup.growth
         self.sites = dict(self.setup.sites)
         self.requested: dict[PilotId, SiteName] = {}
         self.up: dict[PilotId, tuple[SiteName, tuple[NodeSlots, ...]]] = {}
@@ -214,11 +219,16 @@ class World:
         self.requested.clear()
         self.up.clear()
         self.finished = None
-        self.tell(
-            StudyStarted(
-                self.now, self.wanted, {SiteName(s): shape.pilots for s, shape in self.sites.items()}
-            )
-        )
+        for trial in self.machine.cut_off:
+            del self.concluded[trial]
+        method, self.method = self.method, None
+        self.growth = method.growth if method is not None else self.growth
+        if method is not None and method.milestones != self.machine.scheduler.milestones:
+            completed = [t for t, told in self.concluded.items() if told.state is TrialState.COMPLETED]
+            for trial in completed:
+                del self.concluded[trial]
+        pilots = {SiteName(s): shape.pilots for s, shape in self.sites.items()}
+        self.tell(StudyStarted(self.now, self.wanted, pilots, budget=self.budget, method=method))
 
     # ----------------------------------------------------------------------------- what may happen
 
@@ -254,6 +264,11 @@ class World:
             )
             self._progress()
         raise AssertionError(f"the study does not end within {limit} steps of a fair world")
+
+    def fair_step(self) -> None:
+        """Let one thing go well."""
+        self.now += 1.0
+        self._progress()
 
     def _progress(self) -> None:
         wake_at = self.machine.wake_at
@@ -457,10 +472,15 @@ class World:
                     if state in {StudyState.DONE, StudyState.FAILED}:
                         assert all(t.state.is_final for t in self.machine.trials.values())
                         assert len(self.machine.trials) == self.machine.num_samples
-                        good = any(t.state != "failed" for t in self.machine.trials.values())
-                        assert good == (state is StudyState.DONE)
+                        assert self._is_any_good == (state is StudyState.DONE)
                 case _:
                     pass
+
+    @property
+    def _is_any_good(self) -> bool:
+        trials = self.machine.trials.values()
+        has_result = not self.machine.budget.reason or any(t.last is not None for t in trials)
+        return has_result and any(t.state != "failed" for t in trials)
 
     def _judge_start(self, start: StartJob) -> None:
         trial, placement = start.job.trial, start.placement
@@ -474,10 +494,10 @@ class World:
         assert not held & _slots(start), "two jobs hold one slot"
         nodes = {n.node: set(n.gpus) for n in self.up[placement.pilot][1]}
         assert all(set(n.gpus) <= nodes[n.node] for n in placement.nodes)
-        assert 0 <= start.epoch < start.until <= self.setup.max_t
         milestones = self.machine.scheduler.milestones
+        assert 0 <= start.epoch < start.until <= milestones[-1]
         milestone = next(m for m in milestones if m >= start.until)
-        if self.sites[placement.site].interactive or self.setup.growth != "elastic":
+        if self.sites[placement.site].interactive or self.growth != "elastic":
             assert start.until == milestone
         epochs = [epoch for epoch, *_ in start.schedule]
         assert epochs == sorted(set(epochs))

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from parsl_rasda.errors import InvalidFileError, InvalidSettingError, PlacementImpossibleError
+from parsl_rasda.errors import (
+    InvalidFileError,
+    InvalidSettingError,
+    PlacementImpossibleError,
+    RasdaError,
+)
 from parsl_rasda.orchestration.admission import admit
 from parsl_rasda.orchestration.progress import NoProgress
 from parsl_rasda.orchestration.replay import load_run, save_run, search_path_of
 from parsl_rasda.orchestration.run_directory import RunDirectory
-from parsl_rasda.study import ParslSiteSpec, StudySpec, load_study
+from parsl_rasda.study import ParslSiteSpec, StudySpec, dump_site, load_study
 from parsl_rasda.workflow.entry import check_amendment, resume_study, run_study
 
 SITE = ParslSiteSpec.model_validate(
@@ -72,10 +78,10 @@ def test_a_searcher_of_a_study_in_code_is_refused_before_the_stage_ahead_of_it(t
             ["tune.metric=foo"],
             ["tune.metric: found 'foo'; allowed: 'loss', as the run has it: only tune.num"],
         ),
-        (["tune.num_samples=3"], ["tune.num_samples: found 3; allowed: at least 4, the number the run has"]),
+        (["tune.num_samples=3"], ["tune.num_samples: found 3; allowed: at least 4, which the run has"]),
         (
-            ["seed=9", "tune.scheduler.max_t=16", "tune.num_samples=8"],
-            ["--set: seed: found 9; allowed: 0", "--set: tune.scheduler.max_t: found 16; allowed: 8"],
+            ["seed=9", "tune.scheduler.max_t=4", "tune.num_samples=8"],
+            ["--set: seed: found 9; allowed: 0", "tune.scheduler.max_t: found 4; allowed: at least 8"],
         ),
         (["stages.tune={command: x}"], ["--set: tune: found nothing", "stages.tune.command: found "]),
         (["stages.before.site=quad"], ["stages.before.site: found 'quad'; allowed: nothing"]),
@@ -99,6 +105,29 @@ def test_a_run_keeps_its_sites_and_where_its_functions_are(tmp_path: Path) -> No
     assert search_path_of(directory) == [str(tmp_path / "mine")]
 
 
+def test_sites_are_replaced_all_or_none(tmp_path: Path) -> None:
+    run, wide = RunDirectory(tmp_path / "out"), scheduled(num_workers=4)
+    save_run(run, wide, [SITE])
+    run.journal.write_text("{}", encoding="utf-8")  # so it ends before anything runs
+    small = SITE.model_copy(update={"name": "small", "gpus_per_node": 2})
+    large = SITE.model_copy(update={"name": "large", "gpus_per_node": 8})
+    for site in (small, large):
+        (tmp_path / f"{site.name}.yaml").write_text(dump_site(site), encoding="utf-8")
+    for names, error in (
+        (["small"], PlacementImpossibleError),
+        (["large", "small.yml"], InvalidFileError),
+        (["large", "large"], InvalidSettingError),
+    ):
+        with pytest.raises(error):
+            resume_study(
+                run.path, (), progress=NoProgress(), sites=[str(tmp_path / f"{name}.yaml") for name in names]
+            )
+        assert load_run(run)[1] == (SITE,)
+    with pytest.raises(RasdaError):
+        resume_study(run.path, (), progress=NoProgress(), sites=[str(tmp_path / "large.yaml")])
+    assert [site.name for site in load_run(run)[1]] == ["large"]
+
+
 def test_a_constant_that_is_not_a_number_is_no_change(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "out")
     save_run(directory, study(search_space={"lr": {"float": [0.1, 1.0]}, "fill": math.nan}), [SITE])
@@ -110,6 +139,49 @@ def test_a_constant_that_is_not_a_number_is_no_change(tmp_path: Path) -> None:
     other = load_study(directory.study_file, ["tune.search_space.fill=0.5"], check_targets=False)
     with pytest.raises(InvalidFileError, match=r"fill: found 0\.5; allowed: nan, as the run has it"):
         check_amendment(was, other)
+
+
+def scheduled(**scheduler: Any) -> StudySpec:
+    return study(scheduler={"max_t": 8, **scheduler})
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ({"max_workers": 4}, {"max_workers": 2}, "max_workers: found 2; allowed: at least 4, which the run"),
+        ({}, {"max_workers": 2}, "max_workers: found 2; allowed: no limit, as the run has it"),
+        ({"batch": "constant"}, {"batch": "constant", "max_t": 16}, "allowed: 8: `batch: constant` has cut"),
+        ({}, {"reduction_factor": 3}, "found 3; allowed: 2, as the run has it: only tune.num_samples, tune."),
+    ],
+)
+def test_a_method_that_nobody_can_go_on_by_is_refused(
+    before: dict[str, Any], after: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InvalidFileError) as error:
+        check_amendment(scheduled(**before), scheduled(**after))
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"max_workers": 2}, {"max_t": 16, "max_workers": 4, "growth": "strict"}),
+        ({"max_workers": 2}, {"max_workers": None}),
+        ({"batch": "constant", "max_workers": 4}, {"batch": "constant", "max_workers": 4, "max_t": 16}),
+    ],
+)
+def test_a_longer_or_wider_method_is_let_in(before: dict[str, Any], after: dict[str, Any]) -> None:
+    check_amendment(scheduled(**before), scheduled(**after))
+
+
+def test_the_first_method_is_kept_before_another_one_is_declared(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "out")
+    save_run(run, scheduled(growth="strict", max_workers=4), [SITE])
+    run.journal.write_text("{}", encoding="utf-8")  # so it ends before anything runs
+    with pytest.raises(RasdaError):
+        resume_study(run.path, ["tune.scheduler.max_t=16"], progress=NoProgress())
+    assert load_run(run)[0].tune_stages["tune"].tune.scheduler.max_t == 16
+    assert json.loads(run.first_method.read_text(encoding="utf-8"))["max_t"] == 8
 
 
 def test_a_larger_synchronous_study_is_let_in() -> None:
