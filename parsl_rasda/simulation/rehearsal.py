@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from parsl_rasda.orchestration.driver import Observer
@@ -29,10 +29,12 @@ from parsl_rasda.orchestration.events import (
     TrialProposed,
 )
 from parsl_rasda.orchestration.machine import Machine
+from parsl_rasda.orchestration.states import JobState
+from parsl_rasda.orchestration.trial_record import LiveJob, TrialRecord
 from parsl_rasda.orchestration.usage import Usage
 from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.simulation.costs import Costs
-from parsl_rasda.types import JobId, NodeName, NodeSlots, Outcome, SiteName
+from parsl_rasda.types import JobId, NodeName, NodeSlots, Outcome, SiteName, TrialId
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class VirtualSite:
     Attributes:
         interactive: Jobs ask the controller at each epoch boundary; otherwise each stretch is one task.
         names: Of the nodes, pilot after pilot; those beyond them get made-up ones.
+        queue_s: How long its first, second, ... pilot waits [s]; by default as costs say.
     """
 
     nodes: int
@@ -49,6 +52,7 @@ class VirtualSite:
     pilots: int = 1
     interactive: bool = True
     names: Sequence[NodeName] = ()
+    queue_s: Sequence[float] = ()
 
     def nodes_of(self, pilot: int) -> tuple[NodeSlots, ...]:
         """Return the nodes of its first, second, ... pilot, counted from 0."""
@@ -90,6 +94,35 @@ class Rehearsal:
     def run(self, num_samples: int) -> Usage:
         """Return the usage of the whole study; its virtual clock starts at 0 s."""
         self._post(StudyStarted(0.0, num_samples, {site: shape.pilots for site, shape in self.sites.items()}))
+        self._run_on()
+        return self.usage
+
+    def go_on(self, now: float, epoch_ends_at: Callable[[TrialRecord, LiveJob], float]) -> float:
+        """Take a machine on from the middle of a search; return when nothing happens any more [s].
+
+        Args:
+            now: Present time [s].
+            epoch_ends_at: When the present epoch of a running job is over [s], if not yet.
+        """
+        running = list(self.machine.jobs.items())
+        for job_id, trial in running:
+            job = trial.job
+            if job is None or job.is_leaving:
+                self._post(JobEnded(now + self.costs.leave_s, job_id, Outcome.REACHED))
+                continue
+            self._jobs[job_id] = _VirtualJob(
+                int(trial.id), job.placement.world_size, trial.epoch, job.until, job.interactive
+            )
+            seconds = self.costs.epoch_s(int(trial.id), job.placement.world_size)
+            began = max(now, epoch_ends_at(trial, job)) - seconds
+            if job.state is JobState.STARTING:
+                self._post(JobStarted(max(now, began), job_id))
+            self._next_epoch(began, job_id)
+        self._handle(TrialProposed(now, TrialId(f"{len(self.machine.trials):04d}"), {}))  # if it is asked for
+        self._run_on()
+        return self._now
+
+    def _run_on(self) -> None:
         while self._events:
             due_at = self.machine.wake_at
             if due_at is not None and due_at < self._events[0][0]:
@@ -103,7 +136,6 @@ class Rehearsal:
             self._handle(event)
             if isinstance(event, EpochReported):
                 self._go_on_alone(event)
-        return self.usage
 
     def _handle(self, event: Event) -> None:
         self._now = event.at
@@ -126,9 +158,11 @@ class Rehearsal:
         match instruction:
             case RequestPilot(pilot, site):
                 shape = self.sites[site]
-                nodes = shape.nodes_of(self._pilots[site])
+                number = self._pilots[site]
+                nodes = shape.nodes_of(number)
                 self._pilots[site] += 1
-                at = now + self.costs.queue_s
+                wait_s = shape.queue_s[: number + 1]
+                at = now + (wait_s[-1] if wait_s else self.costs.queue_s)
                 self._post(PilotStarted(at, pilot, site, nodes, interactive=shape.interactive))
             case StartJob():
                 self._start(now, instruction)
@@ -148,8 +182,7 @@ class Rehearsal:
         self._jobs[start.job] = _VirtualJob(
             trial, start.placement.world_size, start.epoch, start.until, interactive
         )
-        first = start.job.attempt == 1
-        at = now + (self.costs.launch_s(trial) if first else self.costs.restart_s)
+        at = now + self.costs.start_s(trial, start.job.attempt)
         self._post(JobStarted(at, start.job))
         self._next_epoch(at, start.job)
 
