@@ -11,7 +11,7 @@ FOR_ALL := $(VENV)/.installed
 # of what it imports anew, a tenth of all their processor time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo reference test test-unit mutations chaos mutants soak quality lint install clean
+.PHONY: demo reference test test-unit mutations chaos mutants soak quality peers lint install clean
 demo: $(FOR_DEMO)
 	$(BIN)/parsl-rasda run workflows/cfd_defiltering/study.yaml --site local --dir $$(mktemp -d -p . runs.XXXXXX)/cfd_defiltering
 
@@ -43,6 +43,14 @@ soak: install
 # The winner's quality by ASHA, RASDA and random search, 10 seeds of each shipped study. Hours; goes on where it stopped.
 quality: install
 	$(BIN)/python benchmarks/quality.py runs/quality --out benchmarks/results/quality.json
+
+# An environment of their own for the peers that benchmarks/peers/ compares with; nothing else imports them.
+PEERS := benchmarks/peers/.venv
+peers: $(PEERS)/.installed
+$(PEERS)/.installed: benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r $<
+	touch $@
 
 # Pages of keys, methods, events and exit codes, and the JSON Schemas, from the code that they describe.
 reference: install

@@ -12,9 +12,12 @@ from rich.text import Text
 
 from parsl_rasda.reporting.format import counted, duration, percent
 from parsl_rasda.simulation.budgets import MOST
-from parsl_rasda.simulation.forecast import Forecast, PolicyForecast
+from parsl_rasda.simulation.outcome import Forecast, PilotForecast, PolicyForecast, SizeForecast
+from parsl_rasda.simulation.policies import ASHA
 
 _MANY_HOURS = 100
+_MUCH_TOO_LONG = 4  # times the walltime that would do
+_QUEUE_S = 1.0  # that is worth a word
 
 
 def forecast_view(study: str, forecasts: Sequence[Forecast], run: Path | None) -> RenderableType:
@@ -32,19 +35,31 @@ def _view(study: str, found: Forecast, run: Path | None) -> RenderableType:
     places = f"{counted(found.gpus, 'GPU')}, {counted(found.nodes, 'node')}: {', '.join(found.sites)}"
     source = f"measured in {run}" if found.is_measured else "assumed (tune.estimates)"
     costs = f"epoch {duration(found.epoch_s)}, restart {duration(found.restart_s)}, {source}"
-    return Group(
+    queue_s = found.declared.queue_s or 0.0
+    queue = f"; first pilot after {duration(queue_s)}" if queue_s >= _QUEUE_S else ""
+    parts: list[RenderableType] = [
         Text.assemble(
             (f"{study}, stage {found.stage}", "bold"), f": {counted(found.trials, 'trial')} on {places}"
         ),
-        Text(f"  {costs}", "dim"),
-        Text(),
-        Padding(_rungs(found), (0, 0, 0, 2)),
-        Text(),
-        Padding(_policies(found.policies), (0, 0, 0, 2)),
-        Text("  * what the study declares; every policy trains the same trials", "dim"),
-        *(Text(f"\n  {sentence}") for sentence in _budget(found)),
-        *(Text(f"\n{sentence}", "yellow") for sentence in found.advice),
-    )
+        Text(f"  {costs}{queue}", "dim"),
+        *_indented(_rungs(found)),
+        *_indented(_policies(found.policies)),
+        Text(f"  * what the study declares{_seeds(found)}", "dim"),
+    ]
+    if found.sizes:
+        parts += _indented(_sizes(found.sizes))
+    pilots = [Text(f"  {sentence}") for p in found.pilots for sentence in _pilots(p)]
+    pilots += [Text(f"  {sentence}") for sentence in _budget(found)]
+    parts += [Text(), *pilots] if pilots else []
+    return Group(*parts, *(Text(f"\n{sentence}", "yellow") for sentence in found.advice))
+
+
+def _indented(table: Table) -> list[RenderableType]:
+    return [Text(), Padding(table, (0, 0, 0, 2))]
+
+
+def _seeds(found: Forecast) -> str:
+    return f"; medians and ranges of {found.seeds} seeds" if found.seeds > 1 else ""
 
 
 def _budget(found: Forecast) -> Iterator[str]:
@@ -81,7 +96,7 @@ def _rungs(found: Forecast) -> Table:
 
 def _policies(policies: Sequence[PolicyForecast]) -> Table:
     table = _table(
-        "policy", "makespan", "GPU-hours", "node-hours", "in epochs", "restarts", "epochs", "x ASHA"
+        "policy", "makespan", "range", "GPU-hours", "node-hours", "in epochs", "restarts", "epochs", "x ASHA"
     )
     table.columns[0].justify = "left"
     for p in policies:
@@ -89,13 +104,59 @@ def _policies(policies: Sequence[PolicyForecast]) -> Table:
         if p.makespan_s is None:
             table.add_row(name, Text(f"needs {p.needed_gpus} GPUs at once", "red"))
             continue
-        table.add_row(name, duration(p.makespan_s), *_facts(p))
+        table.add_row(name, duration(p.makespan_s), _range(p), *_facts(p))
     return table
+
+
+def _range(p: PolicyForecast) -> str:
+    """Return the shortest and the longest makespan of the draws; nothing if they are the same in words."""
+    low, high = (duration(seconds) for seconds in p.ranges["makespan_s"])
+    return "" if low == high else f"{low} - {high}"
 
 
 def _facts(p: PolicyForecast) -> tuple[str, ...]:
     hours = (_hours(p.gpu_hours), _hours(p.node_hours))
     return (*hours, percent(p.gpu_busy_fraction), str(p.restarts), str(p.epochs), f"{p.speedup or 0:.2f}")
+
+
+def _sizes(sizes: Sequence[SizeForecast]) -> Table:
+    table = _table("nodes", "GPUs", "makespan", "range", "node-hours", "in epochs", "ASHA", "x ASHA")
+    for size in sizes:
+        head = (str(size.nodes), str(size.gpus))
+        declared = next((p for p in size.policies if p.is_declared), None)
+        if declared is None:
+            table.add_row(*head, Text("too few GPUs", "red"))
+            continue
+        asha = next(p for p in size.policies if p.name == ASHA)
+        hours, busy = _hours(declared.node_hours), percent(declared.gpu_busy_fraction)
+        facts = (duration(declared.makespan_s), _range(declared), hours, busy, duration(asha.makespan_s))
+        table.add_row(*head, *facts, f"{declared.speedup or 0:.2f}")
+    return table
+
+
+def _pilots(p: PilotForecast) -> Iterator[str]:
+    """Yield what pilots of a site would do; nothing of one pilot of this machine."""
+    if p.declared_s is None and p.pilots == 1:
+        return
+    declared = f" ({p.pilots} declared)" if p.enough < p.pilots else ""
+    said = f"{p.site}: {counted(p.enough, 'pilot')} of {counted(p.nodes, 'node')}{declared} would do"
+    if p.declared_s is None:
+        yield said
+        return
+    yield f"{said}, with a walltime of {_walltime(p.walltime_s)}"
+    if p.in_turn > 1:
+        again = f", after {duration(p.queue_s)} in the queue each" if p.queue_s >= _QUEUE_S else ""
+        yield (
+            f"{p.site}: its walltime of {_walltime(p.declared_s)} ends before the study does: "
+            f"{p.in_turn} pilots in turn{again}"
+        )
+    elif p.declared_s > _MUCH_TOO_LONG * p.walltime_s:
+        yield f"{p.site}: its walltime is {_walltime(p.declared_s)}; shorter jobs often start sooner"
+
+
+def _walltime(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest:02d}"
 
 
 def _hours(hours: float | None) -> str:

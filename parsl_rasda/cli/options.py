@@ -81,6 +81,36 @@ def load_inputs(study: Path, sites: Sequence[str], overrides: Sequence[str] = ()
     return admit(spec, found, counted_here(found), files=sites)
 
 
+def load_run_inputs(run: Path, sites: Sequence[str], overrides: Sequence[str] = ()) -> AdmittedStudy:
+    """Return the study of a run, with changes, and its sites or others, if the study can run on them.
+
+    Args:
+        run: The run directory.
+        sites: Instead of those of the run, if there are any.
+        overrides: Settings of the study, as ``key=value``.
+
+    Raises:
+        RunDirectoryError: If it is not one of a run.
+        InvalidFileError: With the mistakes of the changes and of the sites.
+        PlacementImpossibleError: If a trial could never get the GPUs it needs.
+    """
+    from parsl_rasda.backends.allocation import counted_here
+    from parsl_rasda.orchestration.admission import admit, tune_problems
+    from parsl_rasda.orchestration.replay import load_run_study
+    from parsl_rasda.orchestration.run_directory import RunDirectory
+    from parsl_rasda.study import load_study
+
+    directory = RunDirectory(run)
+    load_run_study(directory)  # it is one of a run
+    file = directory.study_file
+    spec = load_study(file, overrides, check_targets=False, is_copy=True, check_tune=tune_problems)
+    files = sites or [str(path) for path in sorted(directory.sites.glob("*.yaml"))]
+    found, unread = _load_sites(files)
+    if unread:
+        raise InvalidFileError(unread)
+    return admit(spec, found, counted_here(found), files=files)
+
+
 def _load_sites(sites: Sequence[str]) -> tuple[list[SiteSpec], list[Diagnostic]]:
     from parsl_rasda.backends.allocation import in_this_allocation
     from parsl_rasda.study import load_site

@@ -13,14 +13,16 @@ from typing import Any
 from parsl_rasda.display.decisions import DecisionLine, DecisionLog
 from parsl_rasda.orchestration.events import EpochReported, Event, Instruction
 from parsl_rasda.orchestration.machine import Machine
-from parsl_rasda.orchestration.summary import complete_counts, time_left
+from parsl_rasda.orchestration.summary import complete_counts
 from parsl_rasda.orchestration.trial_record import best_trial
 from parsl_rasda.orchestration.usage import Usage
 from parsl_rasda.reporting.format import queue_words
-from parsl_rasda.types import Mode, TrialId, TrialState
+from parsl_rasda.simulation.remaining import remaining_s
+from parsl_rasda.types import Mode, StudyState, TrialId, TrialState
 
 _SHOWN = 8
-_LEFT_EVERY_S = 1.0  # between two estimates of the time that is left
+_LEFT_EVERY_S = 1.0  # between two estimates of the time that is left, at least
+_LEFT_SHARE = 0.02  # of the time, at most, is spent on them
 
 
 @dataclass(slots=True)
@@ -78,7 +80,7 @@ class SearchProgress:
         """Begin in the state of a machine, which may be in the middle of a search."""
         self._stage, self._machine, self._usage, self._slot_kind = stage, machine, usage, slot_kind
         self._left_s: float | None = None
-        self._left_at = -math.inf
+        self._left_due_at = -math.inf
         self._log = DecisionLog(machine)
         self._lock = threading.Lock()
         self._decisions: deque[DecisionLine] = deque(maxlen=_SHOWN)
@@ -109,8 +111,16 @@ class SearchProgress:
             self._figures = self._read_figures()
             said = self._usage.queued.values()
             self._queued = tuple(queue_words(q.job, q.state, q.reason, q.starts_at, q.obstacle) for q in said)
-            if event.at - self._left_at >= _LEFT_EVERY_S:  # it looks at all trials
-                self._left_at, self._left_s = event.at, time_left(self._machine, self._usage)
+            self._estimate(event.at)
+
+    def _estimate(self, at: float) -> None:
+        """Rehearse the rest of the search, unless that was done a moment ago."""
+        began = time.monotonic()
+        if began < self._left_due_at and self._machine.state is StudyState.RUNNING:
+            return
+        self._left_s = remaining_s(self._machine, self._usage, at)
+        now, least_s = time.monotonic(), 0.0 if self._left_s is None else _LEFT_EVERY_S
+        self._left_due_at = now + max(least_s, (now - began) / _LEFT_SHARE)
 
     def snapshot(self) -> SearchSnapshot:
         """Return the state of the search; may be called from any thread."""

@@ -59,6 +59,7 @@ class Usage:
         cause: Why the study ended, if not well.
         awaited: Pilots that were asked for and have not come: their sites, and since when [s].
         queued: What batch systems have last said of those, as far as they were asked.
+        boundaries: When each live job began its present epoch [s].
     """
 
     started_at: float | None = None
@@ -75,6 +76,7 @@ class Usage:
     cause: str = ""
     awaited: dict[PilotId, tuple[SiteName, float]] = field(default_factory=dict)
     queued: dict[PilotId, PilotQueued] = field(default_factory=dict)
+    boundaries: dict[JobId, float] = field(default_factory=dict)
     _is_leaving: bool = False
     _code: Mapping[str, str] = field(default_factory=dict)
     _pilots: dict[PilotId, tuple[float, int]] = field(default_factory=dict)
@@ -99,6 +101,7 @@ class Usage:
             case EpochReported():
                 self._add_epoch(event)
             case JobStarted():
+                self.boundaries[event.job] = event.at
                 if self._restarting and event.job in self._restarting:
                     self.restarts_s.append(event.at - self._restarting.pop(event.job))
             case JobEnded():
@@ -149,6 +152,7 @@ class Usage:
         for pilot in tuple(self._pilots):
             self._close_pilot(pilot, self.last_at)
         self._jobs.clear()
+        self.boundaries.clear()
         self._resizing.clear()
         self._restarting.clear()
         self.awaited.clear()
@@ -191,6 +195,7 @@ class Usage:
         gpus = self._jobs.get(event.job)
         if gpus is None:
             return  # a stale attempt
+        self.boundaries[event.job] = event.at
         self.epochs += 1
         self.busy_gpu_s += gpus * event.seconds
         if event.epoch > self._done.get(event.job.trial, 0):
@@ -201,6 +206,7 @@ class Usage:
             self.restarts_s.append(max(0.0, event.at - event.seconds - self._restarting.pop(event.job)))
 
     def _add_end(self, event: JobEnded) -> None:
+        self.boundaries.pop(event.job, None)
         if self._jobs.pop(event.job, None) is None:
             return
         if self._restarting:

@@ -20,6 +20,7 @@ from parsl_rasda.orchestration.stage_records import StageRecord, kept_result, re
 from parsl_rasda.orchestration.summary import cause, no_search, spent
 from parsl_rasda.reporting.asha import AshaComparison, compare_with_asha
 from parsl_rasda.reporting.format import slot_kind_of
+from parsl_rasda.simulation.remaining import remaining_s
 from parsl_rasda.study import StudySpec
 from parsl_rasda.types import StageState, StudyState, TrialState
 
@@ -154,7 +155,9 @@ class Run:
             if not self.searches[name].records:
                 total = self.searches[name].tune.num_samples
                 summary["trials"] |= {"total": total, "waiting": total}
-            if standing.state is not StageState.RUNNING:
+            if standing.state is StageState.RUNNING and clock is not None:
+                summary["left_s"] = remaining_s(self.searches[name].machine, self.searches[name].usage, clock)
+            else:
                 summary |= {"gpus": 0, "gpus_busy": 0, "pilots": [], "awaited": [], "resting": []}
                 summary |= {"left_s": None, **_nobody_runs(summary)}
         return found

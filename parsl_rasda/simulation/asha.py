@@ -17,8 +17,8 @@ from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.replay import ReplayedSearch
 from parsl_rasda.orchestration.trial_record import TrialRecord
 from parsl_rasda.plugins import kind_of
-from parsl_rasda.simulation.forecast import as_asha
 from parsl_rasda.simulation.measured import measured_costs
+from parsl_rasda.simulation.policies import as_asha
 from parsl_rasda.simulation.rehearsal import Rehearsal, VirtualSite
 from parsl_rasda.study import TuneSpec
 from parsl_rasda.study.tuning import StopSpec
@@ -35,11 +35,13 @@ class RehearsedAsha:
         machine: In its final state; its metrics are smaller where a trial is better.
         makespan_s: Of the whole search [s].
         has_same_best: Its best trial is that of the run, to the last bit, by construction.
+        unknown_epochs: Those beyond where the run stopped their trials: no metric was measured there.
     """
 
     machine: Machine
     makespan_s: float
     has_same_best: bool
+    unknown_epochs: int
 
 
 def rehearse_asha(history: ReplayedSearch, observers: Sequence[Observer] = ()) -> RehearsedAsha | None:
@@ -67,7 +69,9 @@ def rehearse_asha(history: ReplayedSearch, observers: Sequence[Observer] = ()) -
     usage = Rehearsal(machine, held.sites, costs, observers).run(_num_samples(history))
     if machine.state is not StudyState.DONE:
         return None
-    return RehearsedAsha(machine, usage.makespan_s(), _has_same_best(history, held))
+    beyond = (t.epoch - costs.known_until(int(t.id)) for t in machine.trials.values())
+    unknown = sum(int(epochs) for epochs in beyond if epochs > 0)
+    return RehearsedAsha(machine, usage.makespan_s(), _has_same_best(history, held), unknown)
 
 
 def _with_smaller_better(tune: TuneSpec) -> TuneSpec:

@@ -20,12 +20,14 @@ class Costs:
         epoch_s: Time of one epoch of trial number ``i`` at a world size [s].
         metric: Metric of trial number ``i`` after an epoch; smaller is better.
         launch_s: First start of trial number ``i``, until its first epoch begins [s].
-        restart_s: Start of a trial at another world size, or after a pause [s].
+        restart_s: Start of a trial at another world size, or after a pause [s]; a mean, if measured.
         boundary_s: From one epoch to the next in the same processes [s].
         leave_s: From the instruction to leave until the slots are free [s].
         queue_s: Wait for a pilot [s].
         samples: Training samples of an epoch, if they are known.
         noise: Of the gradients of trial number ``i`` in an epoch, if it is known.
+        restart_of: That start of trial number ``i`` as its attempt ``n``, if it was measured [s].
+        known_until: Epochs of trial number ``i`` whose metric was measured; what comes later is a guess.
     """
 
     epoch_s: Callable[[int, int], float]
@@ -37,6 +39,15 @@ class Costs:
     queue_s: float = 0.0
     samples: int | None = None
     noise: Callable[[int, int], GradientNoise | None] = lambda _trial, _epoch: None
+    restart_of: Callable[[int, int], float | None] = lambda _trial, _attempt: None
+    known_until: Callable[[int], float] = lambda _: math.inf
+
+    def start_s(self, trial: int, attempt: int) -> float:
+        """Return how long the start of an attempt takes [s]."""
+        if attempt == 1:
+            return self.launch_s(trial)
+        own = self.restart_of(trial, attempt)
+        return self.restart_s if own is None else own
 
 
 def assumed_costs(assumed: Assumed, *, seed: int, spread: float = 0.0) -> Costs:

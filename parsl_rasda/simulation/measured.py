@@ -72,11 +72,13 @@ def measured_costs(history: ReplayedSearch, *, seed: int) -> Costs:
         metric=metric,
         launch_s=lambda number: launches.get(number, launch_s),
         restart_s=_mean(seen.restarts_s, launch_s),
+        restart_of=lambda number, attempt: seen.own_restarts.get((TrialId(f"{like(number):04d}"), attempt)),
         boundary_s=_mean(seen.boundaries_s, 0.0),
         leave_s=_mean(seen.leaves_s, 0.0),
         queue_s=_mean(seen.queues_s, 0.0),
         samples=next((t.samples for t in trials if t.samples), history.tune.estimates.samples),
         noise=noise,
+        known_until=lambda number: max(trials[like(number)].history, default=0) if trials else math.inf,
     )
 
 
@@ -110,6 +112,7 @@ class _Measurements:
     )
     launches: dict[TrialId, float] = field(default_factory=dict)
     restarts_s: list[float] = field(default_factory=list)
+    own_restarts: dict[tuple[TrialId, int], float] = field(default_factory=dict)
     stretches: list[tuple[TrialId, int, SiteName, int, float]] = field(default_factory=list)
     boundaries_s: list[float] = field(default_factory=list)
     leaves_s: list[float] = field(default_factory=list)
@@ -157,6 +160,7 @@ class _Measurements:
             self.launches[event.job.trial] = max(0.0, began - since)
         else:
             self.restarts_s.append(max(0.0, began - since))
+            self.own_restarts[event.job.trial, event.job.attempt] = self.restarts_s[-1]
         self._boundaries[event.job] = event.at
         self.epochs[event.job.trial, world_size, site].append(event.seconds)
 

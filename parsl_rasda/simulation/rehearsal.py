@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from parsl_rasda.orchestration.driver import Observer, without_collections
@@ -29,10 +29,12 @@ from parsl_rasda.orchestration.events import (
     TrialProposed,
 )
 from parsl_rasda.orchestration.machine import Machine
+from parsl_rasda.orchestration.states import JobState
+from parsl_rasda.orchestration.trial_record import LiveJob, TrialRecord
 from parsl_rasda.orchestration.usage import Usage
 from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.simulation.costs import Costs
-from parsl_rasda.types import Budget, JobId, NodeName, NodeSlots, Outcome, SiteName
+from parsl_rasda.types import Budget, JobId, NodeName, NodeSlots, Outcome, SiteName, TrialId
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class VirtualSite:
     Attributes:
         interactive: Jobs ask the controller at each epoch boundary; otherwise each stretch is one task.
         names: Of the nodes, pilot after pilot; those beyond them get made-up ones.
+        queue_s: How long its first, second, ... pilot waits [s]; by default as costs say.
     """
 
     nodes: int
@@ -49,6 +52,7 @@ class VirtualSite:
     pilots: int = 1
     interactive: bool = True
     names: Sequence[NodeName] = ()
+    queue_s: Sequence[float] = ()
 
     def nodes_of(self, pilot: int) -> tuple[NodeSlots, ...]:
         """Return the nodes of its first, second, ... pilot, counted from 0."""
@@ -96,6 +100,35 @@ class Rehearsal:
         """
         pilots = {site: shape.pilots for site, shape in self.sites.items()}
         self._post(StudyStarted(0.0, num_samples, pilots, budget=budget))
+        self._run_on()
+        return self.usage
+
+    def go_on(self, now: float, epoch_ends_at: Callable[[TrialRecord, LiveJob], float]) -> float:
+        """Take a machine on from the middle of a search; return when nothing happens any more [s].
+
+        Args:
+            now: Present time [s].
+            epoch_ends_at: When the present epoch of a running job is over [s], if not yet.
+        """
+        running = list(self.machine.jobs.items())
+        for job_id, trial in running:
+            job = trial.job
+            if job is None or job.is_leaving:
+                self._post(JobEnded(now + self.costs.leave_s, job_id, Outcome.REACHED))
+                continue
+            self._jobs[job_id] = _VirtualJob(
+                int(trial.id), job.placement.world_size, trial.epoch, job.until, job.interactive
+            )
+            seconds = self.costs.epoch_s(int(trial.id), job.placement.world_size)
+            began = max(now, epoch_ends_at(trial, job)) - seconds
+            if job.state is JobState.STARTING:
+                self._post(JobStarted(max(now, began), job_id))
+            self._next_epoch(began, job_id)
+        self._handle(TrialProposed(now, TrialId(f"{len(self.machine.trials):04d}"), {}))  # if it is asked for
+        self._run_on()
+        return self._now
+
+    def _run_on(self) -> None:
         with without_collections():
             while self._events:
                 due_at = self.machine.wake_at
@@ -104,7 +137,6 @@ class Rehearsal:
                 else:
                     _, _, event = heapq.heappop(self._events)
                     self._happen(event)
-        return self.usage
 
     def _happen(self, event: Event) -> None:
         if type(event) is EpochReported:
@@ -139,9 +171,11 @@ class Rehearsal:
         match instruction:
             case RequestPilot(pilot, site):
                 shape = self.sites[site]
-                nodes = shape.nodes_of(self._pilots[site])
+                number = self._pilots[site]
+                nodes = shape.nodes_of(number)
                 self._pilots[site] += 1
-                at = now + self.costs.queue_s
+                wait_s = shape.queue_s[: number + 1]
+                at = now + (wait_s[-1] if wait_s else self.costs.queue_s)
                 self._post(PilotStarted(at, pilot, site, nodes, interactive=shape.interactive))
             case StartJob():
                 self._start(now, instruction)
@@ -161,8 +195,7 @@ class Rehearsal:
         self._jobs[start.job] = _VirtualJob(
             trial, start.placement.world_size, start.epoch, start.until, interactive
         )
-        first = start.job.attempt == 1
-        at = now + (self.costs.launch_s(trial) if first else self.costs.restart_s)
+        at = now + self.costs.start_s(trial, start.job.attempt)
         self._post(JobStarted(at, start.job))
         self._next_epoch(at, start.job)
 

@@ -6,6 +6,7 @@ import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
+from xml.etree import ElementTree
 
 import pytest
 import typer
@@ -305,7 +306,8 @@ def test_plan_as_json_has_what_the_tables_show(study, site, capsys) -> None:
     plan(study, [site], overrides=["tune.num_samples=16"], as_json=True)
     (stage,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["stages"]
     assert stage["trials"] == 16
-    assert [p["name"] for p in stage["policies"]] == ["RASDA elastic", "RASDA strict", "ASHA"]
+    names = ["RASDA elastic", "RASDA strict", "ASHA", "RASDA synchronous", "Hyperband"]
+    assert [p["name"] for p in stage["policies"]] == names
     assert {"makespan_s", "gpu_hours", "node_hours", "gpu_busy_fraction", "restarts", "speedup"} <= set(
         stage["policies"][0]
     )
@@ -320,6 +322,76 @@ def test_plan_from_a_run_counts_gpus_as_the_run_found_them(study, finished, caps
     out = capsys.readouterr().out
     assert "8 trials on 4 GPUs, 2 nodes" in out
     assert f"measured in {finished}" in out
+
+
+def test_plan_compares_sizes_and_draws_them(study, site, capsys, tmp_path) -> None:
+    plan(study, [site], nodes="1,2, 4", figure=tmp_path / "sizes.svg", queue_wait=600)
+    out, err = capsys.readouterr()
+    assert "8 trials on 4 GPUs" in out
+    assert "first pilot after 10 min 0 s" in out
+    rows = [line.split()[:2] for line in out.splitlines() if line.split()[:1] in (["1"], ["2"], ["4"])]
+    assert rows[-3:] == [["1", "4"], ["2", "8"], ["4", "16"]]
+    assert err == f"wrote {tmp_path / 'sizes.svg'}\n"
+    drawn = ElementTree.fromstring((tmp_path / "sizes.svg").read_text())
+    texts = [t.text for t in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    for word in ("makespan", "node-hours", "nodes of a pilot", "RASDA elastic", "RASDA strict", "ASHA"):
+        assert word in texts, word
+
+
+def test_plan_says_which_walltime_would_do(study, tmp_path, capsys) -> None:
+    far = tmp_path / "far.yaml"
+    far.write_text("provider: {type: SlurmProvider, walltime: '24:00:00'}\ngpus_per_node: 4\n")
+    plan(study, [str(far)])
+    out = capsys.readouterr().out
+    assert "far: 1 pilot of 1 node would do, with a walltime of 00:05:00" in out
+    assert "far: its walltime is 24:00:00; shorter jobs often start sooner" in out
+    far.write_text("provider: {type: SlurmProvider, walltime: '00:00:30'}\ngpus_per_node: 4\n")
+    plan(study, [str(far)], queue_wait=60)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "far: its walltime of 00:00:30 ends before the study does: " in said
+    assert "pilots in turn, after 1 min 0 s in the queue each" in said
+
+
+def test_plan_of_a_run_alone_is_a_what_if(finished, capsys) -> None:
+    plan(run=finished, as_json=True)
+    (ran,) = json.loads(capsys.readouterr().out)["stages"]
+    assert (ran["is_measured"], ran["sites"], ran["gpus"]) == (True, ["virtual"], 4)
+    plan(run=finished, nodes="4", overrides=["tune.scheduler.grace_period=4"], as_json=True)
+    (other,) = json.loads(capsys.readouterr().out)["stages"]
+    assert other["gpus"] == 8
+    assert [r["epochs"] for r in other["rungs"]] == [4, 8]
+    assert other["policies"][0]["unknown_epochs"] > 0
+    assert any("unknown" in sentence for sentence in other["advice"])
+
+
+def test_plan_learns_the_wait_from_earlier_pilots(study, finished, capsys, tmp_path) -> None:
+    there = tmp_path / "virtual.yaml"
+    there.write_text(SITE)
+    plan(study, [str(there)], queue_from=[finished])
+    assert "first pilot after 12.0 s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"nodes": "4,x"}, r"--nodes: found '4,x'"),
+        ({"nodes": "0"}, r"--nodes: found '0'"),
+        ({"figure": Path("a.svg")}, r"--figure: .*--nodes"),
+        ({"figure": Path("a.pdf"), "nodes": "1,2"}, r"--figure: .*\.svg"),
+    ],
+)
+def test_plan_refuses_options_in_words(study, site, options, match) -> None:
+    with pytest.raises(InvalidSettingError, match=match):
+        plan(study, [site], **options)
+
+
+def test_plan_needs_a_study_or_a_run_and_pilots_of_its_sites(study, site, finished) -> None:
+    with pytest.raises(InvalidSettingError, match="STUDY"):
+        plan()
+    with pytest.raises(InvalidSettingError, match=r"--queue-from: .*quad"):
+        plan(study, [site], queue_from=[finished])
+    with pytest.raises(InvalidSettingError, match="either it or --queue-from"):
+        plan(study, [site], queue_from=[finished], queue_wait=3)
 
 
 def test_plan_counts_this_machine_itself(study, capsys) -> None:

@@ -152,6 +152,12 @@ def test_the_sentence_fits_each_case(makespan_s: float, same_best: bool, faults:
     assert text in "; ".join(asha_lines(asha, 100.0))
 
 
+def test_epochs_beyond_a_stop_are_said_to_be_unknown() -> None:
+    asha = {"makespan_s": 90.0, "speedup": 0.9, "same_best": False, "faults": 0, "unknown_epochs": 1}
+    said = asha_lines(asha, 100.0)[1]
+    assert said.endswith("; its best may differ: curves of 1 epoch beyond a stop are unknown")
+
+
 @pytest.mark.parametrize(
     "scheduler", [{"kind": "asha"}, {"growth": "none"}, {"kind": "asha", "growth": "none"}]
 )

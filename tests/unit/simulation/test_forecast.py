@@ -10,8 +10,11 @@ from hypothesis import strategies as st
 from parsl_rasda.errors import InvalidSettingError, PlacementImpossibleError
 from parsl_rasda.orchestration.replay import replay_search
 from parsl_rasda.orchestration.run_directory import RunDirectory
-from parsl_rasda.simulation.forecast import Forecast, forecast, forecast_study, virtual_site
+from parsl_rasda.simulation.comparison import WhatIf
+from parsl_rasda.simulation.forecast import forecast, forecast_study, virtual_site
 from parsl_rasda.simulation.measured import counted_gpus, measured_costs
+from parsl_rasda.simulation.outcome import Forecast
+from parsl_rasda.simulation.queues import pilot_waits
 from parsl_rasda.simulation.rehearsal import VirtualSite
 from parsl_rasda.study import ParslSiteSpec, StudySpec
 from parsl_rasda.types import GradientNoise, SiteName
@@ -30,8 +33,9 @@ def policy(found: Forecast, name: str):
 
 def test_three_policies_train_the_same_trials_side_by_side(rehearsals) -> None:
     found = plan(rehearsals.study_of(num_samples=4, scheduler={"variant": "synchronous"}))
-    assert [p.name for p in found.policies] == ["RASDA elastic", "RASDA strict", "ASHA"]
-    assert [p.is_declared for p in found.policies] == [True, False, False]
+    names = ["RASDA elastic", "RASDA strict", "ASHA", "RASDA stopping", "Hyperband"]
+    assert [p.name for p in found.policies] == names
+    assert [p.is_declared for p in found.policies] == [True, False, False, False, False]
     assert [(r.epochs, r.replicas) for r in found.rungs] == [(1, 1), (2, 2), (4, 4), (8, 4)]
     assert found.rungs[0].trials == 4
     assert [r.trials for r in found.rungs] == sorted((r.trials for r in found.rungs), reverse=True)
@@ -60,6 +64,7 @@ def test_a_long_queue_and_dear_restarts_are_named_when_rasda_will_not_pay(rehear
     dear = {"epoch_s": 10.0, "restart_s": 30.0, "efficiency": 0.9}
     (sentence,) = plan(rehearsals.study_of(num_samples=32, estimates=dear), one).advice
     assert "RASDA elastic will not pay here" in sentence
+    assert "No other single setting" in sentence
     assert "32 trials queue for 2 places, 16.0 each" in sentence
     assert "a restart takes 3.0 epochs" in sentence
 
@@ -67,6 +72,15 @@ def test_a_long_queue_and_dear_restarts_are_named_when_rasda_will_not_pay(rehear
 def test_replicas_that_never_grow_are_named(rehearsals) -> None:
     (sentence,) = plan(rehearsals.study_of(num_samples=4, scheduler={"max_workers": 1})).advice
     assert "trials never grow" in sentence
+
+
+def test_the_change_that_would_make_it_pay_is_named_with_its_gain(rehearsals) -> None:
+    study = rehearsals.study_of(num_samples=4, scheduler={"max_workers": 1, "variant": "synchronous"})
+    (sentence,) = plan(study).advice
+    changed = rehearsals.study_of(num_samples=4, scheduler={"max_workers": 2, "variant": "synchronous"})
+    gain = policy(plan(changed), "RASDA elastic").speedup
+    assert gain > 1.05
+    assert f"It would with `max_workers: 2`: {gain:.2f} x ASHA, in " in sentence
 
 
 def test_a_strict_study_learns_when_elastic_would_be_faster(rehearsals) -> None:
@@ -130,6 +144,76 @@ def test_a_search_among_several_that_can_never_fit_is_named(rehearsals) -> None:
     both = StudySpec.model_validate({"name": "s", "stages": {"one": one, "wide": wide}})
     with pytest.raises(PlacementImpossibleError, match=r"stages\.wide\.tune\.scheduler\.num_workers"):
         forecast_study(both, [site], counted={"far": 2}, runs={})
+
+
+def test_what_cannot_be_known_is_drawn_by_several_seeds(rehearsals) -> None:
+    study = rehearsals.study_of(estimates={"epoch_s": 10.0, "restart_s": 1.0, "spread": 0.4})
+    found = plan(study, what_if=WhatIf())
+    alone = [
+        plan(study.model_copy(update={"seed": study.seed + k}), what_if=WhatIf(seeds=1)) for k in range(5)
+    ]
+    assert found.seeds == 5
+    for p in found.policies:
+        each = sorted(policy(one, p.name).makespan_s for one in alone)
+        assert p.makespan_s == each[2]
+        assert p.ranges["makespan_s"] == (each[0], each[-1])
+    assert found.declared.ranges["makespan_s"][0] < found.declared.ranges["makespan_s"][1]
+
+
+def test_large_studies_are_drawn_less_often_and_compared_with_fewer(rehearsals) -> None:
+    found = plan(rehearsals.study_of(num_samples=1001, scheduler={"max_t": 2}), what_if=WhatIf())
+    assert found.seeds == 1
+    assert [p.name for p in found.policies] == ["RASDA elastic", "RASDA strict", "ASHA"]
+
+
+def test_pilots_of_several_sizes_are_compared(rehearsals) -> None:
+    study = rehearsals.study_of(num_samples=16, scheduler={"growth": "strict"})
+    found = plan(study, what_if=WhatIf(seeds=1, nodes=(1, 2, 8)))
+    assert [(size.nodes, size.gpus) for size in found.sizes] == [(1, 2), (2, 4), (8, 16)]
+    assert found.sizes[0].policies == (), "4 GPUs at once do not fit"
+    (two, eight) = ({p.name: p for p in size.policies} for size in found.sizes[1:])
+    assert two["RASDA strict"].makespan_s == policy(found, "RASDA strict").makespan_s
+    assert eight["RASDA strict"].makespan_s < two["RASDA strict"].makespan_s
+    assert plan(study, what_if=WhatIf(seeds=1, nodes=(8,))).gpus == 16, (
+        "one size takes the place of the site's"
+    )
+
+
+def test_sizes_of_several_sites_are_refused(rehearsals) -> None:
+    both = {**FOUR, SiteName("there"): VirtualSite(nodes=1, gpus_per_node=4)}
+    with pytest.raises(InvalidSettingError, match=r"--nodes: found 3; .*one site"):
+        plan(rehearsals.study_of(), both, what_if=WhatIf(nodes=(3,)))
+
+
+def test_a_wait_in_the_queue_delays_a_study_and_holds_nothing(rehearsals) -> None:
+    study, here = rehearsals.study_of(), SiteName("here")
+    at_once = plan(study).declared
+    waits = plan(study, what_if=WhatIf(seeds=1, waits={here: [300.0]})).declared
+    assert waits.makespan_s == pytest.approx(at_once.makespan_s + 300)
+    assert waits.queue_s == 300
+    assert waits.gpu_hours == pytest.approx(at_once.gpu_hours)
+    assert waits.speedup == pytest.approx(at_once.speedup), "waiting is not the policy's"
+    learnt = plan(study, what_if=WhatIf(seeds=5, waits={here: [60.0, 300.0, 900.0]})).declared
+    low, high = learnt.ranges["makespan_s"]
+    assert low < high <= 1000 + high - low
+
+
+def test_waits_of_earlier_pilots_are_read_from_their_run(rehearsals, tmp_path) -> None:
+    study = rehearsals.study_of()
+    rehearsals.into(tmp_path, study, site=VirtualSite(nodes=1, gpus_per_node=2, pilots=2))
+    history = replay_search(RunDirectory(tmp_path), study.name, study.tune_stages["tune"].tune)
+    assert pilot_waits([history]) == {"virtual": [12.0, 12.0]}
+
+
+def test_pilots_that_would_do_outlive_the_study_and_are_no_more_than_it_needs(rehearsals) -> None:
+    sites = {SiteName("here"): VirtualSite(nodes=2, gpus_per_node=4, pilots=4)}
+    study = rehearsals.study_of(num_samples=4, scheduler={"max_workers": 1})
+    (found,) = plan(study, sites, what_if=WhatIf(seeds=1, walltimes_s={SiteName("here"): 30.0})).pilots
+    makespan_s = plan(study, sites).declared.makespan_s
+    assert found.enough == 1, "4 trials of one GPU"
+    assert found.walltime_s >= 1.2 * makespan_s
+    assert found.walltime_s % 300 == 0
+    assert found.in_turn == math.ceil(makespan_s / 30)
 
 
 @settings(deadline=None, max_examples=30)
@@ -228,7 +312,7 @@ def test_with_a_constant_batch_only_gpus_grow_and_asha_has_the_same_replicas(reh
         assert [r.workers for r in found.rungs] == ([1, 2, 4, 4] if kind == "rasda" else [1, 1, 1, 1])
         assert policy(found, "RASDA elastic").speedup > 1.3
         assert policy(found, "RASDA strict").speedup is not None
-        assert len({p.epochs for p in found.policies}) == 1
+        assert len({p.epochs for p in found.policies[:3]}) == 1
 
 
 def test_a_batch_that_stops_growing_is_foretold_where_the_samples_are_known(rehearsals) -> None:
@@ -279,3 +363,19 @@ def test_a_measured_batch_that_the_floor_holds_back_is_foretold(rehearsals) -> N
         "at 4 batches an epoch of 3200 samples has 25 steps with batch_size 32; the batch goes no further "
         "than 2 x 32: GPUs still grow"
     ) in plan(study).advice
+
+
+def test_curves_beyond_a_stop_are_said_to_be_unknown(rehearsals, tmp_path) -> None:
+    study = rehearsals.study_of(num_samples=8, scheduler={"variant": "synchronous"})
+    rehearsals.into(tmp_path, study)
+    history = replay_search(RunDirectory(tmp_path), study.name, study.tune_stages["tune"].tune)
+    as_it_was = plan(study, measured=history)
+    assert as_it_was.declared.unknown_epochs == 0
+    assert not any("unknown" in sentence for sentence in as_it_was.advice)
+    longer = rehearsals.study_of(num_samples=8, scheduler={"variant": "synchronous", "grace_period": 4})
+    found = plan(longer, measured=history)
+    trained = {t.id: t.epoch for t in history.machine.trials.values()}
+    # All train 4 epochs and the best half 8: those that were stopped earlier go beyond what is known.
+    assert found.declared.epochs == 8 * 4 + 4 * 4
+    assert found.declared.unknown_epochs == found.declared.epochs - sum(trained.values())
+    assert any("Their curves are unknown there" in sentence for sentence in found.advice)
