@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -33,7 +34,7 @@ _PARSLS_WALLTIME = "00:10:00"  # of a batch job where the site file has none
 
 def plan(
     study: Annotated[
-        Path | None, typer.Argument(metavar="[STUDY]", help="Study file (YAML). Default: that of --from.")
+        Path | None, typer.Argument(metavar="STUDY", help="Study file (YAML). Default: that of --from.")
     ] = None,
     site: Sites = None,
     run: Annotated[
@@ -144,6 +145,8 @@ def _waits(
     if assumed_s is not None and runs:
         raise InvalidSettingError("--queue-wait", assumed_s, "either it or --queue-from")
     if assumed_s is not None:
+        if not math.isfinite(assumed_s):
+            raise InvalidSettingError("--queue-wait", assumed_s, "a time in seconds")
         return {SiteName(s.name): [assumed_s] for s in sites}
     found: dict[SiteName, list[float]] = {}
     for folder in runs:

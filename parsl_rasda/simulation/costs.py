@@ -27,6 +27,7 @@ class Costs:
         samples: Training samples of an epoch, if they are known.
         noise: Of the gradients of trial number ``i`` in an epoch, if it is known.
         restart_of: That start of trial number ``i`` as its attempt ``n``, if it was measured [s].
+        leave_of: How long attempt ``n`` of trial number ``i`` takes to leave, if it was measured [s].
         known_until: Epochs of trial number ``i`` whose metric was measured; what comes later is a guess.
     """
 
@@ -40,6 +41,7 @@ class Costs:
     samples: int | None = None
     noise: Callable[[int, int], GradientNoise | None] = lambda _trial, _epoch: None
     restart_of: Callable[[int, int], float | None] = lambda _trial, _attempt: None
+    leave_of: Callable[[int, int], float | None] = lambda _trial, _attempt: None
     known_until: Callable[[int], float] = lambda _: math.inf
 
     def start_s(self, trial: int, attempt: int) -> float:
@@ -48,6 +50,11 @@ class Costs:
             return self.launch_s(trial)
         own = self.restart_of(trial, attempt)
         return self.restart_s if own is None else own
+
+    def end_s(self, trial: int, attempt: int) -> float:
+        """Return how long an attempt takes to leave its slots [s]."""
+        own = self.leave_of(trial, attempt)
+        return self.leave_s if own is None else own
 
 
 def assumed_costs(assumed: Assumed, *, seed: int, spread: float = 0.0) -> Costs:

@@ -78,6 +78,7 @@ def measured_costs(history: ReplayedSearch, *, seed: int) -> Costs:
         queue_s=_mean(seen.queues_s, 0.0),
         samples=next((t.samples for t in trials if t.samples), history.tune.estimates.samples),
         noise=noise,
+        leave_of=lambda number, attempt: seen.own_leaves.get((TrialId(f"{like(number):04d}"), attempt)),
         known_until=lambda number: max(trials[like(number)].history, default=0) if trials else math.inf,
     )
 
@@ -117,6 +118,8 @@ class _Measurements:
     boundaries_s: list[float] = field(default_factory=list)
     leaves_s: list[float] = field(default_factory=list)
     queues_s: list[float] = field(default_factory=list)
+    own_leaves: dict[tuple[TrialId, int], float] = field(default_factory=dict)
+    _known_at: float = 0.0
     _jobs: dict[JobId, tuple[int, SiteName]] = field(default_factory=dict)
     _starts: dict[JobId, tuple[float, int]] = field(default_factory=dict)
     _boundaries: dict[JobId, float] = field(default_factory=dict)
@@ -125,11 +128,14 @@ class _Measurements:
 
     def add(self, record: Record) -> None:
         event = record.event
+        self._known_at = max(self._known_at, event.at)
         match event:
             case EpochReported() if event.job in self._jobs:
                 self._add_epoch(event)
             case JobEnded() if event.job in self._leaving:
-                self.leaves_s.append(event.at - self._leaving.pop(event.job))
+                # Slots are free once that is known, not when it happened: it is handled after later events.
+                self.leaves_s.append(self._known_at - self._leaving.pop(event.job))
+                self.own_leaves[event.job.trial, event.job.attempt] = self.leaves_s[-1]
             case PilotStarted() if event.pilot in self._requests:
                 self.queues_s.append(event.at - self._requests.pop(event.pilot))
             case _:
@@ -141,7 +147,7 @@ class _Measurements:
                     self._jobs[instruction.job] = (place.world_size, place.site)
                     self._starts[instruction.job] = (event.at, instruction.epoch)
                 case EndJob(job):
-                    self._leaving[job] = event.at
+                    self._leaving[job] = self._known_at
                 case RequestPilot(pilot):
                     self._requests[pilot] = event.at
                 case _:

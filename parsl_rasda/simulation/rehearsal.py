@@ -184,7 +184,8 @@ class Rehearsal:
                 self._next_epoch(now + self.costs.boundary_s, job)
             case EndJob(job):
                 self._jobs.pop(job)
-                self._post(JobEnded(now + self.costs.leave_s, job, Outcome.REACHED))
+                leave_s = self.costs.end_s(int(job.trial), job.attempt)
+                self._post(JobEnded(now + leave_s, job, Outcome.REACHED))
             case _:
                 pass
 

@@ -376,6 +376,7 @@ def test_plan_learns_the_wait_from_earlier_pilots(study, finished, capsys, tmp_p
     [
         ({"nodes": "4,x"}, r"--nodes: found '4,x'"),
         ({"nodes": "0"}, r"--nodes: found '0'"),
+        ({"queue_wait": float("nan")}, r"--queue-wait: found nan"),
         ({"figure": Path("a.svg")}, r"--figure: .*--nodes"),
         ({"figure": Path("a.pdf"), "nodes": "1,2"}, r"--figure: .*\.svg"),
     ],
