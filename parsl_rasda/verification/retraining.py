@@ -41,6 +41,7 @@ class Retrained:
         difference: What is not the same, in a sentence; empty if every bit is.
         doubt: Why its bits may well differ, in words; empty if they must not.
         note: Other metrics that differ, such as times, which nobody judges by; or empty.
+        checkpoint: The one that it ended with here, for what follows; or None.
     """
 
     stretch: Stretch
@@ -50,6 +51,7 @@ class Retrained:
     difference: str = ""
     doubt: str = ""
     note: str = ""
+    checkpoint: Path | None = None
 
     @property
     def is_same(self) -> bool:
@@ -106,11 +108,13 @@ def retrain(stretch: Stretch, order: JobSpec, environment: Mapping[str, str], en
     reports = read_epochs(directory, order.job)
     metric, found = order.metric, {report.epoch: report for report in reports}
     difference = failure or _first_difference(stretch, found, metric)
-    has_weights = False
-    if not difference and end is not None and (last := found[stretch.until].checkpoint) is not None:
+    has_weights, last = False, found[stretch.until].checkpoint if stretch.until in found else None
+    if not difference and end is not None and last is not None:
         has_weights, difference = _weights(Path(last.path), end)
     doubt, note = _doubt(stretch, reports), _others(stretch, found, metric)
-    return Retrained(stretch, order.world_size, len(stretch.epochs), has_weights, difference, doubt, note)
+    saved = None if last is None else Path(last.path)
+    epochs = len(stretch.epochs)
+    return Retrained(stretch, order.world_size, epochs, has_weights, difference, doubt, note, saved)
 
 
 def _run(order: JobSpec, environment: Mapping[str, str], patience_s: float) -> str:
@@ -179,7 +183,7 @@ def _others(stretch: Stretch, found: Mapping[int, EpochReport], metric: str) -> 
 def _weights(now: Path, then: Path) -> tuple[bool, str]:
     """Return whether there are weights to compare, and what differs."""
     words = (sys.executable, "-Pm", "parsl_rasda.runtime.checkpoints.comparison", str(then), str(now))
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, capture_output=True, encoding="utf-8", check=False)
     if done.returncode:
         raise RunDirectoryError(
             str(then), f"cannot be compared: {done.stderr.strip()}", "Is torch installed?"

@@ -46,6 +46,7 @@ class Stretch:
         exact: What the ranks said of their bits; empty if nothing.
         code: Digests of the study's modules that it ran; empty if they are not known.
         devices: Models of the GPUs that its trial has had; empty on CPUs.
+        before: What must be trained first, since the checkpoint that it begins with is gone.
     """
 
     job: JobId
@@ -59,6 +60,7 @@ class Stretch:
     epochs: tuple[Reported, ...] = ()
     exact: str = ""
     devices: frozenset[str] = frozenset()
+    before: tuple[Stretch, ...] = ()
 
     @property
     def until(self) -> int:
@@ -82,8 +84,9 @@ class Stretch:
 
     @property
     def work_s(self) -> float:
-        """What it took [rank s]."""
-        return self.width * sum(report.seconds for report in self.epochs)
+        """What it took, with what must be trained first [rank s]."""
+        own = self.width * sum(report.seconds for report in self.epochs)
+        return own + sum(stretch.work_s for stretch in self.before)
 
     def __str__(self) -> str:
         last = f" to {self.until}" if self.until > self.begin + 1 else ""
@@ -188,21 +191,42 @@ def parted(stretch: Stretch, is_there: Callable[[str], bool]) -> Iterator[Stretc
             begin, origin, epochs = report.epoch, report.checkpoint, []
 
 
-def sample(stretches: Sequence[Stretch], most: int, seed: int, best: str | None) -> list[Stretch]:
-    """Return some stretches: the one that made the best model, then half with weights, then any.
-
-    Those that can have another width come first.
+def with_origins(parts: Sequence[Stretch], is_there: Callable[[str], bool]) -> Iterator[Stretch | None]:
+    """Yield each part with what must be trained before it, or None if it cannot be trained again.
 
     Args:
-        stretches: Those that can be trained again; ``end`` is a checkpoint that is there.
+        parts: All parts of all stretches of a search.
+        is_there: Whether a checkpoint is.
+    """
+    by_end = {(part.job.trial, part.end): part for part in parts if part.end is not None}
+    for part in parts:
+        before: list[Stretch] = []
+        first: Stretch | None = part
+        while first is not None and not first.is_from_scratch and not is_there(first.origin or ""):
+            first = by_end.get((first.job.trial, first.origin)) if first.origin is not None else None
+            before[:0] = [first] if first is not None else []
+        yield None if first is None else replace(part, before=tuple(before))
+
+
+def sample(
+    stretches: Sequence[Stretch], most: int, seed: int, best: str | None, is_there: Callable[[str], bool]
+) -> list[Stretch]:
+    """Return some stretches: the one that made the best model, then half with weights, then any.
+
+    Those that can have another width come first, and of them those that need nothing else before, then those
+    that take least.
+
+    Args:
+        stretches: Those that can be trained again.
         most: How many.
         seed: Of the choice.
         best: The checkpoint of the best model.
+        is_there: Whether a checkpoint is.
     """
     shuffled = random.Random(seed).sample(stretches, len(stretches))  # noqa: S311 - a sample
-    shuffled.sort(key=lambda s: s.replicas == 1)
+    shuffled.sort(key=lambda s: (s.replicas == 1, s.work_s if s.before else 0.0))
     first = [s for s in shuffled if best is not None and s.end == best][-1:]
-    weighed = [s for s in shuffled if s.end is not None and s not in first]
+    weighed = [s for s in shuffled if s.end is not None and is_there(s.end) and s not in first]
     half = max(0, (most + 1) // 2 - len(first))
     chosen = [*first, *weighed[:half]]
     rest = [s for s in shuffled if s not in chosen]

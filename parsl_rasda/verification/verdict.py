@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 import tempfile
 from collections import Counter
@@ -25,9 +26,16 @@ from parsl_rasda.study_code.code import OwnCode, changed_modules
 from parsl_rasda.types import JobId, SiteName
 from parsl_rasda.verification.decisions import Count, Decisions, check_decisions, check_reports
 from parsl_rasda.verification.retraining import Retrained, order_of, retrain
-from parsl_rasda.verification.stretches import Stretch, other_width, parted, sample, stretches_of
+from parsl_rasda.verification.stretches import (
+    Stretch,
+    other_width,
+    parted,
+    sample,
+    stretches_of,
+    with_origins,
+)
 
-GONE = "begin at a checkpoint that is gone (`training.keep_checkpoints`)"
+GONE = "begin where nothing leads to any more (a checkpoint in mid-epoch)"
 NO_ORDER = "have no order.json here: their attempts ran in a folder of their site"
 _SLOT_KINDS = {"cpu": "core", "none": "slot"}
 
@@ -95,6 +103,7 @@ def _retrained_document(found: Retrained) -> dict[str, Any]:
         "attempt": stretch.job.attempt,
         "begin": stretch.begin,
         "until": stretch.until,
+        "epochs_before": sum(len(part.epochs) for part in stretch.before),
         "width": stretch.width,
         "verified_at_width": found.width,
         "same": found.is_same,
@@ -154,7 +163,7 @@ class _Verification:
         kinds = {_SLOT_KINDS.get(site.accelerator, "GPU") for site in self.sites.values()}
         left_out: Counter[str] = Counter()
         eligible = [*self._eligible(made, left_out)]
-        chosen = sample(eligible, most, seed, self._best(made.machine))
+        chosen = sample(eligible, most, seed, self._best(made.machine), self._is_here)
         return Verdict(
             self.stage,
             made.decisions,
@@ -168,43 +177,54 @@ class _Verification:
         )
 
     def _eligible(self, made: Decisions, left_out: Counter[str]) -> Iterator[Stretch]:
-        now: dict[tuple[str, ...], Mapping[str, str]] = {}
-        for whole in stretches_of(made.records):
-            for stretch in parted(whole, lambda path: self._here(path) is not None):
-                begins = stretch.is_from_scratch or (stretch.origin and self._here(stretch.origin))
-                order = self._order(stretch.job)
-                if not begins:
-                    left_out[GONE] += 1
-                elif order is None:
-                    left_out[NO_ORDER] += 1
-                else:
-                    if order.search_path not in now:
-                        now[order.search_path] = _code(order)
-                    changed = changed_modules(stretch.code, now[order.search_path])
-                    if changed and stretch.code:
-                        left_out[f"ran other code: changed since, {', '.join(changed)}"] += 1
-                    else:
-                        yield stretch
+        parts = [part for whole in stretches_of(made.records) for part in parted(whole, self._is_here)]
+        code = functools.cache(_code)
+        for stretch in with_origins(parts, self._is_here):
+            if stretch is None:
+                left_out[GONE] += 1
+                continue
+            all_of_it = (*stretch.before, stretch)
+            orders = [self._order(part.job) for part in all_of_it]
+            if None in orders:
+                left_out[NO_ORDER] += 1
+                continue
+            changed = [
+                name
+                for part, order in zip(all_of_it, orders, strict=True)
+                if order is not None and part.code
+                for name in changed_modules(part.code, code(order.python, order.search_path))
+            ]
+            if changed:
+                left_out[f"ran other code: changed since, {', '.join(sorted({*changed}))}"] += 1
+            else:
+                yield stretch
 
     def _trained_again(self, chosen: Sequence[Stretch]) -> Iterator[Retrained]:
         for number, stretch in enumerate(chosen, 1):
-            site = self.sites[stretch.site]
-            slots = gpu_count(site.accelerator) if site.accelerator != "none" else stretch.replicas
-            width = other_width(stretch, max(1, slots))
-            words = f"{stretch}, {width} wide" + (f" instead of {stretch.width}" * (width != stretch.width))
-            self.tell(f"training {number} of {len(chosen)} stretches again: {words}")
-            settings = LaunchSettings(
-                threads_per_rank=site.threads_per_rank, environment=site.rank_environment
-            )
-            base = self._order(stretch.job)
-            assert base is not None  # noqa: S101 - it was looked at before
-            base = _confirmed(base, trial_seed(self.study.seed, stretch.job.trial), self.tune)
+            first = f", after {counted_epochs(stretch)} before it" if stretch.before else ""
+            self.tell(f"training {number} of {len(chosen)} stretches again: {stretch}{first}")
             with tempfile.TemporaryDirectory(prefix="verify-") as folder:
-                place = Path(folder) / "trials" / stretch.job.trial / f"attempt-{stretch.job.attempt}"
-                origin = self._here(stretch.origin) if stretch.origin else None
-                end = self._here(stretch.end) if stretch.end else None
-                order = order_of(stretch, base, width, origin, place)
-                yield retrain(stretch, order, rank_environment(settings), end)
+                chain = (*stretch.before, stretch)
+                origin = self._here(chain[0].origin) if chain[0].origin else None
+                found: list[Retrained] = []
+                for i, part in enumerate(chain):
+                    found.append(self._part_again(part, origin, Path(folder) / str(i)))
+                    origin = found[-1].checkpoint
+                    if found[-1].difference or origin is None:
+                        break
+                yield replace(found[-1], stretch=replace(found[-1].stretch, before=stretch.before))
+
+    def _part_again(self, part: Stretch, origin: Path | None, folder: Path) -> Retrained:
+        site = self.sites[part.site]
+        slots = gpu_count(site.accelerator) if site.accelerator != "none" else part.replicas
+        settings = LaunchSettings(threads_per_rank=site.threads_per_rank, environment=site.rank_environment)
+        base = self._order(part.job)
+        assert base is not None  # noqa: S101 - it was looked at before
+        base = _confirmed(base, part, self.study.seed, self.tune)
+        place = folder / "trials" / part.job.trial / f"attempt-{part.job.attempt}"
+        order = order_of(part, base, other_width(part, max(1, slots)), origin, place)
+        end = self._here(part.end) if part.end else None
+        return retrain(part, order, rank_environment(settings), end)
 
     def _attempt_here(self, job: JobId) -> Path | None:
         folder = self.run.attempt(job)
@@ -224,6 +244,9 @@ class _Verification:
                 return found
         return None
 
+    def _is_here(self, path: str) -> bool:
+        return self._here(path) is not None
+
     def _whole_checkpoints(self) -> Count:
         self.tell("reading every checkpoint")
         found = sorted(path.parent for path in self.run.path.glob("trials/*/attempt-*/epoch-*/header.json"))
@@ -241,16 +264,20 @@ class _Verification:
         return checkpoint.path if checkpoint is not None else None
 
 
-def _confirmed(order: JobSpec, seed: int, tune: TuneSpec) -> JobSpec:
+def counted_epochs(stretch: Stretch) -> str:
+    """Return how many epochs must be trained before a stretch, in words."""
+    number = sum(len(part.epochs) for part in stretch.before)
+    return f"{number} epoch{'s' * (number > 1)}"
+
+
+def _confirmed(order: JobSpec, part: Stretch, seed: int, tune: TuneSpec) -> JobSpec:
     """Return an order as the study has it, whatever its file says of what the study decides."""
-    training = tune.training.resolve(order.config)
-    return replace(order, seed=seed, training=training, python=tune.training.python, metric=tune.metric)
+    training, own = tune.training.resolve(part.config), trial_seed(seed, part.job.trial)
+    return replace(order, seed=own, training=training, python=tune.training.python, metric=tune.metric)
 
 
-def _code(order: JobSpec) -> Mapping[str, str]:
-    if order.python is None:
-        return {}
-    return OwnCode.of(order.python, [Path(path) for path in order.search_path]).digests
+def _code(python: str | None, search_path: tuple[str, ...]) -> Mapping[str, str]:
+    return {} if python is None else OwnCode.of(python, [Path(path) for path in search_path]).digests
 
 
 def headline(verdict: Verdict) -> str:
@@ -303,6 +330,7 @@ def _words_of(found: Retrained, kind: str) -> str:
     here = f"{found.width} {kind}{'s' * (found.width > 1)}"
     where = f"on {here} as on {stretch.width}" if found.width != stretch.width else f"on {here} again"
     what = "metrics and weights" if found.has_weights else "metrics"
+    where += f", after {counted_epochs(stretch)} before it" if stretch.before else ""
     words = f"{stretch}: same {what} {where}" if found.is_same else f"{stretch}, {where}: {found.difference}"
     if not found.is_same and found.doubt:
         words += f"; that may be, since it is not exact ({found.doubt})"
