@@ -31,7 +31,13 @@ from msgspec.json import Decoder
 
 from parsl_rasda.atomic_files import sync_folder
 from parsl_rasda.errors import JournalError
-from parsl_rasda.orchestration.events import ContinueJob, EpochReported, Event, Instruction
+from parsl_rasda.orchestration.events import (
+    ContinueJob,
+    EpochReported,
+    Event,
+    Instruction,
+    JobEnded,
+)
 from parsl_rasda.protocol import Steps, checkpoint_fields, checkpoint_of
 from parsl_rasda.types import GradientNoise, JobId
 
@@ -43,6 +49,7 @@ _OLD_NAMES = {"SiteTroubled": "SiteDegraded", "TimePassed": "TimerFired", "Concl
 _ADDED: dict[Any, tuple[str, ...]] = {  # Any: types of records
     EpochReported: ("samples", "noise", "steps", "includes_startup", "exact", "devices"),
     ContinueJob: ("batches",),
+    JobEnded: ("energy_j",),
 }
 _CRC = b', "crc": "%08x"}'
 _CRC_FORM = re.compile(rb', "crc": "[0-9a-f]{8}"\}')
