@@ -315,6 +315,7 @@ class JobResult:
         blame: Whose fault it was, as `exits.classify_exit` judged where it ended; None if nobody has judged.
         warning: What the ranks warned of, in words.
         finished: The training function has ended its trial by itself, after a report.
+        energy_j: What the job's devices have drawn [J], or None if nobody knows.
     """
 
     trial: TrialId
@@ -332,6 +333,7 @@ class JobResult:
     blame: Blame | None = None
     warning: str = ""
     finished: bool = False
+    energy_j: float | None = None
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:

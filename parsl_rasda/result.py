@@ -81,6 +81,14 @@ class StudyResult(dict[str, Any]):
         """Return the JSON document of the search, as `parsl-rasda status --json` has it."""
         return self._run().summaries()[self.stage]
 
+    @property
+    def energy(self) -> dict[str, Any]:
+        """What the search has drawn [kWh]: ``kwh``, None if nobody knows, and ``by_outcome`` of its trials.
+
+        ``jobs_metered`` of ``jobs`` had a counter; the others are not in the sum.
+        """
+        return dict(self.summary()["energy"])
+
     def dataframe(self, *, long: bool = False) -> pd.DataFrame:
         """Return a row for each trial: state, times, last metrics, configuration.
 

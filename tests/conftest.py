@@ -26,6 +26,7 @@ PARTS = {
     "slurm": ("slurmctld", "slurmd", "munged", "srun", "sbatch", "scontrol"),
     "mpiexec": ("mpiexec",),
     "openmpi": (),  # lies in an environment of its own, where its mpiexec does not hide MPICH's
+    "rocrate": (),  # its validator lies in an environment of its own, for it wants an older `rich`
     "rabbitmq": ("rabbitmq-server", "rabbitmqctl"),
     "endpoint": ("globus-compute-endpoint",),
     "chromium": ("chromium",),

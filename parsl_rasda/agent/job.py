@@ -19,6 +19,7 @@ from typing import Any
 
 from parsl_rasda.agent import exit_diagnosis, node_probe, orphan_reaper, warden
 from parsl_rasda.agent.control_relay import ControlAddress, ControlClient, Message
+from parsl_rasda.agent.energy import EnergyMeter
 from parsl_rasda.agent.launch import LEAVE, Launch
 from parsl_rasda.agent.stall_watch import StallWatch, dump_stacks
 from parsl_rasda.checkpoint_files import remove_attempts
@@ -69,6 +70,7 @@ def run_job(order: Message, launch: Message, mark: str, address: Message | None)
     """
     job = JobSpec.from_json(order)
     directory = Path(job.directory)
+    meter = EnergyMeter(job)
     if address is None:
         report = _launch(job, launch, mark, None)
     else:
@@ -79,6 +81,7 @@ def run_job(order: Message, launch: Message, mark: str, address: Message | None)
             else:
                 report = exit_diagnosis.conclude(directory, job, refusal)
     epochs = read_epochs(directory, job.job)
+    report = replace(report, energy_j=meter.joules())
     return {"report": report.to_json(), "epochs": [e.to_json() for e in epochs]}
 
 

@@ -21,8 +21,9 @@ def export(
         str,
         typer.Option(
             "--to",
-            metavar="optuna|csv|mlflow|URL",
-            help="Writes optuna.db, results.csv and metrics.csv, or mlflow.db; or adds to what is at a URL: "
+            metavar="optuna|csv|mlflow|ro-crate|URL",
+            help="Writes optuna.db, results.csv and metrics.csv, mlflow.db, or ro-crate-metadata.json, which "
+            "makes the run directory an RO-Crate (Workflow Run profile); or adds to what is at a URL: "
             "a database of Optuna's (sqlite:///..., postgresql://...), an MLflow server (http://...). "
             "optuna+URL or mlflow+URL says which of them is meant.",
         ),

@@ -30,6 +30,7 @@ from parsl_rasda.cli.schema import schema
 from parsl_rasda.cli.status import status
 from parsl_rasda.cli.submit import submit
 from parsl_rasda.cli.validate import validate
+from parsl_rasda.cli.verify import verify
 from parsl_rasda.cli.watch import watch
 from parsl_rasda.errors import EXIT_CODES, RasdaError
 
@@ -61,6 +62,7 @@ _COMMANDS = (
     watch,
     report,
     export,
+    verify,
     schema,
 )
 for command in _COMMANDS:

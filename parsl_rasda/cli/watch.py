@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from bisect import bisect_right
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,11 +27,24 @@ _SHARE = 0.2  # of the time, at most, is spent reading
 def watch(
     directory: RunFolder,
     every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Time between two updates.")] = 2.0,
+    web: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            metavar="PORT",
+            help="Serve the report as a page that follows the run; 0: any port.",
+        ),
+    ] = None,
 ) -> None:
     """Follow a run until nobody runs it any more, and no job of its controller waits; then show it.
 
-    Ctrl-C ends the watching, not the run. Works from any machine that sees the directory.
+    Ctrl-C ends the watching, not the run. Works from any machine that sees the directory. With --web, the
+    page is served on this machine's loopback interface until Ctrl-C, at an address with a token.
     """
+    if web is not None:
+        _serve(directory, web, every)
+        return
     from rich.live import Live
 
     from parsl_rasda.display.live import above_the_echo
@@ -50,6 +65,17 @@ def watch(
     except KeyboardInterrupt:
         return
     print_result(run_view(run, ROWS, controllers_job(run)))
+
+
+def _serve(directory: Path, port: int, every_s: float) -> None:
+    import threading
+
+    from parsl_rasda.reporting.live_page import live_page
+
+    with live_page(directory, port, every_s) as address:
+        typer.echo(f"open {address}")
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
 
 
 def fitting_view(run: Run, screen: ConsoleDimensions, job: JobWords | None = None) -> RenderableType:

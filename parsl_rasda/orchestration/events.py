@@ -207,6 +207,7 @@ class JobEnded(_Record, frozen=True):
             them.
         phase: How far its ranks got, if that is known.
         finished: The training function has ended its trial by itself: there is no more to train.
+        energy_j: What its devices have drawn [J], or None if nobody knows. Nothing is decided by it.
     """
 
     at: float
@@ -219,6 +220,7 @@ class JobEnded(_Record, frozen=True):
     blame: Blame | None = None
     phase: Phase | None = None
     finished: bool = False
+    energy_j: float | None = None
 
 
 class TimerFired(_Record, frozen=True):

@@ -184,5 +184,6 @@ def end_event(report: JobResult, now: float) -> JobEnded:
         blame=report.blame,
         phase=report.phase,
         finished=report.finished,
+        energy_j=report.energy_j,
         **saved,
     )

@@ -7,8 +7,11 @@ version decided otherwise stands: see `follower`.
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +112,7 @@ def save_run(
     """
     _save_sites(directory, sites)
     paths = [str(path.resolve()) for path in search_path]
-    replace_file(directory.origin, json.dumps({"search_path": paths}))
+    replace_file(directory.origin, json.dumps({"search_path": paths, "versions": versions_here()}))
     replace_file(directory.study_file, dump_study(study))
 
 
@@ -125,6 +128,24 @@ def _save_sites(directory: RunDirectory, sites: Sequence[SiteSpec]) -> None:
     directory.sites.mkdir(parents=True, exist_ok=True)
     for site in sites:
         replace_file(directory.sites / f"{site.name}.yaml", dump_site(site))
+
+
+def versions_here() -> dict[str, str]:
+    """Return the versions of what computes a study, as far as it is installed here."""
+    found = {"python": platform.python_version()}
+    for name in ("parsl_rasda", "parsl", "torch", "optuna", "numpy"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def origin_of(directory: Path) -> Mapping[str, Any]:
+    """Return what a run has noted of where it came from; nothing if it cannot be read."""
+    try:
+        found = json.loads(RunDirectory(directory).origin.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def search_path_of(directory: RunDirectory) -> list[str]:

@@ -40,6 +40,7 @@ def summarise(study: str, machine: Machine, usage: Usage, now: float | None = No
         "trials": {"total": machine.num_samples, **counts},
         "left_s": time_left(machine, usage),
         **spent([usage], now),
+        "energy": energy(machine, usage),
         "measured": {
             "epoch_s": _epoch_s(machine),
             "efficiency": round(machine.cluster_state.times.efficiency, 3),
@@ -126,6 +127,7 @@ def no_search(study: str) -> dict[str, Any]:
         "trials": {"total": 0, **dict.fromkeys(TrialState, 0), NOT_TRIED: 0},
         "left_s": None,
         **spent([]),
+        "energy": total_energy([]),
         "measured": {"epoch_s": None, "efficiency": None, "restart_s": None},
         "pilots": [],
         "awaited": [],
@@ -164,6 +166,38 @@ def spent(usages: Sequence[Usage], now: float | None = None) -> dict[str, Any]:
             "preemptions": sum(u.preemptions for u in usages),
             "list": [{"at": f.at, "what": f.what, "cause": f.cause, "refusal": f.is_refusal} for f in faults],
         },
+    }
+
+
+_J_PER_KWH = 3.6e6
+
+
+def energy(machine: Machine, usage: Usage) -> dict[str, Any]:
+    """Return what jobs that have ended have drawn [kWh], by what became of their trials.
+
+    ``kwh`` is None if none was metered; those that were not are in no sum.
+    """
+    by_outcome: dict[str, float] = {}
+    for trial, joules in usage.energy_j.items():
+        state = machine.trials[trial].state.value
+        by_outcome[state] = by_outcome.get(state, 0.0) + joules / _J_PER_KWH
+    return {
+        "kwh": round(sum(by_outcome.values()), 9) if usage.jobs_metered else None,
+        "by_outcome": {state: round(kwh, 9) for state, kwh in sorted(by_outcome.items())},
+        "jobs": usage.jobs_ended,
+        "jobs_metered": usage.jobs_metered,
+    }
+
+
+def total_energy(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the sum of what searches have drawn."""
+    known = [part["kwh"] for part in parts if part["kwh"] is not None]
+    states = sorted({state for part in parts for state in part["by_outcome"]})
+    return {
+        "kwh": sum(known) if known else None,
+        "by_outcome": {s: sum(part["by_outcome"].get(s, 0.0) for part in parts) for s in states},
+        "jobs": sum(part["jobs"] for part in parts),
+        "jobs_metered": sum(part["jobs_metered"] for part in parts),
     }
 
 

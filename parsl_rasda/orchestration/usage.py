@@ -57,6 +57,9 @@ class Usage:
         busy_gpu_s: Inside epochs.
         restarts_s: Each restart at another world size: from the boundary to the first step done.
         cause: Why the study ended, if not well.
+        energy_j: What the jobs of each trial have drawn, as far as it was metered [J].
+        jobs_ended: How many jobs have ended.
+        jobs_metered: Of how many of them that is known.
         awaited: Pilots that were asked for and have not come: their sites, and since when [s].
         queued: What batch systems have last said of those, as far as they were asked.
         boundaries: When each live job began its present epoch [s].
@@ -73,6 +76,9 @@ class Usage:
     restarts_s: list[float] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     preemptions: int = 0
+    energy_j: dict[TrialId, float] = field(default_factory=dict)
+    jobs_ended: int = 0
+    jobs_metered: int = 0
     cause: str = ""
     awaited: dict[PilotId, tuple[SiteName, float]] = field(default_factory=dict)
     queued: dict[PilotId, PilotQueued] = field(default_factory=dict)
@@ -209,6 +215,10 @@ class Usage:
         self.boundaries.pop(event.job, None)
         if self._jobs.pop(event.job, None) is None:
             return
+        self.jobs_ended += 1
+        if event.energy_j is not None:
+            self.jobs_metered += 1
+            self.energy_j[event.job.trial] = self.energy_j.get(event.job.trial, 0.0) + event.energy_j
         if self._restarting:
             self._restarting.pop(event.job, None)
         if event.outcome is Outcome.REACHED:

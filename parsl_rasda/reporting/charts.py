@@ -20,6 +20,7 @@ Summary: TypeAlias = Mapping[str, Any]  # of one search, as `status --json` has 
 Point: TypeAlias = tuple[float, float]
 
 WIDTH = 1040  # of a chart [px]
+NARROW = 380  # of its form for narrow windows
 METRICS = 12  # that have learning curves
 PANELS = 24  # hyperparameters that are drawn
 _POINTS = 240  # of a curve
@@ -97,21 +98,22 @@ def back_to_front(summary: Summary) -> list[Summary]:
     return sorted(summary["trial_list"], key=lambda t: (t["trial"] == best, _ORDER.index(t["state"])))
 
 
-def learning_curves(summary: Summary, metric: str | None = None) -> Chart | None:
+def learning_curves(summary: Summary, metric: str | None = None, *, width: int = WIDTH) -> Chart | None:
     """Return a metric of all trials over their epochs, with rungs marked; None without a result.
 
     Args:
         summary: The JSON document of a search.
         metric: Which; by default the one that trials are judged by.
+        width: Of the chart [px].
     """
     name = metric or summary["metric"]
     known = {t["trial"]: _curve_of(t, name, summary["metric"]) for t in summary["trial_list"]}
     points = [p for curve in known.values() for p in curve]
     if not points:
         return None
-    rungs, height, values = summary["rungs"], 420, [m for _, m in points]
+    rungs, height, values = summary["rungs"], 420 if width == WIDTH else 300, [m for _, m in points]
     y = _curve_scale(summary, name, values, height - _BOTTOM, _TOP + 8)
-    frame = Frame(_epoch_scale(points, rungs), y)
+    frame = Frame(_epoch_scale(points, rungs, width), y)
     shapes = [*frame.axes(_epoch_ticks(frame.x, rungs), y.ticks(), "epochs", name)]
     for rung in rungs:
         x = rounded(frame.x(rung["epochs"]))
@@ -119,10 +121,10 @@ def learning_curves(summary: Summary, metric: str | None = None) -> Chart | None
     for trial in back_to_front(summary):
         curve = known[trial["trial"]]
         if curve:
-            line = _line([(frame.x(e), y(m)) for e, m in _thinned(curve)])
+            line = _line([(frame.x(e), y(m)) for e, m in _thinned(curve, _POINTS * width // WIDTH)])
             classes = f"curve {fate(trial, summary['best'])}"
             shapes.append(shape("path", class_=classes, data_trial=trial["trial"], d=line))
-    return chart(WIDTH, height, f"{name} of every trial over its epochs", shapes)
+    return chart(width, height, f"{name} of every trial over its epochs", shapes)
 
 
 def _curve_of(trial: Summary, name: str, judged: str) -> list[Point]:
@@ -158,15 +160,14 @@ def hyperparameters(summary: Summary, space: Mapping[str, Parameter]) -> list[Ch
     Larger dots have trained for longer. Trials without the parameter are left out of its chart.
     """
     trials = [t for t in back_to_front(summary) if t["metric"] is not None]
-    varying = [
-        n for n in _names(trials) if len({value_text(t["config"][n]) for t in trials if n in t["config"]}) > 1
-    ]
+    varying = varying_names(trials)
     width, height = 340, 250
     y = metric_frame_scale([t["metric"] for t in trials], height - _BOTTOM, _TOP + 8, summary["mode"])
     charts = []
     for name in varying[:PANELS]:
         shown = [t for t in trials if name in t["config"]]
-        x, ticks, places = _parameter_axis(shown, name, space.get(name), width)
+        span = (_LEFT + 10, width - _RIGHT - 6)
+        x, ticks, places = parameter_axis(shown, name, space.get(name), span)
         shapes = [*Frame(x, y).axes(ticks, y.ticks(5), name, summary["metric"])]
         for trial, place in zip(shown, places, strict=True):
             classes = f"dot {fate(trial, summary['best'])}"
@@ -187,11 +188,11 @@ def rounded(place: float) -> str:
     return f"{place:.1f}".removesuffix(".0")
 
 
-def _epoch_scale(points: Sequence[Point], rungs: Sequence[Summary]) -> Scale:
+def _epoch_scale(points: Sequence[Point], rungs: Sequence[Summary], width: int) -> Scale:
     epochs = [e for e, _ in points] + [r["epochs"] for r in rungs]
     low, high = min(epochs), max(epochs)
     log = low > 0 and high / low >= _EPOCHS_LOG
-    return Scale(low, high, _LEFT, WIDTH - _RIGHT, log=log)
+    return Scale(low, high, _LEFT, width - _RIGHT, log=log)
 
 
 def _epoch_ticks(x: Scale, rungs: Sequence[Summary]) -> list[Tick]:
@@ -203,8 +204,8 @@ def _epoch_ticks(x: Scale, rungs: Sequence[Summary]) -> list[Tick]:
     return ticks
 
 
-def _thinned(curve: Sequence[Point]) -> Sequence[Point]:
-    step = math.ceil(len(curve) / _POINTS)
+def _thinned(curve: Sequence[Point], most: int) -> Sequence[Point]:
+    step = math.ceil(len(curve) / most)
     return [*curve[:-1:step], curve[-1]]
 
 
@@ -214,17 +215,26 @@ def _line(points: Sequence[Point]) -> str:
     return f"M{first}" + (f"L{' '.join(rest)}" if rest else "h0")
 
 
-def _names(trials: Sequence[Summary]) -> list[str]:
-    return list(dict.fromkeys(name for t in trials for name in t["config"]))
+def varying_names(trials: Sequence[Summary]) -> list[str]:
+    """Return the hyperparameters of which the trials have more than one value."""
+    names = dict.fromkeys(name for t in trials for name in t["config"])
+    return [n for n in names if len({value_text(t["config"][n]) for t in trials if n in t["config"]}) > 1]
 
 
-def _parameter_axis(
-    trials: Sequence[Summary], name: str, parameter: Parameter | None, width: float
+def parameter_axis(
+    trials: Sequence[Summary], name: str, parameter: Parameter | None, span: tuple[float, float]
 ) -> tuple[Scale, list[Tick], list[float]]:
-    """Return the scale of a hyperparameter, its ticks, and the place of each trial [px]."""
+    """Return the scale of a hyperparameter, its ticks, and the place of each trial [px].
+
+    Args:
+        trials: Those that have it.
+        name: Of the hyperparameter.
+        parameter: How it is searched, if that is known.
+        span: Where the axis begins and ends [px].
+    """
     values = [t["config"][name] for t in trials]
     numeric = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
-    start, stop = _LEFT + 10, width - _RIGHT - 6
+    start, stop = span
     if numeric and not isinstance(parameter, Choice):
         log = parameter.log if isinstance(parameter, Float | Int) else False
         scale = value_scale(values, start, stop, log=log)

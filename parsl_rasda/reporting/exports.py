@@ -17,13 +17,14 @@ from parsl_rasda.atomic_files import replace_file
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.orchestration.curves import Curves
 from parsl_rasda.orchestration.run_directory import RunDirectory
-from parsl_rasda.reporting.files import tables
+from parsl_rasda.reporting.files import tables, write_report
+from parsl_rasda.reporting.ro_crate import NAME, ro_crate
 from parsl_rasda.reporting.runs import Run
 from parsl_rasda.tracking.base import Origin, without_password
 
 Summary: TypeAlias = Mapping[str, Any]  # of one search, as `status --json` has it
 
-FORMATS: Final = ("optuna", "csv", "mlflow")
+FORMATS: Final = ("optuna", "csv", "mlflow", "ro-crate")
 _ADDRESS = re.compile(r"(?:(optuna|mlflow)\+)?((\w+)(?:\+\w+)?:.+)")
 _DATABASES, _SERVERS = ("sqlite", "mysql", "postgresql", "mariadb"), ("http", "https")
 _ALLOWED = (
@@ -94,7 +95,15 @@ def add_to_mlflow(run: Run, uri: str, artifacts: str | None = None) -> None:
                 tracker.write(curve)
 
 
-_EXPORTS: Final = {"optuna": to_optuna, "csv": to_csv, "mlflow": to_mlflow}
+def to_ro_crate(run: Run) -> tuple[Path, ...]:
+    """Write the files of a report, and what describes them as an RO-Crate; return the latter."""
+    write_report(run)
+    file = run.directory / NAME
+    replace_file(file, ro_crate(run))
+    return (file,)
+
+
+_EXPORTS: Final = {"optuna": to_optuna, "csv": to_csv, "mlflow": to_mlflow, "ro-crate": to_ro_crate}
 _ADDITIONS: Final[dict[str, Callable[[Run, str], None]]] = {"optuna": add_to_optuna, "mlflow": add_to_mlflow}
 
 

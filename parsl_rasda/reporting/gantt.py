@@ -24,13 +24,16 @@ _LINED = 3.0  # a node that is worth a line above it [px]
 _NAMED = 4  # nodes of a job that are named
 
 
-def slots_over_time(summary: Summary, occupancy: Occupancy, span_s: float) -> Chart | None:
+def slots_over_time(
+    summary: Summary, occupancy: Occupancy, span_s: float, *, width: int = WIDTH
+) -> Chart | None:
     """Return the chart; None if no slot was ever held.
 
     Args:
         summary: The JSON document of the search.
         occupancy: Who held what; closed.
         span_s: Of the time axis [s].
+        width: Of the chart [px].
     """
     slots = occupancy.slots
     if not slots or span_s <= 0:
@@ -38,17 +41,17 @@ def slots_over_time(summary: Summary, occupancy: Occupancy, span_s: float) -> Ch
     rows = {slot: i for i, slot in enumerate(slots)}
     row = min(_TALLEST, _TALL / len(slots))
     height = _TOP + row * len(slots) + _BOTTOM
-    x = Scale(0.0, span_s, _LEFT, WIDTH - _RIGHT)
+    x = Scale(0.0, span_s, _LEFT, width - _RIGHT)
     trials = {t["trial"]: t for t in summary["trial_list"]}
     shapes = [bar for span in occupancy.pilots for bar in _pilot_bars(span, rows, x, row)]
     shapes += _time_axis(x, span_s, height)
     for span in occupancy.jobs:
         shapes += _job_bars(span, fate(trials[span.job.trial], summary["best"]), rows, x, row)
-    shapes += _node_names(slots, row)
+    shapes += _node_names(slots, row, width)
     for at in occupancy.resumed:
         line = f"M{rounded(x(at))} {_TOP}V{rounded(height - _BOTTOM)}"
         shapes.append(shape("path", class_="resumed", d=line))
-    return chart(WIDTH, height, "Which trial held which GPUs when", shapes)
+    return chart(width, height, "Which trial held which GPUs when", shapes)
 
 
 def _pilot_bars(span: PilotSpan, rows: Rows, x: Scale, row: float) -> Iterator[Shape]:
@@ -91,14 +94,20 @@ def _bar(x: Scale, begin: float, end: float, first: int, count: int, row: float,
 
 
 def _time_axis(x: Scale, span_s: float, height: float) -> Iterator[Shape]:
-    for at, label in time_ticks(span_s):
+    for at, label in time_ticks(span_s, 9 if x.stop > WIDTH / 2 else 4):
         place = rounded(x(at))
         yield shape("path", class_="grid", d=f"M{place} {_TOP}V{rounded(height - _BOTTOM + 4)}")
         yield shape("text", label, class_="tick", x=place, y=rounded(height - 8), text_anchor="middle")
 
 
-def _node_names(slots: Sequence[Slot], row: float) -> Iterator[Shape]:
-    """Yield a line above each node and its name, where there is room for it."""
+def _node_names(slots: Sequence[Slot], row: float, width: int) -> Iterator[Shape]:
+    """Yield a line above each node, its name and the number of each slot, where there is room for them."""
+    if row >= _LABELLED:
+        for i, (_, _, gpu) in enumerate(slots):
+            middle = rounded(_TOP + row * (i + 0.5))
+            yield shape(
+                "text", str(gpu), class_="tick", x=_LEFT - 5, y=middle, dy="0.35em", text_anchor="end"
+            )
     several = len({site for site, _, _ in slots}) > 1
     nodes: list[tuple[str, int, int]] = []
     for (site, node), group in itertools.groupby(enumerate(slots), key=lambda s: s[1][:2]):
@@ -108,7 +117,7 @@ def _node_names(slots: Sequence[Slot], row: float) -> Iterator[Shape]:
     for name, first, count in nodes:
         top = _TOP + row * first
         if first and row * count >= _LINED:
-            yield shape("path", class_="node", d=f"M4 {rounded(top)}H{WIDTH - _RIGHT}")
+            yield shape("path", class_="node", d=f"M4 {rounded(top)}H{width - _RIGHT}")
         if row * count / 2 + top - 6 >= free_from:
             y = top + row * count / 2
             free_from = y + 6
@@ -117,7 +126,7 @@ def _node_names(slots: Sequence[Slot], row: float) -> Iterator[Shape]:
 
 def _fitting(name: str) -> str:
     """Return a node's name with its end, which tells nodes apart."""
-    most = 15
+    most = 12  # beside the numbers of slots
     return name if len(name) <= most else f"…{name[1 - most :]}"
 
 

@@ -21,7 +21,8 @@ from parsl_rasda.reporting.charts import PANELS
 from parsl_rasda.reporting.format import duration
 from parsl_rasda.reporting.graph import run_graph
 from parsl_rasda.reporting.graph_svg import svg
-from parsl_rasda.reporting.overview import advice_on, how_to_load
+from parsl_rasda.reporting.methods import methods_text
+from parsl_rasda.reporting.overview import advice_on, how_to_load, what_to_look_at
 from parsl_rasda.reporting.runs import Run, StageStatus
 from parsl_rasda.reporting.search_report import search_report
 from parsl_rasda.reporting.tables import result_text
@@ -32,25 +33,28 @@ from parsl_rasda.types import StageState
 Graph: TypeAlias = "nx.DiGraph[str]"
 
 
-def page(run: Run, graph: Graph | None = None, now: float | None = None) -> str:
+def page(run: Run, graph: Graph | None = None, now: float | None = None, *, events: str | None = None) -> str:
     """Return the report of a run.
 
     Args:
         run: The run.
         graph: Its graph, if it is known already.
         now: Present time [s], by default the clock's; it counts while somebody runs the study.
+        events: Where a live page hears that there is something new; None for a file.
     """
     whole = run_graph(run) if graph is None else graph
     clock = (time.time() if now is None else now) if run.controller else None
     last = max((h.usage.last_at for h in run.searches.values()), default=0.0)
-    script = _resource("report.js")
+    script = resource("report.js")
     return render(
         "report.html",
         run=run,
+        events=events,
         state=_state(run),
         is_one_search=len(run.study.stages) == len(run.searches) == 1,
         stages=list(_stages(run)),
         advice=advice_on(run),
+        look_at=what_to_look_at(run),
         how_to_load=how_to_load(run),
         searches=dict(_searches(run, whole, clock)),
         max_panels=PANELS,
@@ -58,13 +62,14 @@ def page(run: Run, graph: Graph | None = None, now: float | None = None) -> str:
         study=dump_study(run.study),
         last_at=f"{datetime.fromtimestamp(last, UTC):%Y-%m-%d %H:%M:%S} UTC" if last else "",
         version=version("parsl_rasda"),
-        style=_resource("report.css"),
+        style=resource("report.css"),
         script=script,  # only this one may run
         script_sha256=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
-def _resource(name: str) -> str:
+def resource(name: str) -> str:
+    """Return the text of a file beside the templates."""
     return (files("parsl_rasda.reporting") / "page" / name).read_text("utf-8")
 
 
@@ -102,4 +107,7 @@ def _outcome(run: Run, name: str, stage: StageStatus) -> str:
 def _searches(run: Run, graph: Graph, clock: float | None) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, summary in run.summaries(clock).items():
         own = graph.subgraph(v for v, data in graph.nodes(data=True) if data.get("search") == name)
-        yield name, search_report(run.searches[name], summary, own, clock, run.asha[name])
+        found = search_report(run.searches[name], summary, own, clock, run.asha[name])
+        if found["begun"]:
+            found["methods"] = methods_text(run, name, summary)
+        yield name, found

@@ -79,12 +79,8 @@ class StudyWriter:
 
 
 def _optuna_trial(trial: Mapping[str, Any], space: SearchSpace) -> optuna.trial.FrozenTrial:
-    params, distributions = {}, {}
-    if space.accepts(trial["config"]):
-        for name, value in trial["config"].items():
-            parameter = space.parameters[name]
-            if not isinstance(parameter, Constant):
-                params[name], distributions[name] = plain_value(value), _distribution(parameter)
+    known = trial["config"] if space.accepts(trial["config"]) else {}
+    params, distributions = optunas_parameters(known, space)
     has_value = trial["state"] in _ENDED_WELL and trial["metric"] is not None
     states = {
         TrialState.COMPLETED.value: Optunas.COMPLETE if has_value else Optunas.FAIL,
@@ -104,6 +100,18 @@ def _optuna_trial(trial: Mapping[str, Any], space: SearchSpace) -> optuna.trial.
     if trial.get("ended") is not None:
         frozen.datetime_complete = datetime.fromtimestamp(trial["ended"])  # noqa: DTZ006
     return frozen
+
+
+def optunas_parameters(
+    config: Mapping[str, Any], space: SearchSpace
+) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
+    """Return the values of a configuration that vary, and where they are from, as Optuna wants them."""
+    params, distributions = {}, {}
+    for name, value in config.items():
+        parameter = space.parameters[name]
+        if not isinstance(parameter, Constant):
+            params[name], distributions[name] = plain_value(value), _distribution(parameter)
+    return params, distributions
 
 
 def _distribution(parameter: Parameter) -> BaseDistribution:

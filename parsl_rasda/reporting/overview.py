@@ -26,7 +26,7 @@ from parsl_rasda.reporting.tables import (
     status_view,
     summary_view,
 )
-from parsl_rasda.types import StageState, StudyState
+from parsl_rasda.types import StageState, StudyState, TrialState
 
 HOW_TO_FIX = "fix the training, then resume with --retry-failed, or run it with another --dir"
 _ENDINGS = {StudyState.FAILED: "failed", StudyState.NO_SITE: "no site or pilot could be had"}
@@ -88,6 +88,19 @@ def _how_to_go_on(run: Run) -> str:
     if stage.is_curable:
         return f"once this is fixed, go on with: {resume_command(run.directory)}"
     return f"no trial succeeded; {HOW_TO_FIX}" if has_no_success(run, name) else ""
+
+
+def what_to_look_at(run: Run) -> list[str]:
+    """Return where the first failures of a run that has no result tell more, for people who must mend it."""
+    if run.controller or run.state not in {StudyState.FAILED, StudyState.NO_SITE}:
+        return []
+    found = []
+    for name, history in run.searches.items():
+        failed = [t for t in history.machine.trials.values() if t.state is TrialState.FAILED]
+        for trial in failed[:3]:
+            log = run.directories[name] / "trials" / trial.id / f"attempt-{trial.attempt}" / "log.txt"
+            found.append(f"trial {trial.id}: {trial.reason}" + (f"; see {log}" if log.exists() else ""))
+    return found or [run.cause]
 
 
 def how_to_load(run: Run) -> str:

@@ -17,7 +17,7 @@ import networkx as nx
 from parsl_rasda.orchestration.replay import ReplayedSearch, load_run_study, replay_search
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.orchestration.stage_records import StageRecord, kept_result, read_record
-from parsl_rasda.orchestration.summary import cause, no_search, spent
+from parsl_rasda.orchestration.summary import cause, no_search, spent, total_energy
 from parsl_rasda.reporting.asha import AshaComparison, compare_with_asha
 from parsl_rasda.reporting.format import slot_kind_of
 from parsl_rasda.simulation.remaining import remaining_s
@@ -128,6 +128,7 @@ class Run:
         return {
             **found,
             **spent([history.usage for history in self.searches.values()], self._clock(now)),
+            "energy": total_energy([s["energy"] for s in summaries.values()]),
             "gpus": sum(s["gpus"] for s in summaries.values()),
             "gpus_busy": sum(s["gpus_busy"] for s in summaries.values()),
             "pilots": [pilot for s in summaries.values() for pilot in s["pilots"]],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
 import networkx as nx
@@ -11,17 +11,23 @@ import yaml
 from parsl_rasda.orchestration.replay import ReplayedSearch
 from parsl_rasda.orchestration.summary import NOT_TRIED
 from parsl_rasda.reporting.asha import AshaComparison, asha_lines
+from parsl_rasda.reporting.best_so_far import Line, best_charts, best_so_far
 from parsl_rasda.reporting.charts import (
     METRICS,
+    NARROW,
+    WIDTH,
     Chart,
     Summary,
     count_far_off,
     hyperparameters,
     learning_curves,
 )
+from parsl_rasda.reporting.fault_timeline import fault_timeline
 from parsl_rasda.reporting.format import counted, duration, metrics_text, number, other_metrics, percent
 from parsl_rasda.reporting.gantt import slots_over_time
+from parsl_rasda.reporting.importance import importance_of
 from parsl_rasda.reporting.occupancy import Occupancy, occupancy_of
+from parsl_rasda.reporting.parallel import parallel_coordinates
 from parsl_rasda.reporting.tables import batches_text, exactness, noise_text, troubles
 from parsl_rasda.search.space import SearchSpace
 from parsl_rasda.types import Mode, TrialState
@@ -63,7 +69,12 @@ def search_report(
         return {"summary": summary, "begun": False, "state": state}
     occupancy = occupancy_of(history.records)
     span_s = occupancy.close(clock)
-    space, best = SearchSpace.from_mapping(history.tune.search_space).parameters, summary["best"]
+    whole = SearchSpace.from_mapping(history.tune.search_space)
+    space, best = whole.parameters, summary["best"]
+    importance = importance_of(summary, whole)
+    order = list(importance.shares) if importance else []
+    judged = (summary["metric"], summary["mode"])
+    ran = [Line("this run", "best", best_so_far(history.records, *judged))]
     sign = 1 if summary["mode"] == Mode.MIN else -1
     return {
         "summary": summary,
@@ -75,8 +86,18 @@ def search_report(
         "troubles": [text for name, text in troubles(summary) if name != "cause"],
         "exactness": [": ".join(filter(None, line)) for line in exactness(summary)],
         "curves": {name: drawn for name in curve_names(summary) if (drawn := learning_curves(summary, name))},
+        "narrow_curves": {
+            name: drawn
+            for name in curve_names(summary)
+            if (drawn := learning_curves(summary, name, width=NARROW))
+        },
         "far_off": count_far_off(summary),
+        "best_so_far": best_charts(ran, *judged, summary.get("slot_kind", "GPUs")),
+        "fault_timeline": _both(lambda width: fault_timeline(history.records, width=width)),
+        "importance": importance,
+        "parallel": _both(lambda width: parallel_coordinates(summary, space, order, width=width)),
         "slots": slots_charts(summary, occupancy, span_s, asha),
+        "narrow_slots": slots_charts(summary, occupancy, span_s, asha, width=NARROW),
         "asha": () if asha is None else asha_lines(asha.document, summary["makespan_s"]),
         "is_resumed": bool(occupancy.resumed),
         "rungs": [*_rungs(summary, graph)],
@@ -87,8 +108,19 @@ def search_report(
     }
 
 
+def _both(draw: Callable[[int], Chart | None]) -> tuple[Chart, Chart] | None:
+    """Return a chart for wide windows and one for narrow ones; None if there is nothing to draw."""
+    wide, narrow = draw(WIDTH), draw(NARROW)
+    return None if wide is None or narrow is None else (wide, narrow)
+
+
 def slots_charts(
-    summary: Summary, occupancy: Occupancy, span_s: float, asha: AshaComparison | None
+    summary: Summary,
+    occupancy: Occupancy,
+    span_s: float,
+    asha: AshaComparison | None,
+    *,
+    width: int = WIDTH,
 ) -> list[Chart]:
     """Return who held which slots when; beside ASHA a second chart of it, on the same time axis.
 
@@ -97,12 +129,13 @@ def slots_charts(
         occupancy: Who held what; closed.
         span_s: How long the search has taken [s].
         asha: The search beside ASHA, if there is something to compare.
+        width: Of each [px].
     """
     both = [(summary, occupancy)]
     if asha is not None:
         both.append((asha.summary, asha.occupancy))
         span_s = max(span_s, asha.document["makespan_s"])
-    charts = (slots_over_time(*one, span_s) for one in both)
+    charts = (slots_over_time(*one, span_s, width=width) for one in both)
     return [drawn for drawn in charts if drawn is not None]
 
 
@@ -140,6 +173,11 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str, str, str]]:
         f"{summary['gpu_hours']:.3g}",
         "held by pilots",
     )
+    if (energy := summary["energy"])["kwh"] is not None:
+        parts = [f"{state} {kwh:.3g}" for state, kwh in energy["by_outcome"].items()]
+        missing = energy["jobs"] - energy["jobs_metered"]
+        unknown = [f"{missing} of {counted(energy['jobs'], 'job')} not metered"] if missing else []
+        yield "energy", "energy.kwh", f"{energy['kwh']:.3g} kWh", "; ".join([", ".join(parts), *unknown])
     busy = percent(summary["gpu_busy_fraction"])
     yield "busy share", "gpu_busy_fraction", busy, "of GPU time inside epochs"
     repeated = summary["repeated_epochs"]

@@ -6,7 +6,7 @@ let hot = [];
 
 function trialAt(x, y) {
   for (const [dx, dy] of NEARBY) {
-    const found = document.elementFromPoint(x + dx, y + dy)?.closest("[data-trial]");
+    const found = document.elementFromPoint(x + dx, y + dy)?.closest("[data-trial], [data-note]");
     if (found) return found;
   }
   return null;
@@ -28,7 +28,9 @@ function textOf(row) {
 
 function show(element, x, y) {
   const search = element.closest("section");
-  const same = Array.from(search.querySelectorAll(`[data-trial="${CSS.escape(element.dataset.trial)}"]`));
+  const same = element.dataset.trial === undefined
+    ? [element]
+    : Array.from(search.querySelectorAll(`[data-trial="${CSS.escape(element.dataset.trial)}"]`));
   highlight(same);
   const row = same.find((one) => one.tagName === "TR");
   tooltip.hidden = element === row;
@@ -76,3 +78,26 @@ document.addEventListener("change", (event) => {
   const curves = event.target.closest("section").querySelectorAll(".switched");
   curves.forEach((drawn, i) => { drawn.hidden = i !== event.target.selectedIndex; });
 });
+
+// A page that is served hears that there is something new, and takes it over from a fresh copy of itself.
+async function refresh() {
+  const answer = await fetch(location.href, { cache: "no-store" });
+  if (!answer.ok) return;
+  const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+  const chosen = Array.from(document.querySelectorAll("select.switch"), (one) => one.value);
+  const opened = Array.from(document.querySelectorAll("details"), (one) => one.open);
+  hot = [];
+  tooltip.hidden = true;
+  document.title = fresh.title;
+  document.querySelector("main").replaceWith(fresh.querySelector("main"));
+  document.querySelectorAll("details").forEach((one, i) => { one.open = opened[i] ?? one.open; });
+  document.querySelectorAll("select.switch").forEach((one, i) => {
+    if (chosen[i] === undefined) return;
+    one.value = chosen[i];
+    one.dispatchEvent(new Event("change", { bubbles: true }));
+  });
+}
+
+if (document.body.dataset.events) {
+  new EventSource(document.body.dataset.events).addEventListener("message", refresh);
+}

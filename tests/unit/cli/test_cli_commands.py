@@ -287,7 +287,7 @@ def test_export_says_what_it_wrote_and_how_to_open_it(finished, capsys) -> None:
 
 
 def test_report_prints_what_it_wrote(finished, capsys) -> None:
-    report(finished)
+    report([finished])
     out = capsys.readouterr().out
     for name in ("results.csv", "best.json", "summary.txt"):
         assert f"wrote {finished / name}" in out
@@ -501,7 +501,7 @@ def test_init_overwrites_nothing(tmp_path) -> None:
     assert (tmp_path / "train.py").read_text() == "mine"
 
 
-@pytest.mark.parametrize("command", [status, report])
+@pytest.mark.parametrize("command", [status, lambda folder: report([folder])], ids=["status", "report"])
 def test_a_folder_that_is_no_run_is_refused(tmp_path, command) -> None:
     with pytest.raises(RunDirectoryError, match="is not a run directory"):
         command(tmp_path)

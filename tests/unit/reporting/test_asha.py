@@ -190,7 +190,9 @@ def test_the_page_and_the_picture_show_both_charts_on_one_time_axis(ran: Any) ->
     run = ran(LONG_TAIL)
     files = {file.name: file.read_text(encoding="utf-8") for file in write_report(run)}
     page, picture = files["report.html"], files["asha.svg"]
-    assert page.count('aria-label="Which trial held which GPUs when"') == 2
+    assert page.count('aria-label="Which trial held which GPUs when"') == 4, (
+        "each for wide and narrow windows"
+    )
     assert "<b>ASHA</b>, rehearsed: 4 min 5 s" in page
     assert "1.31 x this run" in page
     assert "ASHA would have found the same best in 4 min 5 s" in page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from parsl_rasda.orchestration.events import JobEnded
+from parsl_rasda.orchestration.events import JobEnded, SiteDegraded
 from parsl_rasda.orchestration.invariants import VARIABLE
 from parsl_rasda.orchestration.journal import Journal, Record
 from parsl_rasda.orchestration.run_directory import RunDirectory
@@ -28,7 +29,7 @@ from parsl_rasda.reporting.runs import read_run
 from parsl_rasda.reporting.templates import render
 from parsl_rasda.simulation.rehearsal import VirtualSite
 from parsl_rasda.study import StudySpec
-from parsl_rasda.types import JobId, Outcome, StageState
+from parsl_rasda.types import JobId, Outcome, SiteName, StageState
 
 HOSTILE = "</pre></script><script>document.title='gone'</script>\"'><img src=x onerror=alert(1)>&amp;"
 VOID = {"meta"}
@@ -270,9 +271,9 @@ def test_what_comes_from_the_user_stays_text(hostile: Path) -> None:
     assert found.texts["h1"] == [HOSTILE], "the name of the study"
     assert found.texts["title"][0] == f"{HOSTILE}: failed"
     trials = {row[0]: row for row in found.rows if row}
-    assert trials["0000"][6] == HOSTILE, "the reason of a trial"
-    assert trials["0002"][8] == HOSTILE, "a setting"
-    assert trials["0001"][8] == r"\x1b[31mred\x1b[0m\x00", "what a terminal would obey is written out"
+    assert trials["0000"][-1] == HOSTILE, "the reason of a trial"
+    assert trials["0002"][7] == HOSTILE, "a setting"
+    assert trials["0001"][7] == r"\x1b[31mred\x1b[0m\x00", "what a terminal would obey is written out"
     assert any(HOSTILE in text for text in found.texts["p"]), "the cause"
 
 
@@ -309,7 +310,8 @@ PROBE = """
 const heading = document.querySelectorAll(".trials th")[%(column)d];
 heading.click();
 const rows = Array.from(document.querySelectorAll(".trials tbody tr"), (row) => row.dataset.trial);
-const svg = document.querySelector("svg .curve.best");
+const curves = Array.from(document.querySelectorAll("svg .curve.best"));
+const svg = curves.find((one) => one.getClientRects().length);
 svg.scrollIntoView({block: "center"});
 const at = svg.getPointAtLength(0).matrixTransform(svg.getScreenCTM());
 svg.dispatchEvent(new PointerEvent("pointermove", {bubbles: true, clientX: at.x, clientY: at.y}));
@@ -322,6 +324,31 @@ const seen = {
 document.body.replaceChildren(JSON.stringify(seen));
 </script>
 """
+
+
+CUT = """
+<script>
+const scrolls = ".graph, .graph *, svg *, .trials";  // the graph is moved about, rows are scrolled to
+const isCut = (one) => one.scrollWidth > one.clientWidth + 1 && getComputedStyle(one).display !== "inline";
+const seen = {
+  width: innerWidth,
+  fits: document.documentElement.scrollWidth <= innerWidth,
+  cut: Array.from(document.querySelectorAll("body *:not(script)"))
+    .filter((one) => !one.matches(scrolls) && one.clientWidth && isCut(one))
+    .map((one) => `${one.tagName}.${one.className} ${one.textContent.slice(0, 40)}`),
+  drawn: Array.from(document.querySelectorAll("svg[role=img]")).filter((one) => one.clientWidth).length,
+  smallest: Math.min(...Array.from(document.querySelectorAll("svg[role=img] text"), (one) =>
+    one.getBoundingClientRect().height).filter((height) => height)),
+};
+document.body.replaceChildren(JSON.stringify(seen));
+</script>
+"""
+SECTIONS = (
+    *("Best configuration", "Faults and their causes", "Faults over time", "Learning curves", "Best so far"),
+    *("Who held which GPUs when", "Rungs", "Importance of the hyperparameters"),
+    *("Hyperparameters and result of each trial", "Hyperparameters", "All 16 trials", "Methods, for a paper"),
+    *("Decision graph", "What was run"),
+)
 
 
 @pytest.fixture
@@ -376,3 +403,41 @@ def test_a_hostile_page_is_harmless(hostile: Path, browser: Any) -> None:
     shown = Reader(browser(file, "--dump-dom"))
     assert shown.texts["title"][0] == "rehearsed: failed"
     assert "img" not in shown.tags
+
+
+@pytest.mark.parametrize("width", [1400, 420])
+def test_every_section_is_there_and_nothing_is_cut(
+    width: int, rehearsals: Any, tmp_path: Path, browser: Any
+) -> None:
+    space = {"lr": {"float": [0.001, 0.1], "log": True}, "a_name_of_some_length": {"float": [0, 1]}}
+    space |= {"optimizer": {"choice": ["sgd", "adamw"]}}
+    study = rehearsals.study_of(num_samples=16, search_space=space)
+
+    def config_of(trial: int) -> dict[str, Any]:
+        rest = {"a_name_of_some_length": trial * 5 % 16 / 15, "optimizer": ["sgd", "adamw"][trial % 2]}
+        return {"lr": 0.001 * (trial + 1), **rest}
+
+    rehearsals.into(tmp_path / "run", study, config_of=config_of)
+    with Journal(tmp_path / "run" / "journal.jsonl", study.name) as journal:
+        journal.append([Record(SiteDegraded(1e3, SiteName("virtual"), "its file system is slow"), ())])
+    text = page(read_run(tmp_path / "run"))
+    headings = [" ".join(h.split()) for h in re.findall(r"<h[23]>([^<]*)</h[23]>", text)]
+    missing = [s for s in SECTIONS if not any(h.startswith(s) for h in headings)]
+    assert not missing, headings
+    policy = text[text.index("<meta http-equiv") : text.index("<meta name")]
+    file = tmp_path / "probed.html"
+    file.write_text(text.replace(policy, "").replace("</body>", CUT + "</body>"))
+    seen = json.loads(Reader(browser(file, f"--window-size={width},900", "--dump-dom")).texts["body"][0])
+    assert seen["fits"]
+    assert seen["cut"] == []
+    assert seen["drawn"] >= 9
+    assert seen["smallest"] > 8, "every word of a chart can be read"
+
+
+def test_the_page_of_a_failed_run_says_what_to_do(rehearsals: Any, tmp_path: Path) -> None:
+    costs = rehearsals.costs_of(metric=lambda trial, epoch: float("nan"))
+    rehearsals.into(tmp_path / "run", rehearsals.study_of(), costs=costs)
+    text = page(read_run(tmp_path / "run"))
+    todo = text[text.index('class="todo"') :]
+    assert "What to do" in todo[:200]
+    assert "resume with --retry-failed" in todo[:2000]

@@ -140,7 +140,7 @@ def test_a_submitted_run_says_where_its_job_is_and_how_to_submit_it_again(
 @pytest.mark.parametrize("world", CASES)
 def test_every_command_works_on_a_run_in_every_state(world, target, pipeline, rehearsals, capsys) -> None:
     getattr(Worlds(pipeline, rehearsals), world)()
-    report(pipeline)
+    report([pipeline])
     assert (pipeline / "summary.txt").read_text() == as_text(run_view(read_run(pipeline)))
     has_begun = (pipeline / "journal.jsonl").exists()
     export(pipeline, target)
@@ -179,7 +179,7 @@ def test_the_cause_that_ended_a_search_is_shown_everywhere(tmp_path, rehearsals,
     study = rehearsals.study_of(scheduler={"num_workers": 2, "max_workers": 4})
     rehearsals.into(tmp_path, study, site=VirtualSite(nodes=1, gpus_per_node=1))
     cause = "a trial needs 2 GPUs at once"
-    report(tmp_path)
+    report([tmp_path])
     status(tmp_path)
     assert capsys.readouterr().out.count(cause) == 2
     assert cause in (tmp_path / "summary.txt").read_text()
@@ -244,7 +244,7 @@ def test_a_document_has_the_same_keys_whatever_the_run_consists_of(
         documents.append(json.loads(capsys.readouterr().out, parse_constant=pytest.fail))
     assert shape(documents[0]) == shape(documents[1])
     assert documents[1]["state"] in {"interrupted", "done"}
-    report(directory)
+    report([directory])
     assert "\n\n\n" not in capsys.readouterr().out
     export(directory, target)
 
