@@ -176,6 +176,8 @@ def read_allocation(
     deadline = found["deadline"]
     if deadline is None and walltime is not None:
         deadline = now - found["age_s"] + walltime_s(walltime)
+    if deadline is not None and deadline <= now:
+        return "its allocation has come to its end already"
     used = _usable_nodes(site, names, is_local)
     nodes = tuple(
         NodeSlots(NodeName(n), tuple(range(k))) for n in used if (k := gpus_of(site, found, n, gpus))

@@ -148,6 +148,12 @@ def deadline_of(**fields: Any) -> float | None:
     return found.deadline
 
 
+def test_an_allocation_that_has_come_to_its_end_is_refused() -> None:
+    assert read(site(), deadline=990.0) == "its allocation has come to its end already"
+    assert read(site(), walltime="00:01:00", age_s=90.0) == "its allocation has come to its end already"
+    assert isinstance(read(site(), deadline=1010.0), PilotAllocation)
+
+
 def test_a_walltime_counts_from_the_job_script_not_from_the_first_task() -> None:
     assert deadline_of(walltime="01:00:00", age_s=90.0) == 4510.0
 
