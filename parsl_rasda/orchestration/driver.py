@@ -102,6 +102,7 @@ class Driver:
         missed: Iterable[Event] = (),
         *,
         retry_failed: bool = False,
+        later: Mapping[SiteName, int] = {},
     ) -> FinishStudy:
         """Run until nothing is left to do, and return how the study ended.
 
@@ -110,6 +111,7 @@ class Driver:
             sites: Pilots wanted per site.
             missed: What happened while no controller was listening; only recorded, not acted on.
             retry_failed: Let the trials that failed start afresh.
+            later: Pilots per site beyond those, for which trials must wait.
 
         Raises:
             ControllerFailedError: If the backend has met a bug.
@@ -118,7 +120,7 @@ class Driver:
         self.record(list(missed))
         self.backend.open(self._events.put)
         try:
-            started = StudyStarted(self.clock(), num_samples, dict(sites), retry_failed)
+            started = StudyStarted(self.clock(), num_samples, dict(sites), retry_failed, dict(later))
             finish = self._act(self.record([started, *self._code_events()]), pilots)
             while finish is None and not self._abandoned:
                 finish = self._step(pilots)

@@ -54,12 +54,14 @@ class StudyStarted(_Record, frozen=True):
         num_samples: Trials wanted in all; a later start may raise it.
         sites: Pilots wanted per site; a later start may name other sites.
         retry_failed: Trials that failed start afresh.
+        later: Pilots per site that are asked for beyond those, one by one, when trials wait for slots.
     """
 
     at: float
     num_samples: int
     sites: Mapping[SiteName, int]
     retry_failed: bool = False
+    later: Mapping[SiteName, int] = {}
 
 
 class PilotStarted(_Record, frozen=True):

@@ -42,6 +42,7 @@ class VirtualSite:
     Attributes:
         interactive: Jobs ask the controller at each epoch boundary; otherwise each stretch is one task.
         names: Of the nodes, pilot after pilot; those beyond them get made-up ones.
+        least_pilots: Asked for at the start, the others when trials wait; without it, all.
     """
 
     nodes: int
@@ -49,6 +50,7 @@ class VirtualSite:
     pilots: int = 1
     interactive: bool = True
     names: Sequence[NodeName] = ()
+    least_pilots: int | None = None
 
     def nodes_of(self, pilot: int) -> tuple[NodeSlots, ...]:
         """Return the nodes of its first, second, ... pilot, counted from 0."""
@@ -89,7 +91,9 @@ class Rehearsal:
 
     def run(self, num_samples: int) -> Usage:
         """Return the usage of the whole study; its virtual clock starts at 0 s."""
-        self._post(StudyStarted(0.0, num_samples, {site: shape.pilots for site, shape in self.sites.items()}))
+        pilots = {site: shape.least_pilots or shape.pilots for site, shape in self.sites.items()}
+        later = {site: n for site, shape in self.sites.items() if (n := shape.pilots - pilots[site])}
+        self._post(StudyStarted(0.0, num_samples, pilots, later=later))
         while self._events:
             due_at = self.machine.wake_at
             if due_at is not None and due_at < self._events[0][0]:

@@ -138,8 +138,10 @@ class Search:
             )
             if self._is_leaving:  # it was interrupted before there was a driver
                 self._driver.interrupt()
-            pilots = {name: site.pilots for name, site in self.sites.items()}
-            self._driver.run(self.tune.num_samples, pilots, missed, retry_failed=self.retry_failed)
+            pilots = {name: site.least_pilots for name, site in self.sites.items()}
+            later = {name: n for name, site in self.sites.items() if (n := site.most_pilots - pilots[name])}
+            samples, again = self.tune.num_samples, self.retry_failed
+            self._driver.run(samples, pilots, missed, retry_failed=again, later=later)
 
     def _tracking(self, history: ReplayedSearch) -> Tracking | None:
         """Return what keeps the study's trackers up to date, if it has any."""

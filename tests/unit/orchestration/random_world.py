@@ -66,6 +66,7 @@ class Shape:
     gpus_per_node: int
     pilots: int = 1
     interactive: bool = True
+    later: int = 0  # of these, asked for when trials wait
 
 
 @dataclass(frozen=True)
@@ -214,11 +215,9 @@ class World:
         self.requested.clear()
         self.up.clear()
         self.finished = None
-        self.tell(
-            StudyStarted(
-                self.now, self.wanted, {SiteName(s): shape.pilots for s, shape in self.sites.items()}
-            )
-        )
+        pilots = {SiteName(s): max(1, shape.pilots - shape.later) for s, shape in self.sites.items()}
+        later = {s: n for s, n in ((s, self.sites[s].pilots - pilots[s]) for s in pilots) if n}
+        self.tell(StudyStarted(self.now, self.wanted, pilots, later=later))
 
     # ----------------------------------------------------------------------------- what may happen
 

@@ -61,8 +61,9 @@ class Story:
                 found += self.tell(SearchExhausted)
         return found
 
-    def begin(self, samples: int, **pilots: int) -> list[Instruction]:
-        return self.tell(StudyStarted, samples, {SiteName(s): n for s, n in pilots.items()})
+    def begin(self, samples: int, *, later: int = 0, **pilots: int) -> list[Instruction]:
+        more = {SiteName("a"): later} if later else {}
+        return self.tell(StudyStarted, samples, {SiteName(s): n for s, n in pilots.items()}, later=more)
 
     def pilot(self, pilot: str, nodes: int = 1, gpus: int = 4, **named) -> list[Instruction]:
         shape = tuple(NodeSlots(NodeName(f"{pilot}-n{i}"), tuple(range(gpus))) for i in range(nodes))
