@@ -101,6 +101,7 @@ class PilotAllocation:
             threads_per_rank=site.threads_per_rank,
             accelerator=site.accelerator,
             gpus_per_node=self._gpus_of_step(placement),
+            nodes_differ=len({len(node.gpus) for node in self.nodes}) > 1,
             local=self.is_one_machine,
             environment={**site.rank_environment, **({CONTAINED_VARIABLE: "1"} if container else {})},
             directory=order.directory,

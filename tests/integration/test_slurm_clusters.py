@@ -100,7 +100,10 @@ def test_nodes_of_different_gpus_are_all_used_in_one_pilot_and_know_the_proxies(
     }
     with SlurmCluster(nodes=2, gpus=(4, 2)) as cluster:
         assert_used(tmp_path, run(tmp_path, cluster, 2, study=study, **proxies), [4, 2])
-    ranks = [rank for _, ranks in ranks_of(tmp_path / "run") for rank in ranks]
+    attempts = list(ranks_of(tmp_path / "run"))
+    ranks = [rank for _, ranks in attempts for rank in ranks]
+    every = {f"n{node}:{gpu}" for node, gpus in enumerate((4, 2)) for gpu in range(gpus)}
+    assert {slot for order, _ in attempts if order.world_size == 1 for slot in order.slots} == every
     assert {tuple(rank["proxies"]) for rank in ranks} == {(PROXY, PROXY)}
     (looked,) = (tmp_path / "run" / "stages" / "look").rglob("proxy.txt")
     assert looked.read_text() == PROXY

@@ -238,9 +238,9 @@ def test_nodes_whose_full_names_differ_from_pbss_short_ones_are_found() -> None:
 @pytest.mark.parametrize(
     ("granted", "nodes", "flag"),
     [
-        ({"n1": 4, "n2": 2}, ["n1"], "--gres=gpu:4"),
-        ({"n1": 4, "n2": 2}, ["n2"], "--gres=gpu:2"),
-        ({"n1": 4, "n2": 2}, ["n1", "n2"], "--gres=gpu:2"),
+        ({"n1": 4, "n2": 2}, ["n1"], "--gpus=4"),
+        ({"n1": 4, "n2": 2}, ["n2"], "--gpus=2"),
+        ({"n1": 4, "n2": 4}, ["n1", "n2"], "--gres=gpu:4"),
         ({"n1": 0, "n2": 0}, ["n1", "n2"], None),
         (None, ["n1"], "--gres=gpu:4"),
     ],
@@ -255,7 +255,7 @@ def test_a_step_asks_its_nodes_for_what_each_has_and_for_nothing_that_nobody_han
     order = replace(ORDER, world_size=len(nodes))
     launch = allocation.launch(order, Placement(SiteName("s"), PilotId("p"), slots), spec, SrunLauncher())
     for words in (launch.argv, launch.before):
-        assert [word for word in words if word.startswith("--gres")] == ([flag] if flag else [])
+        assert [word for word in words if word.startswith(("--gres", "--gpus"))] == ([flag] if flag else [])
 
 
 def local_site(**fields: Any) -> ParslSiteSpec:
