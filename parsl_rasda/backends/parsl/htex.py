@@ -122,6 +122,7 @@ class PilotExecutor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl is u
         if self.interchange_proc is not None:
             self.interchange_proc.kill()  # also one that hangs, for which a task may be waiting
         with self._sending:
+            self.outgoing_q.zmq_socket.setsockopt(zmq.LINGER, 0)  # nobody takes the rest
             self.shutdown()
         for future in tuple(self.tasks.values()):
             if not future.done():
