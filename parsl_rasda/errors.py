@@ -125,6 +125,19 @@ class RunDirectoryError(RasdaError):
         return f"{self.directory}: {self.found}. {self.advice}"
 
 
+class RunCancelledError(RasdaError):
+    """A run was cancelled while this controller waited for its turn."""
+
+    exit_code = 143
+
+    def __init__(self, directory: str) -> None:
+        super().__init__(directory)
+        self.directory = directory
+
+    def __str__(self) -> str:
+        return f"{self.directory}: was cancelled while this controller waited for the one before it to end."
+
+
 class JournalError(RasdaError):
     """A journal cannot be read or does not belong to this study."""
 

@@ -101,6 +101,7 @@ class PilotAllocation:
             threads_per_rank=site.threads_per_rank,
             accelerator=site.accelerator,
             gpus_per_node=self._gpus_of_step(placement),
+            nodes_differ=len({len(node.gpus) for node in self.nodes}) > 1,
             local=self.is_one_machine,
             environment={**site.rank_environment, **({CONTAINED_VARIABLE: "1"} if container else {})},
             directory=order.directory,
@@ -176,6 +177,8 @@ def read_allocation(
     deadline = found["deadline"]
     if deadline is None and walltime is not None:
         deadline = now - found["age_s"] + walltime_s(walltime)
+    if deadline is not None and deadline <= now:
+        return "its allocation has come to its end already"
     used = _usable_nodes(site, names, is_local)
     nodes = tuple(
         NodeSlots(NodeName(n), tuple(range(k))) for n in used if (k := gpus_of(site, found, n, gpus))

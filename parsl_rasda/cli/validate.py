@@ -79,4 +79,6 @@ def _about_site(site: SiteSpec) -> str:
         f"{slots} counted there" if site.gpus_per_node == "auto" else f"{site.gpus_per_node} {slots} each"
     )
     nodes = site.nodes_per_pilot
-    return f"{site.pilots} x {counted(nodes, 'node')}, {per_node}, {kind_of(site.mpi_launcher)}"
+    least, most = site.least_pilots, site.most_pilots
+    pilots = f"{most}" if least == most else f"{least} to {most}"
+    return f"{pilots} x {counted(nodes, 'node')}, {per_node}, {kind_of(site.mpi_launcher)}"

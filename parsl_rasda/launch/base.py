@@ -35,6 +35,7 @@ class LaunchSettings:
         threads_per_rank: Threads of each rank's arithmetic.
         accelerator: ``cuda``, ``rocm``, ``xpu``, ``cpu`` or ``none``.
         gpus_per_node: GPUs of a whole node, of which every step must see all; 0 if unknown.
+        nodes_differ: Nodes of the allocation have different numbers of GPUs.
         local: All slots lie on the machine where the launcher runs; node names mean nothing to it.
         environment: Variables that every rank must have.
         directory: Where files of `LaunchCommand` will lie: the attempt's directory.
@@ -45,6 +46,7 @@ class LaunchSettings:
     threads_per_rank: int = 1
     accelerator: str = "none"
     gpus_per_node: int = 0
+    nodes_differ: bool = False
     local: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
     directory: str = "."

@@ -51,7 +51,6 @@ class SrunLauncher:
         else:
             nodes = ",".join(n.node for n in placement.nodes)
             layout = (f"--ntasks-per-node={per_node}", "--distribution=block", f"--nodelist={nodes}")
-        gpus = self._request(settings)
         # Slurm lets a step run on whose srun was killed; by its name it can be found and cancelled.
         step = step_name(settings.directory)
         argv = (
@@ -59,7 +58,7 @@ class SrunLauncher:
             *("srun", "--unbuffered", "--input=0", "--output=0", "--error=all"),
             *(f"--nodes={len(placement.nodes)}", f"--ntasks={placement.world_size}", *layout),
             *("--overlap", "--mem=0", f"--cpus-per-task={settings.threads_per_rank}", "--cpu-bind=none"),
-            *gpus,
+            *self._request(settings, len(placement.nodes)),
             *((f"--job-name={step}",) if step else ()),
             *("--kill-on-bad-exit=1", "--wait=0"),  # rank 0 may save for long after the others have left
             *settings.options,
@@ -67,15 +66,18 @@ class SrunLauncher:
         )
         lasting = (
             *("srun", "--unbuffered", "--input=none", "--nodes=1", "--ntasks=1", "--nodelist={node}"),
-            *("--overlap", "--mem=0", "--cpu-bind=none", *gpus),
+            *("--overlap", "--mem=0", "--cpu-bind=none", *self._request(settings, 1)),
             *("--job-name=parsl-rasda-forkserver", *settings.options),
         )
         return LaunchCommand(argv, environment, files, step, lasting)
 
-    def _request(self, settings: LaunchSettings) -> tuple[str, ...]:
+    def _request(self, settings: LaunchSettings, nodes: int) -> tuple[str, ...]:
         count = settings.gpus_per_node if settings.has_gpus else 0
         if not count or self.gpus == "none":
             return ()
+        if settings.nodes_differ and nodes == 1:
+            # What a step asks of each node, Slurm holds against the smallest node of the job.
+            return (f"--gpus={count}",)
         return (f"--gres=gpu:{count}",) if self.gpus == "gres" else (f"--gpus-per-node={count}",)
 
 

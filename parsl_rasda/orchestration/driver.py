@@ -105,6 +105,7 @@ class Driver:
         retry_failed: bool = False,
         budget: Budget | None = None,
         method: Method | None = None,
+        later: Mapping[SiteName, int] = {},
     ) -> FinishStudy:
         """Run until nothing is left to do, and return how the study ended.
 
@@ -115,6 +116,7 @@ class Driver:
             retry_failed: Let the trials that failed start afresh.
             budget: What the search may spend.
             method: By which it goes on, if that has changed.
+            later: Pilots per site beyond those, for which trials must wait.
 
         Raises:
             ControllerFailedError: If the backend has met a bug.
@@ -123,7 +125,9 @@ class Driver:
         self.record(list(missed))
         self.backend.open(self._events.put)
         try:
-            started = StudyStarted(self.clock(), num_samples, dict(sites), retry_failed, budget, method)
+            started = StudyStarted(
+                self.clock(), num_samples, dict(sites), retry_failed, budget, method, dict(later)
+            )
             finish = self._act(self.record([started, *self._code_events()]), pilots)
             while finish is None and not self._abandoned:
                 finish = self._step(pilots)

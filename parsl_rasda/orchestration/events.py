@@ -58,6 +58,7 @@ class StudyStarted(_Record, frozen=True):
         retry_failed: Trials that failed start afresh.
         budget: What the search may spend, over all its starts; None sets no limit.
         method: By which it goes on from now, if the user has changed that.
+        later: Pilots per site that are asked for beyond those, one by one, when trials wait for slots.
     """
 
     at: float
@@ -66,6 +67,7 @@ class StudyStarted(_Record, frozen=True):
     retry_failed: bool = False
     budget: Budget | None = None
     method: Method | None = None
+    later: Mapping[SiteName, int] = {}
 
 
 class PilotStarted(_Record, frozen=True):

@@ -50,7 +50,7 @@ _OLD_NAMES = {"SiteTroubled": "SiteDegraded", "TimePassed": "TimerFired", "Concl
 _ADDED: dict[Any, tuple[str, ...]] = {  # Any: types of records
     EpochReported: ("samples", "noise", "steps", "includes_startup", "exact", "devices"),
     ContinueJob: ("batches",),
-    StudyStarted: ("budget", "method"),
+    StudyStarted: ("budget", "method", "later"),
     JobEnded: ("energy_j",),
 }
 _CRC = b', "crc": "%08x"}'
@@ -193,7 +193,7 @@ def encode(record: Event | Instruction) -> dict[str, Any]:
         kind = _Epoch
     data: dict[str, Any] = to_builtins(convert(plain, kind, strict=False))  # whole numbers may be floats
     for added in _ADDED.get(type(record), ()):
-        if data[added] in (None, (), "") or data[added] is False:
+        if data[added] in (None, (), "", {}) or data[added] is False:
             del data[added]
     return data
 

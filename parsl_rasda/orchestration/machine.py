@@ -242,6 +242,7 @@ class Machine:
             return  # it died between its last decision and its end, or has spent its budget
         for site, wanted in event.sites.items():
             search.instructions.extend(self.pilots.request(site) for _ in range(wanted))
+        self.pilots.deferred.update(event.later)
         known = {t.site for t in self.trials.values()} | {w.site for w in self.cluster_state.waiting}
         for site in sorted({site for site in known if site} - set(event.sites)):
             self._lifecycle.abandon_site(site)

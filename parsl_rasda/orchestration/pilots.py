@@ -9,7 +9,8 @@ from parsl_rasda.orchestration.events import PilotEnded, PilotStarted, RequestPi
 from parsl_rasda.protocol import DEADLINE_MARGIN_S
 from parsl_rasda.types import PilotId, SiteName
 
-_LAST_S = 600.0  # before its end, in which a job that leaves untold leaves because of it
+# Before a pilot's end, in which a job that leaves untold leaves because of it; half of a short pilot's time.
+_LAST_S = 600.0
 _MAX_FAILURES = 3  # pilots in a row that came to nothing, after which a site is not asked for a while:
 _BACKOFF_S, _MAX_BACKOFF_S = 60.0, 1800.0  # at first, and at most; doubled by every further failure
 _REFUSED_S, _MAX_REFUSED_S = 2.0, 600.0  # the same for refusals, from the first one on
@@ -189,7 +190,10 @@ class PilotRegistry:
     def is_ending(self, pilot: PilotId, now: float) -> bool:
         """Whether a pilot that is up has little time left."""
         left_s = self.remaining_s(pilot, now)
-        return left_s is not None and left_s < _LAST_S
+        if left_s is None:
+            return False
+        whole_s = self.remaining_s(pilot, self.up[pilot].at)
+        return left_s < min(_LAST_S, whole_s / 2 if whole_s is not None else _LAST_S)
 
     @property
     def controller_ends_at(self) -> float | None:

@@ -24,12 +24,12 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from parsl_rasda.atomic_files import create_file
-from parsl_rasda.errors import RunDirectoryError
+from parsl_rasda.errors import RunCancelledError, RunDirectoryError
 from parsl_rasda.orchestration import controllers
 from parsl_rasda.private_files import close_folder
 from parsl_rasda.types import JobId
@@ -141,10 +141,19 @@ class RunDirectory:
         if last is not None:
             last.tell_to_end()
 
-    def await_end(self) -> None:
-        """Return when nobody runs the study: its controller has ended, or has been silent for long."""
-        while self.controller is not None:
-            time.sleep(_LOOK_S)
+    def await_end(self, sleep: Callable[[float], None] = time.sleep) -> None:
+        """Return when nobody runs the study: its controller has ended, or has been silent for long.
+
+        Raises:
+            RunCancelledError: If that was told to end meanwhile (`cancel`), which goes for who waits, too.
+        """
+        last = controllers.last_claim(self.path)
+        was_told = last is not None and last.is_told_to_end
+        while last is not None and last.holder is not None:
+            sleep(_LOOK_S)
+            if last.is_told_to_end and not was_told:
+                raise RunCancelledError(str(self.path))
+            last = controllers.last_claim(self.path)
 
     @contextlib.contextmanager
     def controlled(self) -> Iterator[None]:

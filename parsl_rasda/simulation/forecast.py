@@ -83,7 +83,13 @@ def virtual_site(site: SiteSpec, counted: Mapping[str, int]) -> VirtualSite:
         )
         allowed = f"a number: {why}"
         raise InvalidSettingError(f"site {site.name}: gpus_per_node", site.gpus_per_node, allowed)
-    return VirtualSite(site.nodes_per_pilot, gpus, site.pilots, site.capabilities.has_control)
+    return VirtualSite(
+        site.nodes_per_pilot,
+        gpus,
+        site.most_pilots,
+        site.capabilities.has_control,
+        least_pilots=site.least_pilots,
+    )
 
 
 def forecast(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -20,6 +18,7 @@ from parsl_rasda.diagnostics import Plain, is_number, listing, mapping_at, refus
 from parsl_rasda.errors import Diagnostic, Loc
 from parsl_rasda.study.addresses import Addresses
 from parsl_rasda.study.document import AsWritten
+from parsl_rasda.study.pilot_counts import WALLTIME, WALLTIME_FORM, Walltimes, most_of
 from parsl_rasda.study.site_base import MOST_NODES, SiteBase
 from parsl_rasda.study.spec import (
     Identifier,
@@ -35,7 +34,6 @@ NO_ARGUMENTS = {
         "`pilots` of the site instead, the number of allocations",
     ),
 }
-_WALLTIME = re.compile(r"[0-9]{1,4}:[0-5][0-9]:[0-5][0-9]")
 LOCAL = "LocalProvider"
 _TELLING = ("SlurmProvider", "PBSProProvider")
 _FIT = ", ".join(
@@ -62,7 +60,7 @@ class ProviderSpec(Spec):
     def file_form(cls, schema: JsonSchemaValue) -> JsonSchemaValue:
         """Return the fields, with the arguments of Parsl's that are checked here."""
         nodes = {"type": "integer", "minimum": 1, "maximum": MOST_NODES, "description": "Nodes of a pilot."}
-        walltime = matching(_WALLTIME.pattern, "HH:MM:SS, for example 01:30:00")
+        walltime = matching(WALLTIME.pattern, WALLTIME_FORM)
         walltime["description"] = "How long a pilot may last."
         checked = {"nodes_per_block": nodes, "walltime": walltime, **dict.fromkeys(NO_ARGUMENTS, False)}
         fields = {**schema["properties"], **checked}
@@ -81,8 +79,8 @@ class ProviderSpec(Spec):
         if not (is_number(nodes) and isinstance(nodes, int) and 1 <= nodes <= MOST_NODES):
             yield Diagnostic(("nodes_per_block",), shown(nodes), f"a whole number from 1 to {MOST_NODES}")
         walltime = plain.get("walltime", "0:00:00")
-        if not (isinstance(walltime, str) and _WALLTIME.fullmatch(walltime)):
-            yield Diagnostic(("walltime",), shown(walltime), "HH:MM:SS, for example 01:30:00")
+        if not (isinstance(walltime, str) and WALLTIME.fullmatch(walltime)):
+            yield Diagnostic(("walltime",), shown(walltime), WALLTIME_FORM)
 
     @property
     def options(self) -> Mapping[str, JsonValue]:
@@ -96,12 +94,6 @@ def _nodes(value: object) -> object:
     if is_number(value) and isinstance(value, int) and 1 <= value <= MOST_NODES:
         return value
     raise refused(value, f"a whole number from 1 to {MOST_NODES}, or auto")
-
-
-def _walltime(value: str) -> str:
-    if not _WALLTIME.fullmatch(value):
-        raise refused(value, "HH:MM:SS, for example 01:30:00")
-    return value
 
 
 class ParslSiteSpec(SiteBase):
@@ -125,7 +117,7 @@ class ParslSiteSpec(SiteBase):
         default_factory=dict,
         description="The provider's arguments that differ for `doctor`'s small pilot, for example queue.",
     )
-    walltimes: tuple[Annotated[str, AfterValidator(_walltime)], ...] = Field(
+    walltimes: Walltimes = Field(
         (),
         description="Walltimes of its pilots, one after another: of several pilots, short ones often start "
         "sooner than long ones. Without it, all have the provider's.",
@@ -153,7 +145,7 @@ class ParslSiteSpec(SiteBase):
             yield Diagnostic(
                 ("cores_of_gpu",), f"cores of {len(cores)} GPUs", f"of {gpus}, as gpus_per_node says"
             )
-        pilots, accelerator = plain.get("pilots", 1), plain.get("accelerator", "cuda")
+        pilots, accelerator = most_of(plain.get("pilots", 1)), plain.get("accelerator", "cuda")
         is_local = mapping_at(plain, "provider").get("type") == LOCAL
         if is_local and isinstance(pilots, int) and pilots > 1 and accelerator != "none":
             held = "cores" if accelerator == "cpu" else "GPUs"
@@ -165,11 +157,11 @@ class ParslSiteSpec(SiteBase):
             allowed = f"a number: only {LOCAL} finds an allocation that is there already"
             yield Diagnostic(("nodes",), "auto", allowed)
         kind = mapping_at(plain, "provider").get("type")
-        if plain.get("walltimes") and kind not in _TELLING:
-            found = f"walltimes with {shown(kind)}"
-            yield Diagnostic(
-                ("walltimes",), found, f"only with {listing(_TELLING)}, which tell a pilot its end"
-            )
+        both = {("walltimes",): plain, ("pilots", "walltimes"): mapping_at(plain, "pilots")}
+        told = [place for place, block in both.items() if block.get("walltimes")]
+        for place in told if kind not in _TELLING else told[1:]:
+            allowed = f"only with {listing(_TELLING)}, which tell a pilot its end, and only once"
+            yield Diagnostic(place, f"walltimes with {shown(kind)}", allowed)
         controller = mapping_at(plain, "controller")
         for mistake in ProviderSpec.problems({**mapping_at(plain, "provider"), **controller}):
             if mistake.loc[0] in controller:
@@ -200,9 +192,11 @@ class ParslSiteSpec(SiteBase):
 
     def for_pilot(self, number: int) -> Self:
         """Return the site as its n-th pilot at a time is asked for, counted from 0: with its walltime."""
-        if not self.walltimes:
+        of_pilots = () if isinstance(self.pilots, int) else self.pilots.walltimes
+        walltimes = of_pilots or self.walltimes
+        if not walltimes:
             return self
-        walltime = self.walltimes[number % len(self.walltimes)]
+        walltime = walltimes[number % len(walltimes)]
         provider = {**self.provider.model_dump(), "walltime": walltime}
         site = self.model_validate({**self.model_dump(by_alias=True), "provider": provider})
         return site.as_written(

@@ -22,6 +22,7 @@ from parsl_rasda.plugins import LAUNCHERS, Choice
 from parsl_rasda.protocol import RENDEZVOUS_S
 from parsl_rasda.study.containers import ContainerSpec
 from parsl_rasda.study.document import AsWritten
+from parsl_rasda.study.pilot_counts import MOST_PILOTS, Pilots, most_of
 from parsl_rasda.study.spec import (
     Count,
     Flag,
@@ -36,7 +37,6 @@ from parsl_rasda.types import Capabilities
 
 MOST_GPUS_PER_NODE = 1_024  # or cores, or logical slots
 MOST_NODES = 100_000  # of a pilot
-MOST_PILOTS = 1_000
 MOST_SLOTS = 200_000  # of all pilots of a site together; the largest machines have about 130,000
 MOST_THREADS = 4_096
 
@@ -70,8 +70,10 @@ class SiteBase(Spec):
     gpus_per_node: Annotated[int | Literal["auto"], BeforeValidator(_gpus), WithJsonSchema(_GPUS)] = Field(
         "auto", description="GPUs of a node, or cores where accelerator is cpu; auto: the pilot counts them."
     )
-    pilots: Annotated[Count, Field(le=MOST_PILOTS)] = Field(
-        1, description="Allocations held at a time, each of `nodes` nodes."
+    pilots: Pilots = Field(
+        1,
+        description="Allocations held at a time, each of `nodes` nodes: a number, or from `min` to `max`.",
+        examples=[2, {"min": 1, "max": 4}],
     )
     mpi_launcher: Annotated[Choice, chosen_from(LAUNCHERS)] = Field(
         "hydra",
@@ -150,7 +152,7 @@ class SiteBase(Spec):
         """Yield more slots than any machine has, and variables that no process can have."""
         yield from super().problems(plain)
         per_block = mapping_at(plain, "provider").get("nodes_per_block")
-        found = (plain.get("gpus_per_node"), plain.get("nodes") or per_block, plain.get("pilots"))
+        found = (plain.get("gpus_per_node"), plain.get("nodes") or per_block, most_of(plain.get("pilots")))
         sizes = zip(_FACTORS, found, (MOST_GPUS_PER_NODE, MOST_NODES, MOST_PILOTS), strict=True)
         counts = {key: n for key, n, most in sizes if is_number(n) and 1 <= n <= most}
         if (slots := math.prod(counts.values())) > MOST_SLOTS:
@@ -175,6 +177,16 @@ class SiteBase(Spec):
         """The variables of every rank, with those by which it finds its cores."""
         cores = {CORES_VARIABLE: " ".join(self.cores_of_gpu)} if self.cores_of_gpu else {}
         return {**cores, **self.environment}
+
+    @property
+    def most_pilots(self) -> int:
+        """Allocations held at a time, at most."""
+        return self.pilots if isinstance(self.pilots, int) else self.pilots.max
+
+    @property
+    def least_pilots(self) -> int:
+        """Allocations asked for at the start."""
+        return self.pilots if isinstance(self.pilots, int) else self.pilots.min
 
     @property
     def nodes_per_pilot(self) -> int:
@@ -237,4 +249,4 @@ class SiteBase(Spec):
     @property
     def slots(self) -> int | None:
         """GPUs of all allocations together, or None where the pilots count them themselves."""
-        return None if self.slots_per_pilot is None else self.pilots * self.slots_per_pilot
+        return None if self.slots_per_pilot is None else self.most_pilots * self.slots_per_pilot

@@ -18,7 +18,7 @@ from pydantic import (
 )
 from pydantic.json_schema import JsonSchemaValue
 
-from parsl_rasda.diagnostics import MARK, Plain, listing, refused, shown, suggestion
+from parsl_rasda.diagnostics import MARK, Plain, listing, mapping_at, refused, shown, suggestion
 from parsl_rasda.errors import Diagnostic
 from parsl_rasda.plugins import BACKENDS, Choice
 from parsl_rasda.study.parsl_site import LOCAL, ParslSiteSpec
@@ -62,6 +62,8 @@ class GlobusSiteSpec(SiteBase):
     def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
         """Yield what the endpoint decides, and not the controller."""
         yield from super().problems(plain)
+        if mapping_at(plain, "pilots").get("walltimes"):
+            yield Diagnostic(("pilots", "walltimes"), "walltimes", "none: the endpoint's template has them")
         if plain.get("release_idle_after") is not None:
             allowed = "idle_s in user_endpoint_config: the endpoint gives an idle pilot back itself"
             yield Diagnostic(("release_idle_after",), shown(plain["release_idle_after"]), allowed)

@@ -147,7 +147,8 @@ class Search:
             )
             if self._is_leaving:  # it was interrupted before there was a driver
                 self._driver.interrupt()
-            pilots = {name: site.pilots for name, site in self.sites.items()}
+            pilots = {name: site.least_pilots for name, site in self.sites.items()}
+            later = {name: n for name, site in self.sites.items() if (n := site.most_pilots - pilots[name])}
             self._driver.run(
                 self.tune.num_samples,
                 pilots,
@@ -155,6 +156,9 @@ class Search:
                 retry_failed=self.retry_failed,
                 budget=budget,
                 method=method,
+                later={
+                    name: n for name, site in self.sites.items() if (n := site.most_pilots - pilots[name])
+                },
             )
 
     def _tracking(self, history: ReplayedSearch) -> Tracking | None:

@@ -29,6 +29,7 @@ seen = {
     "world_size": int(os.environ["WORLD_SIZE"]),
     "node": os.environ.get("SLURMD_NODENAME") or os.environ.get("FAKE_HOST"),
     "masks": {name: os.environ[name] for name in MASKS if name in os.environ},
+    "proxies": [os.environ.get(name) for name in ("http_proxy", "https_proxy")],
     "cores": sorted(os.sched_getaffinity(0)),
     "began": began,
     "ended": time.time(),

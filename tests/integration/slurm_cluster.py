@@ -77,13 +77,15 @@ NODE = (
 class SlurmCluster:
     """Starts on entry, ends on exit with everything that its jobs have started."""
 
-    def __init__(self, nodes: int = 4, gpus: int | Sequence[int] = 4) -> None:
+    def __init__(self, nodes: int = 4, gpus: int | Sequence[int] = 4, more: str = "") -> None:
         """Prepare a cluster.
 
         Args:
             nodes: How many.
             gpus: Of every node, or of each; 0: not handed out by Slurm.
+            more: Further lines of its configuration.
         """
+        self._more = more
         self.nodes, self.gpus = nodes, [gpus] * nodes if isinstance(gpus, int) else list(gpus)
         # A socket's path may have a hundred bytes, fewer than folders of tests use up.
         self.folder = Path(tempfile.mkdtemp(prefix="rasda-slurm-"))
@@ -143,6 +145,13 @@ class SlurmCluster:
             self.run("scancel", job, check=False)
         self._until(lambda: not self.jobs("PENDING,RUNNING,COMPLETING"), "jobs end")
 
+    def requeue(self, job: str) -> None:
+        """Put a running job back into the queue, and let it start again at once, not after two minutes."""
+        self.run("scontrol", "requeue", job)
+        reason = ("squeue", "--noheader", "--format=%r", f"--job={job}")
+        self._until(lambda: "BeginTime" in self.run(*reason), "the job is back in the queue")
+        self.run("scontrol", "update", f"jobid={job}", "starttime=now")
+
     def kill_daemon(self, node: str) -> None:
         """Let a node fail: its slurmd dies at once; Slurm notices after SlurmdTimeout."""
         daemon = self._daemons.pop(node)
@@ -192,6 +201,7 @@ class SlurmCluster:
                 other_port=port + 1,
                 nodes="\n".join(nodes),
             )
+            + self._more
         )
         key = self.folder / "munge.key"
         key.touch(0o600)
@@ -223,7 +233,8 @@ class SlurmCluster:
             )
 
     def _all_idle(self) -> bool:
-        found = self.run("sinfo", "--noheader", "--Node", "--states=idle", "--format=%N %T", check=False)
+        asked = ("sinfo", "--partition=main", "--noheader", "--Node", "--states=idle", "--format=%N %T")
+        found = self.run(*asked, check=False)
         return sum(line.split()[-1] == "idle" for line in found.splitlines()) == self.nodes
 
     def _until(self, is_so: Callable[[], Any], what: str) -> None:

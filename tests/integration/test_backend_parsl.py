@@ -24,6 +24,7 @@ from parsl_rasda.orchestration.events import (
     PilotEnded,
     PilotLost,
     PilotStarted,
+    ReleasePilot,
     RequestPilot,
 )
 from parsl_rasda.testing.backends import BackendContract, EventLog, RunningPilot
@@ -148,7 +149,7 @@ class TestParsl(BackendContract):
 
 
 def is_pool(pid: int) -> bool:
-    return "parsl-rasda-workers" in Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")
+    return psutil.pid_exists(pid) and "parsl-rasda-workers" in " ".join(psutil.Process(pid).cmdline())
 
 
 def helper_of(pool: int) -> int:
@@ -181,6 +182,32 @@ def test_a_pilot_that_dies_ends_its_jobs_and_the_next_one_uses_its_lane(killed: 
         assert log.next(PilotStarted).pilot == "local-1"
     finally:
         backend.close()
+
+
+def test_a_pool_that_outlives_its_pilot_ends_and_is_not_taken_for_the_next_ones(tmp_path: Path) -> None:
+    """As where a batch system ends the shell of a job only: the pool would answer before the next one's."""
+    apart = {"type": "LocalProvider", "worker_init": "set -m"}  # nothing that the shell starts ends with it
+    site = local_site(provider=apart, heartbeat_threshold=3)
+    backend, log = build_backend(site, BackendContext(tmp_path)), EventLog()
+    backend.open(log.post)
+    try:
+        backend.request_pilot(RequestPilot(PilotId("local-0"), SiteName("local")))
+        log.next(PilotStarted)
+        before = pools_of(tmp_path)
+        backend.release_pilot(ReleasePilot(PilotId("local-0")))
+        log.next(PilotEnded)
+        assert before & pools_of(tmp_path), "it lives on"
+        backend.request_pilot(RequestPilot(PilotId("local-1"), SiteName("local")))
+        started = log.next(PilotStarted)
+        eventually(lambda: not before & pools_of(tmp_path), "it ends")
+        job = RunningPilot(backend, log, started, tmp_path).start("t0")
+        assert log.next(EpochReported, job).epoch == 1
+    finally:
+        backend.close()
+
+
+def pools_of(run_dir: Path) -> set[int]:
+    return {pid for pid in processes_of(mark_of(run_dir)) if is_pool(pid)}
 
 
 def test_a_pilot_that_cannot_start_says_why(tmp_path: Path) -> None:

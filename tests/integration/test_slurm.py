@@ -649,6 +649,7 @@ def test_a_pilot_that_slurm_puts_back_into_the_queue_is_given_back_at_once(
     took_s = time.monotonic() - told_at
     summary = place.finish(process)
     assert verdict(summary) == as_on_local
+    assert job in place.cluster.jobs("CANCELLED"), "it never runs beside the next one"
     assert took_s < 60, "the silence, one look; eight looks took two minutes"
     assert "was put back into the queue" in status_of(place)
     assert [t["losses"] for t in summary["trial_list"]] == [0] * 8

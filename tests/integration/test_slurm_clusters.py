@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from audits import AUDIT, audit
+from audits import AUDIT, audit, ranks_of
 from slurm_cluster import SlurmCluster
 
 from parsl_rasda.orchestration.events import PilotStarted
@@ -42,14 +42,27 @@ STUDY: dict[str, Any] = {
         "training": AUDIT,
     },
 }
+PROXY = "http://proxy:3128"
+LOOKING = """
+import os
+from pathlib import Path
+
+def look(directory):
+    (Path(directory) / "proxy.txt").write_text(os.environ["http_proxy"])
+"""
 
 
 def run(
-    folder: Path, cluster: SlurmCluster, nodes: int, words: Sequence[str] = RUN, **fields: Any
+    folder: Path,
+    cluster: SlurmCluster,
+    nodes: int,
+    words: Sequence[str] = RUN,
+    study: dict[str, Any] = STUDY,
+    **fields: Any,
 ) -> subprocess.CompletedProcess[str]:
     provider = {**PROVIDER, "nodes_per_block": nodes, **fields.pop("provider", {})}
     (folder / "site.yaml").write_text(json.dumps({**SITE, "provider": provider, **fields}))  # JSON is YAML
-    (folder / "study.yaml").write_text(json.dumps(STUDY))
+    (folder / "study.yaml").write_text(json.dumps(study))
     return subprocess.run(
         (str(COMMAND), *words),
         cwd=folder,
@@ -70,10 +83,30 @@ def assert_used(folder: Path, done: subprocess.CompletedProcess[str], slots: lis
     assert max(audit(folder / "run", "CUDA_VISIBLE_DEVICES")) > 1
 
 
-def test_nodes_of_different_gpus_are_all_used_in_one_pilot(tmp_path: Path, need: Any) -> None:
+def test_nodes_of_different_gpus_are_all_used_in_one_pilot_and_know_the_proxies(
+    tmp_path: Path, need: Any
+) -> None:
+    """As docs/sites.md has it: `worker_init` reaches stages and ranks, `environment` the ranks."""
     need("slurm")
+    (tmp_path / "looking.py").write_text(LOOKING)
+    study = {key: value for key, value in STUDY.items() if key != "tune"}
+    study["stages"] = {
+        "look": {"python": "looking:look"},
+        "tune": {"tune": {**STUDY["tune"], "num_samples": 6}},  # one on each GPU
+    }
+    proxies: dict[str, Any] = {
+        "provider": {"worker_init": f"export http_proxy={PROXY}"},
+        "environment": {"https_proxy": PROXY},
+    }
     with SlurmCluster(nodes=2, gpus=(4, 2)) as cluster:
-        assert_used(tmp_path, run(tmp_path, cluster, 2), [4, 2])
+        assert_used(tmp_path, run(tmp_path, cluster, 2, study=study, **proxies), [4, 2])
+    attempts = list(ranks_of(tmp_path / "run"))
+    ranks = [rank for _, ranks in attempts for rank in ranks]
+    every = {f"n{node}:{gpu}" for node, gpus in enumerate((4, 2)) for gpu in range(gpus)}
+    assert {slot for order, _ in attempts if order.world_size == 1 for slot in order.slots} == every
+    assert {tuple(rank["proxies"]) for rank in ranks} == {(PROXY, PROXY)}
+    (looked,) = (tmp_path / "run" / "stages" / "look").rglob("proxy.txt")
+    assert looked.read_text() == PROXY
 
 
 def test_a_cluster_without_gres_runs_ranks_and_refuses_a_bad_worker_init(tmp_path: Path, need: Any) -> None:

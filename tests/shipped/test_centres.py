@@ -13,6 +13,7 @@ import yaml
 from parsl_rasda.doctor.examination import Doctor
 from parsl_rasda.plugins import kind_of
 from parsl_rasda.study import load_site
+from parsl_rasda.study.controller_sites import controller_site
 from parsl_rasda.study.parsl_site import ParslSiteSpec
 from tests.shipped.submitted import ENVIRONMENT, SITE_CONFIGS, put_batch_systems_on_path, script_of
 
@@ -52,11 +53,13 @@ def request_of(script: str) -> dict[str, str]:
     return asked
 
 
-def complaints(site: ParslSiteSpec, script: str, row: Mapping[str, Any], *, is_test: bool) -> Iterator[str]:
+def complaints(
+    site: ParslSiteSpec, script: str, row: Mapping[str, Any], *, is_test: bool, has_gpus: bool = True
+) -> Iterator[str]:
     """Yield what a centre would refuse, or not want."""
     asked = request_of(script)
     name = "/".join(asked[key] for key in ("partition", "qos") if key in asked)
-    queue = row["queues"].get(name)
+    queue = row["queues" if has_gpus else "of_cores"].get(name)
     if queue is None:
         yield f"no queue {name!r}"
         return
@@ -75,7 +78,8 @@ def complaints(site: ParslSiteSpec, script: str, row: Mapping[str, Any], *, is_t
     if gpus and int(gpus) != row["gpus"]:
         yield f"{gpus} GPUs of a node"
     everything = "\n".join((script, str(site.provider.options.get("worker_init")), *site.launcher_options))
-    yield from (f"{word!r} is missing" for word in row.get("asks", ()) if word not in everything)
+    wanted = (*row.get("asks", ()), *(row.get("gpu_asks", ()) if has_gpus else ()))
+    yield from (f"{word!r} is missing" for word in wanted if word not in everything)
     yield from (f"{word!r} is forbidden" for word in row.get("forbids", ()) if word in everything)
 
 
@@ -94,6 +98,13 @@ def test_doctors_pilot_is_one_that_its_centre_takes(name: str, folder: Path) -> 
     site = Doctor(site_of(name)).site
     assert isinstance(site, ParslSiteSpec)
     assert list(complaints(site, script_of(site, folder), CENTRES[name], is_test=True)) == []
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_the_job_of_a_controller_is_one_that_its_centre_takes(name: str, folder: Path) -> None:
+    asked, row = controller_site(site_of(name), inside=False), CENTRES[name]
+    row = {**row, "of_cores": row.get("of_cores", row["queues"])}
+    assert list(complaints(asked, script_of(asked, folder), row, is_test=False, has_gpus=False)) == []
 
 
 @pytest.mark.parametrize("name", MACHINES)

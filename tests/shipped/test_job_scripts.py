@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from parsl_rasda.study import load_site
+from parsl_rasda.study.controller_sites import controller_site
 from parsl_rasda.study.parsl_site import ParslSiteSpec
 from tests.shipped.submitted import ENVIRONMENT, SITE_CONFIGS, put_batch_systems_on_path, script_of
 
 SCRIPTS = Path(__file__).parent / "job_scripts"
+CONTROLLERS = SCRIPTS / "controllers"
 NAMES = sorted(path.stem for path in SITE_CONFIGS.glob("*.yaml") if "Local" not in path.read_text())
 
 
@@ -37,3 +39,16 @@ def test_the_job_script_of_each_machine_is_what_was_read(name: str, folder: Path
     site = load_site(name)
     assert isinstance(site, ParslSiteSpec)
     assert script_of(site, folder) == (SCRIPTS / f"{name}.sh").read_text()
+
+
+def test_each_machine_that_asks_otherwise_for_a_controller_has_that_script() -> None:
+    names = [name for name in NAMES if "\ncontroller:" in (SITE_CONFIGS / f"{name}.yaml").read_text()]
+    assert sorted(path.stem for path in CONTROLLERS.glob("*.sh")) == names
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(CONTROLLERS.glob("*.sh"))])
+def test_the_job_script_of_a_controller_on_each_machine_is_what_was_read(name: str, folder: Path) -> None:
+    site = load_site(name)
+    assert isinstance(site, ParslSiteSpec)
+    asked = script_of(controller_site(site, inside=False), folder)
+    assert asked == (CONTROLLERS / f"{name}.sh").read_text()

@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -45,6 +46,8 @@ INIT_FAILED = "parsl_rasda: worker_init failed"
 _NO_REQUEUE = "#SBATCH --no-requeue"  # run a second time, a pilot finds its study elsewhere
 _WORKERS = "parsl-rasda-workers"  # a script of this package, with the arguments of Parsl's own
 
+_PILOT_ENDED = "its pilot has ended"
+
 BlockStates = Mapping[str, Any]  # parsl.jobs.states.JobStatus by block id; Parsl is untyped
 
 
@@ -59,6 +62,12 @@ class PilotExecutor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl is u
     polling_s = _BATCH_POLLING_S
     site_name = ""
     refusal = ""  # what the batch system said when it last refused a block
+    _has_ended = False
+
+    def start(self) -> None:
+        """Start the interchange."""
+        self._sending = threading.Lock()
+        super().start()
 
     @property
     def status_polling_interval(self) -> int:
@@ -66,12 +75,16 @@ class PilotExecutor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl is u
         return self.polling_s
 
     def status(self) -> BlockStates:
-        """Return the state of every block, from the provider alone."""
+        """Return the state of every block, from the provider alone; of none once it has ended."""
+        if self._has_ended:
+            return {}
         states: BlockStates = BlockProviderExecutor.status(self)
         return states
 
     def scale_in(self, blocks: int, max_idletime: float | None = None) -> list[str]:
         """Cancel blocks, busy or not."""
+        if self._has_ended:
+            return []
         ended: list[str] = BlockProviderExecutor.scale_in(self, blocks)
         return ended
 
@@ -89,6 +102,31 @@ class PilotExecutor(HighThroughputExecutor):  # type: ignore[misc]  # Parsl is u
         state = self.status_facade.get(block)
         if state is None or not state.terminal:
             self.scale_in_facade(1)
+
+    def submit(self, *task: Any, **named: Any) -> Any:  # Parsl's own, which is untyped
+        """Send a task to the block.
+
+        Raises:
+            SiteUnavailableError: If it has ended.
+        """
+        with self._sending:
+            if self._has_ended:
+                raise SiteUnavailableError(self.site_name, _PILOT_ENDED)
+            return super().submit(*task, **named)
+
+    def end(self) -> None:
+        """End for good: a pool that outlives its block finds nobody, and what was sent there has failed."""
+        if self._has_ended:
+            return
+        self._has_ended = True
+        if self.interchange_proc is not None:
+            self.interchange_proc.kill()  # also one that hangs, for which a task may be waiting
+        with self._sending:
+            self.outgoing_q.zmq_socket.setsockopt(zmq.LINGER, 0)  # nobody takes the rest
+            self.shutdown()
+        for future in tuple(self.tasks.values()):
+            if not future.done():
+                future.set_exception(SiteUnavailableError(self.site_name, _PILOT_ENDED))
 
     @property
     def is_dead(self) -> bool:

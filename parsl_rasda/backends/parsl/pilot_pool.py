@@ -153,7 +153,7 @@ class PilotPool:
             probe.result(),
             now=time.time(),
             is_local=self.source.is_local,
-            walltime=self.source.walltime,
+            walltime=self.source.walltime(pilot.executor),
         )
         if isinstance(found, str):
             self.terminate(pilot.executor, PilotExit(found, EndedBy.PILOT_LOST))

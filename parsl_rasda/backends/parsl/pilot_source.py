@@ -1,7 +1,7 @@
 """Where a Parsl backend's pilots come from: executors of our own, or one of a program that has its own.
 
-An executor carries one pilot at a time and is used again when that has ended, so a study that goes
-through many allocations keeps few interchanges. Executors are known by their labels.
+An executor carries one pilot and ends with it: a worker pool that outlives its batch job would be taken for
+the next one's, which it reaches first. Executors are known by their labels.
 All methods may block for seconds and are called from one thread, the actor's worker.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NewType, Protocol, TypeAlias
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 ExecutorLabel = NewType("ExecutorLabel", str)
 NO_EXECUTOR = ExecutorLabel("")
 
-_SPARE_S = 5.0
 _ENDING_S = 15.0
 _LONG_PATH = "AF_UNIX path too long"  # Python, to whoever keeps sockets in TMPDIR
 _UNREACHED = "No viable ZMQ"  # Parsl's manager, when it has tried all addresses
@@ -58,9 +58,8 @@ class PilotSource(Protocol):
     addresses: tuple[str, ...]
     is_local: bool
 
-    @property
-    def walltime(self) -> str | None:
-        """What its provider asks for, ``HH:MM:SS``, if that ends its pilots."""
+    def walltime(self, label: ExecutorLabel) -> str | None:
+        """Return what the provider of an executor asks for, ``HH:MM:SS``, if that ends its pilot."""
         ...
 
     def start(self) -> ExecutorLabel:
@@ -151,27 +150,28 @@ class OwnPilots:
         self._kernel: Any = None  # parsl.DataFlowKernel, untyped
         self._executors: dict[ExecutorLabel, PilotExecutor] = {}
         self._blocks: dict[ExecutorLabel, str] = {}
-        # Until the interchange has missed its heartbeats, it sends tasks to the manager of a dead pilot.
-        self._free_from: dict[ExecutorLabel, float] = {}
+        self._numbers: dict[ExecutorLabel, int] = {}  # among those at a time: its turn of the walltimes
+        self._started = 0
         self.is_local = site.is_local
         self.addresses = addresses_of(site)
 
-    @property
-    def walltime(self) -> str | None:
-        """What the provider asks for: the site file's, or Parsl's default."""
-        return next((_walltime(executor.provider) for executor in self._executors.values()), None)
+    def walltime(self, label: ExecutorLabel) -> str | None:
+        """Return what the provider asks for: the site file's, or Parsl's default."""
+        executor = self._executors.get(label)
+        return None if executor is None else _walltime(executor.provider)
 
     def start(self) -> ExecutorLabel:
-        """Ask for a pilot, in an executor that has none."""
-        free = [name for name, known in self._executors.items() if self._is_free(name) and not known.is_dead]
-        label = free[0] if free else self._add_executor()
+        """Ask for a pilot, in an executor of its own; executors whose pilots have ended are ended."""
+        for label in self._executors.keys() - self._blocks.keys():
+            self._kernel.executors.pop(label)
+            self._executors.pop(label).end()
+        label = self._add_executor()
         executor = self._executors[label]
         blocks = executor.scale_out_facade(1)
         if not blocks:
-            if executor.refusal:
-                raise SiteUnavailableError(self._site.name, executor.refusal)
             refusals = [str(state.message) for state in executor.status_facade.values() if state.message]
-            raise SiteUnavailableError(self._site.name, " ".join(refusals[-1:] or ["the provider refused"]))
+            said = executor.refusal or " ".join(refusals[-1:]) or "the provider refused"
+            raise SiteUnavailableError(self._site.name, said)
         self._blocks[label] = blocks[0]
         return label
 
@@ -179,16 +179,16 @@ class OwnPilots:
         """Cancel the executor's block."""
         block = self._blocks.pop(label, None)
         if block is not None:
-            self._free_from[label] = time.monotonic() + self._site.heartbeat_threshold_s + _SPARE_S
             self._executors[label].cancel(block)
 
     def submit(
         self, label: ExecutorLabel, function: Callable[..., Any], *arguments: Any, **named: Any
     ) -> Future[Any]:
-        """Send a task to an executor; after `close`, its future has failed."""
-        if self._kernel is None:
+        """Send a task to an executor; after its end or `close`, its future has failed."""
+        if self._kernel is None or label not in self._executors:
             refused: Future[Any] = Future()
-            refused.set_exception(SiteUnavailableError(self._site.name, "the backend was closed"))
+            why = "the backend was closed" if self._kernel is None else "its pilot has ended"
+            refused.set_exception(SiteUnavailableError(self._site.name, why))
             return refused
         future: Future[Any] = self._kernel.submit(
             function,
@@ -202,7 +202,9 @@ class OwnPilots:
 
     def poll(self, label: ExecutorLabel) -> PilotExit | None:
         """Ask the provider now, and again for a while: a batch job that was ended takes time to end."""
-        executor = self._executors[label]
+        executor = self._executors.get(label)
+        if executor is None:
+            return None
         give_up = time.monotonic() + _ENDING_S
         while True:
             found = self._read_exit(label, executor.status(), is_dead=executor.is_dead, is_unresponsive=True)
@@ -212,22 +214,22 @@ class OwnPilots:
 
     def close(self) -> None:
         """Cancel every block and end the kernel with its interchanges."""
-        for label in tuple(self._blocks):
+        for label in tuple(self._executors):
             self.end(label)
         if self._kernel is not None:
             self._kernel.cleanup()
             self._kernel = None
         self._executors.clear()
 
-    def _is_free(self, label: ExecutorLabel) -> bool:
-        return label not in self._blocks and time.monotonic() > self._free_from.get(label, 0.0)
-
     def _add_executor(self) -> ExecutorLabel:
         from parsl_rasda.backends.parsl import htex
 
-        label = ExecutorLabel(f"{self._site.name}-{len(self._executors)}")
+        label = ExecutorLabel(f"{self._site.name}-{self._started}")
+        self._started += 1
+        taken = {self._numbers[other] for other in self._blocks}
+        number = next(n for n in count() if n not in taken)
         executor = htex.build_executor(
-            self._site.for_pilot(len(self._executors)),
+            self._site.for_pilot(number),
             label,
             workers=self._workers,
             addresses=self.addresses,
@@ -238,7 +240,7 @@ class OwnPilots:
         if self._kernel is None:
             self._kernel = htex.build_kernel(self._directory)
         self._kernel.add_executors([executor])
-        self._executors[label] = executor
+        self._executors[label], self._numbers[label] = executor, number
         return label
 
     def _on_states(self, name: str, states: BlockStates) -> None:
@@ -294,7 +296,8 @@ class OwnPilots:
     def _ask_batch_system(self, label: ExecutorLabel, block: str) -> slurm.BatchJobEnd | None:
         """Return what the batch system itself says of a block's job, where we know how to ask it."""
         ask = _ASK.get(self._site.provider.type)
-        job = self._executors[label].blocks_to_job_id.get(block)
+        executor = self._executors.get(label)
+        job = None if executor is None else executor.blocks_to_job_id.get(block)
         return ask(str(job)) if ask is not None and job is not None else None
 
 
@@ -307,13 +310,17 @@ class ExecutorPilots:
         executor = kernel.executors[label]
         provider = getattr(executor, "provider", None)  # a pool of threads has none
         self.is_local = provider is None or type(provider).__name__ == "LocalProvider"
-        self.walltime: str | None = _walltime(provider)
+        self._provider_walltime = _walltime(provider)
         address = getattr(executor, "address", None)
         self.addresses: tuple[str, ...] = (address or (LOOPBACK if self.is_local else of_host_name()),)
 
     def start(self) -> ExecutorLabel:
         """Return the one label."""
         return self._label
+
+    def walltime(self, label: ExecutorLabel) -> str | None:
+        """Return what its owner asked for."""
+        return self._provider_walltime
 
     def end(self, label: ExecutorLabel) -> None:
         """Leave the executor to its owner."""

@@ -148,6 +148,12 @@ def deadline_of(**fields: Any) -> float | None:
     return found.deadline
 
 
+def test_an_allocation_that_has_come_to_its_end_is_refused() -> None:
+    assert read(site(), deadline=990.0) == "its allocation has come to its end already"
+    assert read(site(), walltime="00:01:00", age_s=90.0) == "its allocation has come to its end already"
+    assert isinstance(read(site(), deadline=1010.0), PilotAllocation)
+
+
 def test_a_walltime_counts_from_the_job_script_not_from_the_first_task() -> None:
     assert deadline_of(walltime="01:00:00", age_s=90.0) == 4510.0
 
@@ -232,9 +238,9 @@ def test_nodes_whose_full_names_differ_from_pbss_short_ones_are_found() -> None:
 @pytest.mark.parametrize(
     ("granted", "nodes", "flag"),
     [
-        ({"n1": 4, "n2": 2}, ["n1"], "--gres=gpu:4"),
-        ({"n1": 4, "n2": 2}, ["n2"], "--gres=gpu:2"),
-        ({"n1": 4, "n2": 2}, ["n1", "n2"], "--gres=gpu:2"),
+        ({"n1": 4, "n2": 2}, ["n1"], "--gpus=4"),
+        ({"n1": 4, "n2": 2}, ["n2"], "--gpus=2"),
+        ({"n1": 4, "n2": 4}, ["n1", "n2"], "--gres=gpu:4"),
         ({"n1": 0, "n2": 0}, ["n1", "n2"], None),
         (None, ["n1"], "--gres=gpu:4"),
     ],
@@ -249,7 +255,7 @@ def test_a_step_asks_its_nodes_for_what_each_has_and_for_nothing_that_nobody_han
     order = replace(ORDER, world_size=len(nodes))
     launch = allocation.launch(order, Placement(SiteName("s"), PilotId("p"), slots), spec, SrunLauncher())
     for words in (launch.argv, launch.before):
-        assert [word for word in words if word.startswith("--gres")] == ([flag] if flag else [])
+        assert [word for word in words if word.startswith(("--gres", "--gpus"))] == ([flag] if flag else [])
 
 
 def local_site(**fields: Any) -> ParslSiteSpec:

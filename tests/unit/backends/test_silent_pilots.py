@@ -32,13 +32,16 @@ class ManagerLost(Exception):  # noqa: N818  the name is how it is recognised
 class SilentPilots:
     """A pilot whose jobs never return by themselves, and a batch system that knows nothing of its end."""
 
-    addresses, is_local, walltime = ("127.0.0.1",), False, None
+    addresses, is_local = ("127.0.0.1",), False
 
     def __init__(self) -> None:
         self.jobs: list[Future[Any]] = []
         self.polls = 0
         self.may_answer = threading.Event()
         self.ended: list[ExecutorLabel] = []
+
+    def walltime(self, label: ExecutorLabel) -> None:
+        return None
 
     def start(self) -> ExecutorLabel:
         return LABEL

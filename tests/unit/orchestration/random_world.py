@@ -69,6 +69,7 @@ class Shape:
     gpus_per_node: int
     pilots: int = 1
     interactive: bool = True
+    later: int = 0  # of these, asked for when trials wait
 
 
 @dataclass(frozen=True)
@@ -227,8 +228,10 @@ class World:
             completed = [t for t, told in self.concluded.items() if told.state is TrialState.COMPLETED]
             for trial in completed:
                 del self.concluded[trial]
-        pilots = {SiteName(s): shape.pilots for s, shape in self.sites.items()}
-        self.tell(StudyStarted(self.now, self.wanted, pilots, budget=self.budget, method=method))
+        pilots = {SiteName(s): max(1, shape.pilots - shape.later) for s, shape in self.sites.items()}
+        later = {s: n for s, n in ((s, self.sites[s].pilots - pilots[s]) for s in pilots) if n}
+        started = StudyStarted(self.now, self.wanted, pilots, budget=self.budget, method=method, later=later)
+        self.tell(started)
 
     # ----------------------------------------------------------------------------- what may happen
 

@@ -61,8 +61,9 @@ class Story:
                 found += self.tell(SearchExhausted)
         return found
 
-    def begin(self, samples: int, **pilots: int) -> list[Instruction]:
-        return self.tell(StudyStarted, samples, {SiteName(s): n for s, n in pilots.items()})
+    def begin(self, samples: int, *, later: int = 0, **pilots: int) -> list[Instruction]:
+        more = {SiteName("a"): later} if later else {}
+        return self.tell(StudyStarted, samples, {SiteName(s): n for s, n in pilots.items()}, later=more)
 
     def pilot(self, pilot: str, nodes: int = 1, gpus: int = 4, **named) -> list[Instruction]:
         shape = tuple(NodeSlots(NodeName(f"{pilot}-n{i}"), tuple(range(gpus))) for i in range(nodes))
@@ -658,10 +659,22 @@ def test_nothing_starts_on_a_pilot_whose_end_sends_its_jobs_away() -> None:
     assert of(StartJob, told.ends("0000.2", Outcome.PREEMPTED)), "long before its end it is something else"
 
 
+def test_jobs_that_leave_untold_early_in_the_life_of_a_short_pilot_start_again_there() -> None:
+    """As those do that Slurm signals (`scancel --signal`), on a pilot whose whole life is ten minutes."""
+    told = story(max_t=8)
+    told.begin(1, a=1)
+    told.pilot("a-0", gpus=1, deadline=600.0)
+    told.epoch("0000.1", 1, 0.5)
+    assert of(StartJob, told.ends("0000.1", Outcome.PREEMPTED))
+    told.now = 400.0
+    assert told.ends("0000.2", Outcome.PREEMPTED) == [ReleasePilot(PilotId("a-0"))]
+
+
 def test_jobs_that_still_run_on_a_pilot_that_ends_soon_train_on() -> None:
     told = story(max_t=8)
     told.begin(2, a=1)
     told.pilot("a-0", gpus=2, deadline=100.0)
+    told.now = 60.0
     told.ends("0000.1", Outcome.PREEMPTED)
     assert told.epoch("0001.1", 1, 0.5)[-1] == ContinueJob(JobId.parse("0001.1"), until=2, replicas=2)
     assert told.ends("0001.1", Outcome.PREEMPTED) == [ReleasePilot(PilotId("a-0"))], "it is of no more use"

@@ -22,6 +22,7 @@ shapes = st.builds(
     st.sampled_from([1, 2, 3, 4]),
     st.integers(1, 2),
     st.sampled_from([True, True, False]),
+    st.integers(0, 1),
 )
 sites = st.dictionaries(st.sampled_from(["a", "b", "c"]), shapes, min_size=1, max_size=3)
 

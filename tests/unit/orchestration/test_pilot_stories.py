@@ -171,6 +171,19 @@ def test_a_pilot_that_was_given_back_is_asked_for_again_when_somebody_waits() ->
     assert len(of(StartJob, told.pilot("a-3", gpus=1))) == 1
 
 
+def test_pilots_beyond_the_least_are_asked_for_one_by_one_while_trials_wait() -> None:
+    told = story(max_t=8)
+    asked = told.begin(3, a=1, later=3)
+    assert of(RequestPilot, asked) == [RequestPilot(PilotId("a-0"), SiteName("a"))]
+    first = told.pilot("a-0", gpus=1)
+    assert of(RequestPilot, first) == [RequestPilot(PilotId("a-1"), SiteName("a"))], "two trials wait"
+    assert of(RequestPilot, told.epoch("0000.1", 1, 0.5)) == [], "one at a time"
+    assert of(RequestPilot, told.pilot("a-1", gpus=1)) == [RequestPilot(PilotId("a-2"), SiteName("a"))]
+    assert of(RequestPilot, told.pilot("a-2", gpus=1)) == [], "all have slots"
+    assert told.loses("a-2") == [RequestPilot(PilotId("a-3"), SiteName("a"))], "it is replaced"
+    assert of(RequestPilot, told.pilot("a-3", gpus=1)) == []
+
+
 # --------------------------------------------------------------------------- pilots that come to nothing
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from parsl_rasda.atomic_files import create_file
-from parsl_rasda.errors import RunDirectoryError
+from parsl_rasda.errors import RunCancelledError, RunDirectoryError
 from parsl_rasda.orchestration import controllers
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.types import JobId, TrialId
@@ -90,6 +90,37 @@ def test_a_controller_that_is_dead_but_not_yet_buried_is_dead(tmp_path: Path) ->
     finally:
         with first:
             pass
+
+
+def test_a_controller_that_waits_for_its_turn_is_cancelled_with_the_one_it_waits_for(tmp_path: Path) -> None:
+    """Else `cancel` would end the first, and a job that waits would go on with the study."""
+    run, looks = RunDirectory(tmp_path), list[float]()
+    with controller(tmp_path) as first:
+
+        def cancel_then_end(pause_s: float) -> None:
+            looks.append(pause_s)
+            run.tell_to_end()
+            first.kill()
+            first.wait()
+
+        with pytest.raises(RunCancelledError, match="was cancelled") as ended:
+            run.await_end(cancel_then_end)
+    assert (ended.value.exit_code, len(looks)) == (143, 1)
+    run.await_end(cancel_then_end)
+    assert len(looks) == 1, "whoever comes after that goes on at once"
+
+
+def test_a_controller_that_comes_after_a_cancel_waits_for_the_end_and_goes_on(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    with controller(tmp_path) as first:
+        run.tell_to_end()
+
+        def end(_: float) -> None:
+            first.kill()
+            first.wait()
+
+        run.await_end(end)
+    assert run.controller is None
 
 
 def test_the_same_process_cannot_control_a_directory_twice(tmp_path: Path) -> None:

@@ -1,0 +1,21 @@
+#!/bin/bash
+#SBATCH --job-name=NAME
+#SBATCH --output=FOLDER/NAME.stdout
+#SBATCH --error=FOLDER/NAME.stderr
+#SBATCH --nodes=1
+#SBATCH --time=240
+#SBATCH --ntasks-per-node=1
+#SBATCH --no-requeue
+#SBATCH --partition=lrd_all_serial
+#SBATCH --account=project
+#SBATCH --qos=normal
+#SBATCH --cpus-per-task=1
+export PARSL_RASDA_BEGAN=$(date +%s)
+: "${PARSL_RASDA_INIT_95bb9158:?did not come with the job, so the variables of worker_init are unknown: see SECURITY.md}"
+eval "$(printf %s "$PARSL_RASDA_INIT_95bb9158" | base64 -d)"
+unset PARSL_RASDA_INIT_95bb9158
+echo ours
+export PARSL_CORES=1
+export JOBNAME="NAME"
+pool --flag
+# sbatch FOLDER/NAME

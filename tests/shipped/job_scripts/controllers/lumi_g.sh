@@ -1,0 +1,20 @@
+#!/bin/bash
+#SBATCH --job-name=NAME
+#SBATCH --output=FOLDER/NAME.stdout
+#SBATCH --error=FOLDER/NAME.stderr
+#SBATCH --nodes=1
+#SBATCH --time=4320
+#SBATCH --ntasks-per-node=1
+#SBATCH --no-requeue
+#SBATCH --partition=small
+#SBATCH --account=project
+#SBATCH --cpus-per-task=1
+export PARSL_RASDA_BEGAN=$(date +%s)
+: "${PARSL_RASDA_INIT_610f0786:?did not come with the job, so the variables of worker_init are unknown: see SECURITY.md}"
+eval "$(printf %s "$PARSL_RASDA_INIT_610f0786" | base64 -d)"
+unset PARSL_RASDA_INIT_610f0786
+echo ours
+export PARSL_CORES=1
+export JOBNAME="NAME"
+pool --flag
+# sbatch FOLDER/NAME

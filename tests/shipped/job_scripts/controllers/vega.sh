@@ -1,0 +1,19 @@
+#!/bin/bash
+#SBATCH --job-name=NAME
+#SBATCH --output=FOLDER/NAME.stdout
+#SBATCH --error=FOLDER/NAME.stderr
+#SBATCH --nodes=1
+#SBATCH --time=360
+#SBATCH --ntasks-per-node=1
+#SBATCH --no-requeue
+#SBATCH --partition=cpu
+#SBATCH --cpus-per-task=1
+export PARSL_RASDA_BEGAN=$(date +%s)
+: "${PARSL_RASDA_INIT_7066445b:?did not come with the job, so the variables of worker_init are unknown: see SECURITY.md}"
+eval "$(printf %s "$PARSL_RASDA_INIT_7066445b" | base64 -d)"
+unset PARSL_RASDA_INIT_7066445b
+echo ours
+export PARSL_CORES=1
+export JOBNAME="NAME"
+pool --flag
+# sbatch FOLDER/NAME
