@@ -29,6 +29,7 @@ from parsl_rasda.cli.run import run
 from parsl_rasda.cli.schema import schema
 from parsl_rasda.cli.status import status
 from parsl_rasda.cli.submit import submit
+from parsl_rasda.cli.tell import tell
 from parsl_rasda.cli.validate import validate
 from parsl_rasda.cli.watch import watch
 from parsl_rasda.errors import EXIT_CODES, RasdaError
@@ -56,6 +57,7 @@ _COMMANDS = (
     run,
     resume,
     submit,
+    tell,
     cancel,
     status,
     watch,

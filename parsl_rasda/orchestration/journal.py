@@ -31,7 +31,14 @@ from msgspec.json import Decoder
 
 from parsl_rasda.atomic_files import sync_folder
 from parsl_rasda.errors import JournalError
-from parsl_rasda.orchestration.events import ContinueJob, EpochReported, Event, Instruction, StudyStarted
+from parsl_rasda.orchestration.events import (
+    ContinueJob,
+    EpochReported,
+    Event,
+    Instruction,
+    StudyStarted,
+    TrialProposed,
+)
 from parsl_rasda.protocol import Steps, checkpoint_fields, checkpoint_of
 from parsl_rasda.types import GradientNoise, JobId
 
@@ -44,6 +51,7 @@ _ADDED: dict[Any, tuple[str, ...]] = {  # Any: types of records
     EpochReported: ("samples", "noise", "steps", "includes_startup", "exact", "devices"),
     ContinueJob: ("batches",),
     StudyStarted: ("budget", "method"),
+    TrialProposed: ("told",),
 }
 _CRC = b', "crc": "%08x"}'
 _CRC_FORM = re.compile(rb', "crc": "[0-9a-f]{8}"\}')
