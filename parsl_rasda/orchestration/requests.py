@@ -16,6 +16,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from msgspec import convert
+
 from parsl_rasda.atomic_files import create_file
 from parsl_rasda.orchestration.events import TrialProposed, UserTold
 from parsl_rasda.types import TrialId
@@ -40,17 +42,24 @@ def write_request(folder: Path, request: Mapping[str, Any]) -> int:
 
 
 def requests_after(folder: Path, number: int, at: float) -> Iterator[UserTold | TrialProposed]:
-    """Yield the requests after one, in their order; those that cannot be read are logged and passed over."""
+    """Yield the requests after one, in their order; one that nobody understands is logged, asking nothing."""
     for found in sorted(n for n in _numbers(folder) if n > number):
         file = folder / f"{found:06}.json"
         try:
-            request = json.loads(file.read_text(encoding="utf-8"))
-            if _ADD in request:
-                yield TrialProposed(at, TrialId(""), dict(request[_ADD]), found)
-            else:
-                yield UserTold(at, found, **request)
-        except (OSError, ValueError, TypeError) as error:
+            text = file.read_bytes()
+        except OSError:
+            return  # the file server is busy: the next look finds it
+        try:
+            yield _request(json.loads(text), found, at)
+        except (ValueError, TypeError) as error:
             logger.warning("%s: what was told is not understood (%s); it is passed over", file, error)
+            yield UserTold(at, found)
+
+
+def _request(plain: Mapping[str, Any], number: int, at: float) -> UserTold | TrialProposed:
+    if _ADD in plain:
+        return TrialProposed(at, TrialId(""), dict(plain[_ADD]), number)
+    return convert({"type": UserTold.__name__, "at": at, "told": number, **plain}, UserTold)
 
 
 def _numbers(folder: Path) -> list[int]:

@@ -128,8 +128,11 @@ def test_requests_are_numbered_and_each_is_taken_once(
     assert write_request(folder, {"add": {"lr": 0.1}}) == 4
     assert list(requests_after(folder, 1, 5.0)) == [
         UserTold(5.0, 2, stop=TrialId("0003")),
+        UserTold(5.0, 3),
         TrialProposed(5.0, TrialId(""), {"lr": 0.1}, 4),
     ]
+    (folder / "000004.json").write_text('{"at_most": "many"}', encoding="utf-8")
+    assert list(requests_after(folder, 3, 5.0)) == [UserTold(5.0, 4)]
     assert "000003.json: what was told is not understood" in caplog.text
     assert list(requests_after(tmp_path / "nothing", 0, 5.0)) == []
 

@@ -9,12 +9,15 @@ import pytest
 
 from parsl_rasda.errors import InvalidFileError, RunDirectoryError
 from parsl_rasda.orchestration.events import TrialProposed, UserTold
+from parsl_rasda.orchestration.progress import NoProgress
 from parsl_rasda.orchestration.replay import save_run
 from parsl_rasda.orchestration.requests import requests_after
 from parsl_rasda.orchestration.run_directory import RunDirectory
-from parsl_rasda.study import StudySpec
+from parsl_rasda.reporting.runs import read_run
+from parsl_rasda.study import ParslSiteSpec, StudySpec
 from parsl_rasda.testing.backends import FakeBackend
 from parsl_rasda.types import TrialId
+from parsl_rasda.workflow.search_run import Search
 from parsl_rasda.workflow.telling import configuration, tell_study
 from tests.unit.orchestration.small_study import SITE, curve, driver, tune
 
@@ -89,6 +92,39 @@ def test_each_thing_that_is_told_is_a_request_of_its_own(run: RunDirectory) -> N
     ]
     with run.controlled():
         assert tell_study(run.path, at_most=3).startswith("told: process ")
+
+
+def test_a_controller_takes_up_what_it_is_told_while_it_runs_and_after(tmp_path: Path) -> None:
+    run, spec = RunDirectory(tmp_path), tune()
+    study = StudySpec.model_validate({"name": "study", "tune": spec})
+    site = ParslSiteSpec.model_validate(
+        {"name": "a", "provider": {"type": "LocalProvider"}, "accelerator": "none", "gpus_per_node": 2}
+    )
+    save_run(run, study, [site])
+    searches: list[Search] = []
+
+    def curve_and_words(order: Any, epoch: int) -> dict[str, float]:
+        if not run.requests.exists():
+            tell_study(run.path, at_most=1, add=["{lr: 0.002}"])
+            searches[-1].take_requests()
+            searches[-1].take_requests()
+        return curve(order, epoch)
+
+    def search() -> Search:
+        backend = FakeBackend(curve_and_words)
+        searches.append(Search(study, "tune", spec, {SITE: site}, backend, run, run, {}))
+        searches[-1].run(NoProgress())
+        return searches[-1]
+
+    with run.controlled():
+        assert search().summary()["trials"]["total"] == 7
+        assert search().is_reused
+        tell_study(run.path, add=["{lr: 0.003}"])
+        assert not search().is_reused
+    found = read_run(run.path).document()
+    assert (found["state"], found["at_most"], found["trials"]["total"]) == ("done", 1, 8)
+    added = [t["config"]["lr"] for t in found["trial_list"] if t["config"]["lr"] in (0.002, 0.003)]
+    assert added == [0.002, 0.003]
 
 
 @pytest.mark.parametrize(
