@@ -29,6 +29,7 @@ from parsl_rasda.cli.run import run
 from parsl_rasda.cli.schema import schema
 from parsl_rasda.cli.status import status
 from parsl_rasda.cli.submit import submit
+from parsl_rasda.cli.tell import tell
 from parsl_rasda.cli.validate import validate
 from parsl_rasda.cli.verify import verify
 from parsl_rasda.cli.watch import watch
@@ -57,6 +58,7 @@ _COMMANDS = (
     run,
     resume,
     submit,
+    tell,
     cancel,
     status,
     watch,

@@ -25,6 +25,8 @@ from parsl_rasda.orchestration.events import (
     StudyInterrupted,
     StudyStarted,
     TrialFinished,
+    TrialProposed,
+    UserTold,
 )
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.reporting.format import moment
@@ -145,6 +147,11 @@ def _event_lines(event: Event) -> Iterator[DecisionLine]:
             yield DecisionLine(event.at, event.outcome.value, facts)
         case SearchExhausted():
             yield DecisionLine(event.at, "exhausted", {"searcher": "no further configuration"})
+        case UserTold(told=number, stop=stop, at_most=most, retry_failed=retries):
+            said: dict[str, Fact] = {"request": number, "stop": stop, "at_most": most}
+            yield DecisionLine(event.at, "told", {**said, "retry_failed": retries or None})
+        case TrialProposed(told=number) if number:
+            yield DecisionLine(event.at, "told", {"request": number, "add": event.trial})
         case StudyInterrupted():
             yield DecisionLine(event.at, "interrupted", {"trials": "save and leave"})
         case _:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
+from itertools import islice
 
 from parsl_rasda.orchestration.events import ContinueJob, ProposeTrial
 from parsl_rasda.orchestration.lifecycle import TrialLifecycle
@@ -32,13 +34,14 @@ class Allocator:
             self._close_late_pilots()
         at_point = self._at_boundary(here) if here is not None else None
         self._settle_queue()
-        allocation = search.growth.decide(cluster, search.now, at_point)
+        with cluster.nobody_waiting() if search.is_full else nullcontext():
+            allocation = search.growth.decide(cluster, search.now, at_point)
         self.again_at = self._postpone(allocation.postponed) if allocation.postponed else None
         if allocation.starts:
             self._start_all(allocation.starts)
         if here is not None and here.job is not None:
             self._answer(here, here.job, allocation.here, requeue=allocation.requeue)
-        if cluster.new_trials and cluster.ledger.free and not search.is_proposing:
+        if cluster.new_trials and cluster.ledger.free and not (search.is_proposing or search.is_full):
             self._propose()
         if search.pilots.deferred:
             self.request_deferred_pilots()
@@ -47,7 +50,7 @@ class Allocator:
         """Let those wait for slots who may start now."""
         search = self._search
         search.cluster_state.new_trials = search.unproposed
-        if search.paused:
+        if search.paused and not search.is_full:
             self._resume_paused()
         if search.budget.is_limited:
             self._keep_to_budget()
@@ -108,6 +111,8 @@ class Allocator:
 
     def _start_all(self, starts: Mapping[TrialId, Placement]) -> None:
         search = self._search
+        if search.at_most:
+            starts = dict(islice(starts.items(), max(0, search.at_most - len(search.jobs))))
         for trial, placement in starts.items():
             search.cluster_state.admit(trial)
             search.cluster_state.ledger.take(placement)

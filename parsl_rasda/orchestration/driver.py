@@ -40,6 +40,7 @@ from parsl_rasda.orchestration.events import (
     TimerFired,
     TrialFinished,
     TrialProposed,
+    UserTold,
     VersionChanged,
     cleaned_event,
 )
@@ -48,7 +49,7 @@ from parsl_rasda.orchestration.job_specs import JobSpecBuilder
 from parsl_rasda.orchestration.journal import Journal, Record
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.search.base import Searcher
-from parsl_rasda.types import Budget, JobId, Method, PilotId, SiteName, StudyState
+from parsl_rasda.types import Budget, JobId, Method, PilotId, SiteName, StudyState, TrialId
 
 _HEARTBEAT_S = 10.0
 _BATCH = 256
@@ -90,6 +91,10 @@ class Driver:
     def interrupt(self) -> None:
         """Let running jobs save and leave, then end; may be called from a signal handler."""
         self._events.put(StudyInterrupted(self.clock()))
+
+    def tell(self, event: UserTold | TrialProposed) -> None:
+        """Hand over what the user has told; may be called from any thread."""
+        self._events.put(event)
 
     def abandon(self) -> None:
         """End at once: whatever still runs is killed and taken up again by `resume`."""
@@ -169,7 +174,7 @@ class Driver:
         """Let the machine handle events, sync them, and return what must be done."""
         pending, records = deque(batch), []
         while pending:
-            event = cleaned_event(pending.popleft())
+            event = self._numbered(cleaned_event(pending.popleft()))
             instructions = self.machine.handle(event)
             records.append(Record(event, instructions))
             for instruction in instructions:
@@ -183,6 +188,14 @@ class Driver:
             for observer in self.observers:
                 observer.add(record.event, record.instructions)
         return [i for record in records for i in record.instructions]
+
+    def _numbered(self, event: Event) -> Event:
+        """Give the next number to a trial that the user has added, of which the searcher learns."""
+        if not (isinstance(event, TrialProposed) and event.told) or event.told <= self.machine.told:
+            return event
+        trial = TrialId(f"{len(self.machine.trials):04d}")
+        self.searcher.restore(trial, event.config)
+        return replace(event, trial=trial)
 
     def _propose(self, ask: ProposeTrial) -> Event:
         config = self.searcher.propose(ask.trial)

@@ -145,11 +145,16 @@ class PilotEnded(_Record, frozen=True):
 
 
 class TrialProposed(_Record, frozen=True):
-    """The searcher has answered a `ProposeTrial`."""
+    """The searcher has answered a `ProposeTrial`, or the user has added a trial.
+
+    Attributes:
+        told: The number of the user's request; None if the searcher has proposed it.
+    """
 
     at: float
     trial: TrialId
     config: Config
+    told: int | None = None
 
 
 class SearchExhausted(_Record, frozen=True):
@@ -257,6 +262,23 @@ class CodeSeen(_Record, frozen=True):
     modules: Mapping[str, str]
 
 
+class UserTold(_Record, frozen=True):
+    """The user has told a search something (`tell`).
+
+    Attributes:
+        told: The number of the request; one that comes a second time changes nothing.
+        stop: A trial that is to end.
+        at_most: So many trials may run at a time from now on; 0 for any number.
+        retry_failed: Trials that failed start afresh.
+    """
+
+    at: float
+    told: int
+    stop: TrialId | None = None
+    at_most: int | None = None
+    retry_failed: bool = False
+
+
 class StudyInterrupted(_Record, frozen=True):
     """The user pressed Ctrl-C, or the controller was told to leave."""
 
@@ -278,6 +300,7 @@ Event: TypeAlias = (
     | SiteDegraded
     | VersionChanged
     | CodeSeen
+    | UserTold
     | StudyInterrupted
 )
 

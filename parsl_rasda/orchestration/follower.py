@@ -28,6 +28,7 @@ from parsl_rasda.orchestration.events import (
     StudyStarted,
     TrialFinished,
     TrialProposed,
+    UserTold,
 )
 from parsl_rasda.orchestration.lifecycle import TrialLifecycle
 from parsl_rasda.orchestration.search_record import SearchRecord
@@ -85,7 +86,7 @@ class Follower:
 
     # ------------------------------------------------------------------------------- what happened
 
-    def _note(self, event: Event, instructions: tuple[Instruction, ...]) -> None:
+    def _note(self, event: Event, instructions: tuple[Instruction, ...]) -> None:  # noqa: C901  # as there
         search, lifecycle = self._search, self._lifecycle
         match event:
             case StudyStarted():
@@ -109,6 +110,8 @@ class Follower:
                 self._note_epoch(event, instructions)
             case JobEnded():
                 self._note_end(event)
+            case UserTold():
+                lifecycle.note_told(event)
             case StudyInterrupted() if not search.is_over:
                 search.state = StudyState.INTERRUPTED
             case _:

@@ -38,6 +38,7 @@ from parsl_rasda.orchestration.events import (
     Instruction,
     JobEnded,
     StudyStarted,
+    TrialProposed,
 )
 from parsl_rasda.protocol import Steps, checkpoint_fields, checkpoint_of
 from parsl_rasda.types import GradientNoise, JobId
@@ -52,6 +53,7 @@ _ADDED: dict[Any, tuple[str, ...]] = {  # Any: types of records
     ContinueJob: ("batches",),
     StudyStarted: ("budget", "method", "later"),
     JobEnded: ("energy_j",),
+    TrialProposed: ("told",),
 }
 _CRC = b', "crc": "%08x"}'
 _CRC_FORM = re.compile(rb', "crc": "[0-9a-f]{8}"\}')

@@ -19,6 +19,7 @@ from parsl_rasda.orchestration.events import (
     StudyStarted,
     TrialFinished,
     TrialProposed,
+    UserTold,
 )
 from parsl_rasda.orchestration.fault_model import FaultModel
 from parsl_rasda.orchestration.search_record import SearchRecord
@@ -59,8 +60,8 @@ class TrialLifecycle:
         """Begin, or go on after a death: nothing of before is running any more."""
         search = self._search
         search.state, search.is_over, search.interruption = StudyState.RUNNING, False, ""
-        wanted = event.num_samples
-        search.num_samples = wanted if search.lacks(wanted) else len(search.trials)
+        wanted = event.num_samples + search.added
+        search.num_samples = wanted if search.lacks(event.num_samples) else len(search.trials)
         search.is_proposing = False
         for pilot in search.pilots.up:
             search.cluster_state.ledger.remove_pilot(pilot)
@@ -107,7 +108,12 @@ class TrialLifecycle:
     def admit(self, event: TrialProposed) -> None:
         """Let a new trial wait; one that is known stays as it is."""
         search = self._search
-        search.is_proposing = False
+        if event.told:
+            search.told = event.told
+            search.added += 1
+            search.num_samples += 1
+        else:
+            search.is_proposing = False
         if event.trial in search.trials:
             return
         first = search.scheduler.add(event.trial)
@@ -115,6 +121,15 @@ class TrialLifecycle:
         trial = TrialRecord(event.trial, len(search.trials), event.config, schedule)
         search.trials[event.trial] = trial
         self.enqueue(trial)
+
+    def note_told(self, event: UserTold) -> None:
+        """Note what the user has told of all trials."""
+        search = self._search
+        search.told = event.told
+        if event.at_most is not None:
+            search.at_most = event.at_most
+        if event.retry_failed:
+            self.retry_failed()
 
     def note_exhaustion(self) -> None:
         """Note that the searcher has no further configuration."""
@@ -428,6 +443,15 @@ class TrialLifecycle:
         self._search.cluster_state.dequeue(trial.id)
         self._faults.forget(trial.id)
         self.conclude(trial, TrialState.FAILED, cause)
+        self.dismiss()
+
+    def stop(self, trial: TrialRecord) -> None:
+        """End a trial that the user does not want to go on."""
+        self.tell_to_leave(trial, "stopped")
+        self._search.scheduler.remove(trial.id)
+        self._search.cluster_state.dequeue(trial.id)
+        self._faults.forget(trial.id)
+        self.conclude(trial, TrialState.STOPPED, "stopped by the user")
         self.dismiss()
 
     def dismiss(self) -> None:

@@ -40,6 +40,7 @@ from parsl_rasda.orchestration.events import (
     StudyStarted,
     TimerFired,
     TrialProposed,
+    UserTold,
     VersionChanged,
 )
 from parsl_rasda.orchestration.fault_model import FaultModel
@@ -116,6 +117,21 @@ class Machine:
         return self._search.method
 
     @property
+    def is_changed(self) -> bool:
+        """Whether the user has changed what decides, or has decided something, since it began."""
+        return self._search.method is not None or self._search.told > 0
+
+    @property
+    def told(self) -> int:
+        """The number of the last request of the user's; 0 if there was none."""
+        return self._search.told
+
+    @property
+    def at_most(self) -> int:
+        """Trials that may run at a time, as the user has said; 0 for any number."""
+        return self._search.at_most
+
+    @property
     def stop_reason(self) -> str:
         """Why the search stopped before it had all trials, as the study wants it; empty if it did not."""
         return self._search.stop.reason or self._search.budget.reason
@@ -187,7 +203,7 @@ class Machine:
         self._follower.follow(event, instructions)
         self._search.instructions = []
 
-    def _apply(self, event: Event) -> None:  # noqa: C901  # a line for each event
+    def _apply(self, event: Event) -> None:  # noqa: C901, PLR0912  # a line for each event
         match event:
             case EpochReported():  # the four that come most often are first
                 self._on_epoch(event)
@@ -213,6 +229,8 @@ class Machine:
                 self._on_timer()
             case SiteDegraded() | VersionChanged() | PilotQueued():
                 pass  # it is written down
+            case UserTold():
+                self._on_told(event)
             case CodeSeen():
                 self._search.code = event.modules
             case _:
@@ -247,8 +265,20 @@ class Machine:
         for site in sorted({site for site in known if site} - set(event.sites)):
             self._lifecycle.abandon_site(site)
 
+    def _on_told(self, event: UserTold) -> None:
+        search = self._search
+        if event.told <= search.told:
+            return
+        self._lifecycle.note_told(event)
+        trial = search.trials.get(event.stop) if event.stop is not None else None
+        if trial is not None and not trial.state.is_final:
+            self._lifecycle.stop(trial)
+        self._allocator.allocate()
+
     def _on_proposed(self, event: TrialProposed) -> None:
-        if not self._search.is_proposing or event.trial in self.trials:
+        search = self._search
+        is_awaited = event.told > search.told if event.told else search.is_proposing
+        if not is_awaited or event.trial in self.trials:
             return
         self._lifecycle.admit(event)
         self._close_if_full()

@@ -8,6 +8,7 @@
     origin.json                        where the study's functions are
     code/                              a copy of them, if the study says `code: pinned`
     mark                               a string that no other run has
+    told/                              what the user has told the search while it stood or ran
     controllers/                       who has run the study, and who does now
     trials/<id>/attempt-<n>/           orders, epochs, checkpoints and reports of each attempt
     submitted/                         the jobs of its controller, if it was submitted
@@ -77,6 +78,11 @@ class RunDirectory:
         return self.path / "journal.jsonl"
 
     @property
+    def requests(self) -> Path:
+        """Folder of what the user has told the search."""
+        return self.path / "told"
+
+    @property
     def first_method(self) -> Path:
         """The `scheduler` block that the search began with, if it has been changed since."""
         return self.path / "first_method.json"
@@ -114,7 +120,7 @@ class RunDirectory:
         aside = self.path / "before" / str(self.searches_before + 1)
         aside.mkdir(parents=True)
         # The journal last: till then it is here.
-        for name in ("trials", "mark", "first_method.json", *_REPORTS, "journal.jsonl"):
+        for name in ("trials", "mark", "first_method.json", "told", *_REPORTS, "journal.jsonl"):
             if (self.path / name).exists():
                 (self.path / name).rename(aside / name)
         return aside

@@ -70,6 +70,9 @@ class SearchRecord:
         instructions: What follows from it, so far.
         stop: Says when the search has found enough.
         budget: Says until when its budget lasts.
+        told: Number of the last request of the user's.
+        added: Trials that the user has added, beside those that the study wants.
+        at_most: Trials that may run at a time; 0 for any number.
         method: By which it goes on since the user has changed that; None before.
         cut_off: Trials that the budget has ended, and whether each was paused: a larger one lets them go on.
     """
@@ -96,6 +99,9 @@ class SearchRecord:
     stop: StopWatch = field(init=False)
     budget: BudgetWatch = field(default_factory=BudgetWatch)
     method: Method | None = None
+    told: int = 0
+    added: int = 0
+    at_most: int = 0
     cut_off: dict[TrialId, bool] = field(default_factory=dict)
     _ladders: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)  # by rung and replicas
 
@@ -106,13 +112,18 @@ class SearchRecord:
     def lacks(self, num_samples: int) -> bool:
         """Whether trials are missing to so many that the searcher may have."""
         is_ended = self.stop.reason or self.budget.reason
-        return not is_ended and num_samples > max(len(self.trials), self.exhausted_at)
+        return not is_ended and num_samples + self.added > max(len(self.trials), self.exhausted_at)
 
     @property
     def unproposed(self) -> int:
         """Trials that are wanted and have not been proposed."""
         missing = self.num_samples - len(self.trials)
         return missing if missing > 0 else 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many trials run as may run at a time."""
+        return 0 < self.at_most <= len(self.jobs)
 
     @property
     def is_unfinished(self) -> bool:

@@ -10,6 +10,7 @@ import bisect
 import heapq
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
@@ -228,6 +229,16 @@ class ClusterState:
             del line[bisect.bisect_left(line, (waiting.rank,))]
             if not line:
                 del self._lines[waiting.kind]
+
+    @contextmanager
+    def nobody_waiting(self) -> Iterator[None]:
+        """Let nobody wait while the block lasts, in which only running trials may be changed."""
+        kept = self._waiting, self._lines, self.new_trials
+        self._waiting, self._lines, self.new_trials = {}, {}, 0
+        try:
+            yield
+        finally:
+            self._waiting, self._lines, self.new_trials = kept
 
     def postpone(self, trial: TrialId, now: float) -> None:
         """Note that a trial could have started by now."""

@@ -232,6 +232,8 @@ def _limits(summary: Summary) -> Iterator[tuple[str, str]]:
         yield "stopped", words if words.startswith("budget: ") else f"{words} (stop_when)"
     if budget := summary.get("budget"):
         yield "budget", _budget_in_words(budget)
+    if most := summary.get("at_most"):
+        yield "at most", f"{counted(most, 'trial')} at a time"
 
 
 def _budget_in_words(budget: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from sortedcontainers import SortedList
 
 from parsl_rasda.scheduling.base import Decision
-from parsl_rasda.scheduling.rung_scheduler import Contender, RungScheduler
+from parsl_rasda.scheduling.rung_scheduler import Contender, ExtensibleScheduler
 from parsl_rasda.scheduling.rungs import Rungs
 from parsl_rasda.types import Mode
 
@@ -50,7 +50,7 @@ class _Rung:
         return self.trials.pop(key[1])
 
 
-class PromotionScheduler(RungScheduler):
+class PromotionScheduler(ExtensibleScheduler):
     """Let a trial go on once it is among the best ``n // eta`` of the ``n`` results of its rung.
 
     A reporting trial that is among them goes on at once; else it pauses, and `resume_next` looks

@@ -113,19 +113,6 @@ class RungScheduler(ABC):
         self._come_back(contender)
         return contender.last
 
-    def extend(self, milestones: tuple[int, ...], max_workers: int | None) -> tuple[Decision, ...]:
-        """Go on with more rungs above the last one, or with more workers.
-
-        Trials that had completed are judged at what is now a rung like any other, in the order in which they
-        came there; returns what becomes of each.
-        """
-        self._climb(replace(self.rungs, milestones=milestones, max_workers=max_workers))
-        self._add_rungs()
-        if self._completed and self._completed[0].rung == self._last:
-            return ()
-        completed, self._completed = self._completed, []
-        return self._judge_again(completed)
-
     def close(self) -> None:  # noqa: B027 - most variants wait for nobody
         """Say that no further trial will be added."""
 
@@ -140,13 +127,6 @@ class RungScheduler(ABC):
     @abstractmethod
     def _judge(self, contender: Contender, reached: int, metric: float) -> Decision:
         """Apply the rule to a contender whose report has reached rung ``reached`` or above."""
-
-    def _add_rungs(self) -> None:  # noqa: B027 - only some rules keep books of each
-        """Learn that there are more rungs."""
-
-    def _judge_again(self, completed: Sequence[Contender]) -> tuple[Decision, ...]:
-        """Judge contenders at the rung where they had completed, which is no longer the last."""
-        return tuple(self._judge(one, one.rung, self._sign * one.cost) for one in completed)
 
     def _withdraw(self, contender: Contender) -> None:  # noqa: B027 - only some rules count the absent
         """Learn that a contender was stopped, unjudged, while it ran or was paused."""
@@ -207,3 +187,28 @@ class RungScheduler(ABC):
 
     def _text(self, cost: float) -> str:
         return f"{self._metric} {self._sign * cost:.6g}"
+
+
+class ExtensibleScheduler(RungScheduler):
+    """One whose ladder may become longer while trials are on it; see `base.Extensible`."""
+
+    def extend(self, milestones: tuple[int, ...], max_workers: int | None) -> tuple[Decision, ...]:
+        """Go on with more rungs above the last one, or with more workers.
+
+        Trials that had completed are judged at what is now a rung like any other, in the order in which they
+        came there; returns what becomes of each.
+        """
+        self._climb(replace(self.rungs, milestones=milestones, max_workers=max_workers))
+        self._add_rungs()
+        if self._completed and self._completed[0].rung == self._last:
+            return ()
+        completed, self._completed = self._completed, []
+        return self._judge_again(completed)
+
+    @abstractmethod
+    def _add_rungs(self) -> None:
+        """Learn that there are more rungs."""
+
+    def _judge_again(self, completed: Sequence[Contender]) -> tuple[Decision, ...]:
+        """Judge contenders at the rung where they had completed, which is no longer the last."""
+        return tuple(self._judge(one, one.rung, self._sign * one.cost) for one in completed)

@@ -6,12 +6,12 @@ import math
 from heapq import heappop, heappush
 
 from parsl_rasda.scheduling.base import Decision
-from parsl_rasda.scheduling.rung_scheduler import Contender, RungScheduler
+from parsl_rasda.scheduling.rung_scheduler import Contender, ExtensibleScheduler
 from parsl_rasda.scheduling.rungs import Rungs
 from parsl_rasda.types import Mode
 
 
-class StoppingScheduler(RungScheduler):
+class StoppingScheduler(ExtensibleScheduler):
     """Continue iff first at the rung, or as good as the percentile of the earlier results there.
 
     A contender's own result joins the rung after its judgement. Results that are not finite rank

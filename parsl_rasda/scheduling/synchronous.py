@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from parsl_rasda.scheduling.base import Decision
-from parsl_rasda.scheduling.rung_scheduler import Contender, RungScheduler
+from parsl_rasda.scheduling.rung_scheduler import Contender, ExtensibleScheduler
 from parsl_rasda.scheduling.rungs import Rungs
 from parsl_rasda.types import Mode, TrialId
 
@@ -37,7 +37,7 @@ class _Cohort:
         return self.is_full and 0 < self.entrants == len(self.present)
 
 
-class SynchronousScheduler(RungScheduler):
+class SynchronousScheduler(ExtensibleScheduler):
     """Let the best ``max(1, entrants // eta)`` of a whole rung go on, stop the others.
 
     Trials that failed or diverged count as entrants that rank last. The first ``num_samples`` trials
@@ -75,6 +75,9 @@ class SynchronousScheduler(RungScheduler):
         stops = tuple(self._stop(self._contenders[t], reason) for t, reason in self._stopping.items())
         self._stopping.clear()
         return stops
+
+    def _add_rungs(self) -> None:
+        """A cohort knows the rung that it waits for, and no other."""
 
     def _judge_again(self, completed: Sequence[Contender]) -> tuple[Decision, ...]:
         for contender in completed:

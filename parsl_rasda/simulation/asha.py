@@ -59,8 +59,8 @@ def rehearse_asha(history: ReplayedSearch, observers: Sequence[Observer] = ()) -
     is_rasda = method.kind == "rasda" and kind_of(method.growth) != "none"
     if not is_rasda or history.machine.state is not StudyState.DONE or not history.usage.epochs:
         return None
-    if history.machine.budget.reason:
-        return None  # ASHA would have been ended by it elsewhere
+    if history.machine.budget.reason or history.machine.is_changed:
+        return None  # it would have stood elsewhere then
     held = _Held()
     for record in history.records:
         held.add(record.event)

@@ -14,7 +14,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
-from parsl_rasda.scheduling.base import Action, Decision, Scheduler
+from parsl_rasda.scheduling.base import Action, Decision, Extensible, Scheduler
 from parsl_rasda.types import TrialId
 
 
@@ -168,6 +168,25 @@ class SchedulerContract(ABC):
             after = play_on(scheduler, first, lambda trial, epoch: 1.0 / epoch, rng)
             assert sorted(d.trial for d in after if d.action is Action.STOP) == removed
             assert [scheduler.report(d.trial, 9, 0.0) for d in ended] == ended
+
+    def test_a_longer_ladder_is_climbed_by_those_who_had_completed_the_shorter_one(self) -> None:
+        for seed in range(20):
+            scheduler, decisions = self._played(seed)
+            if not isinstance(scheduler, Extensible):
+                return  # its search stays as long as it was
+            completed = [d.trial for d in decisions if d.completed]
+            again = [*scheduler.extend((*scheduler.milestones, 20, 40, 80), None)]
+            assert [d.trial for d in again] == completed
+            while (resumed := scheduler.resume_next()) is not None:
+                again.append(resumed)
+            again += scheduler.dismiss()
+            going = [d for d in again if d.action is Action.CONTINUE]
+            assert all((d.until, d.rung) == (20, len(scheduler.milestones) - 3) for d in going)
+            rng = random.Random(seed)  # noqa: S311 - a test
+            after = play_on(scheduler, going, lambda trial, epoch: 1.0 / epoch, rng)
+            ends = [d for d in (*again, *after) if d.action is Action.STOP]
+            assert sorted(d.trial for d in ends) == sorted(completed)
+            assert all(d.completed == (d.until == 80) for d in ends)
 
     def test_the_same_calls_give_the_same_decisions(self) -> None:
         assert self._played(seed=3)[1] == self._played(seed=3)[1]

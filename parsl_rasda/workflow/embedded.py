@@ -155,6 +155,7 @@ class Embedded:
 
         def watch() -> None:
             while not done.wait(_POLL_S):
+                search.take_requests()
                 if self._is_over:
                     search.interrupt()
                     if not done.wait(self._patience_s):

@@ -170,6 +170,8 @@ class WorkflowRun:
                 ended, _ = wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED)
                 try:
                     self.run_directory.verify()
+                    for search in self.searches:
+                        search.take_requests()
                     if not self.interrupted and self.run_directory.is_told_to_end:
                         self._interrupt(again=False)
                     done.update({running.pop(future): future.result() for future in ended})

@@ -14,11 +14,13 @@ from typing import Any
 from parsl_rasda.orchestration.backend import Backend, OpenJob
 from parsl_rasda.orchestration.data_locality import paths_in
 from parsl_rasda.orchestration.driver import Driver, Observer
-from parsl_rasda.orchestration.events import Event, VersionChanged
+from parsl_rasda.orchestration.events import Event, TrialProposed, VersionChanged
 from parsl_rasda.orchestration.job_specs import JobSpecBuilder, SiteFacts
 from parsl_rasda.orchestration.journal import VERSION, Journal
+from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.progress import ProgressReporter
 from parsl_rasda.orchestration.replay import ReplayedSearch, changed_method, replay_search
+from parsl_rasda.orchestration.requests import requests_after
 from parsl_rasda.orchestration.retention import Retention
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.orchestration.summary import best, cause
@@ -62,6 +64,7 @@ class Search:
     cause: str = ""
     _history: ReplayedSearch | None = None
     _driver: Driver | None = None
+    _taken: int = 0
     _is_leaving: bool = False
 
     def run(self, progress: ProgressReporter) -> Any:
@@ -76,7 +79,8 @@ class Search:
         budget = self.tune.budget.limits(time.time())
         more = machine.may_go_on(self.tune.num_samples, budget or Budget(), time.time())
         method = changed_method(machine, history.begun or self.tune, self.tune)
-        if machine.state is not StudyState.DONE or more or retries or method is not None:
+        wanted = more or retries or method is not None or self._is_told_to_train(machine)
+        if machine.state is not StudyState.DONE or wanted:
             self._drive(history, progress, budget, method)
         self.state = history.machine.state
         self.cause = cause(history.machine, history.usage)
@@ -86,6 +90,20 @@ class Search:
     def is_reused(self) -> bool:
         """Whether it had ended well before, so that nothing was run."""
         return self._driver is None
+
+    def take_requests(self) -> None:
+        """Hand over what the user has told since the last time."""
+        if self._driver is None:
+            return
+        for request in requests_after(self.directory.requests, self._taken, time.time()):
+            self._taken = request.told or self._taken
+            self._driver.tell(request)
+
+    def _is_told_to_train(self, machine: Machine) -> bool:
+        """Whether the user has told something since by which a search that is done goes on."""
+        has_failed = any(t.state is TrialState.FAILED for t in machine.trials.values())
+        told = requests_after(self.directory.requests, machine.told, time.time())
+        return any(isinstance(r, TrialProposed) or (r.retry_failed and has_failed) for r in told)
 
     def interrupt(self) -> None:
         """Let running trials save and leave."""
@@ -120,6 +138,9 @@ class Search:
             missed.insert(0, VersionChanged(time.time(), VERSION))
             if history.difference:
                 logger.warning("%s", history.difference)
+        told = tuple(requests_after(self.directory.requests, history.machine.told, time.time()))
+        missed += told  # before it begins: one that had ended has more to do by that
+        self._taken = max([history.machine.told, *(request.told or 0 for request in told)])
         watcher = progress.search(self.name, history.machine, history.usage, alone=alone)
         observers: list[Observer] = [history.usage, watcher]
         cleaner = CheckpointCleaner(
@@ -156,9 +177,7 @@ class Search:
                 retry_failed=self.retry_failed,
                 budget=budget,
                 method=method,
-                later={
-                    name: n for name, site in self.sites.items() if (n := site.most_pilots - pilots[name])
-                },
+                later=later,
             )
 
     def _tracking(self, history: ReplayedSearch) -> Tracking | None:

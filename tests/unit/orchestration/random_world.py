@@ -268,6 +268,12 @@ class World:
             self._progress()
         raise AssertionError(f"the study does not end within {limit} steps of a fair world")
 
+    def forgive_failed(self) -> None:
+        """Let trials that failed end again."""
+        for trial in [t for t, told in self.concluded.items() if told.state is TrialState.FAILED]:
+            del self.concluded[trial]
+            self.retries[trial] = self.preemptions[trial] = self.checkpoint_losses[trial] = 0
+
     def fair_step(self) -> None:
         """Let one thing go well."""
         self.now += 1.0

@@ -42,6 +42,7 @@ from parsl_rasda.orchestration.events import (
     TimerFired,
     TrialFinished,
     TrialProposed,
+    UserTold,
     VersionChanged,
 )
 from parsl_rasda.orchestration.journal import VERSION, Journal, Record, decode, encode, read, version_of
@@ -96,7 +97,15 @@ events = st.one_of(
     st.builds(PilotEnded, at, pilots, sites, names, st.booleans()),
     st.builds(PilotLost, at, pilots),
     st.builds(PilotQueued, at, pilots, sites, names, names, names, st.none() | at, names),
-    st.builds(TrialProposed, at, trials, configs),
+    st.builds(TrialProposed, at, trials, configs, st.none() | st.integers(1, 99)),
+    st.builds(
+        UserTold,
+        at,
+        st.integers(1, 99),
+        st.none() | trials,
+        st.none() | st.integers(0, 9),
+        st.booleans(),
+    ),
     st.builds(SearchExhausted, at),
     st.builds(JobStarted, at, jobs),
     st.builds(

@@ -1,0 +1,156 @@
+"""What a user tells a study is examined before any of it is written down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parsl_rasda.errors import InvalidFileError, RunDirectoryError
+from parsl_rasda.orchestration.events import TrialProposed, UserTold
+from parsl_rasda.orchestration.progress import NoProgress
+from parsl_rasda.orchestration.replay import save_run
+from parsl_rasda.orchestration.requests import requests_after
+from parsl_rasda.orchestration.run_directory import RunDirectory
+from parsl_rasda.reporting.runs import read_run
+from parsl_rasda.study import ParslSiteSpec, StudySpec
+from parsl_rasda.testing.backends import FakeBackend
+from parsl_rasda.types import TrialId
+from parsl_rasda.workflow.search_run import Search
+from parsl_rasda.workflow.telling import configuration, tell_study
+from tests.unit.orchestration.small_study import SITE, curve, driver, tune
+
+SPACE = {
+    "lr": {"float": [0.001, 0.1], "log": True},
+    "optimizer": {"choice": ["sgd", "adam"]},
+    "momentum": {"float": [0.0, 0.9], "when": {"optimizer": "sgd"}},
+    "depth": {"int": [1, 8]},
+    "kind": "mlp",
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    """A run in which one trial waits and five have ended."""
+    found = RunDirectory(tmp_path / "run")
+    spec = tune()
+    save_run(found, StudySpec.model_validate({"name": "study", "tune": spec}), [])
+    at_work = driver(found.path, FakeBackend(curve), spec)
+    at_work.tell(UserTold(0.0, 1, stop=TrialId("0000")))
+    at_work.run(6, {SITE: 1})
+    return found
+
+
+def told(run: RunDirectory) -> list[UserTold | TrialProposed]:
+    return list(requests_after(run.requests, 0, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ({}, ["options: found none; allowed: --stop, --at-most, --add, --retry-failed"]),
+        ({"stop": ["0099"], "at_most": 2}, ["--stop: found '0099', no trial of this search"]),
+        ({"stop": ["0001"], "retry_failed": True}, ["--stop: found '0001', which is ", "no trial goes on"]),
+        ({"stage": "x", "at_most": 2}, ["--stage: found 'x'; allowed: a search of this study: tune"]),
+        (
+            {"add": ["{lr: 0.01}", "{lr: 5}", "[1]", "{lr: 0.01, x: 1}"], "stop": ["7"]},
+            [
+                "--stop: found '7'",
+                "found '{lr: 5}'; allowed: a configuration of {lr: {float",
+                "'[1]'",
+                "x: 1",
+            ],
+        ),
+        ({"add": ["{lr: "]}, ["--add"]),
+    ],
+)
+def test_a_mistake_is_told_and_nothing_is_written(
+    run: RunDirectory, what: dict[str, Any], words: list[str]
+) -> None:
+    with pytest.raises(InvalidFileError) as error:
+        tell_study(run.path, **what)
+    assert error.value.exit_code == 2
+    for part in words:
+        assert part in str(error.value)
+    assert told(run) == []
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunDirectoryError):
+        tell_study(tmp_path, at_most=2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_each_thing_that_is_told_is_a_request_of_its_own(run: RunDirectory) -> None:
+    said = tell_study(run.path, at_most=0, add=["{lr: 1e-2}"], retry_failed=True)
+    assert said == "noted: nobody runs it, `parsl-rasda resume` takes it up"
+    assert told(run) == [
+        UserTold(0.0, 1, at_most=0),
+        UserTold(0.0, 2, retry_failed=True),
+        TrialProposed(0.0, TrialId(""), {"lr": 0.01}, 3),
+    ]
+    with run.controlled():
+        assert tell_study(run.path, at_most=3).startswith("told: process ")
+
+
+def test_a_controller_takes_up_what_it_is_told_while_it_runs_and_after(tmp_path: Path) -> None:
+    run, spec = RunDirectory(tmp_path), tune()
+    study = StudySpec.model_validate({"name": "study", "tune": spec})
+    site = ParslSiteSpec.model_validate(
+        {"name": "a", "provider": {"type": "LocalProvider"}, "accelerator": "none", "gpus_per_node": 2}
+    )
+    save_run(run, study, [site])
+    searches: list[Search] = []
+
+    def curve_and_words(order: Any, epoch: int) -> dict[str, float]:
+        if not run.requests.exists():
+            tell_study(run.path, at_most=1, add=["{lr: 0.002}"])
+            searches[-1].take_requests()
+            searches[-1].take_requests()
+        return curve(order, epoch)
+
+    def search() -> Search:
+        backend = FakeBackend(curve_and_words)
+        searches.append(Search(study, "tune", spec, {SITE: site}, backend, run, run, {}))
+        searches[-1].run(NoProgress())
+        return searches[-1]
+
+    with run.controlled():
+        assert search().summary()["trials"]["total"] == 7
+        assert search().is_reused
+        tell_study(run.path, add=["{lr: 0.003}"])
+        assert not search().is_reused
+    found = read_run(run.path).document()
+    assert (found["state"], found["at_most"], found["trials"]["total"]) == ("done", 1, 8)
+    added = [t["config"]["lr"] for t in found["trial_list"] if t["config"]["lr"] in (0.002, 0.003)]
+    assert added == [0.002, 0.003]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (
+            "{lr: 1e-2, optimizer: sgd, momentum: 0.5, depth: 2.0}",
+            {"lr": 0.01, "optimizer": "sgd", "momentum": 0.5, "depth": 2, "kind": "mlp"},
+        ),
+        ("{lr: 0.1, optimizer: adam, depth: 1}", {"lr": 0.1, "optimizer": "adam", "depth": 1, "kind": "mlp"}),
+    ],
+)
+def test_a_configuration_is_written_as_the_searcher_would(text: str, found: dict[str, Any]) -> None:
+    assert configuration(tune(search_space=SPACE), text) == found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{lr: 0.1, optimizer: rmsprop, depth: 1}",
+        "{lr: 0.1, optimizer: adam, momentum: 0.5, depth: 1}",
+        "{lr: 0.1, optimizer: sgd, depth: 1}",
+        "{lr: 0.1, optimizer: adam, depth: 1.5}",
+        "{lr: 0.1, optimizer: adam, depth: 1, kind: cnn}",
+    ],
+)
+def test_what_is_no_configuration_of_the_space_is_refused(text: str) -> None:
+    with pytest.raises(InvalidFileError, match="--add"):
+        configuration(tune(search_space=SPACE), text)
