@@ -11,7 +11,7 @@ FOR_ALL := $(VENV)/.installed
 # of what it imports anew, a tenth of all their processor time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo reference test test-unit mutations chaos mutants soak quality lint install clean
+.PHONY: demo docs notebooks reference test test-unit mutations chaos mutants soak quality lint install clean
 demo: $(FOR_DEMO)
 	$(BIN)/parsl-rasda run workflows/cfd_defiltering/study.yaml --site local --dir $$(mktemp -d -p . runs.XXXXXX)/cfd_defiltering
 
@@ -43,6 +43,15 @@ soak: install
 # The winner's quality by ASHA, RASDA and random search, 10 seeds of each shipped study. Hours; goes on where it stopped.
 quality: install
 	$(BIN)/python benchmarks/quality.py runs/quality --out benchmarks/results/quality.json
+
+# The docs site, into build/docs; a warning is an error.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: install
+	$(BIN)/mkdocs build --quiet
+
+# The notebooks of the docs, run anew.
+notebooks: install
+	$(BIN)/python docs/run_notebook.py
 
 # Pages of keys, methods, events and exit codes, and the JSON Schemas, from the code that they describe.
 reference: install
