@@ -11,7 +11,7 @@ FOR_ALL := $(VENV)/.installed
 # of what it imports anew, a tenth of all their processor time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo reference test test-unit mutations chaos mutants soak quality peers lint install clean
+.PHONY: demo docs notebooks reference test test-unit mutations chaos mutants soak quality peers lint install clean
 demo: $(FOR_DEMO)
 	$(BIN)/parsl-rasda run workflows/cfd_defiltering/study.yaml --site local --dir $$(mktemp -d -p . runs.XXXXXX)/cfd_defiltering
 
@@ -51,6 +51,15 @@ $(PEERS)/.installed: benchmarks/peers/requirements.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r $<
 	touch $@
+
+# The docs site, into build/docs; a warning is an error.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: install
+	$(BIN)/mkdocs build --quiet
+
+# The notebooks of the docs, run anew.
+notebooks: install
+	$(BIN)/python docs/run_notebook.py
 
 # Pages of keys, methods, events and exit codes, and the JSON Schemas, from the code that they describe.
 reference: install

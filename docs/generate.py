@@ -1,4 +1,4 @@
-"""Write docs/reference and the JSON Schemas from the models and docstrings: `make reference`."""
+"""Write docs/reference, the pictures and the JSON Schemas from code and docstrings: `make reference`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import get_args
 
+from docs.pictures import pictures
 from parsl_rasda import errors
 from parsl_rasda.orchestration import events
 from parsl_rasda.study import reference
@@ -31,7 +32,8 @@ def pages() -> dict[Path, str]:
         "exit_codes.md": exit_codes_page(),
     }
     found = {ROOT / "docs" / "reference" / name: "\n".join(lines) + "\n" for name, lines in written.items()}
-    return found | {shipped(kind): as_text(schema_of(kind, installed=False)) for kind in KINDS}
+    found |= {shipped(kind): as_text(schema_of(kind, installed=False)) for kind in KINDS}
+    return found | pictures()
 
 
 def keys_page(file: str) -> Iterator[str]:
