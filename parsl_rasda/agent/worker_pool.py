@@ -10,16 +10,19 @@ well, but no task would ever start or end: so it ends, too, and is lost like any
 
 from __future__ import annotations
 
+import importlib.metadata
 import multiprocessing
 import os
 import runpy
 import sys
 import threading
+from collections.abc import Iterable
+from multiprocessing import forkserver
 from multiprocessing.managers import SyncManager
 from multiprocessing.process import BaseProcess
 
 from parsl_rasda.agent import pool_folder
-from parsl_rasda.agent.lean_parsl import import_parsl
+from parsl_rasda.agent.lean_parsl import prepare_program
 from parsl_rasda.socket_folder import shorten_paths
 
 _PACKAGE = "parsl.executors.high_throughput"
@@ -35,14 +38,21 @@ def main() -> None:
         os.execv(sys.executable, [sys.executable, "-P", *sys.argv])
     shorten_paths()
     pool_folder.use()
-    import_parsl()  # only now: not a second time after `execv`
-    import parsl.multiprocessing
-
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
+    forkserver.ensure_running()  # it imports at the same time as this process
+    prepare_program(_POOL)
+    import parsl.multiprocessing
+
+    # The pool would look through all installed packages and tell the interchange, which nobody asks for them.
+    importlib.metadata.distributions = _no_distributions
     _watch_helper(context)
     parsl.multiprocessing.SpawnContext = context  # from where the pool is about to take it
     runpy.run_module(_POOL, run_name="__main__", alter_sys=True)
+
+
+def _no_distributions(**_: object) -> Iterable[importlib.metadata.Distribution]:
+    return ()
 
 
 def _watch_helper(context: multiprocessing.context.ForkServerContext) -> None:

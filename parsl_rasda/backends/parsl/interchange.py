@@ -13,10 +13,11 @@ import runpy
 import signal
 import threading
 
-from parsl_rasda.agent.lean_parsl import import_parsl
+from parsl_rasda.agent.lean_parsl import prepare_program
 
 INTERCHANGE_DIED = "Parsl's interchange on the controller's machine died"
 
+_PROGRAM = "parsl.executors.high_throughput.interchange"
 _POLL_S = 0.5
 
 
@@ -26,8 +27,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in every thread: `_end_with` reads it
     threading.Thread(target=_end_with, args=(parent,), name="rasda-tether", daemon=True).start()
-    import_parsl()
-    runpy.run_module("parsl.executors.high_throughput.interchange", run_name="__main__")
+    prepare_program(_PROGRAM)
+    runpy.run_module(_PROGRAM, run_name="__main__")
 
 
 def _end_with(parent: int) -> None:

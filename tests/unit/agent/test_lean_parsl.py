@@ -40,6 +40,33 @@ print(sys.modules["sqlalchemy"] is sqlalchemy, "globus_compute_sdk" in sys.modul
     assert said(program) == "True False"
 
 
+@pytest.mark.parametrize("program", ["interchange", "process_worker_pool"])
+def test_a_program_of_parsls_is_prepared_without_what_packages_import_beside_it(program: str) -> None:
+    name = f"parsl.executors.high_throughput.{program}"
+    words = f"""
+import sys, runpy
+from parsl_rasda.agent.lean_parsl import prepare_program
+prepare_program({name!r})
+print([name for name in ("parsl.dataflow", "parsl.providers", "sqlalchemy") if name in sys.modules])
+sys.argv = ["program"]
+runpy.run_module({name!r}, run_name="other", alter_sys=True)
+print([m for m in sys.modules if m.startswith("parsl.") and m.count(".") == 1 and "dataflow" in m])
+"""
+    assert said(words).splitlines() == ["[]", "[]"]
+
+
+@pytest.mark.slow
+def test_all_of_parsl_is_imported_where_a_program_needs_names_of_its_packages() -> None:
+    words = """
+import sys
+from parsl_rasda.agent.lean_parsl import prepare_program
+prepare_program("parsl.dataflow.dflow")
+import parsl
+print(parsl.__name__, parsl.DataFlowKernel.__name__, "parsl.dataflow.dflow" in sys.modules)
+"""
+    assert said(words) == "parsl DataFlowKernel False"
+
+
 @pytest.mark.parametrize("module", ["agent.worker_pool", "backends.parsl.interchange"])
 def test_what_starts_them_imports_parsl_only_when_it_runs(module: str) -> None:
     """The pool begins by starting itself anew."""
