@@ -27,7 +27,8 @@ class Costs:
         samples: Training samples of an epoch, if they are known.
         noise: Of the gradients of trial number ``i`` in an epoch, if it is known.
         restart_of: That start of trial number ``i`` as its attempt ``n``, if it was measured [s].
-        leave_of: How long attempt ``n`` of trial number ``i`` takes to leave, if it was measured [s].
+        leave_of: How long attempt ``n`` of trial number ``i`` takes to leave, and after how long that is
+            handled, later events first; None if it was not measured [s].
         known_until: Epochs of trial number ``i`` whose metric was measured; what comes later is a guess.
     """
 
@@ -41,7 +42,7 @@ class Costs:
     samples: int | None = None
     noise: Callable[[int, int], GradientNoise | None] = lambda _trial, _epoch: None
     restart_of: Callable[[int, int], float | None] = lambda _trial, _attempt: None
-    leave_of: Callable[[int, int], float | None] = lambda _trial, _attempt: None
+    leave_of: Callable[[int, int], tuple[float, float] | None] = lambda _trial, _attempt: None
     known_until: Callable[[int], float] = lambda _: math.inf
 
     def start_s(self, trial: int, attempt: int) -> float:
@@ -51,10 +52,9 @@ class Costs:
         own = self.restart_of(trial, attempt)
         return self.restart_s if own is None else own
 
-    def end_s(self, trial: int, attempt: int) -> float:
-        """Return how long an attempt takes to leave its slots [s]."""
-        own = self.leave_of(trial, attempt)
-        return self.leave_s if own is None else own
+    def end_s(self, trial: int, attempt: int) -> tuple[float, float]:
+        """Return how long an attempt takes to leave its slots, and until that is handled [s]."""
+        return self.leave_of(trial, attempt) or (self.leave_s, self.leave_s)
 
 
 def assumed_costs(assumed: Assumed, *, seed: int, spread: float = 0.0) -> Costs:

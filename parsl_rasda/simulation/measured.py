@@ -118,8 +118,8 @@ class _Measurements:
     boundaries_s: list[float] = field(default_factory=list)
     leaves_s: list[float] = field(default_factory=list)
     queues_s: list[float] = field(default_factory=list)
-    own_leaves: dict[tuple[TrialId, int], float] = field(default_factory=dict)
-    _known_at: float = 0.0
+    own_leaves: dict[tuple[TrialId, int], tuple[float, float]] = field(default_factory=dict)
+    _handled_at: float = 0.0
     _jobs: dict[JobId, tuple[int, SiteName]] = field(default_factory=dict)
     _starts: dict[JobId, tuple[float, int]] = field(default_factory=dict)
     _boundaries: dict[JobId, float] = field(default_factory=dict)
@@ -128,14 +128,16 @@ class _Measurements:
 
     def add(self, record: Record) -> None:
         event = record.event
-        self._known_at = max(self._known_at, event.at)
+        self._handled_at = max(self._handled_at, event.at)
         match event:
             case EpochReported() if event.job in self._jobs:
                 self._add_epoch(event)
             case JobEnded() if event.job in self._leaving:
-                # Slots are free once that is known, not when it happened: it is handled after later events.
-                self.leaves_s.append(self._known_at - self._leaving.pop(event.job))
-                self.own_leaves[event.job.trial, event.job.attempt] = self.leaves_s[-1]
+                told_at = self._leaving.pop(event.job)
+                self.leaves_s.append(event.at - told_at)
+                # An end is often handled after later events; until then its slots are not free.
+                leave = event.at - told_at, self._handled_at - told_at
+                self.own_leaves[event.job.trial, event.job.attempt] = leave
             case PilotStarted() if event.pilot in self._requests:
                 self.queues_s.append(event.at - self._requests.pop(event.pilot))
             case _:
@@ -147,7 +149,7 @@ class _Measurements:
                     self._jobs[instruction.job] = (place.world_size, place.site)
                     self._starts[instruction.job] = (event.at, instruction.epoch)
                 case EndJob(job):
-                    self._leaving[job] = self._known_at
+                    self._leaving[job] = event.at
                 case RequestPilot(pilot):
                     self._requests[pilot] = event.at
                 case _:

@@ -154,7 +154,7 @@ class Rehearsal:
             self._handle(event)
 
     def _handle(self, event: Event) -> None:
-        self._now = event.at
+        self._now = max(self._now, event.at)
         pending = deque([event])  # proposals are answered before anything else
         while pending:
             event = pending.popleft()
@@ -167,8 +167,8 @@ class Rehearsal:
                 else:
                     self._carry_out(event.at, instruction)
 
-    def _post(self, event: Event) -> None:
-        heapq.heappush(self._events, (event.at, next(self._order), event))
+    def _post(self, event: Event, handled_at: float = 0.0) -> None:
+        heapq.heappush(self._events, (max(event.at, handled_at), next(self._order), event))
 
     def _carry_out(self, now: float, instruction: Instruction) -> None:
         match instruction:
@@ -187,8 +187,8 @@ class Rehearsal:
                 self._next_epoch(now + self.costs.boundary_s, job)
             case EndJob(job):
                 self._jobs.pop(job)
-                leave_s = self.costs.end_s(int(job.trial), job.attempt)
-                self._post(JobEnded(now + leave_s, job, Outcome.REACHED))
+                leave_s, handled_s = self.costs.end_s(int(job.trial), job.attempt)
+                self._post(JobEnded(now + leave_s, job, Outcome.REACHED), now + handled_s)
             case _:
                 pass
 

@@ -284,6 +284,19 @@ def test_costs_of_a_run_are_read_back(rehearsals, tmp_path) -> None:
     assert counted_gpus([history]) == {"virtual": 2}
 
 
+def test_ends_that_a_controller_handled_late_hold_their_slots_in_a_plan(rehearsals, tmp_path) -> None:
+    late = rehearsals.costs_of(leave_of=lambda trial, _: (0.1, 0.1 + 4.0 * (trial % 3)))
+    study = rehearsals.study_of(num_samples=12, scheduler={"variant": "synchronous"})
+    rehearsals.into(tmp_path, study, costs=late)
+    history = replay_search(RunDirectory(tmp_path), study.name, study.tune_stages["tune"].tune)
+    measured = measured_costs(history, seed=0)
+    found = [measured.leave_of(trial, 1) for trial in range(12)]
+    assert all(leave_s == pytest.approx(0.1) for leave_s, _ in found)
+    assert max(handled_s for _, handled_s in found) > 1.0, "as far as later events show it"
+    predicted = plan(study, measured=history).declared.makespan_s
+    assert predicted == pytest.approx(history.usage.makespan_s(), rel=0.05)
+
+
 def test_a_trial_beyond_the_run_behaves_as_one_of_it(rehearsals, tmp_path) -> None:
     study = rehearsals.study_of()
     rehearsals.into(tmp_path, study)
