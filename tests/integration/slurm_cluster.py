@@ -20,12 +20,12 @@ from typing import Any, Self
 
 import psutil
 from backend_tools import eventually
+from ports import free_ports
 
 from parsl_rasda.agent import orphan_reaper
 
 START_S = 60.0
 COMMAND_S = 30.0
-_PORTS = 40  # of which a cluster uses two, and one a node
 _DAEMON_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 
 CONFIGURATION = """\
@@ -169,7 +169,7 @@ class SlurmCluster:
         self._until(self._all_idle, "nodes become idle")
 
     def _start(self) -> None:
-        host, port = socket.gethostname().partition(".")[0], _free_ports()
+        host, port = socket.gethostname().partition(".")[0], free_ports(2 + len(self.gpus))[0]
         for name in ("state", "spool", "dev"):
             (self.folder / name).mkdir()
         gres, nodes = [], []
@@ -228,20 +228,3 @@ class SlurmCluster:
 
     def _until(self, is_so: Callable[[], Any], what: str) -> None:
         eventually(is_so, f"{what}; see {self.folder}", START_S)
-
-
-def _free_ports() -> int:
-    """Return the first of a row of ports that nobody listens at."""
-    for port in range(20_000 + os.getpid() % 10_000, 32_000, _PORTS):
-        if all(_is_free(port + i) for i in range(_PORTS)):
-            return port
-    raise RuntimeError("no free ports")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True

@@ -27,6 +27,7 @@ import yaml
 
 from parsl_rasda.agent import orphan_reaper
 from tests.integration.backend_tools import eventually
+from tests.integration.ports import free_ports
 
 MARK = "RASDA_GLOBUS_BED"
 START_S = 120.0
@@ -55,7 +56,7 @@ class GlobusBed:
     def __init__(self, *sites: str) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="rasda-globus-"))
         self.endpoints = {site: str(uuid.uuid4()) for site in sites}
-        self._rabbit_port, self._dist_port, self._epmd_port = free_port(), free_port(), free_port()
+        self._rabbit_port, self._dist_port, self._epmd_port = free_ports(3)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._is_closing = threading.Event()
         self._watch = threading.Thread(target=self._end_stuck_forks, name="globus-bed", daemon=True)
@@ -327,11 +328,6 @@ class GlobusBed:
             return is_so()
 
         eventually(has_started, f"{what} starts", START_S)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def is_open(port: int) -> bool:
