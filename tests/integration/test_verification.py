@@ -47,15 +47,15 @@ def verified(run, stretches):
 
 
 def test_samples_have_the_same_bits_at_another_width(run) -> None:
-    code, found, err = verified(run, 2)
+    code, found, err = verified(run, 1)
     assert code == 0, found["differences"]
     assert found["decisions"]["same"] == found["decisions"]["total"] > 0
     assert found["checkpoints"]["same"] >= 3
     stretches = found["stretches"]
-    assert (stretches["sampled"], stretches["same"]) == (2, 2)
+    assert (stretches["sampled"], stretches["same"]) == (1, 1)
     assert all(s["weights"] for s in stretches["list"])
     assert all(s["width"] != s["verified_at_width"] for s in stretches["list"])
-    assert "training 1 of 2 stretches again" in err
+    assert "training 1 of 1 stretches again" in err
 
 
 def test_a_forged_model_is_told_and_so_is_code_that_has_changed(run, tmp_path) -> None:
