@@ -19,6 +19,7 @@ from pydantic.json_schema import JsonSchemaValue
 from parsl_rasda.errors import InvalidFileError
 from parsl_rasda.plugins import BACKENDS, GROUPS, PluginGroup
 from parsl_rasda.study.pipelines import SHORT_KEYS, SHORT_STAGE, StudySpec
+from parsl_rasda.study.schema_rules import with_rules
 from parsl_rasda.study.sites import AnySite
 from parsl_rasda.study.spec import PLUGINS, mapping_form
 
@@ -43,7 +44,7 @@ def schema_of(kind: str, *, installed: bool = True) -> JsonSchemaValue:
     model: Any = StudySpec if kind == "study" else AnySite
     found = TypeAdapter(model).json_schema()
     if kind == "study":
-        found = _with_short_form(found)
+        found = with_rules(_with_short_form(found))
     else:
         found |= {"type": "object", "title": "SiteSpec", "description": "A site: where trainings run."}
     more: JsonSchemaValue = {"Variable": _VARIABLE}
