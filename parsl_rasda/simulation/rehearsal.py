@@ -42,7 +42,7 @@ class VirtualSite:
     Attributes:
         interactive: Jobs ask the controller at each epoch boundary; otherwise each stretch is one task.
         names: Of the nodes, pilot after pilot; those beyond them get made-up ones.
-        least_pilots: Asked for at the start, the others when trials wait; without it, all.
+        later: Of its pilots, those that are asked for when trials wait.
     """
 
     nodes: int
@@ -50,7 +50,7 @@ class VirtualSite:
     pilots: int = 1
     interactive: bool = True
     names: Sequence[NodeName] = ()
-    least_pilots: int | None = None
+    later: int = 0
 
     def nodes_of(self, pilot: int) -> tuple[NodeSlots, ...]:
         """Return the nodes of its first, second, ... pilot, counted from 0."""
@@ -91,8 +91,8 @@ class Rehearsal:
 
     def run(self, num_samples: int) -> Usage:
         """Return the usage of the whole study; its virtual clock starts at 0 s."""
-        pilots = {site: shape.least_pilots or shape.pilots for site, shape in self.sites.items()}
-        later = {site: n for site, shape in self.sites.items() if (n := shape.pilots - pilots[site])}
+        pilots = {site: shape.pilots - shape.later for site, shape in self.sites.items()}
+        later = {site: shape.later for site, shape in self.sites.items() if shape.later}
         self._post(StudyStarted(0.0, num_samples, pilots, later=later))
         while self._events:
             due_at = self.machine.wake_at
