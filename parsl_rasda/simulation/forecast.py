@@ -88,7 +88,7 @@ def virtual_site(site: SiteSpec, counted: Mapping[str, int]) -> VirtualSite:
         gpus,
         site.most_pilots,
         site.capabilities.has_control,
-        least_pilots=site.least_pilots,
+        later=site.most_pilots - site.least_pilots,
     )
 
 

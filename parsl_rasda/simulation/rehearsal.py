@@ -45,7 +45,7 @@ class VirtualSite:
         interactive: Jobs ask the controller at each epoch boundary; otherwise each stretch is one task.
         names: Of the nodes, pilot after pilot; those beyond them get made-up ones.
         queue_s: How long its first, second, ... pilot waits [s]; by default as costs say.
-        least_pilots: Asked for at the start, the others when trials wait; without it, all.
+        later: Of its pilots, those that are asked for when trials wait.
     """
 
     nodes: int
@@ -54,7 +54,7 @@ class VirtualSite:
     interactive: bool = True
     names: Sequence[NodeName] = ()
     queue_s: Sequence[float] = ()
-    least_pilots: int | None = None
+    later: int = 0
 
     def nodes_of(self, pilot: int) -> tuple[NodeSlots, ...]:
         """Return the nodes of its first, second, ... pilot, counted from 0."""
@@ -100,8 +100,8 @@ class Rehearsal:
             num_samples: Trials wanted in all.
             budget: What it may spend; its ``until`` is by the virtual clock.
         """
-        pilots = {site: shape.least_pilots or shape.pilots for site, shape in self.sites.items()}
-        later = {site: n for site, shape in self.sites.items() if (n := shape.pilots - pilots[site])}
+        pilots = {site: shape.pilots - shape.later for site, shape in self.sites.items()}
+        later = {site: shape.later for site, shape in self.sites.items() if shape.later}
         self._post(StudyStarted(0.0, num_samples, pilots, budget=budget, later=later))
         self._run_on()
         return self.usage

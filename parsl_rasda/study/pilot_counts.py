@@ -33,10 +33,13 @@ class PilotsSpec(Spec):
 
     min: PilotCount = Field(1, description="Asked for at the start, all at once.")
     max: PilotCount = Field(
-        description="Held at most: one more is asked for when trials wait for slots and no pilot is to come."
+        description="Held at most: one more is asked for when trials wait for slots and no pilot is to come.",
+        examples=[4],
     )
     walltimes: Walltimes = Field(
-        (), description="Of the pilots, one after another, as the site's own `walltimes`."
+        (),
+        description="Of the pilots, one after another, as the site's own `walltimes`.",
+        examples=[["24:00:00", "02:00:00"]],
     )
 
     @classmethod

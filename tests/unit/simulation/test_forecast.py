@@ -123,6 +123,12 @@ def test_gpus_that_nobody_can_count_are_asked_for() -> None:
     assert virtual_site(site, {"far": 4}) == VirtualSite(1, 4, 1, interactive=True)
 
 
+def test_a_site_of_one_to_three_pilots_is_rehearsed_with_those_that_trials_wait_for() -> None:
+    site = {"name": "far", "provider": {"type": "SlurmProvider"}, "gpus_per_node": 4}
+    ranged = ParslSiteSpec.model_validate({**site, "pilots": {"min": 1, "max": 3}})
+    assert virtual_site(ranged, {}) == VirtualSite(1, 4, 3, interactive=True, later=2)
+
+
 def test_a_stage_is_planned_on_its_own_site(rehearsals) -> None:
     study = rehearsals.study_of()
     sites = [
