@@ -27,6 +27,7 @@ from parsl_rasda.orchestration.events import (
     Event,
     FinishStudy,
     Instruction,
+    JobEnded,
     ObserveTrial,
     PilotStarted,
     ProposeTrial,
@@ -145,18 +146,27 @@ class Driver:
         wake_at = self.machine.wake_at
         patience_s = _HEARTBEAT_S if wake_at is None else min(_HEARTBEAT_S, max(0.0, wake_at - self.clock()))
         try:
-            batch = [event_of(self._events.get(timeout=patience_s))]
+            batch = [self._arrived(self._events.get(timeout=patience_s))]
         except queue.Empty:
             if wake_at is None or self.clock() < wake_at:
                 return None
             batch = [TimerFired(self.clock())]
         while len(batch) < _BATCH:
             try:
-                batch.append(event_of(self._events.get_nowait()))
+                batch.append(self._arrived(self._events.get_nowait()))
             except queue.Empty:
                 break
         pilots.update({e.pilot: e for e in batch if isinstance(e, PilotStarted)})
         return self._act(self.record([*self._code_events(), *batch]), pilots)
+
+    def _arrived(self, posted: Event | BackendFailed) -> Event:
+        """Return an event that was posted.
+
+        A job ends when the controller knows it: its last rank dates the report before its process ends, and
+        who waits for its slots must learn how long that takes.
+        """
+        event = event_of(posted)
+        return replace(event, at=max(event.at, self.clock())) if isinstance(event, JobEnded) else event
 
     def _code_events(self) -> Iterator[Event]:
         """Yield what code jobs run that start now, unless it is what was seen before."""

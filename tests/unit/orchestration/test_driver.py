@@ -111,6 +111,16 @@ def test_the_clock_tells_the_machine_when_to_try_again_and_only_then(tmp_path: P
     assert [type(i) for i in fired.instructions] == [StartJob], "a last try, since nothing else is left"
 
 
+def test_slots_are_free_when_the_controller_knows_it(tmp_path: Path) -> None:
+    """Ranks date a report before their processes end; a machine that waits must learn how long it waits."""
+    clock = count(1_000_000)
+    run = driver(tmp_path, FakeBackend(curve), clock=lambda: float(next(clock)))
+    assert run.run(6, EVERYWHERE) == FinishStudy(StudyState.DONE)
+    ends = [r.event for r in read(tmp_path / "journal.jsonl") if isinstance(r.event, JobEnded)]
+    assert ends
+    assert all(end.at > 1_000_000 for end in ends), "the backend's own times are small"
+
+
 @pytest.mark.parametrize("variant", ["stopping", "promotion", "synchronous"])
 @pytest.mark.parametrize("interactive", [True, False])
 def test_a_study_is_carried_through_and_written_down_before_it_is_acted_on(
