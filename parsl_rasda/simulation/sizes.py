@@ -98,7 +98,10 @@ def _is_enough(
     pilots: int,
     declared: PolicyForecast,
 ) -> bool:
-    fewer = {**sites, site: replace(sites[site], pilots=pilots)}
+    declared_site = sites[site]
+    at_once = declared_site.pilots - declared_site.later
+    smaller = replace(declared_site, pilots=pilots, later=max(0, pilots - at_once))
+    fewer = {**sites, site: smaller}
     found = comparison.declared(tune, fewer)
     makespan_s = found[declared.name].makespan_s if found is not None else None
     return makespan_s is not None and makespan_s <= _AS_GOOD * (declared.makespan_s or 0.0)

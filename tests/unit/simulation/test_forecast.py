@@ -222,6 +222,14 @@ def test_pilots_that_would_do_outlive_the_study_and_are_no_more_than_it_needs(re
     assert found.in_turn == math.ceil(makespan_s / 30)
 
 
+@pytest.mark.parametrize("later", [1, 3])
+def test_fewer_pilots_would_do_also_where_some_are_asked_for_later(rehearsals, later: int) -> None:
+    sites = {SiteName("here"): VirtualSite(nodes=2, gpus_per_node=4, pilots=4, later=later)}
+    study = rehearsals.study_of(num_samples=4, scheduler={"max_workers": 1})
+    (found,) = plan(study, sites, what_if=WhatIf(seeds=1)).pilots
+    assert found.enough == 1, "4 trials of one GPU"
+
+
 @settings(deadline=None, max_examples=30)
 @given(
     trials=st.integers(1, 24),
