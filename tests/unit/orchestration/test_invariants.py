@@ -161,10 +161,12 @@ def test_a_trial_changes_its_state_as_the_table_allows(old: TrialState, new: Tri
         assert trial.state is old
 
 
-def test_a_trial_or_a_job_that_has_ended_stays_so() -> None:
-    ended = {s for s, after in TRIAL_TRANSITIONS.items() if not after}
-    assert ended == {s for s in TrialState if s.is_final} - {TrialState.FAILED}
-    assert TRIAL_TRANSITIONS[TrialState.FAILED] == {TrialState.WAITING}, "only if the user wants it retried"
+def test_a_trial_that_has_ended_goes_on_only_if_the_user_asks_for_more_and_a_job_never() -> None:
+    """More retries, a larger budget, more rungs: it waits, or has its place in the ranking again."""
+    again = {TrialState.WAITING, TrialState.PAUSED, TrialState.STOPPED}
+    for state in TrialState:
+        assert not state.is_final or TRIAL_TRANSITIONS[state] <= again - {state}
+    assert TRIAL_TRANSITIONS[TrialState.FAILED] == {TrialState.WAITING}
     assert [s for s, after in JOB_TRANSITIONS.items() if not after] == [JobState.ENDED]
     assert set(TRIAL_TRANSITIONS) == set(TrialState)
     assert set(JOB_TRANSITIONS) == set(JobState)
