@@ -302,6 +302,7 @@ class TrialLifecycle:
     def _note_whole(self, trial: TrialRecord, checkpoint: Checkpoint) -> None:
         settings = self._search.settings
         trial.keep(checkpoint)
+        trial.reported = checkpoint
         if settings.best is JudgedBy.EPOCH:
             trial.note_best(checkpoint, settings.mode)
         if settings.keep_rungs and checkpoint.epoch in self._search.scheduler.milestones:

@@ -92,6 +92,7 @@ class TrialRecord:
         epoch: Epochs that stand: a checkpoint holds them, or the live job has finished them.
         checkpoint: Newest whole checkpoint; None means a start from scratch.
         previous: The checkpoint before that one, should the newest one be gone.
+        reported: The newest one that came with an epoch; one that is written on leaving may be of mid-epoch.
         best: Its best epoch, if the study asks for it.
         rung_checkpoints: Paths of the checkpoints that it keeps, by milestone.
         site: Where the checkpoints are.
@@ -115,6 +116,7 @@ class TrialRecord:
     epoch: int = 0
     checkpoint: Checkpoint | None = None
     previous: Checkpoint | None = None
+    reported: Checkpoint | None = None
     best: BestEpoch | None = None
     rung_checkpoints: dict[int, str] = field(default_factory=dict)
     site: SiteName | None = None
@@ -225,11 +227,15 @@ class TrialRecord:
     @property
     def kept(self) -> tuple[str, ...]:
         """Paths of its checkpoints that must stay beside the newest ones."""
-        best = (self.best.checkpoint.path,) if self.best else ()
-        return (*best, *self.rung_checkpoints.values())
+        newest = self.checkpoint.path if self.checkpoint else None
+        found = [] if self.reported is None or self.reported.path == newest else [self.reported.path]
+        found += [self.best.checkpoint.path] if self.best else []
+        return tuple(dict.fromkeys((*found, *self.rung_checkpoints.values())))
 
     def fall_back(self) -> None:
         """Forget the newest checkpoint: the one before takes its place, else the start."""
+        if self.reported == self.checkpoint:
+            self.reported = self.previous
         self.checkpoint, self.previous = self.previous, None
         self.checkpoint_losses += 1
 
@@ -243,7 +249,7 @@ class TrialRecord:
 
     def forget(self) -> None:
         """Forget all checkpoints, and where they are."""
-        self.checkpoint, self.previous, self.best, self.site = None, None, None, None
+        self.checkpoint = self.previous = self.reported = self.best = self.site = None
         self.rung_checkpoints = {}
 
     def rewind(self) -> None:
@@ -265,8 +271,13 @@ class TrialRecord:
 
     @property
     def result_checkpoint(self) -> Checkpoint | None:
-        """The checkpoint that it returns."""
-        return self.checkpoint if self.best is None else self.best.checkpoint
+        """The checkpoint that it returns: of the epoch that `result` names, if one was written there."""
+        if self.best is not None:
+            return self.best.checkpoint
+        is_result = (
+            self.reported is not None and self.last is not None and self.reported.epoch == self.last[0]
+        )
+        return self.reported if is_result else self.checkpoint
 
 
 def best_trial(trials: Mapping[TrialId, TrialRecord], mode: Mode) -> TrialRecord | None:

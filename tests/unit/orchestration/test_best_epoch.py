@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
+from parsl_rasda.orchestration.events import StudyInterrupted
 from parsl_rasda.orchestration.summary import best, summarise
 from parsl_rasda.orchestration.usage import Usage
 from parsl_rasda.testing.backends import FakeBackend
+from parsl_rasda.types import Outcome
 from tests.unit.orchestration.small_study import SITE, driver, tune
+from tests.unit.orchestration.test_machine_stories import story
 
 
 def overfitted(order: Any, epoch: int) -> dict[str, float]:
@@ -44,6 +47,21 @@ def test_the_best_epoch_is_returned_with_its_checkpoint_beside_the_last_value(
     assert (row["epoch"], "epoch-000004" in row["checkpoint"]) == (4, True), "it goes on from its last one"
     states = [[t["state"] for t in document["trial_list"]] for document in (last, epoch)]
     assert states[0] == states[1], "nothing is decided by it"
+
+
+def test_the_best_has_the_weights_of_its_epoch_also_if_it_was_ended_between_two(tmp_path: Path) -> None:
+    """What a job writes on leaving in mid-epoch is there to go on from: nobody has measured it."""
+    told = story(max_t=8)
+    told.begin(1, a=1)
+    told.pilot("a-0", gpus=1)
+    told.epoch("0000.1", 1, 0.5)
+    told.epoch("0000.1", 2, 0.4)
+    told.tell(StudyInterrupted)
+    told.ends("0000.1", Outcome.PREEMPTED, "0000.1/2-and-a-half")
+    found = best(told.machine)
+    assert (found["epoch"], found["checkpoint"]) == (2, "0000.1/2")
+    (row,) = summarise("study", told.machine, Usage(), 0.0)["trial_list"]
+    assert (row["checkpoint"], row["kept"]) == ("0000.1/2-and-a-half", ["0000.1/2"])
 
 
 def test_the_checkpoints_of_rungs_stay_where_that_is_asked_for(tmp_path: Path) -> None:
