@@ -32,9 +32,9 @@ RANKS_VARIABLE = "PARSL_RASDA_RANKS"  # JSON: the variables of ranks for which a
 _KEEPER = Path(__file__).parents[1] / "runtime" / "process" / "forkserver" / "keeper.py"
 _PACKAGE = "parsl.executors.high_throughput"
 _POOL = f"{_PACKAGE}.process_worker_pool"
-_OURS = ("parsl_rasda.agent.job", "parsl_rasda.agent.die_with_parent")
+_OURS = ("parsl_rasda.agent.worker_imports", "parsl_rasda.agent.job", "parsl_rasda.agent.die_with_parent")
 # All that the pool imports; not itself, which runs as the main program.
-_PRELOADED = ["parsl", "psutil", "zmq", f"{_PACKAGE}.executor", f"{_PACKAGE}.probe", *_OURS]
+_PRELOADED = [*_OURS, "psutil", "zmq", f"{_PACKAGE}.executor", f"{_PACKAGE}.probe"]
 
 
 def main() -> None:

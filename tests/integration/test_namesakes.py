@@ -32,6 +32,7 @@ FILES = {
     "make.py": """\
 import argparse
 import os
+import sys
 from secrets import TOKEN
 
 def servers():
@@ -39,6 +40,8 @@ def servers():
 
 def make():
     argparse.ArgumentParser().parse_args()
+    assert "parsl.dataflow.dflow" in sys.modules
+    assert not {"sqlalchemy", "globus_compute_sdk"} & {*sys.modules}, "a worker has what it uses"
     assert len(servers()) == 1, "torch is loaded while stages run"
     return TOKEN
 """,

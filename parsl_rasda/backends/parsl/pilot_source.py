@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NewType, Protocol, TypeAlias
 
 from parsl_rasda.agent import node_probe, pbs, slurm
+from parsl_rasda.agent.lean_parsl import import_parsl
 from parsl_rasda.backends.allocation import ranks_here
 from parsl_rasda.backends.parsl.batch_queue import QueuedJob, QueueWatch, look_at
 from parsl_rasda.backends.parsl.interchange import INTERCHANGE_DIED
@@ -226,6 +227,7 @@ class OwnPilots:
         self._executors.clear()
 
     def _add_executor(self) -> ExecutorLabel:
+        import_parsl()
         from parsl_rasda.backends.parsl import htex
 
         label = ExecutorLabel(f"{self._site.name}-{self._started}")
