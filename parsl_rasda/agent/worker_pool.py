@@ -10,6 +10,7 @@ well, but no task would ever start or end: so it ends, too, and is lost like any
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import multiprocessing
@@ -60,7 +61,9 @@ def main() -> None:
 def _start_rank_server() -> None:
     """Let the ranks' fork server load torch from now on, if there will be such ranks."""
     variables = os.environ.pop(RANKS_VARIABLE, "")
-    if variables:
+    if not variables:
+        return
+    with contextlib.suppress(OSError):  # then the first rank starts one
         subprocess.Popen(
             (sys.executable, "-S", "-E", "-s", str(_KEEPER), "start"),
             env={**os.environ, **json.loads(variables)},
