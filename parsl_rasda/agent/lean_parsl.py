@@ -1,17 +1,23 @@
-"""Imports those modules of Parsl that its own processes use, and not the rest of it.
+"""Imports those modules of Parsl that are used, and not the rest of it.
 
 `import parsl` takes along all executors, providers and the monitoring, with SQLAlchemy and Globus Compute's
 SDK if they are installed: 1,000 modules and a second of a core, of which an interchange and a pilot need
-the quarter. For processes that run no code of users: that would find a Parsl without its names.
+the quarter. `prepare_program` is for processes that run no code of users: that would find a Parsl without its
+names. After `import_parsl` it finds all of them.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec
+from types import ModuleType
+from typing import Any
 
-_OPTIONAL = ("globus_compute_sdk", "sqlalchemy")  # Parsl does without them: they are extras
+_GLOBUS, _DATABASE = "parsl.executors.globus_compute", "parsl.monitoring.db_manager"
+_EXECUTOR = "GlobusComputeExecutor"
+_one_import = threading.Lock()  # sites have a thread each
 _EMPTY = ("parsl", "parsl.executors", "parsl.monitoring")  # packages that import what they contain
 
 
@@ -28,19 +34,48 @@ def prepare_program(name: str) -> None:
                 sys.modules[package] = module_from_spec(spec)
         import_module(name)
     except (ImportError, AttributeError):
-        for known in [m for m in sys.modules if m.partition(".")[0] == "parsl"]:
-            del sys.modules[known]
+        _forget()
         import_parsl()
         import_module(name)
     del sys.modules[name]  # else `runpy` warns that it runs it twice
 
 
 def import_parsl() -> None:
-    """Import Parsl as if its extras were not installed; others may import these themselves, later."""
-    hidden = [name for name in _OPTIONAL if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: it cannot be imported
+    """Import Parsl, unless it is there; two modules that need its extras are imported when they are used.
+
+    Another version of Parsl that needs more of them is imported as it is.
+    """
+    with _one_import:
+        if "parsl" not in sys.modules:
+            _import_without_extras()
+
+
+def _import_without_extras() -> None:
+    sys.modules[_GLOBUS], sys.modules[_DATABASE] = ModuleType(_GLOBUS), ModuleType(_DATABASE)
+    vars(sys.modules[_GLOBUS])[_EXECUTOR] = None
+    vars(sys.modules[_DATABASE])["dbm_starter"] = _start_database
     try:
         import_module("parsl")
-    finally:
-        for name in hidden:
-            del sys.modules[name]
+    except ImportError:
+        _forget()
+        import_module("parsl")
+    else:
+        del sys.modules[_GLOBUS], sys.modules[_DATABASE]  # nobody but Parsl imports these
+    executors = vars(import_module("parsl.executors"))
+    if executors.pop(_EXECUTOR, _EXECUTOR) is None:
+        executors["__getattr__"] = _executor
+
+
+def _forget() -> None:
+    for known in [m for m in sys.modules if m.partition(".")[0] == "parsl"]:
+        del sys.modules[known]
+
+
+def _executor(name: str) -> Any:
+    if name != _EXECUTOR:
+        raise AttributeError(f"module 'parsl.executors' has no attribute {name!r}", name=name)
+    return getattr(import_module(_GLOBUS), name)
+
+
+def _start_database(*arguments: Any, **named: Any) -> None:
+    import_module(_DATABASE).dbm_starter(*arguments, **named)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from parsl_rasda.agent.node_probe import gpu_count, is_in_allocation, node_names
 from parsl_rasda.devices import DEVICE_MASKS
 from parsl_rasda.errors import InvalidSettingError
-from parsl_rasda.launch.base import LaunchCommand, Launcher, LaunchSettings
+from parsl_rasda.launch.base import LaunchCommand, Launcher, LaunchSettings, rank_environment
 from parsl_rasda.launch.container import CONTAINED_VARIABLE, exec_words, step_options
 from parsl_rasda.protocol import JobSpec
 from parsl_rasda.study.parsl_site import ParslSiteSpec
@@ -195,6 +195,22 @@ def read_allocation(
     agent = (found["executable"], found["rank_client"]) if site.container else None
     client, has_gres = inside["rank_client"], hands_out_gpus(found)
     return PilotAllocation(nodes, deadline, python, client, is_one_machine, warning, is_own, agent, has_gres)
+
+
+def ranks_here(site: SiteBase) -> dict[str, str] | None:
+    """Return the variables of forked ranks, if a local pilot may load torch for them while it starts.
+
+    They depend on nothing that only the pilot knows. Not inside an allocation: there ranks may be job
+    steps. Nor if a variable may be secret, for the pilot's script is a file.
+    """
+    is_plain = site.container is None and site.python is None and site.accelerator != "none"
+    if not (site.is_local and site.warm_start and is_plain) or is_in_allocation(os.environ):
+        return None
+    if any(place[0] == "environment" for place in site.written):
+        return None
+    return rank_environment(
+        LaunchSettings(threads_per_rank=site.threads_per_rank, environment=site.rank_environment)
+    )
 
 
 def probe_command(site: SiteBase) -> tuple[str, ...]:

@@ -135,6 +135,7 @@ class BackendContext:
         study: Name of the study, for others who would use the same pilot.
         narrowest: Slots of the narrowest job, which bounds how many run at a time.
         stages_at_once: Calls of stages that run beside the jobs at a time.
+        forks_ranks: Jobs will train Python functions, whose ranks are forked from a process with torch.
         python_path: Folders of user modules, which a distant site must have, too.
     """
 
@@ -143,6 +144,7 @@ class BackendContext:
     study: str = ""
     narrowest: int = 1
     stages_at_once: int = 2
+    forks_ranks: bool = False
     python_path: tuple[Path, ...] = ()
 
     @property

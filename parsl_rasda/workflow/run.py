@@ -126,6 +126,7 @@ class WorkflowRun:
             self.search_path,
             narrowest=min((t.tune.scheduler.num_workers for t in self.study.tune_stages.values()), default=1),
             stages_at_once=self.study.stage_calls_at_once,
+            forks_ranks=any(t.tune.training.python is not None for t in self.study.tune_stages.values()),
             study=self.study.name,
         )
         return self.run_in(pool)

@@ -37,6 +37,7 @@ class SitePool:
         *,
         narrowest: int,
         stages_at_once: int,
+        forks_ranks: bool = False,
         study: str = "",
         build: Callable[[SiteSpec, BackendContext], Backend] = build_backend,
     ) -> None:
@@ -48,6 +49,7 @@ class SitePool:
             search_path: Folders of the study's own modules.
             narrowest: Slots of the narrowest job of any search.
             stages_at_once: Calls of stages that run at a time on a site, of all stages together.
+            forks_ranks: A search trains Python functions, whose ranks are forked from a process with torch.
             study: Name of the study.
             build: Returns the backend of a site.
 
@@ -65,6 +67,7 @@ class SitePool:
                     study=study,
                     narrowest=narrowest,
                     stages_at_once=stages_at_once,
+                    forks_ranks=forks_ranks,
                     python_path=tuple(Path(path) for path in search_path),
                 ),
             )

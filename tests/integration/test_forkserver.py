@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -20,7 +23,7 @@ from rank_launch import (
     written_order,
 )
 
-from parsl_rasda.agent import orphan_reaper
+from parsl_rasda.agent import orphan_reaper, worker_pool
 from parsl_rasda.runtime.checkpoints.checkpoint import read_tensors
 from parsl_rasda.runtime.process.forkserver import client
 from parsl_rasda.types import Outcome
@@ -55,6 +58,24 @@ def test_ranks_that_race_to_an_empty_node_start_one_server(tmp_path) -> None:
         assert node.finished(later)[0] == 0
         assert float(described(later)["environment"]["PARSL_RASDA_FORKED"]) == 0.0
         assert len({parent_of(pid) for pid in node.servers()}) == len(node.servers()) == 1
+
+
+def test_a_pool_has_torch_loaded_for_its_ranks_before_it_reaches_anybody(tmp_path) -> None:
+    with Node(**{worker_pool.RANKS_VARIABLE: json.dumps({"OMP_NUM_THREADS": "2"})}) as node:
+        helped = subprocess.run(
+            (sys.executable, "-m", worker_pool.__name__, "--help"),  # it ends where it would reach out
+            env=node.environment,
+            capture_output=True,
+            timeout=90,
+            check=False,
+        )
+        assert (helped.returncode, b"usage" in helped.stdout) == (0, True), helped.stderr
+        (server,) = eventually(node.servers, "a server")
+        node.environment |= {"OMP_NUM_THREADS": "2"}
+        order = node.order(tmp_path)
+        assert node.finished(order) == (0, "")
+        assert described(order)["forked"]
+        assert node.servers() == [server]
 
 
 def test_a_forked_rank_has_what_it_would_have_been_started_with(node, tmp_path) -> None:

@@ -1,11 +1,14 @@
-"""A study beside modules that have the names of Python's runs, and each finds its own."""
+"""A study beside modules that have the names of Python's runs, and each finds its own; torch comes early."""
 
 from __future__ import annotations
 
 import json
+import tempfile
 
 import pytest
 from command_line import finish, start
+
+from parsl_rasda.runtime.process.forkserver.client import DIRECTORY_VARIABLE
 
 pytestmark = [pytest.mark.mpi, pytest.mark.parsl, pytest.mark.timeout(240)]
 
@@ -28,10 +31,18 @@ FILES = {
     "helper.py": "from secrets import TOKEN\n",
     "make.py": """\
 import argparse
+import os
+import sys
 from secrets import TOKEN
+
+def servers():
+    return [name for name in os.listdir(os.environ["PARSL_RASDA_FORKSERVERS"]) if name.endswith(".log")]
 
 def make():
     argparse.ArgumentParser().parse_args()
+    assert "parsl.dataflow.dflow" in sys.modules
+    assert not {"sqlalchemy", "globus_compute_sdk"} & {*sys.modules}, "a worker has what it uses"
+    assert len(servers()) == 1, "torch is loaded while stages run"
     return TOKEN
 """,
     "rows.py": """\
@@ -53,12 +64,14 @@ import secrets
 import helper
 import numpy as np
 import torch
+from make import servers
 from rows import Rows
 from torch import nn
 
 def train(trial):
     argparse.ArgumentParser().parse_args()
     assert trial.inputs["made"] == 0.25
+    assert len(servers()) == 1, "and it serves these ranks"
     np.random.default_rng().random()
     torch.multiprocessing.set_start_method("spawn", force=True)
     model, _ = trial.prepare(nn.Linear(3, 1), torch.optim.SGD, lr=1e-3)
@@ -79,7 +92,9 @@ def test_a_study_runs_beside_namesakes_of_pythons_modules(tmp_path, environment)
     for name, text in {**FILES, "study.yaml": STUDY, "site.yaml": SITE}.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     words = ("run", "study.yaml", "--site", "site.yaml", "--dir", "r", "--json")
-    code, out, err = finish(start(tmp_path, *words, environment=environment))
+    with tempfile.TemporaryDirectory() as sockets:  # short: a socket's path has 107 bytes
+        around = {**environment, DIRECTORY_VARIABLE: sockets}
+        code, out, err = finish(start(tmp_path, *words, environment=around))
     assert code == 0, err
     (trial,) = json.loads(out)["trial_list"]
     assert (trial["attempts"], trial["metric"]) == (1, 0.5)

@@ -6,6 +6,7 @@ import ipaddress
 import socket
 from collections.abc import Iterator
 
+from parsl_rasda.agent.lean_parsl import import_parsl
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.study.addresses import InterfaceSpec
 from parsl_rasda.study.parsl_site import ParslSiteSpec
@@ -28,10 +29,11 @@ def addresses_of(site: ParslSiteSpec) -> tuple[str, ...]:
 
 
 def _address_of(site: ParslSiteSpec, declared: str | InterfaceSpec) -> str:
-    from parsl.addresses import address_by_interface
-
     if isinstance(declared, str):
         return declared if _is_loopback(declared) else _routable("address", declared)
+    import_parsl()
+    from parsl.addresses import address_by_interface
+
     name = declared.interface
     try:
         found = str(address_by_interface(name))
@@ -80,6 +82,7 @@ def _own() -> Iterator[tuple[str, str]]:
 
 def of_host_name() -> str:
     """Return the address that this machine's host name leads to."""
+    import_parsl()
     from parsl.addresses import address_by_hostname
 
     return str(address_by_hostname())

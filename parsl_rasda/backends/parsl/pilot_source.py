@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NewType, Protocol, TypeAlias
 
 from parsl_rasda.agent import node_probe, pbs, slurm
+from parsl_rasda.agent.lean_parsl import import_parsl
+from parsl_rasda.backends.allocation import ranks_here
 from parsl_rasda.backends.parsl.batch_queue import QueuedJob, QueueWatch, look_at
 from parsl_rasda.backends.parsl.interchange import INTERCHANGE_DIED
 from parsl_rasda.backends.parsl.own_addresses import LOOPBACK, addresses_of, of_host_name
@@ -107,8 +109,9 @@ def own_pilots(site: ParslSiteSpec, context: BackendContext) -> PilotSourceFacto
         check_folder(Path(site.work_dir))
     slots = site.slots_per_pilot or site.nodes_per_pilot * _slots_per_node(site)
     workers = max(1, slots // context.narrowest) + context.stages_at_once
+    ranks = ranks_here(site) if context.forks_ranks else None
     return lambda mark, on_end, on_queued: OwnPilots(
-        site, context.directory, mark, workers=workers, on_end=on_end, on_queued=on_queued
+        site, context.directory, mark, workers=workers, ranks=ranks, on_end=on_end, on_queued=on_queued
     )
 
 
@@ -127,6 +130,7 @@ class OwnPilots:
         mark: str,
         *,
         workers: int,
+        ranks: Mapping[str, str] | None = None,
         on_end: OnPilotEnd,
         on_queued: OnQueued = lambda label, job: None,
     ) -> None:
@@ -137,6 +141,7 @@ class OwnPilots:
             directory: For Parsl's own files.
             mark: Marks every process of the run (`orphan_reaper`).
             workers: Tasks at a time on a pilot.
+            ranks: Variables of the ranks for which a pilot loads torch at its start, if it does.
             on_end: Called from a thread of Parsl's when a pilot has ended that was not released.
             on_queued: Called from it when a batch system says something new of a pilot that waits.
         """
@@ -146,7 +151,7 @@ class OwnPilots:
             look=partial(look_at, clusters=str(site.provider.options.get("clusters") or "")),
         )
         self._site, self._directory, self._mark = site, directory, mark
-        self._workers, self._on_end = workers, on_end
+        self._workers, self._ranks, self._on_end = workers, ranks, on_end
         self._kernel: Any = None  # parsl.DataFlowKernel, untyped
         self._executors: dict[ExecutorLabel, PilotExecutor] = {}
         self._blocks: dict[ExecutorLabel, str] = {}
@@ -222,6 +227,7 @@ class OwnPilots:
         self._executors.clear()
 
     def _add_executor(self) -> ExecutorLabel:
+        import_parsl()
         from parsl_rasda.backends.parsl import htex
 
         label = ExecutorLabel(f"{self._site.name}-{self._started}")
@@ -233,7 +239,7 @@ class OwnPilots:
             label,
             workers=self._workers,
             addresses=self.addresses,
-            worker_init=htex.worker_init(self._mark),
+            worker_init=htex.worker_init(self._mark, self._ranks),
             mark=self._mark,
             on_states=self._on_states,
         )

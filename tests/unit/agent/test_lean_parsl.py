@@ -30,6 +30,45 @@ print(globus_compute_sdk.Executor.__name__, sqlalchemy.__name__)
 
 
 @pytest.mark.slow
+def test_what_needs_extras_is_imported_when_it_is_used() -> None:
+    program = """
+import pickle, sys
+from parsl_rasda.agent.lean_parsl import import_parsl
+import_parsl()
+import parsl, parsl.monitoring.monitoring as monitoring
+starter = pickle.loads(pickle.dumps(monitoring.dbm_starter))  # as for the process that it is started in
+import parsl.monitoring.db_manager as database
+database.dbm_starter = print
+starter("started", "sqlalchemy" in sys.modules)
+from parsl.executors import GlobusComputeExecutor
+from parsl.executors.globus_compute import GlobusComputeExecutor as original
+print(GlobusComputeExecutor is original, "globus_compute_sdk" in sys.modules)
+print(hasattr(parsl.executors, "Other"))
+from parsl.executors import *
+"""
+    assert said(program).splitlines() == ["started True", "True True", "False"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("address", ["'127.0.0.1'", "{'interface': 'lo'}"])
+def test_a_controller_imports_no_extras_for_its_first_pilot(address: str) -> None:
+    program = """
+import sys
+from pathlib import Path
+from parsl_rasda.backends.parsl.pilot_source import OwnPilots
+from parsl_rasda.errors import InvalidSettingError
+from parsl_rasda.study.parsl_site import ParslSiteSpec
+provider = {"type": "SlurpProvider"}
+site = ParslSiteSpec.model_validate({"name": "s", "provider": provider, "address": ADDRESS})
+try:
+    OwnPilots(site, Path(), "mark", workers=1, on_end=print).start()
+except InvalidSettingError:
+    print([name for name in ("parsl", "globus_compute_sdk", "sqlalchemy") if name in sys.modules])
+"""
+    assert said(program.replace("ADDRESS", address)) == "['parsl']"
+
+
+@pytest.mark.slow
 def test_an_extra_that_is_there_already_stays() -> None:
     program = """
 import sys, sqlalchemy

@@ -13,13 +13,17 @@ from parsl_rasda.backends.allocation import (
     PilotAllocation,
     counted_here,
     in_this_allocation,
+    ranks_here,
     read_allocation,
     walltime_s,
 )
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.launch.base import LaunchSettings
+from parsl_rasda.launch.registry import build_launcher
 from parsl_rasda.launch.srun import SrunLauncher
 from parsl_rasda.protocol import JobSpec
+from parsl_rasda.runtime.process.forkserver.client import identity
+from parsl_rasda.study.document import AsWritten
 from parsl_rasda.study.parsl_site import ParslSiteSpec
 from parsl_rasda.types import NodeName, NodeSlots, PilotId, Placement, SiteName, TrialId
 
@@ -300,3 +304,55 @@ def test_nodes_auto_stands_for_the_nodes_of_this_allocation(
 def test_only_the_own_allocation_can_be_taken_as_it_is() -> None:
     with pytest.raises(ValidationError, match="auto"):
         site(nodes="auto")
+
+
+@pytest.fixture
+def no_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_JOB_NODELIST", "PBS_NODEFILE", "LSB_DJOB_HOSTFILE", "PE_HOSTFILE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("no_allocation")
+def test_a_local_pilot_knows_at_its_start_what_launches_of_forked_ranks_will_have() -> None:
+    spec = local_site(accelerator="cpu", threads_per_rank=3, environment={"MKL_DYNAMIC": "FALSE"})
+    allocation = read(spec, is_local=True)
+    assert isinstance(allocation, PilotAllocation)
+    slots = (NodeSlots(NodeName("n1"), (0,)),)
+    launched = allocation.launch(
+        ORDER,
+        Placement(SiteName("s"), PilotId("p"), slots),
+        spec,
+        build_launcher(spec.mpi_launcher),
+    ).environment
+    ranks = ranks_here(spec)
+    assert ranks is not None
+    assert (ranks["OMP_NUM_THREADS"], ranks["MKL_DYNAMIC"]) == ("3", "FALSE")
+    assert identity(ranks) == identity(dict(launched)), "else ranks would start another server"
+
+
+@pytest.mark.usefixtures("no_allocation")
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"accelerator": "none"},
+        {"warm_start": False},
+        {"python": "/another/python"},
+        {"provider": {"type": "SlurmProvider"}},
+        {"container": {"runtime": "apptainer", "image": "/image.sif"}},
+    ],
+)
+def test_a_pilot_whose_ranks_are_not_forked_here_loads_no_torch(fields: dict[str, Any]) -> None:
+    assert ranks_here(local_site(accelerator="cpu")) is not None
+    assert ranks_here(local_site(**{"accelerator": "cpu", **fields})) is None
+
+
+@pytest.mark.usefixtures("no_allocation")
+def test_what_may_be_secret_is_not_written_into_the_script_of_a_pilot() -> None:
+    spec = local_site(accelerator="cpu", environment={"TOKEN": "secret"})
+    secret = spec.as_written({("environment", "TOKEN"): AsWritten("${TOKEN}", is_plain=True)})
+    assert ranks_here(secret) is None
+
+
+def test_in_an_allocation_ranks_see_to_their_servers_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2]")
+    assert ranks_here(local_site(accelerator="cpu")) is None

@@ -217,7 +217,7 @@ def _connected(path: str) -> socket.socket:
 
 
 def ensure_server(path: str) -> None:
-    """Start a server here unless there is one; the caller stays as long as the server does.
+    """Start a server here unless there is one; the caller stays as long as it, or is in no step or container.
 
     Raises:
         NoServerError: If it cannot serve.

@@ -2,6 +2,7 @@
 
     python -S -E -s keeper.py ensure NODE... -- srun ... --nodelist={node} ... keeper.py keep   on the pilot
     python -S -E -s keeper.py keep                                                              in the step
+    python -S -E -s keeper.py start          on a pilot without steps, so that torch is there before the ranks
 
 The step may be in a container, with a Python and a keeper of its own.
 
@@ -49,11 +50,17 @@ def ensure(nodes: list[str], argv: list[str]) -> list[str]:
     return [node for node, path in begun.items() if _content(path) == READY]
 
 
-def keep() -> None:
-    """Ensure a server on this node, and stay until it has ended."""
+def start() -> str:
+    """Ensure a server on this node, and return the path of its socket as soon as it listens."""
     environ = dict(os.environ)
     path = os.path.join(client.private_directory(environ), client.identity(environ) + ".sock")
     client.ensure_server(path)
+    return path
+
+
+def keep() -> None:
+    """Ensure a server on this node, and stay until it has ended."""
+    path = start()
     sys.stdout.write(READY)
     sys.stdout.flush()
     try:
@@ -112,14 +119,19 @@ def _content(path: str) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Run the command ``ensure`` or ``keep``."""
+    """Run the command ``ensure``, ``keep`` or ``start``."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if arguments == ["keep"]:
         keep()
         return
+    if arguments == ["start"]:
+        start()
+        return
     word, *rest = arguments
     if word != "ensure" or "--" not in rest:
-        raise SystemExit(f"keeper.py: expected `ensure NODE... -- COMMAND...` or `keep`, found {arguments}")
+        raise SystemExit(
+            f"keeper.py: expected `ensure NODE... -- COMMAND...`, `keep` or `start`, found {arguments}"
+        )
     at = rest.index("--")
     missing = sorted({*rest[:at]} - {*ensure(rest[:at], rest[at + 1 :])})
     if missing:

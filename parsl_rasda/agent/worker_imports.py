@@ -1,0 +1,7 @@
+"""Imports Parsl for workers, as its own import: `multiprocessing` has its server import modules, no more."""
+
+from __future__ import annotations
+
+from parsl_rasda.agent.lean_parsl import import_parsl
+
+import_parsl()
