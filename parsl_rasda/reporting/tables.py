@@ -165,7 +165,7 @@ def batches_text(rung: Mapping[str, Any]) -> str:
 
 
 def noise_text(rung: Mapping[str, Any]) -> str:
-    """Return the noise scale at a rung: its median over the trials where it was measured, if that says one."""
+    """Return the noise scale at a rung: the median of the trials where it was measured."""
     found = rung["noise_scale"]
     if found["median"] is not None:
         return number(found["median"])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -336,6 +337,7 @@ def test_plan_compares_sizes_and_draws_them(study, site, capsys, tmp_path) -> No
     texts = [t.text for t in drawn.iter("{http://www.w3.org/2000/svg}text")]
     for word in ("makespan", "node-hours", "nodes of a pilot", "RASDA elastic", "RASDA strict", "ASHA"):
         assert word in texts, word
+    assert "var(" not in (tmp_path / "sizes.svg").read_text(), "programs for papers know no variables of CSS"
 
 
 def test_plan_says_which_walltime_would_do(study, tmp_path, capsys) -> None:
@@ -362,6 +364,19 @@ def test_plan_of_a_run_alone_is_a_what_if(finished, capsys) -> None:
     assert [r["epochs"] for r in other["rungs"]] == [4, 8]
     assert other["policies"][0]["unknown_epochs"] > 0
     assert any("unknown" in sentence for sentence in other["advice"])
+
+
+def test_plan_draws_a_png_where_there_is_a_library_for_it(
+    study, site, capsys, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("resvg_py")
+    picture = tmp_path / "sizes.png"
+    plan(study, [site], nodes="1,2", figure=picture, seeds=1)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().err == f"wrote {picture}\n"
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    with pytest.raises(InvalidSettingError, match=r"--figure: .*pip install 'parsl_rasda\[figures\]'"):
+        plan(study, [site], nodes="1,2", figure=picture)
 
 
 def test_plan_learns_the_wait_from_earlier_pilots(study, finished, capsys, tmp_path) -> None:
