@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import warnings
 from dataclasses import dataclass, replace
@@ -301,6 +302,21 @@ def test_plan_prints_rungs_and_policies(study, site, capsys) -> None:
     assert "small, stage tune: 8 trials on 4 GPUs, 1 node: quad" in out
     for word in ("RASDA elastic *", "RASDA strict", "ASHA", "makespan", "GPU-hours", "assumed"):
         assert word in out, word
+
+
+def test_plan_says_first_what_is_guessed_and_how_to_replace_it(study, site, finished, capsys) -> None:
+    declared = study.read_text()
+    study.write_text(re.sub(r"(?m)^  estimates:.*\n", "", declared))
+    plan(study, [site], seeds=1)
+    first, title, costs = capsys.readouterr().out.splitlines()[:3]
+    assert first.startswith("Guessed, so believe no hour: an epoch of 60 s and a restart of 10 s; ")
+    assert "`plan --from RUN`" in first
+    assert title.startswith("small, stage tune")
+    assert costs.endswith("guessed (tune.estimates)")
+    study.write_text(declared)
+    for options in ({}, {"run": finished}):
+        plan(study, [site], seeds=1, **options)
+        assert "uessed" not in capsys.readouterr().out
 
 
 def test_plan_as_json_has_what_the_tables_show(study, site, capsys) -> None:
