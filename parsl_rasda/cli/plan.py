@@ -140,7 +140,8 @@ def _draw(figure: Path, forecasts: Iterable[Forecast]) -> None:
     from parsl_rasda.reporting.sizes_picture import sizes_picture
 
     picture = sizes_picture([*forecasts])
-    replace_file(figure, (figure.suffix == ".png" and png(picture)) or picture)
+    drawn = png(picture) if figure.suffix == ".png" else None
+    replace_file(figure, picture if drawn is None else drawn)
     print_message(f"wrote {figure}")
 
 

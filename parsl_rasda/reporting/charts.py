@@ -154,7 +154,7 @@ def count_far_off(summary: Summary) -> int:
 
 def metric_frame_scale(values: Sequence[float], low_px: float, high_px: float, mode: str | None) -> Scale:
     """Return the vertical scale of a chart of metrics; `mode` is None where nobody knows which are good."""
-    modes = Mode if mode is None else (mode,)
+    modes = (mode,) if mode is not None else tuple(Mode)
     ranges = [metric_scale(values, low_px, high_px, smaller_is_better=m == Mode.MIN) for m in modes]
     return max(ranges, key=lambda scale: scale.high - scale.low)
 

@@ -38,8 +38,8 @@ def draft_experiment(text: str, file: str) -> Draft:
     slots = _part(data, "resources").get("slots_per_trial")
     slots = slots if isinstance(slots, int) and slots > 0 else 1
     epochs, is_told = _epochs(searcher)
-    module, lacking = _module(data.get("entrypoint", "")), []
-    lacking.append(f"{module}.py needs a function train(trial) in place of what it calls of Determined")
+    module = _module(data.get("entrypoint", ""))
+    lacking = [f"{module}.py needs a function train(trial) in place of what it calls of Determined"]
     if not is_told:
         lacking.append(f"{file} has no length in epochs: set scheduler.max_t")
     if other := sorted(set(map(str, data)) - _SAME):
