@@ -154,6 +154,7 @@ class JobSpec:
             torch is imported (Slurm rewrites masks that are set outside the step).
         rendezvous_s: How long ranks may take to meet [s], besides a little more for each rank.
         lease_s: Silence of the controller [s] after which interactive ranks leave as preempted.
+        metered: Nodes whose first rank tells what the job draws there; the agent sees to its own node.
     """
 
     study: str
@@ -189,6 +190,7 @@ class JobSpec:
     deadline: float | None = None
     lease_s: float = 60.0
     rendezvous_s: float = RENDEZVOUS_S
+    metered: tuple[str, ...] = ()
     format: int = FORMAT
 
     @property
@@ -223,6 +225,7 @@ class JobSpec:
         values["slots"] = tuple(data.get("slots", ()))
         values["search_path"] = tuple(map(str, data.get("search_path", ())))
         values["kept"] = tuple(map(str, data.get("kept", ())))
+        values["metered"] = tuple(map(str, data.get("metered", ())))
         values["obsolete"] = tuple(JobId(TrialId(j["trial"]), j["attempt"]) for j in data.get("obsolete", ()))
         values["paths"] = tuple((str(name), str(path)) for name, path in data.get("paths", ()))
         if values.get("command") is not None:

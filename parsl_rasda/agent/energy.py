@@ -1,103 +1,81 @@
-"""What a job's devices have drawn, by counters of the hardware; unknown stays unknown.
+"""What a whole job has drawn: the sum over its nodes, or what Slurm has accounted; unknown stays unknown.
 
-GPUs of NVIDIA count their energy in the driver (NVML, by `nvidia-ml-py` where it is installed). Cores are
-counted as a package (RAPL, in `/sys/class/powercap`, which many sites let only root read); a job then gets
-its share of the cores. Whoever shares a GPU with others, has a part of one, or spans nodes, is not metered.
+The agent reads the counters of its own node, where it sees an attempt to any end. On other nodes the first
+rank does (`JobSpec.metered`), and one that is killed tells nothing.
+
+Where a node has no counters of devices, the energy plug-in of Slurm may have some of the node, which it books
+for each step. These count the whole node, so they are asked for only if it was the step's alone.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+import platform
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from typing import Any
 
-from parsl_rasda.devices import DEVICE_MASKS, device_mask
+from parsl_rasda.agent import slurm
+from parsl_rasda.energy import EnergyMeter, nodes_of, told_joules
 from parsl_rasda.protocol import JobSpec
 
-_POWERCAP = Path("/sys/class/powercap")
-_MICRO, _MILLI = 1e-6, 1e-3
+BOOKED_S = 1.0  # for Slurm's database to have heard of a step's end
 
 
-class EnergyMeter:
-    """Measures from its making on."""
+class JobMeter:
+    """Measures one attempt, from its making on.
 
-    def __init__(self, order: JobSpec, environ: Mapping[str, str] | None = None) -> None:
-        """Begin to measure for the slots of a job on this node."""
-        gpus = [int(slot.rpartition(":")[2]) for slot in order.slots]
-        nodes = {slot.rpartition(":")[0] for slot in order.slots}
-        self._read: Callable[[], float | None] = lambda: None
-        if len(nodes) == 1 and order.accelerator == "cuda":
-            mask = device_mask("cuda", gpus, os.environ if environ is None else environ)
-            names = mask[DEVICE_MASKS["cuda"]].split(",")
-            self._read = lambda: gpu_joules(names)
-        elif len(nodes) == 1 and order.accelerator == "cpu":
-            share = min(1.0, len(gpus) / (os.cpu_count() or 1))  # slots are cores
-            packages = Packages(_POWERCAP)
-            self._read = lambda: None if (found := packages.joules()) is None else share * found
-        self._begin = self._read()
-
-    def joules(self) -> float | None:
-        """Return what has been drawn since the beginning [J]; None if nobody knows."""
-        now = self._read()
-        if now is None or self._begin is None or now < self._begin:
-            return None
-        return now - self._begin
-
-
-def gpu_joules(names: Sequence[str]) -> float | None:
-    """Return what GPUs have drawn since their driver was loaded [J], or None if nobody knows.
-
-    Args:
-        names: As a mask has them: numbers, or UUIDs. A part of a GPU has no counter.
+    Attributes:
+        order: The attempt's, which tells ranks on other nodes to measure there.
     """
-    try:
-        import pynvml
-    except ImportError:
-        return None
-    try:
-        pynvml.nvmlInit()
-        try:
-            handles = [
-                pynvml.nvmlDeviceGetHandleByIndex(int(name))
-                if name.isdecimal()
-                else pynvml.nvmlDeviceGetHandleByUUID(name)
-                for name in names
-                if not name.startswith("MIG-")
-            ]
-            if len(handles) != len(names):
-                return None
-            found = [int(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) for handle in handles]
-            return _MILLI * sum(found)
-        finally:
-            pynvml.nvmlShutdown()
-    except pynvml.NVMLError:
-        return None
 
+    def __init__(self, order: JobSpec, launch: Mapping[str, Any]) -> None:
+        """Begin to measure.
 
-class Packages:
-    """The counters of all packages of a node, which begin anew now and then."""
-
-    def __init__(self, folder: Path) -> None:
-        """Find them; `folder` is that of the kernel."""
-        self._counters = sorted(folder.glob("intel-rapl:[0-9]*"))
-        self._counters = [
-            path for path in self._counters if path.name.count(":") == 1
-        ]  # no parts of packages
-        self._last: dict[Path, int] = {}
-        self._sum = 0
+        Args:
+            order: The job.
+            launch: The fields of a `launch.base.LaunchCommand`, as JSON.
+        """
+        nodes = nodes_of(order)
+        here = {_short(os.environ.get("SLURMD_NODENAME", "")), _short(platform.node())}
+        self._own = [EnergyMeter(order, node) for node in nodes if _short(node) in here]
+        self.order = replace(order, metered=tuple(node for node in nodes if _short(node) not in here))
+        self._step = str(launch.get("step", "")) if launch.get("fills_nodes") else ""
 
     def joules(self) -> float | None:
-        """Return what they have drawn since the first call [J], or None if they cannot be read."""
-        if not self._counters:
+        """Return what has been drawn until the launch has ended [J]; None if nobody knows."""
+        found = [meter.joules() for meter in self._own]
+        found += [told_joules(self.order, node) for node in self.order.metered]
+        known = [joules for joules in found if joules is not None]
+        if known and len(known) == len(found):
+            return sum(known)
+        job = os.environ.get("SLURM_JOB_ID", "")
+        return _booked(job, self._step) if job and self._step and _is_booked(job) else None
+
+
+def _short(host: str) -> str:
+    return host.partition(".")[0]
+
+
+@cache
+def _is_booked(job: str) -> bool:
+    """Return whether Slurm counts energy, and the nodes of a job are its alone."""
+    return slurm.counts_energy() and slurm.has_whole_nodes(job)
+
+
+unanswered = threading.Event()  # a database that does not answer is asked only once by each worker
+
+
+def _booked(job: str, step: str) -> float | None:
+    """Return what a step of that name has drawn [J] as Slurm has booked it, or None."""
+    for patience_s in (BOOKED_S, 0.0):
+        if unanswered.is_set():
             return None
-        try:
-            for path in self._counters:
-                now = int((path / "energy_uj").read_text(encoding="ascii"))
-                last = self._last.get(path, now)
-                if now < last:
-                    last -= int((path / "max_energy_range_uj").read_text(encoding="ascii"))
-                self._sum += now - last
-                self._last[path] = now
-        except (OSError, ValueError):
-            return None
-        return self._sum * _MICRO
+        found = slurm.step_joules(job, step)
+        if found is not None:
+            return found
+        threading.Event().wait(patience_s)
+    unanswered.set()
+    return None

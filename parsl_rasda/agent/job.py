@@ -19,7 +19,7 @@ from typing import Any
 
 from parsl_rasda.agent import exit_diagnosis, node_probe, orphan_reaper, warden
 from parsl_rasda.agent.control_relay import ControlAddress, ControlClient, Message
-from parsl_rasda.agent.energy import EnergyMeter
+from parsl_rasda.agent.energy import JobMeter
 from parsl_rasda.agent.launch import LEAVE, Launch
 from parsl_rasda.agent.stall_watch import StallWatch, dump_stacks
 from parsl_rasda.checkpoint_files import remove_attempts
@@ -70,7 +70,8 @@ def run_job(order: Message, launch: Message, mark: str, address: Message | None)
     """
     job = JobSpec.from_json(order)
     directory = Path(job.directory)
-    meter = EnergyMeter(job)
+    meter = JobMeter(job, launch)
+    job = meter.order
     if address is None:
         report = _launch(job, launch, mark, None)
     else:

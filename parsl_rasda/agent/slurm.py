@@ -18,6 +18,8 @@ _TIMEOUT_S = 10.0
 _FIELD = re.compile(r"\b(JobState|Reason|ExitCode|Restarts|EndTime)=(\S+)")
 _NODES = re.compile(r"\bNodes=(\S+) CPU_IDs=\S* Mem=\S* GRES=(\S*)")
 _GPUS = re.compile(r"\bgpu(?::[^:(),]+)?:(\d+)")
+_ENERGY = re.compile(r"^AcctGatherEnergyType\s*=\s*acct_gather_energy/(\S+)", re.MULTILINE)
+_NO_JOULES = 2**63  # Slurm's numbers for "none" and "infinite" are the last below 2**64
 _EXIT_BY_SIGNAL = re.compile(r"0:(\d+)")
 
 # The jobs on these are not to blame; a job may have made its node fail, but rarely has.
@@ -82,6 +84,30 @@ def cancel_step(name: str) -> int:
     for step in steps:
         run_command("scancel", "--signal=KILL", step)
     return len(steps)
+
+
+def counts_energy() -> bool:
+    """Return whether this cluster has a plug-in that counts energy (``AcctGatherEnergyType``)."""
+    found = _ENERGY.search(run_command("scontrol", "show", "config"))
+    return found is not None and found[1] != "none"
+
+
+def has_whole_nodes(job: str) -> bool:
+    """Return whether no other job may run on the nodes of a job."""
+    return re.search(r"\bOverSubscribe=NO\b", _shown(job)) is not None
+
+
+def step_joules(job: str, step: str) -> float | None:
+    """Return what the step of that name has drawn, with all else on its nodes [J], or None if nobody knows.
+
+    Source: sacct(1), ConsumedEnergyRaw. Without a sensor it is 0, or a number that stands for none.
+    """
+    asked = ("sacct", "--noheader", "--parsable2", "-j", job, "-o", "JobName,ConsumedEnergyRaw")
+    for line in run_command(*asked).splitlines():
+        name, _, joules = line.rpartition("|")
+        if name == step and joules.isdecimal() and 0 < int(joules) < _NO_JOULES:
+            return float(joules)
+    return None
 
 
 def _shown(job: str, *options: str) -> str:

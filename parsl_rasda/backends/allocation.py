@@ -110,6 +110,9 @@ class PilotAllocation:
         inside = exec_words(container, site.accelerator, folders, site.rank_environment) if container else ()
         program = self.rank_program(order, warm_start=site.warm_start)
         command = launcher.command(placement, (*inside, *program), settings)
+        whole = {node.node: len(node.gpus) for node in self.nodes}
+        fills = all(len(node.gpus) == whole.get(node.node) for node in placement.nodes)
+        command = replace(command, fills_nodes=fills)
         return self.with_servers(command, program, placement, inside)
 
     def rank_program(self, order: JobSpec, *, warm_start: bool) -> tuple[str, ...]:

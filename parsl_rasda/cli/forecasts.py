@@ -33,11 +33,16 @@ def forecast_view(study: str, forecasts: Sequence[Forecast], run: Path | None) -
 
 def _view(study: str, found: Forecast, run: Path | None) -> RenderableType:
     places = f"{counted(found.gpus, 'GPU')}, {counted(found.nodes, 'node')}: {', '.join(found.sites)}"
-    source = f"measured in {run}" if found.is_measured else "assumed (tune.estimates)"
+    source = (
+        f"measured in {run}"
+        if found.is_measured
+        else f"{'guessed' if found.guessed else 'assumed'} (tune.estimates)"
+    )
     costs = f"epoch {duration(found.epoch_s)}, restart {duration(found.restart_s)}, {source}"
     queue_s = found.declared.queue_s or 0.0
     queue = f"; first pilot after {duration(queue_s)}" if queue_s >= _QUEUE_S else ""
     parts: list[RenderableType] = [
+        *([Text(_guess(found), "yellow")] if found.guessed else []),
         Text.assemble(
             (f"{study}, stage {found.stage}", "bold"), f": {counted(found.trials, 'trial')} on {places}"
         ),
@@ -52,6 +57,12 @@ def _view(study: str, found: Forecast, run: Path | None) -> RenderableType:
     pilots += [Text(f"  {sentence}") for sentence in _budget(found)]
     parts += [Text(), *pilots] if pilots else []
     return Group(*parts, *(Text(f"\n{sentence}", "yellow") for sentence in found.advice))
+
+
+def _guess(found: Forecast) -> str:
+    """Return what nobody has measured or declared, and how to replace it."""
+    how = "measure with a short run and `plan --from RUN`, or set `tune.estimates`"
+    return f"Guessed, so believe no hour: {' and '.join(found.guessed)}; {how}."
 
 
 def _indented(table: Table) -> list[RenderableType]:

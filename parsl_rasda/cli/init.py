@@ -7,11 +7,14 @@ import shlex
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from parsl_rasda.errors import InvalidSettingError
+
+if TYPE_CHECKING:
+    from parsl_rasda.study.draft import Draft
 
 # What is copied: in a wheel inside the package, in a checkout beside it.
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -45,7 +48,11 @@ def init(
     template: Annotated[Template, typer.Option(help="What to start from.")] = Template.MINIMAL,
     script: Annotated[
         Path | None,
-        typer.Option("--from", metavar="SCRIPT", help="Draft the study around a script that uses argparse."),
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="Draft the study around a script with argparse, or from Determined's YAML.",
+        ),
     ] = None,
 ) -> None:
     """Write a study to start from.
@@ -84,11 +91,33 @@ def copy_template(template: Template, directory: Path) -> tuple[Path, ...]:
 
 
 def draft(script: Path, directory: Path) -> tuple[tuple[Path, ...], tuple[str, ...]]:
-    """Write a study that tunes a script by its command line; return the files, and what the script lacks.
+    """Write a study that tunes a script, or of an experiment of Determined; return files and what lacks.
 
     Raises:
         InvalidSettingError: If it cannot be read, has nothing to search, or a file is there already.
     """
+    from parsl_rasda.study.determined import draft_experiment
+
+    is_experiment = script.suffix in {".yaml", ".yml"}
+    found = (
+        draft_experiment(script.read_text(encoding="utf-8", errors="replace"), script.name)
+        if is_experiment
+        else _of_script(script, directory)
+    )
+    readme = (_workflows() / Template.MINIMAL.value / _README).read_text(encoding="utf-8")
+    if found.lacking:
+        tasks = "".join(f"- {sentence}.\n" for sentence in found.lacking)
+        stretches = "" if is_experiment else "Each stretch of a trial is one run of it.\n\n"
+        readme += f"\n## What {script.name} lacks\n\n{stretches}{tasks}"
+    files = {
+        "study.yaml": found.study,
+        _README: readme,
+        _SITE: (_workflows() / _SITE).read_text(encoding="utf-8"),
+    }
+    return _write({name: text.encode() for name, text in files.items()}, directory), found.lacking
+
+
+def _of_script(script: Path, directory: Path) -> Draft:
     from parsl_rasda.study.draft import draft_study
     from parsl_rasda.study_code.script import module_of, read_script
 
@@ -104,16 +133,7 @@ def draft(script: Path, directory: Path) -> tuple[tuple[Path, ...], tuple[str, .
     if found is None:
         allowed = "a script whose argparse has numbers with defaults, or choices: what could be searched"
         raise InvalidSettingError("--from", str(script), allowed)
-    readme = (_workflows() / Template.MINIMAL.value / _README).read_text(encoding="utf-8")
-    if found.lacking:
-        tasks = "".join(f"- {sentence}.\n" for sentence in found.lacking)
-        readme += f"\n## What {script.name} lacks\n\nEach stretch of a trial is one run of it.\n\n{tasks}"
-    files = {
-        "study.yaml": found.study,
-        _README: readme,
-        _SITE: (_workflows() / _SITE).read_text(encoding="utf-8"),
-    }
-    return _write({name: text.encode() for name, text in files.items()}, directory), found.lacking
+    return found
 
 
 def _workflows() -> Path:

@@ -53,7 +53,9 @@ def plan(
     ] = None,
     figure: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.svg", help="With --nodes: draw makespan and node-hours over the nodes."),
+        typer.Option(
+            metavar="FILE", help="With --nodes: draw makespan and node-hours over the nodes; .svg or .png."
+        ),
     ] = None,
     queue_wait: Annotated[
         float | None, typer.Option(min=0, metavar="SECONDS", help="How long each pilot waits in a queue.")
@@ -118,8 +120,14 @@ def _sizes(text: str | None) -> tuple[int, ...]:
 def _check_figure(figure: Path | None, sizes: tuple[int, ...]) -> None:
     if figure is None:
         return
-    if figure.suffix != ".svg":
-        raise InvalidSettingError("--figure", str(figure), "a file that ends in .svg")
+    from parsl_rasda.reporting.png import draws_png
+
+    if figure.suffix not in {".svg", ".png"}:
+        raise InvalidSettingError("--figure", str(figure), "a file that ends in .svg or .png")
+    if figure.suffix == ".png" and not draws_png():
+        raise InvalidSettingError(
+            "--figure", str(figure), "a file that ends in .svg; for PNG: pip install 'parsl_rasda[figures]'"
+        )
     if len(sizes) < 2:  # noqa: PLR2004 - a line has two ends
         raise InvalidSettingError(
             "--figure", str(figure), "it together with several --nodes, such as 4,8,16,32"
@@ -128,9 +136,12 @@ def _check_figure(figure: Path | None, sizes: tuple[int, ...]) -> None:
 
 def _draw(figure: Path, forecasts: Iterable[Forecast]) -> None:
     from parsl_rasda.atomic_files import replace_file
+    from parsl_rasda.reporting.png import png
     from parsl_rasda.reporting.sizes_picture import sizes_picture
 
-    replace_file(figure, sizes_picture([*forecasts]))
+    picture = sizes_picture([*forecasts])
+    drawn = png(picture) if figure.suffix == ".png" else None
+    replace_file(figure, picture if drawn is None else drawn)
     print_message(f"wrote {figure}")
 
 

@@ -44,7 +44,8 @@ def report(
     with private_files(directory):
         files = write_report(run)
     if figures is not None:
-        from parsl_rasda.reporting.figures import draws_png, write_figures
+        from parsl_rasda.reporting.figures import write_figures
+        from parsl_rasda.reporting.png import draws_png
 
         files = (*files, *write_figures(run, figures))
         if not draws_png():

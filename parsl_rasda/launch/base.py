@@ -74,6 +74,8 @@ class LaunchCommand:
             none. Runners add it.
         cancel: A program that ends the launch in the batch system when the launcher has been killed; empty if
             that ends it anyhow.
+        fills_nodes: It has all slots of its nodes, so that nothing else of the study draws from them. Runners
+            say so.
     """
 
     argv: tuple[str, ...]
@@ -83,6 +85,7 @@ class LaunchCommand:
     lasting: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
     cancel: tuple[str, ...] = ()
+    fills_nodes: bool = False
 
 
 class MpiexecOptions(BaseModel):

@@ -12,7 +12,7 @@ from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.retention import released
 from parsl_rasda.orchestration.trial_record import TrialRecord, best_trial
 from parsl_rasda.orchestration.usage import Usage
-from parsl_rasda.types import PilotId, StudyState, TrialState
+from parsl_rasda.types import GradientNoise, PilotId, StudyState, TrialState
 
 NOT_TRIED = "not_tried"
 
@@ -245,7 +245,7 @@ def _rungs(machine: Machine) -> list[dict[str, Any]]:
     for k, milestone in enumerate(machine.scheduler.milestones):
         reached = [t for t in machine.trials.values() if milestone in t.history]
         results = [t.history[milestone] for t in reached]
-        noise = [n.scale for t in reached if (n := t.noise_between(before, milestone)) is not None]
+        noise = [n for t in reached if (n := t.noise_between(before, milestone)) is not None]
         before = milestone
         finite = [r for r in results if math.isfinite(r)]
         pick = min if machine.settings.mode == "min" else max
@@ -263,11 +263,15 @@ def _rungs(machine: Machine) -> list[dict[str, Any]]:
     return rows
 
 
-def _noise_scale(scales: Sequence[float]) -> dict[str, Any]:
-    """Return the median of noise scales; it is None where noise hides the gradient of half the trials."""
+def _noise_scale(found: Sequence[GradientNoise]) -> dict[str, Any]:
+    """Return the median of noise scales; it is None where noise hides the gradient of half the trials.
+
+    An estimate below 0 of the noise itself says nothing of its scale, and is left out.
+    """
+    scales = [noise.scale for noise in found if noise.variance >= 0]
     median = statistics.median_high(scales) if scales else math.inf
     return {
-        "trials": len(scales),
+        "trials": len(found),
         "median": median if math.isfinite(median) else None,
         "hidden": sum(math.isinf(s) for s in scales),
     }

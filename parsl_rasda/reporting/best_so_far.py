@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,11 +20,12 @@ _POINTS = 400
 
 
 class Best(NamedTuple):
-    """A result that was better than all before it, or the last one."""
+    """A result that was better than all before it, or the last one, with whatever was reported beside it."""
 
     seconds: float
     gpu_hours: float
     metric: float
+    reported: Mapping[str, float] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,37 +56,58 @@ def best_so_far(records: Iterable[Record], metric: str, mode: str) -> list[Best]
             value = record.event.metrics.get(metric, math.nan)
             if math.isfinite(value) and sign * value < best:
                 best = sign * value
-                found.append(Best(usage.makespan_s(), usage.held_gpu_s() / 3600, value))
+                now = (usage.makespan_s(), usage.held_gpu_s() / 3600)
+                found.append(Best(*now, value, record.event.metrics))
     if found:
-        found.append(Best(usage.makespan_s(), usage.held_gpu_s() / 3600, found[-1].metric))
+        found.append(found[-1]._replace(seconds=usage.makespan_s(), gpu_hours=usage.held_gpu_s() / 3600))
     return found
 
 
-def best_charts(lines: Sequence[Line], metric: str, mode: str, slot_kind: str = "GPUs") -> list[Chart]:
-    """Return the two charts of the lines, over time and over GPU-hours; none without a result."""
+def other_of_best(points: Iterable[Best], metric: str) -> list[Best]:
+    """Return the same with another metric of each result, where it has a number."""
+    found = [point._replace(metric=point.reported.get(metric, math.nan)) for point in points]
+    return [point for point in found if math.isfinite(point.metric)]
+
+
+def best_charts(lines: Sequence[Line], metric: str, mode: str | None, slot_kind: str = "GPUs") -> list[Chart]:
+    """Return the two charts of the lines, over time and over GPU-hours; none without a result.
+
+    Args:
+        lines: A run each.
+        metric: Its name.
+        mode: Whether a small one is good; None for a metric beside the one that trials are judged by.
+        slot_kind: What is held for these hours.
+    """
     shown = [line for line in lines if line.points]
     if not shown:
         return []
     values = [p.metric for line in shown for p in line.points]
     y = metric_frame_scale(values, _HEIGHT - _BOTTOM, _TOP + 8, mode)
+    title = f"Best {metric} so far" if mode else f"{metric} of the best so far"
     span_s = max(line.points[-1].seconds for line in shown) or 1.0
     hours = max(line.points[-1].gpu_hours for line in shown) or 1.0
     unit = slot_kind.removesuffix("s")
     ranges = [Scale(0.0, span, _LEFT, WIDTH - _RIGHT - 8) for span in (span_s, hours)]
     return [
-        _drawn(shown, 0, ranges[0], y, time_ticks(span_s, 6), ("time", metric)),
-        _drawn(shown, 1, ranges[1], y, ranges[1].ticks(5), (f"{unit}-hours held", metric)),
+        _drawn(shown, 0, ranges[0], y, time_ticks(span_s, 6), ("time", metric), title),
+        _drawn(shown, 1, ranges[1], y, ranges[1].ticks(5), (f"{unit}-hours held", metric), title),
     ]
 
 
 def _drawn(
-    lines: Sequence[Line], column: int, x: Scale, y: Scale, ticks: Sequence[Tick], names: tuple[str, str]
+    lines: Sequence[Line],
+    column: int,
+    x: Scale,
+    y: Scale,
+    ticks: Sequence[Tick],
+    names: tuple[str, str],
+    title: str,
 ) -> Chart:
     shapes: list[Shape] = [*Frame(x, y).axes(ticks, y.ticks(5), *names)]
     for line in lines:
         path = "".join(_steps([(x(p[column]), y(p.metric)) for p in line.points[-_POINTS:]]))
         shapes.append(shape("path", class_=f"curve {line.class_}", d=path, data_note=line.name))
-    return chart(WIDTH, _HEIGHT, f"Best {names[1]} so far over {names[0]}", shapes)
+    return chart(WIDTH, _HEIGHT, f"{title} over {names[0]}", shapes)
 
 
 def _steps(places: Sequence[tuple[float, float]]) -> Iterator[str]:

@@ -132,14 +132,17 @@ def _curve_of(trial: Summary, name: str, judged: str) -> list[Point]:
     return [(e, m) for e, m in found if m is not None]
 
 
+def _last_of(trial: Summary, name: str, judged: str) -> float | None:
+    found = trial["metric"] if name == judged else trial.get("metrics", {}).get(name)
+    return None if found is None else float(found)
+
+
 def _curve_scale(
     summary: Summary, name: str, values: Sequence[float], low_px: float, high_px: float
 ) -> Scale:
     """Return the vertical scale of a metric; whether a small one is good is known of the judged one only."""
-    if name == summary["metric"]:
-        return metric_frame_scale(values, low_px, high_px, summary["mode"])
-    ranges = (metric_frame_scale(values, low_px, high_px, mode) for mode in Mode)
-    return max(ranges, key=lambda scale: scale.high - scale.low)
+    mode = summary["mode"] if name == summary["metric"] else None
+    return metric_frame_scale(values, low_px, high_px, mode)
 
 
 def count_far_off(summary: Summary) -> int:
@@ -149,32 +152,46 @@ def count_far_off(summary: Summary) -> int:
     return sum(not scale.low <= v <= scale.high for v in values)
 
 
-def metric_frame_scale(values: Sequence[float], low_px: float, high_px: float, mode: str) -> Scale:
-    """Return the vertical scale of a chart of metrics."""
-    return metric_scale(values, low_px, high_px, smaller_is_better=mode == "min")
+def metric_frame_scale(values: Sequence[float], low_px: float, high_px: float, mode: str | None) -> Scale:
+    """Return the vertical scale of a chart of metrics; `mode` is None where nobody knows which are good."""
+    modes = (mode,) if mode is not None else tuple(Mode)
+    ranges = [metric_scale(values, low_px, high_px, smaller_is_better=m == Mode.MIN) for m in modes]
+    return max(ranges, key=lambda scale: scale.high - scale.low)
 
 
-def hyperparameters(summary: Summary, space: Mapping[str, Parameter]) -> list[Chart]:
+def hyperparameters(
+    summary: Summary, space: Mapping[str, Parameter], metric: str | None = None
+) -> list[Chart]:
     """Return a chart for each hyperparameter that varies: its values against the last metric.
 
-    Larger dots have trained for longer. Trials without the parameter are left out of its chart.
+    Larger dots have trained for longer. Trials without the parameter, or without the metric, are left out.
+
+    Args:
+        summary: The JSON document of a search.
+        space: What was searched.
+        metric: Which; by default the one that trials are judged by.
     """
-    trials = [t for t in back_to_front(summary) if t["metric"] is not None]
+    what = metric or summary["metric"]
+    last = {t["trial"]: _last_of(t, what, summary["metric"]) for t in summary["trial_list"]}
+    trials = [t for t in back_to_front(summary) if last[t["trial"]] is not None]
+    if not trials:
+        return []
     varying = varying_names(trials)
     width, height = 340, 250
-    y = metric_frame_scale([t["metric"] for t in trials], height - _BOTTOM, _TOP + 8, summary["mode"])
+    values = [value for value in last.values() if value is not None]
+    y = _curve_scale(summary, what, values, height - _BOTTOM, _TOP + 8)
     charts = []
     for name in varying[:PANELS]:
         shown = [t for t in trials if name in t["config"]]
         span = (_LEFT + 10, width - _RIGHT - 6)
         x, ticks, places = parameter_axis(shown, name, space.get(name), span)
-        shapes = [*Frame(x, y).axes(ticks, y.ticks(5), name, summary["metric"])]
+        shapes = [*Frame(x, y).axes(ticks, y.ticks(5), name, what)]
         for trial, place in zip(shown, places, strict=True):
             classes = f"dot {fate(trial, summary['best'])}"
             radius = _radius(trial["epoch"], summary["rungs"], len(shown))
-            at = {"cx": rounded(place), "cy": rounded(y(trial["metric"])), "r": radius}
+            at = {"cx": rounded(place), "cy": rounded(y(last[trial["trial"]] or 0.0)), "r": radius}
             shapes.append(shape("circle", class_=classes, data_trial=trial["trial"], **at))
-        charts.append(chart(width, height, f"{summary['metric']} over {name}", shapes))
+        charts.append(chart(width, height, f"{what} over {name}", shapes))
     return charts
 
 

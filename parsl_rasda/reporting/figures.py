@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from parsl_rasda.atomic_files import replace_file
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.reporting.charts import Chart
 from parsl_rasda.reporting.graph import run_graph
+from parsl_rasda.reporting.png import png
 from parsl_rasda.reporting.runs import Run
 from parsl_rasda.reporting.search_report import search_report
 from parsl_rasda.reporting.templates import render
 
 _PLAIN = re.compile(r"[^\w.-]+")
-_ZOOM = 3  # of the PNG: 1040 px wide charts become 3120, 300 dpi over the width of a page
 
 
 def write_figures(run: Run, folder: Path) -> list[Path]:
@@ -34,23 +35,10 @@ def write_figures(run: Run, folder: Path) -> list[Path]:
         file = folder / f"{_PLAIN.sub('_', name)}.svg"
         replace_file(file, text)
         written.append(file)
-        if (image := _png(text)) is not None:
+        if (image := png(text)) is not None:
             file.with_suffix(".png").write_bytes(image)
             written.append(file.with_suffix(".png"))
     return written
-
-
-def draws_png() -> bool:
-    """Whether PNGs are written, too."""
-    return _png('<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>') is not None
-
-
-def _png(svg: str) -> bytes | None:
-    try:
-        from resvg_py import svg_to_bytes
-    except ImportError:
-        return None
-    return bytes(svg_to_bytes(svg_string=svg, zoom=_ZOOM))
 
 
 def _charts(run: Run) -> Iterator[tuple[str, Chart]]:
@@ -62,12 +50,14 @@ def _charts(run: Run) -> Iterator[tuple[str, Chart]]:
         found = search_report(history, summary, run_graph(run), None, run.asha[stage])
         for metric, drawn in found["curves"].items():
             yield f"{before}curves-{metric}", drawn
-        for what, drawn in zip(("time", "gpu-hours"), found["best_so_far"], strict=False):
-            yield f"{before}best-over-{what}", drawn
+        for metric, charts in found["best_so_far"].items():
+            own = "" if metric == summary["metric"] else f"-{metric}"
+            for what, drawn in zip(("time", "gpu-hours"), charts, strict=False):
+                yield f"{before}best-over-{what}{own}", drawn
         for what, drawn in zip(("slots", "slots-asha"), found["slots"], strict=False):
             yield f"{before}{what}", drawn
         for what in ("parallel", "fault_timeline"):
             if found[what] is not None:
                 yield f"{before}{what.replace('_', '-')}", found[what][0]
-        for drawn in found["panels"]:
+        for drawn in chain.from_iterable(found["panels"].values()):
             yield f"{before}{drawn.title}", drawn

@@ -25,7 +25,7 @@ from parsl_rasda.reporting.methods import methods_text
 from parsl_rasda.reporting.overview import advice_on, how_to_load, what_to_look_at
 from parsl_rasda.reporting.runs import Run, StageStatus
 from parsl_rasda.reporting.search_report import search_report
-from parsl_rasda.reporting.tables import result_text
+from parsl_rasda.reporting.tables import NO_SCALE, result_text
 from parsl_rasda.reporting.templates import render
 from parsl_rasda.study import dump_study
 from parsl_rasda.types import StageState
@@ -58,6 +58,7 @@ def page(run: Run, graph: Graph | None = None, now: float | None = None, *, even
         how_to_load=how_to_load(run),
         searches=dict(_searches(run, whole, clock)),
         max_panels=PANELS,
+        no_scale=NO_SCALE,
         graph=svg(whole) if whole else "",
         study=dump_study(run.study),
         last_at=f"{datetime.fromtimestamp(last, UTC):%Y-%m-%d %H:%M:%S} UTC" if last else "",

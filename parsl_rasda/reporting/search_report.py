@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import networkx as nx
@@ -11,7 +11,7 @@ import yaml
 from parsl_rasda.orchestration.replay import ReplayedSearch
 from parsl_rasda.orchestration.summary import NOT_TRIED
 from parsl_rasda.reporting.asha import AshaComparison, asha_lines
-from parsl_rasda.reporting.best_so_far import Line, best_charts, best_so_far
+from parsl_rasda.reporting.best_so_far import Line, best_charts, best_so_far, other_of_best
 from parsl_rasda.reporting.charts import (
     METRICS,
     NARROW,
@@ -29,12 +29,13 @@ from parsl_rasda.reporting.importance import importance_of
 from parsl_rasda.reporting.occupancy import Occupancy, occupancy_of
 from parsl_rasda.reporting.parallel import parallel_coordinates
 from parsl_rasda.reporting.tables import batches_text, exactness, noise_text, troubles
-from parsl_rasda.search.space import SearchSpace
+from parsl_rasda.search.space import Parameter, SearchSpace
 from parsl_rasda.types import Mode, TrialState
 
 Graph: TypeAlias = "nx.DiGraph[str]"
 
 _DECISIONS = ("continue", "pause", "stopped", "failed", "completed")
+_MOST_SHAPES = 20_000  # of the panels: 2 MB
 _BAR_REM = 7  # the longest bar of the ladder
 
 
@@ -73,8 +74,6 @@ def search_report(
     space, best = whole.parameters, summary["best"]
     importance = importance_of(summary, whole)
     order = list(importance.shares) if importance else []
-    judged = (summary["metric"], summary["mode"])
-    ran = [Line("this run", "best", best_so_far(history.records, *judged))]
     sign = 1 if summary["mode"] == Mode.MIN else -1
     return {
         "summary": summary,
@@ -92,7 +91,7 @@ def search_report(
             if (drawn := learning_curves(summary, name, width=NARROW))
         },
         "far_off": count_far_off(summary),
-        "best_so_far": best_charts(ran, *judged, summary.get("slot_kind", "GPUs")),
+        "best_so_far": _best_so_far(history, summary),
         "fault_timeline": _both(lambda width: fault_timeline(history.records, width=width)),
         "importance": importance,
         "parallel": _both(lambda width: parallel_coordinates(summary, space, order, width=width)),
@@ -101,11 +100,33 @@ def search_report(
         "asha": () if asha is None else asha_lines(asha.document, summary["makespan_s"]),
         "is_resumed": bool(occupancy.resumed),
         "rungs": [*_rungs(summary, graph)],
-        "panels": hyperparameters(summary, space),
+        "panels": _panels(summary, space),
         "others": curve_names(summary)[1:],
         "settings": list(dict.fromkeys(key for t in summary["trial_list"] for key in t["config"])),
         "trials": sorted(summary["trial_list"], key=lambda t: _rank(t, sign)),
     }
+
+
+def _best_so_far(history: ReplayedSearch, summary: Summary) -> dict[str, list[Chart]]:
+    """Return the charts of the best so far for each metric: of others than the judged one, the best's."""
+    judged, kind = summary["metric"], summary.get("slot_kind", "GPUs")
+    points = best_so_far(history.records, judged, summary["mode"])
+    found = {judged: best_charts([Line("this run", "best", points)], judged, summary["mode"], kind)}
+    for name in curve_names(summary)[1:]:
+        found[name] = best_charts([Line("this run", "best", other_of_best(points, name))], name, None, kind)
+    return {name: charts for name, charts in found.items() if charts}
+
+
+def _panels(summary: Summary, space: Mapping[str, Parameter]) -> dict[str, list[Chart]]:
+    """Return the charts of the hyperparameters for each metric, as far as a page should grow by them."""
+    found: dict[str, list[Chart]] = {}
+    shapes = 0
+    for name in curve_names(summary):
+        charts = hyperparameters(summary, space, name)
+        shapes += sum(len(drawn.shapes) for drawn in charts)
+        if charts and (not found or shapes <= _MOST_SHAPES):
+            found[name] = charts
+    return found
 
 
 def _both(draw: Callable[[int], Chart | None]) -> tuple[Chart, Chart] | None:

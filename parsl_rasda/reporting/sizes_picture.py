@@ -46,6 +46,7 @@ def _chart(found: Forecast, key: str, label: str, names: Sequence[str]) -> Chart
     x = Scale(min(nodes), max(nodes), _LEFT, _WIDTH - _RIGHT, log=True)
     y = Scale(0.0, highest * 1.05, _HEIGHT - _BOTTOM, _TOP)
     ticks = time_ticks(y.high, 6) if key == "makespan_s" else y.ticks(6)
+    ticks = [tick for tick in ticks if y(tick[0]) > _TOP + 6]  # the name of the axis stands above
     x_ticks: list[Tick] = [(n, str(n)) for n in nodes]
     shapes = [*Frame(x, y).axes(x_ticks, ticks, "nodes of a pilot", label)]
     for name, line in lines.items():

@@ -33,6 +33,12 @@ from parsl_rasda.types import StudyState, TrialState
 
 _FINDINGS = 12  # values of a stage that are listed one by one
 Summary: TypeAlias = Mapping[str, Any]
+_ALL_NOISE, _NO_NOISE = "all noise", "-"
+# What stands for a noise scale where there is none, and why.
+NO_SCALE = {
+    _ALL_NOISE: "at half of the trials the noise hides the gradient, whose estimated square is not above 0",
+    _NO_NOISE: "no scale, because the estimated variance of the gradients is below 0",
+}
 
 STATE_STYLES = {
     "done": "bold green",
@@ -159,10 +165,11 @@ def batches_text(rung: Mapping[str, Any]) -> str:
 
 
 def noise_text(rung: Mapping[str, Any]) -> str:
-    """Return the noise scale at a rung: its median over the trials where it was measured."""
+    """Return the noise scale at a rung: the median of the trials where it was measured."""
     found = rung["noise_scale"]
-    hidden = "all noise" if found["trials"] else ""
-    return hidden if found["median"] is None else number(found["median"])
+    if found["median"] is not None:
+        return number(found["median"])
+    return (_ALL_NOISE if found["hidden"] else _NO_NOISE) if found["trials"] else ""
 
 
 def trials_view(summary: Summary, most: int | None = None, *, is_brief: bool = False) -> RenderableType:

@@ -39,11 +39,6 @@ def advice_on(comparison: Comparison, tune: TuneSpec, sites: Sites, found: Forec
         sites: Where it runs.
         found: Its forecast.
     """
-    if not found.is_measured and "estimates" not in tune.model_fields_set:
-        yield (
-            f"An epoch of {tune.estimates.epoch_s:g} s and a restart of {tune.estimates.restart_s:g} s are "
-            "guesses: compare the policies, but believe no hour. Set `tune.estimates`, or use --from DIR."
-        )
     yield from _unknown(found.declared)
     yield from tune.advice
     policies = {p.name: p for p in found.policies}

@@ -8,7 +8,7 @@ before is drawn anew by each seed; figures are medians.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from parsl_rasda.errors import InvalidSettingError
@@ -24,6 +24,7 @@ from parsl_rasda.simulation.outcome import Forecast
 from parsl_rasda.simulation.rehearsal import VirtualSite
 from parsl_rasda.simulation.sizes import gpus_of, of_size, pilots_that_do, sizes_of
 from parsl_rasda.study import SiteSpec, StudySpec, TuneSpec
+from parsl_rasda.study.estimates import EstimateSpec
 from parsl_rasda.types import SiteName
 
 
@@ -132,6 +133,7 @@ def forecast(
         is_measured=run is not None,
         rungs=rungs,
         policies=policies,
+        guessed=() if run is not None else tuple(_guesses(tune.estimates)),
         seeds=len(comparison.costs),
         budget=forecast_budget(tune, sites, costs, now=what_if.now, fit=what_if.fit_budget),
     )
@@ -142,6 +144,13 @@ def forecast(
     )
     limits = limits_of_batches(tune, costs.samples)
     return replace(found, advice=(*limits, *advice_on(comparison, tune, sites, found)))
+
+
+def _guesses(given: EstimateSpec) -> Iterator[str]:
+    if "epoch_s" not in given.model_fields_set:
+        yield f"an epoch of {given.epoch_s:g} s"
+    if "restart_s" not in given.model_fields_set:
+        yield f"a restart of {given.restart_s:g} s"
 
 
 def _median_epoch_s(tune: TuneSpec, costs: Costs) -> float:

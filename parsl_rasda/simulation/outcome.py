@@ -106,6 +106,7 @@ class Forecast:
         pilots: What pilots would do.
         budget: What it would come to under its budget, if it has one.
         advice: Sentences for the user, if there is something to say.
+        guessed: Which costs are neither measured nor declared, in words.
     """
 
     stage: str
@@ -123,6 +124,7 @@ class Forecast:
     pilots: tuple[PilotForecast, ...] = ()
     budget: BudgetForecast | None = None
     advice: tuple[str, ...] = ()
+    guessed: tuple[str, ...] = ()
 
     @property
     def declared(self) -> PolicyForecast:

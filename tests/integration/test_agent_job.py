@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from backend_tools import STAND_IN
+from rank_launch import ENVIRONMENT
 
 from parsl_rasda.agent import job as agent_job
 from parsl_rasda.agent import orphan_reaper
@@ -244,3 +245,34 @@ def test_checkpoints_that_nobody_needs_any_more_go_while_a_job_runs(tmp_path: Pa
     ).end()
     assert report.outcome is Outcome.REACHED
     assert [path.exists() for path in made] == [False, True, True, True]
+
+
+NVML = """\
+import time
+NVMLError = RuntimeError
+nvmlInit = nvmlShutdown = lambda: None
+nvmlDeviceGetHandleByIndex = int
+nvmlDeviceGetTotalEnergyConsumption = lambda handle: int(1e3 * time.monotonic())  # 1 W
+"""
+SCRIPT = ("sh", "-c", """echo '{{"loss": 1.0}}' > {report}""")
+
+
+def test_ranks_on_other_nodes_tell_what_the_job_draws_there(
+    order: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job on two nodes neither of which is the agent's; a script that knows nothing of it."""
+    (tmp_path / "pynvml.py").write_text(NVML)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ENVIRONMENT['PYTHONPATH']}")
+    far = replace(
+        order,
+        command=SCRIPT,
+        interactive=False,
+        accelerator="cuda",
+        world_size=3,
+        slots=("a:0", "a:1", "b:0"),
+    )
+    result, epochs = RunningTrial(far, None, sys.executable).end()
+    assert (result.outcome, epochs) == (Outcome.REACHED, [2]), result.cause
+    told = [float(path.read_text()) for path in sorted(Path(far.directory).glob("energy-*"))]
+    assert len(told) == 2
+    assert result.energy_j == sum(told) > 0.0

@@ -19,6 +19,7 @@ import yaml
 
 from parsl_rasda.cli.main import app
 from parsl_rasda.study import load_site, load_study
+from parsl_rasda.study.determined import draft_experiment
 from tests.shipped.documents import AFTER, BEFORE, BETWEEN, PAGES, REPOSITORY, Block, blocks, blocks_of
 
 PROGRAM = re.compile(r"^(?:\$ )?parsl-rasda ", re.MULTILINE)
@@ -57,7 +58,9 @@ def ids(block: object) -> str:
 def test_a_block_of_yaml_is_a_study_or_a_site_or_a_part_of_one(block: Block, tmp_path: Path) -> None:
     data = yaml.safe_load(block.text)
     if block.title in OF_OTHERS:
-        assert {"entrypoint", "hyperparameters"} <= data.keys()
+        same = next(b for b in blocks("yaml") if b.page == block.page and b.line > block.line)
+        drafted, documented = draft_experiment(block.text, "experiment.yaml").study, yaml.safe_load(same.text)
+        assert yaml.safe_load(drafted) | {"name": documented["name"]} == documented
         return
     file = tmp_path / "file.yaml"
     study_keys = {"tune", "stages", "training", "track", "notify", "scheduler"}

@@ -75,8 +75,13 @@ document.addEventListener("click", (event) => {
 
 document.addEventListener("change", (event) => {
   if (!event.target.matches("select.switch")) return;
-  const curves = event.target.closest("section").querySelectorAll(".switched");
-  curves.forEach((drawn, i) => { drawn.hidden = i !== event.target.selectedIndex; });
+  const name = event.target.value;
+  event.target.closest("section").querySelectorAll(".metrics").forEach((block) => {
+    const own = block.querySelector("select.switch");
+    if (!own || !Array.from(own.options, (one) => one.value).includes(name)) return;
+    own.value = name;
+    block.querySelectorAll(".switched").forEach((drawn) => { drawn.hidden = drawn.dataset.metric !== name; });
+  });
 });
 
 // A page that is served hears that there is something new, and takes it over from a fresh copy of itself.

@@ -19,6 +19,7 @@ from typing import Any
 
 from parsl_rasda.atomic_files import create_file
 from parsl_rasda.checkpoint_files import FETCHED, remove_checkpoint
+from parsl_rasda.energy import EnergyMeter
 from parsl_rasda.errors import DamagedCheckpointError
 from parsl_rasda.protocol import (
     DEADLINE_MARGIN_S,
@@ -80,6 +81,7 @@ class Attempt:
         control: The way to the agent, or None outside a launch.
         phase: How far this rank got.
         wakeup: Where Python writes the numbers of signals (`signal.set_wakeup_fd`), if anywhere.
+        meter: Of what the job draws on this node, if this rank has to tell.
     """
 
     def __init__(self, spec: JobSpec, context: LaunchContext) -> None:
@@ -89,6 +91,7 @@ class Attempt:
         self.control: OwnDescriptor | None = None
         self.phase = Phase.NO_RANK
         self.wakeup: OwnDescriptor | None = None
+        self.meter: EnergyMeter | None = None
         self.epoch, self.until = spec.epoch, spec.until
         self.schedule: tuple[ScheduleEntry, ...] = spec.schedule
         self.samples: int | None = None  # of an epoch, once they have been counted

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from parsl_rasda.energy import EnergyMeter
 from parsl_rasda.errors import InvalidSettingError, TrainingError
 from parsl_rasda.prctl import die_with_parent
 from parsl_rasda.protocol import DEADLINE_MARGIN_S, STACKS_SIGNAL, STARTED, JobSpec
@@ -67,11 +68,12 @@ def main(argv: Sequence[str]) -> NoReturn:
     except InvalidSettingError as error:
         attempt = Attempt(spec, SINGLE)
         _leave(attempt, replace(end_by(attempt, error), together=True))
+    meter = EnergyMeter.of_rank(spec, context.rank)  # while the mask is the pilot's
     os.environ.update(context.environment)
     if context.size == spec.world_size:  # else it stands for several slots
         bind(context.gpu)
     attempt = Attempt(spec, context)
-    attempt.control = control
+    attempt.control, attempt.meter = control, meter
     attempt.enter(Phase.MET)
     if spec.accelerator == "none" and not attempt.is_main:
         _hold_slot(attempt)
@@ -241,6 +243,8 @@ def training_function(name: str) -> Callable[[Trial], None]:
 def _leave(attempt: Attempt, end: End) -> NoReturn:
     """Report the end, and leave the process such that the launcher ends the other ranks if need be."""
     failed = end.outcome in {Outcome.FAILED, Outcome.LOST}
+    if attempt.meter is not None:
+        attempt.meter.tell()  # first, for the report ends the launch
     with contextlib.suppress(Exception):  # the log is full, or the training function has closed it
         sys.stderr.write(end.traceback)
         sys.stderr.flush()

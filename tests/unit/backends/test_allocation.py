@@ -262,6 +262,18 @@ def test_a_step_asks_its_nodes_for_what_each_has_and_for_nothing_that_nobody_han
         assert [word for word in words if word.startswith(("--gres", "--gpus"))] == ([flag] if flag else [])
 
 
+def test_a_launch_says_whether_it_has_all_slots_of_its_nodes() -> None:
+    spec = site(mpi_launcher="srun")
+    allocation = read(spec, granted={"n1": 4, "n2": 2})
+    assert isinstance(allocation, PilotAllocation)
+    one, two = (NodeSlots(NodeName(name), tuple(range(count))) for name, count in (("n1", 4), ("n2", 2)))
+    part = NodeSlots(NodeName("n1"), (0, 1))
+    for nodes, fills in (((one, two), True), ((two,), True), ((part,), False), ((part, two), False)):
+        place = Placement(SiteName("s"), PilotId("p"), nodes)
+        order = replace(ORDER, world_size=place.world_size)
+        assert allocation.launch(order, place, spec, SrunLauncher()).fills_nodes == fills
+
+
 def local_site(**fields: Any) -> ParslSiteSpec:
     declared = {"name": "s", "provider": {"type": "LocalProvider"}, "accelerator": "none", "gpus_per_node": 2}
     return ParslSiteSpec.model_validate(declared | fields)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import sys
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -302,6 +304,21 @@ def test_plan_prints_rungs_and_policies(study, site, capsys) -> None:
         assert word in out, word
 
 
+def test_plan_says_first_what_is_guessed_and_how_to_replace_it(study, site, finished, capsys) -> None:
+    declared = study.read_text()
+    study.write_text(re.sub(r"(?m)^  estimates:.*\n", "", declared))
+    plan(study, [site], seeds=1)
+    first, title, costs = capsys.readouterr().out.splitlines()[:3]
+    assert first.startswith("Guessed, so believe no hour: an epoch of 60 s and a restart of 10 s; ")
+    assert "`plan --from RUN`" in first
+    assert title.startswith("small, stage tune")
+    assert costs.endswith("guessed (tune.estimates)")
+    study.write_text(declared)
+    for options in ({}, {"run": finished}):
+        plan(study, [site], seeds=1, **options)
+        assert "uessed" not in capsys.readouterr().out
+
+
 def test_plan_as_json_has_what_the_tables_show(study, site, capsys) -> None:
     plan(study, [site], overrides=["tune.num_samples=16"], as_json=True)
     (stage,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["stages"]
@@ -336,6 +353,7 @@ def test_plan_compares_sizes_and_draws_them(study, site, capsys, tmp_path) -> No
     texts = [t.text for t in drawn.iter("{http://www.w3.org/2000/svg}text")]
     for word in ("makespan", "node-hours", "nodes of a pilot", "RASDA elastic", "RASDA strict", "ASHA"):
         assert word in texts, word
+    assert "var(" not in (tmp_path / "sizes.svg").read_text(), "programs for papers know no variables of CSS"
 
 
 def test_plan_says_which_walltime_would_do(study, tmp_path, capsys) -> None:
@@ -362,6 +380,19 @@ def test_plan_of_a_run_alone_is_a_what_if(finished, capsys) -> None:
     assert [r["epochs"] for r in other["rungs"]] == [4, 8]
     assert other["policies"][0]["unknown_epochs"] > 0
     assert any("unknown" in sentence for sentence in other["advice"])
+
+
+def test_plan_draws_a_png_where_there_is_a_library_for_it(
+    study, site, capsys, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("resvg_py")
+    picture = tmp_path / "sizes.png"
+    plan(study, [site], nodes="1,2", figure=picture, seeds=1)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().err == f"wrote {picture}\n"
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    with pytest.raises(InvalidSettingError, match=r"--figure: .*pip install 'parsl_rasda\[figures\]'"):
+        plan(study, [site], nodes="1,2", figure=picture)
 
 
 def test_plan_learns_the_wait_from_earlier_pilots(study, finished, capsys, tmp_path) -> None:

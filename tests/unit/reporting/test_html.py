@@ -106,9 +106,9 @@ def test_every_metric_has_its_curves_behind_a_switch(rehearsals: Any, tmp_path: 
     others = {f"m{i}": float for i in range(20)} | {"<b>": lambda epoch: 1 / epoch}
     rehearsals.into(tmp_path, rehearsals.study_of(), also={"train_loss": lambda epoch: 2.0**-epoch})
     found = read(tmp_path)
-    assert found.texts["option"] == ["val_loss", "train_loss"]
+    assert found.texts["option"] == ["val_loss", "train_loss"] * 3, "curves, best so far, hyperparameters"
     rehearsals.into(tmp_path / "many", rehearsals.study_of(), also=others)
-    assert read(tmp_path / "many").texts["option"] == ["val_loss", *(f"m{i}" for i in range(11))]
+    assert read(tmp_path / "many").texts["option"] == ["val_loss", *(f"m{i}" for i in range(11))] * 3
 
 
 def test_its_figures_are_those_of_status(finished: Path) -> None:
@@ -395,6 +395,26 @@ def test_the_table_sorts_and_a_curve_tells_its_trial(finished: Path, browser: An
     assert "lr: " in seen["tooltip"]
     assert seen["hot"] >= 4, "the same trial in every picture, and its row"
     assert seen["fits"], "a narrow window scrolls pictures and tables, not the page"
+
+
+SWITCHED = """<script>
+const one = document.querySelectorAll("select.switch")[2];
+one.value = "train_loss";
+one.dispatchEvent(new Event("change", { bubbles: true }));
+const shown = Array.from(document.querySelectorAll(".switched:not([hidden])"), (d) => d.dataset.metric);
+const chosen = Array.from(document.querySelectorAll("select.switch"), (s) => s.value);
+document.body.textContent = JSON.stringify([shown, chosen]);
+</script>"""
+
+
+def test_one_switch_turns_all_pictures_to_its_metric(rehearsals: Any, tmp_path: Path, browser: Any) -> None:
+    rehearsals.into(tmp_path, rehearsals.study_of(), also={"train_loss": lambda epoch: 2.0**-epoch})
+    text = page(read_run(tmp_path))
+    policy = text[text.index("<meta http-equiv") : text.index("<meta name")]
+    file = tmp_path / "switched.html"
+    file.write_text(text.replace(policy, "").replace("</body>", f"{SWITCHED}</body>"))
+    shown = browser(file, "--dump-dom")
+    assert json.loads(Reader(shown).texts["body"][0]) == [["train_loss"] * 3] * 2
 
 
 def test_a_hostile_page_is_harmless(hostile: Path, browser: Any) -> None:

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from parsl_rasda.cli.main import app
 from parsl_rasda.errors import InvalidSettingError
-from parsl_rasda.reporting.best_so_far import Best, Line, best_charts, best_so_far
+from parsl_rasda.orchestration.events import EpochReported
+from parsl_rasda.reporting.best_so_far import Best, Line, best_charts, best_so_far, other_of_best
 from parsl_rasda.reporting.comparison import comparison
 from parsl_rasda.reporting.fault_timeline import fault_timeline
 from parsl_rasda.reporting.figures import write_figures
@@ -107,6 +108,21 @@ def test_the_best_so_far_only_gets_better_and_ends_with_the_run(finished: Path) 
     assert min(m for t in summary["trial_list"] for _, m in t["history"] if m is not None) == metrics[-1]
     assert math.isclose(found[-1].seconds, summary["makespan_s"], abs_tol=1e-3)
     assert math.isclose(found[-1].gpu_hours, summary["gpu_hours"], abs_tol=1e-4)
+
+
+def test_another_metric_of_the_best_so_far_is_the_one_reported_with_it(
+    rehearsals: Any, tmp_path: Path
+) -> None:
+    rehearsals.into(tmp_path, rehearsals.study_of(), also={"train_loss": lambda epoch: 2.0**-epoch})
+    records = read_run(tmp_path).searches["tune"].records
+    points = best_so_far(records, "val_loss", "min")
+    others = other_of_best(points, "train_loss")
+    reports = [r.event for r in records if isinstance(r.event, EpochReported)]
+    with_best = {r.metrics["val_loss"]: r.metrics["train_loss"] for r in reports}
+    assert [p.metric for p in others] == [with_best[p.metric] for p in points]
+    assert other_of_best(points, "unheard") == []
+    titles = [drawn.title for drawn in best_charts([Line("a", "best", others)], "train_loss", None)]
+    assert titles[0] == "train_loss of the best so far over time"
 
 
 points = st.lists(

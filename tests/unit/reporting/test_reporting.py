@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from parsl_rasda.orchestration.events import PilotEnded
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.reporting.files import COLUMNS, results_csv, write_report
 from parsl_rasda.reporting.format import config_text, duration, number, percent, plain_json, truncated
+from parsl_rasda.reporting.html import page
 from parsl_rasda.reporting.runs import read_run
 from parsl_rasda.reporting.tables import as_text, exactness, status_view, summary_view, trials_view
 from parsl_rasda.study import StudySpec
@@ -136,18 +138,25 @@ def test_a_run_tells_which_pilots_it_waits_for_and_since_when(rehearsals, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("gradient", "words"),
-    [(0.5, ["1", "100"]), (-0.5, ["1", "all noise"])],
+    ("noise", "words"),
+    [
+        (GradientNoise(0.5, 50.0), ["1", "100"]),
+        (GradientNoise(-0.5, 50.0), ["1", "all noise"]),
+        (GradientNoise(0.5, -7.3), ["1", "-"]),  # -14.6 would be no scale, and neither would 0
+    ],
 )
 def test_the_noise_scale_is_told_for_each_rung_where_it_is_known(
-    rehearsals, tmp_path, gradient: float, words: list[str]
+    rehearsals, tmp_path, noise: GradientNoise, words: list[str]
 ) -> None:
-    noisy = rehearsals.costs_of(noise=lambda *_: GradientNoise(gradient, 50.0))
+    noisy = rehearsals.costs_of(noise=lambda *_: noise)
     rehearsals.into(tmp_path, rehearsals.study_of(), costs=noisy)
     text = as_text(status_view(read_run(tmp_path).document()))
     ladder = [line for line in text.splitlines() if "noise scale" in line or line.split()[:2] == ["0", "1"]]
     assert ladder[0].split()[-3:] == ["batches", "noise", "scale"]
     assert ladder[1].split()[-len(" ".join(words).split()) :] == " ".join(words).split()
+    cell = re.search(r'data-name="noise scale"( title="[^"]+")?>([^<]*)<', page(read_run(tmp_path)))
+    assert cell is not None
+    assert (cell[2], cell[1] is not None) == (words[1], words[1] != "100"), "what is no number has its reason"
 
 
 def test_the_noise_scale_is_not_mentioned_where_nobody_knows_it(rehearsals, tmp_path) -> None:

@@ -101,8 +101,10 @@ def test_guesses_are_called_guesses(rehearsals) -> None:
     study = rehearsals.study_of()
     tune = study.tune_stages["tune"].tune.model_dump(mode="json", exclude={"estimates"})
     guessed = StudySpec.model_validate({"name": "guessed", "tune": tune})
-    assert any("guesses" in sentence for sentence in plan(guessed).advice)
-    assert not any("guesses" in sentence for sentence in plan(study).advice)
+    assert plan(guessed).guessed == ("an epoch of 60 s", "a restart of 10 s")
+    half = StudySpec.model_validate({"name": "half", "tune": tune | {"estimates": {"epoch_s": 2.0}}})
+    assert plan(half).guessed == ("a restart of 10 s",)
+    assert plan(study).guessed == ()
 
 
 def test_a_trial_that_can_never_fit_is_an_error_before_anything(rehearsals) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from parsl_rasda.cli.init import draft
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.study import StudySpec, load_site, load_study
+from parsl_rasda.study.determined import draft_experiment
 from parsl_rasda.study_code.script import read_script
 
 SCRIPT = """
@@ -116,3 +119,68 @@ def test_an_argument_is_read_as_argparse_takes_it() -> None:
         'p.add_argument("-n", "--no-cache-dir", type=float, default=3, choices=(1, 2))'
     ).arguments
     assert (found.name, found.type, found.default, found.choices) == ("no_cache_dir", "float", 3, (1, 2))
+
+
+EXPERIMENT = """
+name: theirs
+entrypoint: python3 -m torch.distributed.launch code/fit.py --amp
+hyperparameters:
+  lr: {type: log, base: 10, minval: -4.0, maxval: -1.0}
+  momentum: {type: double, minval: 0, maxval: 0.9}
+  layers: {type: int, minval: 2, maxval: 5}
+  act: {type: categorical, vals: [relu, gelu]}
+  width: {type: const, val: 64}
+searcher: {name: random, metric: acc, smaller_is_better: false, max_trials: 9, max_length: {batches: 900}}
+resources: {slots_per_trial: 2}
+checkpoint_storage: {type: s3}
+"""
+
+
+def test_an_experiment_of_determined_is_drafted_into_a_study_that_validates(tmp_path: Path) -> None:
+    (tmp_path / "theirs.yaml").write_text(EXPERIMENT)
+    folder = tmp_path / "ours"
+    _, lacking = draft(tmp_path / "theirs.yaml", folder)
+    (folder / "fit.py").write_text("def train(trial): ...\n")
+    study = load_study(folder / "study.yaml", environment={})
+    tune = study.stages["tune"].tune
+    assert (study.name, tune.metric, tune.mode, tune.num_samples) == ("ours", "acc", "max", 9)
+    assert (tune.scheduler.num_workers, tune.max_retries, tune.searcher.kind) == (2, 5, "random")
+    assert tune.search_space == {
+        "lr": {"float": [0.0001, 0.1], "log": True},
+        "momentum": {"float": [0.0, 0.9]},
+        "layers": {"int": [2, 5]},
+        "act": {"choice": ["relu", "gelu"]},
+        "width": 64,
+    }
+    for word, sentence in zip(("fit.py", "max_t", "storage"), lacking, strict=True):
+        assert word in sentence
+    assert all(sentence in (folder / "README.md").read_text() for sentence in lacking)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[1, 2]", "an experiment of Determined"),
+        ("hyperparameters: {a: 1}", "`searcher`"),
+        ("a: [", "YAML"),
+        (EXPERIMENT.replace("type: int", "type: whole"), "hyperparameters.layers: .*log, double"),
+        (EXPERIMENT.replace("minval: 2", "minval: two"), "hyperparameters.layers"),
+    ],
+)
+def test_what_is_no_experiment_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "theirs.yaml").write_text(text)
+    with pytest.raises(InvalidSettingError, match=words):
+        draft(tmp_path / "theirs.yaml", tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+def test_the_module_of_an_experiment_is_that_of_its_entry_point() -> None:
+    for entrypoint, module in (
+        ("python -m fit", "fit"),
+        ("python3 -m determined.launch.torch_distributed --trial model_def:MyTrial", "model_def"),
+        ("[python3, src/train.py, --x]", "train"),
+        ("./run.sh", "train"),
+    ):
+        text = re.sub("entrypoint:.*", f"entrypoint: {entrypoint}", EXPERIMENT)
+        study = yaml.safe_load(draft_experiment(text, "e.yaml").study)
+        assert study["tune"]["training"]["python"] == f"{module}:train"
