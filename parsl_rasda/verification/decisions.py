@@ -7,17 +7,18 @@ something else than the ranks have written.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from parsl_rasda.errors import JournalError, OtherDecisionError
 from parsl_rasda.orchestration.assembly import build_machine, build_study_searcher
 from parsl_rasda.orchestration.driver import replay
-from parsl_rasda.orchestration.events import EpochReported, Event, Instruction
+from parsl_rasda.orchestration.events import EpochReported, Event, Instruction, TrialProposed
 from parsl_rasda.orchestration.journal import VERSION, Record, read, version_of
 from parsl_rasda.orchestration.machine import Machine
-from parsl_rasda.orchestration.replay import NoSearcher
+from parsl_rasda.orchestration.replay import NoSearcher, as_begun
+from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.protocol import read_epochs
 from parsl_rasda.search.base import Searcher
 from parsl_rasda.study import TuneSpec
@@ -63,9 +64,13 @@ class _Made:
 
 @dataclass(slots=True)
 class _ProposesAgain:
-    """A searcher that is told what was proposed, and proposes it again; it stops at the first difference."""
+    """A searcher that is told what was proposed, and proposes it again; it stops at the first difference.
+
+    What the user has added (``told``) it did not propose.
+    """
 
     searcher: Searcher
+    told: Collection[TrialId] = ()
     total: int = 0
     same: int = 0
     difference: str = ""
@@ -74,6 +79,9 @@ class _ProposesAgain:
         return self.searcher.propose(trial)
 
     def restore(self, trial: TrialId, config: Mapping[str, JSON]) -> None:
+        if trial in self.told:
+            self.searcher.restore(trial, config)
+            return
         self.total += 1
         if self.difference:
             return
@@ -109,21 +117,26 @@ class Decisions:
     records: tuple[Record, ...] = field(repr=False)
 
 
-def check_decisions(journal: Path, tune: TuneSpec, seed: int, optuna: str | None = None) -> Decisions:
+def check_decisions(run: RunDirectory, tune: TuneSpec, seed: int, optuna: str | None = None) -> Decisions:
     """Make all decisions of a journal again.
 
     Args:
-        journal: The file.
+        run: Where the journal of the search is.
         tune: What its stage declares.
         seed: Of the study.
         optuna: The version of Optuna that the run had, if that is known; its samplers may change with it.
+
+    Raises:
+        RunDirectoryError: If the file that says what the stage declared at first is damaged.
     """
+    journal = run.journal
     records, damage = _readable(journal)
     total = sum(len(record.instructions) for record in records)
-    machine, made = build_machine(tune), _Made()
+    machine, made = build_machine(as_begun(run, tune)), _Made()
     versions = [version_of(journal) if records else VERSION]
     warm = tune.searcher.warm_start
-    searcher = NoSearcher() if warm else _ProposesAgain(build_study_searcher(tune, seed))
+    told = {r.event.trial for r in records if isinstance(r.event, TrialProposed) and r.event.told}
+    searcher = NoSearcher() if warm else _ProposesAgain(build_study_searcher(tune, seed), told)
     difference, unknown = damage, ""
     try:
         replay(records, machine, searcher, [made], versions=versions, file=str(journal))

@@ -159,7 +159,7 @@ class _Verification:
     def verdict(self, most: int, seed: int) -> Verdict:
         self.tell("making every decision again")
         optuna = origin_of(self.run.path).get("versions", {}).get("optuna")
-        made = check_decisions(self.run.journal, self.tune, self.study.seed, optuna)
+        made = check_decisions(self.run, self.tune, self.study.seed, optuna)
         kinds = {_SLOT_KINDS.get(site.accelerator, "GPU") for site in self.sites.values()}
         left_out: Counter[str] = Counter()
         eligible = [*self._eligible(made, left_out)]

@@ -15,8 +15,12 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from parsl_rasda.cli.main import app
-from parsl_rasda.orchestration.events import ContinueJob, EpochReported, StartJob
-from parsl_rasda.orchestration.journal import read
+from parsl_rasda.orchestration.assembly import build_machine
+from parsl_rasda.orchestration.events import ContinueJob, EpochReported, StartJob, TrialProposed
+from parsl_rasda.orchestration.journal import Journal, Record, read
+from parsl_rasda.orchestration.replay import keep_first_method
+from parsl_rasda.orchestration.run_directory import RunDirectory
+from parsl_rasda.study import dump_study
 from parsl_rasda.types import JobId, SiteName, TrialId
 from parsl_rasda.verification.stretches import (
     Reported,
@@ -146,6 +150,32 @@ def test_checkpoints_that_are_gone_are_said_to_be(run) -> None:
     assert code == 0
     assert found["reports"]["same"] == 0
     assert found["reports"]["unknown"] == "directories of attempts are not here"
+
+
+def test_a_run_whose_method_was_changed_is_verified_by_the_one_that_it_began_with(run, rehearsals) -> None:
+    keep_first_method(RunDirectory(run), rehearsals.study_of().tune_stages["tune"].tune)
+    (run / "study.yaml").write_text(dump_study(rehearsals.study_of(scheduler={"max_t": 16})))
+    code, found = verify(run)
+    assert code == 0, found["differences"]
+    assert found["decisions"]["same"] == found["decisions"]["total"] > 20
+
+
+def test_a_trial_that_the_user_has_added_need_not_be_proposed_again(run, rehearsals) -> None:
+    """It was told in the middle of the search; all after it goes another way, and is cut off here."""
+    records = list(read(run / "journal.jsonl"))
+    middle = next(i for i, r in enumerate(records) if isinstance(r.event, EpochReported))
+    machine, kept = build_machine(rehearsals.study_of().tune_stages["tune"].tune), records[:middle]
+    for record in kept:
+        machine.handle(record.event)
+    number = TrialId(f"{len(machine.trials):04d}")
+    added = TrialProposed(kept[-1].event.at, number, {"lr": 0.042, "optimizer": "sgd"}, told=1)
+    (run / "journal.jsonl").unlink()
+    shutil.rmtree(run / "trials")
+    with Journal(run / "journal.jsonl", "rehearsed") as journal:
+        journal.append([*kept, Record(added, machine.handle(added))])
+    code, found = verify(run)
+    assert code == 0, found["differences"]
+    assert found["configurations"]["same"] == found["configurations"]["total"] == len(machine.trials) - 1
 
 
 def test_a_directory_without_a_run_is_refused_in_one_sentence(tmp_path: Path) -> None:
