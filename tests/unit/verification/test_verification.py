@@ -23,10 +23,12 @@ from parsl_rasda.orchestration.journal import Journal, Record, read
 from parsl_rasda.orchestration.replay import keep_first_method
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.orchestration.stage_records import StageRecord, write_record
+from parsl_rasda.protocol import JobSpec
 from parsl_rasda.reporting.runs import read_run
 from parsl_rasda.runtime.checkpoints.checkpoint import write_checkpoint
 from parsl_rasda.study import dump_study
 from parsl_rasda.types import JobId, SiteName, StageState, TrialId
+from parsl_rasda.verification.retraining import retrain
 from parsl_rasda.verification.stretches import (
     Reported,
     Stretch,
@@ -370,3 +372,30 @@ def test_where_a_trial_went_on_in_mid_epoch_nothing_leads() -> None:
     (first,) = stretch_of(until=2)
     later = replace(first, begin=2, origin="e2-step-7", epochs=(Reported(3, {"m": 1.0}, 1.0, "e3"),))
     assert [*with_origins([first, later], lambda path: False)] == [first, None]
+
+
+def test_a_stretch_that_cannot_be_trained_makes_a_difference_whatever_gpus_it_had(tmp_path) -> None:
+    """Ranks that fail have told of no GPU; that is no reason to think that the run had others."""
+    (stretch,) = stretch_of(until=1, width=1, replicas=1)
+    stretch = replace(stretch, devices=frozenset({"NVIDIA H200"}), exact="")
+    order = JobSpec(
+        study="s",
+        trial=stretch.job.trial,
+        attempt=1,
+        config={},
+        directory=str(tmp_path / "attempt-1"),
+        seed=0,
+        metric="m",
+        mode="min",
+        epoch=0,
+        until=1,
+        max_epochs=1,
+        schedule=((0, 1),),
+        world_size=1,
+        python="no_such_module:train",
+        accelerator="none",
+    )
+    found = retrain(stretch, order, {}, None)
+    assert "could not be trained" in found.difference
+    assert "no_such_module" in found.difference
+    assert found.doubt == ""
