@@ -19,7 +19,7 @@ EXIT_CODES = {
     2: "the input is wrong",
     3: "there is no result, since no trial succeeded or a stage failed",
     4: "what is left of the sites cannot go on",
-    5: "`verify` found something else than the run recorded",
+    5: "`verify` found something else than the run recorded, or could not train it again",
     130: "interrupted, and resumable",
     143: "the same, by `cancel`",
 }

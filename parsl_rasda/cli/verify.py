@@ -53,7 +53,7 @@ def _view(found: Mapping[str, Verdict]) -> RenderableType:
 
     parts: list[RenderableType] = []
     for name, verdict in found.items():
-        style = "bold red" if verdict.differences else "bold green"
+        style = "bold red" if verdict.differences else "bold green" if verdict.is_whole else "bold yellow"
         parts.append(Text(f"{name}: {headline(verdict)}", style))
         table = Table.grid(padding=(0, 2), pad_edge=True)
         table.add_column(no_wrap=True)

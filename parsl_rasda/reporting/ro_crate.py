@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
 from parsl_rasda.orchestration.replay import origin_of
+from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.reporting.format import plain_json
 from parsl_rasda.reporting.methods import methods_text
 from parsl_rasda.reporting.runs import Run
@@ -76,7 +77,9 @@ def _root(run: Run, parts: list[str], action: str) -> Entity:
         "@type": "Dataset",
         "name": f"Hyperparameter search {run.study.name}",
         "description": " ".join(texts) or f"A run of {run.study.name} that has not begun.",
-        "datePublished": _moment(max(times, default=0.0)),
+        "datePublished": _moment(
+            max(times) if times else RunDirectory(run.directory).study_file.stat().st_mtime
+        ),
         "license": "Not stated: add the license under which the results may be used.",
         "conformsTo": [_ref(url) for url in _PROFILES],
         "hasPart": [_ref(part) for part in parts],
@@ -96,7 +99,7 @@ def _workflow(run: Run) -> Iterator[Entity]:
     """Yield the study as a workflow, its language, and what executes it."""
     noted: Mapping[str, str] = origin_of(run.directory).get("versions", {})
     history = next(iter(run.searches.values()), None)
-    version = noted.get("parsl_rasda") or (history.version if history else "") or "0.1"
+    version = noted.get("parsl_rasda") or (history.version if history else "") or "of before 0.2"
     inputs = [f"#parameter-{name}" for name, _ in _settings(run)]
     yield {
         "@id": _WORKFLOW,
@@ -151,9 +154,11 @@ def _action(run: Run) -> Iterator[Entity]:
     """Yield the run as an action, then what it had as its input."""
     usages = [history.usage for history in run.searches.values()]
     began = [b for b in (_begin_of(run, name) for name in run.searches) if b is not None]
-    ended = [u.finished_at for u in usages if u.finished_at]
-    kinds = {StudyState.DONE: "Completed", StudyState.FAILED: "Failed", StudyState.NO_SITE: "Failed"}
-    status = kinds.get(run.state, "Active")
+    ended = [u.finished_at or u.last_at for u in usages if u.finished_at or u.last_at]
+    kinds = {StudyState.DONE: "Completed", StudyState.RUNNING: "Active"}
+    status, error = kinds.get(run.state, "Failed"), run.cause
+    if status == "Failed" and not error:
+        error = f"{run.state.value}: nobody runs it now"
     action: Entity = {
         "@id": "#run",
         "@type": "CreateAction",
@@ -167,8 +172,8 @@ def _action(run: Run) -> Iterator[Entity]:
         action["startTime"] = _moment(min(began))
     if ended and status != "Active":
         action["endTime"] = _moment(max(ended))
-    if run.cause:
-        action["error"] = run.cause
+    if error:
+        action["error"] = error
     yield action
     for name, value in _settings(run):
         yield {

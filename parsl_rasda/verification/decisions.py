@@ -1,27 +1,26 @@
-"""Makes every decision of a journal again, proposes every configuration again, and asks the ranks' own files.
+"""Makes every decision of a journal again, and proposes every configuration again.
 
-A journal that was changed by hand has another checksum; one that was sealed again decides otherwise, or says
-something else than the ranks have written.
+A journal that was changed by hand has another checksum; one that was sealed again decides otherwise.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from parsl_rasda.errors import JournalError, OtherDecisionError
+from parsl_rasda.errors import JournalError, OtherDecisionError, RunDirectoryError
 from parsl_rasda.orchestration.assembly import build_machine, build_study_searcher
 from parsl_rasda.orchestration.driver import replay
-from parsl_rasda.orchestration.events import EpochReported, Event, Instruction
+from parsl_rasda.orchestration.events import Event, Instruction, TrialProposed
 from parsl_rasda.orchestration.journal import VERSION, Record, read, version_of
 from parsl_rasda.orchestration.machine import Machine
-from parsl_rasda.orchestration.replay import NoSearcher
-from parsl_rasda.protocol import read_epochs
+from parsl_rasda.orchestration.replay import NoSearcher, as_begun
+from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.search.base import Searcher
 from parsl_rasda.study import TuneSpec
-from parsl_rasda.types import JSON, JobId, TrialId
+from parsl_rasda.types import JSON, TrialId
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +62,13 @@ class _Made:
 
 @dataclass(slots=True)
 class _ProposesAgain:
-    """A searcher that is told what was proposed, and proposes it again; it stops at the first difference."""
+    """A searcher that is told what was proposed, and proposes it again; it stops at the first difference.
+
+    What the user has added (``told``) it did not propose.
+    """
 
     searcher: Searcher
+    told: Collection[TrialId] = ()
     total: int = 0
     same: int = 0
     difference: str = ""
@@ -74,6 +77,9 @@ class _ProposesAgain:
         return self.searcher.propose(trial)
 
     def restore(self, trial: TrialId, config: Mapping[str, JSON]) -> None:
+        if trial in self.told:
+            self.searcher.restore(trial, config)
+            return
         self.total += 1
         if self.difference:
             return
@@ -109,21 +115,29 @@ class Decisions:
     records: tuple[Record, ...] = field(repr=False)
 
 
-def check_decisions(journal: Path, tune: TuneSpec, seed: int, optuna: str | None = None) -> Decisions:
+def check_decisions(run: RunDirectory, tune: TuneSpec, seed: int, optuna: str | None = None) -> Decisions:
     """Make all decisions of a journal again.
 
     Args:
-        journal: The file.
+        run: Where the journal of the search is.
         tune: What its stage declares.
         seed: Of the study.
         optuna: The version of Optuna that the run had, if that is known; its samplers may change with it.
+
+    Raises:
+        RunDirectoryError: If the journal has no records, or the file that says what the stage declared at
+            first is damaged.
     """
+    journal = run.journal
     records, damage = _readable(journal)
+    if not records and not damage:
+        raise RunDirectoryError(str(run.path), "its journal has no records", "Put a sound copy in its place.")
     total = sum(len(record.instructions) for record in records)
-    machine, made = build_machine(tune), _Made()
+    machine, made = build_machine(as_begun(run, tune)), _Made()
     versions = [version_of(journal) if records else VERSION]
     warm = tune.searcher.warm_start
-    searcher = NoSearcher() if warm else _ProposesAgain(build_study_searcher(tune, seed))
+    told = {r.event.trial for r in records if isinstance(r.event, TrialProposed) and r.event.told}
+    searcher = NoSearcher() if warm else _ProposesAgain(build_study_searcher(tune, seed), told)
     difference, unknown = damage, ""
     try:
         replay(records, machine, searcher, [made], versions=versions, file=str(journal))
@@ -134,7 +148,7 @@ def check_decisions(journal: Path, tune: TuneSpec, seed: int, optuna: str | None
         else:
             unknown = (
                 f"from line {error.line} on, parsl_rasda {before or 'of before 0.2'} decided otherwise than "
-                f"{VERSION} would: those after it are verified by that version alone"
+                f"{VERSION} would: those after it are not verified: let that version do it"
             )
     except JournalError as error:
         difference = difference or str(error)
@@ -164,36 +178,6 @@ def _proposals(searcher: _ProposesAgain, optuna: str | None) -> Count:
         words = f"the run had Optuna {optuna or 'of a version that it did not note'}, here is {now}"
         return Count(searcher.total, searcher.same, unknown=f"{searcher.difference}; {words}")
     return Count(searcher.total, searcher.same, searcher.difference)
-
-
-def check_reports(records: Iterable[Record], folder_of: Callable[[JobId], Path | None]) -> Count:
-    """Compare what the journal says of each epoch with what its ranks have written.
-
-    Args:
-        records: Of the journal.
-        folder_of: Returns the directory of an attempt, or None if it is not here.
-    """
-    written: dict[JobId, dict[int, Mapping[str, float]] | None] = {}
-    total = same = 0
-    difference = unknown = ""
-    for event in (r.event for r in records if isinstance(r.event, EpochReported)):
-        total += 1
-        if event.job not in written:
-            folder = folder_of(event.job)
-            found = read_epochs(folder, event.job) if folder is not None else ()
-            written[event.job] = {report.epoch: report.metrics for report in found} or None
-        epochs = written[event.job]
-        if epochs is None:
-            unknown = "directories of attempts are not here"
-        elif same_metrics(event.metrics, epochs.get(event.epoch, {})):
-            same += 1
-        else:
-            said, ranks = dict(event.metrics), dict(epochs.get(event.epoch, {}))
-            where = f"trial {event.job.trial}, attempt {event.job.attempt}, epoch {event.epoch}"
-            difference = (
-                difference or f"{where}: the journal has {said}, the ranks wrote {ranks or 'nothing'}"
-            )
-    return Count(total, same, difference, unknown)
 
 
 def same_metrics(one: Mapping[str, float], other: Mapping[str, float]) -> bool:

@@ -39,7 +39,7 @@ class Retrained:
         epochs: How many epochs were compared.
         has_weights: Whether the weights at its end were compared, too.
         difference: What is not the same, in a sentence; empty if every bit is.
-        doubt: Why its bits may well differ, in words; empty if they must not.
+        doubt: Why its bits may well differ, in words; empty if they must not, or if it could not be trained.
         note: Other metrics that differ, such as times, which nobody judges by; or empty.
         checkpoint: The one that it ended with here, for what follows; or None.
     """
@@ -107,11 +107,11 @@ def retrain(stretch: Stretch, order: JobSpec, environment: Mapping[str, str], en
     failure = _run(order, environment, _START_S + _SLOWER * stretch.work_s)
     reports = read_epochs(directory, order.job)
     metric, found = order.metric, {report.epoch: report for report in reports}
-    difference = failure or _first_difference(stretch, found, metric)
+    difference = f"could not be trained: {failure}" if failure else _first_difference(stretch, found, metric)
     has_weights, last = False, found[stretch.until].checkpoint if stretch.until in found else None
     if not difference and end is not None and last is not None:
         has_weights, difference = _weights(Path(last.path), end)
-    doubt, note = _doubt(stretch, reports), _others(stretch, found, metric)
+    doubt, note = "" if failure else _doubt(stretch, reports), _others(stretch, found, metric)
     saved = None if last is None else Path(last.path)
     epochs = len(stretch.epochs)
     return Retrained(stretch, order.world_size, epochs, has_weights, difference, doubt, note, saved)

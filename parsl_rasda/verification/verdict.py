@@ -12,19 +12,26 @@ from pathlib import Path
 from typing import Any
 
 from parsl_rasda.agent.node_probe import gpu_count
-from parsl_rasda.errors import CheckpointError, RunDirectoryError
+from parsl_rasda.errors import RunDirectoryError
 from parsl_rasda.launch.base import LaunchSettings, rank_environment
 from parsl_rasda.orchestration.job_specs import trial_seed
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.replay import load_run_study, origin_of
 from parsl_rasda.orchestration.run_directory import RunDirectory
+from parsl_rasda.orchestration.stage_records import read_record
 from parsl_rasda.orchestration.trial_record import best_trial
 from parsl_rasda.protocol import JobSpec, ProtocolError
-from parsl_rasda.runtime.checkpoints.seal import check_files
 from parsl_rasda.study import SiteSpec, StudySpec, TuneSpec, load_site
 from parsl_rasda.study_code.code import OwnCode, changed_modules
-from parsl_rasda.types import JobId, SiteName
-from parsl_rasda.verification.decisions import Count, Decisions, check_decisions, check_reports
+from parsl_rasda.types import JobId, SiteName, StageState, StudyState
+from parsl_rasda.verification.decisions import Count, Decisions, check_decisions
+from parsl_rasda.verification.presence import (
+    Places,
+    check_checkpoints,
+    check_reports,
+    checkpoint_here,
+    kept_models,
+)
 from parsl_rasda.verification.retraining import Retrained, order_of, retrain
 from parsl_rasda.verification.stretches import (
     Stretch,
@@ -36,7 +43,7 @@ from parsl_rasda.verification.stretches import (
 )
 
 GONE = "begin where nothing leads to any more (a checkpoint in mid-epoch)"
-NO_ORDER = "have no order.json here: their attempts ran in a folder of their site"
+NO_ORDER = "have no order.json here: it is gone, or their attempts ran in a folder of their site"
 _SLOT_KINDS = {"cpu": "core", "none": "slot"}
 
 
@@ -66,11 +73,20 @@ class Verdict:
     @property
     def differences(self) -> list[str]:
         """What is not as it was recorded, and must be; a sentence each."""
-        counts = (self.decisions, self.configurations, self.reports, self.checkpoints)
-        found = [count.difference for count in counts if count.difference]
+        found = [count.difference for count in self._counts if count.difference]
         return found + [
             f"{r.stretch}: {r.difference}" for r in self.stretches if r.difference and not r.doubt
         ]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether everything could be looked at and is the same; of stretches, all of the sample."""
+        is_same = all(count.same == count.total for count in self._counts)
+        return is_same and not self.differences and all(r.is_same for r in self.stretches)
+
+    @property
+    def _counts(self) -> tuple[Count, ...]:
+        return self.decisions, self.configurations, self.reports, self.checkpoints
 
     def document(self) -> dict[str, Any]:
         """Return it as JSON."""
@@ -93,6 +109,7 @@ class Verdict:
                 "list": [_retrained_document(r) for r in self.stretches],
             },
             "differences": self.differences,
+            "whole": self.is_whole,
         }
 
 
@@ -132,12 +149,14 @@ def verify_run(
     run = RunDirectory(directory)
     study = load_run_study(run)
     sites = {SiteName(s.name): s for s in map(_site, sorted(run.sites.glob("*.yaml")))}
-    searches = study.tune_stages
+    searches, is_run = study.tune_stages, run.controller is not None
     found = {}
     for name, stage in searches.items():
         own = run if len(searches) == 1 else RunDirectory(directory / name)
         if own.journal.exists():
-            found[name] = _Verification(name, own, study, stage.tune, sites, tell).verdict(most, seed)
+            stage_state = read_record(run.stages / name).state
+            verification = _Verification(name, own, study, stage.tune, sites, tell, is_run, stage_state)
+            found[name] = verification.verdict(most, seed)
     if not found:
         raise RunDirectoryError(str(directory), "no search of it has begun", "Run or resume it first.")
     return found
@@ -155,26 +174,41 @@ class _Verification:
     tune: TuneSpec
     sites: Mapping[SiteName, SiteSpec]
     tell: Callable[[str], None]
+    is_run: bool
+    stage_state: StageState
 
     def verdict(self, most: int, seed: int) -> Verdict:
         self.tell("making every decision again")
         optuna = origin_of(self.run.path).get("versions", {}).get("optuna")
-        made = check_decisions(self.run.journal, self.tune, self.study.seed, optuna)
+        made = check_decisions(self.run, self.tune, self.study.seed, optuna)
+        places = Places.of(self.run, self.sites, made.records, is_run=self.is_run)
+        self.tell("reading every checkpoint")
+        is_at_end = made.decisions.same == made.decisions.total  # else other trials look like the best ones
+        checkpoints = check_checkpoints(kept_models(made.machine) if is_at_end else (), places)
         kinds = {_SLOT_KINDS.get(site.accelerator, "GPU") for site in self.sites.values()}
         left_out: Counter[str] = Counter()
         eligible = [*self._eligible(made, left_out)]
         chosen = sample(eligible, most, seed, self._best(made.machine), self._is_here)
         return Verdict(
             self.stage,
-            made.decisions,
+            self._to_its_end(made),
             made.configurations,
-            check_reports(made.records, self._attempt_here),
-            self._whole_checkpoints(),
+            check_reports(made.records, places),
+            checkpoints,
             tuple(self._trained_again(chosen)),
             len(eligible),
             left_out,
             kinds.pop() if len(kinds) == 1 else "slot",
         )
+
+    def _to_its_end(self, made: Decisions) -> Count:
+        """Return what came of the decisions; a search that is done has one by which it ended."""
+        count, state = made.decisions, made.machine.state
+        is_cut = self.stage_state is StageState.DONE and state is not StudyState.DONE
+        if not is_cut or count.same < count.total or count.difference:
+            return count
+        words = f"the stage is done, but the journal ends where it was {state.value}: its end is gone"
+        return replace(count, difference=words)
 
     def _eligible(self, made: Decisions, left_out: Counter[str]) -> Iterator[Stretch]:
         parts = [part for whole in stretches_of(made.records) for part in parted(whole, self._is_here)]
@@ -226,10 +260,6 @@ class _Verification:
         end = self._here(part.end) if part.end else None
         return retrain(part, order, rank_environment(settings), end)
 
-    def _attempt_here(self, job: JobId) -> Path | None:
-        folder = self.run.attempt(job)
-        return folder if folder.is_dir() else None
-
     def _order(self, job: JobId) -> JobSpec | None:
         try:
             return JobSpec.load(self.run.attempt(job) / "order.json")
@@ -237,26 +267,10 @@ class _Verification:
             return None
 
     def _here(self, path: str) -> Path | None:
-        """Return where a checkpoint of the journal is now, or None; the run may have been moved."""
-        name = Path(path)
-        for found in (name, self.run.path.joinpath("trials", *name.parts[-3:])):
-            if (found / "header.json").is_file():
-                return found
-        return None
+        return checkpoint_here(self.run, path)
 
     def _is_here(self, path: str) -> bool:
         return self._here(path) is not None
-
-    def _whole_checkpoints(self) -> Count:
-        self.tell("reading every checkpoint")
-        found = sorted(path.parent for path in self.run.path.glob("trials/*/attempt-*/epoch-*/header.json"))
-        damages = []
-        for path in found:
-            try:
-                check_files(path)
-            except CheckpointError as error:
-                damages.append(str(error))
-        return Count(len(found), len(found) - len(damages), damages[0] if damages else "")
 
     def _best(self, machine: Machine) -> str | None:
         best = best_trial(machine.trials, machine.settings.mode)

@@ -12,6 +12,7 @@ import pytest
 
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.reporting.exports import export_run
+from parsl_rasda.reporting.ro_crate import ro_crate
 from parsl_rasda.reporting.runs import read_run
 
 HERE = Path(__file__).parent
@@ -46,6 +47,30 @@ def test_a_run_without_a_result_is_an_action_that_failed(rehearsals: Any, tmp_pa
     action = crate_of(tmp_path / "run")["#run"]
     assert action["actionStatus"] == "http://schema.org/FailedActionStatus"
     assert "no trial succeeded" in action["error"]
+
+
+def test_a_run_whose_controller_died_has_ended_without_a_result(rehearsals: Any, tmp_path: Path) -> None:
+    rehearsals.into(tmp_path / "run", rehearsals.study_of(), torn_after=60.0)
+    action = crate_of(tmp_path / "run")["#run"]
+    assert action["actionStatus"] == "http://schema.org/FailedActionStatus"
+    assert "interrupted" in action["error"]
+    assert action["startTime"] <= action["endTime"]
+
+
+def test_without_events_its_date_is_that_of_the_study(rehearsals: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    rehearsals.into(run, rehearsals.study_of(), torn_after=-1.0)
+    os.utime(run / "study.yaml", (1.8e9, 1.8e9))
+    assert '"datePublished": "2027-01-15T08:00:00+00:00"' in ro_crate(read_run(run))
+
+
+def test_a_version_that_was_not_noted_is_not_made_up(finished: Path) -> None:
+    journal = finished / "journal.jsonl"
+    header, *lines = journal.read_text().splitlines()
+    plain = {k: v for k, v in json.loads(header).items() if k not in {"version", "crc"}}
+    journal.write_text("\n".join([json.dumps(plain), *lines]) + "\n")
+    versions = {e["softwareVersion"] for e in crate_of(finished).values() if "softwareVersion" in e}
+    assert versions == {"of before 0.2"}
 
 
 @pytest.mark.slow

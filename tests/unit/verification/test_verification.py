@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from itertools import pairwise
@@ -15,9 +16,19 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from parsl_rasda.cli.main import app
-from parsl_rasda.orchestration.events import ContinueJob, EpochReported, StartJob
-from parsl_rasda.orchestration.journal import read
-from parsl_rasda.types import JobId, SiteName, TrialId
+from parsl_rasda.errors import RunDirectoryError
+from parsl_rasda.orchestration.assembly import build_machine
+from parsl_rasda.orchestration.events import ContinueJob, EpochReported, StartJob, TrialProposed
+from parsl_rasda.orchestration.journal import Journal, Record, read
+from parsl_rasda.orchestration.replay import keep_first_method
+from parsl_rasda.orchestration.run_directory import RunDirectory
+from parsl_rasda.orchestration.stage_records import StageRecord, write_record
+from parsl_rasda.protocol import JobSpec
+from parsl_rasda.reporting.runs import read_run
+from parsl_rasda.runtime.checkpoints.checkpoint import write_checkpoint
+from parsl_rasda.study import dump_study
+from parsl_rasda.types import JobId, SiteName, StageState, TrialId
+from parsl_rasda.verification.retraining import retrain
 from parsl_rasda.verification.stretches import (
     Reported,
     Stretch,
@@ -73,8 +84,26 @@ def run(rehearsals, tmp_path):
     searcher = build_study_searcher(study.tune_stages["tune"].tune, study.seed)
     configs = [searcher.propose(TrialId(f"{i:04d}")) for i in range(8)]
     rehearsals.into(tmp_path / "run", study, config_of=configs.__getitem__)
+    name_checkpoints(tmp_path / "run")
     write_reports(tmp_path / "run")
+    write_checkpoint(best_model(tmp_path / "run"), {}, {})
     return tmp_path / "run"
+
+
+def name_checkpoints(run):
+    """Let the checkpoints of a rehearsal be where those of its attempts would be."""
+
+    def named(found):
+        trial, attempt, epoch = found.groups()
+        return f'"{run}/trials/{trial}/attempt-{attempt}/epoch-{int(epoch):06d}"'
+
+    journal = run / "journal.jsonl"
+    lines = re.sub(r'"(\d+)\.(\d+)/(\d+)"', named, journal.read_text()).splitlines()
+    journal.write_bytes(b"\n".join(sealed(json.loads(line)) for line in lines) + b"\n")
+
+
+def best_model(run):
+    return Path(read_run(run).document()["best"]["checkpoint"])
 
 
 def test_an_honest_run_is_verified_whole(run) -> None:
@@ -82,9 +111,10 @@ def test_an_honest_run_is_verified_whole(run) -> None:
     records = list(read(run / "journal.jsonl"))
     assert code == 0, found["differences"]
     assert found["decisions"]["total"] == sum(len(r.instructions) for r in records) > 20
-    for name in ("decisions", "configurations", "reports"):
+    for name in ("decisions", "configurations", "reports", "checkpoints"):
         assert found[name]["same"] == found[name]["total"] > 0
     assert found["stretches"]["sampled"] == 0
+    assert found["whole"]
 
 
 def test_a_decision_that_was_changed_and_sealed_again_is_told_with_its_line(run) -> None:
@@ -136,21 +166,124 @@ def test_a_journal_that_was_changed_without_its_checksum_is_told(run) -> None:
     assert "not a record of a journal" in found["differences"][0]
 
 
-def test_checkpoints_that_are_gone_are_said_to_be(run) -> None:
+def test_stretches_without_an_order_are_counted_by_that_reason(run) -> None:
     _, found = verify(run)
     reasons = found["stretches"]["left_out"]
     assert sum(reasons.values()) == len(stretches_of(read(run / "journal.jsonl")))
     assert [reason.split()[0] for reason in reasons] == ["have"]
+
+
+def test_a_folder_of_trials_that_is_gone_makes_a_difference(run) -> None:
     shutil.rmtree(run / "trials")
     code, found = verify(run)
-    assert code == 0
-    assert found["reports"]["same"] == 0
-    assert found["reports"]["unknown"] == "directories of attempts are not here"
+    assert code == 5
+    assert found["reports"]["same"] == found["checkpoints"]["same"] == 0
+    assert any("the ranks wrote nothing that is here" in text for text in found["differences"])
+    assert any("is gone, the model of trial" in text for text in found["differences"])
+
+
+def test_what_lies_in_a_folder_of_its_site_is_told_and_not_whole(run) -> None:
+    with (run / "sites" / "virtual.yaml").open("a") as file:
+        file.write("work_dir: /elsewhere\n")
+    shutil.rmtree(run / "trials")
+    code, found = verify(run)
+    assert code == 0, found["differences"]
+    assert "folder of their site" in found["reports"]["unknown"]
+    assert "is not here" in found["checkpoints"]["unknown"]
+    assert not found["whole"]
+
+
+def cut(run, number):
+    """Cut lines off the end of the journal."""
+    journal = run / "journal.jsonl"
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-number]))
+
+
+def test_a_journal_whose_end_was_cut_off_is_told_by_what_the_ranks_wrote(run) -> None:
+    """So may one be whose controller died, if only epochs of attempts are missing that it knows."""
+    cut(run, 2)
+    code, found = verify(run)
+    assert code == 0, found["differences"]
+    assert not found["whole"]
+    assert found["reports"]["same"] < found["reports"]["total"]
+    assert "not in the journal" in found["reports"]["unknown"]
+    cut(run, 30)
+    code, found = verify(run)
+    assert code == 5
+    assert any("ranks trained, the journal lacks it" in text for text in found["differences"])
+
+
+def test_the_end_of_a_search_that_is_done_cannot_be_cut_off(run) -> None:
+    write_record(run / "stages" / "tune", StageRecord(StageState.DONE))
+    assert verify(run)[0] == 0
+    cut(run, 1)
+    code, found = verify(run)
+    assert code == 5
+    assert "its end is gone" in found["differences"][0]
+
+
+def test_a_journal_without_records_is_refused(run) -> None:
+    (run / "journal.jsonl").write_bytes((run / "journal.jsonl").read_bytes().splitlines(keepends=True)[0])
+    result = CliRunner().invoke(app, ["verify", str(run)])
+    assert isinstance(result.exception, RunDirectoryError)
+    assert "no records" in str(result.exception)
+
+
+def test_a_model_that_is_gone_makes_a_difference_and_a_folder_without_a_header_is_told(run) -> None:
+    model = best_model(run)
+    (model.with_name("epoch-000001")).mkdir()
+    code, found = verify(run)
+    assert code == 0, found["differences"]
+    assert (found["checkpoints"]["same"], found["checkpoints"]["total"]) == (1, 2)
+    assert "epoch-000001 has no header.json" in found["checkpoints"]["unknown"]
+    assert not found["whole"]
+    (model / "header.json").unlink()
+    code, found = verify(run)
+    assert code == 5
+    assert f"{model} is gone" in found["differences"][0]
+    assert (found["checkpoints"]["same"], found["checkpoints"]["total"]) == (0, 2)
+
+
+def test_decisions_are_not_verified_whole_where_a_journal_says_nothing_of_its_version(run) -> None:
+    """Whoever takes version and checksums away can forge what he wants; at least it is not called whole."""
+    journal, lines = run / "journal.jsonl", []
+    for text in journal.read_text().splitlines():
+        line = json.loads(text)
+        lines.append(json.dumps({k: v for k, v in line.items() if k not in {"crc", "version"}}))
+    journal.write_text("\n".join(lines).replace('"state": "stopped"', '"state": "completed"', 1) + "\n")
+    code, found = verify(run)
+    assert code == 0, found["differences"]
+    assert "are not verified" in found["decisions"]["unknown"]
+    assert not found["whole"]
+
+
+def test_a_run_whose_method_was_changed_is_verified_by_the_one_that_it_began_with(run, rehearsals) -> None:
+    keep_first_method(RunDirectory(run), rehearsals.study_of().tune_stages["tune"].tune)
+    (run / "study.yaml").write_text(dump_study(rehearsals.study_of(scheduler={"max_t": 16})))
+    code, found = verify(run)
+    assert code == 0, found["differences"]
+    assert found["decisions"]["same"] == found["decisions"]["total"] > 20
+
+
+def test_a_trial_that_the_user_has_added_need_not_be_proposed_again(run, rehearsals) -> None:
+    """It was told in the middle of the search; all after it goes another way, and is cut off here."""
+    records = list(read(run / "journal.jsonl"))
+    middle = next(i for i, r in enumerate(records) if isinstance(r.event, EpochReported))
+    machine, kept = build_machine(rehearsals.study_of().tune_stages["tune"].tune), records[:middle]
+    for record in kept:
+        machine.handle(record.event)
+    number = TrialId(f"{len(machine.trials):04d}")
+    added = TrialProposed(kept[-1].event.at, number, {"lr": 0.042, "optimizer": "sgd"}, told=1)
+    (run / "journal.jsonl").unlink()
+    shutil.rmtree(run / "trials")
+    with Journal(run / "journal.jsonl", "rehearsed") as journal:
+        journal.append([*kept, Record(added, machine.handle(added))])
+    code, found = verify(run)
+    assert code == 0, found["differences"]
+    assert found["configurations"]["same"] == found["configurations"]["total"] == len(machine.trials) - 1
 
 
 def test_a_directory_without_a_run_is_refused_in_one_sentence(tmp_path: Path) -> None:
-    from parsl_rasda.errors import RunDirectoryError
-
     result = CliRunner().invoke(app, ["verify", str(tmp_path)])
     assert isinstance(result.exception, RunDirectoryError)
     assert result.exception.exit_code == 2
@@ -239,3 +372,30 @@ def test_where_a_trial_went_on_in_mid_epoch_nothing_leads() -> None:
     (first,) = stretch_of(until=2)
     later = replace(first, begin=2, origin="e2-step-7", epochs=(Reported(3, {"m": 1.0}, 1.0, "e3"),))
     assert [*with_origins([first, later], lambda path: False)] == [first, None]
+
+
+def test_a_stretch_that_cannot_be_trained_makes_a_difference_whatever_gpus_it_had(tmp_path) -> None:
+    """Ranks that fail have told of no GPU; that is no reason to think that the run had others."""
+    (stretch,) = stretch_of(until=1, width=1, replicas=1)
+    stretch = replace(stretch, devices=frozenset({"NVIDIA H200"}), exact="")
+    order = JobSpec(
+        study="s",
+        trial=stretch.job.trial,
+        attempt=1,
+        config={},
+        directory=str(tmp_path / "attempt-1"),
+        seed=0,
+        metric="m",
+        mode="min",
+        epoch=0,
+        until=1,
+        max_epochs=1,
+        schedule=((0, 1),),
+        world_size=1,
+        python="no_such_module:train",
+        accelerator="none",
+    )
+    found = retrain(stretch, order, {}, None)
+    assert "could not be trained" in found.difference
+    assert "no_such_module" in found.difference
+    assert found.doubt == ""
