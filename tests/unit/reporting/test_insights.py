@@ -176,6 +176,11 @@ def test_figures_are_pictures_of_their_own(finished: Path, tmp_path: Path) -> No
             assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_figures_of_a_pipeline_are_those_of_its_search(pipeline: Path, tmp_path: Path) -> None:
+    names = {file.name for file in write_figures(read_run(pipeline), tmp_path / "figures")}
+    assert {"curves-val_loss.svg", "slots.svg"} <= names
+
+
 def test_runs_stand_side_by_side(rehearsals: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     rehearsals.into(tmp_path / "one", rehearsals.study_of())
