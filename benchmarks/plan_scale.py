@@ -19,7 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from claims import conclude
 
@@ -47,12 +49,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     out = parser.parse_args().out
     found = measure()
-    rows = {(row["trials"], row["gpus"]): row for row in found["rows"]}
+    conclude(found, claims_of(found["rows"]), out)
+
+
+def claims_of(measured: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
+    """Return the claims, and whether they hold of the rows that were measured."""
+    rows = {(row["trials"], row["gpus"]): row for row in measured}
     claims = {
-        f"{trials:,} trials on {gpus:,} GPUs in less than {limit_s:g} s of a core": rows[trials, gpus][
-            "wall_s"
-        ]
-        < limit_s
+        f"{trials:,} trials on {gpus:,} GPUs in less than {limit_s:g} s of a core": (
+            rows[trials, gpus]["processor_s"] < limit_s
+        )
         for (trials, gpus), limit_s in LIMITS_S.items()
     }
     claims[f"all in less than {LIMIT_MB:g} MB"] = all(row["peak_mb"] < LIMIT_MB for row in rows.values())
@@ -61,10 +67,10 @@ def main() -> None:
     claims[f"an epoch takes at most {allowed:.1f} times as long with 100,000 trials as with 4,096"] = (
         large["us_per_epoch"] <= allowed * small["us_per_epoch"]
     )
-    conclude(found, claims, out)
+    return claims
 
 
-def measure() -> dict[str, object]:
+def measure() -> dict[str, Any]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for trials, gpus in SIZES:

@@ -42,12 +42,14 @@ def write_figures(run: Run, folder: Path) -> list[Path]:
 
 
 def _charts(run: Run) -> Iterator[tuple[str, Chart]]:
+    graph = run_graph(run)
     for stage, summary in run.summaries().items():
         history = run.searches[stage]
         if not history.records:
             continue
         before = f"{stage}-" if len(run.searches) > 1 else ""
-        found = search_report(history, summary, run_graph(run), None, run.asha[stage])
+        own = graph.subgraph(v for v, data in graph.nodes(data=True) if data.get("search") == stage)
+        found = search_report(history, summary, own, None, run.asha[stage])
         for metric, drawn in found["curves"].items():
             yield f"{before}curves-{metric}", drawn
         for metric, charts in found["best_so_far"].items():

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from parsl_rasda.orchestration.events import TrialProposed
+from parsl_rasda.orchestration.journal import Record
 from parsl_rasda.orchestration.replay import origin_of
+from parsl_rasda.orchestration.summary import NOT_TRIED
+from parsl_rasda.plugins import kind_of
 from parsl_rasda.reporting.format import counted, duration, number, value_text
 from parsl_rasda.reporting.runs import Run
 from parsl_rasda.search.space import Choice, Constant, Float, Int, Parameter, SearchSpace
 from parsl_rasda.study import TuneSpec
+from parsl_rasda.study.tuning import SchedulerSpec
 
 _NAMES = {"python": "Python", "parsl": "Parsl", "torch": "PyTorch", "optuna": "Optuna", "numpy": "NumPy"}
-_RASDA = "doi:10.1016/j.future.2025.108042"
+_PAPERS = {"rasda": "doi:10.1016/j.future.2025.108042", "asha": "arXiv:1810.05934"}
 
 
 def methods_text(run: Run, stage: str, summary: Mapping[str, Any]) -> str:
@@ -26,9 +31,9 @@ def methods_text(run: Run, stage: str, summary: Mapping[str, Any]) -> str:
     tune = run.study.tune_stages[stage].tune
     return " ".join(
         [
-            _method(tune, summary),
+            _method(tune, summary, run.slot_kind),
             _versions(run, stage),
-            _search(tune, run.study.seed),
+            _search(tune, run.study.seed, run.searches[stage].records),
             _training(tune),
             _hardware(run, summary),
             *_outcome(summary),
@@ -36,22 +41,39 @@ def methods_text(run: Run, stage: str, summary: Mapping[str, Any]) -> str:
     )
 
 
-def _method(tune: TuneSpec, summary: Mapping[str, Any]) -> str:
+def _method(tune: TuneSpec, summary: Mapping[str, Any], slots: str) -> str:
     method = tune.scheduler
-    most = f" to at most {method.most_workers}" if method.max_workers is not None else ""
-    replicas = (
-        f"the number of data-parallel replicas grew by a factor of {method.scaling_factor} from "
-        f"{method.num_workers}{most}"
-        if method.kind == "rasda" and method.scaling_factor > 1
-        else f"each trial had {counted(method.num_workers, 'data-parallel replica')}"
-    )
+    paper = f"{_PAPERS[method.kind]}; variant {method.variant}" if method.kind in _PAPERS else "a plug-in"
     better = "smaller" if summary["mode"] == "min" else "larger"
+    rungs = [str(r["epochs"]) for r in summary["rungs"] if r["epochs"] < method.max_t]
+    at = f" after {_words(rungs)} {'epoch' if rungs == ['1'] else 'epochs'}" if rungs else ""
+    rule = f", where one in {method.reduction_factor} went on" if rungs and method.kind in _PAPERS else ""
+    name = method.kind.upper() if method.kind in _PAPERS else method.kind
     return (
-        f"Hyperparameters were tuned by {method.kind.upper()} ({_RASDA}; variant {method.variant}): trials "
-        f"trained for at most {counted(method.max_t, 'epoch')} and were judged by {tune.metric} ({better} is "
-        f"better) after {_words([str(r['epochs']) for r in summary['rungs']])} epochs, where one in "
-        f"{method.reduction_factor} went on; {replicas}."
+        f"Hyperparameters were tuned by {name} ({paper}): trials trained for at most "
+        f"{counted(method.max_t, 'epoch')} and were judged by {tune.metric} ({better} is better){at}{rule}; "
+        f"{_parallelism(tune.scheduler, slots)}."
     )
+
+
+def _parallelism(method: SchedulerSpec, slots: str) -> str:
+    first, most = method.num_workers, method.most_workers
+    grows = method.kind == "rasda" and most > first
+    if method.batch != "doubling":
+        replicas = f"each trial had {counted(most, 'data-parallel replica')}"
+    elif grows:
+        replicas = (
+            f"the data-parallel replicas of a trial grew by a factor of {method.scaling_factor} at each "
+            f"rung, from {first} to at most {most}"
+        )
+    else:
+        verb = "had" if method.kind in _PAPERS else "began with"
+        replicas = f"each trial {verb} {counted(first, 'data-parallel replica')}"
+    if method.kind not in _PAPERS:
+        return replicas
+    growth, slot = kind_of(method.growth), slots.removesuffix("s")
+    on = f"{first} to {most} {slot}s" if grows and growth != "none" else counted(first, slot)
+    return f"{replicas}, on {on}" + f" (growth: {growth})" * grows
 
 
 def _versions(run: Run, stage: str) -> str:
@@ -62,14 +84,17 @@ def _versions(run: Run, stage: str) -> str:
     return f"The software was parsl_rasda {own}{with_}."
 
 
-def _search(tune: TuneSpec, seed: int) -> str:
+def _search(tune: TuneSpec, seed: int, records: Iterable[Record]) -> str:
+    tried = [r.event for r in records if isinstance(r.event, TrialProposed)]
+    added = sum(event.told is not None for event in tried)
+    more = f"; {added} more came from the user" if added else ""
     space = SearchSpace.from_mapping(tune.search_space)
     searched = [_parameter(n, p) for n, p in space.parameters.items() if not isinstance(p, Constant)]
     fixed = [f"{n} = {value_text(p.value)}" for n, p in space.parameters.items() if isinstance(p, Constant)]
     also = f"; fixed were {_words(fixed)}" if fixed else ""
     return (
-        f"{counted(tune.num_samples, 'configuration')} came from the {tune.searcher.kind} searcher (seed "
-        f"{seed}) over {'; '.join(searched) or 'no parameter'}{also}."
+        f"{counted(len(tried) - added, 'configuration')} came from the {tune.searcher.kind} searcher (seed "
+        f"{seed}) over {'; '.join(searched) or 'no parameter'}{also}{more}."
     )
 
 
@@ -87,13 +112,17 @@ def _parameter(name: str, parameter: Parameter) -> str:
 
 
 def _training(tune: TuneSpec) -> str:
-    training = tune.training
-    size = f"{training.batch_size} samples" if isinstance(training.batch_size, int) else "as many samples"
-    each = "a replica" if tune.scheduler.batch == "doubling" else "a unit"
-    rate = f"learning rates scaled by rule `{training.lr_scaling}`"
+    training, method = tune.training, tune.scheduler
+    size = f"`{training.batch_size}`" if isinstance(training.batch_size, str) else str(training.batch_size)
+    samples = {
+        "doubling": f"{size} samples a replica",
+        "constant": f"{size} samples in all",
+        "measured": f"{method.num_workers} x {size} samples at the start of a trial, and more as far as the "
+        "noise scale of its gradients allowed",
+    }
     return (
-        f"A step had {size} {each} (batch: {tune.scheduler.batch}), in {training.precision}, with gradients "
-        f"reduced by `{training.reduce}` and {rate}."
+        f"A step had at most {samples[method.batch]} (batch: {method.batch}), in {training.precision}, with "
+        f"gradients reduced by `{training.reduce}` and learning rates scaled by rule `{training.lr_scaling}`."
     )
 
 
@@ -109,7 +138,8 @@ def _hardware(run: Run, summary: Mapping[str, Any]) -> str:
 
 def _outcome(summary: Mapping[str, Any]) -> Iterator[str]:
     trials, best = summary["trials"], summary["best"]
-    states = [f"{trials[s]} were {s}" for s in ("completed", "stopped", "failed") if trials.get(s)]
+    shown = ("completed", "stopped", "failed", NOT_TRIED)
+    states = [f"{trials[s]} were {s.replace('_', ' ')}" for s in shown if trials.get(s)]
     faults = summary["faults"]["count"] + summary["faults"]["preemptions"]
     went = f"; {counted(faults, 'fault or preemption')} cost time only" if faults else ""
     if (energy := summary["energy"])["kwh"] is not None:

@@ -44,7 +44,7 @@ def schema_of(kind: str, *, installed: bool = True) -> JsonSchemaValue:
     model: Any = StudySpec if kind == "study" else AnySite
     found = TypeAdapter(model).json_schema()
     if kind == "study":
-        found = with_rules(_with_short_form(found))
+        found = with_rules(_with_short_form(found), installed=installed)
     else:
         found |= {"type": "object", "title": "SiteSpec", "description": "A site: where trainings run."}
     more: JsonSchemaValue = {"Variable": _VARIABLE}

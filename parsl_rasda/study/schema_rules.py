@@ -34,8 +34,13 @@ _REALS = (-1.0, 0.0, *(10.0**k for k in range(-8, 5)))
 _WHOLE = (0, *(2**k for k in range(13)))
 
 
-def with_rules(study: Schema) -> Schema:
-    """Return the JSON Schema of studies with all rules."""
+def with_rules(study: Schema, *, installed: bool) -> Schema:
+    """Return the JSON Schema of studies with all rules.
+
+    Args:
+        study: Their schema without them.
+        installed: With what is so by the packages that are installed here.
+    """
     forms: Schema = study["$defs"]
     more = {
         "WholeParameter": _gives("integer", 1, ("int",)),
@@ -43,7 +48,7 @@ def with_rules(study: Schema) -> Schema:
         "GivenOnce": {"type": "object", "allOf": [*_given_once()]},
     }
     rules: dict[str, list[Schema]] = {
-        "TuneSpec": [_usual_parameters(), *_named_numbers(), _known_protocol()],
+        "TuneSpec": [_usual_parameters(), *_named_numbers(), *([_known_protocol()] if installed else [])],
         "TuneStage": [_usual_placeholders(), {"$ref": "#/$defs/GivenOnce"}],
         "PythonStage": [{"$ref": "#/$defs/GivenOnce"}],
         "CommandStage": [{"$ref": "#/$defs/GivenOnce"}],
@@ -148,15 +153,16 @@ def _usual_placeholders() -> Schema:
     given = _at("tune", "search_space", is_there=True, **usual)
     given["properties"] |= {"needs": usual, "with": usual, "for_each": usual}
     known = "|".join(sorted({*names, *TRAINING_PLACEHOLDERS}))
-    text: Schema = {"pattern": rf"^([^{{}}]|\{{\{{|\}}\}}|\{{({known})(![a-z])?(:[^{{}}]*)?\}})*$"}
+    form = r"(![a-z])?(:([^{}]|\{[^{}]*\})*)?"
+    text: Schema = {"pattern": rf"^([^{{}}]|\{{\{{|\}}\}}|\{{({known}){form}\}})*$"}
     return _if(given, _at("tune", "training", "command", **text, items=text))
 
 
 def _known_protocol() -> Schema:
-    """A URL for checkpoints is of a kind that fsspec knows."""
-    from fsspec.registry import known_implementations
+    """A URL for checkpoints is of a kind that fsspec knows here; packages may register others elsewhere."""
+    from fsspec.registry import available_protocols
 
-    known = "|".join(sorted(name for name in known_implementations if name.isidentifier()))
+    known = "|".join(sorted(name for name in available_protocols() if name.isidentifier()))
     return _at("checkpoints", pattern=f"^({known})://")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from fsspec.registry import known_implementations
 
 from parsl_rasda.errors import InvalidFileError
 from parsl_rasda.study import load_site, load_study
@@ -32,6 +33,7 @@ BEYOND_A_SCHEMA = {
         "argument unknown",
         "argument missing",
         "a constant of another type",
+        "checkpoints nowhere",
         "variable",
     },
 }
@@ -143,11 +145,15 @@ UNUSUAL = {"batch": "samples_of_a_step", "optimizer": "rule", "momentum": "inert
         ("grace_period: 1", "grace_period: 8"),
         ("{float: [1e-4, 1e-1], log: true}", "{float: [-1, 1]}"),
         ("mode: min", "mode: min\n      checkpoints: s3://bucket/folder"),
+        ("mode: min", "mode: min\n      checkpoints: osdf:///ospool/folder"),
         ("searcher: {kind: tpe, n_startup_trials: 4}", "searcher: {kind: tpe, warm_start: null}"),
     ],
 )
-def test_a_name_that_is_unusual_is_no_mistake(folder: Path, old: str, new: str) -> None:
+def test_a_name_that_is_unusual_is_no_mistake(
+    folder: Path, old: str, new: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What the rules on usual names may not touch, in a study that has others."""
+    monkeypatch.setitem(known_implementations, "osdf", {"class": "pelicanfs.core.OSDFFileSystem"})
     study, text = folder / "study.yaml", STUDY
     for usual, unusual in UNUSUAL.items():
         text = text.replace(f"{usual}:", f"{unusual}:").replace(f": {usual}}}", f": {unusual}}}")
@@ -156,3 +162,19 @@ def test_a_name_that_is_unusual_is_no_mistake(folder: Path, old: str, new: str) 
     study.write_text(text.replace(old, new))
     load_study(study, check_targets=False, environment={})
     assert [e.message for e in CHECKS["study"].iter_errors(as_written(study))] == []
+
+
+def test_a_placeholder_may_stand_in_the_format_of_another(folder: Path) -> None:
+    study, new = folder / "study.yaml", "command: python train.py {lr:.{seed}e} {optimizer!r:>{batch_size}}"
+    study.write_text(STUDY.replace("python: steps:train", new))
+    load_study(study, check_targets=False, environment={})
+    assert [e.message for e in CHECKS["study"].iter_errors(as_written(study))] == []
+
+
+def test_the_schema_of_an_installation_knows_its_kinds_of_urls(folder: Path) -> None:
+    old, new, *_ = MISTAKES["checkpoints nowhere"]
+    (folder / "study.yaml").write_text(STUDY.replace(str(old), str(new)))
+    check = jsonschema.Draft7Validator(schema_of("study"))
+    assert not check.is_valid(as_written(folder / "study.yaml"))
+    (folder / "study.yaml").write_text(STUDY.replace(str(old), str(new).replace("s33", "s3")))
+    assert check.is_valid(as_written(folder / "study.yaml"))
