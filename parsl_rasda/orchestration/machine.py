@@ -482,6 +482,7 @@ class Machine:
         else:
             self._allocator.release(job)
             self._lifecycle.go_on_after(trial, job, event, was_told=was_told)
+            self._lifecycle.retry_if_told(trial)
         if self.faults.all_fail_alike and self.state is StudyState.RUNNING:
             self._completion.give_up()
         self._allocator.allocate()

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parsl_rasda.orchestration.events import TrialProposed, UserTold
+from parsl_rasda.orchestration.events import StartJob, TrialProposed, UserTold
 from parsl_rasda.orchestration.replay import replay_search
 from parsl_rasda.orchestration.requests import requests_after, write_request
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.testing.backends import FakeBackend
-from parsl_rasda.types import StudyState, TrialId, TrialState
+from parsl_rasda.types import Outcome, StudyState, TrialId, TrialState
 from tests.unit.orchestration.random_world import Setup, Shape, World
 from tests.unit.orchestration.small_study import SITE, curve, driver, tune
+from tests.unit.orchestration.test_machine_stories import Story, of, story
 
 VARIANTS = ("stopping", "promotion", "synchronous")
 GROWTH = ("elastic", "strict", "none")
@@ -117,6 +119,34 @@ def test_no_more_run_at_a_time_than_the_user_wants() -> None:
         widest = max([widest, *(job.placement.world_size for job in jobs)])
     assert widest > 1, "those that run may use what others may not"
     assert len(world.machine.trials) == 20
+
+
+def diverged() -> Story:
+    """A search whose first trial has failed, and has not left yet, when the user lets it start afresh."""
+    told = story(max_t=2)
+    told.begin(2, a=1)
+    told.pilot("a-0", gpus=2)
+    told.epoch("0000.1", 1, math.nan)
+    assert told.machine.trials[TrialId("0000")].state is TrialState.FAILED
+    assert of(StartJob, told.tell(UserTold, 1, retry_failed=True)) == []
+    return told
+
+
+@pytest.mark.parametrize("outcome", list(Outcome))
+def test_a_failed_trial_that_still_leaves_starts_afresh_once_it_has_left(outcome: Outcome) -> None:
+    told = diverged()
+    starts = of(StartJob, told.ends("0000.1", outcome, checkpoint="diverged"))
+    assert [(str(s.job), s.epoch, s.resume_from) for s in starts] == [("0000.2", 0, None)]
+    told.play(lambda trial, epoch: 0.1)
+    assert told.machine.state is StudyState.DONE
+    assert all(t.state is not TrialState.FAILED for t in told.machine.trials.values())
+
+
+def test_a_failed_trial_that_still_leaves_starts_afresh_under_the_next_controller() -> None:
+    told = diverged()
+    told.begin(2, a=1)
+    starts = of(StartJob, told.pilot("a-1", gpus=2))
+    assert {(str(s.job), s.epoch) for s in starts} == {("0000.2", 0), ("0001.2", 0)}
 
 
 def test_requests_are_numbered_and_each_is_taken_once(
