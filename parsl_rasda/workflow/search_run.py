@@ -135,10 +135,11 @@ class Search:
         self.backend.begin_search(("" if alone else f"-{self.name}") + (f"-{number}" if number else ""))
         missed: list[Event] = [*specs.events_on_disk(there, time.time()), *self.backend.recover(there)]
         if history.version != VERSION and history.records:
-            missed.insert(0, VersionChanged(time.time(), VERSION))
+            missed.insert(0, VersionChanged(history.usage.last_at, VERSION))
             if history.difference:
                 logger.warning("%s", history.difference)
-        told = tuple(requests_after(self.directory.requests, history.machine.told, time.time()))
+        known_at = max([history.usage.last_at, *(event.at for event in missed)])
+        told = tuple(requests_after(self.directory.requests, history.machine.told, known_at))
         missed += told  # before it begins: one that had ended has more to do by that
         self._taken = max([history.machine.told, *(request.told or 0 for request in told)])
         watcher = progress.search(self.name, history.machine, history.usage, alone=alone)
