@@ -96,8 +96,8 @@ class Search:
         if self._driver is None:
             return
         for request in requests_after(self.directory.requests, self._taken, time.time()):
-            self._taken = request.told or self._taken
             self._driver.tell(request)
+            self._taken = request.told or self._taken
 
     def _is_told_to_train(self, machine: Machine) -> bool:
         """Whether the user has told something since by which a search that is done goes on."""
@@ -138,10 +138,12 @@ class Search:
             missed.insert(0, VersionChanged(history.usage.last_at, VERSION))
             if history.difference:
                 logger.warning("%s", history.difference)
-        known_at = max([history.usage.last_at, *(event.at for event in missed)])
-        told = tuple(requests_after(self.directory.requests, history.machine.told, known_at))
-        missed += told  # before it begins: one that had ended has more to do by that
-        self._taken = max([history.machine.told, *(request.told or 0 for request in told)])
+        self._taken = history.machine.told
+        if history.records:  # before it begins again: one that had ended has more to do by that
+            known_at = max([history.usage.last_at, *(event.at for event in missed)])
+            told = tuple(requests_after(self.directory.requests, self._taken, known_at))
+            missed += told
+            self._taken = max([self._taken, *(request.told or 0 for request in told)])
         watcher = progress.search(self.name, history.machine, history.usage, alone=alone)
         observers: list[Observer] = [history.usage, watcher]
         cleaner = CheckpointCleaner(
@@ -167,6 +169,7 @@ class Search:
                 on_heartbeat=self.claimed.verify,
                 on_write=self.claimed.verify,
             )
+            self.take_requests()
             if self._is_leaving:  # it was interrupted before there was a driver
                 self._driver.interrupt()
             pilots = {name: site.least_pilots for name, site in self.sites.items()}

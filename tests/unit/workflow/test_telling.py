@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from parsl_rasda.errors import InvalidFileError, RunDirectoryError
-from parsl_rasda.orchestration.events import PilotStarted, TrialProposed, UserTold
-from parsl_rasda.orchestration.journal import VERSION
+from parsl_rasda.orchestration.events import PilotStarted, StudyStarted, TrialProposed, UserTold
+from parsl_rasda.orchestration.journal import VERSION, read
 from parsl_rasda.orchestration.progress import NoProgress
 from parsl_rasda.orchestration.replay import save_run
 from parsl_rasda.orchestration.requests import requests_after
@@ -17,7 +17,7 @@ from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.reporting.runs import read_run
 from parsl_rasda.study import ParslSiteSpec, StudySpec, TuneSpec
 from parsl_rasda.testing.backends import FakeBackend
-from parsl_rasda.types import NodeName, NodeSlots, PilotId, TrialId
+from parsl_rasda.types import NodeName, NodeSlots, PilotId, StudyState, TrialId
 from parsl_rasda.workflow.search_run import Search
 from parsl_rasda.workflow.telling import configuration, tell_study
 from tests.unit.orchestration.small_study import SITE, curve, driver, tune
@@ -159,6 +159,26 @@ def test_time_without_a_controller_costs_nothing_whatever_is_told_in_it(
     assert found["state"] == "done"
     assert found["trials"]["not_tried"] == 0
     assert found["makespan_s"] < 600.0
+
+
+@pytest.mark.parametrize("variant", ["stopping", "synchronous"])
+def test_what_is_told_before_the_first_start_is_taken_up_after_it(tmp_path: Path, variant: str) -> None:
+    run = RunDirectory(tmp_path)
+    search = search_of(run, tune(scheduler={"variant": variant}))
+    tell_study(run.path, at_most=2, add=["{lr: 0.02}"])
+    with run.controlled():
+        search.run(NoProgress())
+    events = [record.event for record in read(run.journal)]
+    assert type(events[0]) is StudyStarted
+    found = search.summary()
+    assert (found["state"], found["at_most"], found["trials"]["total"]) == ("done", 2, 7)
+    first_rung = found["rungs"][0]
+    assert first_rung["reached"] == 7
+    assert search.state is StudyState.DONE
+    searched_again = search_of(run, search.tune)
+    with run.controlled():
+        searched_again.run(NoProgress())
+    assert searched_again.is_reused, "each is taken once"
 
 
 @pytest.mark.parametrize(
