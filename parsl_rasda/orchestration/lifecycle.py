@@ -114,6 +114,7 @@ class TrialLifecycle:
             search.told = event.told
             search.added += 1
             search.num_samples += 1
+            search.exhausted_at += search.exhausted_at > 0
         else:
             search.is_proposing = False
         if event.trial in search.trials:

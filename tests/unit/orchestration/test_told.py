@@ -181,3 +181,21 @@ def test_a_search_with_requests_is_replayed_from_its_journal(tmp_path: Path) -> 
     assert found.trials[TrialId("0000")].reason == "stopped by the user"
     assert not found.lacks(6), "an added trial is one more than the study wants"
     assert found.lacks(7)
+
+
+@pytest.mark.parametrize("resumed_first", [False, True])
+def test_a_trial_added_to_an_exhausted_search_is_none_that_the_searcher_may_have(resumed_first: bool) -> None:
+    told = story(max_t=2, searched=3)
+    told.begin(8, a=1)
+    told.pilot("a-0", gpus=4)
+    if resumed_first:
+        told.play(lambda trial, epoch: 0.1)
+    told.tell(TrialProposed, TrialId("0003"), {}, 1)
+    if resumed_first:
+        told.begin(8, a=1)
+        told.pilot("a-1", gpus=4)
+    told.play(lambda trial, epoch: 0.1)
+    assert told.machine.state is StudyState.DONE
+    assert len(told.machine.trials) == 4
+    assert not told.machine.lacks(8)
+    assert told.machine.lacks(9)
