@@ -49,7 +49,8 @@ def tell_study(
     tune = study.tune_stages[name].tune
     place = run if len(study.tune_stages) == 1 else RunDirectory(run.path / name)
     machine = replay_search(place, study.name, tune).machine
-    mistakes = list(_wrong_trials(machine, stop))
+    wanted = [name for name, is_asked in (("--add", add), ("--retry-failed", retry_failed)) if is_asked]
+    mistakes = [*_wrong_trials(machine, stop), *_unwanted(machine, wanted)]
     requests: list[Mapping[str, Any]] = [{"stop": trial} for trial in stop]
     requests += [{"at_most": at_most}] if at_most is not None else []
     requests += [{"retry_failed": True}] if retry_failed else []
@@ -121,6 +122,14 @@ def _wrong_trials(machine: Machine, trials: Sequence[str]) -> Iterator[Diagnosti
             yield _mistake("--stop", f"{shown(name)}, no trial of this search", allowed)
         elif known[name].state.is_final:
             yield _mistake("--stop", f"{shown(name)}, which is {known[name].state.value}", allowed)
+
+
+def _unwanted(machine: Machine, options: Sequence[str]) -> Iterator[Diagnostic]:
+    """Yield the options that let trials begin, if the search wants no more."""
+    if machine.found:
+        for option in options:
+            found = f"a search that `stop_when` has ended: {machine.found}"
+            yield _mistake(option, found, "a search that goes on")
 
 
 def _mistake(option: str, found: str, allowed: str) -> Diagnostic:

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parsl_rasda.orchestration.events import StartJob, TrialProposed, UserTold
+from parsl_rasda.orchestration.events import FinishStudy, RequestPilot, StartJob, TrialProposed, UserTold
 from parsl_rasda.orchestration.replay import replay_search
 from parsl_rasda.orchestration.requests import requests_after, write_request
 from parsl_rasda.orchestration.run_directory import RunDirectory
+from parsl_rasda.orchestration.stopping import StopWhen
 from parsl_rasda.testing.backends import FakeBackend
 from parsl_rasda.types import Outcome, StudyState, TrialId, TrialState
 from tests.unit.orchestration.random_world import Setup, Shape, World
@@ -199,3 +200,14 @@ def test_a_trial_added_to_an_exhausted_search_is_none_that_the_searcher_may_have
     assert len(told.machine.trials) == 4
     assert not told.machine.lacks(8)
     assert told.machine.lacks(9)
+
+
+def test_a_search_that_has_found_enough_asks_for_no_pilot_whatever_was_told_before_it_had() -> None:
+    told = story(max_t=2, stop_when=StopWhen(target=0.2))
+    told.begin(2, a=1)
+    told.pilot("a-0", gpus=2)
+    told.play(lambda trial, epoch: 0.1)
+    told.tell(TrialProposed, TrialId("0002"), {}, 1)
+    begun = told.begin(2, a=1)
+    assert of(RequestPilot, begun) == []
+    assert of(FinishStudy, begun)[0].state is StudyState.DONE

@@ -181,6 +181,20 @@ def test_what_is_told_before_the_first_start_is_taken_up_after_it(tmp_path: Path
     assert searched_again.is_reused, "each is taken once"
 
 
+@pytest.mark.parametrize("words", [{"add": ["{lr: 0.01}"]}, {"retry_failed": True}])
+def test_a_search_that_has_found_enough_takes_no_more_trials(tmp_path: Path, words: dict[str, Any]) -> None:
+    run = RunDirectory(tmp_path)
+    search = search_of(run, tune(stop_when={"metric_below": 10.0}))
+    with run.controlled():
+        search.run(NoProgress())
+    assert search.summary()["stopped"]
+    with pytest.raises(InvalidFileError, match="below 10") as error:
+        tell_study(run.path, at_most=1, **words)
+    assert error.value.exit_code == 2
+    assert told(run) == []
+    tell_study(run.path, at_most=1)
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [
