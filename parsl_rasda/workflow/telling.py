@@ -18,6 +18,10 @@ from parsl_rasda.study.document import parse_value
 from parsl_rasda.types import JSON
 
 _SOURCE = "tell"
+_ALONE = (
+    "`variant: synchronous` compares the first `num_samples` trials with each other: one more than those "
+    "competes with nobody and trains to `max_t`"
+)
 
 
 def tell_study(
@@ -66,10 +70,11 @@ def tell_study(
     place.path.mkdir(exist_ok=True)
     for request in requests:
         write_request(place.requests, request)
+    note = f"; {_ALONE}" if add and tune.scheduler.variant == "synchronous" else ""
     controller = run.controller
     if controller is None:
-        return "noted: nobody runs it, `parsl-rasda resume` takes it up"
-    return f"told: {controller} takes it up within seconds"
+        return f"noted: nobody runs it, `parsl-rasda resume` takes it up{note}"
+    return f"told: {controller} takes it up within seconds{note}"
 
 
 def configuration(tune: TuneSpec, text: str) -> dict[str, JSON]:

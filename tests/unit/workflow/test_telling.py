@@ -181,6 +181,24 @@ def test_what_is_told_before_the_first_start_is_taken_up_after_it(tmp_path: Path
     assert searched_again.is_reused, "each is taken once"
 
 
+@pytest.mark.parametrize(("variant", "is_alone"), [("stopping", False), ("synchronous", True)])
+def test_who_adds_a_trial_is_told_if_it_competes_with_nobody(
+    tmp_path: Path, variant: str, is_alone: bool
+) -> None:
+    run = RunDirectory(tmp_path)
+    search = search_of(run, tune(scheduler={"variant": variant}))
+    with run.controlled():
+        search.run(NoProgress())
+    assert ("competes with nobody" in tell_study(run.path, add=["{lr: 0.1}"])) is is_alone
+    assert "competes" not in tell_study(run.path, at_most=2)
+    again = search_of(run, search.tune)
+    with run.controlled():
+        again.run(NoProgress())
+    added = again.summary()["trial_list"][-1]
+    assert added["config"]["lr"] == 0.1, "the worst of all"
+    assert (added["state"] == "completed") is is_alone
+
+
 @pytest.mark.parametrize("words", [{"add": ["{lr: 0.01}"]}, {"retry_failed": True}])
 def test_a_search_that_has_found_enough_takes_no_more_trials(tmp_path: Path, words: dict[str, Any]) -> None:
     run = RunDirectory(tmp_path)
