@@ -154,6 +154,7 @@ class Follower:
         self._lifecycle.forget_job(trial, job)
         self._search.pilots.vacate(job.placement.pilot, event.at)
         self._lifecycle.note_checkpoint(trial, job, event)
+        self._lifecycle.retry_if_told(trial)
         if trial.state is not TrialState.RUNNING:
             return
         if event.outcome is Outcome.PREEMPTED:

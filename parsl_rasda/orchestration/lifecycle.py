@@ -79,6 +79,8 @@ class TrialLifecycle:
             search.ended -= 1
             (self.pause if was_paused else self.enqueue)(search.trials[cut_off])
         search.cut_off.clear()
+        for trial in sorted(search.retried):
+            self.retry_if_told(search.trials[trial])
         if event.retry_failed:
             self.retry_failed()
 
@@ -112,6 +114,7 @@ class TrialLifecycle:
             search.told = event.told
             search.added += 1
             search.num_samples += 1
+            search.exhausted_at += search.exhausted_at > 0
         else:
             search.is_proposing = False
         if event.trial in search.trials:
@@ -402,14 +405,22 @@ class TrialLifecycle:
             self.enqueue(trial)
 
     def retry_failed(self) -> None:
-        """Let the trials that failed start afresh: what made them fail was mended."""
-        search = self._search
-        for trial in search.trials.values():
+        """Let the trials that failed start afresh once their jobs have left: the cause was mended."""
+        for trial in self._search.trials.values():
             if trial.state is TrialState.FAILED:
-                first = search.scheduler.readmit(trial.id)
-                trial.start_afresh(search.first_stretch(first, trial.config))
-                search.ended -= 1
-                self.enqueue(trial)
+                self._search.retried.add(trial.id)
+                if trial.job is None:
+                    self.retry_if_told(trial)
+
+    def retry_if_told(self, trial: TrialRecord) -> None:
+        """Let a trial without a job start afresh if the user has told so since it failed."""
+        search = self._search
+        if trial.id in search.retried:
+            search.retried.remove(trial.id)
+            first = search.scheduler.readmit(trial.id)
+            trial.start_afresh(search.first_stretch(first, trial.config))
+            search.ended -= 1
+            self.enqueue(trial)
 
     # ------------------------------------------------------------------------------- the end of a trial
 

@@ -137,6 +137,11 @@ class Machine:
         return self._search.stop.reason or self._search.budget.reason
 
     @property
+    def found(self) -> str:
+        """What the search has found, in words, by which it wants no further trial; empty if it has not."""
+        return self._search.stop.reason
+
+    @property
     def num_samples(self) -> int:
         """Trials wanted in all."""
         return self._search.num_samples
@@ -256,8 +261,8 @@ class Machine:
         search = self._search
         self._lifecycle.take_up(event)
         self._close_if_full()
-        if not search.is_unfinished or not search.budget.has_room(search.now):
-            return  # it died between its last decision and its end, or has spent its budget
+        if not search.is_unfinished or search.stop.reason or not search.budget.has_room(search.now):
+            return  # it died between its last decision and its end, has found enough, or has spent its budget
         for site, wanted in event.sites.items():
             search.instructions.extend(self.pilots.request(site) for _ in range(wanted))
         self.pilots.deferred.update(event.later)
@@ -482,6 +487,7 @@ class Machine:
         else:
             self._allocator.release(job)
             self._lifecycle.go_on_after(trial, job, event, was_told=was_told)
+            self._lifecycle.retry_if_told(trial)
         if self.faults.all_fail_alike and self.state is StudyState.RUNNING:
             self._completion.give_up()
         self._allocator.allocate()

@@ -74,6 +74,7 @@ class SearchRecord:
         added: Trials that the user has added, beside those that the study wants.
         at_most: Trials that may run at a time; 0 for any number.
         method: By which it goes on since the user has changed that; None before.
+        retried: Trials that failed and start afresh once their jobs have left.
         cut_off: Trials that the budget has ended, and whether each was paused: a larger one lets them go on.
     """
 
@@ -102,6 +103,7 @@ class SearchRecord:
     told: int = 0
     added: int = 0
     at_most: int = 0
+    retried: set[TrialId] = field(default_factory=set)
     cut_off: dict[TrialId, bool] = field(default_factory=dict)
     _ladders: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)  # by rung and replicas
 

@@ -96,8 +96,8 @@ class Search:
         if self._driver is None:
             return
         for request in requests_after(self.directory.requests, self._taken, time.time()):
-            self._taken = request.told or self._taken
             self._driver.tell(request)
+            self._taken = request.told or self._taken
 
     def _is_told_to_train(self, machine: Machine) -> bool:
         """Whether the user has told something since by which a search that is done goes on."""
@@ -135,12 +135,15 @@ class Search:
         self.backend.begin_search(("" if alone else f"-{self.name}") + (f"-{number}" if number else ""))
         missed: list[Event] = [*specs.events_on_disk(there, time.time()), *self.backend.recover(there)]
         if history.version != VERSION and history.records:
-            missed.insert(0, VersionChanged(time.time(), VERSION))
+            missed.insert(0, VersionChanged(history.usage.last_at, VERSION))
             if history.difference:
                 logger.warning("%s", history.difference)
-        told = tuple(requests_after(self.directory.requests, history.machine.told, time.time()))
-        missed += told  # before it begins: one that had ended has more to do by that
-        self._taken = max([history.machine.told, *(request.told or 0 for request in told)])
+        self._taken = history.machine.told
+        if history.records:  # before it begins again: one that had ended has more to do by that
+            known_at = max([history.usage.last_at, *(event.at for event in missed)])
+            told = tuple(requests_after(self.directory.requests, self._taken, known_at))
+            missed += told
+            self._taken = max([self._taken, *(request.told or 0 for request in told)])
         watcher = progress.search(self.name, history.machine, history.usage, alone=alone)
         observers: list[Observer] = [history.usage, watcher]
         cleaner = CheckpointCleaner(
@@ -166,6 +169,7 @@ class Search:
                 on_heartbeat=self.claimed.verify,
                 on_write=self.claimed.verify,
             )
+            self.take_requests()
             if self._is_leaving:  # it was interrupted before there was a driver
                 self._driver.interrupt()
             pilots = {name: site.least_pilots for name, site in self.sites.items()}

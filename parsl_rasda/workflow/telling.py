@@ -18,6 +18,10 @@ from parsl_rasda.study.document import parse_value
 from parsl_rasda.types import JSON
 
 _SOURCE = "tell"
+_ALONE = (
+    "`variant: synchronous` compares the first `num_samples` trials with each other: one more than those "
+    "competes with nobody and trains to `max_t`"
+)
 
 
 def tell_study(
@@ -49,7 +53,8 @@ def tell_study(
     tune = study.tune_stages[name].tune
     place = run if len(study.tune_stages) == 1 else RunDirectory(run.path / name)
     machine = replay_search(place, study.name, tune).machine
-    mistakes = list(_wrong_trials(machine, stop))
+    wanted = [name for name, is_asked in (("--add", add), ("--retry-failed", retry_failed)) if is_asked]
+    mistakes = [*_wrong_trials(machine, stop), *_unwanted(machine, wanted)]
     requests: list[Mapping[str, Any]] = [{"stop": trial} for trial in stop]
     requests += [{"at_most": at_most}] if at_most is not None else []
     requests += [{"retry_failed": True}] if retry_failed else []
@@ -65,10 +70,11 @@ def tell_study(
     place.path.mkdir(exist_ok=True)
     for request in requests:
         write_request(place.requests, request)
+    note = f"; {_ALONE}" if add and tune.scheduler.variant == "synchronous" else ""
     controller = run.controller
     if controller is None:
-        return "noted: nobody runs it, `parsl-rasda resume` takes it up"
-    return f"told: {controller} takes it up within seconds"
+        return f"noted: nobody runs it, `parsl-rasda resume` takes it up{note}"
+    return f"told: {controller} takes it up within seconds{note}"
 
 
 def configuration(tune: TuneSpec, text: str) -> dict[str, JSON]:
@@ -121,6 +127,14 @@ def _wrong_trials(machine: Machine, trials: Sequence[str]) -> Iterator[Diagnosti
             yield _mistake("--stop", f"{shown(name)}, no trial of this search", allowed)
         elif known[name].state.is_final:
             yield _mistake("--stop", f"{shown(name)}, which is {known[name].state.value}", allowed)
+
+
+def _unwanted(machine: Machine, options: Sequence[str]) -> Iterator[Diagnostic]:
+    """Yield the options that let trials begin, if the search wants no more."""
+    if machine.found:
+        for option in options:
+            found = f"a search that `stop_when` has ended: {machine.found}"
+            yield _mistake(option, found, "a search that goes on")
 
 
 def _mistake(option: str, found: str, allowed: str) -> Diagnostic:

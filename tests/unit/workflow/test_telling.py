@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 
 from parsl_rasda.errors import InvalidFileError, RunDirectoryError
-from parsl_rasda.orchestration.events import TrialProposed, UserTold
+from parsl_rasda.orchestration.events import PilotStarted, StudyStarted, TrialProposed, UserTold
+from parsl_rasda.orchestration.journal import VERSION, read
 from parsl_rasda.orchestration.progress import NoProgress
 from parsl_rasda.orchestration.replay import save_run
 from parsl_rasda.orchestration.requests import requests_after
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.reporting.runs import read_run
-from parsl_rasda.study import ParslSiteSpec, StudySpec
+from parsl_rasda.study import ParslSiteSpec, StudySpec, TuneSpec
 from parsl_rasda.testing.backends import FakeBackend
-from parsl_rasda.types import TrialId
+from parsl_rasda.types import NodeName, NodeSlots, PilotId, StudyState, TrialId
 from parsl_rasda.workflow.search_run import Search
 from parsl_rasda.workflow.telling import configuration, tell_study
 from tests.unit.orchestration.small_study import SITE, curve, driver, tune
@@ -125,6 +126,91 @@ def test_a_controller_takes_up_what_it_is_told_while_it_runs_and_after(tmp_path:
     assert (found["state"], found["at_most"], found["trials"]["total"]) == ("done", 1, 8)
     added = [t["config"]["lr"] for t in found["trial_list"] if t["config"]["lr"] in (0.002, 0.003)]
     assert added == [0.002, 0.003]
+
+
+def search_of(run: RunDirectory, spec: TuneSpec) -> Search:
+    study = StudySpec.model_validate({"name": "study", "tune": spec})
+    site = ParslSiteSpec.model_validate(
+        {"name": "a", "provider": {"type": "LocalProvider"}, "accelerator": "none", "gpus_per_node": 2}
+    )
+    save_run(run, study, [site])
+    return Search(study, "tune", spec, {SITE: site}, FakeBackend(curve), run, run, {})
+
+
+@pytest.mark.parametrize("version", [VERSION, "0.0.1"])
+@pytest.mark.parametrize("words", [{}, {"at_most": 2}, {"add": ["{lr: 0.01}"]}])
+def test_time_without_a_controller_costs_nothing_whatever_is_told_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: dict[str, Any], version: str
+) -> None:
+    run, spec = RunDirectory(tmp_path), tune(budget={"wall_time": "01:00:00"})
+    search = search_of(run, spec)
+    monkeypatch.setattr("parsl_rasda.orchestration.journal.VERSION", version)
+    at_work = driver(run.path, FakeBackend(curve), spec)  # its clock begins in 1970, that of `Search` is ours
+    at_work.abandon()
+    at_work.run(6, {SITE: 1}, budget=spec.budget.limits(0.0))
+    at_work.record([PilotStarted(9.0, PilotId("a-0"), SITE, (NodeSlots(NodeName("n"), (0, 1)),))])
+    at_work.journal.close()
+    monkeypatch.undo()
+    if words:
+        tell_study(run.path, **words)
+    with run.controlled():
+        search.run(NoProgress())
+    found = search.summary()
+    assert found["state"] == "done"
+    assert found["trials"]["not_tried"] == 0
+    assert found["makespan_s"] < 600.0
+
+
+@pytest.mark.parametrize("variant", ["stopping", "synchronous"])
+def test_what_is_told_before_the_first_start_is_taken_up_after_it(tmp_path: Path, variant: str) -> None:
+    run = RunDirectory(tmp_path)
+    search = search_of(run, tune(scheduler={"variant": variant}))
+    tell_study(run.path, at_most=2, add=["{lr: 0.02}"])
+    with run.controlled():
+        search.run(NoProgress())
+    events = [record.event for record in read(run.journal)]
+    assert type(events[0]) is StudyStarted
+    found = search.summary()
+    assert (found["state"], found["at_most"], found["trials"]["total"]) == ("done", 2, 7)
+    first_rung = found["rungs"][0]
+    assert first_rung["reached"] == 7
+    assert search.state is StudyState.DONE
+    searched_again = search_of(run, search.tune)
+    with run.controlled():
+        searched_again.run(NoProgress())
+    assert searched_again.is_reused, "each is taken once"
+
+
+@pytest.mark.parametrize(("variant", "is_alone"), [("stopping", False), ("synchronous", True)])
+def test_who_adds_a_trial_is_told_if_it_competes_with_nobody(
+    tmp_path: Path, variant: str, is_alone: bool
+) -> None:
+    run = RunDirectory(tmp_path)
+    search = search_of(run, tune(scheduler={"variant": variant}))
+    with run.controlled():
+        search.run(NoProgress())
+    assert ("competes with nobody" in tell_study(run.path, add=["{lr: 0.1}"])) is is_alone
+    assert "competes" not in tell_study(run.path, at_most=2)
+    again = search_of(run, search.tune)
+    with run.controlled():
+        again.run(NoProgress())
+    added = again.summary()["trial_list"][-1]
+    assert added["config"]["lr"] == 0.1, "the worst of all"
+    assert (added["state"] == "completed") is is_alone
+
+
+@pytest.mark.parametrize("words", [{"add": ["{lr: 0.01}"]}, {"retry_failed": True}])
+def test_a_search_that_has_found_enough_takes_no_more_trials(tmp_path: Path, words: dict[str, Any]) -> None:
+    run = RunDirectory(tmp_path)
+    search = search_of(run, tune(stop_when={"metric_below": 10.0}))
+    with run.controlled():
+        search.run(NoProgress())
+    assert search.summary()["stopped"]
+    with pytest.raises(InvalidFileError, match="below 10") as error:
+        tell_study(run.path, at_most=1, **words)
+    assert error.value.exit_code == 2
+    assert told(run) == []
+    tell_study(run.path, at_most=1)
 
 
 @pytest.mark.parametrize(
