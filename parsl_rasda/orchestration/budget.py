@@ -13,6 +13,7 @@ from parsl_rasda.orchestration.events import Event, PilotEnded, PilotStarted, St
 from parsl_rasda.types import Budget, PilotId
 
 _HOUR_S = 3600.0
+_BEGINS = "budget: "  # every reason of its
 
 
 @dataclass(slots=True)
@@ -78,7 +79,7 @@ class BudgetWatch:
     def give_up(self, *, spent: bool) -> str:
         """Return why a trial is given up; the first reason is that of the search."""
         rest = "is spent" if spent else "does not last to the next rung"
-        words = f"budget: {self._first} {rest}"
+        words = f"{_BEGINS}{self._first} {rest}"
         self.reason = self.reason or words
         return words
 
@@ -115,6 +116,11 @@ class BudgetWatch:
             if limit is not None:
                 ends.append((_reached_at(limit * _HOUR_S - gone_s, held), f"{limit:g} {name}"))
         self.ends_at, self._first = min(ends)
+
+
+def is_of_budget(reason: str) -> bool:
+    """Whether a trial has ended for this reason because the budget did not last for it."""
+    return reason.startswith(_BEGINS)
 
 
 def _gpus(pilot: PilotStarted) -> int:

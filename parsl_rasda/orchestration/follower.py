@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
+from parsl_rasda.orchestration.budget import is_of_budget
 from parsl_rasda.orchestration.events import (
     ContinueJob,
     EndJob,
@@ -74,15 +75,21 @@ class Follower:
 
     def settle(self) -> None:
         """Let the trials go on that this version would not have paused: it will not resume them either."""
-        for name, answer in self._would_go_on.items():
+        for name in tuple(self._would_go_on):
             trial = self._search.trials[name]
-            self._search.paused.discard(name)
-            trial.train_on(self._search.stretch_ahead(trial, answer), answer.rung)
+            self._unpause(trial)
             if trial.job is None:
                 self._lifecycle.enqueue(trial)
             else:
                 trial.enter(TrialState.RUNNING)  # still leaving: it waits once it has left
-        self._would_go_on.clear()
+
+    def _unpause(self, trial: TrialRecord) -> bool:
+        """Take the scheduler at its word if it would not have paused a trial; return whether that is so."""
+        answer = self._would_go_on.pop(trial.id, None)
+        if answer is not None:
+            self._search.paused.discard(trial.id)
+            trial.train_on(self._search.stretch_ahead(trial, answer), answer.rung)
+        return answer is not None
 
     # ------------------------------------------------------------------------------- what happened
 
@@ -125,7 +132,8 @@ class Follower:
         metric = self._lifecycle.note_epoch(trial, job, event)
         answer = self._search.scheduler.report(trial.id, event.epoch, metric)
         trial.rung, trial.reason = answer.rung, answer.reason or trial.reason
-        if any(isinstance(i, TrialFinished) and i.trial == trial.id for i in instructions):
+        ends = (i for i in instructions if isinstance(i, TrialFinished) and i.trial == trial.id)
+        if any(not is_of_budget(i.reason) for i in ends):
             return
         was_paused = EndJob(job.id, "paused") in instructions
         if was_paused or (job.is_leaving and answer.action is Action.PAUSE):
@@ -181,7 +189,10 @@ class Follower:
                 self._end(job, reason)
             case TrialFinished():
                 self._finish(instruction)
-            case FinishStudy(state):
+            case FinishStudy(state, cause):
+                is_at_its_end = state is StudyState.DONE or (state is StudyState.FAILED and not cause)
+                if is_at_its_end or is_of_budget(cause):
+                    self._note_unwanted()
                 search.state, search.is_over = state, True
                 search.budget.close(search.now)
             case _:
@@ -229,9 +240,31 @@ class Follower:
 
     def _finish(self, finished: TrialFinished) -> None:
         search, trial = self._search, self._search.trials[finished.trial]
+        if trial.state is finished.state:
+            return  # by a change of the method, which both versions took alike
+        if is_of_budget(finished.reason):
+            self._cut_off(trial, finished.reason)
+            return
         search.scheduler.remove(trial.id)  # one that it has stopped stays as it is
         search.cluster_state.dequeue(trial.id)
         self._would_go_on.pop(trial.id, None)
         if trial.state is TrialState.PAUSED and finished.state is not TrialState.STOPPED:
             trial.enter(TrialState.RUNNING)  # it was resumed while its job still left, which is not recorded
         self._lifecycle.conclude(trial, finished.state, finished.reason)
+
+    def _note_unwanted(self) -> None:
+        """Note that the budget did not last for new trials, which no record of its own says."""
+        search = self._search
+        if search.unproposed and search.budget.is_limited and not search.stop.reason:
+            search.budget.give_up(spent=not search.budget.has_room(search.now))
+            search.num_samples = len(search.trials)
+            search.scheduler.close()
+
+    def _cut_off(self, trial: TrialRecord, reason: str) -> None:
+        """End a trial that the budget did not last for; the scheduler keeps its place."""
+        search = self._search
+        is_paused = trial.state is TrialState.PAUSED and not self._unpause(trial)
+        search.cut_off[trial.id] = is_paused
+        search.budget.reason = search.budget.reason or reason
+        search.cluster_state.dequeue(trial.id)
+        self._lifecycle.conclude(trial, TrialState.STOPPED, reason)

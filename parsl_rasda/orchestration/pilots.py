@@ -126,6 +126,9 @@ class PilotRegistry:
         start = self.up.pop(event.pilot, None)
         if start is None and self.requested.pop(event.pilot, None) is None:
             return False
+        if start is not None:  # what was refused beside it says nothing of one in its place
+            self._refusals[event.site] = 0
+            self._retry_at.pop(event.site, None)
         if event.refused:
             # What is refused together, as four requests of a start are, is refused once.
             self._refusals[event.site] += event.at >= self._retry_at.get(event.site, event.at)

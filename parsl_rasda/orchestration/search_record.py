@@ -134,8 +134,8 @@ class SearchRecord:
 
     @property
     def is_draining(self) -> bool:
-        """Whether some train and nobody waits for slots, so that idle pilots may go."""
-        is_calm = bool(self.jobs) and not (self.cluster_state.kinds or self.unproposed)
+        """Whether some train and nobody who may start waits for slots, so that idle pilots may go."""
+        is_calm = bool(self.jobs) and (self.is_full or not (self.cluster_state.kinds or self.unproposed))
         return self.state is StudyState.RUNNING and is_calm
 
     def note_samples(self, trial: TrialRecord, samples: int | None) -> None:

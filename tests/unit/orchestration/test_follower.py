@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from parsl_rasda.orchestration.events import StudyInterrupted
 from parsl_rasda.orchestration.machine import Machine
-from parsl_rasda.types import StudyState, TrialState
+from parsl_rasda.types import Budget, Method, StudyState, TrialState
 from tests.unit.orchestration.random_world import Setup, World
 from tests.unit.orchestration.test_machine_worlds import GROWTH, VARIANTS, setups
 
@@ -112,3 +112,44 @@ def test_no_trial_is_left_behind(setup: Setup, seed: int) -> None:
     machine = move_on(world, follow(setup, world)).machine
     left = [t.id for t in machine.trials.values() if t.state in {TrialState.WAITING, TrialState.RUNNING}]
     assert not left or world.finished.state is StudyState.NO_SITE
+
+
+@settings(max_examples=2 * settings.default.max_examples, deadline=None)
+@given(any_setup, seeds, st.floats(1.0, 200.0), st.booleans())
+def test_trials_that_the_budget_has_ended_go_on_with_a_larger_one(
+    setup: Setup, seed: int, gpu_s: float, is_taken_up: bool
+) -> None:
+    world = World(setup, seed, 0.1, Budget(gpu_hours=gpu_s / 3600))
+    world.unfair(random.Random(seed).randrange(5, 120))
+    if is_taken_up:  # so that those that it has ended go on within the journal
+        world.budget = Budget(gpu_hours=2 * gpu_s / 3600)
+        world.start_controller()
+    world.fault_rate = 0.0
+    world.fair()
+    machine = follow(setup, world)
+    assert standing(machine) == standing(world.machine)
+    assert machine.cut_off == world.machine.cut_off
+    assert bool(machine.stop_reason) == bool(world.machine.stop_reason)
+    assert machine.num_samples == world.machine.num_samples
+    world.budget = None
+    moved = move_on(world, machine)
+    assert moved.finished is not None
+    if moved.finished.state is not StudyState.NO_SITE:
+        assert all(t.state.is_final for t in machine.trials.values())
+        assert (machine.cut_off, len(machine.trials)) == (set(), world.wanted)
+
+
+@settings(max_examples=2 * settings.default.max_examples, deadline=None)
+@given(any_setup, seeds, st.integers(0, 120))
+def test_a_search_that_has_gone_on_by_another_method_is_followed(setup: Setup, seed: int, steps: int) -> None:
+    world = lived(setup, seed)
+    known = setup.machine().scheduler.milestones
+    world.method = Method((*known, 2 * known[-1]), 4, setup.growth)
+    world.start_controller()
+    for _ in range(steps):
+        if world.finished is None:
+            world.fair_step()
+    machine = follow(setup, world)
+    assert standing(machine) == standing(world.machine)
+    assert machine.scheduler.milestones == world.machine.scheduler.milestones
+    assert move_on(world, machine).finished is not None

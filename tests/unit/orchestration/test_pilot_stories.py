@@ -345,6 +345,24 @@ def test_a_site_that_refuses_three_times_with_no_other_ends_the_study() -> None:
     assert refuses(told, "a-2") == [FinishStudy(StudyState.NO_SITE, "walltime")]
 
 
+def test_a_pilot_that_ends_is_replaced_whatever_its_site_has_refused_beside_it() -> None:
+    told = story(max_t=64, max_retries=99)
+    told.begin(2, a=1, later=1)
+    asked = of(RequestPilot, told.pilot("a-0", gpus=1, deadline=10_000.0))
+    told.epoch("0000.1", 1, 0.5)
+    for _ in range(5):  # no more than one is allowed there
+        assert refuses(told, asked[0].pilot) == []
+        told.now = told.machine.wake_at
+        asked = of(RequestPilot, told.tell(TimerFired))
+    refuses(told, asked[0].pilot)
+    assert of(RequestPilot, told.loses("a-0")) == [RequestPilot(PilotId("a-7"), SiteName("a"))]
+    assert refuses(told, "a-7") == [], "the first refusal since then, not the seventh"
+    assert told.machine.wake_at == told.now + 2.0
+    told.now = told.machine.wake_at
+    assert of(RequestPilot, told.tell(TimerFired)) == [RequestPilot(PilotId("a-8"), SiteName("a"))]
+    assert of(StartJob, told.pilot("a-8", gpus=1))
+
+
 def test_what_is_refused_together_is_refused_once() -> None:
     told = story(max_t=8)
     told.begin(8, a=4)

@@ -9,13 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parsl_rasda.orchestration.events import FinishStudy, RequestPilot, StartJob, TrialProposed, UserTold
+from parsl_rasda.orchestration.events import (
+    FinishStudy,
+    ReleasePilot,
+    RequestPilot,
+    StartJob,
+    TimerFired,
+    TrialProposed,
+    UserTold,
+)
 from parsl_rasda.orchestration.replay import replay_search
 from parsl_rasda.orchestration.requests import requests_after, write_request
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.orchestration.stopping import StopWhen
 from parsl_rasda.testing.backends import FakeBackend
-from parsl_rasda.types import Outcome, StudyState, TrialId, TrialState
+from parsl_rasda.types import Outcome, PilotId, StudyState, TrialId, TrialState
 from tests.unit.orchestration.random_world import Setup, Shape, World
 from tests.unit.orchestration.small_study import SITE, curve, driver, tune
 from tests.unit.orchestration.test_machine_stories import Story, of, story
@@ -148,6 +156,23 @@ def test_a_failed_trial_that_still_leaves_starts_afresh_under_the_next_controlle
     told.begin(2, a=1)
     starts = of(StartJob, told.pilot("a-1", gpus=2))
     assert {(str(s.job), s.epoch) for s in starts} == {("0000.2", 0), ("0001.2", 0)}
+
+
+def test_no_more_pilots_are_asked_for_where_no_more_trials_may_run() -> None:
+    told = story(max_t=8)
+    told.begin(6, a=1, later=2)
+    told.tell(UserTold, 1, at_most=1)
+    assert of(RequestPilot, told.pilot("a-0", gpus=1, release_idle_after_s=60.0)) == []
+    assert of(RequestPilot, told.epoch("0000.1", 1, 0.5)) == []
+    told.tell(UserTold, 2, at_most=2)
+    assert set(told.machine.pilots.requested) == {"a-1"}, "one more may run"
+    told.pilot("a-1", gpus=1, release_idle_after_s=60.0)
+    assert len(told.machine.jobs) == 2
+    told.tell(UserTold, 3, at_most=1)
+    told.ends("0001.1", Outcome.FAILED)
+    told.now = told.machine.wake_at
+    assert told.tell(TimerFired) == [ReleasePilot(PilotId("a-1"))], "nobody may use it"
+    assert told.pilot_ends("a-1") == []
 
 
 def test_requests_are_numbered_and_each_is_taken_once(
