@@ -96,8 +96,11 @@ def gpu_joules(names: Sequence[str]) -> float | None:
     """Return what GPUs have drawn since their driver was loaded [J], or None if nobody knows.
 
     Args:
-        names: As a mask has them: numbers, or UUIDs. A part of a GPU has no counter.
+        names: As a mask has them: numbers, or UUIDs. A part of a GPU has no counter, nor has one that is there
+            twice, for slots that share it.
     """
+    if len(set(names)) < len(names):
+        return None
     try:
         import pynvml
     except ImportError:
@@ -122,15 +125,21 @@ def gpu_joules(names: Sequence[str]) -> float | None:
         return None
 
 
+def _name_of(zone: Path) -> str:
+    try:
+        return (zone / "name").read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return ""
+
+
 class Packages:
     """The counters of all packages of a node, which begin anew now and then."""
 
     def __init__(self, folder: Path) -> None:
         """Find them; `folder` is that of the kernel."""
-        self._counters = sorted(folder.glob("intel-rapl:[0-9]*"))
-        self._counters = [
-            path for path in self._counters if path.name.count(":") == 1
-        ]  # no parts of packages
+        # No parts of packages, nor the whole platform (`psys`), which contains them.
+        zones = [path for path in sorted(folder.glob("intel-rapl:[0-9]*")) if path.name.count(":") == 1]
+        self._counters = [path for path in zones if _name_of(path).startswith("package")]
         self._last: dict[Path, int] = {}
         self._sum = 0
 

@@ -91,6 +91,7 @@ def test_what_has_no_counter_is_unknown(nvml: Nvml) -> None:
     for order, mask in (
         (order_on("n:7"), {}),  # the library knows no such GPU
         (order_on("n:0"), {"CUDA_VISIBLE_DEVICES": "MIG-1"}),
+        (order_on("n:0", "n:1"), {"CUDA_VISIBLE_DEVICES": "0,0"}),  # slots that share one
         (order_on("n:0", accelerator="none"), {}),
     ):
         meter = EnergyMeter(order, "n", mask)
@@ -196,20 +197,24 @@ def test_what_slurm_has_booked_counts_where_a_step_had_its_nodes_to_itself(
 
 
 def test_packages_are_added_and_their_counters_may_begin_anew(tmp_path: Path) -> None:
-    names = ("intel-rapl:0", "intel-rapl:1", "intel-rapl:0:0")
+    names = ("intel-rapl:0", "intel-rapl:1", "intel-rapl:0:0", "intel-rapl:2")
+    kinds = ("package-0", "package-1", "dram", "psys")
 
     def stand(*microjoules: int) -> None:
-        for name, value in zip(names, microjoules, strict=True):
+        for name, kind, value in zip(names, kinds, microjoules, strict=True):
             (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / "name").write_text(f"{kind}\n")
             (tmp_path / name / "energy_uj").write_text(f"{value}\n")
             (tmp_path / name / "max_energy_range_uj").write_text("10000000\n")
 
     assert Packages(tmp_path).joules() is None
-    stand(9_000_000, 0, 5)
+    stand(9_000_000, 0, 5, 0)
     packages = Packages(tmp_path)
     assert packages.joules() == 0.0
-    stand(1_000_000, 3_000_000, 9_999)
-    assert packages.joules() == pytest.approx(5.0), "2 J of the first, 3 J of the second; parts are none"
+    stand(1_000_000, 3_000_000, 9_999, 8_000_000)
+    assert packages.joules() == pytest.approx(5.0), (
+        "2 J of the first, 3 J of the second; parts and the whole are none"
+    )
     (tmp_path / names[0] / "energy_uj").unlink()
     assert packages.joules() is None
 
