@@ -96,8 +96,8 @@ def gpu_joules(names: Sequence[str]) -> float | None:
     """Return what GPUs have drawn since their driver was loaded [J], or None if nobody knows.
 
     Args:
-        names: As a mask has them: numbers, or UUIDs. A part of a GPU has no counter, nor has one that is there
-            twice, for slots that share it.
+        names: As a mask has them: numbers, or UUIDs. A part of a GPU has no counter, nor has one that is
+            there twice, for slots that share it.
     """
     if len(set(names)) < len(names):
         return None

@@ -213,7 +213,7 @@ def test_packages_are_added_and_their_counters_may_begin_anew(tmp_path: Path) ->
     assert packages.joules() == 0.0
     stand(1_000_000, 3_000_000, 9_999, 8_000_000)
     assert packages.joules() == pytest.approx(5.0), (
-        "2 J of the first, 3 J of the second; parts and the whole are none"
+        "2 J and 3 J; parts and the whole are none"
     )
     (tmp_path / names[0] / "energy_uj").unlink()
     assert packages.joules() is None
