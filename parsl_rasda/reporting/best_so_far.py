@@ -105,7 +105,9 @@ def _drawn(
 ) -> Chart:
     shapes: list[Shape] = [*Frame(x, y).axes(ticks, y.ticks(5), *names)]
     for line in lines:
-        path = "".join(_steps([(x(p[column]), y(p.metric)) for p in line.points[-_POINTS:]]))
+        path = "".join(
+            _steps([(x((p.seconds, p.gpu_hours)[column]), y(p.metric)) for p in line.points[-_POINTS:]])
+        )
         shapes.append(shape("path", class_=f"curve {line.class_}", d=path, data_note=line.name))
     return chart(WIDTH, _HEIGHT, f"{title} over {names[0]}", shapes)
 
