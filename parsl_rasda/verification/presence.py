@@ -128,14 +128,14 @@ def check_checkpoints(models: Iterable[str], places: Places) -> Count:
                 unknown = f"{path} has no {HEADER}: it is damaged, or was half removed"
         except CheckpointError as error:
             differences.append(str(error))
-    for path in models:
-        if checkpoint_here(places.run, path) is not None:
+    for model in models:
+        if checkpoint_here(places.run, model) is not None:
             continue
-        own = _own(places.run, path)
+        own = _own(places.run, model)
         found.add(own)
         job = JobId(TrialId(own.parts[-3]), number_of(own.parts[-2]) or 0)
         if places.is_run or places.are_elsewhere(job):
-            unknown = f"{path} is not here"
+            unknown = f"{model} is not here"
         else:
             differences.append(f"{own} is gone, the model of trial {job.trial}")
     return Count(len(found), same, next(iter(differences), ""), unknown)
