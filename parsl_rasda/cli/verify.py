@@ -31,7 +31,7 @@ def verify(
 
     Decisions follow from the journal; samples start afresh, or from checkpoints that are still there. They
     are trained by this machine: call it where trials ran, for example in an allocation of one node. The run
-    is only read. The exit code is 5 if something differs that must not.
+    is only read, its code is executed. The exit code is 5 if something differs that must not, or is missing.
     """
     from parsl_rasda.verification.verdict import verify_run
 

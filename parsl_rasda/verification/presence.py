@@ -1,7 +1,7 @@
 """What must be in a run directory: what the ranks of each attempt wrote, and the checkpoints that stay.
 
-Files that are missing are explained where an attempt ran in a folder of its site, or a controller died; else
-they make a difference.
+Files that are missing are explained where an attempt ran in a folder of its site, or no controller
+heard of them; else they make a difference.
 """
 
 from __future__ import annotations
@@ -111,14 +111,14 @@ def _lacking(epochs: list[tuple[JobId, int]], places: Places) -> Count:
     if unheard:
         words = f"trial {unheard[0].trial}, attempt {unheard[0].attempt}: ranks trained, the journal lacks it"
         return Count(len(epochs), 0, words)
-    words = f"{len(epochs)} that ranks wrote are not in the journal: it was cut off, or its controller died"
+    words = f"{len(epochs)} that ranks wrote are not in the journal: cut off, or no controller heard of them"
     return Count(len(epochs), 0, unknown=words)
 
 
 def check_checkpoints(models: Iterable[str], places: Places) -> Count:
     """Read every checkpoint, and look for those that must be there, as `kept_models` returns them."""
     found = {p for p in places.run.path.glob("trials/*/attempt-*/epoch-*") if p.is_dir() and not p.suffix}
-    same, differences, unknown = 0, [], ""
+    same, differences, unknown = 0, list[str](), ""
     for path in sorted(found):
         try:
             if (path / HEADER).is_file():
@@ -128,14 +128,14 @@ def check_checkpoints(models: Iterable[str], places: Places) -> Count:
                 unknown = f"{path} has no {HEADER}: it is damaged, or was half removed"
         except CheckpointError as error:
             differences.append(str(error))
-    for path in models:
-        if checkpoint_here(places.run, path) is not None:
+    for model in models:
+        if checkpoint_here(places.run, model) is not None:
             continue
-        own = _own(places.run, path)
+        own = _own(places.run, model)
         found.add(own)
         job = JobId(TrialId(own.parts[-3]), number_of(own.parts[-2]) or 0)
         if places.is_run or places.are_elsewhere(job):
-            unknown = f"{path} is not here"
+            unknown = f"{model} is not here"
         else:
             differences.append(f"{own} is gone, the model of trial {job.trial}")
     return Count(len(found), same, next(iter(differences), ""), unknown)
