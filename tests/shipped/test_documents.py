@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 import parsl_rasda
+from parsl_rasda.cli.main import app
 
 REPOSITORY = Path(__file__).parents[2]
 TOP = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
@@ -66,6 +67,15 @@ def test_it_can_be_read_in_one_go_and_stands_for_itself(document: Path) -> None:
         assert len(prose.splitlines()) < MOST_LINES
     if document.name != "CHANGELOG.md":
         assert len(text.splitlines()) <= (150 if document.name == "README.md" else 300)
+
+
+def test_the_readme_names_every_command_and_the_results_every_exit_code() -> None:
+    text = (REPOSITORY / "README.md").read_text()
+    commands = {c.name or getattr(c.callback, "__name__", "") for c in app.registered_commands}
+    assert {c for c in commands if not re.search(rf"parsl-rasda {c}\b|`{c}\b", text)} == set()
+    codes = re.findall(r"^\| (\d+) ", (REPOSITORY / "docs/reference/exit_codes.md").read_text(), re.MULTILINE)
+    said = (REPOSITORY / "docs/results.md").read_text().partition("Exit codes are")[2].partition("`run`")[0]
+    assert {*codes} == {*re.findall(r"\d+", said)}
 
 
 def test_the_citation_is_of_this_version() -> None:

@@ -85,7 +85,16 @@ document.addEventListener("change", (event) => {
 });
 
 // A page that is served hears that there is something new, and takes it over from a fresh copy of itself.
+let isBusy = false, isLate = false;
 async function refresh() {
+  isLate = isBusy;
+  if (isBusy) return;
+  isBusy = true;
+  try { await takeOver(); } finally { isBusy = false; }
+  if (isLate) await refresh();
+}
+
+async function takeOver() {
   const answer = await fetch(location.href, { cache: "no-store" });
   if (!answer.ok) return;
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import xml.etree.ElementTree as ET
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import structs
 from typer.testing import CliRunner
 
 from parsl_rasda.cli.main import app
 from parsl_rasda.errors import InvalidSettingError
-from parsl_rasda.orchestration.events import EpochReported, TrialProposed
-from parsl_rasda.orchestration.journal import Record
+from parsl_rasda.orchestration.events import EpochReported
 from parsl_rasda.reporting.best_so_far import Best, Line, best_charts, best_so_far, other_of_best
 from parsl_rasda.reporting.comparison import comparison
 from parsl_rasda.reporting.fault_timeline import fault_timeline
@@ -150,6 +147,7 @@ def test_a_run_without_faults_has_no_timeline_and_one_with_them_says_which(
     rehearsals: Any, tmp_path: Path
 ) -> None:
     from parsl_rasda.orchestration.events import SiteDegraded
+    from parsl_rasda.orchestration.journal import Record
 
     rehearsals.into(tmp_path / "run", rehearsals.study_of())
     records = list(read_run(tmp_path / "run").searches["tune"].records)
@@ -180,79 +178,6 @@ def test_the_methods_have_what_a_reviewer_asks_for(finished: Path) -> None:
         "Of 8 trials",
     ):
         assert words in text
-
-
-@pytest.mark.parametrize(
-    ("scheduler", "changes", "words", "never"),
-    [
-        (
-            {"batch": "constant"},
-            {},
-            ("each trial had 4 data-parallel replicas, on 1 to 4 slots", "at most 32 samples in all"),
-            "grew",
-        ),
-        (
-            {"batch": "measured", "num_workers": 2},
-            {},
-            (
-                "each trial had 4 data-parallel replicas, on 2 to 4 slots",
-                "at most 2 x 32 samples at the start of a trial, and more as far as the noise scale of its",
-            ),
-            "grew",
-        ),
-        ({"growth": "none"}, {}, ("from 1 to at most 4, on 1 slot (growth: none)",), "1 to 4"),
-        (
-            {"kind": "asha"},
-            {},
-            (
-                "tuned by ASHA (arXiv:1810.05934; variant",
-                "each trial had 1 data-parallel replica, on 1 slot.",
-            ),
-            "doi",
-        ),
-        ({"reduction_factor": 8}, {}, ("after 1 epoch, where one in 8 went on",), "epochs, where"),
-        ({"grace_period": 8}, {}, ("judged by val_loss (smaller is better); each trial had 1",), "where one"),
-        (
-            {},
-            {
-                "search_space": {"lr": {"float": [0.001, 0.1]}, "batch": {"choice": [16, 32]}},
-                "training": {"python": "workflows.emulated.train:train", "batch_size": "batch"},
-            },
-            ("A step had at most `batch` samples a replica",),
-            "as many",
-        ),
-        (
-            {},
-            {"stop_when": {"no_improvement": 2}, "num_samples": 40},
-            ("5 configurations came from the random searcher",),
-            "40 configurations",
-        ),
-    ],
-)
-def test_the_methods_say_what_a_study_has_otherwise(
-    scheduler: Any, changes: Any, words: tuple[str, ...], never: str, rehearsals: Any, tmp_path: Path
-) -> None:
-    config = {"lr": 0.01, "optimizer": "sgd", "batch": 16}
-    study = rehearsals.study_of(scheduler=scheduler, **changes)
-    rehearsals.into(tmp_path, study, config_of=lambda trial: config)
-    run = read_run(tmp_path)
-    text = methods_text(run, "tune", run.summaries()["tune"])
-    for said in words:
-        assert said in text
-    assert never not in text
-
-
-def test_the_methods_count_what_the_user_has_added(rehearsals: Any, tmp_path: Path) -> None:
-    rehearsals.into(tmp_path, rehearsals.study_of())
-    run = read_run(tmp_path)
-    history = run.searches["tune"]
-    first = next(i for i, r in enumerate(history.records) if isinstance(r.event, TrialProposed))
-    records = list(history.records)
-    records[first] = Record(structs.replace(records[first].event, told=1), records[first].instructions)
-    run = replace(run, searches={"tune": replace(history, records=records)})
-    text = methods_text(run, "tune", run.summaries()["tune"])
-    assert "7 configurations came from the random searcher" in text
-    assert "1 more came from the user" in text
 
 
 def test_figures_are_pictures_of_their_own(finished: Path, tmp_path: Path) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import re
 import select
+import socket
 import subprocess
+import sys
 import urllib.error
 import urllib.request
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import pytest
 
@@ -59,6 +63,59 @@ def test_a_change_of_the_journal_is_told(address, finished) -> None:
             journal.write(b"{")
         assert stream.readline() == b"\n"
         assert stream.readline() == b"data: changed\n"
+
+
+def events_of(address):
+    """Return where the page that is served now listens."""
+    events = re.search('data-events="([^"]+)"', answer_of(address)[1])[1]
+    return urljoin(address, html.unescape(events))
+
+
+def first_event_of(events):
+    """Return what a page is told first."""
+    with urllib.request.urlopen(events, timeout=20) as stream:
+        return next(line for line in stream if line.startswith(b"data: "))
+
+
+def test_a_change_since_the_page_was_made_is_told_at_once(address, finished) -> None:
+    events = events_of(address)
+    with (finished / "journal.jsonl").open("ab") as journal:
+        journal.write(b"{")
+    assert first_event_of(events) == b"data: changed\n"
+
+
+def test_the_death_of_the_controller_is_told(address, finished) -> None:
+    claims = "import sys, pathlib; from parsl_rasda.orchestration.controllers import claim"
+    claims += "; claim(pathlib.Path(sys.argv[1])); print(flush=True); sys.stdin.read()"
+    words, pipe = (sys.executable, "-c", claims, str(finished)), subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe) as controller:
+        controller.stdout.readline()
+        with live_page(finished, 0, 0.02) as follows:
+            events = events_of(follows)
+            controller.kill()
+            controller.wait()
+            assert first_event_of(events) == b"data: changed\n"
+
+
+def test_a_page_that_is_older_than_the_run_is_told_before_any_time_passes(finished) -> None:
+    with live_page(finished, 0, 60.0) as address:
+        assert first_event_of(address.replace("/?", "/events?state=older&")) == b"data: changed\n"
+
+
+def test_who_asks_often_gets_one_page_until_the_next_is_due(finished) -> None:
+    with live_page(finished, 0, 60.0) as address:
+        before = answer_of(address)[1]
+        (finished / "journal.jsonl").unlink()
+        assert answer_of(address)[1] == before
+    with live_page(finished, 0, 60.0) as address:
+        assert "has not begun" in answer_of(address)[1]
+
+
+def test_an_address_that_is_none_is_answered(address) -> None:
+    there = urlsplit(address)
+    with socket.create_connection((there.hostname, there.port), timeout=20) as connection:
+        connection.sendall(b"GET http://[/ HTTP/1.1\r\nConnection: close\r\n\r\n")
+        assert connection.makefile("rb").read().startswith(b"HTTP/1.1 400 ")
 
 
 def test_a_port_that_is_taken_is_refused_in_one_sentence(address, finished) -> None:
@@ -145,6 +202,16 @@ def test_an_open_page_takes_over_what_is_new_and_complains_of_nothing(address, f
         else:
             raise AssertionError("the page did not hear of a change")
         assert answer["result"]["value"] > 6, answer
+        expression = """(async () => {
+          let asked = 0;
+          const before = fetch;
+          window.fetch = (...words) => { asked += 1; return before(...words); };
+          await Promise.all([refresh(), refresh(), refresh()]);
+          window.fetch = before;
+          return asked;
+        })()"""
+        answer = browser.ask("Runtime.evaluate", expression=expression, awaitPromise=True)
+        assert answer["result"]["value"] <= 2, "one, and one more for what came meanwhile"
         assert browser.complaints == []
     finally:
         browser.close()
