@@ -14,13 +14,13 @@ from parsl_rasda.backends.allocation import (
     counted_here,
     in_this_allocation,
     read_allocation,
-    walltime_s,
 )
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.launch.base import LaunchSettings
 from parsl_rasda.launch.srun import SrunLauncher
 from parsl_rasda.protocol import JobSpec
 from parsl_rasda.study.parsl_site import ParslSiteSpec
+from parsl_rasda.study.pilot_counts import walltime_s
 from parsl_rasda.types import NodeName, NodeSlots, PilotId, Placement, SiteName, TrialId
 
 FOUND: dict[str, Any] = {
