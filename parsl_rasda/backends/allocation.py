@@ -18,13 +18,13 @@ from parsl_rasda.launch.base import LaunchCommand, Launcher, LaunchSettings, ran
 from parsl_rasda.launch.container import CONTAINED_VARIABLE, exec_words, step_options
 from parsl_rasda.protocol import JobSpec
 from parsl_rasda.study.parsl_site import ParslSiteSpec
+from parsl_rasda.study.pilot_counts import walltime_s
 from parsl_rasda.study.site_base import SiteBase
 from parsl_rasda.types import NodeName, NodeSlots, Placement
 
 if TYPE_CHECKING:
     from parsl_rasda.study import SiteSpec
 
-_SECONDS = (1, 60, 3600)
 _TWO_KINDS = 2  # of nodes, by their GPUs
 _RUN = 3  # how far an attempt's directory, trials/0001/attempt-1, is below its run's
 _ONE_STEP = ("srun", "--nodes=1", "--ntasks=1", "--nodelist={node}", "--overlap", "--mem=0", "--input=none")
@@ -337,10 +337,3 @@ def _usable_gpus(site: SiteBase, found: int) -> int:
     if declared == "auto":
         return found
     return found if site.accelerator in COUNTED and 0 < found < declared else declared
-
-
-def walltime_s(text: str) -> float:
-    """Return the seconds of a Parsl walltime, ``[days-]HH:MM:SS``."""
-    days, _, clock = text.rpartition("-")
-    parts = [float(part) for part in reversed(clock.split(":"))]
-    return float(days or 0) * 86400 + sum(n * unit for n, unit in zip(parts, _SECONDS, strict=False))

@@ -173,8 +173,8 @@ def _waits(
 
 def _walltimes_s(sites: Iterable[SiteSpec]) -> dict[SiteName, float]:
     """Return the walltime of each site whose pilots are batch jobs [s]."""
-    from parsl_rasda.backends.allocation import walltime_s
     from parsl_rasda.study import ParslSiteSpec
+    from parsl_rasda.study.pilot_counts import walltime_s
     from parsl_rasda.types import SiteName
 
     batch = [s for s in sites if isinstance(s, ParslSiteSpec) and not s.is_local]

@@ -79,8 +79,8 @@ class TrialLifecycle:
             search.ended -= 1
             (self.pause if was_paused else self.enqueue)(search.trials[cut_off])
         search.cut_off.clear()
-        for trial in sorted(search.retried):
-            self.retry_if_told(search.trials[trial])
+        for retried in sorted(search.retried):
+            self.retry_if_told(search.trials[retried])
         if event.retry_failed:
             self.retry_failed()
 

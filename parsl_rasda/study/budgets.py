@@ -11,10 +11,10 @@ from pydantic import AfterValidator, Field, WithJsonSchema
 
 from parsl_rasda.diagnostics import Plain, refused
 from parsl_rasda.errors import Diagnostic
+from parsl_rasda.study.pilot_counts import WALLTIME, walltime_s
 from parsl_rasda.study.spec import Number, Spec, matching
 from parsl_rasda.types import Budget
 
-_DURATION = re.compile(r"[0-9]{1,4}:[0-5][0-9]:[0-5][0-9]")
 _DURATION_WORDS = "HH:MM:SS, for example 12:00:00"
 _CLOCK = r"([01][0-9]|2[0-3]):[0-5][0-9]"
 _DATE = r"[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
@@ -23,7 +23,7 @@ _UNTIL_WORDS = "HH:MM, or YYYY-MM-DD HH:MM, for example 08:00"
 
 
 def _duration(value: str) -> str:
-    if not _DURATION.fullmatch(value):
+    if not WALLTIME.fullmatch(value):
         raise refused(value, _DURATION_WORDS)
     return value
 
@@ -33,14 +33,14 @@ def _until(value: str) -> str:
         raise refused(value, _UNTIL_WORDS)
     if len(value) > len("HH:MM"):
         try:
-            datetime.fromisoformat(value)
-        except ValueError:
-            raise refused(value, "a day that there is") from None
+            _time_of(value, 0.0)
+        except (ValueError, OverflowError):
+            raise refused(value, "a day that there is, from 0002-01-01 to 9999-12-30") from None
     return value
 
 
 Duration = Annotated[
-    str, AfterValidator(_duration), WithJsonSchema(matching(_DURATION.pattern, _DURATION_WORDS))
+    str, AfterValidator(_duration), WithJsonSchema(matching(WALLTIME.pattern, _DURATION_WORDS))
 ]
 Until = Annotated[str, AfterValidator(_until), WithJsonSchema(matching(_UNTIL.pattern, _UNTIL_WORDS))]
 Hours = Annotated[Number, Field(gt=0)]
@@ -70,7 +70,7 @@ class BudgetSpec(Spec):
     def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
         """Yield a time in which nothing could run."""
         wall_time = plain.get("wall_time")
-        if isinstance(wall_time, str) and _DURATION.fullmatch(wall_time) and not _seconds(wall_time):
+        if isinstance(wall_time, str) and WALLTIME.fullmatch(wall_time) and not walltime_s(wall_time):
             yield Diagnostic(("wall_time",), wall_time, "at least 00:00:01")
 
     def limits(self, now: float) -> Budget | None:
@@ -79,15 +79,10 @@ class BudgetSpec(Spec):
         Args:
             now: Present time [s], after which ``until`` comes.
         """
-        wall_s = None if self.wall_time is None else _seconds(self.wall_time)
+        wall_s = None if self.wall_time is None else walltime_s(self.wall_time)
         until = None if self.until is None else _time_of(self.until, now)
         found = Budget(wall_s, until, self.gpu_hours, self.node_hours)
         return None if found == Budget() else found
-
-
-def _seconds(duration: str) -> float:
-    hours, minutes, seconds = map(int, duration.split(":"))
-    return float(hours * 3600 + minutes * 60 + seconds)
 
 
 def _time_of(until: str, now: float) -> float:

@@ -14,6 +14,7 @@ from parsl_rasda.study.spec import Count, Spec
 
 MOST_PILOTS = 1_000
 WALLTIME = re.compile(r"[0-9]{1,4}:[0-5][0-9]:[0-5][0-9]")
+_SECONDS = (1, 60, 3600)
 WALLTIME_FORM = "HH:MM:SS, for example 01:30:00"
 
 PilotCount = Annotated[Count, Field(le=MOST_PILOTS)]
@@ -48,6 +49,13 @@ class PilotsSpec(Spec):
         least, most = plain.get("min", 1), plain.get("max")
         if is_number(least) and is_number(most) and least > most:
             yield Diagnostic(("min",), shown(least), f"at most max, {shown(most)}")
+
+
+def walltime_s(text: str) -> float:
+    """Return the seconds of a Parsl walltime, ``[days-]HH:MM:SS``."""
+    days, _, clock = text.rpartition("-")
+    parts = [float(part) for part in reversed(clock.split(":"))]
+    return float(days or 0) * 86400 + sum(n * unit for n, unit in zip(parts, _SECONDS, strict=False))
 
 
 def most_of(pilots: object) -> object:

@@ -93,10 +93,12 @@ class Search:
 
     def take_requests(self) -> None:
         """Hand over what the user has told since the last time."""
-        if self._driver is None:
-            return
+        if self._driver is not None:
+            self._hand_over(self._driver)
+
+    def _hand_over(self, driver: Driver) -> None:
         for request in requests_after(self.directory.requests, self._taken, time.time()):
-            self._driver.tell(request)
+            driver.tell(request)
             self._taken = request.told or self._taken
 
     def _is_told_to_train(self, machine: Machine) -> bool:
@@ -158,7 +160,7 @@ class Search:
             tracking or nullcontext(),
             notifier or nullcontext(),
         ):
-            self._driver = Driver(
+            driver = Driver(
                 history.machine,
                 journal,
                 self.backend,
@@ -169,12 +171,13 @@ class Search:
                 on_heartbeat=self.claimed.verify,
                 on_write=self.claimed.verify,
             )
-            self.take_requests()
+            self._hand_over(driver)  # before another thread may
+            self._driver = driver
             if self._is_leaving:  # it was interrupted before there was a driver
-                self._driver.interrupt()
+                driver.interrupt()
             pilots = {name: site.least_pilots for name, site in self.sites.items()}
             later = {name: n for name, site in self.sites.items() if (n := site.most_pilots - pilots[name])}
-            self._driver.run(
+            driver.run(
                 self.tune.num_samples,
                 pilots,
                 missed,

@@ -15,9 +15,9 @@ from parsl_rasda.backends.allocation import (
     hands_out_gpus,
     inside_of,
     probe_command,
-    walltime_s,
 )
 from parsl_rasda.devices import DEVICE_MASKS
+from parsl_rasda.study.pilot_counts import walltime_s
 from parsl_rasda.study.sites import GlobusSiteSpec
 from parsl_rasda.types import NodeName, NodeSlots
 

@@ -25,13 +25,13 @@ from pathlib import Path
 from parsl_rasda.agent.node_probe import BEGAN_VARIABLE
 from parsl_rasda.agent.slurm import run_command
 from parsl_rasda.atomic_files import replace_file
-from parsl_rasda.backends.allocation import walltime_s
 from parsl_rasda.backends.parsl.batch_queue import QueuedJob, can_be_asked, clusters_option, look_at
 from parsl_rasda.errors import RunDirectoryError, SiteUnavailableError
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.private_files import current_umask
 from parsl_rasda.study.loading import dump_site, load_site
 from parsl_rasda.study.parsl_site import ParslSiteSpec
+from parsl_rasda.study.pilot_counts import walltime_s
 
 _LEAVING_S = 120.0  # beyond the margin: pilots are given back, and the next job is queued
 _END = {"SlurmProvider": "scancel", "PBSProProvider": "qdel"}

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from parsl_rasda.agent.slurm import run_command
-from parsl_rasda.backends.allocation import walltime_s
 from parsl_rasda.study.parsl_site import ParslSiteSpec
+from parsl_rasda.study.pilot_counts import walltime_s
 from parsl_rasda.study.site_base import SiteBase
 
 _NO = {"false", "0"}

@@ -15,7 +15,6 @@ from parsl_rasda.backends.allocation import (
     in_this_allocation,
     ranks_here,
     read_allocation,
-    walltime_s,
 )
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.launch.base import LaunchSettings
@@ -25,6 +24,7 @@ from parsl_rasda.protocol import JobSpec
 from parsl_rasda.runtime.process.forkserver.client import identity
 from parsl_rasda.study.document import AsWritten
 from parsl_rasda.study.parsl_site import ParslSiteSpec
+from parsl_rasda.study.pilot_counts import walltime_s
 from parsl_rasda.types import NodeName, NodeSlots, PilotId, Placement, SiteName, TrialId
 
 FOUND: dict[str, Any] = {

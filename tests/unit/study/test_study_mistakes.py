@@ -41,6 +41,11 @@ MISTAKES: dict[str, tuple[str | int, ...]] = {
         "      num_samples: 16\n      checkpoints: file://shared\n",
         "tune.checkpoints: found 'file://shared'; allowed: an absolute path",
     ),
+    "a day before all others": (
+        "      num_samples: 16\n",
+        "      num_samples: 16\n      budget: {until: '0001-01-01 08:00'}\n",
+        "tune.budget.until: found '0001-01-01 08:00'; allowed: a day that there is",
+    ),
     "a search on each site": (
         "    tune:\n      metric",
         "    site: each\n    tune:\n      metric",
