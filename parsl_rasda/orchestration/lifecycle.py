@@ -70,7 +70,7 @@ class TrialLifecycle:
         self.forget_cautions()
         for trial in search.trials.values():
             if trial.job is not None:
-                self.forget_job(trial, trial.job)
+                self.forget_job(trial, trial.job, has_left=False)
                 if trial.state is TrialState.RUNNING:
                     self.enqueue(trial)
         if event.method is not None:
@@ -340,9 +340,9 @@ class TrialLifecycle:
             search.cluster_state.unplace(trial.id)
         search.instructions.append(EndJob(job.id, reason))
 
-    def forget_job(self, trial: TrialRecord, job: LiveJob) -> None:
-        """Note that a job is gone."""
-        if job.is_leaving:
+    def forget_job(self, trial: TrialRecord, job: LiveJob, *, has_left: bool = True) -> None:
+        """Note that a job is gone; ``has_left``: just now, so that how long it took is known."""
+        if job.is_leaving and has_left:
             seconds = self._search.now - job.leaving_since
             self._search.cluster_state.times.saw_release(seconds, job.placement.site)
         job.enter(JobState.ENDED)

@@ -266,6 +266,7 @@ class Machine:
         for site, wanted in event.sites.items():
             search.instructions.extend(self.pilots.request(site) for _ in range(wanted))
         self.pilots.deferred.update(event.later)
+        self.pilots.least.update(event.sites)
         known = {t.site for t in self.trials.values()} | {w.site for w in self.cluster_state.waiting}
         for site in sorted({site for site in known if site} - set(event.sites)):
             self._lifecycle.abandon_site(site)
@@ -350,13 +351,15 @@ class Machine:
         is_controllers_end = self.pilots.must_controller_end(search.now)
         if not self.pilots.ended(event):
             return
+        is_unneeded = (is_idle_released and search.is_draining) or self.pilots.is_spare(event.site)
         self.cluster_state.ledger.remove_pilot(event.pilot)
         if search.state is not StudyState.RUNNING:
             return
         if is_controllers_end:
             self._interrupt_with_allocation()
-        elif is_idle_released and search.is_draining and not self.pilots.none_left:
+        elif is_unneeded and not self.pilots.none_left:
             self.pilots.defer(event.site)
+            self._allocator.request_deferred_pilots()  # unless nobody waits
         elif not self.pilots.must_back_off(event.site):
             if search.is_unfinished:
                 search.instructions.append(self.pilots.request(event.site))

@@ -38,6 +38,7 @@ class PilotRegistry:
         self._had_job: set[PilotId] = set()
         self._made_progress: set[PilotId] = set()  # a trial got further there
         self.deferred: Counter[SiteName] = Counter()  # gone, and not replaced for now
+        self.least: Counter[SiteName] = Counter()  # wanted whether anybody waits or not
         self._retry_at: dict[SiteName, float] = {}  # when a site that failed may be asked again
         self._failures: Counter[SiteName] = Counter()  # pilots in a row that came to nothing
         self._refusals: Counter[SiteName] = Counter()  # times in a row that none came up: epochs do not count
@@ -255,6 +256,11 @@ class PilotRegistry:
     def is_idle_released(self, pilot: PilotId) -> bool:
         """Whether a pilot was given back for want of work."""
         return pilot in self._idle_released
+
+    def is_spare(self, site: SiteName) -> bool:
+        """Whether a site that has not failed has the pilots it should, without the one that has gone."""
+        there = [p.site for p in self.up.values()] + list(self.requested.values())
+        return there.count(site) >= self.least[site] and not self.must_back_off(site)
 
     def defer(self, site: SiteName) -> None:
         """Note that a pilot for which there was no work is not replaced, for now."""

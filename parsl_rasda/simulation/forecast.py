@@ -21,6 +21,7 @@ from parsl_rasda.simulation.budgets import forecast_budget
 from parsl_rasda.simulation.comparison import Comparison, WhatIf
 from parsl_rasda.simulation.costs import Costs
 from parsl_rasda.simulation.outcome import Forecast
+from parsl_rasda.simulation.queues import with_waits
 from parsl_rasda.simulation.rehearsal import VirtualSite
 from parsl_rasda.simulation.sizes import gpus_of, of_size, pilots_that_do, sizes_of
 from parsl_rasda.study import SiteSpec, StudySpec, TuneSpec
@@ -121,7 +122,7 @@ def forecast(
     run = measured if measured is not None and measured.usage.epochs else None
     comparison = Comparison(tune, seed, run, what_if)
     policies, rungs = comparison.policies(tune, sites)
-    costs = comparison.costs[0]
+    costs, queued = comparison.costs[0], with_waits(sites, what_if.waits, 0)
     found = Forecast(
         stage=stage,
         trials=tune.num_samples,
@@ -135,7 +136,7 @@ def forecast(
         policies=policies,
         guessed=() if run is not None else tuple(_guesses(tune.estimates)),
         seeds=len(comparison.costs),
-        budget=forecast_budget(tune, sites, costs, now=what_if.now, fit=what_if.fit_budget),
+        budget=forecast_budget(tune, queued, costs, now=what_if.now, fit=what_if.fit_budget),
     )
     found = replace(
         found,

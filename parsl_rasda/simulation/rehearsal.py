@@ -92,6 +92,7 @@ class Rehearsal:
         self._jobs: dict[JobId, _VirtualJob] = {}
         self._pilots: Counter[SiteName] = Counter()
         self._now = 0.0
+        self._grants_pilots = True
 
     def run(self, num_samples: int, budget: Budget | None = None) -> Usage:
         """Return the usage of the whole study; its virtual clock starts at 0 s.
@@ -109,10 +110,13 @@ class Rehearsal:
     def go_on(self, now: float, epoch_ends_at: Callable[[TrialRecord, LiveJob], float]) -> float:
         """Take a machine on from the middle of a search; return when nothing happens any more [s].
 
+        It goes on with the pilots that are up: nobody knows when another would come.
+
         Args:
             now: Present time [s].
             epoch_ends_at: When the present epoch of a running job is over [s], if not yet.
         """
+        self._grants_pilots = False
         running = list(self.machine.jobs.items())
         for job_id, trial in running:
             job = trial.job
@@ -172,7 +176,7 @@ class Rehearsal:
 
     def _carry_out(self, now: float, instruction: Instruction) -> None:
         match instruction:
-            case RequestPilot(pilot, site):
+            case RequestPilot(pilot, site) if self._grants_pilots:
                 shape = self.sites[site]
                 number = self._pilots[site]
                 nodes = shape.nodes_of(number)

@@ -212,9 +212,7 @@ def test_packages_are_added_and_their_counters_may_begin_anew(tmp_path: Path) ->
     packages = Packages(tmp_path)
     assert packages.joules() == 0.0
     stand(1_000_000, 3_000_000, 9_999, 8_000_000)
-    assert packages.joules() == pytest.approx(5.0), (
-        "2 J and 3 J; parts and the whole are none"
-    )
+    assert packages.joules() == pytest.approx(5.0), "2 J and 3 J; parts and the whole are none"
     (tmp_path / names[0] / "energy_uj").unlink()
     assert packages.joules() is None
 

@@ -645,6 +645,17 @@ def test_the_slowest_restart_is_learnt_and_a_clock_that_runs_behind_teaches_noth
     assert told.machine.cluster_state.times.restart_s == 2.0
 
 
+def test_how_long_jobs_take_to_leave_is_not_learnt_from_the_time_without_a_controller() -> None:
+    told = story(max_t=16)
+    told.begin(1, a=1)
+    told.pilot("a-0", gpus=2)
+    assert of(EndJob, told.epoch("0000.1", 1, 0.5)), "it is to leave"
+    before = told.machine.cluster_state.times.release_s(SiteName("a"))
+    told.now += 36_000.0
+    told.begin(1, a=1)
+    assert told.machine.cluster_state.times.release_s(SiteName("a")) == before
+
+
 def test_nothing_starts_on_a_pilot_whose_end_sends_its_jobs_away() -> None:
     """Else a trial would start and leave in turns until the walltime, and then have no retries left."""
     told = story(max_t=4, max_retries=0)

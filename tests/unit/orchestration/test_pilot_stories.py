@@ -184,6 +184,19 @@ def test_pilots_beyond_the_least_are_asked_for_one_by_one_while_trials_wait() ->
     assert of(RequestPilot, told.pilot("a-3", gpus=1)) == []
 
 
+def test_a_pilot_beyond_the_least_is_replaced_only_if_somebody_waits() -> None:
+    told = story(max_t=8)
+    told.begin(2, a=1, later=1)
+    told.pilot("a-0", gpus=1)
+    told.pilot("a-1", gpus=1)
+    told.epoch("0000.1", 1, 0.5)
+    told.epoch("0001.1", 1, 0.9)
+    told.ends("0001.1")
+    assert told.pilot_ends("a-1") == [], "there is no work for another"
+    assert told.loses("a-0") == [RequestPilot(PilotId("a-2"), SiteName("a"))], "this one is the least"
+    assert len(of(StartJob, told.pilot("a-2", gpus=1))) == 1
+
+
 # --------------------------------------------------------------------------- pilots that come to nothing
 
 

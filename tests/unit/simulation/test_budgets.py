@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.placement.times import Assumed
 from parsl_rasda.simulation.budgets import MOST, forecast_budget, largest
+from parsl_rasda.simulation.comparison import WhatIf
 from parsl_rasda.simulation.costs import assumed_costs
+from parsl_rasda.simulation.forecast import forecast
 from parsl_rasda.simulation.rehearsal import VirtualSite
 from parsl_rasda.types import Budget, SiteName
 from tests.unit.orchestration.small_study import tune
@@ -63,6 +65,19 @@ def test_a_time_of_day_counts_from_now() -> None:
     assert limits is not None
     assert limits.until is not None
     assert found.limits == Budget(until=limits.until - 1e9)
+
+
+def test_pilots_that_wait_longer_than_the_budget_lasts_leave_nothing_of_it() -> None:
+    def under(wait_s: float):
+        what_if = WhatIf(seeds=1, waits={SiteName("here"): [wait_s]})
+        spec = tune(budget={"wall_time": "01:00:00"})
+        found = forecast("tune", spec, SITES, seed=1, what_if=what_if).budget
+        assert found is not None
+        return found
+
+    assert under(60.0).is_enough
+    late = under(7200.0)
+    assert (late.is_enough, late.trials, late.gpu_hours) == (False, 0, 0.0)
 
 
 def test_to_fit_into_no_budget_is_an_error() -> None:

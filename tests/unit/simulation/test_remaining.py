@@ -14,6 +14,7 @@ from parsl_rasda.simulation import remaining
 from parsl_rasda.simulation.rehearsal import Rehearsal, VirtualSite
 from parsl_rasda.simulation.remaining import remaining_s
 from parsl_rasda.types import SiteName
+from tests.unit.orchestration.test_machine_stories import story
 
 QUAD = {SiteName("virtual"): VirtualSite(nodes=2, gpus_per_node=2)}
 
@@ -70,3 +71,15 @@ def test_very_many_trials_are_not_rehearsed(rehearsals: Any, monkeypatch: pytest
     answers = [(at, left) for at, left in told.answers if left is not None]
     assert answers[0][0] > 12.0, "the mean of what has ended, once something has"
     assert all(left <= 5 * (end - at) + 60 for at, left in answers)
+
+
+def test_a_site_that_has_no_pilot_and_may_be_asked_again_is_not_counted_on() -> None:
+    told, usage = story(max_t=8), Usage()
+    told.begin(4, a=1, b=1)
+    told.pilot("a-0", gpus=2)
+    told.epoch("0000.1", 1, 0.5)
+    told.pilot_ends("b-1", usable=False, refused=True)
+    assert told.machine.wake_at is not None, "it will be asked again"
+    left = remaining_s(told.machine, usage, told.now)
+    assert left is not None
+    assert left > 0
