@@ -53,9 +53,9 @@ def _charts(run: Run) -> Iterator[tuple[str, Chart]]:
         for metric, drawn in found["curves"].items():
             yield f"{before}curves-{metric}", drawn
         for metric, charts in found["best_so_far"].items():
-            own = "" if metric == summary["metric"] else f"-{metric}"
+            suffix = "" if metric == summary["metric"] else f"-{metric}"
             for what, drawn in zip(("time", "gpu-hours"), charts, strict=False):
-                yield f"{before}best-over-{what}{own}", drawn
+                yield f"{before}best-over-{what}{suffix}", drawn
         for what, drawn in zip(("slots", "slots-asha"), found["slots"], strict=False):
             yield f"{before}{what}", drawn
         for what in ("parallel", "fault_timeline"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pytest
@@ -10,10 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parsl_rasda.orchestration.events import (
-    FinishStudy,
     ReleasePilot,
     RequestPilot,
-    StartJob,
     TimerFired,
     TrialProposed,
     UserTold,
@@ -21,12 +18,11 @@ from parsl_rasda.orchestration.events import (
 from parsl_rasda.orchestration.replay import replay_search
 from parsl_rasda.orchestration.requests import requests_after, write_request
 from parsl_rasda.orchestration.run_directory import RunDirectory
-from parsl_rasda.orchestration.stopping import StopWhen
 from parsl_rasda.testing.backends import FakeBackend
 from parsl_rasda.types import Outcome, PilotId, StudyState, TrialId, TrialState
 from tests.unit.orchestration.random_world import Setup, Shape, World
 from tests.unit.orchestration.small_study import SITE, curve, driver, tune
-from tests.unit.orchestration.test_machine_stories import Story, of, story
+from tests.unit.orchestration.test_machine_stories import of, story
 
 VARIANTS = ("stopping", "promotion", "synchronous")
 GROWTH = ("elastic", "strict", "none")
@@ -130,51 +126,6 @@ def test_no_more_run_at_a_time_than_the_user_wants() -> None:
     assert len(world.machine.trials) == 20
 
 
-def diverged() -> Story:
-    """A search whose first trial has failed, and has not left yet, when the user lets it start afresh."""
-    told = story(max_t=2)
-    told.begin(2, a=1)
-    told.pilot("a-0", gpus=2)
-    told.epoch("0000.1", 1, math.nan)
-    assert told.machine.trials[TrialId("0000")].state is TrialState.FAILED
-    assert of(StartJob, told.tell(UserTold, 1, retry_failed=True)) == []
-    return told
-
-
-@pytest.mark.parametrize("outcome", list(Outcome))
-def test_a_failed_trial_that_still_leaves_starts_afresh_once_it_has_left(outcome: Outcome) -> None:
-    told = diverged()
-    starts = of(StartJob, told.ends("0000.1", outcome, checkpoint="diverged"))
-    assert [(str(s.job), s.epoch, s.resume_from) for s in starts] == [("0000.2", 0, None)]
-    told.play(lambda trial, epoch: 0.1)
-    assert told.machine.state is StudyState.DONE
-    assert all(t.state is not TrialState.FAILED for t in told.machine.trials.values())
-
-
-def test_a_failed_trial_that_still_leaves_starts_afresh_under_the_next_controller() -> None:
-    told = diverged()
-    told.begin(2, a=1)
-    starts = of(StartJob, told.pilot("a-1", gpus=2))
-    assert {(str(s.job), s.epoch) for s in starts} == {("0000.2", 0), ("0001.2", 0)}
-
-
-def test_no_more_pilots_are_asked_for_where_no_more_trials_may_run() -> None:
-    told = story(max_t=8)
-    told.begin(6, a=1, later=2)
-    told.tell(UserTold, 1, at_most=1)
-    assert of(RequestPilot, told.pilot("a-0", gpus=1, release_idle_after_s=60.0)) == []
-    assert of(RequestPilot, told.epoch("0000.1", 1, 0.5)) == []
-    told.tell(UserTold, 2, at_most=2)
-    assert set(told.machine.pilots.requested) == {"a-1"}, "one more may run"
-    told.pilot("a-1", gpus=1, release_idle_after_s=60.0)
-    assert len(told.machine.jobs) == 2
-    told.tell(UserTold, 3, at_most=1)
-    told.ends("0001.1", Outcome.FAILED)
-    told.now = told.machine.wake_at
-    assert told.tell(TimerFired) == [ReleasePilot(PilotId("a-1"))], "nobody may use it"
-    assert told.pilot_ends("a-1") == []
-
-
 def test_requests_are_numbered_and_each_is_taken_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -209,30 +160,18 @@ def test_a_search_with_requests_is_replayed_from_its_journal(tmp_path: Path) -> 
     assert found.lacks(7)
 
 
-@pytest.mark.parametrize("resumed_first", [False, True])
-def test_a_trial_added_to_an_exhausted_search_is_none_that_the_searcher_may_have(resumed_first: bool) -> None:
-    told = story(max_t=2, searched=3)
-    told.begin(8, a=1)
-    told.pilot("a-0", gpus=4)
-    if resumed_first:
-        told.play(lambda trial, epoch: 0.1)
-    told.tell(TrialProposed, TrialId("0003"), {}, 1)
-    if resumed_first:
-        told.begin(8, a=1)
-        told.pilot("a-1", gpus=4)
-    told.play(lambda trial, epoch: 0.1)
-    assert told.machine.state is StudyState.DONE
-    assert len(told.machine.trials) == 4
-    assert not told.machine.lacks(8)
-    assert told.machine.lacks(9)
-
-
-def test_a_search_that_has_found_enough_asks_for_no_pilot_whatever_was_told_before_it_had() -> None:
-    told = story(max_t=2, stop_when=StopWhen(target=0.2))
-    told.begin(2, a=1)
-    told.pilot("a-0", gpus=2)
-    told.play(lambda trial, epoch: 0.1)
-    told.tell(TrialProposed, TrialId("0002"), {}, 1)
-    begun = told.begin(2, a=1)
-    assert of(RequestPilot, begun) == []
-    assert of(FinishStudy, begun)[0].state is StudyState.DONE
+def test_no_more_pilots_are_asked_for_where_no_more_trials_may_run() -> None:
+    told = story(max_t=8)
+    told.begin(6, a=1, later=2)
+    told.tell(UserTold, 1, at_most=1)
+    assert of(RequestPilot, told.pilot("a-0", gpus=1, release_idle_after_s=60.0)) == []
+    assert of(RequestPilot, told.epoch("0000.1", 1, 0.5)) == []
+    told.tell(UserTold, 2, at_most=2)
+    assert set(told.machine.pilots.requested) == {"a-1"}, "one more may run"
+    told.pilot("a-1", gpus=1, release_idle_after_s=60.0)
+    assert len(told.machine.jobs) == 2
+    told.tell(UserTold, 3, at_most=1)
+    told.ends("0001.1", Outcome.FAILED)
+    told.now = told.machine.wake_at
+    assert told.tell(TimerFired) == [ReleasePilot(PilotId("a-1"))], "nobody may use it"
+    assert told.pilot_ends("a-1") == []
