@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from parsl_rasda.errors import JournalError, OtherDecisionError, RunDirectoryError
 from parsl_rasda.orchestration.assembly import build_machine, build_study_searcher
 from parsl_rasda.orchestration.driver import replay
-from parsl_rasda.orchestration.events import Event, Instruction, TrialProposed
+from parsl_rasda.orchestration.events import Event, Instruction, StudyStarted, TrialProposed
 from parsl_rasda.orchestration.journal import VERSION, Record, read, version_of
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.replay import NoSearcher, as_begun
@@ -155,6 +155,10 @@ def check_decisions(run: RunDirectory, tune: TuneSpec, seed: int, optuna: str | 
     configurations = Count(0, 0, unknown=f"the search began with what {warm!r} had found")
     if isinstance(searcher, _ProposesAgain):
         configurations = _proposals(searcher, optuna)
+        sizes = {r.event.num_samples for r in records if isinstance(r.event, StudyStarted)}
+        if configurations.difference and tune.searcher.kind == "grid" and len(sizes) > 1:
+            words = "the levels of a grid follow num_samples, which has changed"
+            configurations = replace(configurations, difference="", unknown=words)
     return Decisions(Count(total, made.count, difference, unknown), configurations, machine, records)
 
 

@@ -222,6 +222,10 @@ class _Verification:
             if None in orders:
                 left_out[NO_ORDER] += 1
                 continue
+            gone = {part.site for part in all_of_it} - set(self.sites)
+            if gone:
+                left_out[f"trained on sites that the study no longer has: {', '.join(sorted(gone))}"] += 1
+                continue
             changed = [
                 name
                 for part, order in zip(all_of_it, orders, strict=True)
