@@ -207,6 +207,9 @@ class Follower:
     def _start(self, start: StartJob) -> None:
         search, job = self._search, start.job
         trial, pilot = search.trials[job.trial], search.pilots.up[start.placement.pilot]
+        if trial.state is TrialState.STOPPED:  # by a change of the method, which let it go on
+            search.ended -= 1
+            trial.enter(TrialState.PAUSED)
         if trial.state is TrialState.PAUSED:
             search.paused.discard(trial.id)
             self._let_on(trial)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from parsl_rasda.orchestration.events import StudyInterrupted
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.types import Budget, Method, StudyState, TrialState
-from tests.unit.orchestration.random_world import Setup, World
+from tests.unit.orchestration.random_world import Setup, Shape, World
 from tests.unit.orchestration.test_machine_worlds import GROWTH, VARIANTS, setups
 
 any_setup = st.tuples(st.sampled_from(VARIANTS), st.sampled_from(GROWTH)).flatmap(lambda k: setups(*k))
@@ -139,17 +139,34 @@ def test_trials_that_the_budget_has_ended_go_on_with_a_larger_one(
         assert (machine.cut_off, len(machine.trials)) == (set(), world.wanted)
 
 
-@settings(max_examples=2 * settings.default.max_examples, deadline=None)
-@given(any_setup, seeds, st.integers(0, 120))
-def test_a_search_that_has_gone_on_by_another_method_is_followed(setup: Setup, seed: int, steps: int) -> None:
+def gone_on_by_another_method(setup: Setup, seed: int, steps: int) -> World:
     world = lived(setup, seed)
     known = setup.machine().scheduler.milestones
-    world.method = Method((*known, 2 * known[-1]), 4, setup.growth)
+    world.method = Method((*known, 2 * known[-1]), setup.method.most_workers, setup.growth)
     world.start_controller()
     for _ in range(steps):
         if world.finished is None:
             world.fair_step()
+    return world
+
+
+@settings(max_examples=2 * settings.default.max_examples, deadline=None)
+@given(any_setup, seeds, st.integers(0, 120))
+def test_a_search_that_has_gone_on_by_another_method_is_followed(setup: Setup, seed: int, steps: int) -> None:
+    world = gone_on_by_another_method(setup, seed, steps)
     machine = follow(setup, world)
     assert standing(machine) == standing(world.machine)
     assert machine.scheduler.milestones == world.machine.scheduler.milestones
     assert move_on(world, machine).finished is not None
+
+
+def test_trials_that_this_version_would_stop_at_the_old_last_rung_go_on_if_they_did() -> None:
+    setup = Setup("synchronous", "elastic", {"a": Shape(2, 4)}, trials=8, max_t=4, max_workers=4)
+    for seed in range(12):
+        world = gone_on_by_another_method(setup, seed, 60)
+        other = replace(setup, variant="stopping")
+        machine = follow(other, world)
+        assert {j: t.id for j, t in machine.jobs.items()} == {j: t.id for j, t in world.machine.jobs.items()}
+        world.setup = other
+        move_on(world, machine)
+        assert all(t.state.is_final for t in machine.trials.values())
