@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from parsl_rasda.api import Slots, Study, tune
     from parsl_rasda.result import StudyResult
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Slots", "Study", "StudyResult", "tune"]
 
 
