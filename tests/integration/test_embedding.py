@@ -26,7 +26,6 @@ from parsl.dataflow.errors import DependencyError
 from parsl.executors import ThreadPoolExecutor
 from parsl.monitoring import MonitoringHub
 
-import parsl_rasda
 from parsl_rasda import Slots, Study, StudyResult, api, tune
 from parsl_rasda.errors import (
     InvalidFileError,
@@ -41,7 +40,6 @@ from parsl_rasda.workflow import resume_study
 
 PROGRAM = Path(__file__).parent / "embedded_program.py"
 REPOSITORY = Path(__file__).parents[2]
-README = REPOSITORY / "README.md"
 SLOTS = Slots("gpu", gpus_per_node=2, accelerator="none", mpi_launcher="process")
 
 pytestmark = pytest.mark.parsl
@@ -127,12 +125,6 @@ def run_example(program: str, folder: Path, names: dict[str, Any]) -> dict[str, 
     names |= {"simulate": simulate, "prepare": prepare, "evaluate": evaluate, "prepared": prepare(100)}
     exec(program, names)
     return names
-
-
-def test_the_program_of_the_readme(loaded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parsl_rasda, "Slots", without_gpus)
-    (_, program, _) = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
-    assert run_example(program, loaded, {})["final"].result(timeout=60) == 2
 
 
 def test_the_examples_of_the_docstrings(loaded: Path) -> None:
