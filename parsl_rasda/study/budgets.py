@@ -42,7 +42,10 @@ def _until(value: str) -> str:
 Duration = Annotated[
     str, AfterValidator(_duration), WithJsonSchema(matching(WALLTIME.pattern, _DURATION_WORDS))
 ]
-Until = Annotated[str, AfterValidator(_until), WithJsonSchema(matching(_UNTIL.pattern, _UNTIL_WORDS))]
+_NEAR_THE_ENDS = "(?!0001-01-01|9999-12-31)"  # of the calendar: their time elsewhere is no date
+Until = Annotated[
+    str, AfterValidator(_until), WithJsonSchema(matching(_NEAR_THE_ENDS + _UNTIL.pattern, _UNTIL_WORDS))
+]
 Hours = Annotated[Number, Field(gt=0)]
 
 

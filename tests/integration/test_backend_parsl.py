@@ -149,7 +149,10 @@ class TestParsl(BackendContract):
 
 
 def is_pool(pid: int) -> bool:
-    return psutil.pid_exists(pid) and "parsl-rasda-workers" in " ".join(psutil.Process(pid).cmdline())
+    try:
+        return "parsl-rasda-workers" in " ".join(psutil.Process(pid).cmdline())
+    except psutil.Error:  # it has gone, or is a zombie
+        return False
 
 
 def helper_of(pool: int) -> int:
