@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -67,7 +68,8 @@ def test_a_checkpoint_that_finds_no_room_is_no_fault_of_the_trial(disk: Disk) ->
     disk.fill(left=40 * 1024)  # less than a checkpoint
     report = ended(order)
     assert (report.outcome, report.fault, report.blame) == (Outcome.LOST, Fault.STORAGE, Blame.SITE)
-    assert "epoch-000001: No space left on device (" in report.cause
+    # The checkpoint is written while training goes on: the epoch's line may be the first to find no room.
+    assert re.search(r"(epoch-000001|epochs\.jsonl): No space left on device \(", report.cause), report.cause
     assert not list(disk.path.rglob("*.tmp")), "what was begun makes room for the report"
 
 

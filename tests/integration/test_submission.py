@@ -19,9 +19,9 @@ from slurm_cluster import SlurmCluster
 ROOT = Path(__file__).parents[2]
 COMMAND = Path(sys.executable).with_name("parsl-rasda")
 SCRIPTS = ROOT / "site_configs" / "allocation"
-DEADLINE_S = 280.0
+DEADLINE_S = 560.0  # a test takes one or two minutes alone
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
 
 STUDY = """
 name: jobs
@@ -43,8 +43,8 @@ provider:
   partition: main
   nodes_per_block: 2
   gpus_per_node: 4
-  walltime: "00:10:00"
-controller: {{walltime: "00:05:00"}}
+  walltime: "00:20:00"
+controller: {{walltime: "00:15:00"}}
 address: 127.0.0.1
 checkpoint_margin: 20
 {SHARED}
@@ -131,7 +131,7 @@ def test_two_studies_go_on_over_three_jobs_each_and_end_as_if_undisturbed(
     looping = Place(tmp_path / "looping", cluster, epoch_s=2.0)
     (looping.folder / "site.yaml").write_text(ALLOCATION)
     text = (SCRIPTS / "slurm.sh").read_text()
-    (looping.folder / "slurm.sh").write_text(text.replace("04:00:00", "00:03:00"))
+    (looping.folder / "slurm.sh").write_text(text.replace("04:00:00", "00:15:00"))
     looping.said("sbatch", "slurm.sh", "study.yaml", "run")
     # `submit` prepares the directory as a controller, too.
     for number in (1, 2):
