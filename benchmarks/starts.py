@@ -103,7 +103,7 @@ def pilot(folder: Path) -> dict[str, float]:
     from parsl_rasda.testing.backends import EventLog
     from parsl_rasda.types import PilotId, SiteName
 
-    context = BackendContext(folder, python_path=(HERE.parents[1],))
+    context = BackendContext(folder, python_path=(HERE.parents[1],), forks_ranks=True)
     runner = build_backend(ParslSiteSpec.model_validate(SITE), context)
     log = EventLog(PATIENCE_S)
     asked = time.time()

@@ -10,27 +10,21 @@ well, but no task would ever start or end: so it ends, too, and is lost like any
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
-import json
 import multiprocessing
 import os
 import runpy
-import subprocess
 import sys
 import threading
 from collections.abc import Iterable
 from multiprocessing import forkserver
 from multiprocessing.managers import SyncManager
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 
 from parsl_rasda.agent import pool_folder
 from parsl_rasda.agent.lean_parsl import prepare_program
 from parsl_rasda.socket_folder import shorten_paths
 
-RANKS_VARIABLE = "PARSL_RASDA_RANKS"  # JSON: the variables of ranks for which a fork server is to start
-_KEEPER = Path(__file__).parents[1] / "runtime" / "process" / "forkserver" / "keeper.py"
 _PACKAGE = "parsl.executors.high_throughput"
 _POOL = f"{_PACKAGE}.process_worker_pool"
 _OURS = ("parsl_rasda.agent.worker_imports", "parsl_rasda.agent.job", "parsl_rasda.agent.die_with_parent")
@@ -42,7 +36,6 @@ def main() -> None:
     """Be Parsl's manager of one node until it ends; the command line is Parsl's."""
     if not sys.flags.safe_path:  # as multiprocessing then starts its server, too: see `user_modules`
         os.execv(sys.executable, [sys.executable, "-P", *sys.argv])
-    _start_rank_server()  # torch takes longer than all that follows
     shorten_paths()
     pool_folder.use()
     context = multiprocessing.get_context("forkserver")
@@ -56,20 +49,6 @@ def main() -> None:
     _watch_helper(context)
     parsl.multiprocessing.SpawnContext = context  # from where the pool is about to take it
     runpy.run_module(_POOL, run_name="__main__", alter_sys=True)
-
-
-def _start_rank_server() -> None:
-    """Let the ranks' fork server load torch from now on, if there will be such ranks."""
-    variables = os.environ.pop(RANKS_VARIABLE, "")
-    if not variables:
-        return
-    with contextlib.suppress(OSError):  # then the first rank starts one
-        subprocess.Popen(
-            (sys.executable, "-S", "-E", "-s", str(_KEEPER), "start"),
-            env={**os.environ, **json.loads(variables)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
 
 
 def _no_distributions(**_: object) -> Iterable[importlib.metadata.Distribution]:

@@ -118,10 +118,10 @@ class PilotAllocation:
     def rank_program(self, order: JobSpec, *, warm_start: bool) -> tuple[str, ...]:
         """Return what a launcher starts for each rank of an order.
 
-        Emulated trials and scripts never need torch in the rank itself, and start fast without a fork.
+        A rank that only starts a script needs nothing that a fork would give it.
         """
         path = str(Path(order.directory) / "order.json")
-        if warm_start and order.python is not None and order.accelerator != "none":
+        if warm_start and order.python is not None:
             return (self.python, "-S", "-E", "-s", self.rank_client, path)
         return (self.python, "-Pm", "parsl_rasda.runtime", path)
 
@@ -201,18 +201,22 @@ def read_allocation(
 
 
 def ranks_here(site: SiteBase) -> dict[str, str] | None:
-    """Return the variables of forked ranks, if a local pilot may load torch for them while it starts.
+    """Return the variables of forked ranks, if their server may start while a local pilot does.
 
     They depend on nothing that only the pilot knows. Not inside an allocation: there ranks may be job
     steps. Nor if a variable may be secret, for the pilot's script is a file.
     """
-    is_plain = site.container is None and site.python is None and site.accelerator != "none"
+    is_plain = site.container is None and site.python is None
     if not (site.is_local and site.warm_start and is_plain) or is_in_allocation(os.environ):
         return None
     if any(place[0] == "environment" for place in site.written):
         return None
     return rank_environment(
-        LaunchSettings(threads_per_rank=site.threads_per_rank, environment=site.rank_environment)
+        LaunchSettings(
+            threads_per_rank=site.threads_per_rank,
+            accelerator=site.accelerator,
+            environment=site.rank_environment,
+        )
     )
 
 

@@ -23,6 +23,7 @@ from parsl_rasda.types import Placement
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 # NumPy's starts its threads when it is imported, and no thread survives a fork: forked ranks have one.
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
+TORCH_VARIABLE = "PARSL_RASDA_TORCH"  # as in `runtime.process.forkserver.client`
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,8 @@ class Launcher(Protocol):
 def rank_environment(settings: LaunchSettings) -> dict[str, str]:
     """Return the variables every rank has under every launcher; the site's own win."""
     threads = dict.fromkeys(_THREAD_VARIABLES, str(settings.threads_per_rank))
-    return {**threads, **_ONE_THREAD, "PYTHONUNBUFFERED": "1", **settings.environment}
+    torch = {TORCH_VARIABLE: "0"} if settings.accelerator == "none" else {}
+    return {**threads, **_ONE_THREAD, **torch, "PYTHONUNBUFFERED": "1", **settings.environment}
 
 
 def step_name(directory: str) -> str:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -23,7 +20,8 @@ from rank_launch import (
     written_order,
 )
 
-from parsl_rasda.agent import orphan_reaper, worker_pool
+from parsl_rasda.agent import orphan_reaper
+from parsl_rasda.backends.parsl.rank_server import RankServer
 from parsl_rasda.runtime.checkpoints.checkpoint import read_tensors
 from parsl_rasda.runtime.process.forkserver import client
 from parsl_rasda.types import Outcome
@@ -60,22 +58,29 @@ def test_ranks_that_race_to_an_empty_node_start_one_server(tmp_path) -> None:
         assert len({parent_of(pid) for pid in node.servers()}) == len(node.servers()) == 1
 
 
-def test_a_pool_has_torch_loaded_for_its_ranks_before_it_reaches_anybody(tmp_path) -> None:
-    with Node(**{worker_pool.RANKS_VARIABLE: json.dumps({"OMP_NUM_THREADS": "2"})}) as node:
-        helped = subprocess.run(
-            (sys.executable, "-m", worker_pool.__name__, "--help"),  # it ends where it would reach out
-            env=node.environment,
-            capture_output=True,
-            timeout=90,
-            check=False,
-        )
-        assert (helped.returncode, b"usage" in helped.stdout) == (0, True), helped.stderr
-        (server,) = eventually(node.servers, "a server")
+def test_a_controller_has_torch_loaded_for_the_ranks_of_a_local_pilot(tmp_path, monkeypatch) -> None:
+    with Node() as node:
+        for name, value in node.environment.items():
+            monkeypatch.setenv(name, value)
+        early = RankServer({"OMP_NUM_THREADS": "2"}, node.mark)
+        early.ensure()
+        early.close()
+        (server,) = node.servers()
+        early.ensure()
         node.environment |= {"OMP_NUM_THREADS": "2"}
         order = node.order(tmp_path)
         assert node.finished(order) == (0, "")
         assert described(order)["forked"]
+        early.close()
         assert node.servers() == [server]
+
+
+def test_ranks_of_logical_slots_are_forked_where_no_torch_was_loaded(tmp_path) -> None:
+    with Node(**{client.TORCH_VARIABLE: "0"}) as node:
+        order = node.order(tmp_path, accelerator="none")
+        assert node.finished(order) == (0, "")
+        found = described(order)
+        assert (found["forked"], found["torch"]) == (True, False)
 
 
 def test_a_forked_rank_has_what_it_would_have_been_started_with(node, tmp_path) -> None:

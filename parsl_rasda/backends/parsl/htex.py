@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import os
 import re
 import shlex
@@ -31,7 +30,6 @@ from parsl.providers.errors import SubmitException
 
 from parsl_rasda.agent.node_probe import BEGAN_VARIABLE
 from parsl_rasda.agent.orphan_reaper import RUN_VARIABLE
-from parsl_rasda.agent.worker_pool import RANKS_VARIABLE
 from parsl_rasda.backends.parsl import staging
 from parsl_rasda.backends.parsl.interchange import INTERCHANGE_DIED
 from parsl_rasda.errors import InvalidSettingError, SiteUnavailableError
@@ -276,17 +274,10 @@ def checked(lines: str, *, is_secret: bool = False) -> str:
     return f"{trap}\nset -e\n{lines}\nset +eu; parsl_rasda_ready=1"
 
 
-def worker_init(mark: str, ranks: Mapping[str, str] | None = None) -> str:
-    """Return the shell lines that every pilot of ours needs.
-
-    Args:
-        mark: Of the run.
-        ranks: Variables of the ranks for which the pilot shall load torch at its start, if it shall.
-    """
-    early = (f"export {RANKS_VARIABLE}={shlex.quote(json.dumps(dict(ranks)))}",) if ranks is not None else ()
+def worker_init(mark: str) -> str:
+    """Return the shell lines that every pilot of ours needs, of the run with this mark."""
     return "\n".join(
         (
-            *early,
             f"umask {current_umask():04o}",  # batch systems need not pass it on
             f"cd {shlex.quote(str(Path.cwd()))}",
             f"export {RUN_VARIABLE}={mark}",

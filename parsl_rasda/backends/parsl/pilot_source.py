@@ -23,6 +23,7 @@ from parsl_rasda.backends.allocation import ranks_here
 from parsl_rasda.backends.parsl.batch_queue import QueuedJob, QueueWatch, look_at
 from parsl_rasda.backends.parsl.interchange import INTERCHANGE_DIED
 from parsl_rasda.backends.parsl.own_addresses import LOOPBACK, addresses_of, of_host_name
+from parsl_rasda.backends.parsl.rank_server import RankServer
 from parsl_rasda.errors import SiteUnavailableError
 from parsl_rasda.exits import EndedBy
 from parsl_rasda.orchestration.backend import BackendContext
@@ -109,7 +110,8 @@ def own_pilots(site: ParslSiteSpec, context: BackendContext) -> PilotSourceFacto
         check_folder(Path(site.work_dir))
     slots = site.slots_per_pilot or site.nodes_per_pilot * _slots_per_node(site)
     workers = max(1, slots // context.narrowest) + context.stages_at_once
-    ranks = ranks_here(site) if context.forks_ranks else None
+    is_as_here = not site.provider.options.get("worker_init")
+    ranks = ranks_here(site) if context.forks_ranks and is_as_here else None
     return lambda mark, on_end, on_queued: OwnPilots(
         site, context.directory, mark, workers=workers, ranks=ranks, on_end=on_end, on_queued=on_queued
     )
@@ -141,7 +143,7 @@ class OwnPilots:
             directory: For Parsl's own files.
             mark: Marks every process of the run (`orphan_reaper`).
             workers: Tasks at a time on a pilot.
-            ranks: Variables of the ranks for which a pilot loads torch at its start, if it does.
+            ranks: Variables of the ranks for which a fork server starts with a pilot, if it does.
             on_end: Called from a thread of Parsl's when a pilot has ended that was not released.
             on_queued: Called from it when a batch system says something new of a pilot that waits.
         """
@@ -151,7 +153,8 @@ class OwnPilots:
             look=partial(look_at, clusters=str(site.provider.options.get("clusters") or "")),
         )
         self._site, self._directory, self._mark = site, directory, mark
-        self._workers, self._ranks, self._on_end = workers, ranks, on_end
+        self._workers, self._on_end = workers, on_end
+        self._rank_server = None if ranks is None else RankServer(ranks, mark)
         self._kernel: Any = None  # parsl.DataFlowKernel, untyped
         self._executors: dict[ExecutorLabel, PilotExecutor] = {}
         self._blocks: dict[ExecutorLabel, str] = {}
@@ -167,6 +170,8 @@ class OwnPilots:
 
     def start(self) -> ExecutorLabel:
         """Ask for a pilot, in an executor of its own; executors whose pilots have ended are ended."""
+        if self._rank_server is not None:
+            self._rank_server.ensure()
         for label in self._executors.keys() - self._blocks.keys():
             self._kernel.executors.pop(label)
             self._executors.pop(label).end()
@@ -219,6 +224,8 @@ class OwnPilots:
 
     def close(self) -> None:
         """Cancel every block and end the kernel with its interchanges."""
+        if self._rank_server is not None:
+            self._rank_server.close()
         for label in tuple(self._executors):
             self.end(label)
         if self._kernel is not None:
@@ -239,7 +246,7 @@ class OwnPilots:
             label,
             workers=self._workers,
             addresses=self.addresses,
-            worker_init=htex.worker_init(self._mark, self._ranks),
+            worker_init=htex.worker_init(self._mark),
             mark=self._mark,
             on_states=self._on_states,
         )

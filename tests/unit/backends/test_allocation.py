@@ -187,11 +187,11 @@ FORKED = ("/site/python", "-S", "-E", "-s", "/site/client.py", "/run/t0/order.js
     [
         ({}, True, FORKED),
         ({}, False, PLAIN),
-        ({"accelerator": "none"}, True, PLAIN),
+        ({"accelerator": "none"}, True, FORKED),
         ({"python": None, "command": ("train",)}, True, PLAIN),
     ],
 )
-def test_only_ranks_that_need_torch_are_forked(changes, warm_start, program) -> None:
+def test_ranks_that_train_functions_are_forked(changes, warm_start, program) -> None:
     allocation = read(site())
     assert isinstance(allocation, PilotAllocation)
     assert allocation.rank_program(replace(ORDER, **changes), warm_start=warm_start) == program
@@ -325,8 +325,9 @@ def no_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_allocation")
-def test_a_local_pilot_knows_at_its_start_what_launches_of_forked_ranks_will_have() -> None:
-    spec = local_site(accelerator="cpu", threads_per_rank=3, environment={"MKL_DYNAMIC": "FALSE"})
+@pytest.mark.parametrize("accelerator", ["cpu", "none"])
+def test_a_controller_knows_what_launches_of_forked_ranks_will_have(accelerator: str) -> None:
+    spec = local_site(accelerator=accelerator, threads_per_rank=3, environment={"MKL_DYNAMIC": "FALSE"})
     allocation = read(spec, is_local=True)
     assert isinstance(allocation, PilotAllocation)
     slots = (NodeSlots(NodeName("n1"), (0,)),)
@@ -346,7 +347,6 @@ def test_a_local_pilot_knows_at_its_start_what_launches_of_forked_ranks_will_hav
 @pytest.mark.parametrize(
     "fields",
     [
-        {"accelerator": "none"},
         {"warm_start": False},
         {"python": "/another/python"},
         {"provider": {"type": "SlurmProvider"}},

@@ -13,6 +13,7 @@ import pytest
 import parsl_rasda
 from parsl_rasda import prctl
 from parsl_rasda.agent import orphan_reaper
+from parsl_rasda.launch import base as launch
 from parsl_rasda.runtime.process.forkserver import client, server
 
 HERE = {"PATH": "/bin", "OMP_NUM_THREADS": "1", client.RUN_VARIABLE: "r"}
@@ -22,6 +23,7 @@ def test_the_clients_copies_equal_the_originals() -> None:
     assert client.RUN_VARIABLE == orphan_reaper.RUN_VARIABLE
     assert client.JOB_VARIABLE == orphan_reaper.JOB_VARIABLE
     assert client.PR_SET_PDEATHSIG == prctl.PR_SET_PDEATHSIG
+    assert client.TORCH_VARIABLE == launch.TORCH_VARIABLE
 
 
 def test_a_change_in_any_folder_of_the_runtime_needs_another_server() -> None:
@@ -31,13 +33,19 @@ def test_a_change_in_any_folder_of_the_runtime_needs_another_server() -> None:
 
 
 def test_a_rank_finds_what_it_needs_loaded() -> None:
-    for name in {*server.MODULES} - server.OPTIONAL:
+    for name in {*server.OF_TORCH, *server.OF_EVERY_RANK} - server.OPTIONAL:
         assert find_spec(name), name
 
 
 @pytest.mark.parametrize(
     "changed",
-    [{"OMP_NUM_THREADS": "2"}, {"LD_PRELOAD": "x.so"}, {"PYTHONPATH": "/mine"}, {client.RUN_VARIABLE: "s"}],
+    [
+        {"OMP_NUM_THREADS": "2"},
+        {"LD_PRELOAD": "x.so"},
+        {"PYTHONPATH": "/mine"},
+        {client.RUN_VARIABLE: "s"},
+        {client.TORCH_VARIABLE: "0"},
+    ],
 )
 def test_what_libraries_read_when_they_load_needs_a_server_of_its_own(changed) -> None:
     assert client.identity(HERE) != client.identity(HERE | changed)

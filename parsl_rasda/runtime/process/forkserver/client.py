@@ -35,6 +35,7 @@ JOB_VARIABLE = "PARSL_RASDA_JOB"
 DIRECTORY_VARIABLE = "PARSL_RASDA_FORKSERVERS"  # the folder of sockets, in place of one in /tmp
 IDLE_VARIABLE = "PARSL_RASDA_FORKSERVER_IDLE_S"
 CONTAINED_VARIABLE = "PARSL_RASDA_CONTAINED"  # as in `launch.container`: set in every container
+TORCH_VARIABLE = "PARSL_RASDA_TORCH"  # "0": ranks of logical slots, whose server loads no torch
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # ask a rank to leave; blocked while they would kill it
 SIGNALS = (*STOP_SIGNALS, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
@@ -47,7 +48,7 @@ PR_SET_PDEATHSIG = 1  # as in `prctl`
 # Read when libraries are loaded, which is too late after a fork: each combination has its own server.
 _IDENTITY = (
     *("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "LD_", "MALLOC_"),
-    *("TORCH_", "PYTORCH_", "PYTHON", RUN_VARIABLE),
+    *("TORCH_", "PYTORCH_", "PYTHON", RUN_VARIABLE, TORCH_VARIABLE),
 )
 _OF_ONE_LAUNCH = ("PMI", "OMPI_", "PRTE_", "HYDI_", "HYDRA_", "MPI", JOB_VARIABLE)
 _REFUSED_FOR_S = 3600.0
@@ -88,7 +89,7 @@ def identity(environ: dict[str, str]) -> str:
     beside = os.path.dirname(os.path.dirname(os.path.abspath(sys.executable)))  # -S: no venv's prefix
     sites = [os.path.join(prefix, "lib", version, "site-packages") for prefix in {sys.prefix, beside}]
     known = (
-        (os.path.abspath(sys.executable), sys.version, os.uname().nodename),
+        (beside, sys.version, os.uname().nodename),
         [(site, _installed(site)) for site in sorted(sites)],
         [source for folder in SOURCES for source in _sources(os.path.join(package, folder))],
         sorted((name, value) for name, value in environ.items() if name.startswith(_IDENTITY)),

@@ -1,5 +1,7 @@
 """The server of one node: loads torch once, never touches a GPU, and forks a supervisor for each rank.
 
+Ranks of logical slots (`accelerator: none`) have a server without torch, which many of them never need.
+
 A client starts ``python -m parsl_rasda.runtime.process.forkserver.server SOCKET``. The server listens before
 it imports torch, so that clients queue and need not poll. It has one thread and never runs an operation of
 torch, because neither OpenMP's threads nor a CUDA context survive a fork. If it cannot guarantee this, it
@@ -29,12 +31,14 @@ from parsl_rasda.runtime.process.forkserver.process_tree import children
 IDLE_S = 300.0
 POLL_S = 5.0
 LISTEN_BACKLOG = 256
-MODULES = (
+OF_EVERY_RANK = (
+    *(f"{client.PROGRAM}.__main__", "parsl_rasda.runtime.process.forkserver.supervisor"),
+    "multiprocessing.resource_tracker",
+)
+OF_TORCH = (
     *("numpy", "torch", "torch._dynamo", "torch.distributed", "torch.distributed.checkpoint"),
     *("torch.distributed.checkpoint.state_dict", "torch.optim", "torch.utils.data", "h5py"),
-    *(f"{client.PROGRAM}.__main__", "parsl_rasda.runtime.engine.engine"),
-    *("parsl_rasda.runtime.engine.rank_device", "parsl_rasda.runtime.process.forkserver.supervisor"),
-    "multiprocessing.resource_tracker",
+    *("parsl_rasda.runtime.engine.engine", "parsl_rasda.runtime.engine.rank_device"),
 )
 OPTIONAL = {"h5py"}
 GPU_FILES = ("/dev/nvidia", "/dev/kfd", "/dev/dri", "/dev/accel")
@@ -146,7 +150,8 @@ class ForkServer:
 
 def load() -> str:
     """Import what ranks need. Return why this process must not be forked, or an empty string."""
-    for name in MODULES:
+    has_torch = os.environ.get(client.TORCH_VARIABLE) != "0"
+    for name in (*(OF_TORCH if has_torch else ()), *OF_EVERY_RANK):
         try:
             importlib.import_module(name)
         except Exception as error:  # noqa: BLE001 - ranks then start plainly, and report it
@@ -155,7 +160,7 @@ def load() -> str:
     threads = len(os.listdir("/proc/self/task"))
     if threads > 1:
         return f"importing torch started {threads - 1} threads, which no fork survives"
-    if _has_gpu():
+    if has_torch and _has_gpu():
         return "importing torch opened a GPU, which no fork survives"
     gc.collect()
     gc.freeze()  # else the first collection in each rank would copy every page
