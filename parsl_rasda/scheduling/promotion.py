@@ -56,6 +56,8 @@ class PromotionScheduler(ExtensibleScheduler):
     A reporting trial that is among them goes on at once; else it pauses, and `resume_next` looks
     for a promotable trial from the top rung down.
 
+    Before `min_compared` results are there nobody goes on, unless no more can come.
+
     Source:
         Li et al. 2020 (arXiv:1810.05934), Algorithm 2.
     """
@@ -133,7 +135,20 @@ class PromotionScheduler(ExtensibleScheduler):
         return f"rank {rank} of {len(rung.results)}, best {self._quota(rung)} go on"
 
     def _quota(self, rung: _Rung) -> int:
+        if len(rung.results) < self.rungs.min_compared and self._may_see_more(rung):
+            return 0
         return len(rung.results) // self.rungs.reduction_factor
+
+    def _may_see_more(self, rung: _Rung) -> bool:
+        """Whether somebody may still come to a rung."""
+        for below in self._rungs:
+            if below.heading or not self._closed:
+                return True
+            if below is rung:
+                return False
+            if below.paused:
+                return True
+        return False
 
     def _admit(self, contender: Contender) -> None:
         self._rungs[0].heading += 1

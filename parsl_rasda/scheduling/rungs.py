@@ -22,6 +22,7 @@ class Rungs:
         num_workers: Workers on the first stretch.
         scaling_factor: Workers multiply by this at every rung; 1 keeps them (ASHA).
         max_workers: Upper bound of the workers, or None.
+        min_compared: Results that a rung needs before anyone is judged there.
     """
 
     milestones: tuple[int, ...]
@@ -29,6 +30,7 @@ class Rungs:
     num_workers: int
     scaling_factor: int
     max_workers: int | None
+    min_compared: int = 1
 
     @property
     def last(self) -> int:
@@ -58,4 +60,5 @@ def build_rungs(spec: SchedulerSpec) -> Rungs:
         spec.num_workers,
         spec.scaling_factor,
         spec.max_workers,
+        spec.min_compared,
     )

@@ -28,14 +28,15 @@ def policies_of(tune: TuneSpec) -> tuple[str, dict[str, TuneSpec]]:
     than the rest, and are left out of very large studies.
     """
     method = tune.scheduler
-    variants: dict[str, Mapping[str, str]] = {
+    variants: dict[str, Mapping[str, str | int]] = {
         ELASTIC: {"kind": "rasda", "growth": "elastic"},
         STRICT: {"kind": "rasda", "growth": "strict"},
         ASHA: _ASHA,
     }
     if tune.num_samples <= _OTHERS_UP_TO:
         other = "stopping" if method.variant == "synchronous" else "synchronous"
-        variants[f"RASDA {other}"] = {**variants[ELASTIC], "variant": other}
+        at_once = {} if other == "stopping" else {"min_compared": 1}
+        variants[f"RASDA {other}"] = {**variants[ELASTIC], **at_once, "variant": other}
         variants[HYPERBAND] = _ASHA
     declared = ASHA if method.kind == "asha" else f"{method.kind.upper()} {kind_of(method.growth)}"
     if declared not in variants:
@@ -60,7 +61,7 @@ def machine_of(name: str, tune: TuneSpec) -> Machine:
     return Machine(machine.settings, HyperbandScheduler(tune.scheduler, tune.num_samples), machine.growth)
 
 
-def _changed(method: SchedulerSpec, changes: Mapping[str, str]) -> SchedulerSpec:
+def _changed(method: SchedulerSpec, changes: Mapping[str, str | int]) -> SchedulerSpec:
     """Return a method with another scheduler; options are those of the one that was declared."""
     if not changes:
         return method

@@ -74,6 +74,13 @@ class SchedulerSpec(PluginSpec):
     reduction_factor: Annotated[Count, Field(ge=2)] = Field(
         2, description="One trial in this many passes a rung; also the ratio of epochs between rungs."
     )
+    min_compared: Count = Field(
+        1,
+        description="Results that a rung needs before anyone is judged there, unless `variant: synchronous`. "
+        "Who comes before waits, paused, until so many are there or nobody can come any more; then the best "
+        "1/reduction_factor of them go on. 1: the first goes on at once, as in the paper.",
+        examples=[8],
+    )
     scaling_factor: Count = Field(
         2, description="GPUs, and replicas if the batch grows, multiply by this at each rung; 1: never."
     )
@@ -125,6 +132,8 @@ class SchedulerSpec(PluginSpec):
             reached = {"properties": {"max_workers": {"enum": widths}}}
             holds = {"properties": {key: {"const": n} for key, n in start.items()}, "required": given}
             forms.append({"if": holds, "then": reached})
+        waits = {"properties": {"variant": {"const": "synchronous"}}, "required": ["variant"]}
+        forms.append({"if": waits, "then": {"properties": {"min_compared": {"const": 1}}}})
         return {**super().file_form(schema), "allOf": forms}
 
     @classmethod
@@ -135,6 +144,10 @@ class SchedulerSpec(PluginSpec):
             least, most = plain.get(low, 1), plain.get(high)
             if isinstance(least, int) and isinstance(most, int) and least > most > 0:
                 yield Diagnostic((low,), f"{least}, which is more than {high}", f"1 to {most} ({high})")
+        waiting = plain.get("min_compared", 1)
+        if plain.get("variant") == "synchronous" and waiting != 1:
+            found = f"{shown(waiting)}, with variant: synchronous, where all wait for each other"
+            yield Diagnostic(("min_compared",), found, "1, or another variant")
         start, step, most = (
             plain.get(k, d) for k, d in (("num_workers", 1), ("scaling_factor", 2), ("max_workers", 1))
         )

@@ -10,6 +10,16 @@ class TestStopping(SchedulerContract):
         return build_scheduler({"variant": "stopping", **settings})
 
 
+class TestStoppingThatHoldsFirstComers(SchedulerContract):
+    def build(self, **settings: object) -> Scheduler:
+        return build_scheduler({"variant": "stopping", "min_compared": 5, **settings})
+
+
+class TestPromotionThatHoldsFirstComers(SchedulerContract):
+    def build(self, **settings: object) -> Scheduler:
+        return build_scheduler({"variant": "promotion", "min_compared": 5, **settings})
+
+
 class TestPromotion(SchedulerContract):
     def build(self, **settings: object) -> Scheduler:
         return build_scheduler({"variant": "promotion", **settings})

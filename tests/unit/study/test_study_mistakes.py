@@ -266,6 +266,11 @@ MISTAKES: dict[str, tuple[str | int, ...]] = {
         "max_workers: 8\n        min_steps_per_epoch: -1",
         "scheduler.min_steps_per_epoch: found -1; allowed: greater than or equal to 0",
     ),
+    "first comers of a rung where all wait": (
+        "max_workers: 8",
+        "max_workers: 8\n        variant: synchronous\n        min_compared: 4",
+        "scheduler.min_compared: found 4, with variant: synchronous, where all wait for each other",
+    ),
     "a batch of another kind": (
         "max_workers: 8",
         "max_workers: 8\n        batch: constantly",
@@ -383,8 +388,8 @@ def test_a_mistake_reads_as_one_sentence(folder: Path) -> None:
     (mistake,) = _mistakes(study)
     assert str(mistake) == (
         f"{study}:21: stages.tune.tune.scheduler.reduction_factr: found an unknown key; allowed: kind, "
-        "variant, grace_period, max_t, reduction_factor, scaling_factor, num_workers, max_workers, batch, "
-        "min_steps_per_epoch, growth (did you mean reduction_factor?)"
+        "variant, grace_period, max_t, reduction_factor, min_compared, scaling_factor, num_workers, "
+        "max_workers, batch, min_steps_per_epoch, growth (did you mean reduction_factor?)"
     )
 
 
