@@ -146,8 +146,8 @@ class PromotionScheduler(ExtensibleScheduler):
                 return True
             if below is rung:
                 return False
-            if below.paused:
-                return True
+            if below.within(len(below.results) // self.rungs.reduction_factor):
+                return True  # the best who pause there are about to go on
         return False
 
     def _admit(self, contender: Contender) -> None:
