@@ -1,4 +1,4 @@
-"""The stopping rule on rungs that hold their first comers, paused, until there are enough to compare."""
+"""The stopping rule on rungs that hold trials, paused: first comers, or all at the top of a ladder."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class HoldingStoppingScheduler(StoppingScheduler):
 
     Of the ``n`` results that are there by then the best ``max(1, n // eta)`` go on, as at a synchronous rung;
     later trials are judged by the stopping rule. If nobody can come any more, those who wait are judged among
-    themselves.
+    themselves. Those at the top rung of a ladder that may grow wait for it to do so, and are done if nobody
+    comes any more who could make it; see `ladder.Ladder`.
 
     Source:
         Successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943) of the first comers. Optuna's
@@ -45,7 +46,7 @@ class HoldingStoppingScheduler(StoppingScheduler):
         super().__init__(rungs, mode, metric)
         self._rooms = tuple(_Room() for _ in rungs.milestones)
         self._going: dict[TrialId, str] = {}  # why each of them goes on
-        self._stopping: dict[TrialId, str] = {}  # why each of them stops
+        self._stopping: dict[TrialId, str] = {}  # why each of them stops; empty: it is done
         self._closed = False
 
     def close(self) -> None:
@@ -73,6 +74,8 @@ class HoldingStoppingScheduler(StoppingScheduler):
             contender.rung = reached
             self._costs[reached].add(contender.cost)
             room.held[contender.age] = contender
+            if self._ladder.holds(reached):
+                self._ladder.arrive(contender.age, contender.curve)
             self._pause(contender, f"waits for others to be compared with at epoch {contender.epoch}")
         self._open_rungs()
         return self._answer(contender)
@@ -83,7 +86,8 @@ class HoldingStoppingScheduler(StoppingScheduler):
         if trial in self._going:
             return self._advance(contender, self._going.pop(trial))
         if trial in self._stopping:
-            return self._stop(contender, self._stopping.pop(trial))
+            reason = self._stopping.pop(trial)
+            return self._stop(contender, reason) if reason else self._finish(contender)
         return contender.last
 
     def _open_rungs(self) -> None:
@@ -91,8 +95,14 @@ class HoldingStoppingScheduler(StoppingScheduler):
         coming = 0
         for rung, room in enumerate(self._rooms):
             coming += room.heading
+            is_last_word = self._closed and not coming
+            if self._ladder.holds(rung):
+                if is_last_word:
+                    self._stopping |= {contender.trial: "" for contender in room.held.values()}
+                    room.held.clear()
+                return
             enough = self._costs[rung].count >= self.rungs.min_compared
-            if room.held and (enough or (self._closed and not coming)):
+            if room.held and (enough or is_last_word):
                 self._open(rung, room)
             coming += len(room.held)
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from parsl_rasda.scheduling.base import Action, Decision
+from parsl_rasda.scheduling.ladder import Ladder
 from parsl_rasda.scheduling.rungs import Rungs
 from parsl_rasda.types import Mode, TrialId
 
@@ -25,6 +26,7 @@ class Contender:
         rung: Rung that its present (or last) stretch ends at.
         epoch: Epochs done at its last report.
         cost: Its last metric, the sign turned so that lower is better; infinite if not finite.
+        curve: Its cost at each epoch, where a rule asks for that.
         last: The latest decision about it.
     """
 
@@ -33,6 +35,7 @@ class Contender:
     rung: int = 0
     epoch: int = 0
     cost: float = math.inf
+    curve: dict[int, float] = field(default_factory=dict)
     last: Decision = field(init=False)
 
     @property
@@ -54,6 +57,8 @@ class RungScheduler(ABC):
         self._metric = metric
         self._contenders: dict[TrialId, Contender] = {}
         self._completed: list[Contender] = []  # in that order
+        self._ladder = Ladder(rungs)
+        self._keeps_curves = rungs.is_auto
         self._climb(rungs)
 
     def _climb(self, rungs: Rungs) -> None:
@@ -82,8 +87,11 @@ class RungScheduler(ABC):
         contender.epoch = epoch
         finite = math.isfinite(metric)
         contender.cost = self._sign * metric if finite else math.inf
+        if self._keeps_curves:
+            contender.curve[epoch] = contender.cost
         if epoch >= self.rungs.milestones[contender.rung]:
-            return self._judge(contender, self.rungs.reached(epoch), metric)
+            reached = min(self.rungs.reached(epoch), self._ladder.top)
+            return self._judge(contender, reached, metric)
         if finite:
             return self._go_on(contender)
         decision = self._stop(contender, self._not_finite(metric))
@@ -168,6 +176,10 @@ class RungScheduler(ABC):
         self._completed.append(contender)
         return self._end(contender, Action.STOP, f"reached max_t {self.milestones[-1]}", completed=True)
 
+    def _finish(self, contender: Contender) -> Decision:
+        """End a contender at the top rung of a ladder that need not grow."""
+        return self._end(contender, Action.STOP, self._ladder.reason, completed=True)
+
     def _let_on(self, contender: Contender, reason: str) -> Decision:
         rung = contender.rung
         until, replicas = self.rungs.milestones[rung], self._replicas[rung]
@@ -199,6 +211,7 @@ class ExtensibleScheduler(RungScheduler):
         came there; returns what becomes of each.
         """
         self._climb(replace(self.rungs, milestones=milestones, max_workers=max_workers))
+        self._ladder.extend(self.rungs)
         self._add_rungs()
         if self._completed and self._completed[0].rung == self._last:
             return ()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 
+from parsl_rasda.study.epochs import UpTo
 from parsl_rasda.study.tuning import SchedulerSpec
 
 
@@ -23,6 +24,7 @@ class Rungs:
         scaling_factor: Workers multiply by this at every rung; 1 keeps them (ASHA).
         max_workers: Upper bound of the workers, or None.
         min_compared: Results that a rung needs before anyone is judged there.
+        is_auto: Rungs above the second are used only if they must be; see `ladder.Ladder`.
     """
 
     milestones: tuple[int, ...]
@@ -31,6 +33,7 @@ class Rungs:
     scaling_factor: int
     max_workers: int | None
     min_compared: int = 1
+    is_auto: bool = False
 
     @property
     def last(self) -> int:
@@ -61,4 +64,5 @@ def build_rungs(spec: SchedulerSpec) -> Rungs:
         spec.scaling_factor,
         spec.max_workers,
         spec.min_compared,
+        isinstance(spec.max_t, UpTo),
     )

@@ -9,6 +9,7 @@ from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.plugins import kind_of
 from parsl_rasda.simulation.hyperband import HyperbandScheduler
 from parsl_rasda.study import SchedulerSpec, TuneSpec
+from parsl_rasda.study.epochs import UpTo
 from parsl_rasda.types import Mode
 
 ASHA, ELASTIC, STRICT, HYPERBAND = "ASHA", "RASDA elastic", "RASDA strict", "Hyperband"
@@ -35,9 +36,11 @@ def policies_of(tune: TuneSpec) -> tuple[str, dict[str, TuneSpec]]:
     }
     if tune.num_samples <= _OTHERS_UP_TO:
         other = "stopping" if method.variant == "synchronous" else "synchronous"
-        at_once = {} if other == "stopping" else {"min_compared": 1}
+        at_once = {} if other == "stopping" else {"min_compared": 1, "max_t": int(method.max_t)}
         variants[f"RASDA {other}"] = {**variants[ELASTIC], **at_once, "variant": other}
         variants[HYPERBAND] = _ASHA
+    if isinstance(method.max_t, UpTo):
+        variants[f"RASDA to {method.max_t:d}"] = {**variants[ELASTIC], "max_t": int(method.max_t)}
     declared = ASHA if method.kind == "asha" else f"{method.kind.upper()} {kind_of(method.growth)}"
     if declared not in variants:
         variants = {declared: {}, **variants}

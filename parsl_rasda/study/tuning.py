@@ -15,6 +15,7 @@ from parsl_rasda.protocol import Training
 from parsl_rasda.study.batch_sizes import FixedReplicas, indivisible_sizes, unmeasured
 from parsl_rasda.study.budgets import BudgetSpec
 from parsl_rasda.study.commands import Command, unknown_placeholders
+from parsl_rasda.study.epochs import MaxT, auto_problems, cap_of
 from parsl_rasda.study.estimates import EstimateSpec
 from parsl_rasda.study.parameters import MOST_PARAMETERS, SearchSpaceForm, space_problems
 from parsl_rasda.study.spec import (
@@ -70,7 +71,10 @@ class SchedulerSpec(PluginSpec):
         "best (ASHA 2018); synchronous: waits for the whole rung, decides the same in any order.",
     )
     grace_period: Count = Field(1, description="Epochs every trial trains before it is first judged.")
-    max_t: Count = Field(description="Epochs of a trial that is never stopped.")
+    max_t: MaxT = Field(
+        description="Epochs of a trial that is never stopped. {auto: N}: at most N, and no more than it "
+        "takes for the rankings at the last two rungs to be the same (PASHA); the second is tried first.",
+    )
     reduction_factor: Annotated[Count, Field(ge=2)] = Field(
         2, description="One trial in this many passes a rung; also the ratio of epochs between rungs."
     )
@@ -113,7 +117,7 @@ class SchedulerSpec(PluginSpec):
         while milestone < self.max_t:
             milestones.append(milestone)
             milestone *= self.reduction_factor
-        return (*milestones, self.max_t)
+        return (*milestones, int(self.max_t))
 
     @property
     def most_workers(self) -> int:
@@ -132,8 +136,9 @@ class SchedulerSpec(PluginSpec):
             reached = {"properties": {"max_workers": {"enum": widths}}}
             holds = {"properties": {key: {"const": n} for key, n in start.items()}, "required": given}
             forms.append({"if": holds, "then": reached})
-        waits = {"properties": {"variant": {"const": "synchronous"}}, "required": ["variant"]}
-        forms.append({"if": waits, "then": {"properties": {"min_compared": {"const": 1}}}})
+        waits = {"properties": {"variant": {"enum": ["synchronous"]}}, "required": ["variant"]}
+        alone = {"min_compared": {"const": 1}, "max_t": {"type": "integer"}}
+        forms.append({"if": waits, "then": {"properties": alone}})
         return {**super().file_form(schema), "allOf": forms}
 
     @classmethod
@@ -141,9 +146,10 @@ class SchedulerSpec(PluginSpec):
         """Yield what is wrong with a plug-in, and limits that lie below what they limit."""
         yield from super().problems(plain)
         for low, high in (("grace_period", "max_t"), ("num_workers", "max_workers")):
-            least, most = plain.get(low, 1), plain.get(high)
+            least, most = plain.get(low, 1), cap_of(plain.get(high))
             if isinstance(least, int) and isinstance(most, int) and least > most > 0:
                 yield Diagnostic((low,), f"{least}, which is more than {high}", f"1 to {most} ({high})")
+        yield from auto_problems(plain)
         waiting = plain.get("min_compared", 1)
         if plain.get("variant") == "synchronous" and waiting != 1:
             found = f"{shown(waiting)}, with variant: synchronous, where all wait for each other"

@@ -103,17 +103,17 @@ class Setup:
 
     @property
     def method(self) -> SchedulerSpec:
-        return SchedulerSpec(
-            kind=self.kind,
-            variant=self.variant,
-            max_t=self.max_t,
-            reduction_factor=self.eta,
-            scaling_factor=self.scaling,
-            num_workers=self.num_workers,
-            max_workers=self._reached_at_most(),
-            batch=self.batch,
-            **self.more,
-        )
+        keys = {
+            "kind": self.kind,
+            "variant": self.variant,
+            "max_t": self.max_t,
+            "reduction_factor": self.eta,
+            "scaling_factor": self.scaling,
+            "num_workers": self.num_workers,
+            "max_workers": self._reached_at_most(),
+            "batch": self.batch,
+        }
+        return SchedulerSpec.model_validate({**keys, **self.more})
 
     @property
     def batching(self) -> Batching:

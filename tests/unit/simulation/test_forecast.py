@@ -426,3 +426,14 @@ def test_a_plan_says_how_many_go_on_at_the_first_rung_and_how_many_were_meant(re
     waiting = plan(rehearsals.study_of(num_samples=3, scheduler={"min_compared": 3}))
     assert [(r.trials, r.meant) for r in waiting.rungs[:2]] == [(3, 1), (1, 1)]
     assert all(r.meant is None for r in plan(rehearsals.study_of(scheduler={"variant": "promotion"})).rungs)
+
+
+def test_a_ladder_that_grows_is_planned_as_if_settled_and_as_if_it_never_were(rehearsals) -> None:
+    scheduler = {"max_t": {"auto": 27}, "reduction_factor": 3, "max_workers": None}
+    found = plan(rehearsals.study_of(num_samples=18, scheduler=scheduler))
+    assert [r.epochs for r in found.rungs] == [1, 3, 9, 27]
+    assert found.rungs[1].trials > 0 == found.rungs[2].trials
+    longest, plain = policy(found, "RASDA to 27"), {**scheduler, "max_t": 27}
+    same = policy(plan(rehearsals.study_of(num_samples=18, scheduler=plain)), "RASDA elastic")
+    assert (longest.makespan_s, longest.epochs) == (same.makespan_s, same.epochs)
+    assert longest.epochs > policy(found, "RASDA elastic").epochs

@@ -271,6 +271,33 @@ MISTAKES: dict[str, tuple[str | int, ...]] = {
         "max_workers: 8\n        variant: synchronous\n        min_compared: 4",
         "scheduler.min_compared: found 4, with variant: synchronous, where all wait for each other",
     ),
+    "a ladder that cannot grow": (
+        "max_t: 8",
+        "max_t: {auto: 2}",
+        "scheduler.max_t: found {auto: 2}, which leaves no rung to add; allowed: more than 2 (",
+    ),
+    "a ladder that grows with all of a rung": (
+        "max_t: 8",
+        "max_t: {auto: 8}\n        variant: synchronous",
+        "scheduler.max_t: found {auto: 8}, with variant: synchronous; allowed: a number, or another variant",
+        20,
+    ),
+    "a ladder of another kind": (
+        "max_t: 8",
+        "max_t: {atuo: 8}",
+        "scheduler.max_t: found {atuo: 8}; allowed: a number of epochs, or {auto: N}",
+    ),
+    "a ladder to no number": (
+        "max_t: 8",
+        "max_t: {auto: soon}",
+        "scheduler.max_t: found 'soon'; allowed: a whole number",
+    ),
+    "a first rung above the cap": (
+        "grace_period: 1\n        max_t: 8",
+        "grace_period: 9\n        max_t: {auto: 8}",
+        "grace_period: found 9, which is more than max_t; allowed: 1 to 8 (max_t)",
+        19,
+    ),
     "a batch of another kind": (
         "max_workers: 8",
         "max_workers: 8\n        batch: constantly",
