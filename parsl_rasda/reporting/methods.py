@@ -51,6 +51,8 @@ def _method(tune: TuneSpec, summary: Mapping[str, Any], slots: str) -> str:
     rule = f", where one in {method.reduction_factor} went on" if rungs and method.kind in _PAPERS else ""
     if isinstance(method.max_t, UpTo):
         rule += ", and longer only while the rankings at the two highest rungs were not the same (PASHA)"
+    if kind_of(method.early) != "none":
+        rule += f"; between rungs, trials without a chance were stopped ({kind_of(method.early)} rule)"
     name = method.kind.upper() if method.kind in _PAPERS else method.kind
     return (
         f"Hyperparameters were tuned by {name} ({paper}): trials trained for at most "

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+
+from sortedcontainers import SortedList
 
 from parsl_rasda.scheduling.base import Action, Decision
 from parsl_rasda.scheduling.ladder import Ladder
@@ -49,6 +52,11 @@ class Contender:
         return self.last.action is Action.STOP
 
 
+def part(eta: int) -> str:
+    """Return one in so many, in words."""
+    return {2: "half", 3: "third", 4: "quarter"}.get(eta, f"1/{eta}")
+
+
 class RungScheduler(ABC):
     """Successive halving without its rule; see `base.Scheduler` for what the methods promise."""
 
@@ -58,7 +66,8 @@ class RungScheduler(ABC):
         self._contenders: dict[TrialId, Contender] = {}
         self._completed: list[Contender] = []  # in that order
         self._ladder = Ladder(rungs)
-        self._keeps_curves = rungs.is_auto
+        self._keeps_curves = rungs.is_auto or rungs.early is not None
+        self._marks: dict[int, SortedList] = defaultdict(SortedList)  # costs by milestone, for `rungs.early`
         self._climb(rungs)
 
     def _climb(self, rungs: Rungs) -> None:
@@ -91,10 +100,13 @@ class RungScheduler(ABC):
             contender.curve[epoch] = contender.cost
         if epoch >= self.rungs.milestones[contender.rung]:
             reached = min(self.rungs.reached(epoch), self._ladder.top)
+            if finite and self.rungs.early is not None:
+                self._marks[reached].add(contender.cost)
             return self._judge(contender, reached, metric)
-        if finite:
+        reason = self._no_chance(contender) if finite else self._not_finite(metric)
+        if not reason:
             return self._go_on(contender)
-        decision = self._stop(contender, self._not_finite(metric))
+        decision = self._stop(contender, reason)
         self._withdraw(contender)
         return decision
 
@@ -193,6 +205,25 @@ class RungScheduler(ABC):
             contender.trial, action, contender.epoch, self._replicas[rung], rung, completed, reason
         )
         return contender.last
+
+    def _no_chance(self, contender: Contender) -> str:
+        """Return why a contender between rungs cannot be among the best at the next one; empty if it may."""
+        rung, rule = contender.rung, self.rungs.early
+        if rule is None or self._ladder.holds(rung):
+            return ""
+        is_last, marks = rung == self._last, self._marks[rung]
+        if len(marks) < (1 if is_last else max(self.rungs.reduction_factor, self.rungs.min_compared)):
+            return ""
+        limit = marks[0 if is_last else len(marks) // self.rungs.reduction_factor - 1]
+        until = self.milestones[rung]
+        found = rule.best_case(contender.curve, until)
+        if not found > limit:  # or it is no number
+            return ""
+        best = "the best" if is_last else f"the best {part(self.rungs.reduction_factor)}"
+        return (
+            f"{self._metric} may come to {self._sign * found:.6g} at epoch {until}, where {best} of "
+            f"{len(marks)} results is {'' if is_last else 'up to '}{self._sign * limit:.6g}"
+        )
 
     def _not_finite(self, metric: float) -> str:
         return f"{self._metric} {metric} is not finite"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 
+from parsl_rasda.scheduling.early import EarlyRule, build_early
 from parsl_rasda.study.epochs import UpTo
 from parsl_rasda.study.tuning import SchedulerSpec
 
@@ -25,6 +26,7 @@ class Rungs:
         max_workers: Upper bound of the workers, or None.
         min_compared: Results that a rung needs before anyone is judged there.
         is_auto: Rungs above the second are used only if they must be; see `ladder.Ladder`.
+        early: What stops trials between rungs, or None.
     """
 
     milestones: tuple[int, ...]
@@ -34,6 +36,7 @@ class Rungs:
     max_workers: int | None
     min_compared: int = 1
     is_auto: bool = False
+    early: EarlyRule | None = None
 
     @property
     def last(self) -> int:
@@ -65,4 +68,5 @@ def build_rungs(spec: SchedulerSpec) -> Rungs:
         spec.max_workers,
         spec.min_compared,
         isinstance(spec.max_t, UpTo),
+        build_early(spec.early),
     )

@@ -14,6 +14,7 @@ from parsl_rasda.types import Mode
 
 ASHA, ELASTIC, STRICT, HYPERBAND = "ASHA", "RASDA elastic", "RASDA strict", "Hyperband"
 _ASHA = {"kind": "asha", "growth": "none"}
+_AT_ONCE: Mapping[str, str | int] = {"min_compared": 1, "early": "none"}  # as synchronous rungs must have it
 _OTHERS_UP_TO = 1_000  # trials: a study of more is compared under three policies, not five
 
 
@@ -36,7 +37,7 @@ def policies_of(tune: TuneSpec) -> tuple[str, dict[str, TuneSpec]]:
     }
     if tune.num_samples <= _OTHERS_UP_TO:
         other = "stopping" if method.variant == "synchronous" else "synchronous"
-        at_once = {} if other == "stopping" else {"min_compared": 1, "max_t": int(method.max_t)}
+        at_once = {} if other == "stopping" else {**_AT_ONCE, "max_t": int(method.max_t)}
         variants[f"RASDA {other}"] = {**variants[ELASTIC], **at_once, "variant": other}
         variants[HYPERBAND] = _ASHA
     if isinstance(method.max_t, UpTo):

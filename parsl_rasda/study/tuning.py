@@ -10,7 +10,7 @@ from pydantic.json_schema import JsonSchemaValue
 
 from parsl_rasda.diagnostics import Plain, is_number, listing, mapping_at, refused, shown, suggestion
 from parsl_rasda.errors import Diagnostic, InvalidSettingError
-from parsl_rasda.plugins import GROWTH_POLICIES, SCHEDULERS, SEARCHERS, Choice, kind_of
+from parsl_rasda.plugins import EARLY_RULES, GROWTH_POLICIES, SCHEDULERS, SEARCHERS, Choice, kind_of
 from parsl_rasda.protocol import Training
 from parsl_rasda.study.batch_sizes import FixedReplicas, indivisible_sizes, unmeasured
 from parsl_rasda.study.budgets import BudgetSpec
@@ -85,6 +85,13 @@ class SchedulerSpec(PluginSpec):
         "1/reduction_factor of them go on. 1: the first goes on at once, as in the paper.",
         examples=[8],
     )
+    early: Annotated[Choice, chosen_from(EARLY_RULES)] = Field(
+        "none",
+        description="Between rungs, curve stops a trial whose learning curve leaves no chance of being among "
+        "the best at the next rung, or better than the best at max_t; or a plug-in, with options as "
+        "{kind: NAME, option: value}.",
+        examples=[{"kind": "curve", "quantile": 0.9}],
+    )
     scaling_factor: Count = Field(
         2, description="GPUs, and replicas if the batch grows, multiply by this at each rung; 1: never."
     )
@@ -137,7 +144,7 @@ class SchedulerSpec(PluginSpec):
             holds = {"properties": {key: {"const": n} for key, n in start.items()}, "required": given}
             forms.append({"if": holds, "then": reached})
         waits = {"properties": {"variant": {"enum": ["synchronous"]}}, "required": ["variant"]}
-        alone = {"min_compared": {"const": 1}, "max_t": {"type": "integer"}}
+        alone = {"min_compared": {"const": 1}, "max_t": {"type": "integer"}, "early": {"enum": ["none"]}}
         forms.append({"if": waits, "then": {"properties": alone}})
         return {**super().file_form(schema), "allOf": forms}
 
@@ -150,10 +157,13 @@ class SchedulerSpec(PluginSpec):
             if isinstance(least, int) and isinstance(most, int) and least > most > 0:
                 yield Diagnostic((low,), f"{least}, which is more than {high}", f"1 to {most} ({high})")
         yield from auto_problems(plain)
-        waiting = plain.get("min_compared", 1)
+        waiting, early = plain.get("min_compared", 1), plain.get("early", "none")
         if plain.get("variant") == "synchronous" and waiting != 1:
             found = f"{shown(waiting)}, with variant: synchronous, where all wait for each other"
             yield Diagnostic(("min_compared",), found, "1, or another variant")
+        if plain.get("variant") == "synchronous" and early not in ("none", {"kind": "none"}):
+            found = f"{shown(early)}, with variant: synchronous, where the order of reports decides nothing"
+            yield Diagnostic(("early",), found, "none, or another variant")
         start, step, most = (
             plain.get(k, d) for k, d in (("num_workers", 1), ("scaling_factor", 2), ("max_workers", 1))
         )

@@ -56,6 +56,7 @@ holding = pytest.mark.parametrize(
         ("promotion", "strict", {"min_compared": 4}),
         ("stopping", "strict", {"max_t": {"auto": 9}}),
         ("promotion", "elastic", {"max_t": {"auto": 9}, "min_compared": 3}),
+        ("stopping", "none", {"max_t": 9, "grace_period": 8, "early": {"kind": "curve", "min_epochs": 4}}),
     ],
 )
 

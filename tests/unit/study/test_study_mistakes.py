@@ -298,6 +298,16 @@ MISTAKES: dict[str, tuple[str | int, ...]] = {
         "grace_period: found 9, which is more than max_t; allowed: 1 to 8 (max_t)",
         19,
     ),
+    "an early end where the order of reports decides nothing": (
+        "max_t: 8",
+        "max_t: 8\n        variant: synchronous\n        early: curve",
+        "scheduler.early: found 'curve', with variant: synchronous, where the order of reports decides",
+    ),
+    "an early end that is never sure": (
+        "max_t: 8",
+        "max_t: 8\n        early: {kind: curve, quantile: 1}",
+        "scheduler.early.quantile: found 1; allowed: less than 1",
+    ),
     "a batch of another kind": (
         "max_workers: 8",
         "max_workers: 8\n        batch: constantly",
@@ -415,7 +425,7 @@ def test_a_mistake_reads_as_one_sentence(folder: Path) -> None:
     (mistake,) = _mistakes(study)
     assert str(mistake) == (
         f"{study}:21: stages.tune.tune.scheduler.reduction_factr: found an unknown key; allowed: kind, "
-        "variant, grace_period, max_t, reduction_factor, min_compared, scaling_factor, num_workers, "
+        "variant, grace_period, max_t, reduction_factor, min_compared, early, scaling_factor, num_workers, "
         "max_workers, batch, min_steps_per_epoch, growth (did you mean reduction_factor?)"
     )
 
