@@ -24,7 +24,6 @@ from parsl_rasda.orchestration.replay import (
 from parsl_rasda.orchestration.run_directory import RunDirectory, check_folder
 from parsl_rasda.scheduling.base import Extensible
 from parsl_rasda.study import StudySpec, dump_study, load_site, load_study
-from parsl_rasda.study.epochs import cap_of
 from parsl_rasda.types import JSON
 from parsl_rasda.workflow.pinned_code import search_path_in
 from parsl_rasda.workflow.run import RunResult, WorkflowRun
@@ -175,14 +174,13 @@ def check_amendment(study: StudySpec, wanted: StudySpec) -> None:
 
 def _allowed(loc: Sequence[str], old: Any, new: Any) -> str | None:
     """Return what a setting of a stage may become, in words; None if it may be what it is now."""
-    key = ".".join(loc)
+    key = ".".join(loc).removesuffix(".auto")  # max_t: {auto: N}
     if key.startswith(_FREE):
         return None
     if key not in _LARGER:
         return f"{shown(old)}, as the run has it: only {listing(_CHANGEABLE)} may change"
-    if isinstance(old, Mapping) != isinstance(new, Mapping):  # max_t: a number, or {auto: N}
+    if isinstance(old, Mapping) != isinstance(new, Mapping):
         return f"{'{auto: N}' if isinstance(old, Mapping) else 'a number'}, as the run has it"
-    old, new = cap_of(old), cap_of(new)
     if new is None or (old is not None and new >= old):
         return None
     return "no limit, as the run has it" if old is None else f"at least {old}, which the run has"

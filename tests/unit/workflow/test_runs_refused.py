@@ -87,6 +87,10 @@ def test_a_searcher_of_a_study_in_code_is_refused_before_the_stage_ahead_of_it(t
             ["tune.scheduler.max_t={auto: 16}"],
             ["tune.scheduler.max_t: found {auto: 16}; allowed: a number, as the run has it"],
         ),
+        (
+            ["tune.scheduler.early=curve"],
+            ["tune.scheduler.early: found 'curve'; allowed: 'none', as the run has it"],
+        ),
         (["stages.tune={command: x}"], ["--set: tune: found nothing", "stages.tune.command: found "]),
         (["stages.before.site=quad"], ["stages.before.site: found 'quad'; allowed: nothing"]),
     ],
