@@ -66,6 +66,7 @@ class HoldingStoppingScheduler(StoppingScheduler):
 
     def _judge(self, contender: Contender, reached: int, metric: float) -> Decision:
         self._rooms[contender.rung].heading -= 1
+        reached = min(reached, self._ladder.top)
         room = self._rooms[reached]
         if room.is_open or reached == self._last or not math.isfinite(metric):
             if super()._judge(contender, reached, metric).action is Action.CONTINUE:

@@ -116,7 +116,7 @@ class PromotionScheduler(ExtensibleScheduler):
 
     def _judge(self, contender: Contender, reached: int, metric: float) -> Decision:
         self._rungs[contender.rung].heading -= 1
-        contender.rung = reached
+        reached = contender.rung = min(reached, self._ladder.top)
         rung = self._rungs[reached]
         if not math.isfinite(metric):
             rung.results.add(contender.key)

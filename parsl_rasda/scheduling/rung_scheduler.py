@@ -67,7 +67,7 @@ class RungScheduler(ABC):
         self._completed: list[Contender] = []  # in that order
         self._ladder = Ladder(rungs)
         self._keeps_curves = rungs.is_auto or rungs.early is not None
-        self._marks: dict[int, SortedList] = defaultdict(SortedList)  # costs by milestone, for `rungs.early`
+        self._marks: dict[int, SortedList] = defaultdict(SortedList)  # costs by rung, for `rungs.early`
         self._climb(rungs)
 
     def _climb(self, rungs: Rungs) -> None:
@@ -99,7 +99,7 @@ class RungScheduler(ABC):
         if self._keeps_curves:
             contender.curve[epoch] = contender.cost
         if epoch >= self.rungs.milestones[contender.rung]:
-            reached = min(self.rungs.reached(epoch), self._ladder.top)
+            reached = self.rungs.reached(epoch)
             if finite and self.rungs.early is not None:
                 self._marks[reached].add(contender.cost)
             return self._judge(contender, reached, metric)

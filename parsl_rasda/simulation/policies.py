@@ -14,7 +14,7 @@ from parsl_rasda.types import Mode
 
 ASHA, ELASTIC, STRICT, HYPERBAND = "ASHA", "RASDA elastic", "RASDA strict", "Hyperband"
 _ASHA = {"kind": "asha", "growth": "none"}
-_AT_ONCE: Mapping[str, str | int] = {"min_compared": 1, "early": "none"}  # as synchronous rungs must have it
+_PLAIN: Mapping[str, str | int] = {"min_compared": 1, "early": "none"}  # as where all of a rung wait
 _OTHERS_UP_TO = 1_000  # trials: a study of more is compared under three policies, not five
 
 
@@ -37,9 +37,10 @@ def policies_of(tune: TuneSpec) -> tuple[str, dict[str, TuneSpec]]:
     }
     if tune.num_samples <= _OTHERS_UP_TO:
         other = "stopping" if method.variant == "synchronous" else "synchronous"
-        at_once = {} if other == "stopping" else {**_AT_ONCE, "max_t": int(method.max_t)}
+        plain = {**_PLAIN, "max_t": int(method.max_t)}
+        at_once = {} if other == "stopping" else plain
         variants[f"RASDA {other}"] = {**variants[ELASTIC], **at_once, "variant": other}
-        variants[HYPERBAND] = _ASHA
+        variants[HYPERBAND] = {**_ASHA, **plain}
     if isinstance(method.max_t, UpTo):
         variants[f"RASDA to {method.max_t:d}"] = {**variants[ELASTIC], "max_t": int(method.max_t)}
     declared = ASHA if method.kind == "asha" else f"{method.kind.upper()} {kind_of(method.growth)}"

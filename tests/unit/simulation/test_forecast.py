@@ -434,6 +434,10 @@ def test_a_ladder_that_grows_is_planned_as_if_settled_and_as_if_it_never_were(re
     assert [r.epochs for r in found.rungs] == [1, 3, 9, 27]
     assert found.rungs[1].trials > 0 == found.rungs[2].trials
     longest, plain = policy(found, "RASDA to 27"), {**scheduler, "max_t": 27}
-    same = policy(plan(rehearsals.study_of(num_samples=18, scheduler=plain)), "RASDA elastic")
+    to_the_end = plan(rehearsals.study_of(num_samples=18, scheduler=plain))
+    for name in ("RASDA synchronous", "Hyperband"):
+        one, other = policy(found, name), policy(to_the_end, name)
+        assert (one.makespan_s, one.epochs) == (other.makespan_s, other.epochs), "they know no such ladder"
+    same = policy(to_the_end, "RASDA elastic")
     assert (longest.makespan_s, longest.epochs) == (same.makespan_s, same.epochs)
     assert longest.epochs > policy(found, "RASDA elastic").epochs
