@@ -233,10 +233,11 @@ def status_view(
         summary: Its JSON document.
         most: Trials listed at most.
         name: What to call it; its study's name by default.
-        is_brief: Cut the reasons of trials that do not fit into their line.
+        is_brief: Cut the reasons of trials that do not fit into their line; leave out the agreement of rungs.
     """
     parts = [summary_view(summary, name), Text(), rungs_view(summary["rungs"])]
-    parts += [Text(line, "dim") for line in agreement_lines(summary)]
+    if not is_brief:
+        parts += [Text(line, "dim") for line in agreement_lines(summary)]
     if summary["trial_list"]:
         parts += [Text(), trials_view(summary, most, is_brief=is_brief)]
     return Group(*parts)
