@@ -201,6 +201,12 @@ GROWTH_POLICIES = PluginGroup(
         "none": "parsl_rasda.placement.growth:NONE",
     },
 )
+EARLY_RULES = PluginGroup(
+    "parsl_rasda.early",
+    ("scheduler", "early"),
+    "parsl_rasda.scheduling.early:EarlyRule",
+    {"none": "parsl_rasda.scheduling.early:NONE", "curve": "parsl_rasda.scheduling.early:CURVE"},
+)
 LAUNCHERS = PluginGroup(
     "parsl_rasda.launchers",
     ("mpi_launcher",),
@@ -224,4 +230,4 @@ BACKENDS = PluginGroup(
         "globus": "parsl_rasda.backends.globus:PLUGIN",
     },
 )
-GROUPS = (SCHEDULERS, SEARCHERS, GROWTH_POLICIES, LAUNCHERS, BACKENDS)
+GROUPS = (SCHEDULERS, SEARCHERS, GROWTH_POLICIES, EARLY_RULES, LAUNCHERS, BACKENDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -48,6 +49,7 @@ def _view(study: str, found: Forecast, run: Path | None) -> RenderableType:
         ),
         Text(f"  {costs}{queue}", "dim"),
         *_indented(_rungs(found)),
+        *(Text(f"  {sentence}", "dim") for sentence in _early_comers(found)),
         *_indented(_policies(found.policies)),
         Text(f"  * what the study declares{_seeds(found)}", "dim"),
     ]
@@ -103,6 +105,16 @@ def _rungs(found: Forecast) -> Table:
         batches = "-".join(map(str, sorted({*r.batches[:1], *r.batches[-1:]})))
         table.add_row(str(r.rung), str(r.epochs), str(r.workers), str(r.replicas), batches, str(r.trials))
     return table
+
+
+def _early_comers(found: Forecast) -> Iterator[str]:
+    """Yield how many go on at the first rung, if they are more than the reduction factor says."""
+    for first, second in pairwise(found.rungs[:2]):
+        if first.meant is not None and second.trials > first.meant:
+            yield (
+                f"{second.trials} of {first.trials} go on at epoch {first.epochs}, where reduction_factor "
+                f"says {first.meant}: the first comers are judged against few (scheduler.min_compared)"
+            )
 
 
 def _policies(policies: Sequence[PolicyForecast]) -> Table:

@@ -92,7 +92,7 @@ class JobSpecBuilder:
             mode=self.tune.mode.value,
             epoch=start.epoch,
             until=start.until,
-            max_epochs=self.tune.scheduler.max_t,
+            max_epochs=int(self.tune.scheduler.max_t),
             schedule=start.schedule,
             world_size=start.placement.world_size,
             python=self.tune.training.python,

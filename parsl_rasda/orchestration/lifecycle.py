@@ -474,7 +474,8 @@ class TrialLifecycle:
         if self._search.unproposed:
             return
         for decision in self._search.scheduler.dismiss():
-            self.conclude(self._search.trials[decision.trial], TrialState.STOPPED, decision.reason)
+            state = TrialState.COMPLETED if decision.completed else TrialState.STOPPED
+            self.conclude(self._search.trials[decision.trial], state, decision.reason)
 
     def stop_all(self) -> None:
         """Stop every trial that has not ended, and want no more: the search has found enough."""

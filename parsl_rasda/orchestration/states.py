@@ -29,9 +29,15 @@ TRIAL_TRANSITIONS: Mapping[TrialState, frozenset[TrialState]] = {
         {TrialState.WAITING, TrialState.RUNNING, TrialState.STOPPED, TrialState.FAILED}
     ),
     TrialState.RUNNING: frozenset(TrialState),
-    # Back to RUNNING if it is promoted before its job has left.
+    # Back to RUNNING if it is promoted before its job has left; to COMPLETED where the ladder need not grow.
     TrialState.PAUSED: frozenset(
-        {TrialState.PAUSED, TrialState.RUNNING, TrialState.WAITING, TrialState.STOPPED}
+        {
+            TrialState.PAUSED,
+            TrialState.RUNNING,
+            TrialState.WAITING,
+            TrialState.STOPPED,
+            TrialState.COMPLETED,
+        }
     ),
     TrialState.STOPPED: frozenset({TrialState.WAITING, TrialState.PAUSED}),  # if the budget is larger now
     # If there are more rungs now.

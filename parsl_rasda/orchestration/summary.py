@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from parsl_rasda.orchestration.machine import Machine
+from parsl_rasda.orchestration.rank_agreement import rank_agreement
 from parsl_rasda.orchestration.retention import released
 from parsl_rasda.orchestration.trial_record import TrialRecord, best_trial
 from parsl_rasda.orchestration.usage import Usage
@@ -55,6 +56,7 @@ def summarise(study: str, machine: Machine, usage: Usage, now: float | None = No
         "resting": [{"site": site, "until": at} for site, at in machine.pilots.cooling_down.items()],
         "set_aside": machine.faults.set_aside,
         "rungs": _rungs(machine),
+        "rank_agreement": rank_agreement([t.history for t in trials], machine.scheduler.milestones),
         "trial_list": [_trial(t, has_checkpoints=t.id not in gone) for t in trials],
     }
 
@@ -136,6 +138,7 @@ def no_search(study: str) -> dict[str, Any]:
         "resting": [],
         "set_aside": [],
         "rungs": [],
+        "rank_agreement": rank_agreement((), ()),
         "trial_list": [],
     }
 

@@ -14,6 +14,7 @@ from parsl_rasda.reporting.format import counted, duration, number, value_text
 from parsl_rasda.reporting.runs import Run
 from parsl_rasda.search.space import Choice, Constant, Float, Int, Parameter, SearchSpace
 from parsl_rasda.study import TuneSpec
+from parsl_rasda.study.epochs import UpTo
 from parsl_rasda.study.tuning import SchedulerSpec
 
 _NAMES = {"python": "Python", "parsl": "Parsl", "torch": "PyTorch", "optuna": "Optuna", "numpy": "NumPy"}
@@ -48,6 +49,10 @@ def _method(tune: TuneSpec, summary: Mapping[str, Any], slots: str) -> str:
     rungs = [str(r["epochs"]) for r in summary["rungs"] if r["epochs"] < method.max_t]
     at = f" after {_words(rungs)} {'epoch' if rungs == ['1'] else 'epochs'}" if rungs else ""
     rule = f", where one in {method.reduction_factor} went on" if rungs and method.kind in _PAPERS else ""
+    if isinstance(method.max_t, UpTo):
+        rule += ", and longer only while the rankings at the two highest rungs were not the same (PASHA)"
+    if kind_of(method.early) != "none":
+        rule += f"; between rungs, trials without a chance were stopped ({kind_of(method.early)} rule)"
     name = method.kind.upper() if method.kind in _PAPERS else method.kind
     return (
         f"Hyperparameters were tuned by {name} ({paper}): trials trained for at most "

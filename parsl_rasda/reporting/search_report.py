@@ -28,7 +28,7 @@ from parsl_rasda.reporting.gantt import slots_over_time
 from parsl_rasda.reporting.importance import importance_of
 from parsl_rasda.reporting.occupancy import Occupancy, occupancy_of
 from parsl_rasda.reporting.parallel import parallel_coordinates
-from parsl_rasda.reporting.tables import batches_text, exactness, noise_text, troubles
+from parsl_rasda.reporting.tables import agreement_lines, batches_text, exactness, noise_text, troubles
 from parsl_rasda.search.space import Parameter, SearchSpace
 from parsl_rasda.types import Mode, TrialState
 
@@ -100,6 +100,7 @@ def search_report(
         "asha": () if asha is None else asha_lines(asha.document, summary["makespan_s"]),
         "is_resumed": bool(occupancy.resumed),
         "rungs": [*_rungs(summary, graph)],
+        "agreement": [*agreement_lines(summary)],
         "panels": _panels(summary, space),
         "others": curve_names(summary)[1:],
         "settings": list(dict.fromkeys(key for t in summary["trial_list"] for key in t["config"])),

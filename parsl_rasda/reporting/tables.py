@@ -172,6 +172,21 @@ def noise_text(rung: Mapping[str, Any]) -> str:
     return (_ALL_NOISE if found["hidden"] else _NO_NOISE) if found["trials"] else ""
 
 
+def agreement_lines(summary: Summary) -> Iterator[str]:
+    """Yield how far the rankings at neighbouring rungs agree, if that can be told."""
+    found = summary["rank_agreement"]
+    parts = [
+        "{}-{} {:.2f} ({:.2f} to {:.2f}, {})".format(
+            *pair["epochs"], pair["tau"], *pair["interval"], counted(pair["trials"], "trial")
+        )
+        for pair in found["rungs"]
+    ]
+    if parts:
+        yield f"rank agreement of epochs, Kendall's tau-b with its 95 % interval: {'; '.join(parts)}"
+    if found["sentence"]:
+        yield found["sentence"]
+
+
 def trials_view(summary: Summary, most: int | None = None, *, is_brief: bool = False) -> RenderableType:
     """Return the trials with the reason of each end, active ones first.
 
@@ -218,9 +233,11 @@ def status_view(
         summary: Its JSON document.
         most: Trials listed at most.
         name: What to call it; its study's name by default.
-        is_brief: Cut the reasons of trials that do not fit into their line.
+        is_brief: Cut the reasons of trials that do not fit into their line; leave out the agreement of rungs.
     """
     parts = [summary_view(summary, name), Text(), rungs_view(summary["rungs"])]
+    if not is_brief:
+        parts += [Text(line, "dim") for line in agreement_lines(summary)]
     if summary["trial_list"]:
         parts += [Text(), trials_view(summary, most, is_brief=is_brief)]
     return Group(*parts)

@@ -1,8 +1,8 @@
 """Who trains on, for how long, with how many replicas: rungs, ASHA, RASDA; pure.
 
-Read `base` (the port), `rungs` (the ladder), `batching` (what a step is on the GPUs it gives),
-`rung_scheduler` (what all variants share), then the three rules: `stopping` (the default, the paper's),
-`promotion`, `synchronous`.
+Read `base` (the port), `rungs` and `ladder` (how much of them is in use), `batching` (what a step is on the
+GPUs it gives), `rung_scheduler` (what all variants share), then the three rules: `stopping` (the default, the
+paper's; with `holding`, where trials wait at a rung), `promotion`, `synchronous`.
 
 >>> scheduler = build_scheduler({"kind": "rasda", "max_t": 4, "metric": "val_loss"})
 >>> scheduler.add("a").until, scheduler.replicas(2)
@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from parsl_rasda.diagnostics import checked
 from parsl_rasda.plugins import SCHEDULERS, Plugin
 from parsl_rasda.scheduling.base import Scheduler
+from parsl_rasda.scheduling.holding import HoldingStoppingScheduler
 from parsl_rasda.scheduling.promotion import PromotionScheduler
 from parsl_rasda.scheduling.rung_scheduler import RungScheduler
 from parsl_rasda.scheduling.rungs import Rungs, build_rungs
@@ -83,7 +84,8 @@ def _rasda(_: BaseModel, settings: SchedulerSettings) -> Scheduler:
     rungs, mode, metric = settings.rungs, settings.mode, settings.metric
     match settings.variant:
         case "stopping":
-            return StoppingScheduler(rungs, mode, metric)
+            holds = rungs.min_compared > 1 or rungs.is_auto
+            return (HoldingStoppingScheduler if holds else StoppingScheduler)(rungs, mode, metric)
         case "promotion":
             return PromotionScheduler(rungs, mode, metric)
         case "synchronous":

@@ -56,6 +56,9 @@ class PromotionScheduler(ExtensibleScheduler):
     A reporting trial that is among them goes on at once; else it pauses, and `resume_next` looks
     for a promotable trial from the top rung down.
 
+    Before `min_compared` results are there nobody goes on, unless no more can come; nor from the top rung of
+    a ladder that may grow (`ladder.Ladder`): they are done if nobody comes any more who could make it.
+
     Source:
         Li et al. 2020 (arXiv:1810.05934), Algorithm 2.
     """
@@ -89,6 +92,10 @@ class PromotionScheduler(ExtensibleScheduler):
         coming = 0
         for rung in self._rungs:
             arrivals = coming + rung.heading
+            if self._holds(rung):
+                if not arrivals:
+                    stops += [self._finish(rung.release(key)) for key in tuple(rung.paused)]
+                break
             most = len(rung.results) + arrivals
             quota = most // self.rungs.reduction_factor
             chances = rung.within(quota)
@@ -109,7 +116,7 @@ class PromotionScheduler(ExtensibleScheduler):
 
     def _judge(self, contender: Contender, reached: int, metric: float) -> Decision:
         self._rungs[contender.rung].heading -= 1
-        contender.rung = reached
+        reached = contender.rung = min(reached, self._ladder.top)
         rung = self._rungs[reached]
         if not math.isfinite(metric):
             rung.results.add(contender.key)
@@ -117,6 +124,8 @@ class PromotionScheduler(ExtensibleScheduler):
         if reached == self._last:
             return self._complete(contender)
         rung.results.add(contender.key)
+        if self._ladder.holds(reached):
+            self._ladder.arrive(contender.age, contender.curve)
         quota = self._quota(rung)
         if quota and contender.key <= rung.results[quota - 1]:
             return self._promote(contender, rung)
@@ -133,7 +142,26 @@ class PromotionScheduler(ExtensibleScheduler):
         return f"rank {rank} of {len(rung.results)}, best {self._quota(rung)} go on"
 
     def _quota(self, rung: _Rung) -> int:
+        if self._holds(rung):
+            return 0
+        if len(rung.results) < self.rungs.min_compared and self._may_see_more(rung):
+            return 0
         return len(rung.results) // self.rungs.reduction_factor
+
+    def _holds(self, rung: _Rung) -> bool:
+        top = self._ladder.top
+        return rung is self._rungs[top] and self._ladder.holds(top)
+
+    def _may_see_more(self, rung: _Rung) -> bool:
+        """Whether somebody may still come to a rung."""
+        for below in self._rungs:
+            if below.heading or not self._closed:
+                return True
+            if below is rung:
+                return False
+            if below.within(len(below.results) // self.rungs.reduction_factor):
+                return True  # the best who pause there are about to go on
+        return False
 
     def _admit(self, contender: Contender) -> None:
         self._rungs[0].heading += 1

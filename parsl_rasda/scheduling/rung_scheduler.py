@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from sortedcontainers import SortedList
+
 from parsl_rasda.scheduling.base import Action, Decision
+from parsl_rasda.scheduling.ladder import Ladder
 from parsl_rasda.scheduling.rungs import Rungs
 from parsl_rasda.types import Mode, TrialId
 
@@ -25,6 +29,7 @@ class Contender:
         rung: Rung that its present (or last) stretch ends at.
         epoch: Epochs done at its last report.
         cost: Its last metric, the sign turned so that lower is better; infinite if not finite.
+        curve: Its cost at each epoch, where a rule asks for that.
         last: The latest decision about it.
     """
 
@@ -33,6 +38,7 @@ class Contender:
     rung: int = 0
     epoch: int = 0
     cost: float = math.inf
+    curve: dict[int, float] = field(default_factory=dict)
     last: Decision = field(init=False)
 
     @property
@@ -46,6 +52,11 @@ class Contender:
         return self.last.action is Action.STOP
 
 
+def part(eta: int) -> str:
+    """Return one in so many, in words."""
+    return {2: "half", 3: "third", 4: "quarter"}.get(eta, f"1/{eta}")
+
+
 class RungScheduler(ABC):
     """Successive halving without its rule; see `base.Scheduler` for what the methods promise."""
 
@@ -54,6 +65,9 @@ class RungScheduler(ABC):
         self._metric = metric
         self._contenders: dict[TrialId, Contender] = {}
         self._completed: list[Contender] = []  # in that order
+        self._ladder = Ladder(rungs)
+        self._keeps_curves = rungs.is_auto or rungs.early is not None
+        self._marks: dict[int, SortedList] = defaultdict(SortedList)  # costs by rung, for `rungs.early`
         self._climb(rungs)
 
     def _climb(self, rungs: Rungs) -> None:
@@ -82,11 +96,17 @@ class RungScheduler(ABC):
         contender.epoch = epoch
         finite = math.isfinite(metric)
         contender.cost = self._sign * metric if finite else math.inf
+        if self._keeps_curves:
+            contender.curve[epoch] = contender.cost
         if epoch >= self.rungs.milestones[contender.rung]:
-            return self._judge(contender, self.rungs.reached(epoch), metric)
-        if finite:
+            reached = self.rungs.reached(epoch)
+            if finite and self.rungs.early is not None:
+                self._marks[reached].add(contender.cost)
+            return self._judge(contender, reached, metric)
+        reason = self._no_chance(contender) if finite else self._not_finite(metric)
+        if not reason:
             return self._go_on(contender)
-        decision = self._stop(contender, self._not_finite(metric))
+        decision = self._stop(contender, reason)
         self._withdraw(contender)
         return decision
 
@@ -168,6 +188,10 @@ class RungScheduler(ABC):
         self._completed.append(contender)
         return self._end(contender, Action.STOP, f"reached max_t {self.milestones[-1]}", completed=True)
 
+    def _finish(self, contender: Contender) -> Decision:
+        """End a contender at the top rung of a ladder that need not grow."""
+        return self._end(contender, Action.STOP, self._ladder.reason, completed=True)
+
     def _let_on(self, contender: Contender, reason: str) -> Decision:
         rung = contender.rung
         until, replicas = self.rungs.milestones[rung], self._replicas[rung]
@@ -181,6 +205,25 @@ class RungScheduler(ABC):
             contender.trial, action, contender.epoch, self._replicas[rung], rung, completed, reason
         )
         return contender.last
+
+    def _no_chance(self, contender: Contender) -> str:
+        """Return why a contender between rungs cannot be among the best at the next one; empty if it may."""
+        rung, rule = contender.rung, self.rungs.early
+        if rule is None or self._ladder.holds(rung):
+            return ""
+        is_last, marks = rung == self._last, self._marks[rung]
+        if len(marks) < (1 if is_last else max(self.rungs.reduction_factor, self.rungs.min_compared)):
+            return ""
+        limit = marks[0 if is_last else len(marks) // self.rungs.reduction_factor - 1]
+        until = self.milestones[rung]
+        found = rule.best_case(contender.curve, until)
+        if not found > limit:  # or it is no number
+            return ""
+        best = "the best" if is_last else f"the best {part(self.rungs.reduction_factor)}"
+        return (
+            f"{self._metric} may come to {self._sign * found:.6g} at epoch {until}, where {best} of "
+            f"{len(marks)} results is {'' if is_last else 'up to '}{self._sign * limit:.6g}"
+        )
 
     def _not_finite(self, metric: float) -> str:
         return f"{self._metric} {metric} is not finite"
@@ -199,6 +242,7 @@ class ExtensibleScheduler(RungScheduler):
         came there; returns what becomes of each.
         """
         self._climb(replace(self.rungs, milestones=milestones, max_workers=max_workers))
+        self._ladder.extend(self.rungs)
         self._add_rungs()
         if self._completed and self._completed[0].rung == self._last:
             return ()

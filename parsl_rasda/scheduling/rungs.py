@@ -9,6 +9,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 
+from parsl_rasda.scheduling.early import EarlyRule, build_early
+from parsl_rasda.study.epochs import UpTo
 from parsl_rasda.study.tuning import SchedulerSpec
 
 
@@ -22,6 +24,9 @@ class Rungs:
         num_workers: Workers on the first stretch.
         scaling_factor: Workers multiply by this at every rung; 1 keeps them (ASHA).
         max_workers: Upper bound of the workers, or None.
+        min_compared: Results that a rung needs before anyone is judged there.
+        is_auto: Rungs above the second are used only if they must be; see `ladder.Ladder`.
+        early: What stops trials between rungs, or None.
     """
 
     milestones: tuple[int, ...]
@@ -29,6 +34,9 @@ class Rungs:
     num_workers: int
     scaling_factor: int
     max_workers: int | None
+    min_compared: int = 1
+    is_auto: bool = False
+    early: EarlyRule | None = None
 
     @property
     def last(self) -> int:
@@ -58,4 +66,7 @@ def build_rungs(spec: SchedulerSpec) -> Rungs:
         spec.num_workers,
         spec.scaling_factor,
         spec.max_workers,
+        spec.min_compared,
+        isinstance(spec.max_t, UpTo),
+        build_early(spec.early),
     )

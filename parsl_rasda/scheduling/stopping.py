@@ -6,7 +6,7 @@ import math
 from heapq import heappop, heappush
 
 from parsl_rasda.scheduling.base import Decision
-from parsl_rasda.scheduling.rung_scheduler import Contender, ExtensibleScheduler
+from parsl_rasda.scheduling.rung_scheduler import Contender, ExtensibleScheduler, part
 from parsl_rasda.scheduling.rungs import Rungs
 from parsl_rasda.types import Mode
 
@@ -43,16 +43,12 @@ class StoppingScheduler(ExtensibleScheduler):
         costs.add(cost)
         if not others:
             return self._advance(contender, f"{self._text(cost)} is the first at epoch {contender.epoch}")
-        best = "the only result" if others == 1 else f"the best {_part(eta)} of {others} results"
+        best = "the only result" if others == 1 else f"the best {part(eta)} of {others} results"
         if cost <= cut:
             within = "as good as" if others == 1 else "within"
             return self._advance(contender, f"{self._text(cost)} is {within} {best} before it")
         reason = f"{self._text(cost)} is worse than {self._sign * cut:.6g}"
         return self._stop(contender, f"{reason}, {'' if others == 1 else 'the limit of '}{best} before it")
-
-
-def _part(eta: int) -> str:
-    return {2: "half", 3: "third", 4: "quarter"}.get(eta, f"1/{eta}")
 
 
 class _Costs:

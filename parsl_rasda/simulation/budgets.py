@@ -70,7 +70,7 @@ def forecast_budget(
     shapes = [PilotShape(s.nodes, s.gpus_per_node) for s in sites.values()]
 
     def rehearsed(num_samples: int, max_t: int) -> Machine | None:
-        scheduler = tune.scheduler.model_copy(update={"max_t": max_t})
+        scheduler = tune.scheduler.model_copy(update={"max_t": int(max_t)})  # at its longest
         machine = build_machine(tune.model_copy(update={"scheduler": scheduler}))
         if misfit(machine, shapes, "tune.scheduler") is not None:
             return None

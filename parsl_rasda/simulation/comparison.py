@@ -21,7 +21,7 @@ from parsl_rasda.simulation.policies import ASHA, machine_of, policies_of
 from parsl_rasda.simulation.queues import Waits, with_waits
 from parsl_rasda.simulation.rehearsal import Rehearsal, VirtualSite
 from parsl_rasda.study import TuneSpec
-from parsl_rasda.study.tuning import StopSpec
+from parsl_rasda.study.tuning import SchedulerSpec, StopSpec
 from parsl_rasda.types import SiteName
 
 SEEDS = 5
@@ -105,7 +105,7 @@ class Comparison:
                 raise refusal
         baseline = found.get(ASHA)
         compared = (_summed(policies[name], found.get(name), baseline) for name in variants)
-        return tuple(compared), _rungs(found[declared][0].machine)
+        return tuple(compared), _rungs(found[declared][0].machine, tune.scheduler)
 
     def declared(
         self, tune: TuneSpec, sites: Mapping[SiteName, VirtualSite], *only: str
@@ -193,8 +193,11 @@ def _under_way_s(figures: Mapping[str, float]) -> float:
     return figures["makespan_s"] - figures["queue_s"]
 
 
-def _rungs(machine: Machine) -> tuple[RungForecast, ...]:
-    return tuple(_rung(machine, rung, until) for rung, until in enumerate(machine.scheduler.milestones))
+def _rungs(machine: Machine, method: SchedulerSpec) -> tuple[RungForecast, ...]:
+    *below, last = (_rung(machine, k, until) for k, until in enumerate(machine.scheduler.milestones))
+    if method.variant == "stopping":
+        below = [replace(r, meant=r.trials and max(1, r.trials // method.reduction_factor)) for r in below]
+    return (*below, last)
 
 
 def _rung(machine: Machine, rung: int, until: int) -> RungForecast:

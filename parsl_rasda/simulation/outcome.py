@@ -46,6 +46,8 @@ class RungForecast:
     Attributes:
         workers: GPUs that the method gives on the way to it.
         batches: How many `batch_size` made a step on the way to it, each number once.
+        meant: As many of them as one in `reduction_factor` is; more may go on where each is judged against
+            those before it only. None where that is not so.
     """
 
     rung: int
@@ -54,6 +56,7 @@ class RungForecast:
     workers: int
     trials: int
     batches: tuple[int, ...] = ()
+    meant: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

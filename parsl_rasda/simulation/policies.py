@@ -9,10 +9,12 @@ from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.plugins import kind_of
 from parsl_rasda.simulation.hyperband import HyperbandScheduler
 from parsl_rasda.study import SchedulerSpec, TuneSpec
+from parsl_rasda.study.epochs import UpTo
 from parsl_rasda.types import Mode
 
 ASHA, ELASTIC, STRICT, HYPERBAND = "ASHA", "RASDA elastic", "RASDA strict", "Hyperband"
 _ASHA = {"kind": "asha", "growth": "none"}
+_PLAIN: Mapping[str, str | int] = {"min_compared": 1, "early": "none"}  # as where all of a rung wait
 _OTHERS_UP_TO = 1_000  # trials: a study of more is compared under three policies, not five
 
 
@@ -28,15 +30,19 @@ def policies_of(tune: TuneSpec) -> tuple[str, dict[str, TuneSpec]]:
     than the rest, and are left out of very large studies.
     """
     method = tune.scheduler
-    variants: dict[str, Mapping[str, str]] = {
+    variants: dict[str, Mapping[str, str | int]] = {
         ELASTIC: {"kind": "rasda", "growth": "elastic"},
         STRICT: {"kind": "rasda", "growth": "strict"},
         ASHA: _ASHA,
     }
     if tune.num_samples <= _OTHERS_UP_TO:
         other = "stopping" if method.variant == "synchronous" else "synchronous"
-        variants[f"RASDA {other}"] = {**variants[ELASTIC], "variant": other}
-        variants[HYPERBAND] = _ASHA
+        plain = {**_PLAIN, "max_t": int(method.max_t)}
+        at_once = {} if other == "stopping" else plain
+        variants[f"RASDA {other}"] = {**variants[ELASTIC], **at_once, "variant": other}
+        variants[HYPERBAND] = {**_ASHA, **plain}
+    if isinstance(method.max_t, UpTo):
+        variants[f"RASDA to {method.max_t:d}"] = {**variants[ELASTIC], "max_t": int(method.max_t)}
     declared = ASHA if method.kind == "asha" else f"{method.kind.upper()} {kind_of(method.growth)}"
     if declared not in variants:
         variants = {declared: {}, **variants}
@@ -60,7 +66,7 @@ def machine_of(name: str, tune: TuneSpec) -> Machine:
     return Machine(machine.settings, HyperbandScheduler(tune.scheduler, tune.num_samples), machine.growth)
 
 
-def _changed(method: SchedulerSpec, changes: Mapping[str, str]) -> SchedulerSpec:
+def _changed(method: SchedulerSpec, changes: Mapping[str, str | int]) -> SchedulerSpec:
     """Return a method with another scheduler; options are those of the one that was declared."""
     if not changes:
         return method

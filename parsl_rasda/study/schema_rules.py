@@ -52,7 +52,11 @@ def with_rules(study: Schema, *, installed: bool) -> Schema:
         "TuneStage": [_usual_placeholders(), {"$ref": "#/$defs/GivenOnce"}],
         "PythonStage": [{"$ref": "#/$defs/GivenOnce"}],
         "CommandStage": [{"$ref": "#/$defs/GivenOnce"}],
-        "SchedulerSpec": [*_not_above("grace_period", "max_t"), *_not_above("num_workers", "max_workers")],
+        "SchedulerSpec": [
+            *_not_above("grace_period", "max_t"),
+            *_not_above("num_workers", "max_workers"),
+            *_leaves_a_rung(),
+        ],
         "FloatForm": [*_low_first("float", _REALS)],
         "IntForm": [*_low_first("int", _WHOLE)],
     }
@@ -173,6 +177,14 @@ def _not_above(low: str, high: str) -> Iterator[Schema]:
     for step in _EPOCHS:
         is_below = _at(high, is_there=True, type="integer", maximum=step)
         yield _if(is_below, _at(low, maximum=step))
+
+
+def _leaves_a_rung() -> Iterator[Schema]:
+    """A ladder that may grow has more than two rungs, each with at least twice the epochs of the last."""
+    for step in _EPOCHS[2:]:
+        cap = _at("auto", is_there=True, type="integer", maximum=step)
+        is_below = _at("max_t", is_there=True, type="object", **cap)
+        yield _if(is_below, _at("grace_period", maximum=(step - 1) // 2))
 
 
 def _low_first(key: str, steps: tuple[float, ...]) -> Iterator[Schema]:

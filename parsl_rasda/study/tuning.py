@@ -10,11 +10,12 @@ from pydantic.json_schema import JsonSchemaValue
 
 from parsl_rasda.diagnostics import Plain, is_number, listing, mapping_at, refused, shown, suggestion
 from parsl_rasda.errors import Diagnostic, InvalidSettingError
-from parsl_rasda.plugins import GROWTH_POLICIES, SCHEDULERS, SEARCHERS, Choice, kind_of
+from parsl_rasda.plugins import EARLY_RULES, GROWTH_POLICIES, SCHEDULERS, SEARCHERS, Choice, kind_of
 from parsl_rasda.protocol import Training
 from parsl_rasda.study.batch_sizes import FixedReplicas, indivisible_sizes, unmeasured
 from parsl_rasda.study.budgets import BudgetSpec
 from parsl_rasda.study.commands import Command, unknown_placeholders
+from parsl_rasda.study.epochs import MaxT, auto_problems, cap_of
 from parsl_rasda.study.estimates import EstimateSpec
 from parsl_rasda.study.parameters import MOST_PARAMETERS, SearchSpaceForm, space_problems
 from parsl_rasda.study.spec import (
@@ -70,9 +71,26 @@ class SchedulerSpec(PluginSpec):
         "best (ASHA 2018); synchronous: waits for the whole rung, decides the same in any order.",
     )
     grace_period: Count = Field(1, description="Epochs every trial trains before it is first judged.")
-    max_t: Count = Field(description="Epochs of a trial that is never stopped.")
+    max_t: MaxT = Field(
+        description="Epochs of a trial that is never stopped. {auto: N}: at most N, and no more than it "
+        "takes for the rankings at the last two rungs to be the same (PASHA); the second is tried first.",
+    )
     reduction_factor: Annotated[Count, Field(ge=2)] = Field(
         2, description="One trial in this many passes a rung; also the ratio of epochs between rungs."
+    )
+    min_compared: Count = Field(
+        1,
+        description="Results that a rung needs before anyone is judged there, unless `variant: synchronous`. "
+        "Who comes before waits, paused, until so many are there or nobody can come any more; then the best "
+        "1/reduction_factor of them go on. 1: the first goes on at once, as in the paper.",
+        examples=[8],
+    )
+    early: Annotated[Choice, chosen_from(EARLY_RULES)] = Field(
+        "none",
+        description="Between rungs, curve stops a trial whose learning curve leaves no chance of being among "
+        "the best at the next rung, or better than the best at max_t; or a plug-in, with options as "
+        "{kind: NAME, option: value}.",
+        examples=[{"kind": "curve", "quantile": 0.9}],
     )
     scaling_factor: Count = Field(
         2, description="GPUs, and replicas if the batch grows, multiply by this at each rung; 1: never."
@@ -106,7 +124,7 @@ class SchedulerSpec(PluginSpec):
         while milestone < self.max_t:
             milestones.append(milestone)
             milestone *= self.reduction_factor
-        return (*milestones, self.max_t)
+        return (*milestones, int(self.max_t))
 
     @property
     def most_workers(self) -> int:
@@ -125,6 +143,9 @@ class SchedulerSpec(PluginSpec):
             reached = {"properties": {"max_workers": {"enum": widths}}}
             holds = {"properties": {key: {"const": n} for key, n in start.items()}, "required": given}
             forms.append({"if": holds, "then": reached})
+        waits = {"properties": {"variant": {"enum": ["synchronous"]}}, "required": ["variant"]}
+        alone = {"min_compared": {"const": 1}, "max_t": {"type": "integer"}, "early": {"enum": ["none"]}}
+        forms.append({"if": waits, "then": {"properties": alone}})
         return {**super().file_form(schema), "allOf": forms}
 
     @classmethod
@@ -132,9 +153,17 @@ class SchedulerSpec(PluginSpec):
         """Yield what is wrong with a plug-in, and limits that lie below what they limit."""
         yield from super().problems(plain)
         for low, high in (("grace_period", "max_t"), ("num_workers", "max_workers")):
-            least, most = plain.get(low, 1), plain.get(high)
+            least, most = plain.get(low, 1), cap_of(plain.get(high))
             if isinstance(least, int) and isinstance(most, int) and least > most > 0:
                 yield Diagnostic((low,), f"{least}, which is more than {high}", f"1 to {most} ({high})")
+        yield from auto_problems(plain)
+        waiting, early = plain.get("min_compared", 1), plain.get("early", "none")
+        if plain.get("variant") == "synchronous" and waiting != 1:
+            found = f"{shown(waiting)}, with variant: synchronous, where all wait for each other"
+            yield Diagnostic(("min_compared",), found, "1, or another variant")
+        if plain.get("variant") == "synchronous" and early not in ("none", {"kind": "none"}):
+            found = f"{shown(early)}, with variant: synchronous, where the order of reports decides nothing"
+            yield Diagnostic(("early",), found, "none, or another variant")
         start, step, most = (
             plain.get(k, d) for k, d in (("num_workers", 1), ("scaling_factor", 2), ("max_workers", 1))
         )

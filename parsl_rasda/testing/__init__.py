@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from parsl_rasda.testing.backends import BackendContract, FakeBackend
+    from parsl_rasda.testing.early import EarlyRuleContract
     from parsl_rasda.testing.growth import GrowthPolicyContract
     from parsl_rasda.testing.launchers import LauncherContract
     from parsl_rasda.testing.schedulers import SchedulerContract
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BackendContract",
+    "EarlyRuleContract",
     "FakeBackend",
     "GrowthPolicyContract",
     "LauncherContract",
@@ -32,6 +34,7 @@ __all__ = [
 
 _MODULES = {
     "BackendContract": "backends",
+    "EarlyRuleContract": "early",
     "FakeBackend": "backends",
     "GrowthPolicyContract": "growth",
     "LauncherContract": "launchers",

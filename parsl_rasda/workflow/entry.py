@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,11 +174,13 @@ def check_amendment(study: StudySpec, wanted: StudySpec) -> None:
 
 def _allowed(loc: Sequence[str], old: Any, new: Any) -> str | None:
     """Return what a setting of a stage may become, in words; None if it may be what it is now."""
-    key = ".".join(loc)
+    key = ".".join(loc).removesuffix(".auto")  # max_t: {auto: N}
     if key.startswith(_FREE):
         return None
     if key not in _LARGER:
         return f"{shown(old)}, as the run has it: only {listing(_CHANGEABLE)} may change"
+    if isinstance(old, Mapping) != isinstance(new, Mapping):
+        return f"{'{auto: N}' if isinstance(old, Mapping) else 'a number'}, as the run has it"
     if new is None or (old is not None and new >= old):
         return None
     return "no limit, as the run has it" if old is None else f"at least {old}, which the run has"

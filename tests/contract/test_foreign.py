@@ -29,6 +29,7 @@ tune:
     max_t: 4
     max_workers: 4
     growth: {kind: late, after: 2}
+    early: {kind: steady, steps: 3}
   searcher:
     kind: lattice
     step: 0.38
@@ -89,7 +90,7 @@ def test_the_manual_shows_the_plug_ins_as_they_run_each_in_under_30_lines() -> N
     manual = (REPOSITORY / "docs" / "plugins.md").read_text()
     shown = re.findall(r"```python\n(.*?)```", manual, re.DOTALL)
     modules = [path.read_text() for path in (FOREIGN / "rasda_foreign").glob("[!_]*.py")]
-    assert len(modules) == 5
+    assert len(modules) == 6
     for module in modules:
         assert module in shown
         assert len(module.splitlines()) < 30
@@ -110,7 +111,7 @@ def test_the_manual_shows_the_plug_ins_as_they_run_each_in_under_30_lines() -> N
 
 
 @pytest.mark.slow
-def test_all_five_run_one_study(run: Run, tmp_path: Path) -> None:
+def test_all_six_run_one_study(run: Run, tmp_path: Path) -> None:
     done = run(*rasda("run", "study.yaml", "--site", "site.yaml", "--dir", "run"))
     assert done.returncode == 0, done.stdout + done.stderr
     (commands,) = (tmp_path / "run").rglob("commands.txt")
@@ -132,6 +133,7 @@ def test_editors_and_people_are_told_of_their_options(run: Run) -> None:
         ("study", STUDY, "tolerance: 0.2", "tolerence: 0.2"),
         ("study", STUDY, "step: 0.38", "step: 2"),
         ("study", STUDY, "after: 2", "after: soon"),
+        ("study", STUDY, "steps: 3", "steps: 0"),
         ("site", SITE, "niceness: 7", "nicenes: 7"),
         ("site", SITE, "decay: 1.0", "decay: 0"),
     ):
@@ -162,7 +164,7 @@ def test_editors_and_people_are_told_of_their_options(run: Run) -> None:
             "study.yaml",
             "step: 0.38",
             "step: 2",
-            "study.yaml:13: tune.searcher.step: found 2; allowed: less than 1",
+            "study.yaml:14: tune.searcher.step: found 2; allowed: less than 1",
         ),
         (
             "study.yaml",
@@ -176,6 +178,13 @@ def test_editors_and_people_are_told_of_their_options(run: Run) -> None:
             "kind: lat",
             "study.yaml:10: tune.scheduler.growth.kind: found 'lat'; "
             "allowed: elastic, strict, none, late (did you mean late?)",
+        ),
+        (
+            "study.yaml",
+            "kind: steady",
+            "kind: stedy",
+            "study.yaml:11: tune.scheduler.early.kind: found 'stedy'; "
+            "allowed: none, curve, steady (did you mean steady?)",
         ),
         (
             "study.yaml",

@@ -9,10 +9,12 @@ from parsl_rasda.launch.registry import build_launcher
 from parsl_rasda.orchestration.backend import BackendContext
 from parsl_rasda.placement.growth import build_growth
 from parsl_rasda.scheduling import build_scheduler
+from parsl_rasda.scheduling.early import build_early
 from parsl_rasda.search import build_searcher
 from parsl_rasda.study import PluginSiteSpec
 from parsl_rasda.testing import (
     BackendContract,
+    EarlyRuleContract,
     GrowthPolicyContract,
     LauncherContract,
     SchedulerContract,
@@ -33,6 +35,11 @@ class TestSearcher(SearcherContract):
 class TestGrowth(GrowthPolicyContract):
     def build(self):
         return build_growth({"kind": "late", "after": 2})
+
+
+class TestEarlyRule(EarlyRuleContract):
+    def build(self):
+        return build_early({"kind": "steady", "steps": 3})
 
 
 class TestLauncher(LauncherContract):

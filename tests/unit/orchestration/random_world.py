@@ -92,6 +92,7 @@ class Setup:
     samples: int | None = None
     batch_size: int = 8
     stop_when: StopWhen = field(default_factory=StopWhen)
+    more: dict[str, object] = field(default_factory=dict)  # keys of the scheduler
 
     def _reached_at_most(self) -> int | None:
         """Return the largest number of replicas up to ``max_workers``: a study names no other."""
@@ -102,16 +103,17 @@ class Setup:
 
     @property
     def method(self) -> SchedulerSpec:
-        return SchedulerSpec(
-            kind=self.kind,
-            variant=self.variant,
-            max_t=self.max_t,
-            reduction_factor=self.eta,
-            scaling_factor=self.scaling,
-            num_workers=self.num_workers,
-            max_workers=self._reached_at_most(),
-            batch=self.batch,
-        )
+        keys = {
+            "kind": self.kind,
+            "variant": self.variant,
+            "max_t": self.max_t,
+            "reduction_factor": self.eta,
+            "scaling_factor": self.scaling,
+            "num_workers": self.num_workers,
+            "max_workers": self._reached_at_most(),
+            "batch": self.batch,
+        }
+        return SchedulerSpec.model_validate({**keys, **self.more})
 
     @property
     def batching(self) -> Batching:

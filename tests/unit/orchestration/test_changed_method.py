@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -145,6 +146,27 @@ def test_a_journal_is_replayed_by_the_method_that_it_began_with(tmp_path: Path) 
     assert again.begun is not None
     assert again.begun.scheduler == first.scheduler
     assert again.fresh_machine().scheduler.milestones == (1, 2, 4)
+
+
+def test_a_ladder_that_grew_to_its_cap_goes_on_to_a_higher_one(tmp_path: Path) -> None:
+    def crossing(order: Any, epoch: int) -> dict[str, float]:
+        return {"loss": float(order.config["lr"]) * (-2 if 3 <= epoch < 9 else 1)}
+
+    first = tune(scheduler={"max_t": {"auto": 9}, "reduction_factor": 3, "min_compared": 3}, num_samples=18)
+    second = tune(scheduler={**first.scheduler.model_dump(), "max_t": {"auto": 27}}, num_samples=18)
+    driver(tmp_path, FakeBackend(crossing), first).run(18, {SITE: 1})
+    run, before = RunDirectory(tmp_path), replay_search(RunDirectory(tmp_path), "study", first, seed=7)
+    completed = [t.id for t in before.machine.trials.values() if t.state is TrialState.COMPLETED]
+    assert {before.machine.trials[trial].epoch for trial in completed} == {9}
+    keep_first_method(run, first)
+    method = changed_method(before.machine, first, second)
+    assert method.milestones == (1, 3, 9, 27)
+    on = {"machine": before.machine, "searcher": before.searcher}
+    driver(tmp_path, FakeBackend(crossing), second, **on).run(18, {SITE: 1}, method=method)
+    again = replay_search(run, "study", second).machine
+    assert again.scheduler.milestones == (1, 3, 9, 27)
+    reasons = [again.trials[trial].reason for trial in completed]
+    assert "reached max_t 27" in reasons, "the order at 9 is not that at 3"
 
 
 def test_a_damaged_first_method_is_an_error_that_names_it(tmp_path: Path) -> None:

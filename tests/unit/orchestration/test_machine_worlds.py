@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parsl_rasda.orchestration.events import ObserveTrial, StartJob, TrialFinished
-from parsl_rasda.types import StudyState, schedule_entry
+from parsl_rasda.types import StudyState, TrialState, schedule_entry
 from tests.unit.orchestration.random_world import Setup, Shape, World
 
 VARIANTS = ("stopping", "promotion", "synchronous")
@@ -47,6 +47,40 @@ def setups(draw: st.DrawFn, variant: str, growth: str) -> Setup:
         samples=draw(st.sampled_from([None, 100, 700, 1600])),
         batch_size=draw(st.sampled_from([6, 8])),
     )
+
+
+holding = pytest.mark.parametrize(
+    ("variant", "growth", "more"),
+    [
+        ("stopping", "elastic", {"min_compared": 4}),
+        ("promotion", "strict", {"min_compared": 4}),
+        ("stopping", "strict", {"max_t": {"auto": 9}}),
+        ("promotion", "elastic", {"max_t": {"auto": 9}, "min_compared": 3}),
+        ("stopping", "none", {"max_t": 9, "grace_period": 8, "early": {"kind": "curve", "min_epochs": 4}}),
+    ],
+)
+
+
+@holding
+def test_who_waits_at_a_rung_is_judged_in_the_end(variant: str, growth: str, more: dict) -> None:
+    @settings(max_examples=3 * settings.default.max_examples // 2, deadline=None)
+    @given(setups(variant, growth), st.integers(0, 2**32), st.sampled_from([0.0, 0.1, 0.3]))
+    def check(setup: Setup, seed: int, fault_rate: float) -> None:
+        world = World(replace(setup, more=more, eta=2), seed, fault_rate)
+        if seed % 5 == 0:
+            world.exhausted_at = seed % 7
+        world.unfair(120)
+        world.fair()
+        assert world.finished is not None
+        if world.finished.state is not StudyState.NO_SITE:
+            assert set(world.concluded) == set(world.machine.trials)
+            reasons = [t.reason for t in world.machine.trials.values() if t.state is TrialState.STOPPED]
+            assert not any("waits" in reason or "never" in reason for reason in reasons), reasons
+        again = world.setup.machine()
+        for event, instructions in world.record:
+            assert again.handle(event) == instructions, "a replay decides as the live run did"
+
+    check()
 
 
 @every_kind

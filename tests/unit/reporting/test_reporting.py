@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import random
 import re
 from pathlib import Path
 
@@ -157,6 +158,31 @@ def test_the_noise_scale_is_told_for_each_rung_where_it_is_known(
     cell = re.search(r'data-name="noise scale"( title="[^"]+")?>([^<]*)<', page(read_run(tmp_path)))
     assert cell is not None
     assert (cell[2], cell[1] is not None) == (words[1], words[1] != "100"), "what is no number has its reason"
+
+
+def test_status_and_report_say_whether_rungs_tell_the_truth(rehearsals, tmp_path) -> None:
+    def metric(trial: int, epoch: int) -> float:
+        return random.Random(
+            f"{trial} {epoch // 4}"
+        ).random()  # whoever is good at first is as any other later
+
+    study = rehearsals.study_of(num_samples=80, scheduler={"variant": "promotion"})
+    rehearsals.into(tmp_path, study, costs=rehearsals.costs_of(metric=metric))
+    run = read_run(tmp_path)
+    first, second, *_ = run.document()["rank_agreement"]["rungs"]
+    assert (first["epochs"], first["tau"]) == ([1, 2], 1.0)
+    low, high = second["interval"]
+    assert low <= second["tau"] <= high < 0.7
+    text = " ".join(as_text(status_view(run.document())).split())
+    assert f"tau-b with its 95 % interval: 1-2 1.00 ({first['interval'][0]:.2f} to 1.00, " in text
+    assert "epoch 1 says little about epoch" in text
+    assert "Epoch 1 says little about epoch" in page(run)
+
+
+def test_of_too_few_trials_no_agreement_is_told(rehearsals, tmp_path) -> None:
+    rehearsals.into(tmp_path, rehearsals.study_of(num_samples=4))
+    assert "agreement" not in as_text(status_view(read_run(tmp_path).document()))
+    assert "agreement" not in page(read_run(tmp_path))
 
 
 def test_the_noise_scale_is_not_mentioned_where_nobody_knows_it(rehearsals, tmp_path) -> None:

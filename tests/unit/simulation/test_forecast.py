@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
+from parsl_rasda.cli.forecasts import forecast_view
 from parsl_rasda.errors import InvalidSettingError, PlacementImpossibleError
 from parsl_rasda.orchestration.replay import replay_search
 from parsl_rasda.orchestration.run_directory import RunDirectory
@@ -408,3 +411,33 @@ def test_curves_beyond_a_stop_are_said_to_be_unknown(rehearsals, tmp_path) -> No
     assert found.declared.epochs == 8 * 4 + 4 * 4
     assert found.declared.unknown_epochs == found.declared.epochs - sum(trained.values())
     assert any("Their curves are unknown there" in sentence for sentence in found.advice)
+
+
+def test_a_plan_says_how_many_go_on_at_the_first_rung_and_how_many_were_meant(rehearsals) -> None:
+    early = plan(rehearsals.study_of(num_samples=3))
+    assert [(r.trials, r.meant) for r in early.rungs[:2]] == [(3, 1), (2, 1)]
+    assert early.rungs[-1].meant is None
+    text = io.StringIO()
+    Console(file=text, width=200).print(forecast_view("x", [early], None))
+    assert (
+        "2 of 3 go on at epoch 1, where reduction_factor says 1: the first comers are judged against few "
+        "(scheduler.min_compared)"
+    ) in text.getvalue()
+    waiting = plan(rehearsals.study_of(num_samples=3, scheduler={"min_compared": 3}))
+    assert [(r.trials, r.meant) for r in waiting.rungs[:2]] == [(3, 1), (1, 1)]
+    assert all(r.meant is None for r in plan(rehearsals.study_of(scheduler={"variant": "promotion"})).rungs)
+
+
+def test_a_ladder_that_grows_is_planned_as_if_settled_and_as_if_it_never_were(rehearsals) -> None:
+    scheduler = {"max_t": {"auto": 27}, "reduction_factor": 3, "max_workers": None}
+    found = plan(rehearsals.study_of(num_samples=18, scheduler=scheduler))
+    assert [r.epochs for r in found.rungs] == [1, 3, 9, 27]
+    assert found.rungs[1].trials > 0 == found.rungs[2].trials
+    longest, plain = policy(found, "RASDA to 27"), {**scheduler, "max_t": 27}
+    to_the_end = plan(rehearsals.study_of(num_samples=18, scheduler=plain))
+    for name in ("RASDA synchronous", "Hyperband"):
+        one, other = policy(found, name), policy(to_the_end, name)
+        assert (one.makespan_s, one.epochs) == (other.makespan_s, other.epochs), "they know no such ladder"
+    same = policy(to_the_end, "RASDA elastic")
+    assert (longest.makespan_s, longest.epochs) == (same.makespan_s, same.epochs)
+    assert longest.epochs > policy(found, "RASDA elastic").epochs

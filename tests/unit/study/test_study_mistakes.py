@@ -266,6 +266,48 @@ MISTAKES: dict[str, tuple[str | int, ...]] = {
         "max_workers: 8\n        min_steps_per_epoch: -1",
         "scheduler.min_steps_per_epoch: found -1; allowed: greater than or equal to 0",
     ),
+    "first comers of a rung where all wait": (
+        "max_workers: 8",
+        "max_workers: 8\n        variant: synchronous\n        min_compared: 4",
+        "scheduler.min_compared: found 4, with variant: synchronous, where all wait for each other",
+    ),
+    "a ladder that cannot grow": (
+        "max_t: 8",
+        "max_t: {auto: 2}",
+        "scheduler.max_t: found {auto: 2}, which leaves no rung to add; allowed: more than 2 (",
+    ),
+    "a ladder that grows with all of a rung": (
+        "max_t: 8",
+        "max_t: {auto: 8}\n        variant: synchronous",
+        "scheduler.max_t: found {auto: 8}, with variant: synchronous; allowed: a number, or another variant",
+        20,
+    ),
+    "a ladder of another kind": (
+        "max_t: 8",
+        "max_t: {atuo: 8}",
+        "scheduler.max_t: found {atuo: 8}; allowed: a number of epochs, or {auto: N}",
+    ),
+    "a ladder to no number": (
+        "max_t: 8",
+        "max_t: {auto: soon}",
+        "scheduler.max_t: found 'soon'; allowed: a whole number",
+    ),
+    "a first rung above the cap": (
+        "grace_period: 1\n        max_t: 8",
+        "grace_period: 9\n        max_t: {auto: 8}",
+        "grace_period: found 9, which is more than max_t; allowed: 1 to 8 (max_t)",
+        19,
+    ),
+    "an early end where the order of reports decides nothing": (
+        "max_t: 8",
+        "max_t: 8\n        variant: synchronous\n        early: curve",
+        "scheduler.early: found 'curve', with variant: synchronous, where the order of reports decides",
+    ),
+    "an early end that is never sure": (
+        "max_t: 8",
+        "max_t: 8\n        early: {kind: curve, quantile: 1}",
+        "scheduler.early.quantile: found 1; allowed: less than 1",
+    ),
     "a batch of another kind": (
         "max_workers: 8",
         "max_workers: 8\n        batch: constantly",
@@ -383,8 +425,8 @@ def test_a_mistake_reads_as_one_sentence(folder: Path) -> None:
     (mistake,) = _mistakes(study)
     assert str(mistake) == (
         f"{study}:21: stages.tune.tune.scheduler.reduction_factr: found an unknown key; allowed: kind, "
-        "variant, grace_period, max_t, reduction_factor, scaling_factor, num_workers, max_workers, batch, "
-        "min_steps_per_epoch, growth (did you mean reduction_factor?)"
+        "variant, grace_period, max_t, reduction_factor, min_compared, early, scaling_factor, num_workers, "
+        "max_workers, batch, min_steps_per_epoch, growth (did you mean reduction_factor?)"
     )
 
 

@@ -83,6 +83,14 @@ def test_a_searcher_of_a_study_in_code_is_refused_before_the_stage_ahead_of_it(t
             ["seed=9", "tune.scheduler.max_t=4", "tune.num_samples=8"],
             ["--set: seed: found 9; allowed: 0", "tune.scheduler.max_t: found 4; allowed: at least 8"],
         ),
+        (
+            ["tune.scheduler.max_t={auto: 16}"],
+            ["tune.scheduler.max_t: found {auto: 16}; allowed: a number, as the run has it"],
+        ),
+        (
+            ["tune.scheduler.early=curve"],
+            ["tune.scheduler.early: found 'curve'; allowed: 'none', as the run has it"],
+        ),
         (["stages.tune={command: x}"], ["--set: tune: found nothing", "stages.tune.command: found "]),
         (["stages.before.site=quad"], ["stages.before.site: found 'quad'; allowed: nothing"]),
     ],
