@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from parsl_rasda.orchestration.brackets import bracket_of, bracket_rows
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.retention import released
 from parsl_rasda.orchestration.trial_record import TrialRecord, best_trial
@@ -55,7 +56,11 @@ def summarise(study: str, machine: Machine, usage: Usage, now: float | None = No
         "resting": [{"site": site, "until": at} for site, at in machine.pilots.cooling_down.items()],
         "set_aside": machine.faults.set_aside,
         "rungs": _rungs(machine),
-        "trial_list": [_trial(t, has_checkpoints=t.id not in gone) for t in trials],
+        "brackets": [*bracket_rows(machine)],
+        "trial_list": [
+            {**_trial(t, has_checkpoints=t.id not in gone), "bracket": bracket_of(machine, t.id)}
+            for t in trials
+        ],
     }
 
 
@@ -136,6 +141,7 @@ def no_search(study: str) -> dict[str, Any]:
         "resting": [],
         "set_aside": [],
         "rungs": [],
+        "brackets": [],
         "trial_list": [],
     }
 

@@ -12,6 +12,7 @@ from parsl_rasda.study import SchedulerSpec, TuneSpec
 from parsl_rasda.types import Mode
 
 ASHA, ELASTIC, STRICT, HYPERBAND = "ASHA", "RASDA elastic", "RASDA strict", "Hyperband"
+ONE_BRACKET = "RASDA, one bracket"
 _ASHA = {"kind": "asha", "growth": "none"}
 _OTHERS_UP_TO = 1_000  # trials: a study of more is compared under three policies, not five
 
@@ -24,11 +25,11 @@ def as_asha(tune: TuneSpec) -> TuneSpec:
 def policies_of(tune: TuneSpec) -> tuple[str, dict[str, TuneSpec]]:
     """Return the name of the declared policy, and what is compared by name.
 
-    Synchronous rungs (or, if the study declares these, asynchronous ones) and Hyperband train other epochs
-    than the rest, and are left out of very large studies.
+    Synchronous rungs (or, if the study declares these, asynchronous ones), one bracket (if it declares more)
+    and Hyperband train other epochs than the rest, and are left out of very large studies.
     """
     method = tune.scheduler
-    variants: dict[str, Mapping[str, str]] = {
+    variants: dict[str, Mapping[str, object]] = {
         ELASTIC: {"kind": "rasda", "growth": "elastic"},
         STRICT: {"kind": "rasda", "growth": "strict"},
         ASHA: _ASHA,
@@ -36,7 +37,9 @@ def policies_of(tune: TuneSpec) -> tuple[str, dict[str, TuneSpec]]:
     if tune.num_samples <= _OTHERS_UP_TO:
         other = "stopping" if method.variant == "synchronous" else "synchronous"
         variants[f"RASDA {other}"] = {**variants[ELASTIC], "variant": other}
-        variants[HYPERBAND] = _ASHA
+        variants[HYPERBAND] = {**_ASHA, "brackets": 1}
+        if method.brackets != 1:
+            variants[ONE_BRACKET] = {**variants[ELASTIC], "brackets": 1}
     declared = ASHA if method.kind == "asha" else f"{method.kind.upper()} {kind_of(method.growth)}"
     if declared not in variants:
         variants = {declared: {}, **variants}
@@ -60,7 +63,7 @@ def machine_of(name: str, tune: TuneSpec) -> Machine:
     return Machine(machine.settings, HyperbandScheduler(tune.scheduler, tune.num_samples), machine.growth)
 
 
-def _changed(method: SchedulerSpec, changes: Mapping[str, str]) -> SchedulerSpec:
+def _changed(method: SchedulerSpec, changes: Mapping[str, object]) -> SchedulerSpec:
     """Return a method with another scheduler; options are those of the one that was declared."""
     if not changes:
         return method
