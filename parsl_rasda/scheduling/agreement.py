@@ -29,6 +29,11 @@ class RankAgreement:
             if len(self._recent) > _RECENT:
                 del self._recent[next(iter(self._recent))]
 
+    @property
+    def trials(self) -> int:
+        """How many trials can be compared."""
+        return len(self._recent)
+
     def forget(self, trial: TrialId) -> None:
         """Forget the results of a trial, which starts again."""
         self._results.pop(trial, None)

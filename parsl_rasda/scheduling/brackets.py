@@ -17,6 +17,8 @@ from parsl_rasda.scheduling.rung_scheduler import ExtensibleScheduler
 from parsl_rasda.scheduling.rungs import Rungs
 from parsl_rasda.types import TrialId
 
+_FIRST = 4  # trials by which `auto` begins to know the rungs; chosen in benchmarks/brackets.py
+
 
 def bracket_shares(rungs: int, reduction_factor: int) -> list[int]:
     """Return how many trials each bracket has for one of the last, which judges at `max_t` alone.
@@ -47,9 +49,9 @@ class BracketedScheduler(Scheduler):
     """Give each new trial to a bracket, and let that decide.
 
     A trial goes where ``share / (trials there + 1)`` is largest, the shares being Hyperband's. With ``auto``,
-    each bracket has one trial first, from the last bracket down; later trials go where ``tau * sqrt(share)``
-    is largest: the rank agreement of the rung at which a bracket first judges, weighed against the trials
-    that its epochs pay for. The earlier bracket wins a tie.
+    the first trials all go to the last bracket, whose results tell of every rung. Once as many can be
+    compared, a trial goes where ``tau * sqrt(share)`` is largest: the rank agreement of the rung at which a
+    bracket first judges, weighed against the trials that its epochs pay for. The earlier bracket wins a tie.
 
     Source:
         Li et al. 2018 (Hyperband, JMLR 18); after the bracket selection of Li et al. 2022 (Hyper-Tune,
@@ -168,12 +170,12 @@ class BracketedScheduler(Scheduler):
 
     def _next(self) -> int:
         """Return the bracket whose turn it is."""
-        taus = self.taus
-        if taus is None:
+        if self._agreement is not None and len(self._places) < _FIRST:
+            return len(self._counts) - 1
+        if self._agreement is None or self._agreement.trials < _FIRST:
             worth = [share / (n + 1) for share, n in zip(self._shares, self._counts, strict=True)]
-        elif 0 in self._counts:
-            return max(k for k, n in enumerate(self._counts) if n == 0)
         else:
+            taus = self._agreement.taus(len(self._counts))
             worth = [tau * math.sqrt(share) for share, tau in zip(self._shares, taus, strict=True)]
         return worth.index(max(worth))
 

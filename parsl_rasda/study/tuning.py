@@ -191,7 +191,11 @@ def _bracket_problems(plain: Plain) -> Iterator[Diagnostic]:
             ("brackets",), f"{shown(brackets)}, with kind: {shown(kind)}", "1, or kind: rasda, asha"
         )
         return
-    grace, max_t, factor = plain.get("grace_period", 1), plain.get("max_t", 0), plain.get("reduction_factor", 2)
+    grace, max_t, factor = (
+        plain.get("grace_period", 1),
+        plain.get("max_t", 0),
+        plain.get("reduction_factor", 2),
+    )
     numbers = brackets, grace, max_t, factor
     if all(isinstance(n, int) and n >= 1 for n in numbers) and factor > 1:
         most = len(_milestones(grace, max_t, factor))
