@@ -92,6 +92,7 @@ class Setup:
     samples: int | None = None
     batch_size: int = 8
     stop_when: StopWhen = field(default_factory=StopWhen)
+    brackets: int | str = 1
 
     def _reached_at_most(self) -> int | None:
         """Return the largest number of replicas up to ``max_workers``: a study names no other."""
@@ -111,6 +112,7 @@ class Setup:
             num_workers=self.num_workers,
             max_workers=self._reached_at_most(),
             batch=self.batch,
+            brackets=self.brackets,
         )
 
     @property
