@@ -17,7 +17,9 @@ from parsl_rasda.scheduling.rung_scheduler import ExtensibleScheduler
 from parsl_rasda.scheduling.rungs import Rungs
 from parsl_rasda.types import TrialId
 
-_FIRST = 4  # trials by which `auto` begins to know the rungs; chosen in benchmarks/brackets.py
+_FIRST = (
+    4  # trials by which `auto` begins to know the rungs; six did alike (seeds 300 to 499 of the benchmark)
+)
 
 
 def bracket_shares(rungs: int, reduction_factor: int) -> list[int]:
@@ -153,8 +155,10 @@ class BracketedScheduler(Scheduler):
 
     @property
     def taus(self) -> list[float] | None:
-        """The rank agreement by which `auto` chooses, by bracket; None without it."""
-        return None if self._agreement is None else self._agreement.taus(len(self._brackets))
+        """The rank agreement by which `auto` chooses, by bracket; None without it, and before it is known."""
+        if self._agreement is None or self._agreement.trials < _FIRST:
+            return None
+        return self._agreement.taus(len(self._brackets))
 
     @property
     def grace_periods(self) -> tuple[int, ...]:
@@ -172,10 +176,10 @@ class BracketedScheduler(Scheduler):
         """Return the bracket whose turn it is."""
         if self._agreement is not None and len(self._places) < _FIRST:
             return len(self._counts) - 1
-        if self._agreement is None or self._agreement.trials < _FIRST:
+        taus = self.taus
+        if taus is None:
             worth = [share / (n + 1) for share, n in zip(self._shares, self._counts, strict=True)]
         else:
-            taus = self._agreement.taus(len(self._counts))
             worth = [tau * math.sqrt(share) for share, tau in zip(self._shares, taus, strict=True)]
         return worth.index(max(worth))
 

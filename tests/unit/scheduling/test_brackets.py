@@ -163,13 +163,14 @@ def test_auto_goes_to_the_first_rung_that_tells_the_truth(is_truthful: bool, bra
 
 def test_auto_forgets_what_a_trial_reported_before_it_was_started_afresh() -> None:
     scheduler = build_scheduler({"max_t": 16, "brackets": "auto"})
-    for trial in "ab":
+    for number, trial in enumerate("abcde"):
         scheduler.add(trial)
+        assert (scheduler.taus is None) == (number < 4)
         for epoch in (1, 2):
-            scheduler.report(trial, epoch, float(epoch if trial == "a" else 3 - epoch))
+            scheduler.report(trial, epoch, float(-9 if (trial, epoch) == ("e", 2) else number))
     assert scheduler.taus[0] < 1
-    scheduler.remove("a")
-    assert scheduler.readmit("a").until == 1
+    scheduler.remove("e")
+    assert scheduler.readmit("e").until == 1
     assert scheduler.taus[0] == 1
 
 
