@@ -188,3 +188,28 @@ def test_auto_compares_as_many_trials_whatever_the_size_of_a_search() -> None:
             agreement.note(TrialId(f"{number:03d}"), rung, random.Random(number).random())
     assert agreement.trials == 32
     assert agreement.taus(2) == [1.0, 1.0]
+
+
+def test_a_longer_ladder_is_climbed_in_the_order_of_completion_each_time() -> None:
+    scheduler = build_scheduler({"max_t": 4, "brackets": 2})
+    for trial in "ab":
+        scheduler.add(trial)
+        for epoch in (1, 2, 4):
+            scheduler.report(trial, epoch, 0.5)
+    assert [(d.trial, d.until, d.rung) for d in scheduler.extend((1, 2, 4, 8), None)] == [
+        ("a", 8, 3),
+        ("b", 8, 3),
+    ]
+    assert all(scheduler.report(trial, 8, 0.5).completed for trial in "ba")
+    assert scheduler.extend((1, 2, 4, 8), 2) == ()
+    assert [d.trial for d in scheduler.extend((1, 2, 4, 8, 16), 2)] == ["b", "a"]
+
+
+def test_a_trial_that_starts_afresh_passes_its_rungs_once_more() -> None:
+    scheduler = build_scheduler({"max_t": 8, "brackets": 2})
+    for trial in "ab":
+        scheduler.add(trial)
+    assert scheduler.report("b", 1, 0.5).until == 2
+    scheduler.remove("b")
+    assert (scheduler.readmit("b").until, scheduler.report("b", 1, 0.5).until) == (1, 2)
+    assert scheduler.bracket_of("b") == 1
