@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeAlias
 
+from parsl_rasda.orchestration.brackets import bracket_of
 from parsl_rasda.orchestration.events import (
     CodeSeen,
     ContinueJob,
@@ -55,6 +56,7 @@ class DecisionLog:
 
     def __init__(self, machine: Machine) -> None:
         """Begin in the state of a machine."""
+        self._machine = machine
         self._until = {t.id: t.until for t in machine.trials.values()}
         self._world_size: dict[TrialId, int] = {}
         self._code = machine.code
@@ -114,6 +116,7 @@ class DecisionLog:
         replicas, batches = ahead[1], ahead[-1]
         facts: dict[str, Fact] = {
             "trial": trial,
+            "bracket": bracket_of(self._machine, trial),
             "epoch": start.epoch,
             "until": start.until,
             "replicas": replicas,

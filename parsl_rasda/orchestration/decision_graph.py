@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import networkx as nx
 
+from parsl_rasda.orchestration.brackets import bracket_of
 from parsl_rasda.orchestration.driver import replay
 from parsl_rasda.orchestration.events import (
     EpochReported,
@@ -37,7 +38,7 @@ class DecisionGraph:
         self.graph: nx.DiGraph[str] = nx.DiGraph()
         self._after = tuple(after)
         self._open: dict[TrialId, tuple[int, str]] = {}
-        self._reached: dict[int, list[TrialId]] = {}
+        self._reached: dict[tuple[int, int], list[TrialId]] = {}  # by bracket and rung
         self._live: set[JobId] = set()
         for stage in after:
             self.graph.add_node(stage, kind="stage", label=stage)
@@ -91,8 +92,10 @@ class DecisionGraph:
         node["metric"] = trial.history[event.epoch]
         if event.epoch < node["until"]:
             return
-        others = self._reached.setdefault(rung, [])
-        node.update(compared_with=" ".join(others), reason=trial.reason)
+        bracket = bracket_of(self.machine, trial.id) or 0
+        others = self._reached.setdefault((bracket, rung), [])
+        is_judged = rung >= bracket
+        node.update(compared_with=" ".join(others) if is_judged else "", reason=trial.reason)
         others.append(trial.id)
         if trial.rung > rung:
             node["decision"] = "continue"

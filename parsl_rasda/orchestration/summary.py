@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from parsl_rasda.orchestration.brackets import bracket_of, bracket_rows
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.rank_agreement import rank_agreement
 from parsl_rasda.orchestration.retention import released
@@ -57,7 +58,11 @@ def summarise(study: str, machine: Machine, usage: Usage, now: float | None = No
         "set_aside": machine.faults.set_aside,
         "rungs": _rungs(machine),
         "rank_agreement": rank_agreement([t.history for t in trials], machine.scheduler.milestones),
-        "trial_list": [_trial(t, has_checkpoints=t.id not in gone) for t in trials],
+        "brackets": [*bracket_rows(machine)],
+        "trial_list": [
+            {**_trial(t, has_checkpoints=t.id not in gone), "bracket": bracket_of(machine, t.id)}
+            for t in trials
+        ],
     }
 
 
@@ -139,6 +144,7 @@ def no_search(study: str) -> dict[str, Any]:
         "set_aside": [],
         "rungs": [],
         "rank_agreement": rank_agreement((), ()),
+        "brackets": [],
         "trial_list": [],
     }
 

@@ -56,9 +56,23 @@ def _method(tune: TuneSpec, summary: Mapping[str, Any], slots: str) -> str:
     name = method.kind.upper() if method.kind in _PAPERS else method.kind
     return (
         f"Hyperparameters were tuned by {name} ({paper}): trials trained for at most "
-        f"{counted(method.max_t, 'epoch')} and were judged by {tune.metric} ({better} is better){at}{rule}; "
+        f"{counted(method.max_t, 'epoch')} and were judged by {tune.metric} ({better} is better){at}{rule}"
+        f"{_brackets(method)}; "
         f"{_parallelism(tune.scheduler, slots)}."
     )
+
+
+def _brackets(method: SchedulerSpec) -> str:
+    grace_periods = method.grace_periods
+    if len(grace_periods) == 1:
+        return ""
+    first = _words([str(epochs) for epochs in grace_periods])
+    chosen = (
+        "later trials went to the one whose first rung ranked them best for its cost (after arXiv:2201.06834)"
+        if method.brackets == "auto"
+        else "in the proportions of Hyperband (arXiv:1603.06560)"
+    )
+    return f", in {len(grace_periods)} brackets first judged after {first} epochs, {chosen}"
 
 
 def _parallelism(method: SchedulerSpec, slots: str) -> str:

@@ -215,11 +215,13 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str, str, str]]:
 def _rungs(summary: Summary, graph: Graph) -> Iterator[dict[str, Any]]:
     """Yield the ladder: how many trials came to a rung, what became of them, and where the line was drawn."""
     most = max([1, *(r["reached"] for r in summary["rungs"])])
+    bracket = {trial["trial"]: trial["bracket"] for trial in summary["trial_list"]}
     best_of, worst_of = (min, max) if summary["mode"] == Mode.MIN else (max, min)
     for rung in summary["rungs"]:
         here: dict[str, list[float]] = {}
         for _, data in graph.nodes(data=True):
-            if data["rung"] == rung["rung"] and isinstance(data["metric"], float):
+            is_judged = data["rung"] == rung["rung"] >= (bracket.get(data.get("trial")) or 0)
+            if is_judged and isinstance(data["metric"], float):
                 here.setdefault(data["decision"], []).append(data["metric"])
         yield {
             **rung,

@@ -159,6 +159,17 @@ def rungs_view(rungs: Sequence[Mapping[str, Any]]) -> RenderableType:
     return table
 
 
+def brackets_view(brackets: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Return how many trials each bracket has had, and the best that reached `max_t` there."""
+    is_auto = any(b["agreement"] is not None for b in brackets)
+    table = _table("bracket", "grace period", "trials", "completed", "best", *["agreement"] * is_auto)
+    for b in brackets:
+        best = "" if b["best"] is None else number(b["best"])
+        cells = (str(b[key]) for key in ("bracket", "grace_period", "trials", "completed"))
+        table.add_row(*cells, best, *[number(b["agreement"])] * is_auto)
+    return table
+
+
 def batches_text(rung: Mapping[str, Any]) -> str:
     """Return how many `batch_size` made a step on the way to a rung: the least and the most."""
     return "-".join(str(b) for b in sorted({*rung["batches"][:1], *rung["batches"][-1:]}))
@@ -202,7 +213,16 @@ def trials_view(summary: Summary, most: int | None = None, *, is_brief: bool = F
         table.add_column(name, no_wrap=True)
     others = other_metrics(summary)[:_OTHERS]
     slots = _slots(summary)
-    for name in ("epoch", summary.get("metric", "metric"), *others, "replicas", slots, "tries"):
+    has_brackets = bool(summary.get("brackets"))  # summaries of earlier versions have none
+    for name in (
+        *["bracket"] * has_brackets,
+        "epoch",
+        summary.get("metric", "metric"),
+        *others,
+        "replicas",
+        slots,
+        "tries",
+    ):
         table.add_column(name, justify="right", no_wrap=True)
     if is_brief:
         table.add_column("reason", overflow="ellipsis", no_wrap=True, ratio=1)
@@ -212,6 +232,7 @@ def trials_view(summary: Summary, most: int | None = None, *, is_brief: bool = F
         table.add_row(
             t["trial"],
             Text(t["state"], STATE_STYLES.get(t["state"], "")),
+            *[str(t["bracket"])] * has_brackets,
             str(t["epoch"]),
             number(t["metric"]),
             *(number(t.get("metrics", {}).get(name)) for name in others),
@@ -236,6 +257,8 @@ def status_view(
         is_brief: Cut the reasons of trials that do not fit into their line; leave out the agreement of rungs.
     """
     parts = [summary_view(summary, name), Text(), rungs_view(summary["rungs"])]
+    if summary.get("brackets"):
+        parts += [Text(), brackets_view(summary["brackets"])]
     if not is_brief:
         parts += [Text(line, "dim") for line in agreement_lines(summary)]
     if summary["trial_list"]:

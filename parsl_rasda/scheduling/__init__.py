@@ -2,7 +2,8 @@
 
 Read `base` (the port), `rungs` and `ladder` (how much of them is in use), `batching` (what a step is on the
 GPUs it gives), `rung_scheduler` (what all variants share), then the three rules: `stopping` (the default, the
-paper's; with `holding`, where trials wait at a rung), `promotion`, `synchronous`.
+paper's; with `holding`, where trials wait at a rung), `promotion`, `synchronous`; last `brackets`, several
+ladders at a time.
 
 >>> scheduler = build_scheduler({"kind": "rasda", "max_t": 4, "metric": "val_loss"})
 >>> scheduler.add("a").until, scheduler.replicas(2)
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import get_args
 
 from pydantic import BaseModel
@@ -22,9 +24,10 @@ from pydantic import BaseModel
 from parsl_rasda.diagnostics import checked
 from parsl_rasda.plugins import SCHEDULERS, Plugin
 from parsl_rasda.scheduling.base import Scheduler
+from parsl_rasda.scheduling.brackets import BracketedScheduler
 from parsl_rasda.scheduling.holding import HoldingStoppingScheduler
 from parsl_rasda.scheduling.promotion import PromotionScheduler
-from parsl_rasda.scheduling.rung_scheduler import RungScheduler
+from parsl_rasda.scheduling.rung_scheduler import ExtensibleScheduler, RungScheduler
 from parsl_rasda.scheduling.rungs import Rungs, build_rungs
 from parsl_rasda.scheduling.stopping import StoppingScheduler
 from parsl_rasda.scheduling.synchronous import SynchronousScheduler
@@ -48,6 +51,7 @@ class SchedulerSettings:
         metric: Its name, for reasons.
         num_samples: How many trials the study tries, if that is known.
         variant: The rule of the built-in schedulers.
+        brackets: Of the built-in schedulers: how many, and whether later trials go to the one that pays.
     """
 
     rungs: Rungs
@@ -55,6 +59,7 @@ class SchedulerSettings:
     metric: str
     num_samples: int | None
     variant: Variant
+    brackets: tuple[int, bool] = (1, False)
 
 
 class _Block(SchedulerSpec):
@@ -75,13 +80,24 @@ def build_scheduler(block: Mapping[str, object]) -> Scheduler:
         InvalidFileError: If a key is unknown, a value is not allowed, or there is no such scheduler.
     """
     spec = checked(_Block, block, "scheduler")
-    settings = SchedulerSettings(build_rungs(spec), spec.mode, spec.metric, spec.num_samples, spec.variant)
+    brackets = len(spec.grace_periods), spec.brackets == "auto"
+    settings = SchedulerSettings(
+        build_rungs(spec), spec.mode, spec.metric, spec.num_samples, spec.variant, brackets
+    )
     scheduler: Scheduler = SCHEDULERS.build(spec.choice, settings)
     return scheduler
 
 
 def _rasda(_: BaseModel, settings: SchedulerSettings) -> Scheduler:
-    rungs, mode, metric = settings.rungs, settings.mode, settings.metric
+    number, auto = settings.brackets
+    if number == 1:
+        return _ladder(settings, settings.rungs)
+    alone = replace(settings, num_samples=None)  # nobody knows how many trials a bracket will have
+    return BracketedScheduler(settings.rungs, partial(_ladder, alone), number, auto=auto)
+
+
+def _ladder(settings: SchedulerSettings, rungs: Rungs) -> ExtensibleScheduler:
+    mode, metric = settings.mode, settings.metric
     match settings.variant:
         case "stopping":
             holds = rungs.min_compared > 1 or rungs.is_auto

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from parsl_rasda.scheduling import Rungs, Scheduler
 from parsl_rasda.scheduling.base import Decision
+from parsl_rasda.scheduling.brackets import bracket_shares
 from parsl_rasda.scheduling.rungs import build_rungs
 from parsl_rasda.scheduling.synchronous import SynchronousScheduler
 from parsl_rasda.study import SchedulerSpec
@@ -16,13 +17,9 @@ from parsl_rasda.types import Mode, TrialId
 def bracket_sizes(rungs: int, reduction_factor: int, num_samples: int) -> list[int]:
     """Return how many trials each bracket has; bracket ``k`` is first judged at rung ``k``.
 
-    Hyperband's own numbers, ``ceil((K + 1) / (s + 1) * eta**s)`` with ``s = K - k``, brought to `num_samples`
-    by the largest remainders.
-
-    Source: Li et al. 2018 (Hyperband, JMLR 18), Algorithm 1.
+    Hyperband's own numbers, brought to `num_samples` by the largest remainders.
     """
-    last = rungs - 1
-    shares = [-(-rungs * reduction_factor ** (last - k) // (last - k + 1)) for k in range(rungs)]
+    shares = bracket_shares(rungs, reduction_factor)
     exact = [num_samples * share / sum(shares) for share in shares]
     sizes = [int(wanted) for wanted in exact]
     by_remainder = sorted(range(rungs), key=lambda k: (sizes[k] - exact[k], k))

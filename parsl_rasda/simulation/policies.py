@@ -13,6 +13,7 @@ from parsl_rasda.study.epochs import UpTo
 from parsl_rasda.types import Mode
 
 ASHA, ELASTIC, STRICT, HYPERBAND = "ASHA", "RASDA elastic", "RASDA strict", "Hyperband"
+ONE_BRACKET = "RASDA, one bracket"
 _ASHA = {"kind": "asha", "growth": "none"}
 _PLAIN: Mapping[str, str | int] = {"min_compared": 1, "early": "none"}  # as where all of a rung wait
 _OTHERS_UP_TO = 1_000  # trials: a study of more is compared under three policies, not five
@@ -26,8 +27,8 @@ def as_asha(tune: TuneSpec) -> TuneSpec:
 def policies_of(tune: TuneSpec) -> tuple[str, dict[str, TuneSpec]]:
     """Return the name of the declared policy, and what is compared by name.
 
-    Synchronous rungs (or, if the study declares these, asynchronous ones) and Hyperband train other epochs
-    than the rest, and are left out of very large studies.
+    Synchronous rungs (or, if the study declares these, asynchronous ones), one bracket (if it declares more)
+    and Hyperband train other epochs than the rest, and are left out of very large studies.
     """
     method = tune.scheduler
     variants: dict[str, Mapping[str, str | int]] = {
@@ -40,7 +41,9 @@ def policies_of(tune: TuneSpec) -> tuple[str, dict[str, TuneSpec]]:
         plain = {**_PLAIN, "max_t": int(method.max_t)}
         at_once = {} if other == "stopping" else plain
         variants[f"RASDA {other}"] = {**variants[ELASTIC], **at_once, "variant": other}
-        variants[HYPERBAND] = {**_ASHA, **plain}
+        variants[HYPERBAND] = {**_ASHA, **plain, "brackets": 1}
+        if method.brackets != 1:
+            variants[ONE_BRACKET] = {**variants[ELASTIC], "brackets": 1}
     if isinstance(method.max_t, UpTo):
         variants[f"RASDA to {method.max_t:d}"] = {**variants[ELASTIC], "max_t": int(method.max_t)}
     declared = ASHA if method.kind == "asha" else f"{method.kind.upper()} {kind_of(method.growth)}"

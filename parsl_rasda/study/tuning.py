@@ -59,6 +59,30 @@ def _zero(value: object) -> object:
     return 0 if value is None else value
 
 
+_AUTO_BRACKETS = (
+    3  # at most: with a fourth, `auto` lost more by trying it than it gained (benchmarks/brackets.py)
+)
+
+
+def _count_or_auto(value: object) -> object:
+    if value == "auto" or (is_number(value) and isinstance(value, int) and 1 <= value <= MOST):
+        return value
+    raise refused(value, f"a whole number from 1 to {MOST}, or auto")
+
+
+_COUNT_OR_AUTO = WithJsonSchema(
+    {"anyOf": [{"type": "integer", "minimum": 1, "maximum": MOST}, {"const": "auto"}]}
+)
+
+
+def _milestones(milestone: int, max_t: int, reduction_factor: int) -> tuple[int, ...]:
+    milestones = []
+    while milestone < max_t:
+        milestones.append(milestone)
+        milestone *= reduction_factor
+    return (*milestones, max_t)
+
+
 class SchedulerSpec(PluginSpec):
     """Who trains on, how long, and on how many replicas. Keys that are not ours are options of a plug-in."""
 
@@ -95,6 +119,11 @@ class SchedulerSpec(PluginSpec):
     scaling_factor: Count = Field(
         2, description="GPUs, and replicas if the batch grows, multiply by this at each rung; 1: never."
     )
+    brackets: Annotated[int | Literal["auto"], BeforeValidator(_count_or_auto), _COUNT_OR_AUTO] = Field(
+        1,
+        description="Hyperband's: how many ladders there are, of which each first judges its trials a rung "
+        "later than the one before; auto: up to three, and later trials go to the one that pays.",
+    )
     num_workers: Count = Field(1, description="GPUs of a new trial.")
     max_workers: Count | None = Field(None, description="Most GPUs of a trial; without it, no limit.")
     batch: Literal["doubling", "constant", "measured"] = Field(
@@ -120,11 +149,15 @@ class SchedulerSpec(PluginSpec):
     @property
     def milestones(self) -> tuple[int, ...]:
         """Epochs at which trials are judged, ascending; the last one is `max_t`."""
-        milestones, milestone = [], self.grace_period
-        while milestone < self.max_t:
-            milestones.append(milestone)
-            milestone *= self.reduction_factor
-        return (*milestones, int(self.max_t))
+        return _milestones(self.grace_period, int(self.max_t), self.reduction_factor)
+
+    @property
+    def grace_periods(self) -> tuple[int, ...]:
+        """Epochs before a trial is first judged, by bracket."""
+        milestones = self.milestones
+        if self.brackets == "auto":
+            return milestones[: max(1, min(_AUTO_BRACKETS, len(milestones) - 1))]
+        return milestones[: self.brackets]
 
     @property
     def most_workers(self) -> int:
@@ -164,6 +197,7 @@ class SchedulerSpec(PluginSpec):
         if plain.get("variant") == "synchronous" and early not in ("none", {"kind": "none"}):
             found = f"{shown(early)}, with variant: synchronous, where the order of reports decides nothing"
             yield Diagnostic(("early",), found, "none, or another variant")
+        yield from _bracket_problems(plain)
         start, step, most = (
             plain.get(k, d) for k, d in (("num_workers", 1), ("scaling_factor", 2), ("max_workers", 1))
         )
@@ -174,6 +208,36 @@ class SchedulerSpec(PluginSpec):
                 found = f"{most}, which num_workers does not reach by scaling_factor"
                 more = f", {steps[-1] * step}, ..." if step > 1 else ""
                 yield Diagnostic(("max_workers",), found, listing(map(str, steps)) + more)
+
+
+def _bracket_problems(plain: Plain) -> Iterator[Diagnostic]:
+    """Yield brackets that no rung is left for, or that a plug-in would not know of."""
+    brackets, kind = plain.get("brackets", 1), plain.get("kind", "rasda")
+    if brackets == 1:
+        return
+    if kind not in ("rasda", "asha"):
+        yield Diagnostic(
+            ("brackets",), f"{shown(brackets)}, with kind: {shown(kind)}", "1, or kind: rasda, asha"
+        )
+        return
+    grace, max_t, factor = (
+        plain.get("grace_period", 1),
+        plain.get("max_t", 0),
+        plain.get("reduction_factor", 2),
+    )
+    for key, alone in (("max_t", None), ("min_compared", 1), ("early", "none")):
+        value = plain.get(key, alone)
+        is_plain = not isinstance(value, Mapping) if alone is None else value in (alone, {"kind": alone})
+        if not is_plain:
+            yield Diagnostic(
+                ("brackets",), f"{shown(brackets)}, with {key}: {shown(value)}", f"1, or a plain {key}"
+            )
+    numbers = brackets, grace, max_t, factor
+    if all(isinstance(n, int) and n >= 1 for n in numbers) and factor > 1:
+        most = len(_milestones(grace, max_t, factor))
+        if brackets > most:
+            found = f"{brackets}, which is more than there are rungs"
+            yield Diagnostic(("brackets",), found, f"1 to {most} (rungs up to max_t), or auto")
 
 
 def _powers(start: int, step: int, most: int) -> Iterator[int]:

@@ -68,3 +68,27 @@ class TestSynchronous(SchedulerContract):
 class TestAshaWithFixedReplicas(SchedulerContract):
     def build(self, **settings: object) -> Scheduler:
         return build_scheduler({"kind": "asha", "num_workers": 4, **settings})
+
+
+class TestBracketsStopping(SchedulerContract):
+    def build(self, **settings: object) -> Scheduler:
+        return _bracketed("stopping", 2, settings)
+
+
+class TestBracketsPromotion(SchedulerContract):
+    def build(self, **settings: object) -> Scheduler:
+        return _bracketed("promotion", 2, settings)
+
+
+class TestBracketsSynchronous(SchedulerContract):
+    def build(self, **settings: object) -> Scheduler:
+        return _bracketed("synchronous", 2, settings)
+
+
+class TestBracketsAuto(SchedulerContract):
+    def build(self, **settings: object) -> Scheduler:
+        return _bracketed("promotion", "auto", settings)
+
+
+def _bracketed(variant: str, brackets: int | str, settings: dict[str, object]) -> Scheduler:
+    return build_scheduler({"variant": variant, "brackets": brackets, **settings})

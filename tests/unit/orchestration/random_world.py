@@ -93,6 +93,7 @@ class Setup:
     batch_size: int = 8
     stop_when: StopWhen = field(default_factory=StopWhen)
     more: dict[str, object] = field(default_factory=dict)  # keys of the scheduler
+    brackets: int | str = 1
 
     def _reached_at_most(self) -> int | None:
         """Return the largest number of replicas up to ``max_workers``: a study names no other."""
@@ -112,6 +113,7 @@ class Setup:
             "num_workers": self.num_workers,
             "max_workers": self._reached_at_most(),
             "batch": self.batch,
+            "brackets": self.brackets,
         }
         return SchedulerSpec.model_validate({**keys, **self.more})
 

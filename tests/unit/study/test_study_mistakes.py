@@ -108,6 +108,16 @@ MISTAKES: dict[str, tuple[str | int, ...]] = {
         "grace_period: 9",
         "grace_period: found 9, which is more than max_t; allowed: 1 to 8",
     ),
+    "more brackets than rungs": (
+        "max_t: 8",
+        "max_t: 8\n        brackets: 5",
+        "brackets: found 5, which is more than there are rungs; allowed: 1 to 4 (rungs up to max_t), or auto",
+    ),
+    "brackets in words": (
+        "max_t: 8",
+        "max_t: 8\n        brackets: many",
+        "brackets: found 'many'; allowed: a whole number from 1 to ",
+    ),
     "workers": (
         "max_workers: 8",
         "max_workers: 2\n        num_workers: 4",
@@ -425,8 +435,8 @@ def test_a_mistake_reads_as_one_sentence(folder: Path) -> None:
     (mistake,) = _mistakes(study)
     assert str(mistake) == (
         f"{study}:21: stages.tune.tune.scheduler.reduction_factr: found an unknown key; allowed: kind, "
-        "variant, grace_period, max_t, reduction_factor, min_compared, early, scaling_factor, num_workers, "
-        "max_workers, batch, min_steps_per_epoch, growth (did you mean reduction_factor?)"
+        "variant, grace_period, max_t, reduction_factor, min_compared, early, scaling_factor, brackets, "
+        "num_workers, max_workers, batch, min_steps_per_epoch, growth (did you mean reduction_factor?)"
     )
 
 
