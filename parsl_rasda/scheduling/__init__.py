@@ -2,7 +2,7 @@
 
 Read `base` (the port), `rungs` (the ladder), `batching` (what a step is on the GPUs it gives),
 `rung_scheduler` (what all variants share), then the three rules: `stopping` (the default, the paper's),
-`promotion`, `synchronous`.
+`promotion`, `synchronous`; for several metrics `objectives` and `fronts`.
 
 >>> scheduler = build_scheduler({"kind": "rasda", "max_t": 4, "metric": "val_loss"})
 >>> scheduler.add("a").until, scheduler.replicas(2)
@@ -22,6 +22,8 @@ from pydantic import BaseModel
 from parsl_rasda.diagnostics import checked
 from parsl_rasda.plugins import SCHEDULERS, Plugin
 from parsl_rasda.scheduling.base import Scheduler
+from parsl_rasda.scheduling.fronts import FrontPromotion, FrontStopping, FrontSynchronous
+from parsl_rasda.scheduling.objectives import Objectives
 from parsl_rasda.scheduling.promotion import PromotionScheduler
 from parsl_rasda.scheduling.rung_scheduler import RungScheduler
 from parsl_rasda.scheduling.rungs import Rungs, build_rungs
@@ -47,6 +49,7 @@ class SchedulerSettings:
         metric: Its name, for reasons.
         num_samples: How many trials the study tries, if that is known.
         variant: The rule of the built-in schedulers.
+        objectives: By what trials are judged, if not by one metric alone.
     """
 
     rungs: Rungs
@@ -54,6 +57,7 @@ class SchedulerSettings:
     metric: str
     num_samples: int | None
     variant: Variant
+    objectives: Objectives | None = None
 
 
 class _Block(SchedulerSpec):
@@ -64,23 +68,28 @@ class _Block(SchedulerSpec):
     num_samples: Count | None = None
 
 
-def build_scheduler(block: Mapping[str, object]) -> Scheduler:
+def build_scheduler(block: Mapping[str, object], objectives: Objectives | None = None) -> Scheduler:
     """Return the scheduler of a study's ``scheduler`` block.
 
     Args:
         block: The keys of `SchedulerSpec`, and optionally ``mode``, ``metric`` and ``num_samples``.
+        objectives: By what trials are judged, if not by one metric alone.
 
     Raises:
         InvalidFileError: If a key is unknown, a value is not allowed, or there is no such scheduler.
     """
     spec = checked(_Block, block, "scheduler")
-    settings = SchedulerSettings(build_rungs(spec), spec.mode, spec.metric, spec.num_samples, spec.variant)
+    settings = SchedulerSettings(
+        build_rungs(spec), spec.mode, spec.metric, spec.num_samples, spec.variant, objectives
+    )
     scheduler: Scheduler = SCHEDULERS.build(spec.choice, settings)
     return scheduler
 
 
 def _rasda(_: BaseModel, settings: SchedulerSettings) -> Scheduler:
     rungs, mode, metric = settings.rungs, settings.mode, settings.metric
+    if settings.objectives is not None:
+        return _by_fronts(settings, settings.objectives)
     match settings.variant:
         case "stopping":
             return StoppingScheduler(rungs, mode, metric)
@@ -88,6 +97,16 @@ def _rasda(_: BaseModel, settings: SchedulerSettings) -> Scheduler:
             return PromotionScheduler(rungs, mode, metric)
         case "synchronous":
             return SynchronousScheduler(rungs, mode, metric, settings.num_samples)
+
+
+def _by_fronts(settings: SchedulerSettings, objectives: Objectives) -> Scheduler:
+    match settings.variant:
+        case "stopping":
+            return FrontStopping(settings.rungs, objectives)
+        case "promotion":
+            return FrontPromotion(settings.rungs, objectives)
+        case "synchronous":
+            return FrontSynchronous(settings.rungs, objectives, settings.num_samples)
 
 
 def _asha(options: BaseModel, settings: SchedulerSettings) -> Scheduler:

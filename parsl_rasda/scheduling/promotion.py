@@ -112,16 +112,20 @@ class PromotionScheduler(ExtensibleScheduler):
         contender.rung = reached
         rung = self._rungs[reached]
         if not math.isfinite(metric):
-            rung.results.add(contender.key)
+            self._record(contender, rung)
             return self._stop(contender, self._not_finite(metric))
         if reached == self._last:
             return self._complete(contender)
-        rung.results.add(contender.key)
+        self._record(contender, rung)
         quota = self._quota(rung)
         if quota and contender.key <= rung.results[quota - 1]:
             return self._promote(contender, rung)
         rung.wait(contender)
         return self._pause(contender, self._standing(contender, rung))
+
+    def _record(self, contender: Contender, rung: _Rung) -> None:
+        """Add a contender to the results of a rung."""
+        rung.results.add(contender.key)
 
     def _promote(self, contender: Contender, rung: _Rung) -> Decision:
         self._rungs[contender.rung + 1].heading += 1
