@@ -26,7 +26,7 @@ class ConstraintSpec(Spec):
 
     metric: Identifier = Field(description="The name that training reports.", examples=["latency"])
     at_most: Number | None = Field(None, description="The largest value that is allowed.", examples=[0.01])
-    at_least: Number | None = Field(None, description="The smallest value that is allowed.")
+    at_least: Number | None = Field(None, description="The smallest value that is allowed.", examples=[0.9])
 
     @classmethod
     def file_form(cls, schema: JsonSchemaValue) -> JsonSchemaValue:
