@@ -1,4 +1,4 @@
-"""The front of a search by several metrics: every trial by its first two, the front as stairs."""
+"""The front of a search by several metrics: every trial by its first two, the front as a line."""
 
 from __future__ import annotations
 
