@@ -82,6 +82,11 @@ class StudyResult(dict[str, Any]):
         return self._run().summaries()[self.stage]
 
     @property
+    def front(self) -> list[dict[str, Any]]:
+        """With several metrics: the trials that no other beats in all, best by the first one first."""
+        return list(self.summary()["front"])
+
+    @property
     def energy(self) -> dict[str, Any]:
         """What the search has drawn [kWh]: ``kwh``, None if nobody knows, and ``by_outcome`` of its trials.
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.orchestration.machine import Machine, MachineSettings
 from parsl_rasda.orchestration.stopping import StopWhen
 from parsl_rasda.placement.growth import build_growth
 from parsl_rasda.placement.times import Assumed
 from parsl_rasda.scheduling import build_scheduler
+from parsl_rasda.scheduling.base import Multiobjective
 from parsl_rasda.scheduling.batching import Batching
+from parsl_rasda.scheduling.objectives import Limit, Objectives
 from parsl_rasda.search import build_searcher
 from parsl_rasda.search.base import Searcher
 from parsl_rasda.search.space import SearchSpace
@@ -24,14 +27,19 @@ def build_machine(tune: TuneSpec) -> Machine:
     Raises:
         InvalidSettingError: If a setting is out of range or names a plug-in that is not installed.
     """
-    method = tune.scheduler
+    method, found = tune.scheduler, objectives(tune)
     scheduler = build_scheduler(
         {
             **method.model_dump(exclude={"growth"}),
             "mode": tune.mode.value,
             "metric": tune.metric,
-        }
+        },
+        found,
     )
+    if found is not None and not isinstance(scheduler, Multiobjective):
+        raise InvalidSettingError(
+            "scheduler.kind", method.kind, "one that judges by several metrics: rasda, asha"
+        )
     settings = MachineSettings(
         metric=tune.metric,
         mode=tune.mode,
@@ -47,8 +55,23 @@ def build_machine(tune: TuneSpec) -> Machine:
         keep_rungs=tune.training.keep_checkpoints.rungs,
         best=tune.best,
         stop_when=_stop_when(tune),
+        objectives=found,
     )
     return Machine(settings, scheduler, build_growth(method.growth))
+
+
+def objectives(tune: TuneSpec) -> Objectives | None:
+    """Return by what trials are judged, or None if that is one metric alone."""
+    if tune.metrics is None and not tune.constraints:
+        return None
+    others = [(one.name, one.mode) for one in (tune.metrics or ())[1:]]
+    limits = []
+    for one in tune.constraints:
+        if one.at_most is not None:
+            limits.append(Limit(one.metric, one.at_most, Mode.MIN))
+        elif one.at_least is not None:
+            limits.append(Limit(one.metric, one.at_least, Mode.MAX))
+    return Objectives(((tune.metric, tune.mode), *others), tuple(limits))
 
 
 def _stop_when(tune: TuneSpec) -> StopWhen:
@@ -80,7 +103,12 @@ def build_study_searcher(tune: TuneSpec, seed: int, known: Sequence[Mapping[str,
         **tune.searcher.options,
         "num_samples": tune.num_samples,
     }
-    searcher = build_searcher(settings, space, mode=tune.mode.value, seed=seed)
+    found = objectives(tune)
+    others = tuple(mode for _, mode in found.metrics[1:]) if found else ()
+    limits = len(found.limits) if found else 0
+    searcher = build_searcher(
+        settings, space, mode=tune.mode.value, seed=seed, other_modes=others, limits=limits
+    )
     return WarmStarted(searcher, space, known) if known else searcher
 
 

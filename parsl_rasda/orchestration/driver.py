@@ -49,7 +49,7 @@ from parsl_rasda.orchestration.follower import CannotFollowError
 from parsl_rasda.orchestration.job_specs import JobSpecBuilder
 from parsl_rasda.orchestration.journal import Journal, Record
 from parsl_rasda.orchestration.machine import Machine
-from parsl_rasda.search.base import Searcher
+from parsl_rasda.search.base import Multiobjective, Searcher
 from parsl_rasda.types import Budget, JobId, Method, PilotId, SiteName, StudyState, TrialId
 
 _HEARTBEAT_S = 10.0
@@ -354,6 +354,8 @@ def inform(searcher: Searcher, instruction: Instruction) -> None:
     """Tell the searcher what it can learn from an instruction."""
     if type(instruction) is ObserveTrial:
         searcher.observe(instruction.trial, instruction.epoch, instruction.metric)
+    elif type(instruction) is TrialFinished and instruction.values and isinstance(searcher, Multiobjective):
+        searcher.conclude_all(instruction.trial, instruction.values, instruction.violations)
     elif type(instruction) is TrialFinished:
         searcher.conclude(instruction.trial, instruction.metric)
 

@@ -394,12 +394,16 @@ class TrialFinished(_Record, frozen=True):
     Attributes:
         metric: Its last metric, or None if it failed.
         reason: Why, in words.
+        values: With several metrics or constraints: all last metrics, in the study's order.
+        violations: By how much it breaks each constraint; more than 0 is too much.
     """
 
     trial: TrialId
     state: TrialState
     metric: float | None
     reason: str
+    values: tuple[float, ...] = ()
+    violations: tuple[float, ...] = ()
 
 
 class SetAside(_Record, frozen=True):

@@ -130,7 +130,7 @@ class Follower:
             return
         trial, job = found
         metric = self._lifecycle.note_epoch(trial, job, event)
-        answer = self._search.scheduler.report(trial.id, event.epoch, metric)
+        answer = self._search.report(event, metric)
         trial.rung, trial.reason = answer.rung, answer.reason or trial.reason
         ends = (i for i in instructions if isinstance(i, TrialFinished) and i.trial == trial.id)
         if any(not is_of_budget(i.reason) for i in ends):

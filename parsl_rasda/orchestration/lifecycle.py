@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from typing import assert_never
 
+from msgspec.structs import replace
+
 from parsl_rasda.orchestration.events import (
     ContinueJob,
     EndJob,
@@ -294,6 +296,11 @@ class TrialLifecycle:
         search.note_samples(trial, event.samples)
         trial.epoch, trial.preemptions = event.epoch, 0
         trial.history[event.epoch] = metric
+        if search.settings.objectives is not None:
+            values = search.settings.objectives.values(event.metrics)
+            trial.reached.pop(event.epoch, None)
+            if values is not None:
+                trial.reached[event.epoch] = values
         if event.noise is not None:
             trial.noise[event.epoch] = event.noise
         trial.note_arithmetic(event.exact, event.devices)
@@ -439,7 +446,13 @@ class TrialLifecycle:
             self._search.stop.end(self._search.ended)
         last = trial.last
         metric = last[1] if last is not None and state is not TrialState.FAILED else None
-        self._search.instructions.append(TrialFinished(trial.id, state, metric, reason))
+        finished = TrialFinished(trial.id, state, metric, reason)
+        objectives = self._search.settings.objectives
+        reached = trial.reached.get(last[0]) if last is not None and metric is not None else None
+        if objectives is not None and reached is not None:
+            values = objectives.plain(reached)
+            finished = replace(finished, values=values, violations=reached.violations)
+        self._search.instructions.append(finished)
 
     def _complete(self, trial: TrialRecord) -> None:
         """End a trial whose training function has ended by itself: its last report is its result."""

@@ -415,7 +415,10 @@ class Machine:
             self._lifecycle.fail(self.trials[other], cause)
         if self._search.stop.reason:
             return  # it is told to leave with all others
-        self._judge(trial, job, self.scheduler.report(trial.id, event.epoch, metric), metric)
+        objectives = self.settings.objectives
+        if objectives is not None and objectives.missing(event.metrics) is not None:
+            metric = math.nan
+        self._judge(trial, job, self._search.report(event, metric), metric)
 
     def _judge(self, trial: TrialRecord, job: LiveJob, decision: Decision, metric: float) -> None:
         """Act on what the scheduler says of a trial at an epoch boundary."""
@@ -442,7 +445,7 @@ class Machine:
                 self._lifecycle.tell_to_leave(trial, "paused")
             case Action.STOP if not math.isfinite(metric):
                 self._lifecycle.tell_to_leave(trial, "diverged")
-                self._lifecycle.fail(trial, f"{self.settings.metric} is {metric} after epoch {trial.epoch}")
+                self._lifecycle.fail(trial, self._divergence(trial, decision, metric))
             case Action.STOP:
                 self._lifecycle.tell_to_leave(trial, "stopped")
                 state = TrialState.COMPLETED if decision.completed else TrialState.STOPPED
@@ -451,6 +454,10 @@ class Machine:
                 pass
             case _:
                 assert_never(decision.action)
+
+    def _divergence(self, trial: TrialRecord, decision: Decision, metric: float) -> str:
+        what = f"{self.settings.metric} is {metric}" if self.settings.objectives is None else decision.reason
+        return f"{what} after epoch {trial.epoch}"
 
     def _answer(self, trial: TrialRecord, job: LiveJob, *, at_rung: bool) -> None:
         """Tell the job of a trial that trains on whether it goes on as it is."""

@@ -2,7 +2,7 @@
 
 The best of all trials is asked for by the next stage. While trials train it may change, but never to one
 that has ended and was not the best of those that have: hence that one, and whoever may go on, is spared; so
-are as many of the best as the study says.
+are as many of the best as the study says, or with several metrics all of the front.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from operator import itemgetter
 
 from parsl_rasda.orchestration.events import Event, Instruction, JobEnded, StudyStarted, TrialFinished
 from parsl_rasda.orchestration.machine import Machine
-from parsl_rasda.orchestration.trial_record import TrialRecord
+from parsl_rasda.orchestration.trial_record import TrialRecord, front
 from parsl_rasda.types import JobId, Keep, Mode, TrialId, TrialState
 
 
@@ -40,6 +40,7 @@ class Retention:
         self._seen: set[TrialId] = set()
         self._most = machine.settings.keep_best
         self._best: list[tuple[tuple[float, int], TrialRecord]] = []  # the best first
+        self._front: list[TrialRecord] = []  # with several metrics, instead of them
 
     def add(self, event: Event, instructions: tuple[Instruction, ...]) -> None:
         """Look at the trials that may have ended by an event."""
@@ -69,10 +70,21 @@ class Retention:
         if trial.state is TrialState.FAILED or not math.isfinite(metric):
             self._release(trial)
             return
+        if self._machine.settings.objectives is not None:
+            self._keep_front(trial)
+            return
         key = (metric if self._mode is Mode.MIN else -metric, trial.age)
         insort(self._best, (key, trial), key=itemgetter(0))
         if len(self._best) > self._most:
             self._release(self._best.pop()[1])
+
+    def _keep_front(self, trial: TrialRecord) -> None:
+        """Keep the front of those that have ended: who is not on it now never will be."""
+        ended = {one.id: one for one in (*self._front, trial)}
+        self._front = front(ended)
+        for one in ended.values():
+            if one not in self._front:
+                self._release(one)
 
     def _release(self, trial: TrialRecord) -> None:
         if not (self._keep is Keep.SURVIVORS and trial.state is TrialState.COMPLETED):

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from parsl_rasda.orchestration.budget import BudgetWatch
-from parsl_rasda.orchestration.events import Instruction
+from parsl_rasda.orchestration.events import EpochReported, Instruction
 from parsl_rasda.orchestration.pilots import PilotRegistry
 from parsl_rasda.orchestration.stopping import StopWatch, StopWhen
 from parsl_rasda.orchestration.trial_record import LiveJob, TrialRecord
 from parsl_rasda.placement.cluster_state import ClusterState, GrowthPolicy
 from parsl_rasda.placement.times import Assumed
-from parsl_rasda.scheduling.base import Decision, Scheduler
+from parsl_rasda.scheduling.base import Decision, Multiobjective, Scheduler
 from parsl_rasda.scheduling.batching import Batching, Split
+from parsl_rasda.scheduling.objectives import Objectives
 from parsl_rasda.types import JSON, JobId, JudgedBy, Keep, Method, Mode, PilotId, Stretch, StudyState, TrialId
 
 
@@ -31,6 +32,7 @@ class MachineSettings:
         keep_rungs: They keep the checkpoints of their rungs, too.
         best: Which of its epochs a trial is compared with the others by, in the end.
         stop_when: When the search has found enough.
+        objectives: By what trials are judged, if not by one metric alone.
         interactive: Trainings ask what to do at each epoch, where there is a channel; scripts never do.
         batching: How many replicas share a step, and how large it is.
     """
@@ -49,6 +51,7 @@ class MachineSettings:
     keep_rungs: bool = False
     best: JudgedBy = JudgedBy.LAST
     stop_when: StopWhen = field(default_factory=StopWhen)
+    objectives: Objectives | None = None
 
 
 @dataclass(slots=True)
@@ -147,6 +150,13 @@ class SearchRecord:
             self.counts_samples = samples is not None
         if self.counts_samples and not trial.history:
             trial.samples = samples
+
+    def report(self, event: EpochReported, metric: float) -> Decision:
+        """Return what the scheduler says of an epoch, by all metrics if several count."""
+        trial = event.job.trial
+        if self.settings.objectives is None or not isinstance(self.scheduler, Multiobjective):
+            return self.scheduler.report(trial, event.epoch, metric)
+        return self.scheduler.report_all(trial, event.epoch, event.metrics)
 
     def first_stretch(self, first: Decision, config: Mapping[str, JSON]) -> Stretch:
         """Return what a new trial trains, as the scheduler has decided."""

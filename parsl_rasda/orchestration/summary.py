@@ -12,7 +12,7 @@ from parsl_rasda.orchestration.brackets import bracket_of, bracket_rows
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.rank_agreement import rank_agreement
 from parsl_rasda.orchestration.retention import released
-from parsl_rasda.orchestration.trial_record import TrialRecord, best_trial
+from parsl_rasda.orchestration.trial_record import TrialRecord, best_trial, front
 from parsl_rasda.orchestration.usage import Usage
 from parsl_rasda.types import GradientNoise, PilotId, StudyState, TrialState
 
@@ -40,6 +40,7 @@ def summarise(study: str, machine: Machine, usage: Usage, now: float | None = No
         "metric": machine.settings.metric,
         "mode": machine.settings.mode.value,
         "best": best(machine),
+        "front": _front(machine),
         "trials": {"total": machine.num_samples, **counts},
         "left_s": time_left(machine, usage),
         **spent([usage], now),
@@ -133,6 +134,7 @@ def no_search(study: str) -> dict[str, Any]:
         "metric": None,
         "mode": None,
         "best": None,
+        "front": [],
         "trials": {"total": 0, **dict.fromkeys(TrialState, 0), NOT_TRIED: 0},
         "left_s": None,
         **spent([]),
@@ -237,6 +239,25 @@ def best(machine: Machine) -> dict[str, Any] | None:
         "site": found.site,
         "last": {"epoch": found.last[0], "metric": found.last[1]},
     }
+
+
+def _front(machine: Machine) -> list[dict[str, Any]]:
+    """Return the front, best by the first metric first; nothing if one metric alone counts."""
+    objectives = machine.settings.objectives
+    found = front(machine.trials) if objectives is not None else []
+    reached = [(t, epoch, t.reached[epoch]) for t in found if t.last for epoch in (t.last[0],)]
+    return [
+        {
+            "trial": trial.id,
+            "epoch": epoch,
+            "values": dict(zip((n for n, _ in objectives.metrics), objectives.plain(values), strict=True)),
+            "keeps_limits": values.violation == 0,
+            "config": dict(trial.config),
+            "checkpoint": trial.checkpoint.path if trial.checkpoint else None,
+        }
+        for trial, epoch, values in sorted(reached, key=lambda r: (r[2].costs[0], r[0].age))
+        if objectives is not None
+    ]
 
 
 def _awaited(usage: Usage, pilot: PilotId) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from statistics import fmean
 from parsl_rasda.orchestration.states import JOB_TRANSITIONS, TRIAL_TRANSITIONS, JobState, impossible
 from parsl_rasda.placement.ledger import Slot, slots_of
 from parsl_rasda.protocol import Checkpoint
+from parsl_rasda.scheduling.objectives import Values, places
 from parsl_rasda.types import (
     JSON,
     GradientNoise,
@@ -101,6 +102,7 @@ class TrialRecord:
         preemptions: Preemptions since the last finished epoch.
         codes: Digests of the study's code that its attempts have run, each once.
         history: Metric by epoch, as reported; a repeated epoch replaces its first report.
+        reached: All that it is judged by, by epoch, if that is more than one metric.
         samples: Training samples of an epoch, as its first report said.
         noise: Of its gradients by epoch, where it was measured; repeated epochs as in ``history``.
         exactness: What its attempts have said of their bits, each once.
@@ -126,6 +128,7 @@ class TrialRecord:
     rung: int = 0
     job: LiveJob | None = None
     history: dict[int, float] = field(default_factory=dict)
+    reached: dict[int, Values] = field(default_factory=dict)
     samples: int | None = None
     noise: dict[int, GradientNoise] = field(default_factory=dict)
     reason: str = ""
@@ -244,7 +247,7 @@ class TrialRecord:
         self.forget()
         self.schedule = [first]
         self.epoch = self.retries = self.checkpoint_losses = self.preemptions = self.rung = 0
-        self.history, self.noise, self.reason, self.codes = {}, {}, "", []
+        self.history, self.reached, self.noise, self.reason, self.codes = {}, {}, {}, "", []
         self.exactness, self.devices = [], []
 
     def forget(self) -> None:
@@ -283,8 +286,10 @@ class TrialRecord:
 def best_trial(trials: Mapping[TrialId, TrialRecord], mode: Mode) -> TrialRecord | None:
     """Return the trial whose result is best; failed and diverged ones never are.
 
-    Equal metrics favour the older trial.
+    Equal metrics favour the older trial. Of several metrics it is the member of the front that is best by the
+    first one.
     """
+    trials = {t.id: t for t in front(trials)} or trials
     sign = 1.0 if mode is Mode.MIN else -1.0
     ranked = [
         (sign * result[1], t.age, t)
@@ -292,3 +297,17 @@ def best_trial(trials: Mapping[TrialId, TrialRecord], mode: Mode) -> TrialRecord
         if t.state is not TrialState.FAILED and (result := t.result) is not None and math.isfinite(result[1])
     ]
     return min(ranked, key=lambda r: r[:2])[2] if ranked else None
+
+
+def front(trials: Mapping[TrialId, TrialRecord]) -> list[TrialRecord]:
+    """Return the trials that no other is better than in all, the older first; failed ones never are.
+
+    If none keeps all limits, it is the one that breaks them least. Empty if one metric alone counts.
+    """
+    found = [
+        (t, t.reached[t.last[0]])
+        for t in trials.values()
+        if t.state is not TrialState.FAILED and t.last is not None and t.last[0] in t.reached
+    ]
+    stand = [place[:2] for place in places([values for _, values in found])]
+    return [trial for (trial, _), place in zip(found, stand, strict=True) if place == min(stand)]

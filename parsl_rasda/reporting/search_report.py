@@ -24,6 +24,7 @@ from parsl_rasda.reporting.charts import (
 )
 from parsl_rasda.reporting.fault_timeline import fault_timeline
 from parsl_rasda.reporting.format import counted, duration, metrics_text, number, other_metrics, percent
+from parsl_rasda.reporting.front_chart import front_chart
 from parsl_rasda.reporting.gantt import slots_over_time
 from parsl_rasda.reporting.importance import importance_of
 from parsl_rasda.reporting.occupancy import Occupancy, occupancy_of
@@ -94,6 +95,7 @@ def search_report(
         "best_so_far": _best_so_far(history, summary),
         "fault_timeline": _both(lambda width: fault_timeline(history.records, width=width)),
         "importance": importance,
+        "front": _both(lambda width: front_chart(summary, width=width)),
         "parallel": _both(lambda width: parallel_coordinates(summary, space, order, width=width)),
         "slots": slots_charts(summary, occupancy, span_s, asha),
         "narrow_slots": slots_charts(summary, occupancy, span_s, asha, width=NARROW),

@@ -273,6 +273,16 @@ def _best_in_words(best: Mapping[str, Any], metric: str) -> str:
     return said if is_last else f"{said}, {number(last['metric'])} at its last, {last['epoch']}"
 
 
+def _front(front: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Yield the trials of a front with all that they are judged by; of very many the first few."""
+    for number_, one in enumerate(front[:_LISTED]):
+        beyond = "" if one["keeps_limits"] else " (breaks a limit, as all do)"
+        said = f"trial {one['trial']}: {metrics_text(one['values'])}{beyond}"
+        yield "" if number_ else "front", said
+    if len(front) > _LISTED:
+        yield "", f"and {len(front) - _LISTED} more"
+
+
 def _limits(summary: Summary) -> Iterator[tuple[str, str]]:
     """Yield why the search ended early, and what it has spent; summaries of earlier versions say neither."""
     if words := summary.get("stopped"):
@@ -303,6 +313,7 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str | Text]]:
         yield "", config_text(best["config"])
         if best["checkpoint"]:
             yield "checkpoint", str(best["checkpoint"])
+    yield from _front(summary.get("front", ()))
     yield "trials", _counts(summary["trials"])
     yield from _limits(summary)
     slots = _slots(summary)

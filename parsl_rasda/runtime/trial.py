@@ -279,6 +279,20 @@ class Trial(OwnTrial):
         """
         return mean_over(self._group, values)
 
+    def latency(self, model: nn.Module, example: Any) -> float:
+        """Return how long a forward pass of one batch takes on this rank's device [s]: a median of 20.
+
+        Without gradients, after a warm-up, in eval mode; modes are left as they were. Times differ from run
+        to run, and so may what a study decides by them: ``trial.report(..., latency=trial.latency(net, x))``.
+
+        Args:
+            model: A plain one, on its device: not one that `prepare` returned.
+            example: What it is called with.
+        """
+        from parsl_rasda.runtime.latency import forward_seconds
+
+        return forward_seconds(model, example)
+
     def log(self, **metrics: float) -> None:
         """Note metrics within an epoch, for curves: after some steps, as often as you like.
 

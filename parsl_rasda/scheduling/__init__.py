@@ -2,8 +2,8 @@
 
 Read `base` (the port), `rungs` and `ladder` (how much of them is in use), `batching` (what a step is on the
 GPUs it gives), `rung_scheduler` (what all variants share), then the three rules: `stopping` (the default, the
-paper's; with `holding`, where trials wait at a rung), `promotion`, `synchronous`; last `brackets`, several
-ladders at a time.
+paper's; with `holding`, where trials wait at a rung), `promotion`, `synchronous`; then `brackets`, several
+ladders at a time, and for several metrics `objectives` and `fronts`.
 
 >>> scheduler = build_scheduler({"kind": "rasda", "max_t": 4, "metric": "val_loss"})
 >>> scheduler.add("a").until, scheduler.replicas(2)
@@ -25,7 +25,9 @@ from parsl_rasda.diagnostics import checked
 from parsl_rasda.plugins import SCHEDULERS, Plugin
 from parsl_rasda.scheduling.base import Scheduler
 from parsl_rasda.scheduling.brackets import BracketedScheduler
+from parsl_rasda.scheduling.fronts import FrontPromotion, FrontStopping, FrontSynchronous
 from parsl_rasda.scheduling.holding import HoldingStoppingScheduler
+from parsl_rasda.scheduling.objectives import Objectives
 from parsl_rasda.scheduling.promotion import PromotionScheduler
 from parsl_rasda.scheduling.rung_scheduler import ExtensibleScheduler, RungScheduler
 from parsl_rasda.scheduling.rungs import Rungs, build_rungs
@@ -52,6 +54,7 @@ class SchedulerSettings:
         num_samples: How many trials the study tries, if that is known.
         variant: The rule of the built-in schedulers.
         brackets: Of the built-in schedulers: how many, and whether later trials go to the one that pays.
+        objectives: By what trials are judged, if not by one metric alone.
     """
 
     rungs: Rungs
@@ -60,6 +63,7 @@ class SchedulerSettings:
     num_samples: int | None
     variant: Variant
     brackets: tuple[int, bool] = (1, False)
+    objectives: Objectives | None = None
 
 
 class _Block(SchedulerSpec):
@@ -70,11 +74,12 @@ class _Block(SchedulerSpec):
     num_samples: Count | None = None
 
 
-def build_scheduler(block: Mapping[str, object]) -> Scheduler:
+def build_scheduler(block: Mapping[str, object], objectives: Objectives | None = None) -> Scheduler:
     """Return the scheduler of a study's ``scheduler`` block.
 
     Args:
         block: The keys of `SchedulerSpec`, and optionally ``mode``, ``metric`` and ``num_samples``.
+        objectives: By what trials are judged, if not by one metric alone.
 
     Raises:
         InvalidFileError: If a key is unknown, a value is not allowed, or there is no such scheduler.
@@ -82,13 +87,15 @@ def build_scheduler(block: Mapping[str, object]) -> Scheduler:
     spec = checked(_Block, block, "scheduler")
     brackets = len(spec.grace_periods), spec.brackets == "auto"
     settings = SchedulerSettings(
-        build_rungs(spec), spec.mode, spec.metric, spec.num_samples, spec.variant, brackets
+        build_rungs(spec), spec.mode, spec.metric, spec.num_samples, spec.variant, brackets, objectives
     )
     scheduler: Scheduler = SCHEDULERS.build(spec.choice, settings)
     return scheduler
 
 
 def _rasda(_: BaseModel, settings: SchedulerSettings) -> Scheduler:
+    if settings.objectives is not None:
+        return _by_fronts(settings, settings.objectives)
     number, auto = settings.brackets
     if number == 1:
         return _ladder(settings, settings.rungs)
@@ -106,6 +113,16 @@ def _ladder(settings: SchedulerSettings, rungs: Rungs) -> ExtensibleScheduler:
             return PromotionScheduler(rungs, mode, metric)
         case "synchronous":
             return SynchronousScheduler(rungs, mode, metric, settings.num_samples)
+
+
+def _by_fronts(settings: SchedulerSettings, objectives: Objectives) -> Scheduler:
+    match settings.variant:
+        case "stopping":
+            return FrontStopping(settings.rungs, objectives)
+        case "promotion":
+            return FrontPromotion(settings.rungs, objectives)
+        case "synchronous":
+            return FrontSynchronous(settings.rungs, objectives, settings.num_samples)
 
 
 def _asha(options: BaseModel, settings: SchedulerSettings) -> Scheduler:

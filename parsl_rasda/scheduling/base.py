@@ -7,6 +7,7 @@ so that a replayed journal decides as the live run did. The executable definitio
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -86,6 +87,15 @@ class Scheduler(Protocol):
 
     def dismiss(self) -> tuple[Decision, ...]:
         """Return a `STOP` for each paused trial that can never go on; each is returned once."""
+        ...
+
+
+@runtime_checkable
+class Multiobjective(Protocol):
+    """A scheduler that judges trials by several metrics."""
+
+    def report_all(self, trial: TrialId, epoch: int, metrics: Mapping[str, float]) -> Decision:
+        """Return what becomes of the trial, as `Scheduler.report` does, by all that it reports."""
         ...
 
 

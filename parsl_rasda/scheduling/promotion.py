@@ -119,11 +119,11 @@ class PromotionScheduler(ExtensibleScheduler):
         reached = contender.rung = min(reached, self._ladder.top)
         rung = self._rungs[reached]
         if not math.isfinite(metric):
-            rung.results.add(contender.key)
+            self._record(contender, rung)
             return self._stop(contender, self._not_finite(metric))
         if reached == self._last:
             return self._complete(contender)
-        rung.results.add(contender.key)
+        self._record(contender, rung)
         if self._ladder.holds(reached):
             self._ladder.arrive(contender.age, contender.curve)
         quota = self._quota(rung)
@@ -131,6 +131,10 @@ class PromotionScheduler(ExtensibleScheduler):
             return self._promote(contender, rung)
         rung.wait(contender)
         return self._pause(contender, self._standing(contender, rung))
+
+    def _record(self, contender: Contender, rung: _Rung) -> None:
+        """Add a contender to the results of a rung."""
+        rung.results.add(contender.key)
 
     def _promote(self, contender: Contender, rung: _Rung) -> Decision:
         self._rungs[contender.rung + 1].heading += 1

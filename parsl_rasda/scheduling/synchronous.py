@@ -7,7 +7,7 @@ runs on different machines can be compared trial by trial.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from parsl_rasda.scheduling.base import Decision
@@ -145,7 +145,7 @@ class SynchronousScheduler(ExtensibleScheduler):
     def _settle(self, cohort: _Cohort) -> None:
         """Decide the cohort's rung if nobody is missing, and the next ones if all were early there."""
         while cohort.is_complete and cohort.rung < self._last:
-            ranked = sorted(cohort.present.values(), key=lambda contender: contender.key)
+            ranked = self._rank(cohort.present.values())
             entrants, quota = len(ranked), max(1, len(ranked) // self.rungs.reduction_factor)
             goes_on = [
                 (rank <= quota and math.isfinite(one.cost)) or (one.rung > cohort.rung and not one.has_ended)
@@ -158,6 +158,9 @@ class SynchronousScheduler(ExtensibleScheduler):
                     self._let_past(contender, cohort, reason)
                 elif not contender.has_ended:
                     self._stopping[contender.trial] = reason
+
+    def _rank(self, present: Iterable[Contender]) -> list[Contender]:
+        return sorted(present, key=lambda contender: contender.key)
 
     def _let_past(self, contender: Contender, cohort: _Cohort, reason: str) -> None:
         if contender.epoch < self.milestones[cohort.rung]:

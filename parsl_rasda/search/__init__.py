@@ -22,7 +22,15 @@ from parsl_rasda.types import Mode
 __all__ = ["SearchSpace", "Searcher", "SearcherSettings", "build_searcher"]
 
 
-def build_searcher(settings: Mapping[str, Any], space: SearchSpace, *, mode: str, seed: int) -> Searcher:
+def build_searcher(  # what a study says of its metrics
+    settings: Mapping[str, Any],
+    space: SearchSpace,
+    *,
+    mode: str,
+    seed: int,
+    other_modes: tuple[Mode, ...] = (),
+    limits: int = 0,
+) -> Searcher:
     """Return the searcher of a study's ``searcher`` block.
 
     Args:
@@ -31,6 +39,8 @@ def build_searcher(settings: Mapping[str, Any], space: SearchSpace, *, mode: str
         space: What may be searched.
         mode: ``min`` or ``max``.
         seed: Of everything that is drawn.
+        other_modes: Of further metrics, if there are several.
+        limits: How many constraints trials must keep.
 
     Raises:
         InvalidFileError: If there is no such searcher, or its options are wrong.
@@ -38,5 +48,7 @@ def build_searcher(settings: Mapping[str, Any], space: SearchSpace, *, mode: str
     """
     choice = {"kind": "random", **settings}
     number = choice.pop("num_samples", None)
-    searcher: Searcher = SEARCHERS.build(choice, SearcherSettings(space, Mode(mode), seed, number))
+    searcher: Searcher = SEARCHERS.build(
+        choice, SearcherSettings(space, Mode(mode), seed, number, other_modes, limits)
+    )
     return searcher

@@ -5,9 +5,9 @@ The executable definition is `parsl_rasda.testing.SearcherContract`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from parsl_rasda.search.space import SearchSpace
 from parsl_rasda.types import JSON, Mode, TrialId
@@ -22,12 +22,16 @@ class SearcherSettings:
         mode: Whether a smaller or a larger metric is better.
         seed: Of everything that is drawn.
         num_samples: How many configurations the study tries, if that is known.
+        other_modes: Of further metrics, if trials are judged by several.
+        limits: How many constraints trials must keep.
     """
 
     space: SearchSpace
     mode: Mode
     seed: int
     num_samples: int | None = None
+    other_modes: tuple[Mode, ...] = ()
+    limits: int = 0
 
 
 class Searcher(Protocol):
@@ -47,4 +51,13 @@ class Searcher(Protocol):
 
     def conclude(self, trial: TrialId, metric: float | None) -> None:
         """Learn a trial's last metric, or None when it failed."""
+        ...
+
+
+@runtime_checkable
+class Multiobjective(Protocol):
+    """A searcher that learns from several metrics, or from constraints."""
+
+    def conclude_all(self, trial: TrialId, values: Sequence[float], violations: Sequence[float]) -> None:
+        """Learn a trial's last metrics, and by how much it breaks each limit; more than 0 is too much."""
         ...

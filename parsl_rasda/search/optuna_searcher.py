@@ -12,7 +12,7 @@ import inspect
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -30,6 +30,7 @@ from parsl_rasda.types import JSON, Mode, TrialId
 _PLAIN: Mapping[str, Any] = {"int": int, "float": (int, float), "bool": bool, "str": str, "None": type(None)}
 _FORMS = {"int": "integer", "float": "number", "bool": "boolean", "str": "string", "None": "null"}
 # Set by us, or about Optuna's own messages.
+_VIOLATIONS = "violations"
 _RESERVED = {"seed", "warn_independent_sampling"}
 
 
@@ -73,6 +74,7 @@ class OptunaSearcher:
 
     Args:
         make_sampler: Returns a fresh sampler for a seed.
+        modes: Of all metrics.
         keeps_state: The sampler leaves notes in the study while it suggests (CMA-ES), so a restart must
             let it suggest again.
     """
@@ -82,22 +84,22 @@ class OptunaSearcher:
         space: SearchSpace,
         make_sampler: Callable[[int], Any],
         *,
-        mode: Mode,
+        modes: Sequence[Mode],
         seed: int,
         keeps_state: bool = False,
     ) -> None:
         self._keeps_state = keeps_state
         self._space, self._make_sampler, self._seed = space, make_sampler, seed
-        self._worst = math.inf if mode is Mode.MIN else -math.inf
+        self._worst = [math.inf if mode is Mode.MIN else -math.inf for mode in modes]
         self._trials: dict[TrialId, Any] = {}  # Any: Optuna is imported late, so its types are not at hand
         self._configs: dict[TrialId, Mapping[str, JSON]] = {}
         self._reported: set[TrialId] = set()
         with _quiet():
             import optuna
 
-            direction = "minimize" if mode is Mode.MIN else "maximize"
+            directions = ["minimize" if mode is Mode.MIN else "maximize" for mode in modes]
             self._study: Any = optuna.create_study(
-                direction=direction, sampler=make_sampler(0)
+                directions=directions, sampler=make_sampler(0)
             )  # `_ask` seeds
 
     def propose(self, trial: TrialId) -> Mapping[str, JSON] | None:
@@ -124,7 +126,7 @@ class OptunaSearcher:
 
     def observe(self, trial: TrialId, epoch: int, metric: float) -> None:
         """Note an intermediate result, which counts if the trial fails."""
-        if trial in self._trials and math.isfinite(metric):
+        if trial in self._trials and math.isfinite(metric) and len(self._worst) == 1:
             with _quiet():
                 self._trials[trial].report(metric, epoch)
             self._reported.add(trial)
@@ -141,7 +143,15 @@ class OptunaSearcher:
                 has_reported = trial in self._reported
                 self._study.tell(asked, state=TrialState.PRUNED if has_reported else TrialState.FAIL)
             else:
-                self._study.tell(asked, metric if math.isfinite(metric) else self._worst)
+                self._study.tell(asked, metric if math.isfinite(metric) else self._worst[0])
+
+    def conclude_all(self, trial: TrialId, values: Sequence[float], violations: Sequence[float]) -> None:
+        """Learn a trial's last metrics, and by how much it breaks each limit."""
+        asked = self._trials.pop(trial, None)
+        if asked is not None:
+            with _quiet():
+                asked.set_user_attr(_VIOLATIONS, list(violations))
+                self._study.tell(asked, list(values))
 
     def _ask(self, trial: TrialId) -> Any:
         digest = hashlib.sha256(f"{self._seed}:{len(self._configs)}".encode()).digest()
@@ -160,12 +170,14 @@ def _learning(kind: str, options_model: type[SamplerOptions]) -> Plugin:
         make, given = getattr(optuna.samplers, sampler), options.model_extra or {}
         _check_options(kind, make, given)
         silent = kind != "tpe"  # TPE is silent by default, and deprecates the switch
-        fixed = {"warn_independent_sampling": False} if silent else {}
+        fixed: dict[str, Any] = {"warn_independent_sampling": False} if silent else {}
+        if settings.limits:
+            fixed["constraints_func"] = lambda told: told.user_attrs[_VIOLATIONS]
         try:
             return OptunaSearcher(
                 settings.space,
                 lambda seed: make(seed=seed, **fixed, **given),
-                mode=settings.mode,
+                modes=(settings.mode, *settings.other_modes),
                 seed=settings.seed,
                 keeps_state=kind == "cmaes",
             )

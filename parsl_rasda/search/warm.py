@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from parsl_rasda.errors import InvalidSettingError
-from parsl_rasda.search.base import Searcher
+from parsl_rasda.search.base import Multiobjective, Searcher
 from parsl_rasda.search.designs import value_at
 from parsl_rasda.search.space import Parameter, SearchSpace, contains, own_form
 from parsl_rasda.types import JSON, TrialId
@@ -61,3 +61,8 @@ class WarmStarted:
     def conclude(self, trial: TrialId, metric: float | None) -> None:
         """Let the searcher learn."""
         self._searcher.conclude(trial, metric)
+
+    def conclude_all(self, trial: TrialId, values: Sequence[float], violations: Sequence[float]) -> None:
+        """Let the searcher learn, if it can."""
+        if isinstance(self._searcher, Multiobjective):
+            self._searcher.conclude_all(trial, values, violations)

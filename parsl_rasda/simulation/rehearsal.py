@@ -34,7 +34,9 @@ from parsl_rasda.orchestration.trial_record import LiveJob, TrialRecord
 from parsl_rasda.orchestration.usage import Usage
 from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.simulation.costs import Costs
-from parsl_rasda.types import Budget, JobId, NodeName, NodeSlots, Outcome, SiteName, TrialId
+from parsl_rasda.types import Budget, JobId, Mode, NodeName, NodeSlots, Outcome, SiteName, TrialId
+
+_OTHERS = 1_000_003  # further metrics of a trial are drawn as the first one of a trial so far away
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +214,12 @@ class Rehearsal:
         seconds = self.costs.epoch_s(state.trial, state.world_size)
         epoch = state.epoch + 1
         metrics = {self.machine.settings.metric: self.costs.metric(state.trial, epoch)}
+        if (objectives := self.machine.settings.objectives) is not None:
+            # The first is as ever; each further one ranks trials in its own way, and all limits are kept.
+            metrics = {limit.metric: limit.bound for limit in objectives.limits} | metrics
+            for number, (name, mode) in enumerate(objectives.metrics[1:], 1):
+                cost = self.costs.metric(state.trial + number * _OTHERS, epoch)
+                metrics.setdefault(name, cost if mode is Mode.MIN else -cost)
         checkpoint = Checkpoint(f"{job}/{epoch}", epoch)
         shown = self.costs.samples, self.costs.noise(state.trial, epoch)
         self._post(EpochReported(now + seconds, job, epoch, metrics, seconds, checkpoint, (), *shown))

@@ -17,6 +17,7 @@ from parsl_rasda.study.budgets import BudgetSpec
 from parsl_rasda.study.commands import Command, unknown_placeholders
 from parsl_rasda.study.epochs import MaxT, auto_problems, cap_of
 from parsl_rasda.study.estimates import EstimateSpec
+from parsl_rasda.study.metrics import ConstraintSpec, MetricSpec, first_as_metric, metric_problems
 from parsl_rasda.study.parameters import MOST_PARAMETERS, SearchSpaceForm, space_problems
 from parsl_rasda.study.spec import (
     IDENTIFIER,
@@ -37,6 +38,7 @@ from parsl_rasda.study.spec import (
 )
 from parsl_rasda.types import JSON, JudgedBy, Keep, Mode
 
+MOST_METRICS = 8
 TRAINING_PLACEHOLDERS = (
     "until",
     "max_t",
@@ -463,6 +465,17 @@ class TuneSpec(Spec):
 
     metric: Identifier = Field(description="The name that training reports and trials are judged by.")
     mode: Mode = Field(Mode.MIN, description="min or max: whether a smaller or a larger metric is better.")
+    metrics: Annotated[tuple[MetricSpec, ...], Field(min_length=2, max_length=MOST_METRICS)] | None = Field(
+        None,
+        description="Instead of metric and mode: several, by which trials are judged together, by fronts. "
+        "The first one stands for all where one must: the best trial, stop_when, charts.",
+        examples=[[{"name": "val_loss"}, {"name": "latency"}]],
+    )
+    constraints: Annotated[tuple[ConstraintSpec, ...], Field(max_length=MOST_METRICS)] = Field(
+        (),
+        description="Limits of metrics that training reports; who breaks one ranks behind all who do not.",
+        examples=[[{"metric": "latency", "at_most": 0.01}]],
+    )
     num_samples: Count = Field(description="Trials in all.")
     scheduler: SchedulerSpec = Field(description="Who trains on, how long, on how many replicas.")
     searcher: SearcherSpec = Field(
@@ -503,6 +516,22 @@ class TuneSpec(Spec):
     max_retries: Natural = Field(2, description="Lost attempts after which a trial has failed.")
     estimates: EstimateSpec = Field(default_factory=EstimateSpec, description="What `plan` assumes.")
 
+    @classmethod
+    def normalised(cls, data: Any) -> Any:
+        """Return several metrics with the first as the one that stands for all."""
+        return first_as_metric(data)
+
+    @classmethod
+    def file_form(cls, schema: JsonSchemaValue) -> JsonSchemaValue:
+        """Return the fields, with one metric or several."""
+        return {
+            **schema,
+            "required": [key for key in schema["required"] if key != "metric"],
+            "if": {"properties": {"metrics": {"type": "array"}}, "required": ["metrics"]},
+            "then": {"properties": {"metric": False, "mode": False, "best": {"not": {"const": "epoch"}}}},
+            "else": {"required": ["metric"]},
+        }
+
     @property
     def advice(self) -> tuple[str, ...]:
         """What is allowed and hardly meant, a sentence each."""
@@ -519,6 +548,7 @@ class TuneSpec(Spec):
     @classmethod
     def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
         """Yield names of parameters that do not exist, or that cannot serve."""
+        yield from metric_problems(plain)
         space = mapping_at(plain, "search_space")
         training = mapping_at(plain, "training")
         for problem in space_problems(space):

@@ -6,7 +6,7 @@ A journal that was changed by hand has another checksum; one that was sealed aga
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from parsl_rasda.orchestration.journal import VERSION, Record, read, version_of
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.replay import NoSearcher, as_begun
 from parsl_rasda.orchestration.run_directory import RunDirectory
-from parsl_rasda.search.base import Searcher
+from parsl_rasda.search.base import Multiobjective, Searcher
 from parsl_rasda.study import TuneSpec
 from parsl_rasda.types import JSON, TrialId
 
@@ -96,6 +96,10 @@ class _ProposesAgain:
 
     def conclude(self, trial: TrialId, metric: float | None) -> None:
         self.searcher.conclude(trial, metric)
+
+    def conclude_all(self, trial: TrialId, values: Sequence[float], violations: Sequence[float]) -> None:
+        if isinstance(self.searcher, Multiobjective):
+            self.searcher.conclude_all(trial, values, violations)
 
 
 @dataclass(frozen=True, slots=True)

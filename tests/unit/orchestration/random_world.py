@@ -42,6 +42,7 @@ from parsl_rasda.placement.times import Assumed
 from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.scheduling import build_scheduler
 from parsl_rasda.scheduling.batching import Batching, Split
+from parsl_rasda.scheduling.objectives import Objectives
 from parsl_rasda.study import SchedulerSpec
 from parsl_rasda.types import (
     Budget,
@@ -94,6 +95,7 @@ class Setup:
     stop_when: StopWhen = field(default_factory=StopWhen)
     more: dict[str, object] = field(default_factory=dict)  # keys of the scheduler
     brackets: int | str = 1
+    objectives: Objectives | None = None
 
     def _reached_at_most(self) -> int | None:
         """Return the largest number of replicas up to ``max_workers``: a study names no other."""
@@ -124,7 +126,7 @@ class Setup:
         return Batching(constant, steps, self.batch_size, is_measured)
 
     def machine(self) -> Machine:
-        scheduler = build_scheduler(self.method.model_dump(exclude={"growth"}))
+        scheduler = build_scheduler(self.method.model_dump(exclude={"growth"}), self.objectives)
         settings = MachineSettings(
             "loss",
             Mode.MIN,
@@ -138,6 +140,7 @@ class Setup:
             interactive=self.interactive,
             batching=self.batching,
             stop_when=self.stop_when,
+            objectives=self.objectives,
         )
         return Machine(settings, scheduler, build_growth(self.growth))
 
@@ -345,7 +348,8 @@ class World:
             self.doomed.add(job.trial)
         saved = Checkpoint(checkpoint, live.epoch) if checkpoint else None
         shown = self.setup.samples, noise_of(job.trial, live.epoch)
-        self.tell(EpochReported(self.now, job, live.epoch, {"loss": metric}, 1.0, saved, (), *shown))
+        metrics = {"loss": metric, "latency": metric_of(f"{job.trial}'", live.epoch)}
+        self.tell(EpochReported(self.now, job, live.epoch, metrics, 1.0, saved, (), *shown))
 
     def _mishap(self) -> None:  # noqa: C901 - a list of what can go wrong
         jobs, pilots = list(self.jobs), list(self.up)

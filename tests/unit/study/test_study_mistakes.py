@@ -113,6 +113,11 @@ MISTAKES: dict[str, tuple[str | int, ...]] = {
         "max_t: 8\n        brackets: 5",
         "brackets: found 5, which is more than there are rungs; allowed: 1 to 4 (rungs up to max_t), or auto",
     ),
+    "brackets where first comers wait": (
+        "max_t: 8",
+        "max_t: 8\n        brackets: 2\n        min_compared: 3",
+        "brackets: found 2, with min_compared: 3; allowed: 1, or a plain min_compared",
+    ),
     "brackets in words": (
         "max_t: 8",
         "max_t: 8\n        brackets: many",
