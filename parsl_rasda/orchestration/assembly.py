@@ -73,7 +73,7 @@ def assumed_times(tune: TuneSpec) -> Assumed:
 
 
 def build_study_searcher(tune: TuneSpec, seed: int, known: Sequence[Mapping[str, JSON]] = ()) -> Searcher:
-    """Return the searcher of a `tune` stage, which tries known configurations first."""
+    """Return the searcher of a `tune` stage, which tries known configurations first: its own, then others."""
     space = SearchSpace.from_mapping(tune.search_space)
     settings = {
         "kind": tune.searcher.kind,
@@ -81,7 +81,8 @@ def build_study_searcher(tune: TuneSpec, seed: int, known: Sequence[Mapping[str,
         "num_samples": tune.num_samples,
     }
     searcher = build_searcher(settings, space, mode=tune.mode.value, seed=seed)
-    return WarmStarted(searcher, space, known) if known else searcher
+    first = [*tune.searcher.first, *known]
+    return WarmStarted(searcher, space, first) if first else searcher
 
 
 def _smallest_prime(number: int) -> int:

@@ -26,7 +26,11 @@ SITES = [*sorted((ROOT / "site_configs").glob("*.yaml")), ROOT / "workflows/site
 
 # What only another part of the study, or another file, can tell; `validate` sees all of it.
 BEYOND_A_SCHEMA = {
-    "order and values of other parts": {"condition on a later one", "impossible condition"},
+    "order and values of other parts": {
+        "condition on a later one",
+        "impossible condition",
+        "prior out of range",
+    },
     "other files, packages and variables": {
         "no such function",
         "no such module",
