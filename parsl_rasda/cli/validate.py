@@ -64,11 +64,15 @@ def _asked(site: SiteSpec) -> str:
 
 def _about_search(tune: TuneSpec, searcher: Searcher) -> str:
     from parsl_rasda.search.designs import GridSearcher
+    from parsl_rasda.study.parameters import with_prior
 
     trials, epochs = counted(tune.num_samples, "trial"), counted(tune.scheduler.max_t, "epoch")
     points = len(searcher) if isinstance(searcher, GridSearcher) else 0
     of_grid = f" of the {points} points of its grid" if points > tune.num_samples else ""
-    return f"{trials}{of_grid}, of up to {epochs}"
+    first = tune.searcher.first
+    known = f", {counted(len(first), 'known configuration')} first" if first else ""
+    believed = f", priors of {', '.join(names)}" if (names := with_prior(tune.search_space)) else ""
+    return f"{trials}{of_grid}, of up to {epochs}{known}{believed}"
 
 
 def _about_site(site: SiteSpec) -> str:

@@ -96,7 +96,7 @@ def assumed_times(tune: TuneSpec) -> Assumed:
 
 
 def build_study_searcher(tune: TuneSpec, seed: int, known: Sequence[Mapping[str, JSON]] = ()) -> Searcher:
-    """Return the searcher of a `tune` stage, which tries known configurations first."""
+    """Return the searcher of a `tune` stage, which tries known configurations first: its own, then others."""
     space = SearchSpace.from_mapping(tune.search_space)
     settings = {
         "kind": tune.searcher.kind,
@@ -109,7 +109,8 @@ def build_study_searcher(tune: TuneSpec, seed: int, known: Sequence[Mapping[str,
     searcher = build_searcher(
         settings, space, mode=tune.mode.value, seed=seed, other_modes=others, limits=limits
     )
-    return WarmStarted(searcher, space, known) if known else searcher
+    first = [*tune.searcher.first, *known]
+    return WarmStarted(searcher, space, first) if first else searcher
 
 
 def _smallest_prime(number: int) -> int:

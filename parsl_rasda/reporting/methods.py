@@ -107,13 +107,15 @@ def _search(tune: TuneSpec, seed: int, records: Iterable[Record]) -> str:
     tried = [r.event for r in records if isinstance(r.event, TrialProposed)]
     added = sum(event.told is not None for event in tried)
     more = f"; {added} more came from the user" if added else ""
+    known = len(tune.searcher.first)
+    first = f"; the first {counted(known, 'configuration')} had been given" if known else ""
     space = SearchSpace.from_mapping(tune.search_space)
     searched = [_parameter(n, p) for n, p in space.parameters.items() if not isinstance(p, Constant)]
     fixed = [f"{n} = {value_text(p.value)}" for n, p in space.parameters.items() if isinstance(p, Constant)]
     also = f"; fixed were {_words(fixed)}" if fixed else ""
     return (
         f"{counted(len(tried) - added, 'configuration')} came from the {tune.searcher.kind} searcher (seed "
-        f"{seed}) over {'; '.join(searched) or 'no parameter'}{also}{more}."
+        f"{seed}) over {'; '.join(searched) or 'no parameter'}{also}{more}{first}."
     )
 
 
@@ -126,6 +128,8 @@ def _parameter(name: str, parameter: Parameter) -> str:
             text = f"{name}, {kind} in [{number(low)}, {number(high)}]" + ", log-uniform" * log
         case _:
             text = name
+    if not isinstance(parameter, Constant) and parameter.prior is not None:
+        text += f", believed to be near {value_text(parameter.prior)} (confidence {parameter.confidence})"
     when = [f"{n} is {value_text(v)}" for n, v in parameter.when.items()]
     return f"{text} (where {_words(when)})" if when else text
 

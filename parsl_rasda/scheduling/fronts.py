@@ -14,9 +14,9 @@ from sortedcontainers import SortedList
 from parsl_rasda.scheduling.base import Decision
 from parsl_rasda.scheduling.objectives import Objectives, Values, places
 from parsl_rasda.scheduling.promotion import PromotionScheduler, _Rung
-from parsl_rasda.scheduling.rung_scheduler import Contender, RungScheduler
+from parsl_rasda.scheduling.rung_scheduler import Contender, RungScheduler, part
 from parsl_rasda.scheduling.rungs import Rungs
-from parsl_rasda.scheduling.stopping import StoppingScheduler, part
+from parsl_rasda.scheduling.stopping import StoppingScheduler
 from parsl_rasda.scheduling.synchronous import SynchronousScheduler
 from parsl_rasda.types import TrialId
 

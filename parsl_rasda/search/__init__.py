@@ -1,7 +1,7 @@
 """Which configurations: designs of our own, and a thin port over Optuna's samplers.
 
 Read `base` (the port), `space` (what may be searched), `designs` (random, grid, sobol, list: no result
-changes them), `optuna_searcher` (tpe, gp, cmaes: they learn).
+changes them), `optuna_searcher` (tpe, gp, cmaes: they learn), `priors` and `warm` (what is known first).
 
 >>> space = SearchSpace.from_mapping({"lr": {"float": [1.0e-4, 0.1], "log": True}, "depth": 3})
 >>> searcher = build_searcher({"kind": "list", "configs": [{"lr": 0.1}]}, space, mode="min", seed=7)
@@ -16,6 +16,7 @@ from typing import Any
 
 from parsl_rasda.plugins import SEARCHERS
 from parsl_rasda.search.base import Searcher, SearcherSettings
+from parsl_rasda.search.priors import WithPriors, has_priors
 from parsl_rasda.search.space import SearchSpace
 from parsl_rasda.types import Mode
 
@@ -51,4 +52,4 @@ def build_searcher(  # what a study says of its metrics
     searcher: Searcher = SEARCHERS.build(
         choice, SearcherSettings(space, Mode(mode), seed, number, other_modes, limits)
     )
-    return searcher
+    return WithPriors(searcher, space, mode=Mode(mode), seed=seed) if has_priors(space) else searcher

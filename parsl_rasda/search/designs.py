@@ -216,6 +216,17 @@ def value_at(parameter: Parameter, share: float) -> JSON:
     return _between(parameter, share)
 
 
+def share_at(parameter: Float | Int, value: float) -> float:
+    """Return where in its range a parameter has a value: `value_at` of that share gives the value."""
+    low, high = float(parameter.low), float(parameter.high)
+    if parameter.log:
+        half = 0.5 if isinstance(parameter, Int) else 0.0
+        low, high, value = math.log(low - half), math.log(high + half), math.log(value)
+    elif parameter.count is not None:
+        return (round((value - low) / (parameter.step or 1)) + 0.5) / parameter.count
+    return (value - low) / (high - low) if high > low else 0.5
+
+
 def _between(parameter: Float | Int, share: float) -> float:
     low, high = float(parameter.low), float(parameter.high)
     if not parameter.log:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import TypeAlias
 
@@ -16,6 +16,7 @@ from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.study.parameters import hashable
 from parsl_rasda.types import JSON
 
+CONFIDENCES = ("low", "medium", "high")  # how sure a prior is
 Conditions: TypeAlias = Mapping[str, JSON]  # earlier parameter -> its value, or a list of its values
 
 
@@ -28,6 +29,8 @@ class Float:
     log: bool = False
     step: float | None = None
     when: Conditions = field(default_factory=dict)
+    prior: JSON = None
+    confidence: str = "medium"
 
     @property
     def count(self) -> int | None:
@@ -55,6 +58,8 @@ class Int:
     log: bool = False
     step: int = 1
     when: Conditions = field(default_factory=dict)
+    prior: JSON = None
+    confidence: str = "medium"
 
     @property
     def count(self) -> int:
@@ -76,6 +81,8 @@ class Choice:
 
     values: tuple[JSON, ...]
     when: Conditions = field(default_factory=dict)
+    prior: JSON = None
+    confidence: str = "medium"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +171,7 @@ def parameter_from(data: JSON, key: str = "parameter") -> Parameter:
             raise InvalidSettingError(f"{key}.{option}", data[option], f"beside {kind}: {_OPTIONS[kind]}")
     parameter = _build(kind, data, key)
     _check_range(key, parameter)
-    return parameter
+    return _with_prior(parameter, data, key)
 
 
 def contains(parameter: Parameter, value: JSON) -> bool:
@@ -193,9 +200,9 @@ def same_value(one: JSON, other: JSON) -> bool:
 
 
 _OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "float": ("log", "step", "when"),
-    "int": ("log", "step", "when"),
-    "choice": ("when",),
+    "float": ("log", "step", "prior", "confidence", "when"),
+    "int": ("log", "step", "prior", "confidence", "when"),
+    "choice": ("prior", "confidence", "when"),
     "constant": ("when",),
 }
 
@@ -221,6 +228,19 @@ def _build(kind: str, data: Mapping[str, JSON], key: str) -> Parameter:
         return Float(low, high, log, None if step is None else _number(f"{key}.step", step), when)
     first, last = (_integer(f"{key}.int", bound) for bound in found)
     return Int(first, last, log, 1 if step is None else _integer(f"{key}.step", step), when)
+
+
+def _with_prior(parameter: Parameter, data: Mapping[str, JSON], key: str) -> Parameter:
+    prior, confidence = data.get("prior"), data.get("confidence")
+    if isinstance(parameter, Constant) or prior is None:
+        if confidence is not None:
+            raise InvalidSettingError(f"{key}.confidence", confidence, "a prior beside it")
+        return parameter
+    if not contains(parameter, prior):
+        raise InvalidSettingError(f"{key}.prior", prior, "a value that the parameter can take")
+    if confidence not in (None, *CONFIDENCES):
+        raise InvalidSettingError(f"{key}.confidence", confidence, ", ".join(CONFIDENCES))
+    return replace(parameter, prior=own_form(parameter, prior), confidence=str(confidence or "medium"))
 
 
 def _number(key: str, found: JSON) -> float:

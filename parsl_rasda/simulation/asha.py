@@ -21,6 +21,7 @@ from parsl_rasda.simulation.measured import measured_costs
 from parsl_rasda.simulation.policies import as_asha
 from parsl_rasda.simulation.rehearsal import Rehearsal, VirtualSite
 from parsl_rasda.study import TuneSpec
+from parsl_rasda.study.parameters import with_prior
 from parsl_rasda.study.tuning import StopSpec
 from parsl_rasda.types import Mode, PilotId, SiteName, StudyState, TrialState
 
@@ -92,7 +93,8 @@ def _has_same_best(history: ReplayedSearch, held: _Held) -> bool:
     """Whether ASHA would have made the same decisions from the same bits."""
     tune, method = history.tune, history.tune.scheduler
     decides_alike = method.variant == "synchronous" and held.budgets == 1
-    proposes_alike = tune.searcher.kind in _DESIGNS and tune.stop_when == StopSpec()
+    is_design = tune.searcher.kind in _DESIGNS and not with_prior(tune.search_space)
+    proposes_alike = is_design and tune.stop_when == StopSpec()
     trials = history.machine.trials.values()
     is_undisturbed = len(held.sites) == 1 and not any(map(_failed_by_chance, trials))
     is_one_code = len({code for t in trials for code in t.codes}) <= 1

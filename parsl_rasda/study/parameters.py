@@ -6,6 +6,7 @@ A parameter is a mapping with one of ``float``, ``int``, ``choice``, ``constant`
     depth: {int: [2, 8], step: 2}
     optimizer: {choice: [sgd, adamw]}
     momentum: {float: [0.0, 0.99], when: {optimizer: sgd}}
+    width: {int: [16, 512], log: true, prior: 128, confidence: high}
     depth_of_stem: 2
     nesterov: {constant: true, when: {optimizer: sgd}}
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from itertools import islice
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -60,11 +61,20 @@ When = Annotated[
 SCALAR: JsonSchemaValue = {"type": ["string", "number", "boolean", "null"]}
 
 
+Confidence: TypeAlias = Literal["low", "medium", "high"]
+
+
+def _form_of_prior(schema: JsonSchemaValue) -> JsonSchemaValue:
+    """Return the JSON Schema of a form with which ``confidence`` needs a ``prior``."""
+    none = {"properties": {"confidence": {"const": None}}}
+    return {**schema, "dependencies": {"confidence": {"anyOf": [{"required": ["prior"]}, none]}}}
+
+
 def _form_of_log(schema: JsonSchemaValue, key: str, least: JsonSchemaValue) -> JsonSchemaValue:
     """Return the JSON Schema of a form that excludes ``step`` together with ``log``."""
     low = {"properties": {key: {"items": least}, "step": {"const": 1} if key == "int" else False}}
     is_log = {"properties": {"log": {"const": True}}, "required": ["log"]}
-    return {**schema, "if": is_log, "then": low}
+    return {**_form_of_prior(schema), "if": is_log, "then": low}
 
 
 class FloatForm(Spec):
@@ -74,6 +84,12 @@ class FloatForm(Spec):
     log: Flag = Field(False, description="Draw the logarithm uniformly; needs low > 0.")
     step: Number | None = Field(
         None, gt=0, description="Distance between values; not with log.", examples=[0.1]
+    )
+    prior: Number | None = Field(None, description="A value that is believed to be good.", examples=[1e-3])
+    confidence: Confidence | None = Field(
+        None,
+        description="How sure the prior is: low, medium (default) or high; how near to it one looks.",
+        examples=["high"],
     )
     when: When = Field(default_factory=dict)
 
@@ -86,6 +102,7 @@ class FloatForm(Spec):
     def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
         """Yield bounds that enclose nothing, and settings that exclude each other."""
         yield from _bounds(plain, "float")
+        yield from _prior(plain, "float")
 
 
 class IntForm(Spec):
@@ -94,6 +111,12 @@ class IntForm(Spec):
     int: tuple[StrictInt, StrictInt] = Field(description="[low, high]")
     log: Flag = Field(False, description="Draw the logarithm uniformly; needs low >= 1.")
     step: Count = Field(1, description="Distance between values; 1 with log.")
+    prior: StrictInt | None = Field(None, description="A value that is believed to be good.", examples=[4])
+    confidence: Confidence | None = Field(
+        None,
+        description="How sure the prior is: low, medium (default) or high; how near to it one looks.",
+        examples=["high"],
+    )
     when: When = Field(default_factory=dict)
 
     @classmethod
@@ -105,6 +128,7 @@ class IntForm(Spec):
     def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
         """Yield bounds that enclose nothing, and settings that exclude each other."""
         yield from _bounds(plain, "int")
+        yield from _prior(plain, "int")
 
 
 class ChoiceForm(Spec):
@@ -116,11 +140,25 @@ class ChoiceForm(Spec):
         description="The values, without order.",
         json_schema_extra={"uniqueItems": True},
     )
+    prior: JsonValue | None = Field(
+        None, description="A value that is believed to be good.", examples=["adamw"]
+    )
+    confidence: Confidence | None = Field(
+        None,
+        description="How sure the prior is: low, medium (default) or high; how near to it one looks.",
+        examples=["high"],
+    )
     when: When = Field(default_factory=dict)
 
     @classmethod
+    def file_form(cls, schema: JsonSchemaValue) -> JsonSchemaValue:
+        """Return the fields, of which `confidence` needs `prior`."""
+        return _form_of_prior(schema)
+
+    @classmethod
     def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
-        """Yield values that are listed twice."""
+        """Yield values that are listed twice, and a prior that is none of them."""
+        yield from _prior(plain, "choice")
         values = plain.get("choice")
         seen: set[Hashable] = set()
         for i, value in enumerate(values if isinstance(values, list | tuple) else ()):
@@ -243,6 +281,42 @@ def _bounds(plain: Plain, key: str) -> Iterator[Diagnostic]:
             yield Diagnostic((key,), shown(bounds), "low > 0, because of `log: true`")
         if (step := plain.get("step")) is not None and not (key == "int" and step == 1):
             yield Diagnostic(("step",), shown(step), "no step together with `log: true`")
+
+
+def with_prior(space: Plain) -> list[str]:
+    """Return the names of the parameters that have a prior."""
+    return [n for n, p in space.items() if isinstance(p, Mapping) and p.get("prior") is not None]
+
+
+def _prior(plain: Plain, key: str) -> Iterator[Diagnostic]:
+    prior = plain.get("prior")
+    if prior is None:
+        if plain.get("confidence") is not None:
+            yield Diagnostic(
+                ("confidence",), f"{shown(plain['confidence'])} in no prior", "a prior beside it"
+            )
+        return
+    if not _can_take(plain, prior):
+        yield Diagnostic(("prior",), shown(prior), f"a value of {key}: {shown(plain.get(key))}")
+
+
+def first_problems(configs: object, space: Plain) -> Iterator[Diagnostic]:
+    """Yield what a configuration that is tried first says of no parameter, or what that cannot be."""
+    for i, config in enumerate(configs if isinstance(configs, list | tuple) else ()):
+        for name, value in config.items() if isinstance(config, Mapping) else ():
+            if name not in space:
+                allowed = f"a parameter of the search space: {listing(space)}{suggestion(str(name), space)}"
+                yield Diagnostic((i, name), "no parameter", allowed)
+            elif not _can_take(space[name], value):
+                yield Diagnostic((i, name), shown(value), f"a value of {name}: {shown(space[name])}")
+
+
+def _can_take(parameter: object, value: object) -> bool:
+    """Return whether a parameter can have a value; one whose form is wrong is named elsewhere."""
+    if isinstance(parameter, Mapping) and "float" in parameter and parameter.get("step") is None:
+        bounds = _low_high(parameter["float"])
+        return bounds is None or (is_number(value) and bounds[0] <= value <= bounds[1])
+    return _possible(parameter)(value)
 
 
 def _possible(parameter: object) -> Callable[[object], bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, ValidationError, WithJsonSchema
 from pydantic.json_schema import JsonSchemaValue
 
 from parsl_rasda.diagnostics import Plain, is_number, listing, mapping_at, refused, shown, suggestion
@@ -18,7 +18,14 @@ from parsl_rasda.study.commands import Command, unknown_placeholders
 from parsl_rasda.study.epochs import MaxT, auto_problems, cap_of
 from parsl_rasda.study.estimates import EstimateSpec
 from parsl_rasda.study.metrics import ConstraintSpec, MetricSpec, first_as_metric, metric_problems
-from parsl_rasda.study.parameters import MOST_PARAMETERS, SearchSpaceForm, space_problems
+from parsl_rasda.study.parameters import (
+    MOST_CHOICES,
+    MOST_PARAMETERS,
+    SearchSpaceForm,
+    first_problems,
+    space_problems,
+    with_prior,
+)
 from parsl_rasda.study.spec import (
     IDENTIFIER,
     IDENTIFIER_FORM,
@@ -263,6 +270,13 @@ class SearcherSpec(PluginSpec):
         description="Another `tune` stage, whose best configuration is tried first; it knows a value of at "
         "least one parameter that is searched here.",
         examples=["coarse"],
+    )
+    first: tuple[Annotated[Mapping[Identifier, JsonValue], Field(min_length=1)], ...] = Field(
+        (),
+        max_length=MOST_CHOICES,
+        description="Configurations that are tried first, in this order. What one does not say is set to the "
+        "parameter's prior, else to the middle of its range.",
+        examples=[[{"lr": 1e-3}]],
     )
 
 
@@ -554,6 +568,12 @@ class TuneSpec(Spec):
         for problem in space_problems(space):
             yield problem.below("search_space")
         searcher = mapping_at(plain, "searcher")
+        for problem in first_problems(searcher.get("first"), space):
+            yield problem.below("searcher", "first")
+        fixed = searcher.get("kind")
+        for name in with_prior(space) if fixed in ("grid", "list") else ():
+            allowed = "no prior, or a searcher that draws: grid and list try what is written down"
+            yield Diagnostic(("search_space", name, "prior"), f"a prior, with kind: {fixed}", allowed)
         listed = searcher.get("configs") if searcher.get("kind") == "list" else None
         warmup = mapping_at(training, "warmup")
         for loc, setting in (

@@ -97,7 +97,7 @@ def test_a_searcher_with_a_wrong_option_is_found_before_the_run(study) -> None:
         validate(study, ["nowhere"])
     text = str(error.value)
     assert (
-        f"{study}:9: tune.searcher.scramblee: found an unknown key; allowed: kind, warm_start, scramble"
-        in text
+        f"{study}:9: tune.searcher.scramblee: found an unknown key; "
+        "allowed: kind, warm_start, first, scramble" in text
     )
     assert "no site of that name" in text

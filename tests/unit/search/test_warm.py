@@ -91,3 +91,19 @@ def test_a_known_value_is_taken_in_the_form_that_it_has_here(kind: str) -> None:
     known = {"depth": 2.0, "width": 16.0}  # of a search over real numbers
     warm = WarmStarted(build_searcher({"kind": kind}, space, mode="min", seed=3), space, [known])
     assert json.dumps(warm.propose(TrialId("0000"))) == '{"depth": 2, "width": 16, "bias": 1}'
+
+
+def test_a_configuration_of_the_user_uses_none_of_the_known_ones_up() -> None:
+    found = searcher("random")
+    found.restore(TrialId("0000"), {"lr": 0.05, "optimizer": "adamw"})
+    config = found.propose(TrialId("0001"))
+    assert config is not None
+    assert config["lr"] == 0.02
+
+
+def test_what_a_known_configuration_leaves_out_is_what_is_believed() -> None:
+    space = SearchSpace.from_mapping(
+        {"lr": 0.1, "x": {"int": [0, 9]}, "y": {"float": [0.0, 1.0], "prior": 0.2}}
+    )
+    behind = build_searcher({"kind": "random"}, space, mode="min", seed=3)
+    assert WarmStarted(behind, space, [{"x": 1}]).propose(TrialId("0000")) == {"lr": 0.1, "x": 1, "y": 0.2}

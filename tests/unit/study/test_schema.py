@@ -27,7 +27,11 @@ SITES = [*sorted((ROOT / "site_configs").glob("*.yaml")), ROOT / "workflows/site
 # What only another part of the study, or another file, can tell; `validate` sees all of it.
 BEYOND_A_SCHEMA = {
     "sums and powers of other values": {"more brackets than rungs", "brackets where first comers wait"},
-    "order and values of other parts": {"condition on a later one", "impossible condition"},
+    "order and values of other parts": {
+        "condition on a later one",
+        "impossible condition",
+        "prior out of range",
+    },
     "other files, packages and variables": {
         "no such function",
         "no such module",

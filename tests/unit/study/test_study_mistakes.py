@@ -159,6 +159,17 @@ MISTAKES: dict[str, tuple[str | int, ...]] = {
         "searcher: {kind: tpe, warm_start: prepare,",
         "found 'prepare', which searches nothing",
     ),
+    "known first, of nothing": (
+        "searcher: {kind: tpe,",
+        "searcher: {kind: tpe, first: [{}],",
+        "searcher.first.0: found {}; allowed: at least one entry",
+    ),
+    "prior out of range": ("log: true}", "log: true, prior: 99}", "lr.prior: found 99; allowed: a value of"),
+    "confidence in nothing": (
+        "log: true}",
+        "log: true, confidence: low}",
+        "lr.confidence: found 'low' in no prior; allowed: a prior beside it",
+    ),
     "merge of no mapping": ("name: cfd", "name: cfd\n<<: 3", "something that is not a mapping"),
     "unknown scheduler": (
         "kind: rasda",
@@ -587,6 +598,22 @@ def test_a_warm_start_from_a_search_of_other_things_is_refused(
         "stages.tune.tune.searcher.warm_start: found 'coarse', which knows nothing that tune searches: "
         "width, depth; allowed: a search with one of the parameters lr, batch, optimizer, momentum"
     )
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("{lrr: 0.1}", "lrr: found no parameter; allowed: a parameter of the search space: lr,"),
+        ("{lr: 99}", "lr: found 99; allowed: a value of lr: "),
+    ],
+)
+def test_a_first_configuration_that_cannot_be_is_refused(folder: Path, config: str, words: str) -> None:
+    study = folder / "study.yaml"
+    text = study.read_text().replace("kind: tpe,", f"kind: tpe, first: [{{lr: 0.01}}, {config}],")
+    study.write_text(text)
+    (mistake,) = _mistakes(study)
+    assert mistake.line == text[: text.index("first:")].count("\n") + 1
+    assert f"searcher.first.1.{words}" in str(mistake)
 
 
 def test_a_constant_is_nothing_to_begin_a_search_with(folder: Path) -> None:
