@@ -1,8 +1,8 @@
 """Beliefs about good values, mixed with what a searcher proposes so that a wrong one costs little.
 
-A part of the configurations is drawn near the priors, the rest is the searcher's. The part begins at a
-half, follows what trials have shown (how often one of each kind is among the best third), and fades. Draws are
-pure functions of (seed, how many were proposed before), so a restart and a replay decide the same.
+A part of the configurations is drawn near the priors, the rest is the searcher's. The part begins at a half,
+follows what trials have shown (how often one of each kind is among the best third), and fades. Draws are pure
+functions of (seed, how many were proposed before), so a restart and a replay decide the same.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def test_a_believed_choice_is_drawn_more_often() -> None:
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])
-def test_a_wrong_prior_is_drawn_from_ever_less_and_a_good_one_more(mode: str) -> None:
+def test_a_wrong_prior_is_drawn_from_ever_less_and_a_good_one_for_longer(mode: str) -> None:
     shares = {}
     for believed_is_good in (False, True):
         found = searcher(mode=mode)
@@ -93,8 +93,8 @@ def test_a_wrong_prior_is_drawn_from_ever_less_and_a_good_one_more(mode: str) ->
             is_good = (trial in found._from_prior) == believed_is_good
             found.conclude(trial, float(i if is_good else 1000 + i) * (1 if mode == "min" else -1))
         shares[believed_is_good] = found.share
-    assert shares[False] < 0.2
-    assert shares[True] > 0.8
+    assert shares[False] < 0.07
+    assert 0.3 < shares[True] < 0.5, "it fades, too: by now trials say more"
 
 
 def test_a_failed_trial_counts_as_bad() -> None:
