@@ -73,7 +73,7 @@ class _Pilot:
     site: SiteName
     nodes: dict[NodeName, _Node]
     per_node: int = 0  # GPUs of its largest nodes
-    full_nodes: int = 0  # how many nodes have so many
+    most_nodes: int = 0  # over how many nodes a trial may lie: one, unless all have as many GPUs
     buckets: list[int] = field(default_factory=list)  # free count -> bit ``i`` stands for the ``i``th node
     by_place: tuple[_Node, ...] = ()
     _placements: dict[tuple[int, int], Placement] = field(default_factory=dict)  # on one node: place, mask
@@ -81,7 +81,8 @@ class _Pilot:
     def __post_init__(self) -> None:
         sizes = [len(n.gpus) for n in self.nodes.values()]
         self.per_node = max(sizes, default=0)
-        self.full_nodes = sizes.count(self.per_node)
+        # Slurm holds what a step asks of each of its nodes against the smallest of the job.
+        self.most_nodes = len(sizes) if len(set(sizes)) <= 1 else 1
         self.buckets = [0] * (self.per_node + 1)
         self.by_place = tuple(sorted(self.nodes.values(), key=lambda node: node.place))
         for node in self.by_place:
@@ -213,8 +214,8 @@ class Ledger:
 
     @property
     def largest(self) -> int:
-        """Slots of the largest pilot: no placement can be wider."""
-        return max((sum(len(n.gpus) for n in p.nodes.values()) for p in self._pilots.values()), default=0)
+        """Slots of a pilot that a trial may have at most: no placement can be wider."""
+        return max((p.per_node * p.most_nodes for p in self._pilots.values()), default=0)
 
     # ------------------------------------------------------------------------------- what is not used
 
@@ -421,7 +422,7 @@ def _shape(pilot: _Pilot, world_size: int, *, everything: bool = False) -> tuple
     per_node = pilot.per_node
     if everything and 0 < world_size <= per_node:
         return 1, world_size
-    for count in range(-(-world_size // per_node) if per_node else 1, pilot.full_nodes + 1):
+    for count in range(-(-world_size // per_node) if per_node else 1, pilot.most_nodes + 1):
         if world_size % count == 0:
             return count, world_size // count
     return None

@@ -109,6 +109,16 @@ def test_nodes_of_different_gpus_are_all_used_in_one_pilot_and_know_the_proxies(
     assert looked.read_text() == PROXY
 
 
+def test_a_trial_that_needs_several_of_nodes_of_different_gpus_is_refused(tmp_path: Path, need: Any) -> None:
+    """Slurm would give its step no more GPUs of a node than the smallest node of the job has."""
+    need("slurm")
+    with SlurmCluster(nodes=3, gpus=(2, 2, 1)) as cluster:
+        done = run(tmp_path, cluster, 3)
+    assert done.returncode == 4, done.stderr
+    assert "a trial needs 4 GPUs at once" in done.stderr
+    assert not list(ranks_of(tmp_path / "run"))
+
+
 def test_a_cluster_without_gres_runs_ranks_and_refuses_a_bad_worker_init(tmp_path: Path, need: Any) -> None:
     need("slurm")
     with SlurmCluster(nodes=1, gpus=0) as cluster:

@@ -164,6 +164,12 @@ def test_what_can_ever_fit_is_found_when_all_is_free(sizes: list[int], width: in
         assert not made.can_ever_fit(width)
 
 
+def test_trials_keep_to_one_node_where_nodes_have_different_gpus() -> None:
+    made = ledger(4, 4, 2)
+    assert [w for w in range(1, 11) if made.can_ever_fit(w)] == [1, 2, 3, 4]
+    assert made.largest == 4
+
+
 def test_a_request_that_can_never_fit_is_known_as_such() -> None:
     made = ledger(4, 4, 4)
     assert [w for w in range(1, 14) if made.can_ever_fit(w)] == [1, 2, 3, 4, 6, 8, 9, 12]

@@ -115,7 +115,7 @@ MISTAKES: dict[str, tuple[str | int, ...]] = {
     ),
     "brackets where first comers wait": (
         "max_t: 8",
-        "max_t: 8\n        brackets: 2\n        min_compared: 3",
+        "max_t: 8\n        min_compared: 3\n        brackets: 2",
         "brackets: found 2, with min_compared: 3; allowed: 1, or a plain min_compared",
     ),
     "brackets in words": (
