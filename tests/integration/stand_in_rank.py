@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-order = json.loads(Path(sys.argv[3]).read_text(encoding="utf-8"))
+order = json.loads(Path(sys.argv[-1]).read_text(encoding="utf-8"))
 here = Path(order["directory"])
 rank = int(
     os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("SLURM_PROCID", "0")))
