@@ -100,6 +100,8 @@ class _ProposesAgain:
     def conclude_all(self, trial: TrialId, values: Sequence[float], violations: Sequence[float]) -> None:
         if isinstance(self.searcher, Multiobjective):
             self.searcher.conclude_all(trial, values, violations)
+        else:
+            self.searcher.conclude(trial, values[0])
 
 
 @dataclass(frozen=True, slots=True)
