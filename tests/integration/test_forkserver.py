@@ -60,6 +60,8 @@ def test_ranks_that_race_to_an_empty_node_start_one_server(tmp_path) -> None:
 
 def test_a_controller_has_torch_loaded_for_the_ranks_of_a_local_pilot(tmp_path, monkeypatch) -> None:
     with Node() as node:
+        for name in {*os.environ} - {*node.environment}:
+            monkeypatch.delenv(name)
         for name, value in node.environment.items():
             monkeypatch.setenv(name, value)
         early = RankServer({"OMP_NUM_THREADS": "2"}, node.mark)

@@ -29,6 +29,9 @@ from parsl_rasda.runtime.process.forkserver import client
 from parsl_rasda.runtime.process.forkserver.process_tree import children
 
 IDLE_S = 300.0
+IDLE_WITHOUT_TORCH_S = (
+    5.0  # the next one starts in tenths of a second, and a killed controller leaves nothing
+)
 POLL_S = 5.0
 LISTEN_BACKLOG = 256
 OF_EVERY_RANK = (
@@ -50,7 +53,8 @@ class ForkServer:
     def __init__(self, path: str) -> None:
         """Listen at a socket that only this user can reach."""
         self._path = path
-        self._idle_s = float(os.environ.get(client.IDLE_VARIABLE, IDLE_S))
+        idle_s = IDLE_S if has_torch() else IDLE_WITHOUT_TORCH_S
+        self._idle_s = float(os.environ.get(client.IDLE_VARIABLE, idle_s))
         self._listener = socket.socket(socket.AF_UNIX)
         beside = f"{path}.{os.getpid()}"
         self._listener.bind(beside)
@@ -148,10 +152,14 @@ class ForkServer:
         link.close()
 
 
+def has_torch() -> bool:
+    """Return whether ranks need torch: those of logical slots do not."""
+    return os.environ.get(client.TORCH_VARIABLE) != "0"
+
+
 def load() -> str:
     """Import what ranks need. Return why this process must not be forked, or an empty string."""
-    has_torch = os.environ.get(client.TORCH_VARIABLE) != "0"
-    for name in (*(OF_TORCH if has_torch else ()), *OF_EVERY_RANK):
+    for name in (*(OF_TORCH if has_torch() else ()), *OF_EVERY_RANK):
         try:
             importlib.import_module(name)
         except Exception as error:  # noqa: BLE001 - ranks then start plainly, and report it
@@ -160,7 +168,7 @@ def load() -> str:
     threads = len(os.listdir("/proc/self/task"))
     if threads > 1:
         return f"importing torch started {threads - 1} threads, which no fork survives"
-    if has_torch and _has_gpu():
+    if has_torch() and _has_gpu():
         return "importing torch opened a GPU, which no fork survives"
     gc.collect()
     gc.freeze()  # else the first collection in each rank would copy every page
