@@ -39,7 +39,7 @@ class Retention:
         self._keep, self._mode = machine.settings.keep, machine.settings.mode
         self._seen: set[TrialId] = set()
         self._most = machine.settings.keep_best
-        self._best: list[tuple[tuple[float, int], TrialRecord]] = []  # the best first
+        self._best: list[tuple[tuple[float, float, int], TrialRecord]] = []  # the best first
         self._front: list[TrialRecord] = []  # with several metrics, instead of them
 
     def add(self, event: Event, instructions: tuple[Instruction, ...]) -> None:
@@ -70,10 +70,14 @@ class Retention:
         if trial.state is TrialState.FAILED or not math.isfinite(metric):
             self._release(trial)
             return
-        if self._machine.settings.objectives is not None:
+        objectives, violation = self._machine.settings.objectives, 0.0
+        if objectives is not None and len(objectives.metrics) > 1:
             self._keep_front(trial)
             return
-        key = (metric if self._mode is Mode.MIN else -metric, trial.age)
+        if objectives is not None:
+            values = trial.reached.get(trial.result[0]) if trial.result is not None else None
+            violation = values.violation if values is not None else math.inf
+        key = (violation, metric if self._mode is Mode.MIN else -metric, trial.age)
         insort(self._best, (key, trial), key=itemgetter(0))
         if len(self._best) > self._most:
             self._release(self._best.pop()[1])

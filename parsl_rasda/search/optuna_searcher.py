@@ -77,6 +77,7 @@ class OptunaSearcher:
         modes: Of all metrics.
         keeps_state: The sampler leaves notes in the study while it suggests (CMA-ES), so a restart must
             let it suggest again.
+        limits: Constraints that the sampler heeds: a trial that did not report them teaches nothing.
     """
 
     def __init__(
@@ -87,8 +88,9 @@ class OptunaSearcher:
         modes: Sequence[Mode],
         seed: int,
         keeps_state: bool = False,
+        limits: int = 0,
     ) -> None:
-        self._keeps_state = keeps_state
+        self._keeps_state, self._limits = keeps_state, limits
         self._space, self._make_sampler, self._seed = space, make_sampler, seed
         self._worst = [math.inf if mode is Mode.MIN else -math.inf for mode in modes]
         self._trials: dict[TrialId, Any] = {}  # Any: Optuna is imported late, so its types are not at hand
@@ -139,7 +141,9 @@ class OptunaSearcher:
         with _quiet():
             from optuna.trial import TrialState
 
-            if metric is None:
+            if self._limits:  # nobody knows by how much it broke them
+                self._study.tell(asked, state=TrialState.FAIL)
+            elif metric is None:
                 has_reported = trial in self._reported
                 self._study.tell(asked, state=TrialState.PRUNED if has_reported else TrialState.FAIL)
             else:
@@ -180,6 +184,7 @@ def _learning(kind: str, options_model: type[SamplerOptions]) -> Plugin:
                 modes=(settings.mode, *settings.other_modes),
                 seed=settings.seed,
                 keeps_state=kind == "cmaes",
+                limits=settings.limits,
             )
         except (ValueError, TypeError) as error:
             raise InvalidSettingError("searcher", dict(given), f"what {sampler} takes: {error}") from error

@@ -70,10 +70,6 @@ def metric_problems(plain: Plain) -> Iterator[Diagnostic]:
     for number, name in enumerate(names):
         if isinstance(name, str) and name in names[:number]:
             yield Diagnostic(("metrics", number, "name"), f"{name}, which is listed before", "another metric")
-    if plain.get("best") == "epoch":
-        yield Diagnostic(
-            ("best",), "epoch, with several metrics", "last: an epoch that is best in all is rare"
-        )
 
 
 def _not_by_fronts(plain: Plain) -> Iterator[Diagnostic]:
@@ -81,6 +77,8 @@ def _not_by_fronts(plain: Plain) -> Iterator[Diagnostic]:
     what = "with several metrics" if plain.get("metrics") else "with constraints"
     if mapping_at(plain, "searcher").get("kind") == "cmaes":
         yield Diagnostic(("searcher", "kind"), f"cmaes, {what}", "random, sobol, grid, list, tpe, gp")
+    if plain.get("best") == "epoch":
+        yield Diagnostic(("best",), f"epoch, {what}", "last: an epoch that is best in all is rare")
     scheduler = mapping_at(plain, "scheduler")
     if isinstance(max_t := scheduler.get("max_t"), Mapping):
         yield Diagnostic(("scheduler", "max_t"), f"{shown(max_t)}, {what}", "a number of epochs")

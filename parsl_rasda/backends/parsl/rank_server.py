@@ -40,6 +40,7 @@ class RankServer:
                 env={**os.environ, **self._environment},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,  # if it cannot, the first rank says so in its log
             )
 
     def close(self) -> None:

@@ -28,6 +28,12 @@ def test_what_compares_trials_by_one_number_is_refused(judged, block, key, value
 
 
 @pytest.mark.parametrize("judged", [LIMITS, SEVERAL])
+def test_the_best_epoch_is_refused(judged) -> None:
+    (mistake,) = metric_problems({**judged, "best": "epoch"})
+    assert mistake.loc == ("best",)
+
+
+@pytest.mark.parametrize("judged", [LIMITS, SEVERAL])
 def test_what_is_spelt_out_as_the_default_is_not_refused(judged) -> None:
     plain = {"brackets": 1, "min_compared": 1, "early": "none", "max_t": 16}
     assert [*metric_problems({**judged, "scheduler": plain, "searcher": {"kind": "tpe"}})] == []

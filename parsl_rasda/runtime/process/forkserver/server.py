@@ -29,9 +29,7 @@ from parsl_rasda.runtime.process.forkserver import client
 from parsl_rasda.runtime.process.forkserver.process_tree import children
 
 IDLE_S = 300.0
-IDLE_WITHOUT_TORCH_S = (
-    5.0  # the next one starts in tenths of a second, and a killed controller leaves nothing
-)
+IDLE_WITHOUT_TORCH_S = 5.0  # the next starts in tenths of a second; a killed controller leaves none
 POLL_S = 5.0
 LISTEN_BACKLOG = 256
 OF_EVERY_RANK = (
