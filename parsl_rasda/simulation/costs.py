@@ -26,6 +26,8 @@ class Costs:
         queue_s: Wait for a pilot [s].
         samples: Training samples of an epoch, if they are known.
         noise: Of the gradients of trial number ``i`` in an epoch, if it is known.
+        epoch_of: Time of that epoch of trial number ``i`` at a world size, if it was measured [s]: the first
+            takes longer than others, and who comes first to a rung may depend on it.
         restart_of: That start of trial number ``i`` as its attempt ``n``, if it was measured [s].
         leave_of: How long attempt ``n`` of trial number ``i`` takes to leave, and after how long that is
             handled, later events first; None if it was not measured [s].
@@ -41,9 +43,15 @@ class Costs:
     queue_s: float = 0.0
     samples: int | None = None
     noise: Callable[[int, int], GradientNoise | None] = lambda _trial, _epoch: None
+    epoch_of: Callable[[int, int, int], float | None] = lambda _trial, _epoch, _world_size: None
     restart_of: Callable[[int, int], float | None] = lambda _trial, _attempt: None
     leave_of: Callable[[int, int], tuple[float, float] | None] = lambda _trial, _attempt: None
     known_until: Callable[[int], float] = lambda _: math.inf
+
+    def seconds(self, trial: int, epoch: int, world_size: int) -> float:
+        """Return how long an epoch of a trial takes at a world size [s]."""
+        own = self.epoch_of(trial, epoch, world_size)
+        return self.epoch_s(trial, world_size) if own is None else own
 
     def start_s(self, trial: int, attempt: int) -> float:
         """Return how long the start of an attempt takes [s]."""

@@ -72,6 +72,9 @@ def measured_costs(history: ReplayedSearch, *, seed: int) -> Costs:
         metric=metric,
         launch_s=lambda number: launches.get(number, launch_s),
         restart_s=_mean(seen.restarts_s, launch_s),
+        epoch_of=lambda number, epoch, width: seen.own_epochs.get(
+            (TrialId(f"{like(number):04d}"), epoch, width)
+        ),
         restart_of=lambda number, attempt: seen.own_restarts.get((TrialId(f"{like(number):04d}"), attempt)),
         boundary_s=_mean(seen.boundaries_s, 0.0),
         leave_s=_mean(seen.leaves_s, 0.0),
@@ -111,6 +114,7 @@ class _Measurements:
     epochs: dict[tuple[TrialId, int, SiteName], list[float]] = field(
         default_factory=lambda: defaultdict(list)
     )
+    own_epochs: dict[tuple[TrialId, int, int], float] = field(default_factory=dict)
     launches: dict[TrialId, float] = field(default_factory=dict)
     restarts_s: list[float] = field(default_factory=list)
     own_restarts: dict[tuple[TrialId, int], float] = field(default_factory=dict)
@@ -171,6 +175,7 @@ class _Measurements:
             self.own_restarts[event.job.trial, event.job.attempt] = self.restarts_s[-1]
         self._boundaries[event.job] = event.at
         self.epochs[event.job.trial, world_size, site].append(event.seconds)
+        self.own_epochs[event.job.trial, event.epoch, world_size] = event.seconds
 
 
 def _mean(seconds: Iterable[float], otherwise: float) -> float:

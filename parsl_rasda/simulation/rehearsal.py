@@ -211,8 +211,8 @@ class Rehearsal:
 
     def _next_epoch(self, now: float, job: JobId) -> None:
         state = self._jobs[job]
-        seconds = self.costs.epoch_s(state.trial, state.world_size)
         epoch = state.epoch + 1
+        seconds = self.costs.seconds(state.trial, epoch, state.world_size)
         metrics = {self.machine.settings.metric: self.costs.metric(state.trial, epoch)}
         if (objectives := self.machine.settings.objectives) is not None:
             # The first is as ever; each further one ranks trials in its own way, and all limits are kept.

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import math
+import random
 from dataclasses import replace
 
 import pytest
@@ -314,6 +315,21 @@ def test_ends_that_a_controller_handled_late_hold_their_slots_in_a_plan(rehearsa
     assert max(handled_s for _, handled_s in found) > 1.0, "as far as later events show it"
     predicted = plan(study, measured=history).declared.makespan_s
     assert predicted == pytest.approx(history.usage.makespan_s(), rel=0.05)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_who_came_first_to_a_rung_comes_first_in_a_plan(rehearsals, tmp_path, seed) -> None:
+    """A mean would not do: of a trial's epochs the first takes longest, and trials differ in that."""
+    draw = random.Random(seed)
+    first_s = [draw.uniform(5.0, 30.0) for _ in range(12)]
+    uneven = rehearsals.costs_of(epoch_of=lambda trial, epoch, _: first_s[trial] if epoch == 1 else None)
+    study = rehearsals.study_of(num_samples=12, scheduler={"variant": "stopping"})
+    rehearsals.into(tmp_path, study, costs=uneven)
+    history = replay_search(RunDirectory(tmp_path), study.name, study.tune_stages["tune"].tune)
+    found = plan(study, measured=history)
+    assert found.declared.epochs == history.usage.epochs
+    assert [r.trials for r in found.rungs] == [r["reached"] for r in history.summary()["rungs"]]
+    assert found.declared.makespan_s == pytest.approx(history.usage.makespan_s(), rel=0.03)
 
 
 def test_a_trial_beyond_the_run_behaves_as_one_of_it(rehearsals, tmp_path) -> None:
