@@ -15,7 +15,7 @@ from parsl_rasda.reporting.runs import Run
 from parsl_rasda.search.space import Choice, Constant, Float, Int, Parameter, SearchSpace
 from parsl_rasda.study import TuneSpec
 from parsl_rasda.study.epochs import UpTo
-from parsl_rasda.study.tuning import SchedulerSpec
+from parsl_rasda.study.scheduler import SchedulerSpec
 
 _NAMES = {"python": "Python", "parsl": "Parsl", "torch": "PyTorch", "optuna": "Optuna", "numpy": "NumPy"}
 _PAPERS = {"rasda": "doi:10.1016/j.future.2025.108042", "asha": "arXiv:1810.05934"}

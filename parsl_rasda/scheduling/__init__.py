@@ -33,9 +33,9 @@ from parsl_rasda.scheduling.rung_scheduler import ExtensibleScheduler, RungSched
 from parsl_rasda.scheduling.rungs import Rungs, build_rungs
 from parsl_rasda.scheduling.stopping import StoppingScheduler
 from parsl_rasda.scheduling.synchronous import SynchronousScheduler
+from parsl_rasda.study.scheduler import SchedulerSpec
+from parsl_rasda.study.scheduler import SchedulerVariant as Variant
 from parsl_rasda.study.spec import Count
-from parsl_rasda.study.tuning import SchedulerSpec
-from parsl_rasda.study.tuning import SchedulerVariant as Variant
 from parsl_rasda.types import Mode
 
 __all__ = ["VARIANTS", "RungScheduler", "Rungs", "Scheduler", "SchedulerSettings", "build_scheduler"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from parsl_rasda.scheduling.early import EarlyRule, build_early
 from parsl_rasda.study.epochs import UpTo
-from parsl_rasda.study.tuning import SchedulerSpec
+from parsl_rasda.study.scheduler import SchedulerSpec
 
 
 @dataclass(frozen=True, slots=True)

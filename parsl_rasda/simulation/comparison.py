@@ -21,7 +21,8 @@ from parsl_rasda.simulation.policies import ASHA, machine_of, policies_of
 from parsl_rasda.simulation.queues import Waits, with_waits
 from parsl_rasda.simulation.rehearsal import Rehearsal, VirtualSite
 from parsl_rasda.study import TuneSpec
-from parsl_rasda.study.tuning import SchedulerSpec, StopSpec
+from parsl_rasda.study.scheduler import SchedulerSpec
+from parsl_rasda.study.tuning import StopSpec
 from parsl_rasda.types import SiteName
 
 SEEDS = 5

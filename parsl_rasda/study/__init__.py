@@ -27,9 +27,11 @@ from parsl_rasda.study.loading import (
 )
 from parsl_rasda.study.parsl_site import ParslSiteSpec
 from parsl_rasda.study.pipelines import EACH, CommandStage, PythonStage, Stage, StudySpec, TuneStage
+from parsl_rasda.study.scheduler import SchedulerSpec
 from parsl_rasda.study.site_base import SiteBase
 from parsl_rasda.study.sites import ExecutorSite, GlobusSiteSpec, PluginSiteSpec, SiteSpec
-from parsl_rasda.study.tuning import SchedulerSpec, SearcherSpec, TrainingSpec, TuneSpec
+from parsl_rasda.study.training import TrainingSpec
+from parsl_rasda.study.tuning import SearcherSpec, TuneSpec
 
 __all__ = [
     "EACH",

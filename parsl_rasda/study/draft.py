@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import yaml
 
 from parsl_rasda.diagnostics import is_number
-from parsl_rasda.study.tuning import TRAINING_PLACEHOLDERS
+from parsl_rasda.study.training import TRAINING_PLACEHOLDERS
 from parsl_rasda.study_code.script import Script, ScriptArgument
 
 _DEFAULT_EPOCHS = 8

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import combinations
 from typing import Any
 
-from parsl_rasda.study.tuning import TRAINING_PLACEHOLDERS
+from parsl_rasda.study.training import TRAINING_PLACEHOLDERS
 
 Schema = dict[str, Any]  # Any: JSON
 

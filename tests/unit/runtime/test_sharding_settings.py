@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.protocol import Training
 from parsl_rasda.runtime.engine.sharding import check_sharding, shard
-from parsl_rasda.study.tuning import TrainingSpec
+from parsl_rasda.study.training import TrainingSpec
 
 REFUSED = [{"reduce": "exact"}, {"precision": "fp16"}, {"compile": True}]
 
