@@ -195,5 +195,7 @@ def _expectation(error: ErrorDetails) -> str:
 
 
 def _description(model: type[BaseModel] | None, loc: Loc) -> str:
+    """Return the first sentence of what a field of a model is."""
     fields = model.model_fields.items() if model is not None else ()
-    return next((f.description or "" for name, f in fields if loc == (f.alias or name,)), "")
+    found = next((f.description or "" for name, f in fields if loc == (f.alias or name,)), "")
+    return found.partition(". ")[0].rstrip(".")

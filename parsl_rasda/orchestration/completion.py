@@ -111,6 +111,5 @@ class Completion:
 
     def _finish_unfit(self, needed: int) -> None:
         largest = self._search.cluster_state.ledger.largest
-        self.finish(
-            StudyState.NO_SITE, f"a trial needs {needed} GPUs at once, the largest pilot has {largest}"
-        )
+        reason = f"a trial needs {needed} GPUs at once, and can have at most {largest} of a pilot"
+        self.finish(StudyState.NO_SITE, reason)

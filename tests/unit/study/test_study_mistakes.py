@@ -24,6 +24,12 @@ MISTAKES: dict[str, tuple[str | int, ...]] = {
         "",
         "tune.metric: found nothing; allowed: The name that training reports",
     ),
+    "missing key of which there is much to say": (
+        "        max_t: 8\n",
+        "",
+        17,
+        "scheduler.max_t: found nothing; allowed: Epochs of a trial that is never stopped\n",
+    ),
     "checkpoints at a path": (
         "      num_samples: 16\n",
         "      num_samples: 16\n      checkpoints: /scratch/shared\n",
