@@ -61,7 +61,11 @@ def summarise(study: str, machine: Machine, usage: Usage, now: float | None = No
         "rank_agreement": rank_agreement([t.history for t in trials], machine.scheduler.milestones),
         "brackets": [*bracket_rows(machine)],
         "trial_list": [
-            {**_trial(t, has_checkpoints=t.id not in gone), "bracket": bracket_of(machine, t.id)}
+            {
+                **_trial(t, has_checkpoints=t.id not in gone),
+                "bracket": bracket_of(machine, t.id),
+                "violations": _violations(machine, t),
+            }
             for t in trials
         ],
     }
@@ -328,6 +332,12 @@ def _trial(trial: TrialRecord, *, has_checkpoints: bool) -> dict[str, Any]:
         "checkpoint": trial.checkpoint.path if trial.checkpoint and has_checkpoints else None,
         "kept": list(trial.kept) if has_checkpoints else [],
     }
+
+
+def _violations(machine: Machine, trial: TrialRecord) -> list[float] | None:
+    """Return by how much a trial breaks each constraint, or None if one metric alone counts."""
+    reached = trial.reached.get(trial.last[0]) if trial.last else None
+    return list(reached.violations) if reached and machine.settings.objectives else None
 
 
 def _epoch_s(machine: Machine) -> float | None:

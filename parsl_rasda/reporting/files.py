@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,20 +75,33 @@ def results_csv(summary: Mapping[str, Any]) -> str:
     """
     trials = summary["trial_list"]
     keys = list(dict.fromkeys(key for t in trials for key in t["config"]))
-    settings = {key: f"config.{key}" if key in COLUMNS else key for key in keys}
+    columns = [*COLUMNS, *_further_columns(summary)]
+    settings = {key: f"config.{key}" if key in columns else key for key in keys}
     metrics = {
-        name: f"metrics.{name}" if name in COLUMNS or name in settings else name
+        name: f"metrics.{name}" if name in columns or name in settings else name
         for name in other_metrics(summary)
     }
+    front = {one["trial"] for one in summary.get("front", ())}
     output = io.StringIO()
-    rows = csv.DictWriter(output, [*COLUMNS, *metrics.values(), *settings.values()], lineterminator="\n")
+    rows = csv.DictWriter(output, [*columns, *metrics.values(), *settings.values()], lineterminator="\n")
     rows.writeheader()
     for t in trials:
         facts = {**t, "epochs": t["epoch"], "began": moment(t.get("began")), "ended": moment(t.get("ended"))}
-        row = {column: facts[column] for column in COLUMNS}
+        if t.get("violations") is not None:
+            facts |= {"is_front": t["trial"] in front, "violation": sum(max(0.0, v) for v in t["violations"])}
+        row = {column: facts.get(column) for column in columns}
         row |= {metrics[name]: value for name, value in t.get("metrics", {}).items() if name in metrics}
         rows.writerow({**row, **{settings[k]: _cell(v) for k, v in t["config"].items()}})
     return printable(output.getvalue())
+
+
+def _further_columns(summary: Mapping[str, Any]) -> Iterator[str]:
+    if summary.get("brackets"):
+        yield "bracket"
+    if summary.get("front"):
+        yield "is_front"
+        if any(t.get("violations") for t in summary["trial_list"]):
+            yield "violation"
 
 
 def metrics_csv(curves: Curves) -> str:

@@ -81,6 +81,15 @@ def test_where_all_trade_one_for_the_other_the_front_is_everyone_that_is_judged_
     assert found["best"]["trial"] == found["front"][0]["trial"], "the best by the first metric"
 
 
+@pytest.mark.parametrize(("bound", "ends_early"), [(10.0, True), (0.0, False)])
+def test_only_who_keeps_the_limits_is_good_enough(tmp_path: Path, bound: float, ends_early: bool) -> None:
+    limits = [{"metric": "speed", "at_most": bound}]
+    spec = tune(constraints=limits, stop_when={"metric_below": 5.0})
+    run = driver(tmp_path, FakeBackend(reported), spec)
+    run.run(6, {SiteName("a"): 1})
+    assert bool(run.machine.stop_reason) == ends_early
+
+
 @pytest.mark.parametrize("kind", ["tpe", "gp"])
 def test_a_searcher_that_learns_is_told_all_metrics_and_limits(kind: str) -> None:
     spec = tune(searcher={"kind": kind}, constraints=[{"metric": "loss", "at_most": 0.5}])

@@ -106,6 +106,21 @@ def test_a_failed_trial_counts_as_bad() -> None:
     assert found.share < 0.3
 
 
+def test_a_trial_that_failed_and_was_tried_again_is_as_good_as_it_is_then() -> None:
+    shares = []
+    for failed_before in (False, True):
+        found = searcher()
+        for number in range(6):
+            trial = TrialId(str(number))
+            found.propose(trial)
+            if failed_before:
+                found.conclude(trial, None)
+            found.conclude(trial, float(6 - number))
+            found.conclude(trial, float(number))  # judged again where there are more rungs
+        shares.append(found.share)
+    assert shares[0] == shares[1]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("died_after", [1, 6])
 def test_a_restart_goes_on_as_if_there_had_been_none(kind: str, died_after: int) -> None:
