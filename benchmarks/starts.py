@@ -9,7 +9,7 @@ step of a trial on two ranks, which starts when the pilot has joined. ``resumed_
 ``libraries_s``: a process that imports torch and makes one step of its SGD, which itself imports
 `torch._dynamo`; the ranks of a resumed search, whose servers have ended, cannot step sooner.
 
-The claims, medians on a quiet machine: a pilot joins within 1 s, a search goes on within ``libraries_s`` and 1 s.
+The claims, medians of a quiet machine: a pilot joins within 1 s, a search goes on within 1 s of libraries.
 """
 
 from __future__ import annotations
