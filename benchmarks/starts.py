@@ -6,8 +6,10 @@ Real Parsl, mpiexec and gloo ranks on this machine; each try has a controller an
 ``joined_s``: from the request for a pilot to its joining. ``first_step_s``: from the request to the first
 step of a trial on two ranks, which starts when the pilot has joined. ``resumed_s``: from the command
 `parsl-rasda resume` to the first step of a trial, in a search that Ctrl-C has ended a moment before.
+``libraries_s``: a process that imports torch and makes one step of its SGD, which itself imports
+`torch._dynamo`; the ranks of a resumed search, whose servers have ended, cannot step sooner.
 
-The claims, medians on a quiet machine: a pilot joins within 1 s, a search goes on within 3 s.
+The claims, medians of a quiet machine: a pilot joins within 1 s, a search goes on within 1 s of libraries.
 """
 
 from __future__ import annotations
@@ -25,8 +27,15 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve()
 RANKS = 2
-JOINED_S, RESUMED_S = 1.0, 3.0
+JOINED_S, BEYOND_LIBRARIES_S = 1.0, 1.0
 PATIENCE_S = 120.0
+LIBRARIES = """
+import torch
+model = torch.nn.Linear(8, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+model(torch.randn(4, 8)).mean().backward()
+optimizer.step()
+"""
 SITE = {
     "name": "here",
     "provider": {"type": "LocalProvider"},
@@ -69,11 +78,16 @@ def main() -> None:
 
     pilots = [in_a_process() for _ in range(arguments.repeats)]
     tries = {name: [found[name] for found in pilots] for name in ("joined_s", "first_step_s")}
-    tries["resumed_s"] = [resumed() for _ in range(arguments.repeats)]
+    tries |= {"resumed_s": [], "libraries_s": []}
+    for _ in range(arguments.repeats):
+        tries["resumed_s"].append(resumed())
+        tries["libraries_s"].append(libraries())
     medians = {name: round(statistics.median(times), 2) for name, times in tries.items()}
     claims = {
         f"a local pilot joins within {JOINED_S:g} s": medians["joined_s"] <= JOINED_S,
-        f"a search goes on within {RESUMED_S:g} s": medians["resumed_s"] <= RESUMED_S,
+        f"a search goes on within {BEYOND_LIBRARIES_S:g} s of its libraries": (
+            medians["resumed_s"] <= medians["libraries_s"] + BEYOND_LIBRARIES_S
+        ),
     }
     found = {"what": "starts on one machine, seconds", "medians": medians, "all": tries}
     conclude(found, claims, arguments.out)
@@ -166,6 +180,13 @@ def resumed() -> float:
         words = [program, "run", "study.json", "--site", "./here.json", "--dir", "run"]
         until_first_step(words, folder, 1)
         return round(until_first_step([program, "resume", "run"], folder, 2), 2)
+
+
+def libraries() -> float:
+    """Return how long a process takes that imports what a trial needs, and makes a step."""
+    began = time.time()
+    subprocess.run([sys.executable, "-c", LIBRARIES], check=True)
+    return round(time.time() - began, 2)
 
 
 def until_first_step(words: list[str | Path], folder: Path, attempt: int) -> float:

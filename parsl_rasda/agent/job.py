@@ -131,7 +131,6 @@ def _launch(order: JobSpec, command: Message, mark: str, client: ControlClient |
     try:
         ended = watch.until_it_ends()
     finally:
-        launch.kill()
         late = launch.close()
     for message in late:
         watch.note(message)

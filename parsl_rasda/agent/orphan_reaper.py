@@ -85,11 +85,8 @@ def marked(variable: str, value: str | Callable[[str], bool]) -> tuple[ProcessId
         value: Its value, or a test of the value.
     """
     matches = value if callable(value) else value.__eq__
-    found = (
-        identify(process.pid)
-        for process in psutil.process_iter()
-        if process.pid != os.getpid() and (text := _read_variable(process, variable)) and matches(text)
-    )
+    others = (pid for pid in psutil.pids() if pid != os.getpid())
+    found = (identify(pid) for pid in others if (text := _read_variable(pid, variable)) and matches(text))
     return tuple(process for process in found if process is not None)
 
 
@@ -118,9 +115,11 @@ def end_marked(
     kill_from = time.monotonic() + grace_s
     give_up = kill_from + _GONE_WITHIN_S
     empty_scans = 0
-    while empty_scans < _EMPTY_SCANS and time.monotonic() < give_up:
+    while time.monotonic() < give_up:
         found = marked(variable, value)
         empty_scans = 0 if found else empty_scans + 1
+        if empty_scans == _EMPTY_SCANS:
+            break
         now = time.monotonic()
         is_over = now >= kill_from
         for process in found:
@@ -164,8 +163,12 @@ def _send(process: ProcessId, number: signal.Signals) -> None:
             return
 
 
-def _read_variable(process: psutil.Process, name: str) -> str:
-    try:
-        return str(process.environ().get(name, ""))
-    except psutil.Error:  # dead, or another user's
+def _read_variable(pid: int, name: str) -> str:
+    """Return a variable of a process, or nothing."""
+    try:  # each launch looks at all processes twice, and a Path would take as long again
+        with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:  # noqa: PTH123
+            environment = file.read()
+    except OSError:  # dead, or another user's
         return ""
+    _, found, rest = (b"\0" + environment).partition(f"\0{name}=".encode())
+    return os.fsdecode(rest.partition(b"\0")[0]) if found else ""

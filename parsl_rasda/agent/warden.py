@@ -22,7 +22,10 @@ import resource
 import signal
 import sys
 import time
-from typing import NoReturn
+
+TYPE_CHECKING = False  # typing takes as long to import as all the rest
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 PR_SET_PDEATHSIG = 1  # as in `prctl`
 PR_SET_CHILD_SUBREAPER = 36

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Protocol
 
 import typer
-from rich.console import Console, Group
+from rich.console import Console
 from rich.text import Text
 
-from parsl_rasda.cli.output import print_json, print_message, print_result
+from parsl_rasda.cli.output import print_message
 from parsl_rasda.display.live import LiveView
 from parsl_rasda.display.plain import PlainView
 from parsl_rasda.errors import SiteUnavailableError, StageFailedError
@@ -23,9 +23,6 @@ from parsl_rasda.orchestration.progress import ProgressReporter
 from parsl_rasda.orchestration.run_directory import RunDirectory
 from parsl_rasda.plain_text import printable
 from parsl_rasda.private_files import private_files
-from parsl_rasda.reporting.files import write_page
-from parsl_rasda.reporting.overview import HOW_TO_FIX, has_no_success, outcome_view, resume_command
-from parsl_rasda.reporting.runs import Run, read_run
 from parsl_rasda.reporting.tables import console_of
 from parsl_rasda.types import StudyState
 
@@ -72,39 +69,11 @@ def _run_and_report(directory: Path, start: Callable[[ProgressReporter], RunEnd]
     if code == EXIT_CODES[StudyState.INTERRUPTED] and RunDirectory(directory).is_told_to_end:
         code = _CANCELLED
     if RunDirectory(directory).study_file.exists():  # else it was ended before it began
-        _print_outcome(read_run(directory), as_json=as_json)
+        # Not before the search, which would begin a third of a second later.
+        from parsl_rasda.cli.outcome import print_outcome
+
+        print_outcome(directory, as_json=as_json)
     raise typer.Exit(code)
-
-
-def _print_outcome(run: Run, *, as_json: bool) -> None:
-    report = _write_report(run)
-    if as_json:
-        print_json(run.document())
-    else:
-        where = f"all of it is in {run.directory}{f'; open {report}' if report else ''}"
-        print_result(Group(outcome_view(run), Text(where, "dim")))
-    if run.state is StudyState.DONE:
-        return
-    if run.trouble is None or run.trouble[1].is_curable:
-        print_message(f"Resume with: {resume_command(run.directory)}")
-    elif run.cause.startswith("budget: "):
-        print_message(f"Resume with more of it: {resume_command(run.directory)} --set tune.budget=...")
-    elif has_no_success(run, run.trouble[0]):
-        print_message(f"No trial succeeded: {HOW_TO_FIX}{_first_log(run.directory)}")
-
-
-def _write_report(run: Run) -> Path | None:
-    """Write report.html, and return it; a full disk must not change the exit code of the run."""
-    try:
-        return write_page(run)
-    except OSError as error:
-        print_message(f"report.html could not be written: {error}")
-        return None
-
-
-def _first_log(directory: Path) -> str:
-    first = min(directory.rglob("attempt-1/log.txt"), default=None)
-    return f". What the ranks of the first trial wrote: {first}" if first else ""
 
 
 @contextmanager

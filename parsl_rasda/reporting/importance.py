@@ -1,16 +1,16 @@
 """How much each hyperparameter matters: the share of the variation among good trials that it explains.
 
-PED-ANOVA of Optuna, on results after the same number of epochs: those of several rungs cannot be compared.
+PED-ANOVA, on results after the same number of epochs: those of several rungs cannot be compared.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from parsl_rasda.reporting.ped_anova import explained
 from parsl_rasda.search.space import Constant, SearchSpace
 from parsl_rasda.types import Mode
 
@@ -44,7 +44,7 @@ def importance_of(summary: Mapping[str, Any], space: SearchSpace) -> Importance 
         space: What was searched.
 
     Source:
-        Watanabe et al. 2023 (arXiv:2304.10255), as in Optuna.
+        Watanabe et al. 2023 (arXiv:2304.10255).
     """
     found = _results(summary)
     if found is None:
@@ -56,7 +56,9 @@ def importance_of(summary: Mapping[str, Any], space: SearchSpace) -> Importance 
         own = [(config, metric) for config, metric in results if name in config]
         values = {repr(config[name]) for config, _ in own}
         if len(own) >= FEWEST and len(values) > 1 and not isinstance(parameter, Constant):
-            raw[name] = _variance(name, own, space, summary["mode"])
+            sign = 1 if summary["mode"] == Mode.MIN else -1
+            losses = [sign * metric for _, metric in own]
+            raw[name] = explained([config[name] for config, _ in own], losses, parameter, _GOOD)
     total = sum(raw.values())
     if not total > 0:
         return None
@@ -74,22 +76,3 @@ def _results(summary: Mapping[str, Any]) -> tuple[int, list[tuple[Mapping[str, A
         if len(finite) >= max(FEWEST, len(trials) / 2):
             return epochs, finite
     return None
-
-
-def _variance(name: str, own: list[tuple[Mapping[str, Any], float]], space: SearchSpace, mode: str) -> float:
-    import optuna
-    from optuna.importance import PedAnovaImportanceEvaluator
-
-    from parsl_rasda.reporting.optuna_studies import optunas_parameters
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it is experimental
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        study = optuna.create_study(direction="minimize" if mode == Mode.MIN else "maximize")
-        for config, metric in own:
-            params, distributions = optunas_parameters({name: config[name]}, space)
-            trial = optuna.trial.create_trial(params=params, distributions=distributions, value=metric)
-            study.add_trial(trial)
-        evaluator = PedAnovaImportanceEvaluator(target_quantile=_GOOD)
-        found: float = evaluator.evaluate(study, params=[name])[name]
-    return found if math.isfinite(found) and found > 0 else 0.0

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, assert_never
 
-import networkx as nx
-
 from parsl_rasda.errors import InvalidSettingError, StageFailedError
 from parsl_rasda.orchestration import data_locality
 from parsl_rasda.study import EACH, CommandStage, PythonStage, SiteSpec, Stage, StudySpec, TuneStage
@@ -59,19 +57,10 @@ class StageResult:
     parts: Sequence[str] = ()
 
 
-def stage_graph(study: StudySpec) -> nx.DiGraph[str]:
-    """Return the graph of a study: an edge from each stage to those that need it."""
-    graph: nx.DiGraph[str] = nx.DiGraph(name=study.name)
-    for name, stage in study.stages.items():
-        graph.add_node(name, stage=stage)
-        graph.add_edges_from((before, name) for before in stage.stages_before)
-    return graph
-
-
-def ready_stages(graph: nx.DiGraph[str], done: Mapping[str, StageResult]) -> Iterator[str]:
+def ready_stages(study: StudySpec, done: Collection[str]) -> Iterator[str]:
     """Yield the stages that are not done and whose needs are, in the order of the file."""
-    for name in graph:
-        if name not in done and all(before in done for before in graph.predecessors(name)):
+    for name, stage in study.stages.items():
+        if name not in done and all(before in done for before in stage.stages_before):
             yield name
 
 

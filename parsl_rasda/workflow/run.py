@@ -21,8 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import networkx as nx
-
 from parsl_rasda.errors import RasdaError, SiteUnavailableError, StageFailedError
 from parsl_rasda.orchestration.admission import AdmittedStudy
 from parsl_rasda.orchestration.data_locality import foreseen
@@ -39,7 +37,6 @@ from parsl_rasda.workflow.dag import (
     result_of,
     sites_of,
     sites_of_search,
-    stage_graph,
 )
 from parsl_rasda.workflow.search_run import Search
 from parsl_rasda.workflow.site_pool import SitePool
@@ -134,14 +131,13 @@ class WorkflowRun:
     def run_in(self, pool: SitePool) -> RunResult:
         """Run every stage in a pool that is opened for it and closed at its end; raises as `run` does."""
         done: dict[str, StageResult] = {}
-        graph = stage_graph(self.study)
-        self.log.forget(graph.nodes)
+        self.log.forget(self.study.stages)
         with ExitStack() as stack:
             margin_s = max(site.checkpoint_margin_s for site in self.sites)
             stack.enter_context(_signals(self._interrupt, margin_s + _LEAVING_S))
             try:
-                self._open(pool, stack, graph)
-                self._run_graph(graph, done, pool)
+                self._open(pool, stack)
+                self._run_graph(done, pool)
                 state = StudyState.DONE
             except StageEndedError as ended:
                 state = ended.state
@@ -152,20 +148,21 @@ class WorkflowRun:
         summary = self.searches[-1].summary() if self.searches else {}
         return RunResult(state, self.run_directory.path, summary, {k: v.value for k, v in done.items()})
 
-    def _open(self, pool: SitePool, stack: ExitStack, graph: nx.DiGraph[str]) -> None:
+    def _open(self, pool: SitePool, stack: ExitStack) -> None:
         try:
             stack.enter_context(pool)
         except RasdaError as error:
-            for name in ready_stages(graph, {}):
+            for name in ready_stages(self.study, ()):
                 self.log.failed(name, error, interrupted=self.interrupted)
             raise
 
-    def _run_graph(self, graph: nx.DiGraph[str], done: dict[str, StageResult], pool: SitePool) -> None:
+    def _run_graph(self, done: dict[str, StageResult], pool: SitePool) -> None:
         """Run every stage as soon as what it needs is done."""
         running: dict[Future[StageResult], str] = {}
-        with ThreadPoolExecutor(max(1, len(graph)), "stage") as threads:
-            while len(done) < len(graph):
-                for name in ready_stages(graph, done):
+        count = len(self.study.stages)
+        with ThreadPoolExecutor(max(1, count), "stage") as threads:
+            while len(done) < count:
+                for name in ready_stages(self.study, done):
                     if name not in running.values():
                         running[threads.submit(self._run_stage, name, dict(done), pool)] = name
                 ended, _ = wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED)

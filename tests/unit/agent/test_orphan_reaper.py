@@ -105,3 +105,24 @@ def dead_pid() -> int:
 def test_a_torn_record_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / orphan_reaper.RECORD).write_text('{"mark": ')
     assert orphan_reaper.acquire(tmp_path)
+
+
+def test_where_nothing_is_left_two_looks_are_enough(monkeypatch) -> None:
+    looks, pauses = [], []
+    monkeypatch.setattr(orphan_reaper, "marked", lambda *asked: looks.append(asked) or ())
+    monkeypatch.setattr(orphan_reaper.time, "sleep", pauses.append)
+    assert orphan_reaper.end_marked(VARIABLE, "nobody's", grace_s=1.0) == 0
+    assert (len(looks), len(pauses)) == (2, 1)
+
+
+def test_a_variable_is_read_whole_and_under_its_own_name() -> None:
+    values = {"A_NAME": "x=1", "NAME": "two words", "OTHER": ""}
+    with subprocess.Popen(("sh", "-c", "echo up; read _"), env=values, stdin=-1, stdout=-1) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert orphan_reaper._read_variable(process.pid, "NAME") == "two words"
+        assert orphan_reaper._read_variable(process.pid, "A_NAME") == "x=1"
+        assert orphan_reaper._read_variable(process.pid, "OTHER") == ""
+        assert orphan_reaper._read_variable(process.pid, "NAM") == ""
+        process.kill()
+    assert orphan_reaper._read_variable(process.pid, "NAME") == ""

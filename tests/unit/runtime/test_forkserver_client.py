@@ -12,7 +12,7 @@ import pytest
 
 import parsl_rasda
 from parsl_rasda import prctl
-from parsl_rasda.agent import orphan_reaper
+from parsl_rasda.agent import orphan_reaper, warden
 from parsl_rasda.launch import base as launch
 from parsl_rasda.runtime.process.forkserver import client, server
 
@@ -82,12 +82,15 @@ def test_no_server_is_started_where_it_would_end_with_the_step(groups, passes) -
     assert client.is_passing(groups) is passes
 
 
-def test_a_client_loads_nothing_but_a_few_modules_of_the_standard_library() -> None:
-    code = f"import runpy, sys; runpy.run_path({client.__file__!r}); print(*sys.modules)"
+@pytest.mark.parametrize("program", [client, warden])
+def test_a_process_of_each_start_loads_nothing_but_a_few_modules_of_the_standard_library(program) -> None:
+    file = Path(program.__file__)
+    code = f"import sys; sys.path.insert(0, {str(file.parent)!r}); import {file.stem}; print(*sys.modules)"
     done = subprocess.run(
         (sys.executable, "-S", "-E", "-s", "-c", code), capture_output=True, text=True, check=True
     )
-    assert not {"torch", "pathlib", "subprocess", "logging", "parsl_rasda"} & {*done.stdout.split()}
+    costly = {"typing", "_hashlib", "pathlib", "subprocess", "logging", "torch", "parsl_rasda"}
+    assert not costly & {*done.stdout.split()}
 
 
 @pytest.mark.parametrize("variables", [{}, {"PMI_RANK": "1"}, {"SLURM_PROCID": "1"}])

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
-import hashlib
 import json
 import os
 import resource
@@ -21,9 +20,13 @@ import stat
 import struct
 import sys
 import time
-from collections.abc import Iterator
+from _blake2 import blake2b  # hashlib would load OpenSSL for each rank
 from contextlib import contextmanager
-from typing import Any, NoReturn
+
+TYPE_CHECKING = False  # typing's own takes longer to import than all that it would save
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any, NoReturn
 
 PROGRAM = "parsl_rasda.runtime"  # what a rank is: ``python -m PROGRAM ORDER.json``
 SOURCES = (  # folders of the package whose modules a server has loaded
@@ -94,7 +97,7 @@ def identity(environ: dict[str, str]) -> str:
         [source for folder in SOURCES for source in _sources(os.path.join(package, folder))],
         sorted((name, value) for name, value in environ.items() if name.startswith(_IDENTITY)),
     )
-    return hashlib.blake2b(repr(known).encode(), digest_size=10).hexdigest()
+    return blake2b(repr(known).encode(), digest_size=10).hexdigest()
 
 
 def private_directory(environ: dict[str, str]) -> str:
