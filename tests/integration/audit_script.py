@@ -15,14 +15,17 @@ parser.add_argument("--lr", type=float)
 parser.add_argument("--epoch", type=int)
 parser.add_argument("--until", type=int)
 parser.add_argument("--seconds", type=float, default=0.0)
-parser.add_argument("--ends", type=float, default=0.0, help="Unix time [s]")
+parser.add_argument("--until-there", type=Path, help="train until there is such a file")
 parser.add_argument("--report")
 arguments = parser.parse_args()
 
 began = time.time()
-time.sleep(max(arguments.seconds, arguments.ends - began))
 rank = int(os.environ["RANK"])
 place = Path(arguments.report).parent
+(place / f"began-{rank}").touch()
+time.sleep(arguments.seconds)
+while arguments.until_there is not None and not arguments.until_there.exists():
+    time.sleep(0.05)
 seen = {
     "rank": rank,
     "local_rank": int(os.environ["LOCAL_RANK"]),

@@ -53,6 +53,7 @@ class Crashes:
         self.temporary.mkdir()
         (folder / "study.yaml").write_text(STUDY)
         (folder / "logical.yaml").write_text(SITE)
+        (folder / "watchful.yaml").write_text(f"{SITE}heartbeat_threshold: 10\n")
         self.undisturbed: dict[str, Any] = {}
 
     def start(self, *words: str, after: int | None = None, torn: bool = False, prefix: tuple[str, ...] = ()):
@@ -70,8 +71,8 @@ class Crashes:
             env=environment,
         )
 
-    def run(self, name: str, **named: Any) -> subprocess.Popen[str]:
-        words = ("run", "study.yaml", "--site", "logical.yaml", "--dir", name, "--json")
+    def run(self, name: str, site: str = "logical", **named: Any) -> subprocess.Popen[str]:
+        words = ("run", "study.yaml", "--site", f"{site}.yaml", "--dir", name, "--json")
         return self.start(*words, **named)
 
     def resume(self, name: str, **named: Any) -> subprocess.Popen[str]:
@@ -176,7 +177,7 @@ def test_a_controller_on_another_host_is_let_live_and_succeeded_once_it_has_been
     elsewhere = ("unshare", "--uts", "sh", "-c", 'hostname elsewhere && exec "$@"', "sh")
     if subprocess.run((*elsewhere, "true"), check=False, capture_output=True).returncode:
         pytest.skip("another host name needs root")
-    first = crashes.run("foreign", prefix=elsewhere)
+    first = crashes.run("foreign", "watchful", prefix=elsewhere)  # its pilot misses it soon
     wait_for(first, crashes.folder / "foreign" / "journal.jsonl", 5)
     first.send_signal(signal.SIGSTOP)
     code, _, err = finish(crashes.resume("foreign"))

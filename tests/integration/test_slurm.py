@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ STUDY: dict[str, Any] = {
 }
 _MINE = sorted(os.sched_getaffinity(0))
 CORES = [_MINE[gpu % len(_MINE)] for gpu in range(4)]  # next to each GPU, as it were
-END_TOGETHER = f"{sys.executable} {HERE}/audit_script.py --lr {{{{lr}}}} --ends {{ends}}"
+END_TOGETHER = f"{sys.executable} {HERE}/audit_script.py --lr {{{{lr}}}} --until-there {{end}}"
 END_TOGETHER += " --epoch {{epoch}} --until {{until}} --report {{report}}"
 
 
@@ -169,18 +170,22 @@ def test_trials_of_1_and_2_gpus_share_a_node_beside_trials_of_4_8_and_16(
         first, *whole = pilot.pilot.nodes
         narrow = {"1": first.gpus[:1], "2": first.gpus[1:3], "1-again": first.gpus[3:]}
         for beside in ({"4": whole[:1], "8": whole[1:3]}, {"16": whole}):
-            ends = str(time.time() + 30.0)
+            end = tmp_path / f"end-{len(beside)}"
             of_each = {name: (NodeSlots(first.node, gpus),) for name, gpus in narrow.items()} | beside
             started = [
                 pilot.start_at(
                     f"{name}-beside-{'-'.join(beside)}",
                     tuple(nodes),
-                    command=tuple(END_TOGETHER.format(ends=ends).split()),
+                    command=tuple(END_TOGETHER.format(end=end).split()),
                     **{"config": {"lr": 0.1}, "python": None, "interactive": False},
                     **{"metric": "val_loss", "accelerator": "cuda"},
                 )
                 for name, nodes in of_each.items()
             ]
+            count = sum(len(node.gpus) for nodes in of_each.values() for node in nodes)
+            all_begun = partial(_have_begun, tmp_path, f"*-beside-{'-'.join(beside)}", count)
+            eventually(all_begun, "all train at one time", deadline_s=DEADLINE_S)
+            end.touch()
             assert {log.next(JobEnded, job).outcome for job in started} == {Outcome.REACHED}
     finally:
         runner.close()
@@ -191,6 +196,10 @@ def test_trials_of_1_and_2_gpus_share_a_node_beside_trials_of_4_8_and_16(
         for rank in ranks:
             gpu = rank["masks"]["CUDA_VISIBLE_DEVICES"].split(",")[rank["local_rank"]]
             assert rank["cores"] == [CORES[int(gpu)]], "it keeps to the cores next to its GPU"
+
+
+def _have_begun(folder: Path, trials: str, count: int) -> bool:
+    return len([*folder.glob(f"trials/{trials}/attempt-1/began-*")]) == count
 
 
 def test_a_secret_reaches_a_pilot_and_is_in_no_job_script(

@@ -10,6 +10,7 @@ import math
 import random
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from statistics import fmean
 
 from parsl_rasda.orchestration.events import (
@@ -104,7 +105,7 @@ class Setup:
         steps = (self.num_workers * self.scaling**k for k in range(16 if self.scaling > 1 else 1))
         return max(step for step in steps if step <= self.max_workers)
 
-    @property
+    @cached_property
     def method(self) -> SchedulerSpec:
         keys = {
             "kind": self.kind,
@@ -119,7 +120,7 @@ class Setup:
         }
         return SchedulerSpec.model_validate({**keys, **self.more})
 
-    @property
+    @cached_property
     def batching(self) -> Batching:
         constant = None if self.batch == "doubling" else self.method.most_workers
         steps, is_measured = self.method.min_steps_per_epoch, self.batch == "measured"
@@ -145,10 +146,12 @@ class Setup:
         return Machine(settings, scheduler, build_growth(self.growth))
 
 
+@cache
 def metric_of(trial: str, epoch: int) -> float:
     return random.Random(f"quality {trial}").random() + 1.0 / epoch
 
 
+@cache
 def noise_of(trial: str, epoch: int) -> GradientNoise | None:
     """Return what a report says of the noise: not all do, and it may hide the gradient."""
     rng = random.Random(f"noise {trial} {epoch}")
