@@ -296,15 +296,18 @@ class TrialLifecycle:
         search.note_samples(trial, event.samples)
         trial.epoch, trial.preemptions = event.epoch, 0
         trial.history[event.epoch] = metric
+        is_allowed = True
         if search.settings.objectives is not None:
             values = search.settings.objectives.values(event.metrics)
             trial.reached.pop(event.epoch, None)
             if values is not None:
                 trial.reached[event.epoch] = values
+            is_allowed = values is not None and values.violation == 0
         if event.noise is not None:
             trial.noise[event.epoch] = event.noise
         trial.note_arithmetic(event.exact, event.devices)
-        search.stop.report(trial.id, metric, search.ended)
+        if is_allowed:
+            search.stop.report(trial.id, metric, search.ended)
         if event.checkpoint is not None:
             self._note_whole(trial, event.checkpoint)
         return metric

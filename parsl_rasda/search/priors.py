@@ -85,14 +85,14 @@ class WithPriors:
         """Learn how good a configuration was; a trial that failed was not."""
         if trial in self._configs:
             loss = math.inf if metric is None else self._sign * metric
-            self._losses.setdefault(trial, loss if math.isfinite(loss) else math.inf)
+            self._losses[trial] = loss if math.isfinite(loss) else math.inf  # it may have been tried again
         self._searcher.conclude(trial, metric)
 
     def conclude_all(self, trial: TrialId, values: Sequence[float], violations: Sequence[float]) -> None:
         """Learn by the first metric and the limits how good it was; let the searcher learn what it can."""
         if trial in self._configs:
             keeps_limits = all(each <= 0 for each in violations)
-            self._losses.setdefault(trial, self._sign * values[0] if keeps_limits else math.inf)
+            self._losses[trial] = self._sign * values[0] if keeps_limits else math.inf
         if isinstance(self._searcher, Multiobjective):
             self._searcher.conclude_all(trial, values, violations)
         else:
