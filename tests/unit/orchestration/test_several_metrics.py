@@ -81,7 +81,19 @@ def test_where_all_trade_one_for_the_other_the_front_is_everyone_that_is_judged_
     assert found["best"]["trial"] == found["front"][0]["trial"], "the best by the first metric"
 
 
-@pytest.mark.parametrize("kind", ["tpe", "gp"])
+def test_a_trial_that_breaks_a_limit_does_not_end_the_search(tmp_path: Path) -> None:
+    """Its metric is below the target in the first epoch already; it counts only where it is allowed."""
+    limited = tune(constraints=[{"metric": "loss", "at_least": 0.5}], stop_when={"metric_below": 0.8})
+    run = driver(tmp_path, FakeBackend(lambda *_: {"loss": 0.1, "speed": 1.0}), limited)
+    run.run(6, {SiteName("a"): 1})
+    assert run.machine.found == ""
+    (folder := tmp_path / "allowed").mkdir()
+    allowed = driver(folder, FakeBackend(lambda *_: {"loss": 0.6, "speed": 1.0}), limited)
+    allowed.run(6, {SiteName("a"): 1})
+    assert allowed.machine.found.endswith("below 0.8")
+
+
+@pytest.mark.parametrize("kind", ["tpe", "gp", "nsgaii"])
 def test_a_searcher_that_learns_is_told_all_metrics_and_limits(kind: str) -> None:
     spec = tune(searcher={"kind": kind}, constraints=[{"metric": "loss", "at_most": 0.5}])
     searcher: Any = build_study_searcher(spec, 7)
