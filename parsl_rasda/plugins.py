@@ -188,6 +188,7 @@ SEARCHERS = PluginGroup(
         "tpe": "parsl_rasda.search.optuna_searcher:TPE",
         "gp": "parsl_rasda.search.optuna_searcher:GP",
         "cmaes": "parsl_rasda.search.optuna_searcher:CMAES",
+        "nsgaii": "parsl_rasda.search.optuna_searcher:NSGAII",
         "list": "parsl_rasda.search.designs:LISTED",
     },
 )

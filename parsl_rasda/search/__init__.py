@@ -1,7 +1,7 @@
 """Which configurations: designs of our own, and a thin port over Optuna's samplers.
 
 Read `base` (the port), `space` (what may be searched), `designs` (random, grid, sobol, list: no result
-changes them), `optuna_searcher` (tpe, gp, cmaes: they learn), `priors` and `warm` (what is known first).
+changes them), `optuna_searcher` (tpe, gp, cmaes, nsgaii: they learn), `priors` and `warm` (known first).
 
 >>> space = SearchSpace.from_mapping({"lr": {"float": [1.0e-4, 0.1], "log": True}, "depth": 3})
 >>> searcher = build_searcher({"kind": "list", "configs": [{"lr": 0.1}]}, space, mode="min", seed=7)

@@ -1,4 +1,4 @@
-"""Searchers that learn: Optuna's TPE, Gaussian process and CMA-ES samplers.
+"""Searchers that learn: Optuna's TPE, Gaussian process, CMA-ES and NSGA-II samplers.
 
 One in-memory study, asked and told. A sampler is made anew for each proposal, seeded with (seed,
 index), so that a controller that restarts goes on as if it had never died. Optuna is imported on
@@ -66,6 +66,12 @@ class CMAESOptions(SamplerOptions):
     sampler = "CmaEsSampler"
 
 
+class NSGAIIOptions(SamplerOptions):
+    """Options of `nsgaii`."""
+
+    sampler = "NSGAIISampler"
+
+
 class OptunaSearcher:
     """Proposes what an Optuna sampler suggests; each trial's last metric teaches it.
 
@@ -75,8 +81,8 @@ class OptunaSearcher:
     Args:
         make_sampler: Returns a fresh sampler for a seed.
         modes: Of all metrics.
-        keeps_state: The sampler leaves notes in the study while it suggests (CMA-ES), so a restart must
-            let it suggest again.
+        keeps_state: The sampler leaves notes in the study while it suggests (CMA-ES, NSGA-II), so a restart
+            must let it suggest again.
         limits: Constraints that the sampler heeds: a trial that did not report them teaches nothing.
     """
 
@@ -173,7 +179,7 @@ def _learning(kind: str, options_model: type[SamplerOptions]) -> Plugin:
 
         make, given = getattr(optuna.samplers, sampler), options.model_extra or {}
         _check_options(kind, make, given)
-        silent = kind != "tpe"  # TPE is silent by default, and deprecates the switch
+        silent = kind in ("gp", "cmaes")  # TPE is silent by default, NSGA-II always
         fixed: dict[str, Any] = {"warn_independent_sampling": False} if silent else {}
         if settings.limits:
             fixed["constraints_func"] = lambda told: told.user_attrs[_VIOLATIONS]
@@ -183,7 +189,7 @@ def _learning(kind: str, options_model: type[SamplerOptions]) -> Plugin:
                 lambda seed: make(seed=seed, **fixed, **given),
                 modes=(settings.mode, *settings.other_modes),
                 seed=settings.seed,
-                keeps_state=kind == "cmaes",
+                keeps_state=kind in ("cmaes", "nsgaii"),
                 limits=settings.limits,
             )
         except (ValueError, TypeError) as error:
@@ -192,10 +198,11 @@ def _learning(kind: str, options_model: type[SamplerOptions]) -> Plugin:
     return Plugin(build, options_model)
 
 
-TPE, GP, CMAES = (
+TPE, GP, CMAES, NSGAII = (
     _learning("tpe", TPEOptions),
     _learning("gp", GPOptions),
     _learning("cmaes", CMAESOptions),
+    _learning("nsgaii", NSGAIIOptions),
 )
 
 

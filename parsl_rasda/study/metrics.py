@@ -76,7 +76,7 @@ def _not_by_fronts(plain: Plain) -> Iterator[Diagnostic]:
     """Yield what compares trials by one number only."""
     what = "with several metrics" if plain.get("metrics") else "with constraints"
     if mapping_at(plain, "searcher").get("kind") == "cmaes":
-        yield Diagnostic(("searcher", "kind"), f"cmaes, {what}", "random, sobol, grid, list, tpe, gp")
+        yield Diagnostic(("searcher", "kind"), f"cmaes, {what}", "random, sobol, grid, list, tpe, gp, nsgaii")
     if plain.get("best") == "epoch":
         yield Diagnostic(("best",), f"epoch, {what}", "last: an epoch that is best in all is rare")
     scheduler = mapping_at(plain, "scheduler")

@@ -47,7 +47,7 @@ class SearcherSpec(PluginSpec):
     group = SEARCHERS
 
     kind: str = Field(
-        "random", description="random, grid, sobol, tpe, gp, cmaes (Optuna's), list, or a plug-in."
+        "random", description="random, grid, sobol, tpe, gp, cmaes, nsgaii (Optuna's), list, or a plug-in."
     )
     warm_start: str | None = Field(
         None,

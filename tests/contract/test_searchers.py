@@ -33,6 +33,11 @@ class TestCmaEs(SearcherContract):
         return build_searcher({"kind": "cmaes", "popsize": 4}, space, mode="min", seed=seed)
 
 
+class TestNsgaIi(SearcherContract):
+    def build(self, space: SearchSpace, *, seed: int) -> Searcher:
+        return build_searcher({"kind": "nsgaii", "population_size": 4}, space, mode="min", seed=seed)
+
+
 @pytest.mark.slow
 class TestGaussianProcess(SearcherContract):
     def build(self, space: SearchSpace, *, seed: int) -> Searcher:

@@ -90,7 +90,7 @@ def test_only_who_keeps_the_limits_is_good_enough(tmp_path: Path, bound: float, 
     assert bool(run.machine.stop_reason) == ends_early
 
 
-@pytest.mark.parametrize("kind", ["tpe", "gp"])
+@pytest.mark.parametrize("kind", ["tpe", "gp", "nsgaii"])
 def test_a_searcher_that_learns_is_told_all_metrics_and_limits(kind: str) -> None:
     spec = tune(searcher={"kind": kind}, constraints=[{"metric": "loss", "at_most": 0.5}])
     searcher: Any = build_study_searcher(spec, 7)

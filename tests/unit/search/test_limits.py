@@ -10,7 +10,7 @@ from parsl_rasda.types import TrialId
 SPACE = SearchSpace.from_mapping({"lr": {"float": [1e-4, 1e-1], "log": True}})
 
 
-@pytest.mark.parametrize("kind", ["tpe", "gp"])
+@pytest.mark.parametrize("kind", ["tpe", "gp", "nsgaii"])
 @pytest.mark.parametrize("metric", [None, 0.5, float("inf")])
 def test_a_trial_that_ended_without_its_limits_teaches_nothing(kind: str, metric: float | None) -> None:
     searcher = build_searcher({"kind": kind}, SPACE, mode="min", seed=1, limits=1)

@@ -150,3 +150,18 @@ def test_a_restart_goes_on_as_if_there_had_been_none(kind: str, died_after: int)
 def test_a_prior_that_cannot_be_is_refused(form, key: str) -> None:
     with pytest.raises(InvalidSettingError, match=key):
         SearchSpace.from_mapping({"x": form})
+
+
+def test_a_failure_that_was_retried_leaves_no_mark() -> None:
+    retried, fresh = searcher(), searcher()
+    trials = [TrialId(str(i)) for i in range(6)]
+    for each in (retried, fresh):
+        for trial in trials:
+            each.propose(trial)
+    for trial in trials:
+        retried.conclude(trial, None)
+    for each in (retried, fresh):
+        for number, trial in enumerate(trials):
+            each.conclude(trial, -float(number))
+    assert retried.share == fresh.share
+    assert [retried.propose(TrialId(t)) for t in "abc"] == [fresh.propose(TrialId(t)) for t in "abc"]

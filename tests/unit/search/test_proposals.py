@@ -139,9 +139,16 @@ def test_a_list_is_proposed_in_its_order_and_then_exhausted() -> None:
     assert [searcher.propose(t) for t in "bcd"] == [{"x": 1}, {"x": 2}, None]
 
 
-@pytest.mark.parametrize("options", [{}, {"use_separable_cma": True}, {"with_margin": True}])
-def test_cmaes_takes_its_generations_up_again_after_a_restart(options) -> None:
-    settings = {"kind": "cmaes", "popsize": 4, **options}
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kind": "cmaes", "popsize": 4},
+        {"kind": "cmaes", "popsize": 4, "use_separable_cma": True},
+        {"kind": "cmaes", "popsize": 4, "with_margin": True},
+        {"kind": "nsgaii", "population_size": 4},
+    ],
+)
+def test_generations_are_taken_up_again_after_a_restart(settings) -> None:
     whole = build_searcher(settings, SQUARE, mode="min", seed=1)
     resumed = build_searcher(settings, SQUARE, mode="min", seed=1)
     for trial in map(str, range(20)):
@@ -202,7 +209,7 @@ def test_a_configuration_of_another_space_is_kept_but_teaches_nothing() -> None:
     [
         (
             {"kind": "bayes"},
-            "searcher.kind: found 'bayes'; allowed: random, grid, sobol, tpe, gp, cmaes, list",
+            "searcher.kind: found 'bayes'; allowed: random, grid, sobol, tpe, gp, cmaes, nsgaii, list",
         ),
         ({"kind": "random", "n": 1}, "searcher.n: found an unknown key; allowed: none"),
         ({"kind": "sobol", "scramble": 1}, "searcher.scramble: found 1; allowed: a boolean"),
