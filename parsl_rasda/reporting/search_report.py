@@ -9,6 +9,7 @@ import networkx as nx
 import yaml
 
 from parsl_rasda.orchestration.replay import ReplayedSearch
+from parsl_rasda.orchestration.run_names import all_records
 from parsl_rasda.orchestration.summary import NOT_TRIED
 from parsl_rasda.reporting.asha import AshaComparison, asha_lines
 from parsl_rasda.reporting.best_so_far import Line, best_charts, best_so_far, other_of_best
@@ -69,7 +70,7 @@ def search_report(
     if not history.records:
         state = summary["state"] if summary["cause"] else "has not begun"
         return {"summary": summary, "begun": False, "state": state}
-    occupancy = occupancy_of(history.records)
+    occupancy = occupancy_of(all_records(history.records))
     span_s = occupancy.close(clock)
     whole = SearchSpace.from_mapping(history.tune.search_space)
     space, best = whole.parameters, summary["best"]
