@@ -54,6 +54,8 @@ def test_a_winner_is_trained_again_with_other_seeds_and_the_run_is_verified(tmp_
     assert found["best"]["test"]["metric"] == "test_loss"
     assert row["test"]["n"] == 2
     assert len({found["best"]["test"]["value"], row["test"]["mean"]}) == 2, "their seeds differ"
+    code, out, err = finish(start(tmp_path, "report", "run"), 60)
+    assert code == 0, out + err
     assert "test_loss" not in (tmp_path / "run" / "metrics.csv").read_text()
     assert "test_loss" in (tmp_path / "run" / "report.html").read_text()
     assert json.loads((tmp_path / "run" / "best.json").read_text())["confirm"] == found["confirm"]
