@@ -87,6 +87,15 @@ class StudyResult(dict[str, Any]):
         return list(self.summary()["front"])
 
     @property
+    def confirmed(self) -> dict[str, Any] | None:
+        """What training the best trials again has come to: `tune.confirm`; None if there is none.
+
+        ``candidates`` have ``trial``, ``mean``, ``spread``, ``results`` and the ``chance`` to be the best.
+        """
+        found: dict[str, Any] | None = self.summary()["confirm"]
+        return found
+
+    @property
     def energy(self) -> dict[str, Any]:
         """What the search has drawn [kWh]: ``kwh``, None if nobody knows, and ``by_outcome`` of its trials.
 

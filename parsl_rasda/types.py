@@ -270,6 +270,19 @@ class Budget:
     node_hours: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Confirm:
+    """How a search confirms its winner.
+
+    Attributes:
+        top: How many of the best trials are trained again.
+        seeds: How often each, with a new seed each time.
+    """
+
+    top: int
+    seeds: int
+
+
 class StudyState(StrEnum):
     """Where a study stands."""
 

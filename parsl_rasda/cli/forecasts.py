@@ -56,7 +56,7 @@ def _view(study: str, found: Forecast, run: Path | None) -> RenderableType:
     if found.sizes:
         parts += _indented(_sizes(found.sizes))
     pilots = [Text(f"  {sentence}") for p in found.pilots for sentence in _pilots(p)]
-    pilots += [Text(f"  {sentence}") for sentence in _budget(found)]
+    pilots += [Text(f"  {sentence}") for sentence in (*_budget(found), *_confirm(found))]
     parts += [Text(), *pilots] if pilots else []
     return Group(*parts, *(Text(f"\n{sentence}", "yellow") for sentence in found.advice))
 
@@ -91,6 +91,15 @@ def _budget(found: Forecast) -> Iterator[str]:
         return
     parts = [_largest("num_samples", under.num_samples), _largest("max_t", under.max_t or 0)]
     yield f"the largest that fit, each with the other as declared: {', '.join(parts)}"
+
+
+def _confirm(found: Forecast) -> Iterator[str]:
+    """Yield what training the best trials again adds."""
+    if (more := found.confirm) is not None:
+        yield (
+            f"confirm: {counted(more.runs, 'training')} on top of that, {counted(more.epochs, 'epoch')}, "
+            f"{duration(more.makespan_s)}, {_hours(more.gpu_hours)} GPU-hours"
+        )
 
 
 def _largest(name: str, number: int) -> str:

@@ -51,11 +51,12 @@ def build_machine(tune: TuneSpec) -> Machine:
         interactive=tune.training.command is None,
         batching=batching(tune),
         keep=tune.training.keep_checkpoints.whose,
-        keep_best=tune.training.keep_checkpoints.best,
+        keep_best=max(tune.training.keep_checkpoints.best, tune.confirm.top if tune.confirm else 1),
         keep_rungs=tune.training.keep_checkpoints.rungs,
         best=tune.best,
         stop_when=_stop_when(tune),
         objectives=found,
+        test_metric=tune.test_metric,
     )
     return Machine(settings, scheduler, build_growth(method.growth))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from parsl_rasda.orchestration.allocator import Allocator
+from parsl_rasda.orchestration.confirmation import Confirmation
 from parsl_rasda.orchestration.events import FinishStudy
 from parsl_rasda.orchestration.fault_model import FaultModel
 from parsl_rasda.orchestration.lifecycle import TrialLifecycle
@@ -15,9 +16,15 @@ class Completion:
     """Ends a search."""
 
     def __init__(
-        self, search: SearchRecord, lifecycle: TrialLifecycle, allocator: Allocator, faults: FaultModel
+        self,
+        search: SearchRecord,
+        lifecycle: TrialLifecycle,
+        allocator: Allocator,
+        faults: FaultModel,
+        confirmation: Confirmation,
     ) -> None:
         """Work on a search; what its last trials need is done by the others."""
+        self._confirmation = confirmation
         self._search, self._lifecycle, self._allocator, self._faults = search, lifecycle, allocator, faults
 
     def finish_if_over(self) -> None:
@@ -56,6 +63,8 @@ class Completion:
 
     def finish(self, state: StudyState, cause: str = "") -> None:
         """End the search."""
+        if not self._search.jobs:
+            self._confirmation.suspend()
         self._search.state, self._search.is_over = state, True
         self._search.budget.close(self._search.now)
         self._search.instructions.append(FinishStudy(state, cause))
@@ -102,12 +111,29 @@ class Completion:
         return can_ever_start(needed, (workers, None, caution)) and not can_ever_start(needed, waiting.kind)
 
     def _finish_well(self) -> None:
+        if self._confirmation.begin():
+            self._confirm()
+            return
+        if self._search.state is StudyState.INTERRUPTED and self._confirmation.is_wanted:
+            self.finish(StudyState.INTERRUPTED, self._search.interruption)
+            return
+        self._confirmation.suspend()
         trials, budget = self._search.trials.values(), self._search.budget
         good = any(t.state is not TrialState.FAILED for t in trials)
         if budget.reason and all(t.last is None for t in trials):
             self.finish(StudyState.FAILED, f"{budget.reason}, and no trial has reported by then")
         else:
             self.finish(StudyState.DONE if good else StudyState.FAILED)
+
+    def _confirm(self) -> None:
+        """Let the runs of the confirmation start; pilots that have gone meanwhile are asked for."""
+        search = self._search
+        for site in search.pilots.least:
+            if not (search.pilots.has(site) or search.pilots.must_back_off(site)):
+                search.instructions.append(search.pilots.request(site))
+        self._allocator.allocate()
+        if not search.jobs:
+            self.finish_if_over()
 
     def _finish_unfit(self, needed: int) -> None:
         largest = self._search.cluster_state.ledger.largest

@@ -25,6 +25,7 @@ from parsl_rasda.orchestration.events import (
 )
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.replay import NoSearcher, ReplayedSearch
+from parsl_rasda.orchestration.run_names import OfSearch, all_records
 from parsl_rasda.orchestration.trial_record import TrialRecord
 from parsl_rasda.types import JobId, Placement, TrialId, TrialState
 
@@ -136,5 +137,7 @@ def graph_of_decisions(history: ReplayedSearch, after: Sequence[str]) -> nx.DiGr
     """
     machine = history.fresh_machine()
     decisions = DecisionGraph(machine, after=after)
-    replay(history.records, machine, NoSearcher(), [decisions], followed=history.followed)
+    replay(
+        all_records(history.records), machine, NoSearcher(), [OfSearch(decisions)], followed=history.followed
+    )
     return decisions.graph

@@ -24,6 +24,7 @@ from parsl_rasda.orchestration.events import (
     CodeSeen,
     ContinueJob,
     EndJob,
+    EpochReported,
     Event,
     FinishStudy,
     Instruction,
@@ -50,7 +51,7 @@ from parsl_rasda.orchestration.job_specs import JobSpecBuilder
 from parsl_rasda.orchestration.journal import Journal, Record
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.search.base import Multiobjective, Searcher
-from parsl_rasda.types import Budget, JobId, Method, PilotId, SiteName, StudyState, TrialId
+from parsl_rasda.types import Budget, Confirm, JobId, Method, PilotId, SiteName, StudyState, TrialId
 
 _HEARTBEAT_S = 10.0
 _BATCH = 256
@@ -112,6 +113,7 @@ class Driver:
         budget: Budget | None = None,
         method: Method | None = None,
         later: Mapping[SiteName, int] = {},
+        confirm: Confirm | None = None,
     ) -> FinishStudy:
         """Run until nothing is left to do, and return how the study ended.
 
@@ -123,6 +125,7 @@ class Driver:
             budget: What the search may spend.
             method: By which it goes on, if that has changed.
             later: Pilots per site beyond those, for which trials must wait.
+            confirm: How its best trials are trained again at its end.
 
         Raises:
             ControllerFailedError: If the backend has met a bug.
@@ -132,7 +135,7 @@ class Driver:
         self.backend.open(self._events.put)
         try:
             started = StudyStarted(
-                self.clock(), num_samples, dict(sites), retry_failed, budget, method, dict(later)
+                self.clock(), num_samples, dict(sites), retry_failed, budget, method, dict(later), confirm
             )
             finish = self._act(self.record([started, *self._code_events()]), pilots)
             while finish is None and not self._abandoned:
@@ -184,7 +187,9 @@ class Driver:
         """Let the machine handle events, sync them, and return what must be done."""
         pending, records = deque(batch), []
         while pending:
-            event = self._numbered(cleaned_event(pending.popleft()))
+            event = self._numbered(self._held_out(cleaned_event(pending.popleft())))
+            if type(event) is TrialProposed and event.told and self.machine.is_confirming:
+                continue  # too late for this search: `resume` takes the request up
             instructions = self.machine.handle(event)
             records.append(Record(event, instructions))
             for instruction in instructions:
@@ -198,6 +203,14 @@ class Driver:
             for observer in self.observers:
                 observer.add(record.event, record.instructions)
         return [i for record in records for i in record.instructions]
+
+    def _held_out(self, event: Event) -> Event:
+        """Take the test metric out of a report: it must be in none of the places where metrics are shown."""
+        name = self.job_specs.tune.test_metric
+        if name is None or not isinstance(event, EpochReported) or name not in event.metrics:
+            return event
+        others = {key: value for key, value in event.metrics.items() if key != name}
+        return replace(event, metrics=others, test=float(event.metrics[name]))
 
     def _numbered(self, event: Event) -> Event:
         """Give the next number to a trial that the user has added, of which the searcher learns."""
@@ -221,7 +234,7 @@ class Driver:
             match instruction:
                 case StartJob():
                     pilot = pilots[instruction.placement.pilot]
-                    trial = self.machine.trials[instruction.job.trial]
+                    trial = self.machine.record_of(instruction.job.trial)
                     spec = self.job_specs.build(
                         instruction,
                         interactive=pilot.interactive,

@@ -20,6 +20,7 @@ from parsl_rasda.protocol import Checkpoint, Steps
 from parsl_rasda.types import (
     Blame,
     Budget,
+    Confirm,
     GradientNoise,
     JobId,
     Method,
@@ -59,6 +60,7 @@ class StudyStarted(_Record, frozen=True):
         budget: What the search may spend, over all its starts; None sets no limit.
         method: By which it goes on from now, if the user has changed that.
         later: Pilots per site that are asked for beyond those, one by one, when trials wait for slots.
+        confirm: How its best trials are trained again at its end; None if they are not.
     """
 
     at: float
@@ -68,6 +70,7 @@ class StudyStarted(_Record, frozen=True):
     budget: Budget | None = None
     method: Method | None = None
     later: Mapping[SiteName, int] = {}
+    confirm: Confirm | None = None
 
 
 class PilotStarted(_Record, frozen=True):
@@ -186,6 +189,7 @@ class EpochReported(_Record, frozen=True):
         includes_startup: Whether the start of a script is in ``seconds``, which nobody could tell apart.
         exact: Whether training gives the same bits at any width, in words; empty if that is not known or new.
         devices: Models of the ranks' GPUs; empty if they are not known or new.
+        test: The test metric, which is in no other place: nobody looks at it before the search is over.
     """
 
     at: float
@@ -201,6 +205,7 @@ class EpochReported(_Record, frozen=True):
     includes_startup: bool = False
     exact: str = ""
     devices: tuple[str, ...] = ()
+    test: float | None = None
 
 
 class JobEnded(_Record, frozen=True):

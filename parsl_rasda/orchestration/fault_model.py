@@ -203,7 +203,7 @@ class FaultModel:
     def _own_fault(self, trial: TrialRecord, job: LiveJob, event: JobEnded) -> str:
         """Note a trial's own fault, and whether all fail alike; return it."""
         cause = event.cause or "the training function failed"
-        if not any(t.history for t in self._search.trials.values()):
+        if not (self._search.is_confirming or any(t.history for t in self._search.trials.values())):
             self._alike.append((cause, trial.id, job.slots))
         return cause
 
@@ -211,7 +211,7 @@ class FaultModel:
     def all_fail_alike(self) -> str:
         """The cause, if the first trials have failed alike: other configurations will not help."""
         trials, same = self._search.trials, self._alike
-        if len(same) < _ALIKE:
+        if len(same) < _ALIKE or self._search.is_confirming:
             return ""
         is_one_cause = len({cause for cause, _, _ in same}) == 1
         if not is_one_cause or any(t.history for t in trials.values()):

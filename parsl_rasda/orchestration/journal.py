@@ -49,9 +49,9 @@ VERSION = version("parsl_rasda")
 _OLD_NAMES = {"SiteTroubled": "SiteDegraded", "TimePassed": "TimerFired", "ConcludeTrial": "TrialFinished"}
 # Fields that came later, and are written only where they say something.
 _ADDED: dict[Any, tuple[str, ...]] = {  # Any: types of records
-    EpochReported: ("samples", "noise", "steps", "includes_startup", "exact", "devices"),
+    EpochReported: ("samples", "noise", "steps", "includes_startup", "exact", "devices", "test"),
     ContinueJob: ("batches",),
-    StudyStarted: ("budget", "method", "later"),
+    StudyStarted: ("budget", "method", "later", "confirm"),
     JobEnded: ("energy_j",),
     TrialProposed: ("told",),
 }
@@ -222,6 +222,7 @@ class _Epoch(Struct, frozen=True, tag=EpochReported.__name__, gc=False):
     includes_startup: bool = False
     exact: str = ""
     devices: tuple[str, ...] = ()
+    test: float | None = None
     checkpoint_epoch: int | None = None
 
     def reported(self) -> EpochReported:
@@ -240,6 +241,7 @@ class _Epoch(Struct, frozen=True, tag=EpochReported.__name__, gc=False):
             self.includes_startup,
             self.exact,
             self.devices,
+            self.test,
         )
 
 

@@ -296,6 +296,8 @@ class TrialLifecycle:
         search.note_samples(trial, event.samples)
         trial.epoch, trial.preemptions = event.epoch, 0
         trial.history[event.epoch] = metric
+        if event.test is not None:
+            trial.tests[event.epoch] = event.test
         keeps_limits = True
         if search.settings.objectives is not None:
             values = search.settings.objectives.values(event.metrics)
@@ -447,6 +449,8 @@ class TrialLifecycle:
         self._search.ended += 1
         if trial.id not in self._search.cut_off:
             self._search.stop.end(self._search.ended)
+        if self._search.is_confirming:
+            return  # the searcher must not learn of it
         last = trial.last
         metric = last[1] if last is not None and state is not TrialState.FAILED else None
         finished = TrialFinished(trial.id, state, metric, reason)

@@ -18,9 +18,12 @@ import math
 from collections.abc import Collection, Mapping
 from typing import assert_never
 
+from msgspec.structs import replace
+
 from parsl_rasda.orchestration.allocator import Allocator
 from parsl_rasda.orchestration.budget import BudgetWatch
 from parsl_rasda.orchestration.completion import Completion
+from parsl_rasda.orchestration.confirmation import Confirmation
 from parsl_rasda.orchestration.events import (
     CodeSeen,
     EpochReported,
@@ -87,14 +90,31 @@ class Machine:
             step=settings.world_size_step,
         )
         self._search = SearchRecord(settings, scheduler, growth, self.cluster_state)
-        self.trials, self.jobs, self.pilots = self._search.trials, self._search.jobs, self._search.pilots
+        self.jobs, self.pilots = self._search.jobs, self._search.pilots
         self.faults = FaultModel(self._search)
         self._lifecycle = TrialLifecycle(self._search, self.faults)
         self._allocator = Allocator(self._search, self._lifecycle)
-        self._completion = Completion(self._search, self._lifecycle, self._allocator, self.faults)
+        self.confirmation = Confirmation(self._search, self._lifecycle, self.faults)
+        self._completion = Completion(
+            self._search, self._lifecycle, self._allocator, self.faults, self.confirmation
+        )
         self._follower: Follower | None = None
         is_validated = are_validated() if validate is None else validate
         self._invariants = Invariants(self._search) if is_validated else None
+
+    @property
+    def trials(self) -> dict[TrialId, TrialRecord]:
+        """The search's own trials, without the runs of its confirmation."""
+        return self.confirmation.searched.trials
+
+    @property
+    def is_confirming(self) -> bool:
+        """Whether the search is decided, and its best trials are trained again."""
+        return self._search.is_confirming
+
+    def record_of(self, trial: TrialId) -> TrialRecord:
+        """Return what is known of a trial, or of a run of the confirmation."""
+        return self.confirmation.runs[trial] if trial in self.confirmation.runs else self.trials[trial]
 
     @property
     def growth(self) -> GrowthPolicy:
@@ -134,17 +154,17 @@ class Machine:
     @property
     def stop_reason(self) -> str:
         """Why the search stopped before it had all trials, as the study wants it; empty if it did not."""
-        return self._search.stop.reason or self._search.budget.reason
+        return self.found or self._search.budget.reason
 
     @property
     def found(self) -> str:
         """What the search has found, in words, by which it wants no further trial; empty if it has not."""
-        return self._search.stop.reason
+        return self.confirmation.searched.stop.reason
 
     @property
     def num_samples(self) -> int:
         """Trials wanted in all."""
-        return self._search.num_samples
+        return self.confirmation.searched.num_samples
 
     def split(self, rung: int) -> Split:
         """Return the parallelism on the way to a rung, for a trial whose samples nobody has counted."""
@@ -158,7 +178,7 @@ class Machine:
     @property
     def cut_off(self) -> Collection[TrialId]:
         """Trials that the budget has ended: they go on when it is larger."""
-        return self._search.cut_off.keys()
+        return self.confirmation.searched.cut_off.keys()
 
     def may_go_on(self, num_samples: int, budget: Budget, now: float) -> bool:
         """Whether a search that is done has more to do: trials are missing, or the budget is larger."""
@@ -259,15 +279,17 @@ class Machine:
     def _on_study_started(self, event: StudyStarted) -> None:
         """Begin, or take up again after a death."""
         search = self._search
+        self.confirmation.take_up(event)
         self._lifecycle.take_up(event)
         self._close_if_full()
+        self.confirmation.begin()
         if not search.is_unfinished or search.stop.reason or not search.budget.has_room(search.now):
             return  # it died between its last decision and its end, has found enough, or has spent its budget
         for site, wanted in event.sites.items():
             search.instructions.extend(self.pilots.request(site) for _ in range(wanted))
         self.pilots.deferred.update(event.later)
         self.pilots.least.update(event.sites)
-        known = {t.site for t in self.trials.values()} | {w.site for w in self.cluster_state.waiting}
+        known = {t.site for t in search.trials.values()} | {w.site for w in self.cluster_state.waiting}
         for site in sorted({site for site in known if site} - set(event.sites)):
             self._lifecycle.abandon_site(site)
 
@@ -275,6 +297,8 @@ class Machine:
         search = self._search
         if event.told <= search.told:
             return
+        if search.is_confirming:  # the next start takes the rest up: the search itself is decided
+            event = replace(event, told=search.told, retry_failed=False)
         self._lifecycle.note_told(event)
         trial = search.trials.get(event.stop) if event.stop is not None else None
         if trial is not None and not trial.state.is_final:
@@ -283,8 +307,10 @@ class Machine:
 
     def _on_proposed(self, event: TrialProposed) -> None:
         search = self._search
+        if search.is_confirming:
+            return
         is_awaited = event.told > search.told if event.told else search.is_proposing
-        if not is_awaited or event.trial in self.trials:
+        if not is_awaited or event.trial in search.trials:
             return
         self._lifecycle.admit(event)
         self._close_if_full()
@@ -412,7 +438,7 @@ class Machine:
         metric = self._lifecycle.note_epoch(trial, job, event)
         self._lifecycle.requeue_doubtful()
         for other, cause in guilty:
-            self._lifecycle.fail(self.trials[other], cause)
+            self._lifecycle.fail(self._search.trials[other], cause)
         if self._search.stop.reason:
             return  # it is told to leave with all others
         objectives = self.settings.objectives
@@ -424,7 +450,7 @@ class Machine:
         """Act on what the scheduler says of a trial at an epoch boundary."""
         goes_on = decision.action is Action.CONTINUE
         at_rung = not goes_on or decision.until != trial.until
-        if at_rung and math.isfinite(metric):
+        if at_rung and math.isfinite(metric) and not self._search.is_confirming:
             self._search.instructions.append(ObserveTrial(trial.id, trial.epoch, metric))
         trial.rung, trial.reason = decision.rung, decision.reason or trial.reason
         if goes_on:

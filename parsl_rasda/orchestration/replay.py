@@ -23,6 +23,7 @@ from parsl_rasda.orchestration.driver import replay
 from parsl_rasda.orchestration.journal import VERSION, Record, Records, read, version_of
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.run_directory import RunDirectory
+from parsl_rasda.orchestration.run_names import SearchRecords
 from parsl_rasda.orchestration.summary import summarise
 from parsl_rasda.orchestration.usage import Usage
 from parsl_rasda.search.base import Searcher
@@ -44,7 +45,7 @@ class ReplayedSearch:
     """One `tune` stage as its journal records it.
 
     Attributes:
-        records: Every event and what followed from it, in order.
+        records: Every event and what followed from it, in order; see `SearchRecords`.
         version: Of the product that wrote the last of them; empty if it did not say.
         followed: So many versions decided otherwise than this one; their records are taken for decided.
         difference: The first decision that differs, in a sentence, or empty.
@@ -228,7 +229,7 @@ def replay_search(
             followed = other.section + 1
             difference = difference or _in_a_sentence(other, versions[other.section])
             continue
-        found = Records(path, count)
+        found = SearchRecords(Records(path, count))
         return ReplayedSearch(
             study, tune, machine, searcher, usage, found, versions[-1], followed, difference, begun=begun
         )

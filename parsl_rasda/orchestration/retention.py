@@ -14,6 +14,7 @@ from operator import itemgetter
 
 from parsl_rasda.orchestration.events import Event, Instruction, JobEnded, StudyStarted, TrialFinished
 from parsl_rasda.orchestration.machine import Machine
+from parsl_rasda.orchestration.run_names import is_run
 from parsl_rasda.orchestration.trial_record import TrialRecord, front
 from parsl_rasda.types import JobId, Keep, Mode, TrialId, TrialState
 
@@ -51,9 +52,17 @@ class Retention:
             self.look_at_all()
         elif isinstance(event, JobEnded) and event.job.trial in trials:
             self._look_at(trials[event.job.trial])
+        elif isinstance(event, JobEnded) and is_run(event.job.trial):
+            self._look_at_run(event.job)
         for instruction in instructions:
             if isinstance(instruction, TrialFinished):
                 self._look_at(trials[instruction.trial])
+
+    def _look_at_run(self, job: JobId) -> None:
+        """Release a run of the confirmation that has ended: its metric is all that it was trained for."""
+        run = self._machine.confirmation.runs.get(job.trial)
+        if run is not None and run.state is TrialState.COMPLETED and run.job is None:
+            self._discard(JobId(run.id, run.attempt))
 
     def look_at_all(self) -> None:
         """Look at every trial, of whom only those that have ended count."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from parsl_rasda.orchestration.budget import BudgetWatch
 from parsl_rasda.orchestration.events import EpochReported, Instruction
@@ -33,6 +33,7 @@ class MachineSettings:
         best: Which of its epochs a trial is compared with the others by, in the end.
         stop_when: When the search has found enough.
         objectives: By what trials are judged, if not by one metric alone.
+        test_metric: What nobody looks at before the search is over, if there is one.
         interactive: Trainings ask what to do at each epoch, where there is a channel; scripts never do.
         batching: How many replicas share a step, and how large it is.
     """
@@ -52,6 +53,27 @@ class MachineSettings:
     best: JudgedBy = JudgedBy.LAST
     stop_when: StopWhen = field(default_factory=StopWhen)
     objectives: Objectives | None = None
+    test_metric: str | None = None
+
+
+@dataclass(slots=True)
+class Trials:
+    """A set of trials with what decides about it: all that a search and its confirmation do not share.
+
+    Attributes:
+        as in `SearchRecord`.
+    """
+
+    scheduler: Scheduler
+    stop: StopWatch
+    trials: dict[TrialId, TrialRecord]
+    num_samples: int
+    ended: int
+    exhausted_at: int = 0
+    added: int = 0
+    paused: set[TrialId] = field(default_factory=set)
+    retried: set[TrialId] = field(default_factory=set)
+    cut_off: dict[TrialId, bool] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -79,6 +101,7 @@ class SearchRecord:
         method: By which it goes on since the user has changed that; None before.
         retried: Trials that failed and start afresh once their jobs have left.
         cut_off: Trials that the budget has ended, and whether each was paused: a larger one lets them go on.
+        is_confirming: Its trials are those of the confirmation, for as long as they train.
     """
 
     settings: MachineSettings
@@ -108,11 +131,19 @@ class SearchRecord:
     at_most: int = 0
     retried: set[TrialId] = field(default_factory=set)
     cut_off: dict[TrialId, bool] = field(default_factory=dict)
+    is_confirming: bool = False
     _ladders: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)  # by rung and replicas
 
     def __post_init__(self) -> None:
         """Watch for what the study wants to find."""
         self.stop = StopWatch(self.settings.stop_when, self.settings.metric, self.settings.mode)
+
+    def exchange(self, trials: Trials) -> None:
+        """Change its trials for others: the record that is given has the former ones after it."""
+        for one in fields(Trials):
+            mine = getattr(self, one.name)
+            setattr(self, one.name, getattr(trials, one.name))
+            setattr(trials, one.name, mine)
 
     def lacks(self, num_samples: int) -> bool:
         """Whether trials are missing to so many that the searcher may have."""

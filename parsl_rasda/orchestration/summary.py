@@ -9,9 +9,16 @@ from dataclasses import asdict
 from typing import Any
 
 from parsl_rasda.orchestration.brackets import bracket_of, bracket_rows
+from parsl_rasda.orchestration.confirmed import (
+    confirmation_document,
+    confirmed_winner,
+    results_of,
+    test_of,
+)
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.rank_agreement import rank_agreement
 from parsl_rasda.orchestration.retention import released
+from parsl_rasda.orchestration.run_names import is_run
 from parsl_rasda.orchestration.trial_record import TrialRecord, best_trial, front
 from parsl_rasda.orchestration.usage import Usage
 from parsl_rasda.types import GradientNoise, PilotId, StudyState, TrialState
@@ -40,6 +47,7 @@ def summarise(study: str, machine: Machine, usage: Usage, now: float | None = No
         "metric": machine.settings.metric,
         "mode": machine.settings.mode.value,
         "best": best(machine),
+        "confirm": confirmation_document(machine),
         "front": _front(machine),
         "trials": {"total": machine.num_samples, **counts},
         "left_s": time_left(machine, usage),
@@ -107,6 +115,8 @@ def time_left(machine: Machine, usage: Usage) -> float | None:
     """
     trials = machine.trials.values()
     ended = [t.epoch for t in trials if t.state.is_final]
+    if machine.is_confirming:
+        return None
     if machine.state is not StudyState.RUNNING or not (ended and usage.epochs and usage.gpus):
         return None
     seconds = usage.held_gpu_s() / usage.gpus
@@ -138,6 +148,7 @@ def no_search(study: str) -> dict[str, Any]:
         "metric": None,
         "mode": None,
         "best": None,
+        "confirm": None,
         "front": [],
         "trials": {"total": 0, **dict.fromkeys(TrialState, 0), NOT_TRIED: 0},
         "left_s": None,
@@ -196,7 +207,7 @@ def energy(machine: Machine, usage: Usage) -> dict[str, Any]:
     """
     by_outcome: dict[str, float] = {}
     for trial, joules in usage.energy_j.items():
-        state = machine.trials[trial].state.value
+        state = "confirmation" if is_run(trial) else machine.trials[trial].state.value
         by_outcome[state] = by_outcome.get(state, 0.0) + joules / _J_PER_KWH
     return {
         "kwh": round(sum(by_outcome.values()), 9) if usage.jobs_metered else None,
@@ -227,8 +238,12 @@ def cause(machine: Machine, usage: Usage) -> str:
 
 
 def best(machine: Machine) -> dict[str, Any] | None:
-    """Return the best trial as the next stage of a pipeline receives it, or None."""
-    found = best_trial(machine.trials, machine.settings.mode)
+    """Return the best trial as the next stage of a pipeline receives it, or None.
+
+    Once it is confirmed, it is the candidate with the best mean, with what the search itself had found of it.
+    """
+    winner = confirmed_winner(machine)
+    found = machine.trials[winner] if winner else best_trial(machine.trials, machine.settings.mode)
     if found is None or found.result is None or found.last is None:
         return None
     epoch, metric = found.result
@@ -242,7 +257,18 @@ def best(machine: Machine) -> dict[str, Any] | None:
         "replicas": found.replicas,
         "site": found.site,
         "last": {"epoch": found.last[0], "metric": found.last[1]},
+        **_looked_at_last(machine, found),
     }
+
+
+def _looked_at_last(machine: Machine, found: TrialRecord) -> dict[str, Any]:
+    """Return what the best trial has on top of all others, once the search is over."""
+    extra: dict[str, Any] = {}
+    if confirmed_winner(machine) == found.id:
+        extra["confirmed"] = statistics.fmean(results_of(machine, found.id))
+    if (value := test_of(machine, found)) is not None:
+        extra["test"] = {"metric": machine.settings.test_metric, "value": value}
+    return extra
 
 
 def _front(machine: Machine) -> list[dict[str, Any]]:

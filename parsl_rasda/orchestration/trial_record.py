@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import nsmallest
 from itertools import pairwise
 from statistics import fmean
 
@@ -107,6 +108,7 @@ class TrialRecord:
         noise: Of its gradients by epoch, where it was measured; repeated epochs as in ``history``.
         exactness: What its attempts have said of their bits, each once.
         devices: Models of the GPUs that it has trained on, each once.
+        tests: The test metric by epoch, as in ``history``; nothing is decided by it.
     """
 
     id: TrialId
@@ -135,6 +137,7 @@ class TrialRecord:
     codes: list[str] = field(default_factory=list)
     exactness: list[str] = field(default_factory=list)
     devices: list[str] = field(default_factory=list)
+    tests: dict[int, float] = field(default_factory=dict)
 
     def enter(self, state: TrialState) -> None:
         """Change the state of the trial.
@@ -248,6 +251,7 @@ class TrialRecord:
         self.schedule = [first]
         self.epoch = self.retries = self.checkpoint_losses = self.preemptions = self.rung = 0
         self.history, self.reached, self.noise, self.reason, self.codes = {}, {}, {}, "", []
+        self.tests = {}
         self.exactness, self.devices = [], []
 
     def forget(self) -> None:
@@ -289,14 +293,19 @@ def best_trial(trials: Mapping[TrialId, TrialRecord], mode: Mode) -> TrialRecord
     Equal metrics favour the older trial. Of several metrics it is the member of the front that is best by the
     first one.
     """
-    trials = {t.id: t for t in front(trials)} or trials
+    found = best_trials(front(trials) or trials.values(), mode, 1)
+    return found[0] if found else None
+
+
+def best_trials(trials: Iterable[TrialRecord], mode: Mode, most: int) -> list[TrialRecord]:
+    """Return so many trials whose results are best, the best first; as `best_trial`, by one metric."""
     sign = 1.0 if mode is Mode.MIN else -1.0
     ranked = [
         (sign * result[1], t.age, t)
-        for t in trials.values()
+        for t in trials
         if t.state is not TrialState.FAILED and (result := t.result) is not None and math.isfinite(result[1])
     ]
-    return min(ranked, key=lambda r: r[:2])[2] if ranked else None
+    return [t for *_, t in nsmallest(most, ranked, key=lambda r: r[:2])]
 
 
 def front(trials: Mapping[TrialId, TrialRecord]) -> list[TrialRecord]:

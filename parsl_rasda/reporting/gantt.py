@@ -46,12 +46,17 @@ def slots_over_time(
     shapes = [bar for span in occupancy.pilots for bar in _pilot_bars(span, rows, x, row)]
     shapes += _time_axis(x, span_s, height)
     for span in occupancy.jobs:
-        shapes += _job_bars(span, fate(trials[span.job.trial], summary["best"]), rows, x, row)
+        shapes += _job_bars(span, _fate(trials.get(span.job.trial), summary), rows, x, row)
     shapes += _node_names(slots, row, width)
     for at in occupancy.resumed:
         line = f"M{rounded(x(at))} {_TOP}V{rounded(height - _BOTTOM)}"
         shapes.append(shape("path", class_="resumed", d=line))
     return chart(width, height, "Which trial held which GPUs when", shapes)
+
+
+def _fate(trial: Summary | None, summary: Summary) -> str:
+    """Return the classes of a job's bar; a run of the confirmation is no trial of the search."""
+    return "confirmation" if trial is None else fate(trial, summary["best"])
 
 
 def _pilot_bars(span: PilotSpan, rows: Rows, x: Scale, row: float) -> Iterator[Shape]:

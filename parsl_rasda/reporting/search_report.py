@@ -9,6 +9,7 @@ import networkx as nx
 import yaml
 
 from parsl_rasda.orchestration.replay import ReplayedSearch
+from parsl_rasda.orchestration.run_names import all_records
 from parsl_rasda.orchestration.summary import NOT_TRIED
 from parsl_rasda.reporting.asha import AshaComparison, asha_lines
 from parsl_rasda.reporting.best_so_far import Line, best_charts, best_so_far, other_of_best
@@ -22,6 +23,7 @@ from parsl_rasda.reporting.charts import (
     hyperparameters,
     learning_curves,
 )
+from parsl_rasda.reporting.confirmation_table import COLUMNS, confirmation_lines, confirmation_rows
 from parsl_rasda.reporting.fault_timeline import fault_timeline
 from parsl_rasda.reporting.format import counted, duration, metrics_text, number, other_metrics, percent
 from parsl_rasda.reporting.front_chart import front_chart
@@ -69,7 +71,7 @@ def search_report(
     if not history.records:
         state = summary["state"] if summary["cause"] else "has not begun"
         return {"summary": summary, "begun": False, "state": state}
-    occupancy = occupancy_of(history.records)
+    occupancy = occupancy_of(all_records(history.records))
     span_s = occupancy.close(clock)
     whole = SearchSpace.from_mapping(history.tune.search_space)
     space, best = whole.parameters, summary["best"]
@@ -103,11 +105,19 @@ def search_report(
         "is_resumed": bool(occupancy.resumed),
         "rungs": [*_rungs(summary, graph)],
         "agreement": [*agreement_lines(summary)],
+        "confirmed": _confirmed(summary),
         "panels": _panels(summary, space),
         "others": curve_names(summary)[1:],
         "settings": list(dict.fromkeys(key for t in summary["trial_list"] for key in t["config"])),
         "trials": sorted(summary["trial_list"], key=lambda t: _rank(t, sign)),
     }
+
+
+def _confirmed(summary: Summary) -> dict[str, Any] | None:
+    if (found := summary.get("confirm")) is None:
+        return None
+    rows, lines = [*confirmation_rows(found)], [*confirmation_lines(found)]
+    return {"columns": COLUMNS, "rows": rows, "lines": lines}
 
 
 def _best_so_far(history: ReplayedSearch, summary: Summary) -> dict[str, list[Chart]]:
@@ -183,6 +193,8 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str, str, str]]:
         if others := metrics_text(best.get("metrics", {}), but=summary["metric"]):
             where += f"; {others}"
         yield f"best {summary['metric']}", "best.metric", number(best["metric"]), where
+        if test := best.get("test"):
+            yield f"test {test['metric']}", "best.test.value", number(test["value"]), f"trial {best['trial']}"
     shown = (*TrialState, NOT_TRIED)
     states = ", ".join(f"{trials[s]} {s.replace('_', ' ')}" for s in shown if trials.get(s))
     yield "trials", "trials.total", str(trials["total"]), states

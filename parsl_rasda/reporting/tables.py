@@ -16,6 +16,7 @@ from rich.text import Text
 from parsl_rasda.orchestration.summary import NOT_TRIED
 from parsl_rasda.plain_text import printable
 from parsl_rasda.reporting.asha import asha_lines
+from parsl_rasda.reporting.confirmation_table import COLUMNS, confirmation_lines, confirmation_rows
 from parsl_rasda.reporting.format import (
     clock,
     config_text,
@@ -170,6 +171,14 @@ def brackets_view(brackets: Sequence[Mapping[str, Any]]) -> RenderableType:
     return table
 
 
+def confirmation_view(confirm: Mapping[str, Any]) -> RenderableType:
+    """Return the candidates of a confirmation with their means, and what that means."""
+    table = _table(*COLUMNS)
+    for row in confirmation_rows(confirm):
+        table.add_row(*row)
+    return Group(table, *(Text(line) for line in confirmation_lines(confirm)))
+
+
 def batches_text(rung: Mapping[str, Any]) -> str:
     """Return how many `batch_size` made a step on the way to a rung: the least and the most."""
     return "-".join(str(b) for b in sorted({*rung["batches"][:1], *rung["batches"][-1:]}))
@@ -259,6 +268,8 @@ def status_view(
     parts = [summary_view(summary, name), Text(), rungs_view(summary["rungs"])]
     if summary.get("brackets"):
         parts += [Text(), brackets_view(summary["brackets"])]
+    if confirm := summary.get("confirm"):
+        parts += [Text(), confirmation_view(confirm)]
     if not is_brief:
         parts += [Text(line, "dim") for line in agreement_lines(summary)]
     if summary["trial_list"]:
@@ -310,6 +321,8 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str | Text]]:
         yield "best", _best_in_words(best, metric)
         if others := metrics_text(best.get("metrics", {}), but=metric):
             yield "", others
+        if test := best.get("test"):
+            yield "test", f"{test['metric']} {number(test['value'])}"
         yield "", config_text(best["config"])
         if best["checkpoint"]:
             yield "checkpoint", str(best["checkpoint"])

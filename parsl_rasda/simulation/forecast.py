@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from parsl_rasda.errors import InvalidSettingError
 from parsl_rasda.orchestration.admission import check_fit, slots_per_node
+from parsl_rasda.orchestration.assembly import build_machine
 from parsl_rasda.orchestration.batch_limits import limits_of_batches
 from parsl_rasda.orchestration.data_locality import foreseen
 from parsl_rasda.orchestration.replay import ReplayedSearch
@@ -20,13 +21,14 @@ from parsl_rasda.simulation.advice import advice_on
 from parsl_rasda.simulation.budgets import forecast_budget
 from parsl_rasda.simulation.comparison import Comparison, WhatIf
 from parsl_rasda.simulation.costs import Costs
-from parsl_rasda.simulation.outcome import Forecast
+from parsl_rasda.simulation.outcome import ConfirmForecast, Forecast
 from parsl_rasda.simulation.queues import with_waits
-from parsl_rasda.simulation.rehearsal import VirtualSite
+from parsl_rasda.simulation.rehearsal import Rehearsal, VirtualSite
 from parsl_rasda.simulation.sizes import gpus_of, of_size, pilots_that_do, sizes_of
 from parsl_rasda.study import SiteSpec, StudySpec, TuneSpec
 from parsl_rasda.study.estimates import EstimateSpec
-from parsl_rasda.types import SiteName
+from parsl_rasda.study.tuning import StopSpec
+from parsl_rasda.types import Mode, SiteName
 
 
 def forecast_study(
@@ -143,8 +145,25 @@ def forecast(
         sizes=sizes_of(comparison, tune, sites, what_if.nodes) if len(what_if.nodes) > 1 else (),
         pilots=pilots_that_do(comparison, tune, sites, found.declared, what_if.walltimes_s),
     )
+    found = replace(found, confirm=_confirm(tune, queued, costs))
     limits = limits_of_batches(tune, costs.samples)
     return replace(found, advice=(*limits, *advice_on(comparison, tune, sites, found)))
+
+
+def _confirm(tune: TuneSpec, sites: Mapping[SiteName, VirtualSite], costs: Costs) -> ConfirmForecast | None:
+    """Return what the confirmation adds: the search is rehearsed with it and without."""
+    if tune.confirm is None:
+        return None
+    tune = tune.model_copy(update={"mode": Mode.MIN, "stop_when": StopSpec()})  # as in any rehearsal
+    machine = build_machine(tune)
+    alone = Rehearsal(build_machine(tune), sites, costs).run(tune.num_samples)
+    both = Rehearsal(machine, sites, costs).run(tune.num_samples, confirm=tune.confirm.counts)
+    return ConfirmForecast(
+        len(machine.confirmation.runs),
+        both.epochs - alone.epochs,
+        both.makespan_s() - alone.makespan_s(),
+        (both.held_gpu_s() - alone.held_gpu_s()) / 3600,
+    )
 
 
 def _guesses(given: EstimateSpec) -> Iterator[str]:

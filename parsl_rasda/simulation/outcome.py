@@ -97,6 +97,20 @@ class PilotForecast:
 
 
 @dataclass(frozen=True, slots=True)
+class ConfirmForecast:
+    """What training the best trials again adds to the declared policy.
+
+    Attributes:
+        runs: How many trainings it is.
+    """
+
+    runs: int
+    epochs: int
+    makespan_s: float
+    gpu_hours: float
+
+
+@dataclass(frozen=True, slots=True)
 class Forecast:
     """What one `tune` stage will take.
 
@@ -108,6 +122,7 @@ class Forecast:
         sizes: The same on pilots of other sizes, if they were asked for.
         pilots: What pilots would do.
         budget: What it would come to under its budget, if it has one.
+        confirm: What training the best again adds, if the study wants that.
         advice: Sentences for the user, if there is something to say.
         guessed: Which costs are neither measured nor declared, in words.
     """
@@ -128,6 +143,7 @@ class Forecast:
     budget: BudgetForecast | None = None
     advice: tuple[str, ...] = ()
     guessed: tuple[str, ...] = ()
+    confirm: ConfirmForecast | None = None
 
     @property
     def declared(self) -> PolicyForecast:

@@ -29,12 +29,13 @@ from parsl_rasda.orchestration.events import (
     TrialProposed,
 )
 from parsl_rasda.orchestration.machine import Machine
+from parsl_rasda.orchestration.run_names import number_of
 from parsl_rasda.orchestration.states import JobState
 from parsl_rasda.orchestration.trial_record import LiveJob, TrialRecord
 from parsl_rasda.orchestration.usage import Usage
 from parsl_rasda.protocol import Checkpoint
 from parsl_rasda.simulation.costs import Costs
-from parsl_rasda.types import Budget, JobId, Mode, NodeName, NodeSlots, Outcome, SiteName, TrialId
+from parsl_rasda.types import Budget, Confirm, JobId, Mode, NodeName, NodeSlots, Outcome, SiteName, TrialId
 
 _OTHERS = 1_000_003  # further metrics of a trial are drawn as the first one of a trial so far away
 
@@ -96,16 +97,17 @@ class Rehearsal:
         self._now = 0.0
         self._grants_pilots = True
 
-    def run(self, num_samples: int, budget: Budget | None = None) -> Usage:
+    def run(self, num_samples: int, budget: Budget | None = None, confirm: Confirm | None = None) -> Usage:
         """Return the usage of the whole study; its virtual clock starts at 0 s.
 
         Args:
             num_samples: Trials wanted in all.
             budget: What it may spend; its ``until`` is by the virtual clock.
+            confirm: How its best trials are trained again at its end.
         """
         pilots = {site: shape.pilots - shape.later for site, shape in self.sites.items()}
         later = {site: shape.later for site, shape in self.sites.items() if shape.later}
-        self._post(StudyStarted(0.0, num_samples, pilots, budget=budget, later=later))
+        self._post(StudyStarted(0.0, num_samples, pilots, budget=budget, later=later, confirm=confirm))
         self._run_on()
         return self.usage
 
@@ -126,9 +128,9 @@ class Rehearsal:
                 self._post(JobEnded(now + self.costs.leave_s, job_id, Outcome.REACHED))
                 continue
             self._jobs[job_id] = _VirtualJob(
-                int(trial.id), job.placement.world_size, trial.epoch, job.until, job.interactive
+                number_of(trial.id), job.placement.world_size, trial.epoch, job.until, job.interactive
             )
-            seconds = self.costs.epoch_s(int(trial.id), job.placement.world_size)
+            seconds = self.costs.epoch_s(number_of(trial.id), job.placement.world_size)
             began = max(now, epoch_ends_at(trial, job)) - seconds
             if job.state is JobState.STARTING:
                 self._post(JobStarted(max(now, began), job_id))
@@ -193,13 +195,13 @@ class Rehearsal:
                 self._next_epoch(now + self.costs.boundary_s, job)
             case EndJob(job):
                 self._jobs.pop(job)
-                leave_s, handled_s = self.costs.end_s(int(job.trial), job.attempt)
+                leave_s, handled_s = self.costs.end_s(number_of(job.trial), job.attempt)
                 self._post(JobEnded(now + leave_s, job, Outcome.REACHED), now + handled_s)
             case _:
                 pass
 
     def _start(self, now: float, start: StartJob) -> None:
-        trial = int(start.job.trial)
+        trial = number_of(start.job.trial)
         has_channel = self.sites[start.placement.site].interactive
         interactive = has_channel and self.machine.settings.interactive  # a script never asks
         self._jobs[start.job] = _VirtualJob(

@@ -11,6 +11,7 @@ import random
 
 from parsl_rasda.errors import RasdaError
 from parsl_rasda.orchestration.machine import Machine
+from parsl_rasda.orchestration.run_names import number_of
 from parsl_rasda.orchestration.summary import time_left
 from parsl_rasda.orchestration.trial_record import LiveJob, TrialRecord
 from parsl_rasda.orchestration.usage import Usage
@@ -38,7 +39,7 @@ def remaining_s(machine: Machine, usage: Usage, now: float) -> float | None:
 
     def epoch_ends_at(trial: TrialRecord, job: LiveJob) -> float:
         began = usage.boundaries.get(job.id, job.since + costs.restart_s)
-        return began + costs.epoch_s(int(trial.id), job.placement.world_size)
+        return began + costs.epoch_s(number_of(trial.id), job.placement.world_size)
 
     try:
         ended_at = Rehearsal(twin, _sites_of(twin), costs).go_on(now, epoch_ends_at)

@@ -14,6 +14,7 @@ from parsl_rasda.plugins import SEARCHERS, kind_of
 from parsl_rasda.study.batch_sizes import FixedReplicas, indivisible_sizes, unmeasured
 from parsl_rasda.study.budgets import BudgetSpec
 from parsl_rasda.study.commands import unknown_placeholders
+from parsl_rasda.study.confirming import ConfirmSpec, confirm_problems
 from parsl_rasda.study.estimates import EstimateSpec
 from parsl_rasda.study.metrics import ConstraintSpec, MetricSpec, first_as_metric, metric_problems
 from parsl_rasda.study.parameters import (
@@ -151,6 +152,18 @@ class TuneSpec(Spec):
         "what can still reach a rung, and ends with the best so far.",
         examples=[{"gpu_hours": 200, "until": "08:00"}],
     )
+    confirm: ConfirmSpec | None = Field(
+        None,
+        description="Whether the best trials are trained again with new seeds when the search is decided: "
+        "{top, seeds}. The one with the best mean is returned, with its checkpoint of the search.",
+        examples=[{"top": 3, "seeds": 5}],
+    )
+    test_metric: Identifier | None = Field(
+        None,
+        description="A metric that training reports, by which nothing is decided: looked at once, of the "
+        "winner and the runs that confirm it, when the search is over.",
+        examples=["test_loss"],
+    )
     max_retries: Natural = Field(2, description="Lost attempts after which a trial has failed.")
     estimates: EstimateSpec = Field(default_factory=EstimateSpec, description="What `plan` assumes.")
 
@@ -187,6 +200,7 @@ class TuneSpec(Spec):
     def problems(cls, plain: Plain) -> Iterator[Diagnostic]:
         """Yield names of parameters that do not exist, or that cannot serve."""
         yield from metric_problems(plain)
+        yield from confirm_problems(plain)
         space = mapping_at(plain, "search_space")
         training = mapping_at(plain, "training")
         for problem in space_problems(space):

@@ -18,6 +18,7 @@ from parsl_rasda.orchestration.job_specs import trial_seed
 from parsl_rasda.orchestration.machine import Machine
 from parsl_rasda.orchestration.replay import load_run_study, origin_of
 from parsl_rasda.orchestration.run_directory import RunDirectory
+from parsl_rasda.orchestration.run_names import SearchRecords
 from parsl_rasda.orchestration.stage_records import read_record
 from parsl_rasda.orchestration.trial_record import best_trial
 from parsl_rasda.protocol import JobSpec, ProtocolError
@@ -211,7 +212,11 @@ class _Verification:
         return replace(count, difference=words)
 
     def _eligible(self, made: Decisions, left_out: Counter[str]) -> Iterator[Stretch]:
-        parts = [part for whole in stretches_of(made.records) for part in parted(whole, self._is_here)]
+        parts = [
+            part
+            for whole in stretches_of([*SearchRecords(made.records)])
+            for part in parted(whole, self._is_here)
+        ]
         code = functools.cache(_code)
         for stretch in with_origins(parts, self._is_here):
             if stretch is None:

@@ -115,7 +115,7 @@ def _keep_first_methods(run: RunDirectory, study: StudySpec, wanted: StudySpec) 
 
 _WATCHERS = ("track", "notify")  # keys of a study that decide nothing
 _LARGER = ("tune.num_samples", "tune.scheduler.max_t", "tune.scheduler.max_workers")
-_FREE = ("tune.budget", "tune.scheduler.growth")
+_FREE = ("tune.budget", "tune.scheduler.growth", "tune.confirm")
 _CHANGEABLE = (*_LARGER, *_FREE, *_WATCHERS)
 
 

@@ -23,13 +23,14 @@ from parsl_rasda.orchestration.replay import ReplayedSearch, changed_method, rep
 from parsl_rasda.orchestration.requests import requests_after
 from parsl_rasda.orchestration.retention import Retention
 from parsl_rasda.orchestration.run_directory import RunDirectory
+from parsl_rasda.orchestration.run_names import OfSearch
 from parsl_rasda.orchestration.summary import best, cause
 from parsl_rasda.study import SiteBase, StudySpec, TuneSpec
 from parsl_rasda.tracking.base import Origin
 from parsl_rasda.tracking.notices import Notices, Notifier
 from parsl_rasda.tracking.observer import Tracking
 from parsl_rasda.tracking.registry import trackers_of
-from parsl_rasda.types import JSON, Budget, JobId, Method, SiteName, StudyState, TrialState
+from parsl_rasda.types import JSON, Budget, Confirm, JobId, Method, SiteName, StudyState, TrialState
 from parsl_rasda.workflow.checkpoint_cleaner import CheckpointCleaner
 from parsl_rasda.workflow.dag import of_site
 
@@ -79,12 +80,17 @@ class Search:
         budget = self.tune.budget.limits(time.time())
         more = machine.may_go_on(self.tune.num_samples, budget or Budget(), time.time())
         method = changed_method(machine, history.begun or self.tune, self.tune)
-        wanted = more or retries or method is not None or self._is_told_to_train(machine)
+        lacks_runs = machine.confirmation.is_due(self._confirm)
+        wanted = more or retries or lacks_runs or method is not None or self._is_told_to_train(machine)
         if machine.state is not StudyState.DONE or wanted:
             self._drive(history, progress, budget, method)
         self.state = history.machine.state
         self.cause = cause(history.machine, history.usage)
         return best(history.machine) if self.state is StudyState.DONE else None
+
+    @property
+    def _confirm(self) -> Confirm | None:
+        return self.tune.confirm.counts if self.tune.confirm is not None else None
 
     @property
     def is_reused(self) -> bool:
@@ -147,13 +153,13 @@ class Search:
             missed += told
             self._taken = max([self._taken, *(request.told or 0 for request in told)])
         watcher = progress.search(self.name, history.machine, history.usage, alone=alone)
-        observers: list[Observer] = [history.usage, watcher]
+        observers: list[Observer] = [history.usage, OfSearch(watcher)]
         cleaner = CheckpointCleaner(
             self.sites, lambda t, s: specs.attempt(JobId(t, 1), s).parent, specs.shared_trial
         )
         observers.append(Retention(history.machine, cleaner.discard))
         tracking, notifier = self._tracking(history), self._notifier(history)
-        observers += [watcher for watcher in (tracking, notifier) if watcher is not None]
+        observers += [OfSearch(watcher) for watcher in (tracking, notifier) if watcher is not None]
         with (
             Journal(self.directory.journal, self.study.name) as journal,
             cleaner,
@@ -185,6 +191,7 @@ class Search:
                 budget=budget,
                 method=method,
                 later=later,
+                confirm=self._confirm,
             )
 
     def _tracking(self, history: ReplayedSearch) -> Tracking | None:
