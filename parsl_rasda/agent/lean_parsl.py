@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec
 from types import ModuleType
@@ -40,14 +42,45 @@ def prepare_program(name: str) -> None:
     del sys.modules[name]  # else `runpy` warns that it runs it twice
 
 
-def import_parsl() -> None:
+def import_parsl(*, checks_types: bool = True) -> None:
     """Import Parsl, unless it is there; two modules that need its extras are imported when they are used.
 
     Another version of Parsl that needs more of them is imported as it is.
+
+    Args:
+        checks_types: Parsl checks what types its arguments have. For that, typeguard compiles its functions
+            anew: together half of the import.
     """
     with _one_import:
-        if "parsl" not in sys.modules:
+        if "parsl" in sys.modules:
+            return
+        if checks_types:
             _import_without_extras()
+            return
+        try:
+            with _without_typeguard():
+                _import_without_extras()
+        except (ImportError, AttributeError):
+            _forget()
+            _import_without_extras()
+
+
+@contextmanager
+def _without_typeguard() -> Iterator[None]:
+    """Let modules that are imported meanwhile find one that checks nothing."""
+    known, unchecking = sys.modules.get("typeguard"), ModuleType("typeguard")
+    vars(unchecking)["typechecked"] = _unchecked
+    sys.modules["typeguard"] = unchecking
+    try:
+        yield
+    finally:
+        del sys.modules["typeguard"]
+        if known is not None:
+            sys.modules["typeguard"] = known
+
+
+def _unchecked(function: Any = None, **_: object) -> Any:  # a function or a class, or it decorates later
+    return _unchecked if function is None else function
 
 
 def _import_without_extras() -> None:

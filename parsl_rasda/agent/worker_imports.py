@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from parsl_rasda.agent.lean_parsl import import_parsl
 
-import_parsl()
+import_parsl(checks_types=False)  # a pilot is up as soon as this is done

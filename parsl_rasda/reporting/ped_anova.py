@@ -58,6 +58,8 @@ def _levels(values: Sequence[JSON], parameter: Float | Int | Choice) -> tuple[li
     elif parameter.count is not None:
         count = min(count, parameter.count)
     low, high = scale(parameter.low), scale(last)
+    if low == high:  # values of one level, written as 0 and 0.0
+        return [0] * len(values), 1
     width = (high - low) / (count - 1)
     numbers = (math.ceil((scale(float(str(value))) - low) / width - 0.5) for value in values)
     return [min(max(number, 0), count - 1) for number in numbers], count

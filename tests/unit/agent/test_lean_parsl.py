@@ -69,6 +69,45 @@ except InvalidSettingError:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("there", ["", "import typeguard"])
+def test_workers_import_parsl_without_what_checks_types_which_others_find(there: str) -> None:
+    program = f"""
+import sys
+{there}
+from parsl_rasda.agent import worker_imports
+import parsl, parsl.executors.high_throughput.executor
+from parsl.launchers import SrunLauncher
+print("typeguard._checkers" in sys.modules, SrunLauncher(debug="yes").debug)
+from typeguard import typechecked, TypeCheckError
+print(parsl.HighThroughputExecutor.__name__)
+"""
+    assert said(program).splitlines() == [f"{bool(there)} yes", "HighThroughputExecutor"]
+
+
+@pytest.mark.slow
+def test_a_parsl_that_needs_more_of_typeguard_is_imported_with_it() -> None:
+    program = """
+import sys
+from contextlib import contextmanager
+from parsl_rasda.agent import lean_parsl
+
+@contextmanager
+def lacking():
+    sys.modules["typeguard"] = type(sys)("typeguard")
+    try:
+        yield
+    finally:
+        del sys.modules["typeguard"]
+
+lean_parsl._without_typeguard = lacking
+lean_parsl.import_parsl(checks_types=False)
+import parsl
+print("typeguard._checkers" in sys.modules, parsl.File("a").filename)
+"""
+    assert said(program) == "True a"
+
+
+@pytest.mark.slow
 def test_an_extra_that_is_there_already_stays() -> None:
     program = """
 import sys, sqlalchemy

@@ -69,6 +69,10 @@ def test_it_is_optunas(parameter: Any, trials: list[tuple[float, int]], good: fl
     assert explained(values, losses, parameter, good) == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
+def test_a_parameter_of_one_level_explains_nothing() -> None:
+    assert explained([0, 0.0] * 4, [1.0, 2.0] * 4, Float(0.0, 0.05, step=0.1), 0.25) == pytest.approx(0.0)
+
+
 def test_a_report_needs_neither_optuna_nor_numpy() -> None:
     program = """
 import sys
