@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from functools import cache
 
 import numpy as np
 import pytest
@@ -43,6 +44,7 @@ def _power_law(rng: random.Random, epochs: int, noise: float) -> tuple[dict[int,
     return {e: truth[e - 1] + rng.gauss(0, noise) for e in range(1, epochs + 1)}, truth
 
 
+@cache
 def _deviations(quantile: float, freedom: int) -> float:
     """Student's quantile is near the series; the series itself is what both use."""
     z = student.ppf(quantile, 1e9)
