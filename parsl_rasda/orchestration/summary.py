@@ -61,7 +61,11 @@ def summarise(study: str, machine: Machine, usage: Usage, now: float | None = No
         "rank_agreement": rank_agreement([t.history for t in trials], machine.scheduler.milestones),
         "brackets": [*bracket_rows(machine)],
         "trial_list": [
-            {**_trial(t, has_checkpoints=t.id not in gone), "bracket": bracket_of(machine, t.id)}
+            {
+                **_trial(t, has_checkpoints=t.id not in gone),
+                **_judged(machine, t),
+                "bracket": bracket_of(machine, t.id),
+            }
             for t in trials
         ],
     }
@@ -328,6 +332,18 @@ def _trial(trial: TrialRecord, *, has_checkpoints: bool) -> dict[str, Any]:
         "checkpoint": trial.checkpoint.path if trial.checkpoint and has_checkpoints else None,
         "kept": list(trial.kept) if has_checkpoints else [],
     }
+
+
+def _judged(machine: Machine, trial: TrialRecord) -> dict[str, Any]:
+    """Return all that a trial is judged by: nothing if that is one metric alone, None if it lacks any."""
+    objectives = machine.settings.objectives
+    if objectives is None:
+        return {}
+    reached = trial.reached.get(trial.last[0]) if trial.last is not None else None
+    if reached is None:
+        return {"values": None, "violations": None}
+    values = dict(zip((n for n, _ in objectives.metrics), objectives.plain(reached), strict=True))
+    return {"values": values, "violations": list(reached.violations)}
 
 
 def _epoch_s(machine: Machine) -> float | None:

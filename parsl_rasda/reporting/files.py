@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,24 +71,45 @@ def tables(run: Run, stage: str, summary: Mapping[str, Any]) -> dict[Path, str]:
 def results_csv(summary: Mapping[str, Any]) -> str:
     """Return one row per trial, with what it reported last and its configuration.
 
-    A setting that is named like a column becomes ``config.<key>``, a metric ``metrics.<name>``.
+    A setting that is named like a column becomes ``config.<key>``, a metric ``metrics.<name>``. With brackets
+    there is ``bracket``, with several metrics or limits ``is_front``, with limits ``violation``: by how much
+    a trial breaks all of them together.
     """
     trials = summary["trial_list"]
+    further = _further_columns(summary)
+    columns = [*COLUMNS, *further]
     keys = list(dict.fromkeys(key for t in trials for key in t["config"]))
-    settings = {key: f"config.{key}" if key in COLUMNS else key for key in keys}
+    settings = {key: f"config.{key}" if key in columns else key for key in keys}
     metrics = {
-        name: f"metrics.{name}" if name in COLUMNS or name in settings else name
+        name: f"metrics.{name}" if name in columns or name in settings else name
         for name in other_metrics(summary)
     }
     output = io.StringIO()
-    rows = csv.DictWriter(output, [*COLUMNS, *metrics.values(), *settings.values()], lineterminator="\n")
+    rows = csv.DictWriter(output, [*columns, *metrics.values(), *settings.values()], lineterminator="\n")
     rows.writeheader()
     for t in trials:
         facts = {**t, "epochs": t["epoch"], "began": moment(t.get("began")), "ended": moment(t.get("ended"))}
-        row = {column: facts[column] for column in COLUMNS}
+        row = {column: facts[column] for column in COLUMNS} | {key: of(t) for key, of in further.items()}
         row |= {metrics[name]: value for name, value in t.get("metrics", {}).items() if name in metrics}
         rows.writerow({**row, **{settings[k]: _cell(v) for k, v in t["config"].items()}})
     return printable(output.getvalue())
+
+
+def _further_columns(summary: Mapping[str, Any]) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
+    """Return columns that only some searches have, with what a trial has there."""
+    found: dict[str, Callable[[Mapping[str, Any]], Any]] = {}
+    trials, front = summary["trial_list"], {one["trial"] for one in summary.get("front", ())}
+    if summary.get("brackets"):
+        found["bracket"] = lambda trial: trial["bracket"]
+    if any("values" in trial for trial in trials):
+        found["is_front"] = lambda trial: trial["trial"] in front
+    if any(trial.get("violations") for trial in trials):
+        found["violation"] = lambda trial: _violation(trial["violations"])
+    return found
+
+
+def _violation(violations: Sequence[float] | None) -> float | None:
+    return None if violations is None else sum(max(0.0, each) for each in violations)
 
 
 def metrics_csv(curves: Curves) -> str:
