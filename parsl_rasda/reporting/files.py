@@ -71,9 +71,13 @@ def tables(run: Run, stage: str, summary: Mapping[str, Any]) -> dict[Path, str]:
 def results_csv(summary: Mapping[str, Any]) -> str:
     """Return one row per trial, with what it reported last and its configuration.
 
-    A setting that is named like a column becomes ``config.<key>``, a metric ``metrics.<name>``.
+    A setting that is named like a column becomes ``config.<key>``, a metric ``metrics.<name>``. With brackets
+    there is ``bracket``, with several metrics or limits ``is_front``, with limits ``violation``: by how much
+    a trial breaks all of them together.
     """
     trials = summary["trial_list"]
+    further = _further_columns(summary)
+    columns = [*COLUMNS, *further]
     keys = list(dict.fromkeys(key for t in trials for key in t["config"]))
     columns = [*COLUMNS, *_further_columns(summary)]
     settings = {key: f"config.{key}" if key in columns else key for key in keys}

@@ -97,6 +97,7 @@ def _optuna_trial(
         TrialState.STOPPED.value: Optunas.PRUNED if several is None else complete,
         TrialState.FAILED.value: Optunas.FAIL,
     }
+    limits = judged_by.limits if judged_by is not None and has_value else ()
     frozen = create_trial(
         state=states.get(trial["state"], Optunas.RUNNING),
         values=values,

@@ -184,6 +184,46 @@ def test_exports_have_the_times_of_the_run(several: Path) -> None:
         assert found.user_attrs["metrics"] == trial["metrics"]
 
 
+LATENCY = {"metric": "latency", "at_most": 0.3}  # trials of fewer than four epochs break it
+TWO = {"metrics": [{"name": "val_loss"}, {"name": "accuracy", "mode": "max"}]}
+
+
+@pytest.mark.parametrize("limits", [{}, {"constraints": [LATENCY]}])
+@pytest.mark.parametrize("metrics", [{}, TWO])
+def test_the_best_trials_that_optuna_finds_are_the_front(rehearsals, tmp_path, limits, metrics) -> None:
+    judged = {**metrics, **limits} or {"constraints": [{"metric": "latency", "at_most": 1}]}
+    study = rehearsals.study_of(**judged, scheduler={"variant": "synchronous"})
+    also = {"accuracy": lambda epoch: -float(epoch), "latency": lambda epoch: 1.0 / epoch}
+    rehearsals.into(tmp_path, study, also=also)
+    run = read_run(tmp_path)
+    summary, (file,) = run.document(), to_optuna(run)
+    found, front = opened(file), {one["trial"] for one in summary["front"]}
+    assert {t.user_attrs["trial"] for t in found.best_trials} == front
+    assert [d.name for d in found.directions] == ["MINIMIZE", "MAXIMIZE"][: 2 if metrics else 1]
+    assert found.metric_names == ["val_loss", "accuracy"][: 2 if metrics else 1]
+    broken = {t.user_attrs["trial"] for t in found.trials if any(v > 0 for v in t.constraints.values())}
+    assert bool(broken) == bool(limits)
+    with to_csv(run)[0].open() as text:
+        rows = list(csv.DictReader(text))
+    assert {r["trial"] for r in rows if r["is_front"] == "True"} == front
+    assert ("violation" in rows[0]) == ("constraints" in judged)
+    if limits:
+        assert {r["trial"] for r in rows if float(r["violation"]) > 0} == broken
+    assert all(float(r["accuracy"]) == -float(r["epochs"]) for r in rows)
+
+
+def test_exports_tell_of_brackets(rehearsals, tmp_path: Path) -> None:
+    rehearsals.into(tmp_path, rehearsals.study_of(scheduler={"brackets": 2}))
+    run = read_run(tmp_path)
+    there = {t["trial"]: t["bracket"] for t in run.document()["trial_list"]}
+    assert set(there.values()) == {0, 1}
+    assert {t.user_attrs["trial"]: t.user_attrs["bracket"] for t in opened(to_optuna(run)[0]).trials} == there
+    with to_csv(run)[0].open() as text:
+        rows = list(csv.DictReader(text))
+    assert {r["trial"]: int(r["bracket"]) for r in rows} == there
+    assert not {"is_front", "violation"} & set(rows[0])
+
+
 def test_to_a_storage_of_others_only_what_is_missing_is_added(rehearsals, tmp_path: Path) -> None:
     url = f"optuna+sqlite:///{tmp_path / 'shared.db'}"
     one, two, torn = (tmp_path / name for name in ("one", "two", "torn"))
