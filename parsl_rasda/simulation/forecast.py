@@ -154,10 +154,11 @@ def _confirm(tune: TuneSpec, sites: Mapping[SiteName, VirtualSite], costs: Costs
     """Return what the confirmation adds: the search is rehearsed with it and without."""
     if tune.confirm is None:
         return None
+    wanted = tune.confirm.counts
     tune = tune.model_copy(update={"mode": Mode.MIN, "stop_when": StopSpec()})  # as in any rehearsal
     machine = build_machine(tune)
     alone = Rehearsal(build_machine(tune), sites, costs).run(tune.num_samples)
-    both = Rehearsal(machine, sites, costs).run(tune.num_samples, confirm=tune.confirm.counts)
+    both = Rehearsal(machine, sites, costs).run(tune.num_samples, confirm=wanted)
     return ConfirmForecast(
         len(machine.confirmation.runs),
         both.epochs - alone.epochs,
