@@ -426,3 +426,32 @@ def test_a_chance_is_near_what_students_t_says_and_unknown_of_one_result() -> No
     # One mean against a certain number: P(t_2 < 1.8856) is 0.9.
     one, _ = chances_of_best(((-1.0, 0.0, 1.0), (1.8856 / 3**0.5,) * 3), Mode.MIN) or (0.0, 0.0)
     assert one == pytest.approx(0.9, abs=0.02)
+
+
+def test_runs_that_have_failed_start_afresh_if_the_user_wants_failed_ones_retried() -> None:
+    world = World(study(), 1)
+    world.run(None)
+    best = summarise("s", world.machine, Usage())["best"]["trial"]
+    world = World(study(), 1)
+    world.failing = {f"c{best}-1"}
+    world.run(Confirm(1, 2))
+    world.failing = set()
+    world.run(Confirm(1, 2), retry_failed=True)
+    found = confirmation_document(world.machine)
+    assert found is not None
+    assert [c["missing"] for c in found["candidates"]] == [0]
+
+
+def test_with_more_trials_the_search_goes_on_first_and_only_new_candidates_are_trained() -> None:
+    world = World(study(num_samples=4), 1)
+    world.run(Confirm(3, 1))
+    before = {name: run.attempt for name, run in world.machine.confirmation.runs.items()}
+    world.tune = study(num_samples=12)
+    world.run(Confirm(3, 1))
+    machine = world.machine
+    assert len(machine.trials) == 12
+    assert len(machine.confirmation.candidates) == 3
+    assert machine.confirmation.is_settled
+    stayed = [n for n in before if TrialId(n[1:5]) in machine.confirmation.candidates]
+    assert stayed or not set(machine.confirmation.candidates) & {TrialId(n[1:5]) for n in before}
+    assert all(machine.confirmation.runs[n].attempt == before[n] for n in stayed)
