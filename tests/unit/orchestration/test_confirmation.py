@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from parsl_rasda.cli.forecasts import forecast_view
 from parsl_rasda.orchestration.assembly import build_machine
 from parsl_rasda.orchestration.confirmed import chances_of_best, confirmation_document, confirmed_winner
 from parsl_rasda.orchestration.driver import replay
@@ -43,7 +44,9 @@ from parsl_rasda.orchestration.run_names import SearchRecords, is_run
 from parsl_rasda.orchestration.summary import summarise
 from parsl_rasda.orchestration.usage import Usage
 from parsl_rasda.protocol import Checkpoint
+from parsl_rasda.reporting.tables import as_text, status_view
 from parsl_rasda.simulation.costs import Costs
+from parsl_rasda.simulation.forecast import forecast
 from parsl_rasda.simulation.rehearsal import Rehearsal, VirtualSite
 from parsl_rasda.study import TuneSpec
 from parsl_rasda.testing.backends import FakeBackend
@@ -455,3 +458,31 @@ def test_with_more_trials_the_search_goes_on_first_and_only_new_candidates_are_t
     stayed = [n for n in before if TrialId(n[1:5]) in machine.confirmation.candidates]
     assert stayed or not set(machine.confirmation.candidates) & {TrialId(n[1:5]) for n in before}
     assert all(machine.confirmation.runs[n].attempt == before[n] for n in stayed)
+
+
+def test_what_decides_is_no_test_metric_and_a_front_has_no_mean() -> None:
+    with pytest.raises(ValueError, match="by which trials are judged"):
+        study(test_metric="loss")
+    with pytest.raises(ValueError, match="no mean of a front"):
+        study(confirm={"top": 2}, constraints=[{"metric": "latency", "at_most": 1.0}])
+
+
+def test_a_plan_says_what_the_runs_add() -> None:
+    tune = study(confirm={"top": 2, "seeds": 3})
+    found = forecast("tune", tune, {A: VirtualSite(1, 4)}, seed=1)
+    assert found.confirm is not None
+    assert found.confirm.runs == 6
+    assert found.confirm.epochs >= 6
+    assert found.confirm.makespan_s > 0
+    shown = as_text(forecast_view("s", [found], None))
+    assert "confirm: 6 trainings on top of that" in shown
+
+
+def test_people_are_told_who_is_the_best_and_which_run_has_failed() -> None:
+    world = World(study(test_metric="test_loss"), 1)
+    world.run(Confirm(2, 2))
+    document = summarise("s", world.machine, Usage())
+    shown = as_text(status_view(document))
+    assert "confirmed with 2 new seeds each" in shown
+    assert "test_loss" in shown
+    assert all(c["trial"] in shown for c in document["confirm"]["candidates"])
