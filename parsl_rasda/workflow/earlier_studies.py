@@ -116,7 +116,7 @@ def _best(source: str, trials: Sequence[_Trial], tune: TuneSpec) -> tuple[list[d
         raise _UnfitError(
             f"{source}, with {len(trials)} trials, none of which has a value that is searched", here
         )
-    missing = [n for n in space if not all(n in config for config in best)]
+    missing = [n for n, p in space.items() if not (p.when or all(n in config for config in best))]
     words = f"{source}: {len(trials)} trials, the best {len(best)} are tried first"
     return best, words + (f"; it does not have all values of {', '.join(missing)}" if missing else "")
 
