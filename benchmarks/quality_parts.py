@@ -202,7 +202,7 @@ def emulated(part: Part, home: Path, asha: Mapping[str, Any] | None, trials: int
 
 
 def most_trials(part: Part, home: Path, asha: Mapping[str, Any]) -> tuple[EmulatedSearch, dict[str, Any]]:
-    """Return a search that trains no more epochs than ASHA, but would with one trial more, and its figures."""
+    """Return the largest search that trains no more epochs than ASHA, and its figures."""
     shipped = yaml.safe_load((home / "study.yaml").read_text(encoding="utf-8"))
     trials = shipped["stages"][_search_of(shipped)]["tune"]["num_samples"]
     tried: dict[int, tuple[EmulatedSearch, dict[str, Any]] | None] = {}  # None: too many
