@@ -98,6 +98,6 @@ def test_a_searcher_with_a_wrong_option_is_found_before_the_run(study) -> None:
     text = str(error.value)
     assert (
         f"{study}:9: tune.searcher.scramblee: found an unknown key; "
-        "allowed: kind, warm_start, first, scramble" in text
+        "allowed: kind, warm_start, first, learn_from, scramble" in text
     )
     assert "no site of that name" in text

@@ -117,7 +117,8 @@ def test_no_budget_is_exceeded_by_more_than_an_epoch() -> None:
         assert all(t.state.is_final for t in kept.machine.trials.values())
         reported = any(t.last is not None for t in kept.machine.trials.values())
         assert (finish.state is StudyState.DONE) == reported
-        if part >= 1.001:
+        is_even = growth == "none" and len({case.costs.epoch_s(i, 1) for i in range(case.trials)}) == 1
+        if part >= 1.001 and is_even:  # else what is ahead is estimated, and may be overestimated
             assert not kept.machine.stop_reason
         if not kept.machine.stop_reason:
             assert len(kept.machine.trials) == case.trials
