@@ -83,7 +83,8 @@ class DecisionLog:
         for name in sorted(self._ended_runs - before):
             run = self._machine.confirmation.runs[name]
             metric = run.result[1] if run.result and run.state is not TrialState.FAILED else None
-            yield DecisionLine(at, run.state.value, {"trial": name, "metric": metric, "reason": run.reason})
+            facts = {"trial": name, "metric": metric, "reason": run.reason or None}
+            yield DecisionLine(at, run.state.value, facts)
 
     def _confirming_line(self, at: float) -> DecisionLine:
         trials, wanted = self._machine.confirmation.candidates, self._machine.confirmation.wanted
@@ -115,6 +116,8 @@ class DecisionLog:
                     self._is_confirming = True
                     yield self._confirming_line(at)
                 yield self._start_line(at, instruction)
+            case ContinueJob(job) if is_run(job.trial):
+                pass  # nobody judges it
             case ContinueJob(job, until, replicas, batches) if until > self._until.get(job.trial, until):
                 self._until[job.trial] = until
                 world_size = self._world_size.get(job.trial)
@@ -140,7 +143,7 @@ class DecisionLog:
         self._until[trial], self._world_size[trial] = start.until, world_size
         if start.job.attempt == 1:
             verb = "started"
-        elif start.until > was_until:
+        elif start.until > was_until and not is_run(trial):
             verb = "promoted"
         elif before is None or world_size == before:
             verb = "restarted"

@@ -61,6 +61,7 @@ def test_the_log_tells_its_begin_each_run_and_its_end(rehearsals: Any, tmp_path:
             line.split()[1].removeprefix("trial=") for line in lines[begin:] if line.startswith(f"{verb} ")
         ]
         assert sorted(told) == names, "once each"
+    assert not any(line.startswith("promoted trial=c") for line in lines), "nobody judges a run"
     (row,) = [row for row in found["candidates"] if row["trial"] == found["winner"]]
     said = f"confirmed trial={row['trial']} mean={row['mean']:.6g} spread={row['spread']:.6g}"
     assert lines[-2:] == [said, "finished state=done"]
