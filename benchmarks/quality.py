@@ -5,8 +5,8 @@
                                  [--table quality.md]
 
 A part is one study, one seed and one arm. What a part has come to is a file of FOLDER, and a part that is
-there is not run again: stop it whenever you like, and call it again. ``--parts 1`` runs one and ends;
-``--parts 0`` only adds up what is there. There are 280 parts.
+there, or in the file of ``--out``, is not run again: stop it whenever you like, and call it again.
+``--parts 1`` runs one and ends; ``--parts 0`` only adds up what is there. There are 440 parts.
 
 All trials are trained here, on one core, each stretch once for all parts that have it in common
 (`trained_trials.py`). The searches are those of the real state machine, whose clock is that of 16 emulated
@@ -30,10 +30,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from claims import conclude
-from quality_parts import ARMS, STUDIES, Part, declared_arm, needs_asha, result_of
+from quality_parts import ARMS, SEEDS, STUDIES, Part, asha_of, declared_arm, result_of
 from quality_table import as_markdown, drawn, tabulated
 
-SEEDS = 10
+from parsl_rasda.atomic_files import replace_file
+
 WORSE = 1.05
 
 
@@ -51,6 +52,8 @@ def main() -> None:
     given = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in a run: sums depend on it
     wanted = list(parts_of(given.studies, given.seeds, given.arms))
+    if given.out and given.out.exists():
+        take_over(given.out, given.folder)
     run_some(wanted, given.folder, given.parts, given.trials)
     found = [part for path in sorted((given.folder / "parts").glob("*.json")) for part in read_part(path)]
     tables = tabulated(found)
@@ -71,6 +74,15 @@ def parts_of(studies: Sequence[str], seeds: Sequence[int], arms: Sequence[str]) 
             yield from (Part(study, seed, arm) for arm in sorted(arms, key=[*ARMS].index))
 
 
+def take_over(out: Path, folder: Path) -> None:
+    """Put the parts of an earlier call, perhaps on another machine, where parts are kept."""
+    for part in json.loads(out.read_text(encoding="utf-8"))["parts"]:
+        place = folder / "parts" / f"{Part(part['study'], part['seed'], part['arm']).name}.json"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if not place.exists():
+            replace_file(place, json.dumps(part, indent=1) + "\n")
+
+
 def run_some(wanted: Sequence[Part], folder: Path, most: int | None, trials: int | None) -> None:
     """Run the parts that are missing, each study in a process of its own."""
     left = len(wanted) if most is None else most
@@ -80,17 +92,18 @@ def run_some(wanted: Sequence[Part], folder: Path, most: int | None, trials: int
             place = folder / "parts" / f"{part.name}.json"
             if place.exists() or left == 0:
                 continue
-            asha = folder / "parts" / f"{Part(part.study, part.seed, 'asha').name}.json"
-            if needs_asha(part) and not asha.exists():
-                print(f"{part.name}: waits for {asha.name}", file=sys.stderr)
-                continue
+            needed, asha = asha_of(part), None
+            if needed is not None:
+                file = folder / "parts" / f"{needed.name}.json"
+                if not file.exists():
+                    print(f"{part.name}: waits for {file.name}", file=sys.stderr)
+                    continue
+                asha = json.loads(file.read_text(encoding="utf-8"))
             left -= 1
-            epochs = json.loads(asha.read_text(encoding="utf-8"))["epochs"] if needs_asha(part) else None
             if part.study not in processes:
                 new = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
                 processes[part.study] = stack.enter_context(new)
-            given = {"asha_epochs": epochs, "trials": trials}
-            processes[part.study].submit(result_of, part, folder, place, **given).result()
+            processes[part.study].submit(result_of, part, folder, place, asha=asha, trials=trials).result()
 
 
 def read_part(path: Path) -> Iterator[dict[str, object]]:

@@ -22,6 +22,7 @@ from parsl_rasda.scheduling.batching import steps_per_epoch
 from parsl_rasda.study import SchedulerSpec, TuneSpec, load_study
 from parsl_rasda.user_modules import add_user_folders
 
+SEEDS = 10
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
 COMMAND = Path(sys.executable).with_name("parsl-rasda")
 STUDIES = {  # what `evaluate` says of the winner on data that no decision has seen; smaller is better
@@ -39,11 +40,15 @@ class Arm:
     Attributes:
         scheduler: Keys that differ from the shipped ones.
         is_random: Every trial trains to the end; as many as ASHA's epochs allow.
+        same_epochs: As many trials as ASHA's epochs allow, rather than as many as are shipped.
+        has_priors: The winner of ASHA's search with the seed before is believed to be good.
     """
 
     what: str
     scheduler: Mapping[str, object] = field(default_factory=dict)
     is_random: bool = False
+    same_epochs: bool = False
+    has_priors: bool = False
 
 
 ARMS = {
@@ -57,6 +62,14 @@ ARMS = {
     "measured": Arm("RASDA, batch measured", {"batch": "measured"}),
     "promotion": Arm("RASDA, variant promotion", {"batch": "doubling", "variant": "promotion"}),
     "random": Arm("random search of as many epochs as ASHA's", {"kind": "asha", "growth": "none"}, True),
+    "brackets": Arm("RASDA as shipped, brackets: 3, of ASHA's epochs", {"brackets": 3}, same_epochs=True),
+    "auto": Arm("RASDA as shipped, brackets: auto, of ASHA's epochs", {"brackets": "auto"}, same_epochs=True),
+    "curve": Arm(
+        "RASDA as shipped, early: curve, variant stopping, of ASHA's epochs",
+        {"early": "curve", "variant": "stopping"},
+        same_epochs=True,
+    ),
+    "priors": Arm("RASDA as shipped, the winner of ASHA's other seed as the prior", has_priors=True),
 }
 
 
@@ -73,9 +86,12 @@ class Part:
         return f"{self.study}-{self.seed:02d}-{self.arm}"
 
 
-def needs_asha(part: Part) -> bool:
-    """Return whether a part can be run only when the one of ASHA with its seed is there."""
-    return ARMS[part.arm].is_random
+def asha_of(part: Part) -> Part | None:
+    """Return the part of ASHA that must be there before a part can be run, if one must."""
+    arm = ARMS[part.arm]
+    if arm.is_random or arm.same_epochs:
+        return Part(part.study, part.seed, "asha")
+    return Part(part.study, (part.seed - 1) % SEEDS, "asha") if arm.has_priors else None
 
 
 def declared_arm(study: str) -> str:
@@ -100,7 +116,7 @@ def part_study(
     part: Part,
     results: Mapping[str, Any],
     *,
-    asha_epochs: int | None = None,
+    asha: Mapping[str, Any] | None = None,
     trials: int | None = None,
 ) -> dict[str, Any]:
     """Return the search of a shipped study, and what comes after it, as a part has them.
@@ -109,7 +125,7 @@ def part_study(
         study: As it is shipped.
         part: What is to differ.
         results: Of the stages before the search, by name.
-        asha_epochs: Epochs that ASHA has trained with the same seed, for random search.
+        asha: What the part of ASHA has come to that this one needs.
         trials: Of the search, if not as many as are shipped.
     """
     search, arm = _search_of(study), ARMS[part.arm]
@@ -124,15 +140,29 @@ def part_study(
     tune = dict(stages[search]["tune"])
     tune["scheduler"] = {**tune["scheduler"], **arm.scheduler}
     tune["num_samples"] = trials or tune["num_samples"]
-    if arm.is_random:
+    if arm.is_random and asha is not None:
         most = tune["scheduler"]["max_t"]
         tune["scheduler"]["grace_period"] = most  # so nobody is judged before
-        tune["num_samples"] = max(1, round((asha_epochs or 0) / most))
+        tune["num_samples"] = max(1, round(asha["epochs"] / most))
+    if arm.has_priors and asha is not None:
+        tune["search_space"] = with_priors(tune["search_space"], asha["best"])
     stages[search] = {**stages[search], "tune": tune}
     return {**study, "seed": part.seed, "stages": stages}
 
 
-def result_of(part: Part, folder: Path, place: Path, *, asha_epochs: int | None, trials: int | None) -> None:
+def with_priors(space: Mapping[str, Any], best: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a search space in which the values of a configuration are believed to be good."""
+    return {
+        name: {**given, "prior": best[name]}
+        if isinstance(given, dict) and "constant" not in given and name in best
+        else given
+        for name, given in space.items()
+    }
+
+
+def result_of(
+    part: Part, folder: Path, place: Path, *, asha: Mapping[str, Any] | None, trials: int | None
+) -> None:
     """Run a part, and write down what it has come to.
 
     A process may only call it for one study: their modules have the same names.
@@ -140,26 +170,49 @@ def result_of(part: Part, folder: Path, place: Path, *, asha_epochs: int | None,
     home = folder / part.study
     if not home.exists():
         shutil.copytree(WORKFLOWS / part.study, home)
-    shipped = yaml.safe_load((home / "study.yaml").read_text(encoding="utf-8"))
-    written = part_study(shipped, part, prepared(home, shipped), asha_epochs=asha_epochs, trials=trials)
-    file = home / f"{part.name}.yaml"
-    file.write_text(json.dumps(written, indent=1), encoding="utf-8")  # which is YAML, too
     began = time.perf_counter()
     add_user_folders([str(home)])
-    method = SchedulerSpec.model_validate(shipped["stages"][_search_of(shipped)]["tune"]["scheduler"])
-    search = EmulatedSearch(load_study(file, environment={}), home / "trained", method.milestones)
+    if asha is not None and ARMS[part.arm].same_epochs and trials is None:
+        search, found = most_trials(part, home, asha)
+    else:
+        search = emulated(part, home, asha, trials)
+        found = figures(part, search)
     found = {
         "study": part.study,
         "seed": part.seed,
         "arm": part.arm,
         "trials": trials,
-        **figures(part, search),
+        **found,
         "epochs_trained": search.trained.trained,
         "wall_s": round(time.perf_counter() - began, 1),
     }
     place.parent.mkdir(parents=True, exist_ok=True)
     replace_file(place, json.dumps(found, indent=1) + "\n")
     print(f"{part.name}: validation {found['validation']:.4g} in {found['wall_s']} s", file=sys.stderr)
+
+
+def emulated(part: Part, home: Path, asha: Mapping[str, Any] | None, trials: int | None) -> EmulatedSearch:
+    """Return the search of a part in the folder of its study."""
+    shipped = yaml.safe_load((home / "study.yaml").read_text(encoding="utf-8"))
+    written = part_study(shipped, part, prepared(home, shipped), asha=asha, trials=trials)
+    file = home / f"{part.name}.yaml"
+    file.write_text(json.dumps(written, indent=1), encoding="utf-8")  # which is YAML, too
+    method = SchedulerSpec.model_validate(shipped["stages"][_search_of(shipped)]["tune"]["scheduler"])
+    return EmulatedSearch(load_study(file, environment={}), home / "trained", method.milestones)
+
+
+def most_trials(part: Part, home: Path, asha: Mapping[str, Any]) -> tuple[EmulatedSearch, dict[str, Any]]:
+    """Return the largest search that trains no more epochs than ASHA, and its figures."""
+    shipped = yaml.safe_load((home / "study.yaml").read_text(encoding="utf-8"))
+    trials = shipped["stages"][_search_of(shipped)]["tune"]["num_samples"]
+    tried: dict[int, tuple[EmulatedSearch, dict[str, Any]] | None] = {}  # None: too many
+    while trials not in tried:
+        search = emulated(part, home, asha, trials)
+        found = {**figures(part, search), "num_samples": trials}
+        fits = found["epochs"] <= asha["epochs"]
+        tried[trials] = (search, found) if fits else None
+        trials += 1 if fits else -1
+    return next(found for number in sorted(tried, reverse=True) if (found := tried[number]) is not None)
 
 
 def figures(part: Part, search: EmulatedSearch) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from parsl_rasda.study import (
     load_study,
 )
 from parsl_rasda.study.loading import search_path
+from parsl_rasda.workflow.earlier_studies import learn
 from parsl_rasda.workflow.program_functions import FOLDER, kept, target_of, write
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class Study:
             found = declare_study(
                 declared, "Study", check_tune=tune_problems, search_path=[Path(folder)] if program else ()
             )
-        self._become(found, None, (Path.cwd(),), program)
+        self._become(learn(found, Path.cwd()).checked("Study"), None, (Path.cwd(),), program)
 
     @classmethod
     def from_yaml(
@@ -125,7 +126,11 @@ class Study:
             InvalidSettingError: If it has no such search, or several and none was named.
         """
         study = cls.__new__(cls)
-        study._become(load_study(path, overrides, check_tune=tune_problems), stage, search_path(Path(path)))
+        folder = Path(path).parent
+        whole = load_study(
+            path, overrides, check_tune=tune_problems, check_study=lambda spec: learn(spec, folder).problems
+        )
+        study._become(learn(whole, folder).study, stage, search_path(Path(path)))
         return study
 
     @property

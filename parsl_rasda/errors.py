@@ -96,7 +96,7 @@ class PlacementImpossibleError(RasdaError):
     def __str__(self) -> str:
         return (
             f"A trial needs {self.needed} GPUs at once, on one node or the same number on each of several, "
-            f"but can have at most {self.largest} of a pilot. {self.advice} in the study, or give the site "
+            f"but the largest pilot has {self.largest}. {self.advice} in the study, or give the site "
             "larger pilots (`nodes`, `gpus_per_node`)."
         )
 

@@ -50,7 +50,7 @@ AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON 
 
 
 def load_inputs(study: Path, sites: Sequence[str], overrides: Sequence[str] = ()) -> AdmittedStudy:
-    """Return a study and its sites if the study can run on them.
+    """Return a study and its sites if the study can run on them; say what is used of earlier studies.
 
     Raises:
         InvalidFileError: With every mistake of all files together.
@@ -61,6 +61,7 @@ def load_inputs(study: Path, sites: Sequence[str], overrides: Sequence[str] = ()
     from parsl_rasda.orchestration.admission import admit, tune_problems
     from parsl_rasda.orchestration.data_locality import site_problems
     from parsl_rasda.study import load_study
+    from parsl_rasda.workflow.earlier_studies import learn
 
     found, unread = _load_sites(sites)
     names = [SiteName(s.name) for s in found]
@@ -72,13 +73,20 @@ def load_inputs(study: Path, sites: Sequence[str], overrides: Sequence[str] = ()
             study,
             overrides,
             check_tune=tune_problems,
-            check_study=lambda spec: site_problems(spec, names) if is_clear else (),
+            check_study=lambda spec: (
+                *(site_problems(spec, names) if is_clear else ()),
+                *learn(spec, study.parent).problems,
+            ),
         )
     except InvalidFileError as error:
         mistakes += error.mistakes
     if mistakes or unread or spec is None:
         raise InvalidFileError([*mistakes, *unread])
-    return admit(spec, found, counted_here(found), files=sites)
+    learnt = learn(spec, study.parent)
+    admitted = admit(learnt.study, found, counted_here(found), files=sites)
+    for sentence in learnt.sentences:
+        typer.echo(f"{study}: {sentence}", err=True)
+    return admitted
 
 
 def load_run_inputs(run: Path, sites: Sequence[str], overrides: Sequence[str] = ()) -> AdmittedStudy:

@@ -71,8 +71,8 @@ def summarise(study: str, machine: Machine, usage: Usage, now: float | None = No
         "trial_list": [
             {
                 **_trial(t, has_checkpoints=t.id not in gone),
+                **_judged(machine, t),
                 "bracket": bracket_of(machine, t.id),
-                "violations": _violations(machine, t),
             }
             for t in trials
         ],
@@ -360,10 +360,16 @@ def _trial(trial: TrialRecord, *, has_checkpoints: bool) -> dict[str, Any]:
     }
 
 
-def _violations(machine: Machine, trial: TrialRecord) -> list[float] | None:
-    """Return by how much a trial breaks each constraint, or None if one metric alone counts."""
-    reached = trial.reached.get(trial.last[0]) if trial.last else None
-    return list(reached.violations) if reached and machine.settings.objectives else None
+def _judged(machine: Machine, trial: TrialRecord) -> dict[str, Any]:
+    """Return all that a trial is judged by: nothing if that is one metric alone, None if it lacks any."""
+    objectives = machine.settings.objectives
+    if objectives is None:
+        return {}
+    reached = trial.reached.get(trial.last[0]) if trial.last is not None else None
+    if reached is None:
+        return {"values": None, "violations": None}
+    values = dict(zip((n for n, _ in objectives.metrics), objectives.plain(reached), strict=True))
+    return {"values": values, "violations": list(reached.violations)}
 
 
 def _epoch_s(machine: Machine) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def write_report(run: Run) -> tuple[Path, ...]:
     for stage, summary in run.summaries().items():
         folder = run.directories[stage]
         folder.mkdir(exist_ok=True)  # a search that has not begun has none
-        best = {key: summary[key] for key in ("study", "state", "metric", "mode", "best", "front", "confirm")}
+        best = {key: summary[key] for key in ("study", "state", "metric", "mode", "best", "front")}
         contents |= tables(run, stage, summary)
         if (asha := run.asha[stage]) is not None:
             contents[folder / "asha.svg"] = asha_picture(run.searches[stage], summary, asha)
@@ -79,33 +79,37 @@ def results_csv(summary: Mapping[str, Any]) -> str:
     further = _further_columns(summary)
     columns = [*COLUMNS, *further]
     keys = list(dict.fromkeys(key for t in trials for key in t["config"]))
-    columns = [*COLUMNS, *_further_columns(summary)]
     settings = {key: f"config.{key}" if key in columns else key for key in keys}
     metrics = {
         name: f"metrics.{name}" if name in columns or name in settings else name
         for name in other_metrics(summary)
     }
-    front = {one["trial"] for one in summary.get("front", ())}
     output = io.StringIO()
     rows = csv.DictWriter(output, [*columns, *metrics.values(), *settings.values()], lineterminator="\n")
     rows.writeheader()
     for t in trials:
         facts = {**t, "epochs": t["epoch"], "began": moment(t.get("began")), "ended": moment(t.get("ended"))}
-        if t.get("violations") is not None:
-            facts |= {"is_front": t["trial"] in front, "violation": sum(max(0.0, v) for v in t["violations"])}
-        row = {column: facts.get(column) for column in columns}
+        row = {column: facts[column] for column in COLUMNS} | {key: of(t) for key, of in further.items()}
         row |= {metrics[name]: value for name, value in t.get("metrics", {}).items() if name in metrics}
         rows.writerow({**row, **{settings[k]: _cell(v) for k, v in t["config"].items()}})
     return printable(output.getvalue())
 
 
-def _further_columns(summary: Mapping[str, Any]) -> Iterator[str]:
+def _further_columns(summary: Mapping[str, Any]) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
+    """Return columns that only some searches have, with what a trial has there."""
+    found: dict[str, Callable[[Mapping[str, Any]], Any]] = {}
+    trials, front = summary["trial_list"], {one["trial"] for one in summary.get("front", ())}
     if summary.get("brackets"):
-        yield "bracket"
-    if summary.get("front"):
-        yield "is_front"
-        if any(t.get("violations") for t in summary["trial_list"]):
-            yield "violation"
+        found["bracket"] = lambda trial: trial["bracket"]
+    if any("values" in trial for trial in trials):
+        found["is_front"] = lambda trial: trial["trial"] in front
+    if any(trial.get("violations") for trial in trials):
+        found["violation"] = lambda trial: _violation(trial["violations"])
+    return found
+
+
+def _violation(violations: Sequence[float] | None) -> float | None:
+    return None if violations is None else sum(max(0.0, each) for each in violations)
 
 
 def metrics_csv(curves: Curves) -> str:

@@ -1,15 +1,17 @@
 """Searches as studies of Optuna, in a storage that may be new or have others in it.
 
-Trials that reached the end are *complete*, stopped ones *pruned*; every epoch is an intermediate value. With
-several metrics, or limits, Optuna prunes nothing: whoever ended well is complete, with what it reported
-last, so that `Study.best_trials` is the front. A configuration outside the search space is kept as a user
-attribute only. What is in the storage already stays: of a study that was exported before, the trials that
-have ended since are added.
+Trials that reached the end are *complete*, stopped ones *pruned*; every epoch is an intermediate value. A
+configuration outside the search space is kept as a user attribute only. A search by several metrics becomes a
+study with as many directions, with what breaks its limits as Optuna's constraints: there a stopped trial is
+*complete*, too, as Optuna prunes none there, and it may be on the front.
+
+What is in the storage already stays: of a study that was exported before, the trials that have ended since
+are added.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -19,7 +21,7 @@ from optuna.trial import TrialState as Optunas
 from optuna.trial import create_trial
 
 from parsl_rasda.orchestration.assembly import objectives
-from parsl_rasda.scheduling.objectives import Objectives
+from parsl_rasda.scheduling.objectives import Limit, Objectives
 from parsl_rasda.search.space import Choice, Constant, Float, Int, Parameter, SearchSpace
 from parsl_rasda.study import TuneSpec
 from parsl_rasda.tracking.base import Origin, plain_value
@@ -30,8 +32,7 @@ if TYPE_CHECKING:
 
 RUN: Final = "parsl_rasda.run"  # the attribute by which a study is found again
 _ENDED_WELL: Final = {TrialState.COMPLETED.value, TrialState.STOPPED.value}
-_KEPT: Final = ("trial", "config", "replicas", "attempts", "reason", "metrics", "bracket")
-_CONSTRAINTS: Final = "constraints"  # the attribute in which Optuna's samplers keep them
+_KEPT: Final = ("trial", "config", "replicas", "attempts", "reason", "metrics", "state", "bracket")
 
 
 class StudyWriter:
@@ -50,7 +51,7 @@ class StudyWriter:
 
     def add(self, origin: Origin, summary: Mapping[str, Any], tune: TuneSpec) -> None:
         """Add what is missing of a search."""
-        study = self._study(origin, summary, objectives(tune))
+        study = self._study(origin, tune)
         space = SearchSpace.from_mapping(tune.search_space)
         found = (t.user_attrs for t in study.get_trials(deepcopy=False))
         there = {(attributes.get("trial"), attributes.get("attempts")) for attributes in found}
@@ -59,7 +60,7 @@ class StudyWriter:
             if is_due and (trial["trial"], trial["attempts"]) not in there:
                 study.add_trial(_optuna_trial(trial, space, objectives(tune)))
 
-    def _study(self, origin: Origin, summary: Mapping[str, Any], several: Objectives | None) -> optuna.Study:
+    def _study(self, origin: Origin, tune: TuneSpec) -> optuna.Study:
         """Return the study of a search: found again, or created under a name that is free."""
         names = optuna.get_all_study_names(self._storage)
         for name in (origin.name, f"{origin.name} {origin.mark}"):
@@ -68,8 +69,9 @@ class StudyWriter:
             found = optuna.load_study(study_name=name, storage=self._storage)
             if found.user_attrs.get(RUN) == origin.mark:
                 return found
-        metrics = several.metrics if several else ((summary["metric"], summary["mode"]),)
-        directions = ["minimize" if mode == Mode.MIN else "maximize" for _, mode in metrics]
+        found_by = objectives(tune)
+        metrics = found_by.metrics if found_by is not None else ((tune.metric, tune.mode),)
+        directions = ["minimize" if mode is Mode.MIN else "maximize" for _, mode in metrics]
         study = optuna.create_study(storage=self._storage, study_name=name, directions=directions)
         study.set_metric_names([metric for metric, _ in metrics])
         study.set_user_attr(RUN, origin.mark)
@@ -85,27 +87,29 @@ class StudyWriter:
 
 
 def _optuna_trial(
-    trial: Mapping[str, Any], space: SearchSpace, several: Objectives | None
+    trial: Mapping[str, Any], space: SearchSpace, judged_by: Objectives | None
 ) -> optuna.trial.FrozenTrial:
     known = trial["config"] if space.accepts(trial["config"]) else {}
     params, distributions = optunas_parameters(known, space)
-    values, violations = _values(trial, several)
-    history = trial["history"] if several is None else []
-    complete = Optunas.COMPLETE if values else Optunas.FAIL
+    values = [trial["metric"]] if judged_by is None else [*(trial["values"] or {}).values()]
+    has_value = trial["state"] in _ENDED_WELL and bool(values) and None not in values
+    with_values = Optunas.COMPLETE if has_value else Optunas.FAIL
     states = {
-        TrialState.COMPLETED.value: complete,
-        TrialState.STOPPED.value: Optunas.PRUNED if several is None else complete,
+        TrialState.COMPLETED.value: with_values,
+        TrialState.STOPPED.value: Optunas.PRUNED if judged_by is None else with_values,
         TrialState.FAILED.value: Optunas.FAIL,
     }
     limits = judged_by.limits if judged_by is not None and has_value else ()
     frozen = create_trial(
         state=states.get(trial["state"], Optunas.RUNNING),
-        values=values,
+        values=values if has_value else None,
         params=params,
         distributions=distributions,
-        intermediate_values={epoch: float("nan") if m is None else m for epoch, m in history},
-        system_attrs={_CONSTRAINTS: violations} if violations else {},
+        intermediate_values={epoch: float("nan") if m is None else m for epoch, m in trial["history"]},
         user_attrs={key: trial[key] for key in _KEPT if trial.get(key) is not None},
+        constraints={_name(limit): v for limit, v in zip(limits, trial["violations"], strict=True)}
+        if limits
+        else None,
     )
     if trial.get("began") is not None:
         frozen.datetime_start = datetime.fromtimestamp(trial["began"])  # noqa: DTZ006  # Optuna's are local
@@ -114,16 +118,8 @@ def _optuna_trial(
     return frozen
 
 
-def _values(
-    trial: Mapping[str, Any], several: Objectives | None
-) -> tuple[list[float] | None, Sequence[float]]:
-    """Return what a trial came to, None if nothing, and by how much it breaks each limit."""
-    if trial["state"] not in _ENDED_WELL:
-        return None, ()
-    if several is None:
-        return ([trial["metric"]] if trial["metric"] is not None else None), ()
-    reached = several.values(trial.get("metrics", {}))
-    return (list(several.plain(reached)), reached.violations) if reached else (None, ())
+def _name(limit: Limit) -> str:
+    return f"{limit.metric} at {'most' if limit.mode is Mode.MIN else 'least'} {limit.bound:g}"
 
 
 def optunas_parameters(

@@ -74,7 +74,8 @@ def forecast_budget(
         machine = build_machine(tune.model_copy(update={"scheduler": scheduler}))
         if misfit(machine, shapes, "tune.scheduler") is not None:
             return None
-        Rehearsal(machine, sites, costs).run(num_samples, limits)
+        confirm = tune.confirm.counts if tune.confirm is not None else None
+        Rehearsal(machine, sites, costs).run(num_samples, limits, confirm)
         return machine
 
     def fits(num_samples: int, max_t: int) -> bool:

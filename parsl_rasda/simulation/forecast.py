@@ -152,12 +152,13 @@ def forecast(
 
 def _confirm(tune: TuneSpec, sites: Mapping[SiteName, VirtualSite], costs: Costs) -> ConfirmForecast | None:
     """Return what the confirmation adds: the search is rehearsed with it and without."""
-    if tune.confirm is None:
+    confirm = tune.confirm.counts if tune.confirm is not None else None
+    if confirm is None:
         return None
     tune = tune.model_copy(update={"mode": Mode.MIN, "stop_when": StopSpec()})  # as in any rehearsal
     machine = build_machine(tune)
     alone = Rehearsal(build_machine(tune), sites, costs).run(tune.num_samples)
-    both = Rehearsal(machine, sites, costs).run(tune.num_samples, confirm=tune.confirm.counts)
+    both = Rehearsal(machine, sites, costs).run(tune.num_samples, confirm=confirm)
     return ConfirmForecast(
         len(machine.confirmation.runs),
         both.epochs - alone.epochs,

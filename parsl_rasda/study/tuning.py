@@ -63,6 +63,13 @@ class SearcherSpec(PluginSpec):
         "parameter's prior, else to the middle of its range.",
         examples=[[{"lr": 1e-3}]],
     )
+    learn_from: tuple[str, ...] = Field(
+        (),
+        max_length=MOST_CHOICES,
+        description="Earlier studies; the best three configurations of each are tried first, after those of "
+        "`first`: run directories, their results.csv, storages of Optuna's (a file or URL).",
+        examples=[["runs/coarse", "sqlite:///shared.db"]],
+    )
 
 
 class StopSpec(Spec):

@@ -76,7 +76,8 @@ class Search:
         )
         self._history = history
         machine = history.machine
-        retries = self.retry_failed and any(t.state is TrialState.FAILED for t in machine.trials.values())
+        trained = (*machine.trials.values(), *machine.confirmation.runs.values())
+        retries = self.retry_failed and any(t.state is TrialState.FAILED for t in trained)
         budget = self.tune.budget.limits(time.time())
         more = machine.may_go_on(self.tune.num_samples, budget or Budget(), time.time())
         method = changed_method(machine, history.begun or self.tune, self.tune)

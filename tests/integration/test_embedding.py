@@ -362,7 +362,7 @@ def test_an_unknown_executor_is_refused_with_the_labels_there_are(loaded: Path) 
 
 def test_what_its_slots_can_never_hold_is_refused_at_once_and_leaves_no_directory(loaded: Path) -> None:
     strict = {**SETTINGS, "scheduler": {"max_t": 4, "max_workers": 4, "growth": "strict"}}
-    with pytest.raises(PlacementImpossibleError, match=r"needs 4 GPUs at once.*at most 2 of a pilot"):
+    with pytest.raises(PlacementImpossibleError, match=r"needs 4 GPUs at once.*largest pilot has 2"):
         tune(Study(strict, name="wide"), slots=SLOTS, directory="wide")
     assert not (loaded / "wide").exists()
 

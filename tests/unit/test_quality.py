@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from parsl_rasda.study import load_study
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 try:
-    from quality import parts_of, run_some
+    from emulated_search import subjects_of
+    from quality import parts_of, run_some, take_over
     from quality_parts import ARMS, STUDIES, WORKFLOWS, Part, data_study, declared_arm, part_study
     from quality_table import as_markdown, spread, tabulated
 finally:
@@ -33,17 +35,27 @@ def test_every_arm_of_a_shipped_study_is_a_good_study_of_the_same_configurations
     (home / "data.yaml").write_text(json.dumps(data))
     assert load_study(home / "data.yaml", environment={}).tune_stages == {}
     spaces = set()
+    (shipped_search,) = load_study(home / "study.yaml", environment={}).tune_stages.values()
+    asha = {"epochs": 50, "best": subjects_of(shipped_search.tune, 2)[0].config}
     for arm in ARMS:
         results = {name: {"of": name} for name in data["stages"]}
-        written = part_study(shipped, Part(study, 3, arm), results, asha_epochs=50)
+        written = part_study(shipped, Part(study, 3, arm), results, asha=asha)
         (home / f"{arm}.yaml").write_text(json.dumps(written))
         spec = load_study(home / f"{arm}.yaml", environment={})
         (search,) = spec.tune_stages.values()
         assert (spec.seed, len(spec.stages)) == (3, 2)
         if arm == declared_arm(study):
-            (as_shipped,) = load_study(home / "study.yaml", environment={}).tune_stages.values()
-            assert search.tune.scheduler == as_shipped.tune.scheduler
-        spaces.add(json.dumps(search.tune.search_space, sort_keys=True, default=str))
+            assert search.tune.scheduler == shipped_search.tune.scheduler
+        if arm == "priors":
+            priors = {
+                n: p["prior"]
+                for n, p in search.tune.search_space.items()
+                if isinstance(p, Mapping) and "prior" in p
+            }
+            assert priors["lr"] == asha["best"]["lr"]
+            assert priors.items() <= asha["best"].items()
+        else:
+            spaces.add(json.dumps(search.tune.search_space, sort_keys=True, default=str))
         if arm == "random":
             assert search.tune.scheduler.milestones == (search.tune.scheduler.max_t,)
             assert search.tune.num_samples == round(50 / search.tune.scheduler.max_t)
@@ -60,6 +72,15 @@ def test_the_parts_are_in_an_order_that_lets_each_run_and_those_that_are_there_a
         (tmp_path / "parts" / f"{part.name}.json").write_text("{}")
     run_some(parts, tmp_path, None, None)
     assert [f.name for f in tmp_path.iterdir()] == ["parts"]
+
+
+def test_parts_of_another_machine_are_taken_over_and_not_run_again(tmp_path) -> None:
+    parts = [{"study": "cv_resnet", "seed": seed, "arm": "asha", "validation": 0.5} for seed in range(2)]
+    (tmp_path / "quality.json").write_text(json.dumps({"parts": parts}))
+    take_over(tmp_path / "quality.json", tmp_path)
+    run_some(list(parts_of(["cv_resnet"], [0, 1], ["asha"])), tmp_path, None, None)
+    found = [json.loads(f.read_text()) for f in sorted((tmp_path / "parts").iterdir())]
+    assert found == parts
 
 
 def part(arm: str, seed: int, value: float) -> dict[str, object]:

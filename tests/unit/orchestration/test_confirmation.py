@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from parsl_rasda.cli.forecasts import forecast_view
 from parsl_rasda.orchestration.assembly import build_machine
 from parsl_rasda.orchestration.confirmed import chances_of_best, confirmation_document, confirmed_winner
 from parsl_rasda.orchestration.driver import replay
@@ -43,7 +44,9 @@ from parsl_rasda.orchestration.run_names import SearchRecords, is_run
 from parsl_rasda.orchestration.summary import summarise
 from parsl_rasda.orchestration.usage import Usage
 from parsl_rasda.protocol import Checkpoint
+from parsl_rasda.reporting.tables import as_text, status_view
 from parsl_rasda.simulation.costs import Costs
+from parsl_rasda.simulation.forecast import forecast
 from parsl_rasda.simulation.rehearsal import Rehearsal, VirtualSite
 from parsl_rasda.study import TuneSpec
 from parsl_rasda.testing.backends import FakeBackend
@@ -426,3 +429,60 @@ def test_a_chance_is_near_what_students_t_says_and_unknown_of_one_result() -> No
     # One mean against a certain number: P(t_2 < 1.8856) is 0.9.
     one, _ = chances_of_best(((-1.0, 0.0, 1.0), (1.8856 / 3**0.5,) * 3), Mode.MIN) or (0.0, 0.0)
     assert one == pytest.approx(0.9, abs=0.02)
+
+
+def test_runs_that_have_failed_start_afresh_if_the_user_wants_failed_ones_retried() -> None:
+    world = World(study(), 1)
+    world.run(None)
+    best = summarise("s", world.machine, Usage())["best"]["trial"]
+    world = World(study(), 1)
+    world.failing = {f"c{best}-1"}
+    world.run(Confirm(1, 2))
+    world.failing = set()
+    world.run(Confirm(1, 2), retry_failed=True)
+    found = confirmation_document(world.machine)
+    assert found is not None
+    assert [c["missing"] for c in found["candidates"]] == [0]
+
+
+def test_with_more_trials_the_search_goes_on_first_and_only_new_candidates_are_trained() -> None:
+    world = World(study(num_samples=4), 1)
+    world.run(Confirm(3, 1))
+    before = {name: run.attempt for name, run in world.machine.confirmation.runs.items()}
+    world.tune = study(num_samples=12)
+    world.run(Confirm(3, 1))
+    machine = world.machine
+    assert len(machine.trials) == 12
+    assert len(machine.confirmation.candidates) == 3
+    assert machine.confirmation.is_settled
+    stayed = [n for n in before if TrialId(n[1:5]) in machine.confirmation.candidates]
+    assert stayed or not set(machine.confirmation.candidates) & {TrialId(n[1:5]) for n in before}
+    assert all(machine.confirmation.runs[n].attempt == before[n] for n in stayed)
+
+
+def test_what_decides_is_no_test_metric_and_a_front_has_no_mean() -> None:
+    with pytest.raises(ValueError, match="by which trials are judged"):
+        study(test_metric="loss")
+    with pytest.raises(ValueError, match="no mean of a front"):
+        study(confirm={"top": 2}, constraints=[{"metric": "latency", "at_most": 1.0}])
+
+
+def test_a_plan_says_what_the_runs_add() -> None:
+    tune = study(confirm={"top": 2, "seeds": 3})
+    found = forecast("tune", tune, {A: VirtualSite(1, 4)}, seed=1)
+    assert found.confirm is not None
+    assert found.confirm.runs == 6
+    assert found.confirm.epochs >= 6
+    assert found.confirm.makespan_s > 0
+    shown = as_text(forecast_view("s", [found], None))
+    assert "confirm: 6 trainings on top of that" in shown
+
+
+def test_people_are_told_who_is_the_best_and_which_run_has_failed() -> None:
+    world = World(study(test_metric="test_loss"), 1)
+    world.run(Confirm(2, 2))
+    document = summarise("s", world.machine, Usage())
+    shown = as_text(status_view(document))
+    assert "confirmed with 2 new seeds each" in shown
+    assert "test_loss" in shown
+    assert all(c["trial"] in shown for c in document["confirm"]["candidates"])

@@ -130,44 +130,6 @@ def test_csv_has_a_row_for_each_trial_and_one_for_each_metric_of_each_epoch(seve
             assert [None if math.isnan(v) else v for v in values] == [value for _, value in curve]
 
 
-TWO = [{"name": "val_loss"}, {"name": "speed", "mode": "max"}]
-LIMIT = {"metric": "val_loss", "at_most": 1.0}
-
-
-@pytest.mark.parametrize("constraints", [[], [LIMIT], [{**LIMIT, "at_most": -1.0}]])
-def test_the_front_is_the_one_that_optuna_finds_in_what_it_gets(rehearsals, tmp_path, constraints) -> None:
-    study = rehearsals.study_of(num_samples=16, metric="val_loss", metrics=TWO, constraints=constraints)
-    rehearsals.into(tmp_path, study)
-    summary = read_run(tmp_path).document()
-    front = {one["trial"]: one for one in summary["front"]}
-    (file,) = to_optuna(read_run(tmp_path))
-    found = opened(file)
-    assert found.metric_names == ["val_loss", "speed"]
-    assert [d.name for d in found.directions] == ["MINIMIZE", "MAXIMIZE"]
-    if all(one["keeps_limits"] for one in front.values()):
-        best = {t.user_attrs["trial"]: t.values for t in found.best_trials}
-        assert best == {trial: [*one["values"].values()] for trial, one in front.items()}
-    else:
-        assert found.best_trials == [], "to Optuna none is feasible"
-    results, _ = to_csv(read_run(tmp_path))
-    with results.open() as text:
-        rows = list(csv.DictReader(text))
-    assert {r["trial"] for r in rows if r["is_front"] == "True"} == set(front)
-    assert ("violation" in rows[0]) == bool(constraints)
-    for row in rows if constraints else ():
-        assert float(row["violation"]) == max(0.0, float(row["metric"]) - constraints[0]["at_most"])
-
-
-def test_the_bracket_of_each_trial_is_exported(rehearsals, tmp_path: Path) -> None:
-    rehearsals.into(tmp_path, rehearsals.study_of(num_samples=12, scheduler={"brackets": 3}))
-    brackets = {t["trial"]: t["bracket"] for t in read_run(tmp_path).document()["trial_list"]}
-    assert len(set(brackets.values())) == 3
-    (file,) = to_optuna(read_run(tmp_path))
-    assert {t.user_attrs["trial"]: t.user_attrs["bracket"] for t in opened(file).trials} == brackets
-    with to_csv(read_run(tmp_path))[0].open() as text:
-        assert {r["trial"]: int(r["bracket"]) for r in csv.DictReader(text)} == brackets
-
-
 @pytest.fixture
 def several(rehearsals, tmp_path: Path) -> Path:
     """A run whose trials report two metrics."""
