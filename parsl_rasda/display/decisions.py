@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import TypeAlias
 
 from parsl_rasda.orchestration.brackets import bracket_of
+from parsl_rasda.orchestration.confirmed import confirmation_document
 from parsl_rasda.orchestration.events import (
     CodeSeen,
     ContinueJob,
@@ -30,9 +31,10 @@ from parsl_rasda.orchestration.events import (
     UserTold,
 )
 from parsl_rasda.orchestration.machine import Machine
+from parsl_rasda.orchestration.run_names import is_run
 from parsl_rasda.reporting.format import moment
 from parsl_rasda.study_code.code import changed_modules
-from parsl_rasda.types import Outcome, Placement, TrialId
+from parsl_rasda.types import Outcome, Placement, TrialId, TrialState
 
 Fact: TypeAlias = str | int | float | None
 
@@ -60,14 +62,43 @@ class DecisionLog:
         self._until = {t.id: t.until for t in machine.trials.values()}
         self._world_size: dict[TrialId, int] = {}
         self._code = machine.code
+        self._is_confirming = False  # as far as was told under this controller
+        self._ended_runs = self._ended()
 
     def lines(self, event: Event, instructions: tuple[Instruction, ...]) -> Iterator[DecisionLine]:
         """Yield what people want to know about one event and its instructions."""
         if isinstance(event, CodeSeen):
             yield from self._code_lines(event)
         yield from _event_lines(event)
+        yield from self._ends_of_runs(event.at)
         for instruction in instructions:
             yield from self._instruction_lines(event.at, instruction)
+
+    def _ended(self) -> set[TrialId]:
+        return {run.id for run in self._machine.confirmation.runs.values() if run.state.is_final}
+
+    def _ends_of_runs(self, at: float) -> Iterator[DecisionLine]:
+        """Yield the runs of a confirmation that have ended, which no instruction tells."""
+        before, self._ended_runs = self._ended_runs, self._ended()
+        for name in sorted(self._ended_runs - before):
+            run = self._machine.confirmation.runs[name]
+            metric = run.result[1] if run.result and run.state is not TrialState.FAILED else None
+            facts = {"trial": name, "metric": metric, "reason": run.reason or None}
+            yield DecisionLine(at, run.state.value, facts)
+
+    def _confirming_line(self, at: float) -> DecisionLine:
+        trials, wanted = self._machine.confirmation.candidates, self._machine.confirmation.wanted
+        runs = len(trials) * wanted.seeds if wanted else 0
+        return DecisionLine(at, "confirming", {"trials": ",".join(trials), "runs": runs})
+
+    def _confirmed_lines(self, at: float) -> Iterator[DecisionLine]:
+        found = confirmation_document(self._machine)
+        if found is None or not self._is_confirming:
+            return
+        for row in found["candidates"]:
+            if row["trial"] == found["winner"]:
+                facts = {"trial": row["trial"], "mean": row["mean"], "spread": row["spread"]}
+                yield DecisionLine(at, "confirmed", facts)
 
     def _code_lines(self, event: CodeSeen) -> Iterator[DecisionLine]:
         if self._code:
@@ -81,7 +112,12 @@ class DecisionLog:
         facts: dict[str, Fact]
         match instruction:
             case StartJob():
+                if is_run(instruction.job.trial) and not self._is_confirming:
+                    self._is_confirming = True
+                    yield self._confirming_line(at)
                 yield self._start_line(at, instruction)
+            case ContinueJob(job) if is_run(job.trial):
+                pass  # nobody judges it
             case ContinueJob(job, until, replicas, batches) if until > self._until.get(job.trial, until):
                 self._until[job.trial] = until
                 world_size = self._world_size.get(job.trial)
@@ -96,6 +132,7 @@ class DecisionLog:
             case RequestPilot(pilot, site):
                 yield DecisionLine(at, "requested", {"pilot": pilot, "site": site})
             case FinishStudy(state, cause):
+                yield from self._confirmed_lines(at)
                 yield DecisionLine(at, "finished", {"state": state.value, "cause": cause or None})
             case _:
                 pass
@@ -106,7 +143,7 @@ class DecisionLog:
         self._until[trial], self._world_size[trial] = start.until, world_size
         if start.job.attempt == 1:
             verb = "started"
-        elif start.until > was_until:
+        elif start.until > was_until and not is_run(trial):
             verb = "promoted"
         elif before is None or world_size == before:
             verb = "restarted"
@@ -116,7 +153,7 @@ class DecisionLog:
         replicas, batches = ahead[1], ahead[-1]
         facts: dict[str, Fact] = {
             "trial": trial,
-            "bracket": bracket_of(self._machine, trial),
+            "bracket": None if is_run(trial) else bracket_of(self._machine, trial),
             "epoch": start.epoch,
             "until": start.until,
             "replicas": replicas,

@@ -13,6 +13,7 @@ from typing import Any
 from parsl_rasda.display.decisions import DecisionLine, DecisionLog
 from parsl_rasda.orchestration.events import EpochReported, Event, Instruction
 from parsl_rasda.orchestration.machine import Machine
+from parsl_rasda.orchestration.run_names import is_run
 from parsl_rasda.orchestration.summary import complete_counts
 from parsl_rasda.orchestration.trial_record import best_trial
 from parsl_rasda.orchestration.usage import Usage
@@ -102,7 +103,7 @@ class SearchProgress:
         """Take note of one event; the machine may be ahead of it."""
         with self._lock:
             self._decisions.extend(self._log.lines(event, instructions))
-            if isinstance(event, EpochReported):
+            if isinstance(event, EpochReported) and not is_run(event.job.trial):
                 metric = event.metrics.get(self._machine.settings.metric, math.nan)
                 self._add_metric(event.job.trial, event.epoch, float(metric))
             touched = {t for part in (event, *instructions) if (t := _trial_of(part)) is not None}

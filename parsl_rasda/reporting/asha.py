@@ -23,7 +23,8 @@ class AshaComparison:
 
     Attributes:
         document: ``makespan_s`` of ASHA, ``speedup`` over it, ``same_best``, ``unknown_epochs`` beyond where
-            the run stopped trials, and ``faults`` of the run, which a rehearsal does not have.
+            the run stopped trials, ``confirms`` if both have trained the best again, and ``faults`` of the
+            run, which a rehearsal does not have.
         summary: The JSON document of ASHA's search, as rehearsed; smaller metrics are better there.
         occupancy: Who would have held which slots when; closed.
     """
@@ -51,6 +52,7 @@ def compare_with_asha(history: ReplayedSearch) -> AshaComparison | None:
         "speedup": round(asha.makespan_s / makespan_s, 4),
         "same_best": asha.has_same_best,
         "unknown_epochs": asha.unknown_epochs,
+        "confirms": bool(asha.machine.confirmation.runs),
         "faults": len(history.usage.faults) + history.usage.preemptions,
     }
     return AshaComparison(document, summarise(history.study, asha.machine, Usage()), occupancy)
@@ -70,11 +72,12 @@ def asha_lines(asha: Mapping[str, Any], makespan_s: float) -> tuple[str, str]:
         said += (
             f": RASDA was {'' if is_faster else 'slower, '}{asha['speedup']:.2f} x{' as fast' * is_faster}"
         )
+    confirmed = ", its confirmation included" if asha.get("confirms") else ""
     without = f", without its {counted(asha['faults'], 'fault')}" if asha["faults"] else ""
     unknown = asha.get("unknown_epochs", 0)
     beyond = f": curves of {counted(unknown, 'epoch')} beyond a stop are unknown" if unknown else ""
     differs = "" if asha["same_best"] else f"; its best may differ{beyond}"
-    return said, f"rehearsed with the times of this run{without}{differs}"
+    return said, f"rehearsed with the times of this run{confirmed}{without}{differs}"
 
 
 def how_much(asha: Mapping[str, Any], makespan_s: float) -> str:

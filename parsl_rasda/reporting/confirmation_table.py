@@ -19,17 +19,26 @@ def confirmation_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
         yield (row["trial"], *cells, f"{seeds} of {found['seeds']}", chance)
 
 
-def confirmation_lines(found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield how the confirmation stands, what it changes, and the runs that have failed."""
+def confirmation_sentence(found: Mapping[str, Any]) -> str:
+    """Return how the confirmation stands and what it changes, with mean and spread of the winner."""
     seeds = counted(found["seeds"], "new seed")
     best, winner = found["candidates"][0]["trial"], found["winner"]
     if winner is None:
         words = {"running": "goes on", "done": "has no result"}.get(found["state"], "has not come to its end")
-        yield f"confirmation with {seeds} each {words}: the best is that of the search"
-    elif winner != best:
-        yield f"confirmed with {seeds} each: trial {winner} is better than {best}, the best of the search"
-    else:
-        yield f"confirmed with {seeds} each: trial {winner} stays the best"
+        return f"confirmation with {seeds} each {words}: the best is that of the search"
+    is_same = winner == best
+    said = "stays the best" if is_same else f"is better than {best}, the best of the search"
+    return f"confirmed with {seeds} each: trial {winner} {said} ({_mean_of(found, winner)})"
+
+
+def _mean_of(found: Mapping[str, Any], winner: str) -> str:
+    row = next(row for row in found["candidates"] if row["trial"] == winner)
+    spread = "" if row["spread"] is None else f", spread {number(row['spread'])}"
+    return f"mean {number(row['mean'])}{spread}"
+
+
+def confirmation_notes(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the test metric of each candidate, and the runs that have failed."""
     for row in found["candidates"]:
         if (test := row["test"]) is not None:
             spread = "" if test["spread"] is None else f", spread {number(test['spread'])}"

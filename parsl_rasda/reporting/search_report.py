@@ -23,7 +23,12 @@ from parsl_rasda.reporting.charts import (
     hyperparameters,
     learning_curves,
 )
-from parsl_rasda.reporting.confirmation_table import COLUMNS, confirmation_lines, confirmation_rows
+from parsl_rasda.reporting.confirmation_table import (
+    COLUMNS,
+    confirmation_notes,
+    confirmation_rows,
+    confirmation_sentence,
+)
 from parsl_rasda.reporting.fault_timeline import fault_timeline
 from parsl_rasda.reporting.format import counted, duration, metrics_text, number, other_metrics, percent
 from parsl_rasda.reporting.front_chart import front_chart
@@ -116,8 +121,8 @@ def search_report(
 def _confirmed(summary: Summary) -> dict[str, Any] | None:
     if (found := summary.get("confirm")) is None:
         return None
-    rows, lines = [*confirmation_rows(found)], [*confirmation_lines(found)]
-    return {"columns": COLUMNS, "rows": rows, "lines": lines}
+    lines = [confirmation_sentence(found), *confirmation_notes(found)]
+    return {"columns": COLUMNS, "rows": [*confirmation_rows(found)], "lines": lines}
 
 
 def _best_so_far(history: ReplayedSearch, summary: Summary) -> dict[str, list[Chart]]:

@@ -16,7 +16,12 @@ from rich.text import Text
 from parsl_rasda.orchestration.summary import NOT_TRIED
 from parsl_rasda.plain_text import printable
 from parsl_rasda.reporting.asha import asha_lines
-from parsl_rasda.reporting.confirmation_table import COLUMNS, confirmation_lines, confirmation_rows
+from parsl_rasda.reporting.confirmation_table import (
+    COLUMNS,
+    confirmation_notes,
+    confirmation_rows,
+    confirmation_sentence,
+)
 from parsl_rasda.reporting.format import (
     clock,
     config_text,
@@ -172,11 +177,11 @@ def brackets_view(brackets: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 
 def confirmation_view(confirm: Mapping[str, Any]) -> RenderableType:
-    """Return the candidates of a confirmation with their means, and what that means."""
+    """Return the candidates of a confirmation with their means, and what else there is to say of them."""
     table = _table(*COLUMNS)
     for row in confirmation_rows(confirm):
         table.add_row(*row)
-    return Group(table, *(Text(line) for line in confirmation_lines(confirm)))
+    return Group(table, *(Text(line) for line in confirmation_notes(confirm)))
 
 
 def batches_text(rung: Mapping[str, Any]) -> str:
@@ -277,6 +282,11 @@ def status_view(
     return Group(*parts)
 
 
+def _epochs_to_confirm(summary: Summary) -> int:
+    found = summary.get("confirm")
+    return sum(run["epoch"] for row in found["candidates"] for run in row["runs"]) if found else 0
+
+
 def _best_in_words(best: Mapping[str, Any], metric: str) -> str:
     said = f"trial {best['trial']}: {metric} {number(best['metric'])} at epoch {best['epoch']}"
     last = best.get("last", best)  # summaries of earlier versions have none
@@ -314,7 +324,8 @@ def _budget_in_words(budget: Mapping[str, Any]) -> str:
     return ", ".join([*words, *until]).replace("_hours", "-hours")
 
 
-def _facts(summary: Summary) -> Iterator[tuple[str, str | Text]]:
+def _result(summary: Summary) -> Iterator[tuple[str, str | Text]]:
+    """Yield what the search has found: its best trial, its front, and what a confirmation has come to."""
     best = summary["best"]
     if best is not None:
         metric = summary.get("metric", "metric")
@@ -327,6 +338,12 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str | Text]]:
         if best["checkpoint"]:
             yield "checkpoint", str(best["checkpoint"])
     yield from _front(summary.get("front", ()))
+    if confirm := summary.get("confirm"):  # summaries of earlier versions have none
+        yield "confirm", confirmation_sentence(confirm)
+
+
+def _facts(summary: Summary) -> Iterator[tuple[str, str | Text]]:
+    yield from _result(summary)
     yield "trials", _counts(summary["trials"])
     yield from _limits(summary)
     slots = _slots(summary)
@@ -336,11 +353,13 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str | Text]]:
     words = f"{restarts['count']}"
     if restarts["count"]:
         words += f" (median {duration(restarts['median_s'])}, longest {duration(restarts['max_s'])})"
-    repeated = summary["repeated_epochs"]
+    repeated, confirming = summary["repeated_epochs"], _epochs_to_confirm(summary)
     yield "restarts", words
     yield (
         "epochs",
-        f"{summary['epochs']}" + (f", {repeated} of them repeated after a loss" if repeated else ""),
+        f"{summary['epochs']}"
+        + (f", {confirming} of them to confirm" if confirming else "")
+        + (f", {repeated} of them repeated after a loss" if repeated else ""),
     )
     if asha := summary.get("asha"):  # summaries of earlier versions have none
         yield from zip(("ASHA", ""), asha_lines(asha, summary["makespan_s"]), strict=True)

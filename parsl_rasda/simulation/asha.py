@@ -1,7 +1,8 @@
 """What ASHA would have taken for the trials of a finished run, on the slots that it had.
 
 The same machine is rehearsed with `kind: asha, growth: none` and the times that the run's journal measured,
-as `plan --from` does it. A rehearsal has no faults and loses no pilot.
+as `plan --from` does it, and with a confirmation where the run had one. A rehearsal has no faults and loses
+no pilot.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from parsl_rasda.orchestration.assembly import build_machine
+from parsl_rasda.orchestration.confirmation import Confirmation
 from parsl_rasda.orchestration.driver import Observer
 from parsl_rasda.orchestration.events import Event, PilotEnded, PilotStarted, StudyStarted
 from parsl_rasda.orchestration.machine import Machine
@@ -34,7 +36,7 @@ class RehearsedAsha:
 
     Attributes:
         machine: In its final state; its metrics are smaller where a trial is better.
-        makespan_s: Of the whole search [s].
+        makespan_s: Of the whole search, with its confirmation [s].
         has_same_best: Its best trial is that of the run, to the last bit, by construction.
         unknown_epochs: Those beyond where the run stopped their trials: no metric was measured there.
     """
@@ -53,26 +55,35 @@ def rehearse_asha(history: ReplayedSearch, observers: Sequence[Observer] = ()) -
         observers: Follow the rehearsal.
 
     Returns:
-        None if the search has not ended well or measured no epoch, was ended by its budget, or is no RASDA:
-        nothing grows, or another scheduler decides.
+        None if the search has not ended well or measured no epoch, was ended by its budget, has confirmed
+        other trials or seeds than it names now, or is no RASDA: nothing grows, or another scheduler decides.
     """
     method = history.tune.scheduler
     is_rasda = method.kind == "rasda" and kind_of(method.growth) != "none"
     if not is_rasda or history.machine.state is not StudyState.DONE or not history.usage.epochs:
         return None
-    if history.machine.budget.reason or history.machine.is_changed:
+    confirmation = history.machine.confirmation
+    if history.machine.budget.reason or history.machine.is_changed or not _is_whole(confirmation):
         return None  # it would have stood elsewhere then
     held = _Held()
     for record in history.records:
         held.add(record.event)
     machine = build_machine(as_asha(_with_smaller_better(history.tune)))
     costs = measured_costs(history, seed=0)
-    usage = Rehearsal(machine, held.sites, costs, observers).run(_num_samples(history))
+    confirm = confirmation.wanted if confirmation.runs else None
+    usage = Rehearsal(machine, held.sites, costs, observers).run(_num_samples(history), confirm=confirm)
     if machine.state is not StudyState.DONE:
         return None
     beyond = (t.epoch - costs.known_until(int(t.id)) for t in machine.trials.values())
     unknown = sum(int(epochs) for epochs in beyond if epochs > 0)
     return RehearsedAsha(machine, usage.makespan_s(), _has_same_best(history, held), unknown)
+
+
+def _is_whole(confirmation: Confirmation) -> bool:
+    """Whether the runs of a confirmation are those that a rehearsal would have; also if there are none."""
+    wanted, runs = confirmation.wanted, confirmation.runs
+    count = len(confirmation.candidates) * wanted.seeds if wanted else 0
+    return not runs or (confirmation.is_settled and len(runs) == count)
 
 
 def _with_smaller_better(tune: TuneSpec) -> TuneSpec:
@@ -95,7 +106,7 @@ def _has_same_best(history: ReplayedSearch, held: _Held) -> bool:
     decides_alike = method.variant == "synchronous" and held.budgets == 1
     is_design = tune.searcher.kind in _DESIGNS and not with_prior(tune.search_space)
     proposes_alike = is_design and tune.stop_when == StopSpec()
-    trials = history.machine.trials.values()
+    trials = [*history.machine.trials.values(), *history.machine.confirmation.runs.values()]
     is_undisturbed = len(held.sites) == 1 and not any(map(_failed_by_chance, trials))
     is_one_code = len({code for t in trials for code in t.codes}) <= 1
     return decides_alike and proposes_alike and _trains_alike(tune) and is_undisturbed and is_one_code

@@ -154,7 +154,7 @@ class Search:
             missed += told
             self._taken = max([self._taken, *(request.told or 0 for request in told)])
         watcher = progress.search(self.name, history.machine, history.usage, alone=alone)
-        observers: list[Observer] = [history.usage, OfSearch(watcher)]
+        observers: list[Observer] = [history.usage, watcher]
         cleaner = CheckpointCleaner(
             self.sites, lambda t, s: specs.attempt(JobId(t, 1), s).parent, specs.shared_trial
         )

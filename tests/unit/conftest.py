@@ -128,7 +128,8 @@ def rehearse_into(
     recorder = Recorder(build_machine(study.tune_stages[name].tune), [], config_of, also or {})
     shape = site or VirtualSite(nodes=2, gpus_per_node=2)
     rehearsal = Rehearsal(recorder, {SiteName("virtual"): shape}, costs or costs_of())  # type: ignore[arg-type]  # handles events as the machine does
-    rehearsal.run(study.tune_stages[name].tune.num_samples)
+    tune = study.tune_stages[name].tune
+    rehearsal.run(tune.num_samples, confirm=tune.confirm.counts if tune.confirm else None)
     place = run.path if len(study.tune_stages) == 1 else run.path / name
     place.mkdir(exist_ok=True)
     with Journal(place / "journal.jsonl", study.name) as journal:

@@ -152,7 +152,8 @@ class GlobusJobs:
 
     def _post_end(self, job: JobId, seen: ExitObservations) -> None:
         found = classify_exit(seen)
-        self._post(JobEnded(time.time(), job, found.outcome, found.cause))
+        told = JobEnded(time.time(), job, found.outcome, found.cause, blame=found.blame, phase=found.phase)
+        self._post(told)
 
     def watch(self, client: EndpointClient) -> None:
         """Send again what was not taken, and poll every job once in a while.

@@ -46,6 +46,7 @@ from parsl_rasda.scheduling.batching import Batching, Split
 from parsl_rasda.scheduling.objectives import Objectives
 from parsl_rasda.study import SchedulerSpec
 from parsl_rasda.types import (
+    Blame,
     Budget,
     GradientNoise,
     JobId,
@@ -332,7 +333,7 @@ class World:
     def _advance(self, job: JobId) -> None:
         live = self.jobs[job]
         if live.gone_pilot:
-            self._end(job, Outcome.PREEMPTED)
+            self._end(job, Outcome.PREEMPTED, self._pilots_blame)
         elif live.leaving or (not live.interactive and live.epoch >= live.until):
             self._end(job, Outcome.REACHED)
         elif live.epoch == live.start.epoch and self.rng.random() < 0.5:
@@ -406,11 +407,16 @@ class World:
             self.tell(PilotLost(self.now, pilot))
         outcome = self.rng.choice([Outcome.LOST, Outcome.PREEMPTED])
         for job in [j for j, live in self.jobs.items() if live.start.placement.pilot == pilot]:
-            self._end(job, outcome)
+            self._end(job, outcome, self._pilots_blame)
         del self.up[pilot]
         for live in self.jobs.values():
             live.gone_pilot |= live.start.placement.pilot == pilot
         self.tell(PilotEnded(self.now, pilot, site, "walltime"))
+
+    @property
+    def _pilots_blame(self) -> Blame | None:
+        """What an end says that a pilot brings: without faults all is said; records of old do not tell."""
+        return None if self.fault_rate else Blame.PILOT
 
     def _finds_nothing(self, job: JobId) -> None:
         """The checkpoint that a job was to go on from is gone."""
@@ -438,7 +444,7 @@ class World:
         followed = [i for i in self.tell(told) if not _is_due_anyway(i)]
         assert not followed, "words of a dead attempt change nothing"
 
-    def _end(self, job: JobId, outcome: Outcome) -> None:
+    def _end(self, job: JobId, outcome: Outcome, blame: Blame | None = None) -> None:
         live = self.jobs.pop(job)
         self.stale.append(job)
         trial = self.machine.trials[job.trial]
@@ -448,13 +454,13 @@ class World:
             self.doomed.add(job.trial)
         if outcome is Outcome.PREEMPTED and not moving:
             self.preemptions[job.trial] += 1
-            if self.preemptions[job.trial] > FREE_PREEMPTIONS:
+            if blame is None and self.preemptions[job.trial] > FREE_PREEMPTIONS:
                 self.retries[job.trial] += 1
             if self.rng.random() < 0.5 and live.epoch > live.start.epoch:
                 live.checkpoint = f"{job}/{live.epoch}"
-        if outcome is Outcome.LOST and unasked:
+        if outcome is Outcome.LOST and unasked and blame is None:
             self.retries[job.trial] += 1
-        self.tell(JobEnded(self.now, job, outcome, "it ended", live.checkpoint))
+        self.tell(JobEnded(self.now, job, outcome, "it ended", live.checkpoint, blame=blame))
 
     # ----------------------------------------------------------------------------- the referee
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from parsl_rasda.errors import RunDirectoryError
@@ -53,6 +53,7 @@ def replays(setup: Setup, world: World) -> bool:
     st.integers(0, 2**32),
     st.integers(0, 200),
 )
+@example(10, 2, 16, "elastic", 242179, 23)  # three pilots end under the same trial
 def test_to_8_and_then_to_16_epochs_is_to_16_from_the_start(
     trials: int, old: int, new: int, growth: str, seed: int, steps: int
 ) -> None:
