@@ -16,7 +16,7 @@ from parsl_rasda.orchestration.summary import best, summarise
 from parsl_rasda.orchestration.usage import Usage
 from parsl_rasda.protocol import Checkpoint, EpochReport, JobSpec
 from parsl_rasda.runtime.checkpoints.retention import spared, superseded
-from parsl_rasda.types import JobId, JudgedBy, Keep, Outcome, StudyState, TrialState
+from parsl_rasda.types import Blame, JobId, JudgedBy, Keep, Outcome, StudyState, TrialState
 from tests.unit.orchestration.random_world import Setup, Shape, World
 from tests.unit.orchestration.test_machine_worlds import GROWTH, VARIANTS, setups
 
@@ -65,10 +65,10 @@ class Disk(World):
             self.must_be_there(found["checkpoint"])
         return instructions
 
-    def _end(self, job: JobId, outcome: Outcome) -> None:
+    def _end(self, job: JobId, outcome: Outcome, blame: Blame | None = None) -> None:
         if self.rng.random() < 0.5:  # of its last checkpoint nobody will ever hear
             self.write(job, f"{job}/{self.jobs[job].epoch + 1}")
-        super()._end(job, outcome)
+        super()._end(job, outcome, blame)
 
     def write(self, job: JobId, path: str) -> None:
         if path != "stale":
