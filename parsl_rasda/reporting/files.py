@@ -43,7 +43,7 @@ def write_report(run: Run) -> tuple[Path, ...]:
     for stage, summary in run.summaries().items():
         folder = run.directories[stage]
         folder.mkdir(exist_ok=True)  # a search that has not begun has none
-        best = {key: summary[key] for key in ("study", "state", "metric", "mode", "best", "front")}
+        best = {key: summary[key] for key in ("study", "state", "metric", "mode", "best", "front", "confirm")}
         contents |= tables(run, stage, summary)
         if (asha := run.asha[stage]) is not None:
             contents[folder / "asha.svg"] = asha_picture(run.searches[stage], summary, asha)
