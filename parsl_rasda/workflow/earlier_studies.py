@@ -117,8 +117,8 @@ def _best(source: str, trials: Sequence[_Trial], tune: TuneSpec) -> tuple[list[d
             f"{source}, with {len(trials)} trials, none of which has a value that is searched", here
         )
     missing = [n for n, p in space.items() if not (p.when or all(n in config for config in best))]
-    words = f"{source}: {len(trials)} trials, the best {len(best)} are tried first"
-    return best, words + (f"; it does not have all values of {', '.join(missing)}" if missing else "")
+    sentence = f"{source}: {len(trials)} trials, the best {len(best)} are tried first"
+    return best, sentence + (f"; it does not have all values of {', '.join(missing)}" if missing else "")
 
 
 def _has(config: Mapping[str, JSON], name: str, parameter: Any) -> bool:
