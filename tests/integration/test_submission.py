@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backend_tools import eventually
+from backend_tools import eventually, within
 from slurm_cluster import SlurmCluster
 
 from parsl_rasda.orchestration.events import EpochReported, PilotEnded, PilotStarted
@@ -243,8 +243,7 @@ def take_pilots(place: Place) -> None:
     """Let Slurm signal a pilot's steps, then its shell, then give the node of the next pilot to others."""
     eventually(lambda: place.epochs, "a trial trains", DEADLINE_S)
     (pilot,) = place.jobs
-    place.cluster.run("scancel", "--signal=TERM", pilot)
-    eventually(lambda: place.count("SIGTERM"), "the ranks have left", DEADLINE_S)
+    eventually(lambda: signalled(place, pilot), "the ranks have left", DEADLINE_S)
     goes_on(place)
     assert place.jobs == [pilot], "the trials go on where they were"
     place.cluster.run("scancel", "--signal=TERM", "--batch", pilot)
@@ -255,6 +254,12 @@ def take_pilots(place: Place) -> None:
     urgent = ("--partition=urgent", f"--nodelist={node}", "--exclusive", "--output=/dev/null")
     place.cluster.run("sbatch", *urgent, "--wrap=sleep 1")
     eventually(lambda: place.count('"PilotEnded"') == 2, "the pilot is preempted", DEADLINE_S)
+
+
+def signalled(place: Place, pilot: str) -> bool:
+    """Signal the steps of a pilot; return whether one was hit, for between two trials there may be none."""
+    place.cluster.run("scancel", "--signal=TERM", pilot)
+    return within(3.0, lambda: place.count("SIGTERM") > 0)
 
 
 def goes_on(place: Place) -> None:
