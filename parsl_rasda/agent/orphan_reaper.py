@@ -117,7 +117,9 @@ def end_marked(
     empty_scans = 0
     while time.monotonic() < give_up:
         found = marked(variable, value)
-        empty_scans = 0 if found else empty_scans + 1
+        # One that dies has no environment any more, and is still there for a moment.
+        are_gone = not found and not any(process.is_alive for process in signalled)
+        empty_scans = empty_scans + 1 if are_gone else 0
         if empty_scans == _EMPTY_SCANS:
             break
         now = time.monotonic()

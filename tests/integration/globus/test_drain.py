@@ -20,7 +20,7 @@ from workflows.emulated.train import loss
 def train(trial):
     is_over = Path(trial.inputs["over"]).exists
     for epoch in trial.epochs():
-        time.sleep(0.2 if trial.inputs["drains"] or epoch else 2.0)
+        time.sleep(0.2 if trial.inputs["drains"] or epoch else 4.0)
         if epoch and trial.inputs["drains"] and not is_over():
             time.sleep(600)
         trial.report(val_loss=loss(trial.config, epoch + 1, seed=5))

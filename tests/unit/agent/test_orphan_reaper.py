@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,11 @@ def mark() -> Iterator[str]:
 
 def start(mark: str, script: str = "echo up; exec sleep 600") -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        ("sh", "-c", script), env={**os.environ, VARIABLE: mark}, stdout=subprocess.PIPE, text=True
+        ("sh", "-c", script),
+        env={**os.environ, VARIABLE: mark},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "up\n"
@@ -113,6 +118,17 @@ def test_where_nothing_is_left_two_looks_are_enough(monkeypatch) -> None:
     monkeypatch.setattr(orphan_reaper.time, "sleep", pauses.append)
     assert orphan_reaper.end_marked(VARIABLE, "nobody's", grace_s=1.0) == 0
     assert (len(looks), len(pauses)) == (2, 1)
+
+
+def test_one_that_is_dying_is_waited_for_though_its_environment_is_gone(mark: str, monkeypatch) -> None:
+    with start(mark, "trap '' TERM; echo up; read _") as process:
+        seen = iter([orphan_reaper.marked(VARIABLE, mark)])
+        monkeypatch.setattr(orphan_reaper, "marked", lambda *_: next(seen, ()))
+        dies = threading.Timer(0.5, process.kill)
+        dies.start()
+        assert orphan_reaper.end_marked(VARIABLE, mark, grace_s=5.0) == 1
+        assert not dies.is_alive(), "it returned before the process was dead"
+        monkeypatch.undo()
 
 
 def test_a_variable_is_read_whole_and_under_its_own_name() -> None:
