@@ -199,7 +199,7 @@ def test_studies_whose_jobs_slurm_signals_requeues_or_preempts_end_as_if_undistu
     inside = Place(tmp_path / "inside", cluster, epoch_s=2.0)
     (inside.folder / "slurm.yaml").write_text(BY_STEPS)
     inside.said("parsl-rasda", "submit", "study.yaml", "--site", "slurm.yaml", "--dir", "run", "--inside")
-    outside = Place(tmp_path / "outside", cluster, epoch_s=2.0)
+    outside = Place(tmp_path / "outside", cluster, epoch_s=3.0)
     (outside.folder / "slurm.yaml").write_text(PREEMPTIBLE)
     words = ("parsl-rasda", "run", "study.yaml", "--site", "slurm.yaml", "--dir", "run")
     with (outside.folder / "out").open("w") as out:
@@ -210,6 +210,8 @@ def test_studies_whose_jobs_slurm_signals_requeues_or_preempts_end_as_if_undistu
     eventually(lambda: tasks[1].epochs, "a task of the array trains", DEADLINE_S)
     cluster.requeue(f"{array}_1")
     take_pilots(outside)
+    if tasks[1].controllers < 2:  # Slurm forgets the request where the script ends by itself at that moment
+        cluster.requeue(f"{array}_1")
     assert controller.wait(timeout=DEADLINE_S) == 0, (outside.folder / "out").read_text()
     eventually(lambda: not cluster.jobs("PENDING,RUNNING,COMPLETING"), "all end", DEADLINE_S)
     for place in (*tasks, inside, outside):
@@ -259,7 +261,7 @@ def take_pilots(place: Place) -> None:
 def signalled(place: Place, pilot: str) -> bool:
     """Signal the steps of a pilot; return whether one was hit, for between two trials there may be none."""
     place.cluster.run("scancel", "--signal=TERM", pilot)
-    return within(3.0, lambda: place.count("SIGTERM") > 0)
+    return bool(within(1.8, lambda: place.count("SIGTERM")))
 
 
 def goes_on(place: Place) -> None:
